@@ -1,0 +1,44 @@
+"""The app: python app.py [--models A B --device D --host H --port N --share]."""
+
+import argparse
+import os
+import sys
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+from koala.request import RequestError  # noqa: E402
+from koala.ui.build import LOCAL, launch  # noqa: E402
+from koala.ui.session import Session  # noqa: E402
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message}; {self.prog} --help shows what is possible\n")
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(prog="app.py", description="KOALA and its SDXL teacher, side by side and honestly timed.")
+    parser.add_argument("--models", nargs=2, metavar=("A", "B"), help="two names, folders or hub ids to begin with")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps; the best one here by default")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    parser.add_argument("--port", type=int, help="port (default: the first free one from 7860)")
+    parser.add_argument("--share", action="store_true", help="also open a public gradio.live address")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    try:
+        session = Session(options.models, options.device, local=options.host in LOCAL and not options.share)
+        demo = launch(session, options.host, options.port, options.share)
+    except (RequestError, OSError) as error:
+        print(f"app.py: {error}", file=sys.stderr)
+        return 2
+    print(f"KOALA is at {demo.local_url}" + (f" and {demo.share_url}" if demo.share_url else ""), flush=True)
+    demo.block_thread()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Self-attention distillation (KOALA, section 3.1.2)."""

@@ -1,0 +1,101 @@
+"""The compositional score: draw prompts of the shapes world, judge every claim, report rates with intervals."""
+
+import dataclasses
+import random
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL import Image
+
+from koala.generate import decode, initial_noise, resolve, run_pipeline
+from koala.loading import LoadedModel
+from koala.request import GenerationRequest
+from koala.shapes.captions import CLAIM_KINDS, STYLES, caption, parse
+from koala.shapes.judge import verdict
+from koala.shapes.scene import HELD_OUT, TRAINING_PAIRS, random_scene
+
+SUITES = ("one_object", "two_objects", "held_out")
+_HELD_OUT = tuple(sorted(HELD_OUT))
+_SETTING = {"one_object": (1, TRAINING_PAIRS), "two_objects": (2, TRAINING_PAIRS), "held_out": (1, _HELD_OUT)}
+STEPS, GUIDANCE = 25, 5.0
+BOOTSTRAPS = 2000
+
+
+def prompts(suite: str, count: int) -> list[str]:
+    """The fixed prompts of a suite: short and detailed captions in turn."""
+    num_objects, pairs = _SETTING[suite]
+    rng = random.Random(f"suite/{suite}")
+    return [
+        caption(random_scene(rng, num_objects, pairs=pairs), STYLES[i % len(STYLES)], rng) for i in range(count)
+    ]
+
+
+@torch.inference_mode()
+def draw(model: LoadedModel, texts: list[str], first_seed: int, *, steps: int, guidance: float) -> list[Image.Image]:
+    """One picture per prompt as a single batch; prompt k starts from the noise of seed `first_seed + k`."""
+    base = GenerationRequest(model=model.card.name, prompt=texts[0], seed=first_seed, steps=steps, guidance=guidance)
+    request = resolve(dataclasses.replace(base, images=1), model.card)
+    factor = model.pipeline.vae_scale_factor
+    noise = torch.cat(
+        [
+            initial_noise(dataclasses.replace(request, seed=first_seed + k), model.pipeline.unet.config.in_channels, factor)
+            for k in range(len(texts))
+        ]
+    )
+    with model.lock:
+        pipeline, latents = run_pipeline(model, request, noise, prompt=texts)
+        return decode(pipeline, latents)
+
+
+def interval(outcomes: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of 0/1 outcomes."""
+    if not len(outcomes):
+        return (0.0, 0.0)
+    means = rng.choice(outcomes, (BOOTSTRAPS, len(outcomes))).mean(1)
+    return tuple(float(q) for q in np.quantile(means, (0.025, 0.975)))
+
+
+def _rates(verdicts: list) -> dict:
+    """Rate, interval and count per claim kind, and of prompts with every claim held."""
+    rng = np.random.default_rng(0)
+    found = {"all": np.array([v.all for v in verdicts], float)}
+    for kind in CLAIM_KINDS:
+        found[kind] = np.array([r.holds for v in verdicts for r in v.results if r.claim.kind == kind], float)
+    return {
+        kind: {"rate": round(float(o.mean()), 4), "interval": [round(x, 4) for x in interval(o, rng)], "count": len(o)}
+        for kind, o in found.items()
+        if len(o)
+    }
+
+
+def evaluate(
+    model: LoadedModel,
+    *,
+    count: int = 500,
+    suites: tuple[str, ...] = SUITES,
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
+    batch_size: int = 25,
+    on_batch: Callable[[str, int, int], None] | None = None,
+) -> dict:
+    """Score a model: `count` prompts per suite. Prompt k of a suite has the same noise for every model."""
+    scores = {}
+    for suite in suites:
+        texts, verdicts = prompts(suite, count), []
+        for start in range(0, count, batch_size):
+            batch = texts[start : start + batch_size]
+            pictures = draw(model, batch, start, steps=steps, guidance=guidance)
+            verdicts += [verdict(p, parse(t)) for p, t in zip(pictures, batch, strict=True)]
+            if on_batch:
+                on_batch(suite, len(verdicts), count)
+        scores[suite] = _rates(verdicts)
+    return {
+        "model": model.card.name,
+        "suite": "shapes",
+        "num_prompts": count,
+        "steps": steps,
+        "guidance": guidance,
+        "scheduler": "euler-trailing",
+        "scores": scores,
+    }

@@ -1,0 +1,50 @@
+"""Results as JSON: what `generate` and `compare` print, and what the app's endpoints return."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from koala.compare import speedup
+from koala.result import GenerationResult
+from koala.shapes.judge import judge
+
+
+def claims(result: GenerationResult, index: int = 0) -> list[dict] | None:
+    """The judge's verdict on one picture, claim by claim; None when the prompt names no shape."""
+    verdict = judge(result.images[index], result.request.prompt)
+    if verdict is None:
+        return None
+    return [
+        {"kind": r.claim.kind, "claim": r.claim.text, "holds": r.holds, "seen": r.seen} for r in verdict.results
+    ]
+
+
+def entry(result: GenerationResult, images: Sequence[str] = ()) -> dict:
+    """One model's result. `image` is the first picture's file, `images` all of them."""
+    return {
+        "model": result.request.model,
+        "image": images[0] if images else None,
+        "images": list(images),
+        "parameters": result.parameters,
+        "request": result.request.to_dict(),
+        "revision": result.revision,
+        "dtype": result.dtype,
+        "device": result.device,
+        "timing": dataclasses.asdict(result.timing),
+        "claims": claims(result),
+    }
+
+
+def comparison(results: Sequence[GenerationResult], images: Sequence[Sequence[str]]) -> dict:
+    """Several models on one noise; every speed-up is against the first model."""
+    first = results[0]
+    return {
+        "models": [entry(r, files) for r, files in zip(results, images, strict=True)],
+        "speedup": {
+            "baseline": first.request.model,
+            "models": {
+                r.request.model: dataclasses.asdict(speedup(first.timing, r.timing)) for r in results[1:]
+            },
+        },
+        "device": first.device,
+        "versions": first.versions,
+    }

@@ -1,0 +1,122 @@
+"""GenerationRequest and Timing: the contract of CLI, app, evaluation, benchmarks and runtimes."""
+
+import dataclasses
+from dataclasses import dataclass, field
+
+MAX_PROMPT = 2000  # characters; CLIP reads 77 tokens, far less than this
+MAX_STEPS = 200
+MAX_IMAGES = 16
+MIN_SIDE, MAX_SIDE, SIDE_MULTIPLE = 64, 2048, 32  # px; the U-Net halves the eight-fold latents twice
+MAX_SEED = 2**32 - 1
+SCHEDULERS = ("euler-trailing", "euler-leading", "ddim-trailing", "dpmpp-2m-trailing")
+
+
+class RequestError(ValueError):
+    """A request that cannot be run; the message says what was asked, what is possible and what to type."""
+
+
+def _doc(text: str, **settings):
+    return field(metadata={"help": text}, **settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """One call of one model. None means the model's own default; `loading` and the card fill it in."""
+
+    model: str = _doc("model name, folder or hub id")
+    prompt: str = _doc("what the picture shows")
+    negative_prompt: str = _doc("what the picture should not show; needs guidance above 1", default="")
+    seed: int = _doc("the noise; the same request gives the same pixels on the same machine", default=0)
+    steps: int | None = _doc("denoising steps", default=None)
+    guidance: float | None = _doc("classifier-free guidance; 1 or less runs the U-Net once per step", default=None)
+    scheduler: str | None = _doc(f"one of {', '.join(SCHEDULERS)}", default=None)
+    width: int | None = _doc("picture width in px", default=None)
+    height: int | None = _doc("picture height in px", default=None)
+    images: int = _doc("how many pictures, drawn as one batch", default=1)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "GenerationRequest":
+        """A request from JSON; unknown fields are refused by name."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise RequestError(f"unknown request field {unknown[0]!r}; the fields are {', '.join(sorted(known))}")
+        if missing := sorted({"model", "prompt"} - set(values)):
+            raise RequestError(f"the request lacks {' and '.join(missing)}")
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Where the time went, in ms, warm-up never counted; memory in bytes (None where it cannot be measured)."""
+
+    text_ms: float
+    unet_ms: tuple[float, ...]  # one entry per step, all U-Net calls of the step together
+    unet_calls: int  # guidance counts twice: two predictions, even when they run as one batch
+    vae_ms: float
+    total_ms: float
+    peak_memory_bytes: int | None
+
+    @property
+    def unet_total_ms(self) -> float:
+        return sum(self.unet_ms)
+
+    @property
+    def unet_step_ms(self) -> float:
+        """Median time of one step, ms."""
+        ordered = sorted(self.unet_ms)
+        middle = len(ordered) // 2
+        return (ordered[middle] + ordered[~middle]) / 2
+
+
+def _whole(name: str, value: object, low: int, high: int, advice: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise RequestError(f"{name} must be a whole number from {low} to {high}, not {value!r}; {advice}")
+    if not low <= value <= high:
+        raise RequestError(f"{name} must lie between {low} and {high}, not {value}; {advice}")
+
+
+def check(request: GenerationRequest) -> None:
+    """Raise RequestError with a remedy for the first field that cannot work."""
+    for name in ("model", "prompt", "negative_prompt"):
+        if not isinstance(getattr(request, name), str):
+            raise RequestError(f"{name} must be text, not {getattr(request, name)!r}")
+    if not request.model.strip():
+        raise RequestError("no model was named; `python -m koala models` lists them")
+    if not request.prompt.strip():
+        raise RequestError("the prompt is empty; describe a picture, for example: a red circle left of a blue square")
+    for name in ("prompt", "negative_prompt"):
+        length = len(getattr(request, name))
+        if length > MAX_PROMPT:
+            raise RequestError(
+                f"the {name.replace('_', ' ')} has {length:,} characters; shorten it to {MAX_PROMPT:,} "
+                "(the text encoders read about the first 77 words anyway)"
+            )
+    _whole("seed", request.seed, 0, MAX_SEED, "leave it out for seed 0, or choose any number in that range")
+    if request.steps is not None:
+        _whole("steps", request.steps, 1, MAX_STEPS, "10 to 50 is usual")
+    if request.guidance is not None:
+        value = request.guidance
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 30:
+            raise RequestError(f"guidance must be a number from 0 to 30, not {value!r}; 3.5 to 7.5 is usual")
+    for name in ("width", "height"):
+        value = getattr(request, name)
+        if value is None:
+            continue
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or not MIN_SIDE <= value <= MAX_SIDE or value % SIDE_MULTIPLE:
+            near = ""
+            if whole:
+                near = min(max(round(value / SIDE_MULTIPLE) * SIDE_MULTIPLE, MIN_SIDE), MAX_SIDE)
+                near = f"; {near} is the nearest"
+            raise RequestError(
+                f"{name} must be a multiple of {SIDE_MULTIPLE} from {MIN_SIDE} to {MAX_SIDE} px, not {value!r}{near}"
+            )
+    _whole("images", request.images, 1, MAX_IMAGES, "run again with the next seed for more")
+    if request.scheduler is not None and request.scheduler not in SCHEDULERS:
+        raise RequestError(f"unknown scheduler {request.scheduler!r}; choose one of {', '.join(SCHEDULERS)}")

@@ -1,0 +1,104 @@
+"""GenerationResult, and the PNG that carries its whole request, written and read back."""
+
+import io
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+
+from koala.request import GenerationRequest, RequestError, Timing
+
+KEY = "koala"  # the PNG text chunk that holds the JSON; "parameters" holds the same for people and other UIs
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationResult:
+    """Pictures of one request, with everything that made them. Picture k has seed request.seed + k."""
+
+    request: GenerationRequest  # with every default filled in
+    images: tuple[Image.Image, ...]
+    timing: Timing
+    parameters: int  # of the U-Net
+    revision: str  # hub commit, or "local"
+    dtype: str
+    device: str
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def metadata(self, index: int, compared: tuple[GenerationRequest, ...] = ()) -> dict:
+        """What picture `index` carries: its own one-picture request, and those of a comparison that it was part of."""
+        request = asdict(self.request) | {"seed": self.request.seed + index, "images": 1}
+        return {
+            "request": request,
+            "revision": self.revision,
+            "dtype": self.dtype,
+            "device": self.device,
+            "versions": self.versions,
+            "compared": [asdict(c) for c in compared],
+        }
+
+    def png(self, index: int = 0, compared: tuple[GenerationRequest, ...] = ()) -> bytes:
+        """Picture `index` as a PNG file with its metadata."""
+        metadata = self.metadata(index, compared)
+        chunks = PngImagePlugin.PngInfo()
+        chunks.add_text(KEY, json.dumps(metadata))  # ASCII: \u escapes keep any prompt whole in a tEXt chunk
+        chunks.add_itxt("parameters", parameters_text(metadata))
+        buffer = io.BytesIO()
+        self.images[index].save(buffer, "PNG", pnginfo=chunks)
+        return buffer.getvalue()
+
+    def save(self, path: Path, compared: tuple[GenerationRequest, ...] = ()) -> list[Path]:
+        """Write one PNG per picture: `path`, then `path` with -2, -3 ... before its ending."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        paths = [path.with_stem(f"{path.stem}-{k + 1}") if k else path for k in range(len(self.images))]
+        for index, target in enumerate(paths):
+            target.write_bytes(self.png(index, compared))
+        return paths
+
+
+def parameters_text(metadata: dict) -> str:
+    """The `parameters` text that other picture tools read: prompt, negative prompt, then one line of settings."""
+    request = metadata["request"]
+    lines = [request["prompt"]]
+    if request["negative_prompt"]:
+        lines.append(f"Negative prompt: {request['negative_prompt']}")
+    settings = {
+        "Steps": request["steps"],
+        "Sampler": request["scheduler"],
+        "CFG scale": request["guidance"],
+        "Seed": request["seed"],
+        "Size": f"{request['width']}x{request['height']}",
+        "Model": request["model"],
+        "Model revision": metadata["revision"],
+        "Dtype": metadata["dtype"],
+        **{f"{name} version": version for name, version in metadata["versions"].items()},
+    }
+    return "\n".join([*lines, ", ".join(f"{k}: {v}" for k, v in settings.items())])
+
+
+def read_png(source: Path | str | bytes) -> dict:
+    """Metadata of a PNG that this project wrote: "request" and "compared" are GenerationRequests again.
+
+    Raises RequestError for a file that is broken, no PNG, or carries no request of ours.
+    """
+    try:
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        with Image.open(file, formats=("PNG",)) as picture:
+            picture.load()
+            text = picture.text.get(KEY)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise RequestError(f"this file is not a readable PNG ({error}); choose the original file, not a copy") from error
+    if text is None:
+        raise RequestError(
+            "this PNG carries no KOALA settings; choose a picture that was saved here, "
+            "as the file itself and not as a screenshot"
+        )
+    try:
+        metadata = json.loads(text)
+        metadata["request"] = GenerationRequest.from_dict(metadata["request"])
+        metadata["compared"] = [GenerationRequest.from_dict(c) for c in metadata.get("compared", [])]
+    except RequestError as error:
+        raise RequestError(f"the settings in this PNG cannot be used: {error}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RequestError("the settings in this PNG are damaged; choose the original file") from error
+    return metadata

@@ -1,0 +1,96 @@
+"""StageTimer: wall time of the stages of a generation, synchronised with the device, and peak memory."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that was asked of it, so that a clock read here is true."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def device_name(device: torch.device) -> str:
+    """What a person calls the device: the GPU's name, or the CPU's with its thread count."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return "Apple GPU"
+    model = "CPU"
+    if sys.platform == "linux":
+        with open("/proc/cpuinfo") as lines:
+            model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    return f"{model}, {torch.get_num_threads()} threads"
+
+
+def _reset_process_peak() -> None:
+    """Forget the process's peak so far, where Linux lets us: proc(5), clear_refs, 5."""
+    if sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _process_peak() -> int | None:
+    """Peak resident bytes of this process; on Linux since the last reset, elsewhere since its start."""
+    if sys.platform == "linux":
+        with open("/proc/self/status") as lines:
+            return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return None
+
+
+class StageTimer:
+    """Milliseconds per named stage; a stage measured more than once keeps every measurement."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.ms: dict[str, list[float]] = {}
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            _reset_process_peak()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        synchronize(self.device)
+        start = time.perf_counter()
+        yield
+        synchronize(self.device)
+        self.ms.setdefault(name, []).append((time.perf_counter() - start) * 1000)
+
+    @contextmanager
+    def calls(self, name: str, module: torch.nn.Module) -> Iterator[None]:
+        """Measure every forward pass of `module` as the stage `name`."""
+        running: list = []
+
+        def before(*_):
+            running.append(self.stage(name))
+            running[-1].__enter__()
+
+        def after(*_):
+            running.pop().__exit__(None, None, None)
+
+        hooks = [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def total(self, name: str) -> float:
+        return sum(self.ms.get(name, ()))
+
+    def peak_memory(self) -> int | None:
+        """Peak bytes since this timer began: of the GPU, or of the whole process on a CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return _process_peak()

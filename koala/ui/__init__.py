@@ -1,0 +1,1 @@
+"""The app: Gradio faces on the core; nothing outside this package imports gradio."""

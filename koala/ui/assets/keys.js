@@ -1,0 +1,16 @@
+() => {
+  // Ctrl+Enter (or Cmd+Enter) generates, Esc stops, from anywhere on the page.
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+      const button = document.querySelector("#k-generate");
+      if (!button || !button.offsetParent) return;
+      event.preventDefault();
+      event.stopPropagation();
+      // A field hands its text over when it loses focus or after a moment; the click comes after that.
+      setTimeout(() => button.click(), 120);
+    }
+    if (event.key === "Escape" && document.documentElement.dataset.koala === "running") {
+      document.querySelector("#k-stop")?.click();
+    }
+  }, true);
+}

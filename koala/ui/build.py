@@ -1,0 +1,48 @@
+"""The whole app: tabs, endpoints, queue and launch settings."""
+
+import gradio as gr
+
+from koala.ui import widgets
+from koala.ui.endpoints import add_endpoints
+from koala.ui.session import Session
+from koala.ui.tabs import compare
+from koala.ui.theme import ASSETS, Eucalyptus
+
+TABS = (("Compare", compare.build),)  # title, build(session); a new tab is one line here
+LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+def build(session: Session) -> gr.Blocks:
+    """The page, without any model in memory."""
+    with gr.Blocks(title="KOALA", analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
+        gr.HTML(widgets.header(), apply_default_css=False)
+        with gr.Tabs(elem_classes="k-tabs"):
+            for title, fill in TABS:
+                with gr.Tab(title):
+                    fill(session)
+        add_endpoints(session)
+    return demo.queue(api_open=False, max_size=20)
+
+
+def launch(session: Session, host: str = "127.0.0.1", port: int | None = None, share: bool = False) -> gr.Blocks:
+    """Serve the page, then start to load the models. Returns at once; `block_thread` waits."""
+    demo = build(session)
+    demo.launch(
+        server_name=host,
+        server_port=port,
+        share=share,
+        theme=Eucalyptus(),
+        js=(ASSETS / "keys.js").read_text(),
+        prevent_thread_lock=True,
+        quiet=True,
+        show_error=False,
+        enable_monitoring=False,
+        run_history=False,
+        ssr_mode=False,
+        pwa=False,
+        max_file_size="10mb",
+        allowed_paths=[],
+        footer_links=["api"],
+    )
+    session.start()
+    return demo

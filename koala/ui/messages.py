@@ -1,0 +1,39 @@
+"""Errors as Gradio shows them: its toasts render HTML, so everything is escaped."""
+
+import logging
+from html import escape
+
+import gradio as gr
+
+from koala.request import RequestError
+
+log = logging.getLogger(__name__)
+LONGEST = 700  # characters that a person may be asked to read
+
+
+def readable(error: Exception) -> str:
+    """An exception as a sentence with a remedy; what is not a RequestError is logged whole."""
+    if isinstance(error, RequestError):
+        return str(error)
+    if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
+        log.warning("out of memory", exc_info=error)
+        return (
+            "there is not enough memory for this request; choose a smaller width and height, fewer images, "
+            "or smaller models, and try again"
+        )
+    log.error("a run failed", exc_info=error)
+    return f"the run failed with {type(error).__name__}; the terminal in which the app runs shows why. Try again"
+
+
+def safe(text: str) -> str:
+    """Text for a toast: clipped, then escaped; quotes stay as they are, for an API's readers."""
+    text = text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+    return escape(text[:1].upper() + text[1:], quote=False)
+
+
+def complain(error: Exception, title: str = "That does not work") -> gr.Error:
+    return gr.Error(safe(readable(error)), title=title, duration=12, print_exception=False)
+
+
+def warn(text: str, title: str) -> None:
+    gr.Warning(safe(text), title=title)

@@ -1,0 +1,239 @@
+"""The bridge between Gradio's handlers and the core: models that load in the background, runs that can be stopped.
+
+torch is imported by the loading thread, so that the page is there first.
+"""
+
+import dataclasses
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from koala import registry
+from koala.locate import availability
+from koala.registry import CARDS, ModelCard
+from koala.request import GenerationRequest, RequestError
+from koala.ui.messages import readable
+
+if TYPE_CHECKING:
+    from koala.generate import Step
+    from koala.loading import Library
+    from koala.result import GenerationResult
+
+EMBEDDED_PAIR = ("tiny-sdxl", "tiny-koala-700m")
+REAL_PAIRS = (("sdxl-base", "koala-700m"), ("sdxl-base", "koala-lightning-700m"))
+HEARTBEAT = 0.5  # s between updates of a run that has nothing to report, so that a closed page is noticed
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelState:
+    """A model as the page shows it: waiting, loading, ready, or needs (and `detail` says what)."""
+
+    title: str
+    state: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """What happened since the last update: the newest step of each model that moved, and finished results."""
+
+    steps: dict[int, "Step"] = field(default_factory=dict)
+    results: dict[int, "GenerationResult"] = field(default_factory=dict)
+
+
+def _best_pair(device: str | None) -> tuple[str, str]:
+    """The real models where they are on this machine and a GPU can run them, else the embedded ones."""
+    for pair in REAL_PAIRS:
+        if all(availability(CARDS[name])[0] for name in pair):
+            from koala.loading import best_device
+
+            if best_device(device).type != "cpu":
+                return pair
+    return EMBEDDED_PAIR
+
+
+class Session:
+    """One app's models. `local` says that only this machine's user can reach it, who may name any folder."""
+
+    def __init__(self, models: Sequence[str] | None = None, device: str | None = None, *, local: bool = True):
+        self.named = tuple(registry.find(name).name for name in models or ())
+        self.device = device
+        if device:
+            from koala.loading import best_device
+
+            best_device(device)  # a device that is not here is an error of the start, not of the first run
+        self.local = local
+        self.models = self.named or _best_pair(device)
+        self.device_type: str | None = None  # known once torch is there
+        self._library: Library | None = None
+        self._failure: Exception | None = None
+        self._there = threading.Event()
+        self._jobs: queue.Queue[str] = queue.Queue()
+        self._states: dict[str, ModelState] = {}
+        for name in self.models:
+            self.want(name)
+
+    # --- models
+
+    def card(self, name: str) -> ModelCard:
+        """The card of a name. Folders that were not named at the start are for local visitors alone."""
+        if not self.local and name not in CARDS and name not in self.named:
+            raise RequestError(f"unknown model; on this server the names are {', '.join((*CARDS, *self.named))}")
+        return registry.find(name)
+
+    def choices(self) -> list[tuple[str, str]]:
+        """(label, name) of every model to choose from; what is not on this machine says so."""
+        names = dict.fromkeys((*self.named, *CARDS))
+        cards = [registry.find(n) for n in names]
+        here = {c.name: availability(c)[0] for c in cards}
+        cards.sort(key=lambda c: not here[c.name])
+        return [(c.title if here[c.name] else f"{c.title} (not on this machine)", c.name) for c in cards]
+
+    def want(self, name: str) -> None:
+        """Load this model in the background if it is here and not yet wanted."""
+        card = self.card(name)
+        known = self._states.get(card.name)
+        if known and known.state != "needs":
+            return
+        here, needs = availability(card)
+        state = ModelState(title=card.title, state="waiting" if here else "needs", detail="" if here else needs)
+        self._states[card.name] = state
+        if here:
+            self._jobs.put(card.name)
+
+    def state(self, name: str) -> ModelState:
+        card = self.card(name)
+        return self._states.get(card.name) or ModelState(title=card.title, state="waiting")
+
+    @property
+    def settled(self) -> bool:
+        """Nothing is waiting or loading any more."""
+        return not any(s.state in ("waiting", "loading") for s in self._states.values())
+
+    @property
+    def note(self) -> str:
+        """One friendly line on why these models; empty where the models were chosen or torch is not there yet."""
+        if self.named or self.device_type is None or self.models != EMBEDDED_PAIR:
+            return ""
+        why = "No GPU here" if self.device_type == "cpu" else "The real checkpoints are not on this machine"
+        return f"{why}, so the app runs its embedded models: tiny networks that draw coloured shapes in seconds."
+
+    def start(self) -> "Session":
+        """Begin to load. Call it once the page is served."""
+        threading.Thread(target=self._load, name="koala-loading", daemon=True).start()
+        return self
+
+    def library(self) -> "Library":
+        """The models in memory; waits for torch where it is still being imported."""
+        self._there.wait()
+        if self._failure:
+            raise self._failure
+        return self._library
+
+    def _load(self) -> None:
+        try:
+            import koala.report  # noqa: F401  (compare, judge and torch with them)
+            from koala.loading import Library
+
+            self._library = Library(self.device)
+            self.device_type = self._library.device.type
+        except Exception as error:
+            self._failure = error
+            for name, state in self._states.items():
+                self._states[name] = dataclasses.replace(state, state="needs", detail=readable(error))
+            return
+        finally:
+            self._there.set()
+        while True:
+            name = self._jobs.get()
+            self._fetch(name)
+
+    def _fetch(self, name: str) -> None:
+        """Load one model and keep its state; a failure is a state, too."""
+        title = self.card(name).title
+        if not self.library().loaded(name):
+            self._states[name] = ModelState(title=title, state="loading")
+        try:
+            self.library().get(name)
+        except Exception as error:
+            self._states[name] = ModelState(title=title, state="needs", detail=readable(error))
+        else:
+            self._states[name] = ModelState(title=title, state="ready")
+
+    # --- runs
+
+    def run(
+        self, requests: Sequence[GenerationRequest], cancel: threading.Event | None = None
+    ) -> Iterator[Update]:
+        """One model, or several on one noise, as a stream of updates; previews that came too late are dropped.
+
+        Closing the iterator or setting `cancel` ends the run within one step; the latter raises Cancelled.
+        """
+        cancel = cancel or threading.Event()
+        events: queue.Queue = queue.Queue()
+        worker = threading.Thread(target=self._work, args=(requests, events, cancel), name="koala-run", daemon=True)
+        worker.start()
+        try:
+            while True:
+                update, ended = _collect(events)
+                yield update
+                if isinstance(ended, Exception):
+                    raise ended
+                if ended:
+                    return
+        finally:
+            cancel.set()
+            worker.join(timeout=60)
+
+    def _work(self, requests: Sequence[GenerationRequest], events: queue.Queue, cancel: threading.Event) -> None:
+        try:
+            library = self.library()
+            from koala.compare import compare
+            from koala.generate import generate
+
+            for request in requests:
+                name = self.card(request.model).name
+                if self.state(name).state != "ready":
+                    self._fetch(name)
+            if len(requests) == 1:
+                model = library.get(requests[0].model)
+                result = generate(requests[0], model, on_step=lambda s: events.put(("step", 0, s)), cancel=cancel)
+                events.put(("result", 0, result))
+            else:
+                compare(
+                    requests,
+                    library,
+                    on_step=lambda position, step: events.put(("step", position, step)),
+                    on_result=lambda position, result: events.put(("result", position, result)),
+                    cancel=cancel,
+                )
+            events.put(True)
+        except Exception as error:
+            events.put(error)
+
+
+def _collect(events: queue.Queue) -> tuple[Update, Exception | bool]:
+    """Everything that waits in the queue as one update, and how the run ended if it did."""
+    update = Update()
+    ended: Exception | bool = False
+    try:
+        waiting = [events.get(timeout=HEARTBEAT)]
+        while not events.empty():
+            waiting.append(events.get())
+    except queue.Empty:
+        waiting = []
+    for event in waiting:
+        if not isinstance(event, tuple):
+            ended = event
+            continue
+        kind, position, what = event
+        if kind == "result":
+            update.results[position] = what
+            continue
+        older = update.steps.get(position)
+        if older and not what.preview:
+            what = dataclasses.replace(what, preview=older.preview)
+        update.steps[position] = what
+    return update, ended

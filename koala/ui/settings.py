@@ -1,0 +1,129 @@
+"""What the Compare tab's fields say <-> requests <-> the query of a link. One order of fields for all of them."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from urllib.parse import urlencode
+
+from koala.registry import ModelCard
+from koala.request import GenerationRequest, RequestError
+
+SHARED = ("prompt", "negative_prompt", "seed", "scheduler", "width", "height", "images")
+OWN = ("model", "steps", "guidance")  # one per model
+FIELDS = (*SHARED, *(f"{name}_{slot}" for slot in "ab" for name in OWN))
+OWN_SCHEDULER = ""  # "each model's own"
+
+Finder = Callable[[str], ModelCard]
+
+
+def whole(value: object) -> object:
+    """A whole number from what a field gives: "7", 7.0 and 7 are 7. Anything else is left for the check to refuse."""
+    if isinstance(value, str):
+        text = value.strip()
+        return int(text) if re.fullmatch(r"[+-]?[0-9]{1,12}", text) else text[:40]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _number(text: str) -> object:
+    try:
+        return float(text)
+    except ValueError:
+        return text[:40]
+
+
+def to_requests(values: Mapping[str, object], find: Finder) -> tuple[GenerationRequest, GenerationRequest]:
+    """The two requests that the fields describe; RequestError names the first field that cannot work."""
+    shared = {name: values[name] or "" for name in ("prompt", "negative_prompt")}
+    if values["seed"] in (None, ""):
+        raise RequestError("the seed is empty; type any whole number, or tick Random")
+    shared["seed"] = whole(values["seed"])
+    shared["images"] = whole(values["images"])
+    shared |= {name: whole(values[name]) for name in ("width", "height") if values[name] is not None}
+    shared["scheduler"] = values["scheduler"] or None
+    found = []
+    for slot in "ab":
+        request = GenerationRequest(
+            model=values[f"model_{slot}"] or "",
+            steps=whole(values[f"steps_{slot}"]),
+            guidance=values[f"guidance_{slot}"],
+            **shared,
+        )
+        find(request.model)
+        found.append(request)
+    return found[0], found[1]
+
+
+def defaults(card: ModelCard, slot: str) -> dict[str, object]:
+    """A model's own settings for its slot; the first model also decides the size."""
+    found = {f"steps_{slot}": card.steps, f"guidance_{slot}": card.guidance}
+    return found | ({"width": card.width, "height": card.height} if slot == "a" else {})
+
+
+def from_requests(requests: Sequence[GenerationRequest], find: Finder) -> dict[str, object]:
+    """The fields' values that give these requests again: two of a comparison, or one for its own slot."""
+    first = requests[0]
+    found = {name: getattr(first, name) for name in SHARED if name != "scheduler"}
+    cards = [find(r.model) for r in requests[:2]]
+    own = all(r.scheduler in (None, c.scheduler) for r, c in zip(requests, cards, strict=False))
+    found["scheduler"] = OWN_SCHEDULER if own else first.scheduler or OWN_SCHEDULER
+    slots = "ab" if len(cards) == 2 else ("b" if cards[0].teacher else "a")
+    for slot, request, card in zip(slots, requests, cards, strict=False):
+        found[f"model_{slot}"] = card.name
+        found[f"steps_{slot}"] = card.steps if request.steps is None else request.steps
+        found[f"guidance_{slot}"] = card.guidance if request.guidance is None else request.guidance
+    found["seed"] = str(first.seed)
+    found["width"] = first.width or cards[0].width
+    found["height"] = first.height or cards[0].height
+    return found
+
+
+def to_query(requests: Sequence[GenerationRequest]) -> str:
+    """A link's query that describes these requests, defaults left out."""
+    first = requests[0]
+    values = {
+        "prompt": first.prompt,
+        "negative_prompt": first.negative_prompt,
+        "seed": first.seed,
+        "models": ",".join(r.model for r in requests),
+        "steps": ",".join(str(r.steps) for r in requests),
+        "guidance": ",".join(f"{r.guidance:g}" for r in requests),
+        "scheduler": first.scheduler if len({r.scheduler for r in requests}) == 1 else "",
+        "width": first.width,
+        "height": first.height,
+        "images": first.images if first.images > 1 else "",
+    }
+    return "?" + urlencode({k: v for k, v in values.items() if v not in ("", None)})
+
+
+def from_query(query: Mapping[str, str], find: Finder) -> tuple[dict[str, object], list[str]]:
+    """A link's query -> the fields that it sets, and a sentence for everything in it that cannot be used."""
+    found: dict[str, object] = {}
+    complaints: list[str] = []
+    cards: dict[str, ModelCard] = {}
+
+    def take(name: str, field: str, value: object) -> None:
+        try:
+            GenerationRequest(**({"model": "any", "prompt": "any"} | {field: value}))
+        except RequestError as error:
+            complaints.append(str(error))
+        else:
+            found[name] = str(value) if field == "seed" else value
+
+    for field in SHARED:
+        if field in query:
+            take(field, field, query[field] if "prompt" in field or field == "scheduler" else whole(query[field]))
+    if "models" in query:
+        names = query["models"].split(",")
+        if len(names) != 2:
+            complaints.append(f"the link names {len(names)} models; this page compares two, as in models=first,second")
+        for slot, name in zip("ab", names[:2], strict=False):
+            try:
+                cards[slot] = find(name)
+            except RequestError as error:
+                complaints.append(str(error))
+            else:
+                found = {f"model_{slot}": cards[slot].name} | defaults(cards[slot], slot) | found
+    for field, read in (("steps", whole), ("guidance", _number)):
+        if field in query:
+            for slot, text in zip("ab", query[field].split(","), strict=False):
+                take(f"{field}_{slot}", field, read(text))
+    return found, complaints

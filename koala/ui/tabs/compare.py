@@ -1,0 +1,307 @@
+"""The Compare tab: one prompt, two models, the same noise."""
+
+import secrets
+import threading
+from collections.abc import Iterator
+
+import gradio as gr
+
+from koala.request import MAX_SEED, MAX_STEPS, SCHEDULERS, RequestError
+from koala.result import read_png
+from koala.ui import settings, stage, widgets
+from koala.ui.messages import complain, warn
+from koala.ui.session import Session
+from koala.ui.settings import FIELDS, OWN_SCHEDULER
+from koala.ui.theme import ASSETS
+
+HISTORY = 12  # comparisons that a visit keeps
+QUIET = {"api_visibility": "private", "show_progress": "hidden"}  # for every event that is not an endpoint
+CHEAP = QUIET | {"concurrency_limit": None}
+
+
+class OpenSlider(gr.Slider):
+    """A slider that leaves its bounds to GenerationRequest, whose message names the remedy."""
+
+    is_template = True
+
+    def preprocess(self, payload):
+        return payload
+
+
+class Compare:
+    """The tab's components and handlers."""
+
+    def __init__(self, session: Session):
+        self.session = session
+        self.active: dict[str, tuple[threading.Event, stage.Stage]] = {}  # by the visitor's session hash
+        self.fields: dict[str, gr.components.Component] = {}
+        with gr.Row(elem_classes="k-panes"):
+            with gr.Column(scale=4, min_width=320, elem_classes="k-controls"):
+                self._controls()
+            with gr.Column(scale=7, min_width=320, elem_classes="k-results"):
+                self._results()
+        self.history = gr.State([])
+        self.last_seed = gr.State("")
+        self._wire()
+
+    # --- layout
+
+    def _controls(self) -> None:
+        own = self.fields
+        own["prompt"] = gr.Textbox(
+            label="Prompt",
+            value=widgets.EXAMPLES[0],
+            lines=3,
+            max_lines=6,
+            elem_id="k-prompt",
+            placeholder="a red circle left of a blue square",
+            html_attributes=gr.InputHTMLAttributes(spellcheck=False),
+        )
+        with gr.Row(elem_classes="k-actions"):
+            self.generate = gr.Button("Generate", variant="primary", elem_id="k-generate", scale=3, min_width=140)
+            self.stop = gr.Button("Stop", variant="stop", elem_id="k-stop", scale=1, min_width=80)
+        self.chips = gr.HTML(
+            widgets.chips(), js_on_load=(ASSETS / "chips.js").read_text(), apply_default_css=False
+        )
+        for slot, label, name in zip("ab", ("First model", "Second model"), self.session.models, strict=True):
+            self._model(slot, label, name)
+        with gr.Row(elem_classes="k-seeds"):
+            own["seed"] = gr.Textbox(label="Seed", value="0", max_lines=1, scale=1, min_width=130, elem_id="k-seed")
+            with gr.Column(scale=1, min_width=150, elem_classes="k-seed-side"):
+                self.random = gr.Checkbox(label="Random each time", value=True, elem_id="k-random")
+                self.reuse = gr.Button("Reuse last seed", size="sm", elem_id="k-reuse")
+        first = self.session.card(self.session.models[0])
+        with gr.Accordion("Advanced", open=False, elem_classes="k-advanced"):
+            own["negative_prompt"] = gr.Textbox(
+                label="Negative prompt", value="", lines=2, info="What the picture should not show; needs guidance above 1."
+            )
+            own["scheduler"] = gr.Dropdown(
+                [("each model's own", OWN_SCHEDULER), *SCHEDULERS], value=OWN_SCHEDULER, label="Scheduler"
+            )
+            with gr.Row():
+                own["width"] = gr.Number(label="Width, px", value=first.width, min_width=90)
+                own["height"] = gr.Number(label="Height, px", value=first.height, min_width=90)
+                own["images"] = gr.Number(label="Images", value=1, min_width=90)
+        self.upload = gr.File(
+            label="Restore: drop a PNG that was saved here",
+            file_types=[".png"],
+            height=120,
+            elem_id="k-restore",
+            elem_classes="k-restore",
+        )
+
+    def _model(self, slot: str, label: str, name: str) -> None:
+        card = self.session.card(name)
+        with gr.Column(elem_classes="k-model"):
+            self.fields[f"model_{slot}"] = gr.Dropdown(
+                self.session.choices(),
+                value=card.name,
+                label=label,
+                allow_custom_value=True,
+                elem_id=f"k-model-{slot}",
+            )
+            with gr.Row():
+                for field, low, high, step in (("steps", 1, min(50, MAX_STEPS), 1), ("guidance", 0, 15, 0.5)):
+                    self.fields[f"{field}_{slot}"] = OpenSlider(
+                        low,
+                        high,
+                        value=getattr(card, field),
+                        step=step,
+                        label=field.capitalize(),
+                        min_width=130,
+                        elem_id=f"k-{field}-{slot}",
+                    )
+
+    def _results(self) -> None:
+        self.states = gr.HTML(self.show_states(), elem_id="k-state", apply_default_css=False)
+        self.stage = gr.HTML(
+            self.empty(),
+            html_template=(ASSETS / "stage.html").read_text(),
+            js_on_load=(ASSETS / "stage.js").read_text(),
+            apply_default_css=False,
+            elem_id="k-stage",
+        )
+        self.timing = gr.HTML("", elem_id="k-timing-block", apply_default_css=False)
+        self.verdict = gr.HTML("", elem_id="k-verdict-block", apply_default_css=False)
+        self.strip = gr.HTML(
+            [],
+            html_template='<section class="k-panel k-history" hidden><h3>This visit</h3><ol></ol></section>',
+            js_on_load=(ASSETS / "history.js").read_text(),
+            apply_default_css=False,
+        )
+        self.timer = gr.Timer(1.0)
+
+    def _wire(self) -> None:
+        fields = [self.fields[name] for name in FIELDS]
+        panels = [self.stage, self.timing, self.verdict]
+        run = self.generate.click(
+            self.run,
+            [*fields, self.random, self.history],
+            [*panels, self.fields["seed"], self.strip, self.history, self.last_seed],
+            concurrency_id="gpu",
+            concurrency_limit=1,
+            trigger_mode="once",
+            **QUIET,
+        )
+        self.stop.click(self.halt, None, self.stage, cancels=[run], queue=False, **CHEAP)
+        self.chips.click(self.example, None, self.fields["prompt"], **CHEAP)
+        self.reuse.click(self.reuse_seed, self.last_seed, [self.fields["seed"], self.random], **CHEAP)
+        self.upload.upload(self.restore, self.upload, [*fields, self.random, self.upload], **CHEAP)
+        self.strip.click(self.again, self.history, [*panels, *fields, self.random], **CHEAP)
+        self.timer.tick(self.tick, [self.fields["model_a"], self.fields["model_b"]], [self.states, self.timer], **CHEAP)
+        for slot in "ab":
+            own = [self.fields[name] for name in settings.defaults(self.session.card(self.session.models[0]), slot)]
+            self.fields[f"model_{slot}"].input(
+                lambda name, slot=slot: self.pick(name, slot), self.fields[f"model_{slot}"], [*own, self.timer], **CHEAP
+            )
+
+    # --- handlers
+
+    def example(self, event: gr.EventData) -> str:
+        return str(event._data["prompt"])
+
+    def empty(self) -> dict:
+        cards = [self.session.card(n) for n in self.session.models]
+        models = [
+            {"name": c.name, "title": c.title, "step": 0, "steps": 0, "preview": None, "images": []} for c in cards
+        ]
+        return {"phase": "empty", "status": "Press Generate, or Ctrl+Enter. Esc stops.", "width": cards[0].width, "height": cards[0].height, "models": models}
+
+    def show_states(self, *names: str) -> str:
+        found = []
+        for name in names or self.session.models:
+            try:
+                found.append(self.session.state(name))
+            except RequestError:
+                continue  # the run itself says what is wrong with the name
+        return widgets.states(found, self.session.note)
+
+    def tick(self, model_a: str, model_b: str):
+        return self.show_states(model_a or "", model_b or ""), gr.Timer(active=not self.session.settled)
+
+    def pick(self, name: str, slot: str):
+        """Another model was chosen: its own settings, and its loading in the background if it is small."""
+        try:
+            card = self.session.card(name or "")
+            self.session.want(name)
+        except RequestError as error:
+            raise complain(error, "Unknown model") from None
+        return *settings.defaults(card, slot).values(), gr.Timer(active=True)
+
+    def reuse_seed(self, last: str):
+        if not last:
+            gr.Info("There is no last seed yet; generate once.")
+            return gr.skip(), gr.skip()
+        return last, False
+
+    def run(self, *values, request: gr.Request = None) -> Iterator[dict]:
+        """The Generate button: pictures as they come, then the times and the verdict."""
+        *given, random, history = values
+        fields = dict(zip(FIELDS, given, strict=True))
+        if random:
+            fields["seed"] = str(secrets.randbelow(MAX_SEED + 1))
+        try:
+            requests = settings.to_requests(fields, self.session.card)
+            cards = [self.session.card(r.model) for r in requests]
+            from koala.compare import same_noise
+
+            requests = same_noise(requests)
+        except RequestError as error:
+            raise complain(error) from None
+        show, cancel = stage.Stage(requests, cards), threading.Event()
+        key = request.session_hash if request else ""
+        self.active[key] = (cancel, show)
+        waits = [c.title for c in cards if self.session.state(c.name).state != "ready"]
+        begin = f"Loading {' and '.join(waits)}" if waits else f"{cards[0].title}: starting"
+        yield {self.stage: show.say(begin), self.fields["seed"]: str(requests[0].seed), self.timing: "", self.verdict: ""}
+        try:
+            results, files = {}, {}
+            for update in self.session.run(requests, cancel):
+                for position, step in update.steps.items():
+                    show.step(position, step)
+                for position, result in update.results.items():
+                    results[position], files[position] = result, stage.save(result, requests)
+                    show.result(position, result, files[position])
+                yield {self.stage: show.value}
+        except Exception as error:
+            if cancel.is_set():
+                return
+            yield {self.stage: show.say("The run failed.", "failed")}
+            raise complain(error, "The run failed") from None
+        finally:
+            self.active.pop(key, None)
+        ordered = [results[k] for k in sorted(results)]
+        yield self._finish(show, ordered, [files[k] for k in sorted(files)], fields, history)
+
+    def _finish(self, show, results, files, fields: dict, history: list) -> dict:
+        from koala import report
+
+        comparison = report.comparison(results, [[p.name for p in paths] for paths in files])
+        titles = [m["title"] for m in show.value["models"]]
+        judged = [[report.claims(r, k) for r in results] for k in range(len(results[0].images))]
+        done = {
+            "stage": show.say(f"Done. Seed {results[0].request.seed}.", "done"),
+            "timing": widgets.timing(comparison),
+            "verdict": widgets.verdicts(titles, judged),
+            "fields": fields | {"seed": str(results[0].request.seed)},
+            "thumbnails": [stage.data_url(r.images[0], stage.THUMBNAIL) for r in results],
+            "label": f"{fields['prompt']} (seed {results[0].request.seed})",
+            "id": secrets.token_hex(4),
+        }
+        history = [done, *history][:HISTORY]
+        return {
+            self.stage: done["stage"],
+            self.timing: done["timing"],
+            self.verdict: done["verdict"],
+            self.history: history,
+            self.strip: _strip(history),
+            self.last_seed: done["fields"]["seed"],
+        }
+
+    def halt(self, request: gr.Request):
+        """The Stop button; the run ends within one step, and a waiting one leaves the queue."""
+        cancel, show = self.active.pop(request.session_hash, (None, None))
+        if cancel is None:
+            return gr.skip()
+        cancel.set()
+        return show.say(f"Stopped at {show.progress}." if show.progress else "Stopped.", "stopped")
+
+    def again(self, history: list, event: gr.EventData):
+        """A comparison of this visit: its pictures and its settings."""
+        found = next((h for h in history if h["id"] == event._data["id"]), None)
+        if found is None:
+            return [gr.skip()] * (3 + len(FIELDS) + 1)
+        fields = [found["fields"][name] for name in FIELDS]
+        return [found["stage"], found["timing"], found["verdict"], *fields, False]
+
+    def restore(self, file: str | None):
+        """A dropped PNG: its whole request back into the fields."""
+        if not file:
+            return [gr.skip()] * (len(FIELDS) + 2)
+        try:
+            metadata = read_png(file)
+            requests = metadata["compared"][:2] or [metadata["request"]]
+            values = settings.from_requests(requests, self.session.card)
+        except RequestError as error:
+            raise complain(error, "Nothing was restored") from None
+        values |= {"seed": str(metadata["request"].seed), "images": metadata["request"].images}
+        gr.Info("Settings restored. Generate draws the same picture again.")
+        return [*(values.get(name, gr.skip()) for name in FIELDS), False, None]
+
+    def open_link(self, request: gr.Request):
+        """The query of a link -> the fields; what cannot be used is said and left out."""
+        found, complaints = settings.from_query(dict(request.query_params), self.session.card)
+        for complaint in complaints:
+            warn(complaint, "Part of this link was ignored")
+        random = False if "seed" in found else gr.skip()
+        return [*(found.get(name, gr.skip()) for name in FIELDS), random]
+
+
+def _strip(history: list) -> list:
+    return [{k: h[k] for k in ("id", "label", "thumbnails")} for h in history]
+
+
+def build(session: Session) -> None:
+    tab = Compare(session)
+    fields = [tab.fields[name] for name in FIELDS]
+    gr.context.Context.root_block.load(tab.open_link, None, [*fields, tab.random], **CHEAP)

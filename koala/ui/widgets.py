@@ -1,0 +1,147 @@
+"""Data -> HTML. Pure functions; everything that a visitor or a file could have written goes through html.escape."""
+
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+from koala.registry import find
+from koala.shapes.scene import HELD_OUT
+
+if TYPE_CHECKING:
+    from koala.ui.session import ModelState
+
+_STATES = {"waiting": "waiting", "loading": "loading", "ready": "ready", "needs": "not ready"}
+
+# Prompts that the shapes world speaks; the last one shows a shape and a colour that no training picture joined.
+EXAMPLES = (
+    "a red circle left of a blue square",
+    "a yellow star above a purple ring",
+    "a small pink triangle on a night background",
+    "a large green square and a small cyan circle",
+    "a blue cross below a red star",
+    "a purple circle",
+)
+assert ("circle", "purple") in HELD_OUT
+
+
+def chips() -> str:
+    """The example prompts as buttons."""
+    rows = []
+    for prompt in EXAMPLES:
+        held = prompt == EXAMPLES[-1]
+        note = ' <em>never seen in training</em>' if held else ""
+        rows.append(f'<button type="button" data-prompt="{escape(prompt)}">{escape(prompt)}{note}</button>')
+    return f'<div class="k-chips" role="group" aria-label="Example prompts">{"".join(rows)}</div>'
+
+
+def header() -> str:
+    return (
+        '<header class="k-header"><h1>KOALA</h1>'
+        "<p>Stable Diffusion XL and its distilled students on the same noise, honestly timed.</p></header>"
+    )
+
+
+def states(models: Sequence["ModelState"], note: str) -> str:
+    """What every chosen model is doing, and the friendly line."""
+    items = []
+    for model in dict.fromkeys(models):
+        detail = f': <span class="k-needs">{escape(model.detail)}</span>' if model.detail else ""
+        items.append(
+            f'<li data-state="{model.state}"><b>{escape(model.title)}</b> {_STATES[model.state]}{detail}</li>'
+        )
+    line = f"<p>{escape(note)}</p>" if note else ""
+    return f'<div class="k-states"><ul aria-label="Models">{"".join(items)}</ul>{line}</div>'
+
+
+def duration(ms: float) -> str:
+    return f"{ms / 1000:.2f} s" if ms >= 1000 else f"{ms:.0f} ms"
+
+
+def _title(name: str) -> str:
+    return find(name).title
+
+
+def _row(entry: dict, scale: float) -> str:
+    timing = entry["timing"]
+    unet = sum(timing["unet_ms"])
+    parts = {"text": timing["text_ms"], "unet": unet, "vae": timing["vae_ms"]}
+    bars = "".join(f'<i class="k-{n}" style="width:{100 * ms / scale:.2f}%"></i>' for n, ms in parts.items())
+    memory = timing["peak_memory_bytes"]
+    calls = timing["unet_calls"]
+    numbers = [
+        ("text", "text", duration(timing["text_ms"])),
+        ("unet", "U-Net", f"{calls} calls × {unet / calls:.1f} ms = {duration(unet)}"),
+        ("vae", "VAE", duration(timing["vae_ms"])),
+        ("", "peak memory", f"{memory / 1e6:,.0f} MB" if memory else "not measured"),
+        ("", "parameters", f"{entry['parameters']:,}"),
+    ]
+    cells = "".join(
+        f'<span>{f"<i class=k-{kind}></i>" if kind else ""}{name} <b>{value}</b></span>' for kind, name, value in numbers
+    )
+    return (
+        f'<div class="k-time"><div class="k-line"><strong>{escape(_title(entry["model"]))}</strong>'
+        f'<b class="k-total">{duration(timing["total_ms"])}</b></div>'
+        f'<div class="k-bar" aria-hidden="true">{bars}</div><p class="k-numbers">{cells}</p></div>'
+    )
+
+
+def timing(comparison: dict) -> str:
+    """Where the time went, model by model on one scale, and what the speed-up is made of."""
+    entries = comparison["models"]
+    scale = max(sum(e["timing"]["unet_ms"]) + e["timing"]["text_ms"] + e["timing"]["vae_ms"] for e in entries)
+    base = _title(comparison["speedup"]["baseline"])
+    sentences = "".join(
+        f'<p class="k-speedup"><strong>{s["total"]:.2f}×</strong> <span>{escape(_title(name))} against {escape(base)}: '
+        f'{s["per_call"]:.2f}× per U-Net call · {s["calls"]:.2f}× by the number of calls = {s["unet"]:.2f}× for the '
+        f'U-Net; {s["total"]:.2f}× in total, with text and VAE.</span></p>'
+        for name, s in comparison["speedup"]["models"].items()
+    )
+    tiny = any(find(e["model"]).embedded for e in entries)
+    ratio = " The ratio of the tiny models is their own; the real models have theirs." if tiny else ""
+    return (
+        f'<section class="k-panel" aria-labelledby="k-timing"><h3 id="k-timing">Time</h3>'
+        f'{"".join(_row(e, scale) for e in entries)}{sentences}'
+        f'<p class="k-note">On {escape(comparison["device"])}. Warm-up and previews are not counted; guidance above 1 '
+        f"calls the U-Net twice per step.{ratio}</p></section>"
+    )
+
+
+def _cell(result: dict) -> str:
+    if result["holds"]:
+        return '<td class="k-yes"><span aria-hidden="true">✓</span> holds</td>'
+    return f'<td class="k-no"><span aria-hidden="true">✗</span> saw {escape(result["seen"])}</td>'
+
+
+def _score(claims: list[dict]) -> str:
+    held = sum(c["holds"] for c in claims)
+    return f"all {held} hold" if held == len(claims) else f"{held} of {len(claims)} hold"
+
+
+def verdicts(titles: Sequence[str], pictures: Sequence[Sequence[list[dict] | None]]) -> str:
+    """The judge's verdict: for each picture a table with a row per claim and a column per model.
+
+    `pictures[k][m]` holds the claims of picture k by model m, None where the prompt names no shape.
+    """
+    if not pictures or any(claims is None for claims in pictures[0]):
+        return (
+            '<section class="k-panel" aria-labelledby="k-judge"><h3 id="k-judge">Verdict</h3><p class="k-note">'
+            "The prompt names no shape that the judge knows, so there is nothing to check.</p></section>"
+        )
+    tables = []
+    for k, models in enumerate(pictures):
+        heads = "".join(
+            f'<th scope="col">{escape(t)}<small>{_score(c)}</small></th>' for t, c in zip(titles, models, strict=True)
+        )
+        rows = "".join(
+            f'<tr><th scope="row">{escape(claims[0]["claim"])}</th>{"".join(map(_cell, claims))}</tr>'
+            for claims in zip(*models, strict=True)
+        )
+        table = f'<table><thead><tr><th scope="col">The prompt says</th>{heads}</tr></thead><tbody>{rows}</tbody></table>'
+        if len(pictures) > 1:
+            scores = " · ".join(_score(c) for c in models)
+            table = f"<details{' open' if k == 0 else ''}><summary>Picture {k + 1}: {scores}</summary>{table}</details>"
+        tables.append(table)
+    return (
+        f'<section class="k-panel" aria-labelledby="k-judge"><h3 id="k-judge">Verdict</h3>{"".join(tables)}'
+        '<p class="k-note">A program reads each picture back into shapes and checks every claim of the prompt.</p></section>'
+    )

@@ -1,0 +1,170 @@
+"""Train the embedded VAE: an SDXL-shaped AutoencoderKL, eight-fold, four latent channels, for the shapes world.
+
+    python recipes/embedded/vae.py --out WORK/vae --steps 6000 --crop 64 --batch-size 16 --learning-rate 2e-3
+    python recipes/embedded/vae.py --out WORK/vae --init WORK/vae --steps 1500 --crop 128 --batch-size 6 --learning-rate 1e-3
+    python recipes/embedded/vae.py --out WORK/vae --init WORK/vae --steps 600 --crop 256 --batch-size 3 --learning-rate 5e-4
+
+The last stage shows whole pictures: GroupNorm's statistics of a crop are not those of a picture. `--init`
+starts from committed weights with a fresh optimizer; the weights of the best validation score are kept.
+"""
+
+import argparse
+import json
+import math
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from diffusers.models.attention_processor import Attention
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
+
+from koala.shapes.render import object_mask, render_array
+from koala.shapes.scene import random_scene
+
+CONFIG = dict(
+    in_channels=3,
+    out_channels=3,
+    down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+    block_out_channels=(16, 32, 64, 96),
+    layers_per_block=1,
+    latent_channels=4,
+    norm_num_groups=2,
+    sample_size=256,
+    force_upcast=False,
+)
+OBJECT_WEIGHT = 3.0
+KL_WEIGHT = 1e-4  # of the mean over latent values
+CROPS_PER_SCENE = 2
+
+
+@torch.no_grad()
+def colour_path(vae: AutoencoderKL) -> None:
+    """Start as a blur instead of as noise: latents hold each 8x8 cell's mean colour, the decoder spreads it out.
+
+    Every residual branch starts at zero. Channels 0-2 carry +RGB and 3-5 carry -RGB, since silu(v) - silu(-v) = v
+    passes the last nonlinearity; channels 6 and 7 hold constants, against which GroupNorm keeps the absolute
+    colour. What remains to be learned is sharpness, and the latents stay as smooth as a small picture.
+    """
+    for module in vae.modules():
+        if isinstance(module, ResnetBlock2D):
+            module.conv2.weight.zero_()
+            module.conv2.bias.zero_()
+            if module.conv_shortcut is not None:
+                torch.nn.init.dirac_(module.conv_shortcut.weight)
+                module.conv_shortcut.bias.zero_()
+        elif isinstance(module, Attention):
+            module.to_out[0].weight.zero_()
+            module.to_out[0].bias.zero_()
+        elif isinstance(module, Downsample2D | Upsample2D):
+            down = isinstance(module, Downsample2D)  # mean of 2x2, and a tent after nearest neighbours
+            line = torch.tensor([1.0, 1.0, 0.0] if down else [1.0, 2.0, 1.0])
+            identity = torch.eye(module.conv.out_channels)[:, :, None, None]
+            module.conv.weight.mul_(0.1).add_(identity * (line[:, None] * line) / line.sum() ** 2)
+            module.conv.bias.zero_()
+    for part in (vae.encoder, vae.decoder):
+        part.conv_in.weight[:8] = 0
+        part.conv_in.bias[:8] = 0
+        part.conv_out.weight.mul_(0.1)
+        part.conv_out.bias.zero_()
+        for k in range(3):
+            part.conv_in.weight[k, k, 1, 1], part.conv_in.weight[k + 3, k, 1, 1] = 1, -1
+            part.conv_out.weight[k] = 0
+            part.conv_out.weight[k, k, 1, 1], part.conv_out.weight[k, k + 3, 1, 1] = 1.5, -1.5
+        part.conv_in.bias[6], part.conv_in.bias[7] = 3, -3
+    vae.encoder.conv_out.weight[4:] = 0
+    vae.encoder.conv_out.bias[4:] = -8  # log variance
+    torch.nn.init.dirac_(vae.quant_conv.weight)
+    torch.nn.init.dirac_(vae.post_quant_conv.weight)
+    vae.quant_conv.bias.zero_()
+    vae.post_quant_conv.bias.zero_()
+
+
+def batch(rng: random.Random, size: int, crop: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures (B, 3, crop, crop) in -1..1 and object masks (B, 1, crop, crop)."""
+    pictures, masks = [], []
+    while len(pictures) < size:
+        scene = random_scene(rng, rng.randint(1, 3))
+        picture, mask = render_array(scene), object_mask(scene)
+        for _ in range(1 if crop == 256 else CROPS_PER_SCENE):
+            o = rng.choice(scene.objects)  # most crops hold (part of) an object
+            x = min(max(o.x - rng.randint(0, crop), 0), scene.width - crop)
+            y = min(max(o.y - rng.randint(0, crop), 0), scene.height - crop)
+            pictures.append(picture[y : y + crop, x : x + crop])
+            masks.append(mask[y : y + crop, x : x + crop])
+    x = torch.from_numpy(np.stack(pictures[:size])).permute(0, 3, 1, 2) * 2 - 1
+    return x, torch.from_numpy(np.stack(masks[:size]))[:, None]
+
+
+@torch.no_grad()
+def validate(vae: AutoencoderKL, count: int = 24) -> dict[str, float]:
+    """PSNR in dB over whole pictures and inside objects, after the round trip through the latent mode."""
+    x, mask = batch(random.Random(12345), count, 256)
+    y = torch.cat([vae.decode(vae.encode(p).latent_dist.mode()).sample for p in x.split(4)]).clamp(-1, 1)
+    squared = ((x - y) / 2).square().mean(1, keepdim=True)
+    inside = mask > 0.99
+    return {
+        "psnr": float((-10 * squared.mean((1, 2, 3)).log10()).mean()),
+        "psnr_objects": float(-10 * squared[inside].mean().log10()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--init", type=Path)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--crop", type=int, choices=(64, 128, 256), required=True)
+    parser.add_argument("--batch-size", type=int, required=True)
+    parser.add_argument("--learning-rate", type=float, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--validate-every", type=int, default=250)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    rng = random.Random(args.seed)
+    if args.init:
+        vae = AutoencoderKL.from_pretrained(args.init, torch_dtype=torch.float32)
+    else:
+        vae = AutoencoderKL(**CONFIG)
+        colour_path(vae)
+    vae = vae.to(memory_format=torch.channels_last)
+    best = validate(vae)["psnr"]
+    print(json.dumps({"step": 0, "psnr": best}), flush=True)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+    warmup = min(100, args.steps // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: min((s + 1) / warmup, 0.02 + 0.98 * (1 + math.cos(math.pi * s / args.steps)) / 2)
+    )
+    start = time.time()
+    for step in range(1, args.steps + 1):
+        x, mask = batch(rng, args.batch_size, args.crop)
+        x = x.to(memory_format=torch.channels_last)
+        posterior = vae.encode(x).latent_dist
+        error = vae.decode(posterior.sample()).sample - x
+        weight = 1 + (OBJECT_WEIGHT - 1) * mask
+        kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
+        loss = (weight * (error.abs() + 5 * error.square())).mean() + KL_WEIGHT * kl
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % args.validate_every == 0 or step == args.steps:
+            score = validate(vae)
+            kept = score["psnr"] > best
+            if kept:
+                best = score["psnr"]
+                vae.save_pretrained(args.out)
+            print(json.dumps({"step": step, "loss": loss.item(), "kl": kl.item(), **score, "kept": kept, "s": round(time.time() - start)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""What every test stands on: no network, two threads, the embedded models, and a Chromium to drive."""
+
+import os
+
+# Read when torch, huggingface_hub, tokenizers and gradio are imported, so they are set before any of those.
+os.environ.setdefault("OMP_NUM_THREADS", "2")  # torch's threads
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # HF_HUB_OFFLINE=0 python -m pytest -m network
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+import errno
+import ipaddress
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+CHROMIUMS = (
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "google-chrome-stable",
+    "chrome",
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+)
+INSTALL_CHROMIUM = "sudo apt-get install chromium"
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Path:
+    """The folder of the shipped models."""
+    return ROOT / "koala" / "embedded"
+
+
+def find_chromium() -> str | None:
+    """The executable of any Chromium: one on the path, else the one that playwright downloaded."""
+    for name in CHROMIUMS:
+        if found := shutil.which(name):
+            return found
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        own = playwright.chromium.executable_path
+    return own if Path(own).exists() else None
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The executable of a Chromium; without one the test is skipped, and under CI=true it fails."""
+    if found := find_chromium():
+        return found
+    message = f"no Chromium found; install one with: {INSTALL_CHROMIUM}"
+    if os.environ.get("CI") == "true":
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+def is_loopback(family: int, address: object) -> bool:
+    """Whether a socket address is on this machine."""
+    if family not in (socket.AF_INET, socket.AF_INET6):
+        return True  # a Unix socket
+    host = address[0].partition("%")[0]  # an IPv6 zone
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # another name
+        return False
+
+
+@pytest.fixture(scope="session", autouse=True)
+def loopback_only() -> Iterator[SimpleNamespace]:
+    """Refuse to connect to another machine, exactly as a machine without a network does, while `closed`."""
+    guard = SimpleNamespace(closed=True)
+    connect, connect_ex = socket.socket.connect, socket.socket.connect_ex
+
+    def guarded(self: socket.socket, address: object) -> None:
+        if guard.closed and not is_loopback(self.family, address):
+            raise OSError(errno.ENETUNREACH, f"tests are offline: {address} (mark the test `network`)")
+        connect(self, address)
+
+    def guarded_ex(self: socket.socket, address: object) -> int:
+        if guard.closed and not is_loopback(self.family, address):
+            return errno.ENETUNREACH
+        return connect_ex(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded)
+        patch.setattr(socket.socket, "connect_ex", guarded_ex)
+        yield guard
+
+
+@pytest.fixture(autouse=True)
+def network_where_marked(request: pytest.FixtureRequest, loopback_only: SimpleNamespace) -> Iterator[None]:
+    """Only a test marked `network` may leave this machine."""
+    loopback_only.closed = request.node.get_closest_marker("network") is None
+    yield
+    loopback_only.closed = True

@@ -1,0 +1,32 @@
+"""Each term of the loss against a hand computation, and gradients that reach the student alone."""
+
+import pytest
+import torch
+
+from koala.distill.losses import feature_loss, min_snr_weight, noise_loss
+
+
+def test_min_snr_weight_is_one_at_high_noise_and_gamma_over_snr_at_low_noise():
+    alphas = torch.tensor([0.99, 0.5, 0.01])
+    weight = min_snr_weight(alphas, torch.tensor([0, 1, 2]), gamma=5.0)
+    assert weight.tolist() == pytest.approx([5.0 / 99.0, 1.0, 1.0], rel=1e-4)
+
+
+def test_noise_loss_is_the_weighted_mean_square():
+    predicted, target = torch.zeros(2, 4, 2, 2), torch.ones(2, 4, 2, 2)
+    assert noise_loss(predicted, target * 2, torch.tensor([1.0, 0.5])).item() == pytest.approx(3.0)
+
+
+def test_every_pair_has_one_vote_whatever_its_scale():
+    teacher = {"a": torch.full((1, 3), 100.0), "b": torch.full((1, 3), 0.1)}
+    student = {"x": torch.full((1, 3), 50.0), "y": torch.full((1, 3), 0.05)}
+    assert feature_loss(student, teacher, {"x": "a", "y": "b"}).item() == pytest.approx(0.25)
+
+
+def test_half_precision_features_are_reduced_in_fp32():
+    teacher = {"a": torch.full((4,), 300.0, dtype=torch.float16)}  # its square overflows fp16
+    student = {"x": torch.zeros(4, dtype=torch.float16, requires_grad=True)}
+    loss = feature_loss(student, teacher, {"x": "a"})
+    assert loss.item() == pytest.approx(1.0)
+    loss.backward()
+    assert student["x"].grad.abs().sum() > 0

@@ -1,0 +1,341 @@
+"""The arrows of the design as data: every module has a level, imports go down or sideways, some go nowhere.
+
+L0 standard library <- L1 torch, numpy, PIL <- L2 diffusers, huggingface_hub <- L3 jobs, export <- L4 faces.
+A pattern `a.b.*` covers the package a.b and everything inside it; `*` covers everything.
+"""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Every module of koala/ and export/, and app.py. A name wins over a pattern, a longer pattern over a shorter.
+LEVELS = {
+    0: (
+        "koala",
+        "koala.specs",
+        "koala.registry",
+        "koala.layer_map",
+        "koala.request",
+        "koala.shapes",
+        "koala.shapes.scene",
+        "koala.shapes.captions",
+        "koala.distill",
+    ),
+    1: (
+        "koala.hooks",
+        "koala.timing",
+        "koala.result",
+        "koala.shapes.colour",
+        "koala.shapes.render",
+        "koala.shapes.judge",
+        "koala.distill.losses",
+    ),
+    2: (
+        "koala.surgery",
+        "koala.locate",
+        "koala.loading",
+        "koala.schedulers",
+        "koala.generate",
+    ),
+    3: (
+        "koala.compare",
+        "koala.report",
+        "koala.evaluate.*",
+        "export.*",
+    ),
+    4: (
+        "koala.cli",
+        "koala.__main__",
+        "koala.console",
+        "koala.ui.*",
+    ),
+}
+
+# Every package that is imported, by its import name; the standard library is L0.
+PACKAGES = {
+    1: ("torch", "numpy", "PIL", "scipy", "safetensors"),
+    2: ("diffusers", "huggingface_hub", "transformers", "tokenizers", "onnxruntime"),
+    3: ("accelerate", "datasets", "onnx", "onnxscript"),
+    4: ("gradio", "gradio_client"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Never:
+    """`importer` never imports `imported`, whatever their levels; `but` names the importers that may."""
+
+    importer: str
+    imported: str
+    reason: str
+    but: tuple[str, ...] = ()
+
+
+NEVER = (
+    Never(importer="*", imported="gradio.*", but=("koala.ui.*",), reason="the core has no face"),
+    Never(importer="*", imported="gradio_client.*", but=("koala.ui.*",), reason="the core has no face"),
+    Never(importer="koala.*", imported="export.*", reason="the export is built on koala"),
+    Never(importer="export.*", imported="koala.ui.*", reason="the export knows models, not faces"),
+    Never(importer="export.*", imported="koala.cli", reason="the export has its own command line"),
+    Never(importer="export.*", imported="koala.distill.*", reason="a trained model is a folder like any"),
+    Never(importer="koala.ui.*", imported="koala.cli", reason="they are two faces of one core"),
+    Never(importer="koala.attention.*", imported="koala.distill.*", reason="what they share is below both"),
+    Never(importer="koala.distill.*", imported="koala.attention.*", reason="what they share is below both"),
+    Never(importer="*", imported="spaces.*", reason="a deployment folder, and the name of a PyPI package"),
+    Never(importer="*", imported="tests.*", reason="the code does not know its tests"),
+    Never(importer="*", imported="recipes.*", reason="recipes are run, not imported"),
+    Never(importer="*", imported="app", reason="the entry point is run, not imported"),
+)
+
+# Imports that may go against the arrows, inside a function only: (importer, imported) -> reason.
+LAZY = {
+    ("koala.ui.tabs.export", "export.*"): "the tab is the export's face; loads it when asked",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Import:
+    """One import as it stands in a file; `lazy` inside a function."""
+
+    importer: str
+    imported: str
+    line: int
+    lazy: bool
+
+    def __str__(self) -> str:
+        file = MODULES[self.importer].relative_to(ROOT)
+        return f"{file}:{self.line}: {self.importer} imports {self.imported}"
+
+
+def find_modules() -> dict[str, Path]:
+    """Dotted name -> file, of koala/, export/ and app.py."""
+    files = [f for folder in ("koala", "export") for f in (ROOT / folder).rglob("*.py")] + [ROOT / "app.py"]
+    names = {".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f for f in files}
+    return {name: file for name, file in sorted(names.items()) if file.exists()}
+
+
+MODULES = find_modules()
+
+
+def covers(pattern: str, name: str) -> bool:
+    """Whether a pattern of this file means this dotted name."""
+    if pattern.endswith(".*"):
+        return name == pattern[:-2] or name.startswith(pattern[:-1])
+    return pattern in ("*", name)
+
+
+def level_of(name: str) -> int | None:
+    """The level of a module or package; None where the tables do not place it."""
+    placed = {entry: level for level, entries in LEVELS.items() for entry in entries}
+    if name in placed:
+        return placed[name]
+    for pattern in sorted(placed, key=len, reverse=True):
+        if covers(pattern, name):
+            return placed[pattern]
+    top = name.partition(".")[0]
+    if top in sys.stdlib_module_names:
+        return 0
+    return next((level for level, packages in PACKAGES.items() if top in packages), None)
+
+
+def with_packages(name: str) -> list[str]:
+    """a.b.c -> a, a.b, a.b.c: importing a module runs its packages first."""
+    parts = name.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+def targets(node: ast.AST, importer: str) -> list[str]:
+    """The dotted names that one statement or call imports."""
+    match node:
+        case ast.Import():
+            return [alias.name for alias in node.names]
+        case ast.ImportFrom():
+            base = node.module or ""
+            if node.level:  # relative: one dot is the package of the importer
+                is_package = MODULES[importer].name == "__init__.py"
+                package = importer.split(".")[: len(importer.split(".")) - node.level + is_package]
+                base = ".".join([*package, *([base] if base else [])])
+            return [name if (name := f"{base}.{alias.name}") in MODULES else base for alias in node.names]
+        case ast.Call(
+            func=ast.Name(id=function) | ast.Attribute(attr=function), args=[ast.Constant(value=name), *_]
+        ):
+            return [name] if function in ("import_module", "__import__") else []
+    return []
+
+
+def imports(importer: str) -> Iterator[Import]:
+    """Every import of one module, also in functions and under TYPE_CHECKING, and its own packages."""
+    for package in with_packages(importer)[:-1]:
+        yield Import(importer=importer, imported=package, line=1, lazy=False)
+
+    def walk(node: ast.AST, lazy: bool) -> Iterator[Import]:
+        for target in targets(node, importer):
+            for name in with_packages(target) if target in MODULES else [target]:
+                yield Import(importer=importer, imported=name, line=node.lineno, lazy=lazy)
+        lazy = lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, lazy)
+
+    yield from walk(ast.parse(MODULES[importer].read_text(encoding="utf-8")), False)
+
+
+def allowed_lazily(found: Import) -> bool:
+    return found.lazy and any(
+        covers(importer, found.importer) and covers(imported, found.imported) for importer, imported in LAZY
+    )
+
+
+def least_level(name: str, seen: tuple[str, ...] = ()) -> int:
+    """The lowest level that a module's imports allow it."""
+    found = {i.imported for i in imports(name)} - {*seen, name}
+    levels = [(i, level_of(i)) for i in found]
+    unplaced = [i for i, level in levels if level is None and i in MODULES]
+    return max(
+        [level or 0 for _, level in levels] + [least_level(i, (*seen, name)) for i in unplaced], default=0
+    )
+
+
+def fail_with(problems: list[str]) -> None:
+    if problems:
+        pytest.fail("\n".join(dict.fromkeys(problems)), pytrace=False)
+
+
+def test_every_module_has_a_level():
+    fail_with(
+        [
+            f"{file.relative_to(ROOT)} has no level: in tests/test_arrows.py add "
+            f'"{name}", to LEVELS[{least}] (or higher: its imports ask for L{least})'
+            for name, file in MODULES.items()
+            if level_of(name) is None and (least := least_level(name)) is not None
+        ]
+    )
+
+
+def test_the_table_names_only_what_is_there():
+    """A pattern may be ahead of its folder."""
+    entries = Counter(entry for names in LEVELS.values() for entry in names)
+    gone = [entry for entry in entries if not entry.endswith(".*") and entry not in MODULES]
+    twice = [entry for entry, count in entries.items() if count > 1]
+    fail_with(
+        [f'there is no module {e}: in tests/test_arrows.py take "{e}" out of LEVELS' for e in gone]
+        + [f'"{e}" stands twice: in tests/test_arrows.py take one out of LEVELS' for e in twice]
+    )
+
+
+def test_imports_go_down_or_sideways():
+    problems = []
+    for name in MODULES:
+        own = level_of(name)
+        for found in imports(name):
+            level = level_of(found.imported)
+            forbidden = any(covers(rule.imported, found.imported) for rule in NEVER)
+            if found.imported.startswith(("koala.", "export.")) and found.imported not in MODULES:
+                problems.append(f"{found}: there is no such module")
+            elif level is None and not forbidden and found.imported not in MODULES:
+                problems.append(
+                    f"{found}, which has no level: add it to PACKAGES in tests/test_arrows.py, "
+                    f"and to requirements.txt and pyproject.toml"
+                )
+            elif None not in (own, level) and level > own and not allowed_lazily(found):
+                problems.append(f"{found}: up from L{own} to L{level}")
+    fail_with(problems)
+
+
+def test_some_imports_never_happen():
+    problems = []
+    for name in MODULES:
+        for found in imports(name):
+            for rule in NEVER:
+                if (
+                    covers(rule.importer, name)
+                    and covers(rule.imported, found.imported)
+                    and not any(covers(pattern, name) for pattern in rule.but)
+                    and not allowed_lazily(found)
+                ):
+                    problems.append(f"{found}: never ({rule.reason})")
+    fail_with(problems)
+
+
+def test_every_lazy_exception_is_used():
+    """An exception may be ahead of its module."""
+    problems = []
+    for importer, imported in LAZY:
+        found = [i for name in MODULES if covers(importer, name) for i in imports(name)]
+        if found and not any(i.lazy and covers(imported, i.imported) for i in found):
+            problems.append(f"{importer} does not import {imported} in a function: take its line out of LAZY")
+    fail_with(problems)
+
+
+def test_every_folder_with_code_is_a_package_except_spaces():
+    """Without an __init__.py a folder is left out of the wheel; with one, `spaces` hides the PyPI package."""
+    folders = {parent for file in MODULES.values() for parent in file.parents if ROOT in parent.parents}
+    bare = [folder.relative_to(ROOT) for folder in folders if not (folder / "__init__.py").exists()]
+    fail_with([f"{folder} needs an __init__.py" for folder in sorted(bare)])
+    assert not list((ROOT / "spaces").rglob("__init__.py"))
+
+
+def run_python(code: str, *arguments: str, cwd: Path) -> dict:
+    """The JSON that the code prints, run by a fresh interpreter in an empty folder that is its home too."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "HOME": str(cwd)}
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+IMPORT_ALL = """
+import importlib, json, sys
+before = set(sys.modules)
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - before})))
+"""
+
+
+def test_importing_koala_imports_no_torch(tmp_path):
+    """Neither does any other L0 module: they load the standard library alone."""
+    names = [name for name in MODULES if level_of(name) == 0]
+    loaded = run_python(IMPORT_ALL, *names, cwd=tmp_path)
+    assert "koala" in loaded
+    assert set(loaded) - sys.stdlib_module_names == {"koala"}
+
+
+# Lists what our modules themselves do while they are imported. An event is ours if, going out from it, one of
+# our files comes before the import system: what other packages do while they are imported does not count.
+WATCH_IMPORTS = """
+import importlib, json, sys
+root, names = sys.argv[1], sys.argv[2:]
+events = []
+
+def watch(event, arguments):
+    if event == "open" or event.startswith(("os.", "socket.", "subprocess.", "shutil.", "tempfile.")):
+        frame = sys._getframe(1)
+        while frame is not None and "importlib" not in (file := frame.f_code.co_filename):
+            if file.startswith(root):
+                events.append(f"{file}:{frame.f_lineno}: {event} {arguments!r:.200}")
+                break
+            frame = frame.f_back
+
+sys.addaudithook(watch)
+for name in names:
+    importlib.import_module(name)
+print(json.dumps({"events": events, "gradio": "gradio" in sys.modules}))
+"""
+
+
+def test_importing_any_module_does_no_io(tmp_path):
+    faces = ("koala.ui.*", "app")
+    names = [n for n in MODULES if not n.endswith("__main__") and not any(covers(face, n) for face in faces)]
+    seen = run_python(WATCH_IMPORTS, str(ROOT), *names, cwd=tmp_path)
+    fail_with([f"I/O at import: {event}" for event in seen["events"]])
+    assert not seen["gradio"]
+    assert not list(tmp_path.iterdir())

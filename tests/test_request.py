@@ -1,0 +1,53 @@
+"""Every bad field gets a message that names the remedy."""
+
+import pytest
+
+from koala.request import GenerationRequest, RequestError, Timing
+
+GOOD = dict(model="tiny-sdxl", prompt="a red circle")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt": ""}, "the prompt is empty; describe a picture"),
+        ({"prompt": " \n"}, "the prompt is empty"),
+        ({"prompt": "x" * 10_000}, "the prompt has 10,000 characters; shorten it to 2,000"),
+        ({"negative_prompt": "x" * 2001}, "the negative prompt has 2,001 characters"),
+        ({"prompt": 7}, "prompt must be text, not 7"),
+        ({"model": " "}, "no model was named"),
+        ({"steps": 0}, "steps must lie between 1 and 200, not 0"),
+        ({"steps": 10_000}, "steps must lie between 1 and 200, not 10000"),
+        ({"steps": 2.5}, "steps must be a whole number"),
+        ({"steps": True}, "steps must be a whole number"),
+        ({"width": 13}, "width must be a multiple of 32 from 64 to 2048 px, not 13; 64 is the nearest"),
+        ({"height": 100_000}, "2048 is the nearest"),
+        ({"width": "wide"}, "width must be a multiple of 32"),
+        ({"seed": -1}, "seed must lie between 0 and 4294967295, not -1"),
+        ({"seed": "lucky"}, "seed must be a whole number from 0 to 4294967295, not 'lucky'"),
+        ({"guidance": -1}, "guidance must be a number from 0 to 30"),
+        ({"guidance": "much"}, "guidance must be a number"),
+        ({"guidance": float("nan")}, "guidance must be a number"),
+        ({"images": 0}, "images must lie between 1 and 16"),
+        ({"scheduler": "eulerr"}, "unknown scheduler 'eulerr'; choose one of euler-trailing"),
+    ],
+)
+def test_bad_field_names_its_remedy(change, message):
+    with pytest.raises(RequestError) as caught:
+        GenerationRequest(**GOOD | change)
+    assert message in str(caught.value)
+
+
+def test_a_request_survives_json_and_unknown_fields_are_refused_by_name():
+    request = GenerationRequest(**GOOD, seed=3, width=320, height=192)
+    assert GenerationRequest.from_dict(request.to_dict()) == request
+    with pytest.raises(RequestError, match="unknown request field 'sampler'"):
+        GenerationRequest.from_dict(GOOD | {"sampler": "x"})
+    with pytest.raises(RequestError, match="the request lacks prompt"):
+        GenerationRequest.from_dict({"model": "tiny-sdxl"})
+
+
+def test_step_time_is_the_median():
+    timing = Timing(text_ms=1, unet_ms=(1, 2, 100), unet_calls=6, vae_ms=1, total_ms=105, peak_memory_bytes=None)
+    assert timing.unet_step_ms == 2
+    assert timing.unet_total_ms == 103

@@ -1,0 +1,83 @@
+"""The PNG carries its request: awkward prompts survive, broken and foreign files are refused with a remedy."""
+
+import io
+import json
+
+import pytest
+from PIL import Image, PngImagePlugin
+
+from koala.request import GenerationRequest, RequestError, Timing
+from koala.result import GenerationResult, read_png
+
+AWKWARD = "<script>alert('x')</script> ${1+1} {{y}} \"quotes\" 🐨\nnew line, ünïcödé"
+
+
+def result(prompt=AWKWARD, images=2, seed=5):
+    request = GenerationRequest(
+        model="tiny-sdxl", prompt=prompt, negative_prompt="dull", seed=seed, steps=4, guidance=5.0,
+        scheduler="euler-trailing", width=64, height=64, images=images,
+    )  # fmt: skip
+    return GenerationResult(
+        request=request,
+        images=tuple(Image.new("RGB", (64, 64), (k, 0, 0)) for k in range(images)),
+        timing=Timing(text_ms=1, unet_ms=(1,) * 4, unet_calls=8, vae_ms=1, total_ms=6, peak_memory_bytes=None),
+        parameters=1,
+        revision="local",
+        dtype="float32",
+        device="CPU",
+        versions={"torch": "2"},
+    )
+
+
+def test_request_and_comparison_survive_the_png_round_trip():
+    made = result()
+    other = GenerationRequest(model="tiny-koala-700m", prompt=AWKWARD, seed=5)
+    found = read_png(made.png(1, compared=(made.request, other)))
+    assert found["request"].prompt == AWKWARD
+    assert (found["request"].seed, found["request"].images) == (6, 1)  # picture 1 on its own
+    assert found["compared"] == [made.request, other]
+    assert found["versions"] == {"torch": "2"}
+
+
+def test_other_tools_find_the_usual_parameters_text():
+    with Image.open(io.BytesIO(result().png())) as picture:
+        text = picture.text["parameters"]
+    assert text.startswith(AWKWARD)
+    assert "Negative prompt: dull" in text
+    assert "Steps: 4, Sampler: euler-trailing, CFG scale: 5.0, Seed: 5, Size: 64x64, Model: tiny-sdxl" in text
+
+
+def test_several_pictures_become_several_files(tmp_path):
+    paths = result().save(tmp_path / "new" / "a.png")
+    assert [p.name for p in paths] == ["a.png", "a-2.png"]
+    assert [read_png(p)["request"].seed for p in paths] == [5, 6]
+
+
+def _png(**text):
+    chunks = PngImagePlugin.PngInfo()
+    for key, value in text.items():
+        chunks.add_text(key, value)
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG", pnginfo=chunks)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "not a readable PNG"),
+        (b"hello", "not a readable PNG"),
+        (_png()[:-40], "not a readable PNG"),
+        (_png(), "carries no KOALA settings"),
+        (_png(koala="{"), "damaged"),
+        (_png(koala="[]"), "damaged"),
+        (_png(koala='{"request": {"model": "m"}}'), "lacks prompt"),
+        (_png(koala=json.dumps({"request": {"model": "m", "prompt": "x", "steps": 0}})), "steps must lie between"),
+        (_png(koala=json.dumps({"request": {"model": "m", "prompt": "x"}, "compared": 3})), "damaged"),
+    ],
+    ids=["empty", "text", "cut", "foreign", "half", "list", "incomplete", "steps", "compared"],
+)
+def test_bad_files_are_refused_with_a_remedy(data, message):
+    with pytest.raises(RequestError) as caught:
+        read_png(data)
+    assert message in str(caught.value)
