@@ -54,6 +54,7 @@ LEVELS = {
         "export.*",
     ),
     4: (
+        "app",
         "koala.cli",
         "koala.__main__",
         "koala.console",
@@ -312,15 +313,16 @@ def test_importing_koala_imports_no_torch(tmp_path):
 # Lists what our modules themselves do while they are imported. An event is ours if, going out from it, one of
 # our files comes before the import system: what other packages do while they are imported does not count.
 WATCH_IMPORTS = """
-import importlib, json, sys
+import importlib, json, os, sys
 root, names = sys.argv[1], sys.argv[2:]
+ours = tuple(os.path.join(root, folder, "") for folder in ("koala", "export"))
 events = []
 
 def watch(event, arguments):
     if event == "open" or event.startswith(("os.", "socket.", "subprocess.", "shutil.", "tempfile.")):
         frame = sys._getframe(1)
         while frame is not None and "importlib" not in (file := frame.f_code.co_filename):
-            if file.startswith(root):
+            if file.startswith(ours):
                 events.append(f"{file}:{frame.f_lineno}: {event} {arguments!r:.200}")
                 break
             frame = frame.f_back

@@ -28,27 +28,25 @@ def scene(seed: str, index: int, num_objects: int, width: int, height: int) -> S
 
 
 class LatentSet:
-    """All shards of one folder named WIDTHxHEIGHT-OBJECTS; finds shards that were added since."""
+    """All shards of one folder named WIDTHxHEIGHT-OBJECTS; `refresh` finds shards that were added since."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         size, objects = folder.name.split("-")
         self.width, self.height = map(int, size.split("x"))
         self.num_objects = int(objects)
-        self.refresh(first=True)
+        self.latents = torch.empty(0, 4, self.height // 8, self.width // 8, dtype=torch.float16)
+        self.scenes: list[Scene] = []
+        self.refresh()
 
-    def refresh(self, first: bool = False) -> None:
-        files = sorted(self.folder.glob("*.safetensors"))
-        if not files and first:
-            raise FileNotFoundError(f"{self.folder} holds no shards; make them with recipes/embedded/latents.py")
-        known = 0 if first else len(self.latents)
-        added = [load_file(f)["latents"] for f in files[known // SHARD :]]
-        self.latents = torch.cat(([] if first else [self.latents]) + added) if added else self.latents
-        new = [
+    def refresh(self) -> None:
+        known = len(self.scenes)
+        added = [load_file(f)["latents"] for f in sorted(self.folder.glob("*.safetensors"))[known // SHARD :]]
+        self.latents = torch.cat([self.latents, *added])
+        self.scenes += [
             scene(self.folder.name, i, self.num_objects, self.width, self.height)
             for i in range(known, len(self.latents))
         ]
-        self.scenes = new if first else self.scenes + new
 
 
 @torch.no_grad()

@@ -108,6 +108,8 @@ def main() -> None:
         sets.append(LatentSet(Path(folder)))
         batches.append(int(batch))
         weights.append(float(weight or 1))
+    if not any(s.scenes for s in sets):
+        parser.error("no set holds a shard; make some with recipes/embedded/latents.py")
     conditioner = Conditioner(args.text)
     schedule = DDPMScheduler(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     alphas = schedule.alphas_cumprod
@@ -127,7 +129,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(
         unet.parameters(), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
     )
-    warmup = min(300, args.steps // 10)
+    warmup = min(300, args.steps // 20)
     cosine = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda s: min((s + 1) / warmup, 0.02 + 0.98 * (1 + math.cos(math.pi * s / args.steps)) / 2)
     )
@@ -141,7 +143,7 @@ def main() -> None:
     start, sums = time.time(), {}
     with own as student_features, its as teacher_features:
         for step in range(1, args.steps + 1):
-            which = rng.choices(range(len(sets)), weights)[0]
+            which = rng.choices(range(len(sets)), [w * bool(s.scenes) for w, s in zip(weights, sets, strict=True)])[0]
             data, size = sets[which], batches[which]
             rows = [rng.randrange(len(data.scenes)) for _ in range(size)]
             captions = [

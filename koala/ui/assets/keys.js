@@ -13,4 +13,14 @@
       document.querySelector("#k-stop")?.click();
     }
   }, true);
+
+  // Each model's sliders say whose they are.
+  const name = (tries) => {
+    for (const [slot, model] of [["a", "first model"], ["b", "second model"]])
+      for (const field of ["steps", "guidance"])
+        document.querySelectorAll(`#k-${field}-${slot} input`).forEach((input) =>
+          input.setAttribute("aria-label", `${field[0].toUpperCase()}${field.slice(1)} of the ${model}`));
+    if (tries && !document.querySelector("#k-guidance-b input")) setTimeout(name, 100, tries - 1);
+  };
+  name(100);
 }

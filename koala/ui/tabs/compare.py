@@ -1,5 +1,6 @@
 """The Compare tab: one prompt, two models, the same noise."""
 
+import functools
 import secrets
 import threading
 from collections.abc import Iterator
@@ -36,9 +37,11 @@ class Compare:
         self.active: dict[str, tuple[threading.Event, stage.Stage]] = {}  # by the visitor's session hash
         self.fields: dict[str, gr.components.Component] = {}
         with gr.Row(elem_classes="k-panes"):
-            with gr.Column(scale=4, min_width=320, elem_classes="k-controls"):
-                self._controls()
-            with gr.Column(scale=7, min_width=320, elem_classes="k-results"):
+            with gr.Column(elem_classes="k-controls k-ask"):
+                self._ask()
+            with gr.Column(elem_classes="k-controls k-settings"):
+                self._settings()
+            with gr.Column(elem_classes="k-results"):
                 self._results()
         self.history = gr.State([])
         self.last_seed = gr.State("")
@@ -46,9 +49,8 @@ class Compare:
 
     # --- layout
 
-    def _controls(self) -> None:
-        own = self.fields
-        own["prompt"] = gr.Textbox(
+    def _ask(self) -> None:
+        self.fields["prompt"] = gr.Textbox(
             label="Prompt",
             value=widgets.EXAMPLES[0],
             lines=3,
@@ -63,6 +65,9 @@ class Compare:
         self.chips = gr.HTML(
             widgets.chips(), js_on_load=(ASSETS / "chips.js").read_text(), apply_default_css=False
         )
+
+    def _settings(self) -> None:
+        own = self.fields
         for slot, label, name in zip("ab", ("First model", "Second model"), self.session.models, strict=True):
             self._model(slot, label, name)
         with gr.Row(elem_classes="k-seeds"):
@@ -83,9 +88,9 @@ class Compare:
                 own["height"] = gr.Number(label="Height, px", value=first.height, min_width=90)
                 own["images"] = gr.Number(label="Images", value=1, min_width=90)
         self.upload = gr.File(
-            label="Restore: drop a PNG that was saved here",
+            label="Restore settings from a saved PNG",
             file_types=[".png"],
-            height=120,
+            height=84,
             elem_id="k-restore",
             elem_classes="k-restore",
         )
@@ -149,10 +154,11 @@ class Compare:
         self.upload.upload(self.restore, self.upload, [*fields, self.random, self.upload], **CHEAP)
         self.strip.click(self.again, self.history, [*panels, *fields, self.random], **CHEAP)
         self.timer.tick(self.tick, [self.fields["model_a"], self.fields["model_b"]], [self.states, self.timer], **CHEAP)
+        chosen = [self.fields["model_a"], self.fields["model_b"], self.stage]
         for slot in "ab":
             own = [self.fields[name] for name in settings.defaults(self.session.card(self.session.models[0]), slot)]
             self.fields[f"model_{slot}"].input(
-                lambda name, slot=slot: self.pick(name, slot), self.fields[f"model_{slot}"], [*own, self.timer], **CHEAP
+                functools.partial(self.pick, slot), chosen, [*own, self.stage, self.timer], **CHEAP
             )
 
     # --- handlers
@@ -160,8 +166,8 @@ class Compare:
     def example(self, event: gr.EventData) -> str:
         return str(event._data["prompt"])
 
-    def empty(self) -> dict:
-        cards = [self.session.card(n) for n in self.session.models]
+    def empty(self, *names: str) -> dict:
+        cards = [self.session.card(n) for n in names or self.session.models]
         models = [
             {"name": c.name, "title": c.title, "step": 0, "steps": 0, "preview": None, "images": []} for c in cards
         ]
@@ -179,14 +185,16 @@ class Compare:
     def tick(self, model_a: str, model_b: str):
         return self.show_states(model_a or "", model_b or ""), gr.Timer(active=not self.session.settled)
 
-    def pick(self, name: str, slot: str):
-        """Another model was chosen: its own settings, and its loading in the background if it is small."""
+    def pick(self, slot: str, model_a: str, model_b: str, shown: dict):
+        """Another model was chosen: its own settings, and its loading in the background."""
+        name = model_a if slot == "a" else model_b
         try:
             card = self.session.card(name or "")
-            self.session.want(name)
+            self.session.want(card.name)
+            blank = self.empty(model_a, model_b) if shown["phase"] == "empty" else gr.skip()
         except RequestError as error:
             raise complain(error, "Unknown model") from None
-        return *settings.defaults(card, slot).values(), gr.Timer(active=True)
+        return *settings.defaults(card, slot).values(), blank, gr.Timer(active=True)
 
     def reuse_seed(self, last: str):
         if not last:

@@ -1,0 +1,65 @@
+"""The compositional score: fixed prompts, one noise for all models, rates that follow from the verdicts."""
+
+import numpy as np
+import pytest
+
+from koala.evaluate import shapes
+from koala.loading import Library
+from koala.shapes.captions import parse
+from koala.shapes.render import render
+from koala.shapes.scene import HELD_OUT, Scene, SceneObject
+
+
+def test_suites_are_fixed_and_ask_for_what_their_names_say():
+    for suite in shapes.SUITES:
+        assert shapes.prompts(suite, 40) == shapes.prompts(suite, 60)[:40]
+    one, two, held = (
+        [parse(p) for p in shapes.prompts(s, 200)] for s in ("one_object", "two_objects", "held_out")
+    )
+    assert {len(d.objects) for d in one} == {1}
+    assert {len(d.objects) for d in two} == {2}
+    assert all(len(d.relations) == 1 for d in two)
+    assert {(m.shape, m.colour) for d in held for m in d.objects} == HELD_OUT
+    assert not {(m.shape, m.colour) for d in one + two for m in d.objects} & HELD_OUT
+    assert sum(d.background is not None for d in one) == 100  # every second prompt is detailed
+
+
+def test_pictures_do_not_depend_on_the_batch_that_they_were_drawn_in():
+    model = Library("cpu").get("tiny-koala-700m")
+    texts = shapes.prompts("one_object", 4)
+    together = shapes.draw(model, texts, 0, steps=2, guidance=5.0)
+    apart = [shapes.draw(model, [t], k, steps=2, guidance=5.0)[0] for k, t in enumerate(texts)]
+    for a, b in zip(together, apart, strict=True):
+        difference = np.abs(np.asarray(a, int) - np.asarray(b, int))
+        assert difference.max() <= 2, (difference.max(), difference.mean())
+
+
+def test_perfect_pictures_score_one_and_wrong_ones_what_is_right_about_them(monkeypatch):
+    model = Library("cpu").get("tiny-koala-700m")
+
+    def picture(colour, x):
+        return render(
+            Scene(
+                objects=(
+                    SceneObject(shape="circle", colour=colour, size="large", x=x, y=128),
+                    SceneObject(shape="ring", colour="blue", size="small", x=128, y=128),
+                ),
+                background="sky",
+            )
+        )
+
+    monkeypatch.setattr(shapes, "prompts", lambda suite, count: ["a red circle left of a blue ring"] * count)
+    monkeypatch.setattr(shapes, "draw", lambda *a, **k: [picture("red", 50), picture("red", 206)])
+    scores = shapes.evaluate(model, count=2, suites=("two_objects",), batch_size=2)["scores"]["two_objects"]
+    assert scores["all"]["rate"] == 0.5
+    assert scores["relation"] == {"rate": 0.5, "interval": [0.0, 1.0], "count": 2}
+    assert scores["binding"]["rate"] == scores["count"]["rate"] == scores["attribute"]["rate"] == 1.0
+
+
+def test_interval_holds_the_rate_and_narrows_with_more_prompts():
+    rng = np.random.default_rng(0)
+    few, many = np.tile([0.0, 1.0], 25), np.tile([0.0, 1.0], 250)
+    low, high = shapes.interval(few, rng)
+    assert low < 0.5 < high
+    narrow = shapes.interval(many, rng)
+    assert narrow[1] - narrow[0] == pytest.approx((high - low) / np.sqrt(10), rel=0.25)

@@ -1,0 +1,72 @@
+"""The real app, started as a person would start it: python app.py, once for all tests that talk to it."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Server:
+    """A running app: its address, and how long it took until the page was served."""
+
+    def __init__(self, log: Path, *arguments: str, **environment: str):
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}/"
+        self.log = log
+        begun = time.perf_counter()
+        with open(log, "w") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "app.py", "--port", str(port), *arguments],
+                cwd=ROOT,
+                env=os.environ | environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        while not self._answers():
+            assert self.process.poll() is None, log.read_text()
+            assert time.perf_counter() - begun < 120, log.read_text()
+            time.sleep(0.1)
+        self.served_s = time.perf_counter() - begun
+        self.served_cpu_s = self.cpu_s()
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(self.url, timeout=5) as answer:
+                return answer.status == 200
+        except (urllib.error.URLError, TimeoutError):
+            return False
+
+    def cpu_s(self) -> float | None:
+        """Processor seconds that the app has used, so that a busy machine does not fail a time bar."""
+        stat = Path(f"/proc/{self.process.pid}/stat")
+        if not stat.exists():
+            return None
+        user, system = stat.read_text().rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(timeout=20)
+
+
+@pytest.fixture(scope="session")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("app")
+    server = Server(folder / "log.txt", GRADIO_TEMP_DIR=str(folder / "files"))
+    yield server
+    server.stop()

@@ -1,0 +1,119 @@
+"""The bridge on the real embedded models: updates as they come, Stop within one step, errors that keep it alive."""
+
+import shutil
+import threading
+import time
+
+import pytest
+
+from koala.generate import Cancelled
+from koala.registry import EMBEDDED
+from koala.request import GenerationRequest, RequestError
+from koala.ui.session import Session
+from koala.ui.stage import Stage
+
+PAIR = ("tiny-sdxl", "tiny-koala-700m")
+
+
+@pytest.fixture(scope="module")
+def session():
+    return Session(device="cpu").start()
+
+
+def requests(steps=3, **change):
+    return [GenerationRequest(model=m, prompt="a red circle", steps=steps, **change) for m in PAIR]
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_models_load_behind_the_page():
+    quiet = Session()
+    assert [quiet.state(m).state for m in PAIR] == ["waiting", "waiting"] and not quiet.settled and quiet.note == ""
+    quiet.start()
+    wait_for(lambda: quiet.settled)
+    assert [quiet.state(m).state for m in PAIR] == ["ready", "ready"]
+    if quiet.device_type == "cpu":
+        assert quiet.note.startswith("No GPU here")
+
+
+def test_a_comparison_comes_step_by_step(session):
+    seen, previews, results = {0: [], 1: []}, 0, {}
+    for update in session.run(requests(steps=4)):
+        for position, step in update.steps.items():
+            seen[position].append(step.index)
+            previews += step.preview is not None
+        results |= update.results
+    assert all(steps == sorted(set(steps)) and steps[-1] == 4 for steps in seen.values())
+    assert sorted(results) == [0, 1] and previews >= 2
+    assert all(r.images[0].size == (256, 256) for r in results.values())
+
+
+def test_one_model_alone(session):
+    updates = list(session.run(requests(steps=2)[1:]))
+    assert updates[-1].results[0].request.model == PAIR[1]
+
+
+def test_cancel_ends_the_run_within_one_step(session):
+    cancel, last = threading.Event(), 0
+    with pytest.raises(Cancelled):
+        for update in session.run(requests(steps=150), cancel):
+            for step in update.steps.values():
+                last = step.index
+                if step.index >= 2:
+                    cancel.set()
+    assert 2 <= last <= 5
+
+
+def test_closing_the_iterator_frees_the_model(session):
+    running = session.run(requests(steps=150))
+    wait_for(lambda: next(running).steps)
+    begun = time.monotonic()
+    running.close()
+    took = time.monotonic() - begun
+    print(f"closed after {took:.2f} s")
+    assert not any(t.name == "koala-run" for t in threading.enumerate())
+    assert not session.library().get(PAIR[0]).lock.locked()
+
+
+def test_an_error_leaves_the_session_usable(session, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(EMBEDDED / PAIR[1], broken)
+    (broken / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(RequestError, match="unet/diffusion_pytorch_model.safetensors is missing.*save_pretrained"):
+        list(session.run([GenerationRequest(model=str(broken), prompt="a star", steps=1)]))
+    assert "is missing" in session.state(str(broken)).detail
+    assert list(session.run(requests(steps=1)[1:]))[-1].results
+
+
+def test_a_model_that_is_not_here_says_what_it_needs(session):
+    session.want("sdxl-base")
+    state = session.state("sdxl-base")
+    if state.state == "needs":
+        assert "hf download" in state.detail
+    label = next(label for label, name in session.choices() if name == "sdxl-base")
+    assert ("not on this machine" in label) == (state.state == "needs")
+
+
+def test_visitors_from_elsewhere_cannot_name_folders(tmp_path):
+    public = Session(local=False)
+    with pytest.raises(RequestError, match="on this server the names are"):
+        public.card(str(EMBEDDED / PAIR[0]))
+    assert public.card(PAIR[0]).name == PAIR[0]
+    assert Session([str(EMBEDDED / PAIR[0]), PAIR[1]], local=False).models == PAIR
+
+
+@pytest.mark.parametrize("models", [("nothing-like-it", PAIR[0])])
+def test_unknown_models_are_refused_at_the_start(models):
+    with pytest.raises(RequestError, match="unknown model"):
+        Session(models)
+
+
+def test_the_stage_shows_a_stopped_run():
+    show = Stage(requests(), [Session().card(m) for m in PAIR])
+    value = show.say("Stopped at Tiny SDXL: step 2 of 3.", "stopped")
+    assert value["phase"] == "stopped" and value["status"].startswith("Stopped") and value["prompt"] == "a red circle"

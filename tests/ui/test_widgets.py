@@ -1,0 +1,198 @@
+"""What a visitor or a file wrote is shown as text, everywhere; the numbers are those of the result."""
+
+from html.parser import HTMLParser
+
+import pytest
+
+from koala.registry import CARDS
+from koala.request import GenerationRequest, RequestError
+from koala.shapes.captions import parse
+from koala.ui import messages, settings, stage, widgets
+from koala.ui.session import ModelState
+
+HOSTILE = """<script>alert(1)</script> ${1+1} {{x}} "double" 'single' & 🐨 </p><img src=x onerror=alert(1)>"""
+PAIR = ("tiny-sdxl", "tiny-koala-700m")
+
+
+class Reader(HTMLParser):
+    """Tags and text of HTML, as a browser would see them."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        assert not any(name.startswith("on") for name, _ in attributes)
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def entry(model: str, unet_ms: float, calls: int = 50) -> dict:
+    steps = [unet_ms / 25] * 25
+    timing = {"text_ms": 7.0, "unet_ms": steps, "unet_calls": calls, "vae_ms": 160.0, "total_ms": unet_ms + 170}
+    return {"model": model, "parameters": CARDS[model].parameters, "timing": timing | {"peak_memory_bytes": 640e6}}
+
+
+def comparison(device="AMD EPYC, 2 threads") -> dict:
+    speed = {"per_call": 2.0, "calls": 1.0, "unet": 2.0, "total": 1.9}
+    return {
+        "models": [entry(PAIR[0], 2266.0), entry(PAIR[1], 1132.5)],
+        "speedup": {"baseline": PAIR[0], "models": {PAIR[1]: speed}},
+        "device": device,
+        "versions": {},
+    }
+
+
+def claim(text: str, holds: bool, seen: str = "1 object") -> dict:
+    return {"kind": "count", "claim": text, "holds": holds, "seen": seen}
+
+
+def test_timing_spells_everything_out():
+    read = Reader(widgets.timing(comparison())).text
+    for words in (
+        "text 7 ms", "50 calls × 45.3 ms = 2.27 s", "VAE 160 ms", "2.44 s", "640 MB", "6,442,948", "1,967,636",
+        "AMD EPYC, 2 threads", "2.00× per U-Net call · 1.00× by the number of calls = 2.00×", "1.90× in total",
+        "Warm-up and previews are not counted", "their own",
+    ):  # fmt: skip
+        assert words in read, words
+
+
+def test_timing_says_where_memory_was_not_measured():
+    given = comparison()
+    given["models"][0]["timing"]["peak_memory_bytes"] = None
+    assert "peak memory not measured" in Reader(widgets.timing(given)).text
+
+
+def test_a_verdict_says_in_words_what_holds():
+    pictures = [[[claim("1 object", True), claim("red", False, "blue")], [claim("1 object", True), claim("red", True)]]]
+    read = Reader(widgets.verdicts(["Teacher", "Student"], pictures)).text
+    assert "1 of 2 hold" in read and "all 2 hold" in read and "✗ saw blue" in read and "✓ holds" in read
+
+
+def test_a_prompt_without_shapes_has_no_verdict():
+    assert "nothing to check" in widgets.verdicts(["Teacher", "Student"], [[None, None]])
+
+
+def test_several_pictures_have_a_verdict_each():
+    html = widgets.verdicts(["A", "B"], [[[claim("x", True)], [claim("x", False)]]] * 3)
+    assert Reader(html).tags.count("details") == 3 and html.count("<details open>") == 1
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        widgets.states([ModelState(title=HOSTILE, state="needs", detail=HOSTILE)], HOSTILE),
+        widgets.timing(comparison(HOSTILE)),
+        widgets.verdicts([HOSTILE, "B"], [[[claim(HOSTILE, False, HOSTILE)], [claim(HOSTILE, True)]]]),
+        f"<p>{messages.safe(HOSTILE)}</p>",
+    ],
+    ids=["states", "timing", "verdicts", "toast"],
+)
+def test_hostile_text_stays_text(html):
+    read = Reader(html)
+    assert "script" not in read.tags and "img" not in read.tags
+    assert HOSTILE in read.text or HOSTILE in read.text[:1].lower() + read.text[1:]
+
+
+def test_the_stage_template_has_no_place_for_text():
+    """The template is compiled in the browser: a prompt in it would be code. Data goes through props alone."""
+    template = (stage.Path(widgets.__file__).parent / "assets" / "stage.html").read_text()
+    assert "{{" not in template and "${" not in template and "`" not in template
+    for script in ("stage.js", "history.js"):
+        assert "innerHTML" not in (stage.Path(widgets.__file__).parent / "assets" / script).read_text()
+
+
+def test_toasts_are_clipped():
+    assert len(messages.safe("x" * 100_000)) <= messages.LONGEST
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")])
+def test_out_of_memory_names_the_remedy(error):
+    assert "smaller width and height" in messages.readable(error)
+
+
+@pytest.mark.parametrize("prompt", widgets.EXAMPLES)
+def test_the_examples_speak_the_shapes_language(prompt):
+    described = parse(prompt)
+    assert described is not None and described.unknown == ()
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [("tiny-sdxl", "koala-tiny-sdxl-7.png"), ("/a b/ç<x>/", "koala--x-7.png"), ("owner/name", "koala-name-7.png")],
+)
+def test_file_names_are_plain(model, expected):
+    assert stage.file_name(model, 7) == expected
+
+
+# --- fields <-> requests <-> links
+
+
+def fields(**change) -> dict:
+    base = dict(prompt="a red circle", negative_prompt="", seed="5", scheduler="", width=256, height=256, images=1)
+    models = dict(model_a=PAIR[0], steps_a=25, guidance_a=7.5, model_b=PAIR[1], steps_b=10, guidance_b=3.5)
+    return base | models | change
+
+
+def find(name):
+    from koala.registry import find
+
+    return find(name)
+
+
+def test_fields_survive_requests_and_links():
+    given = fields(prompt=HOSTILE, negative_prompt="ünï,&=?#", seed="4294967295", images=2, scheduler="ddim-trailing")
+    requests = settings.to_requests(given, find)
+    assert settings.from_requests(requests, find) == given
+    from urllib.parse import parse_qsl
+
+    found, complaints = settings.from_query(dict(parse_qsl(settings.to_query(requests)[1:])), find)
+    assert complaints == []
+    assert found == given
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(prompt=""), "prompt is empty"),
+        (dict(prompt="x" * 10_000), "10,000 characters; shorten it"),
+        (dict(steps_a=0), "steps must lie between 1 and 200"),
+        (dict(steps_b=10_000), "not 10000"),
+        (dict(steps_a=None), None),
+        (dict(width=13), "64 is the nearest"),
+        (dict(height=100_000), "2048 is the nearest"),
+        (dict(seed="abc"), "whole number"),
+        (dict(seed="-1"), "between 0 and 4294967295"),
+        (dict(seed=""), "seed is empty"),
+        (dict(seed="9" * 5000), "whole number"),
+        (dict(images=0), "images must lie between"),
+        (dict(guidance_a=99), "guidance must be a number from 0 to 30"),
+        (dict(model_a="tiny-sdlx"), "did you mean tiny-sdxl"),
+        (dict(model_b=None), "no model was named"),
+        (dict(scheduler="heun"), "unknown scheduler"),
+    ],
+    ids=str,
+)
+def test_bad_fields_are_refused_with_a_remedy(change, words):
+    if words is None:
+        settings.to_requests(fields(**change), find)
+        return
+    with pytest.raises(RequestError, match=words):
+        settings.to_requests(fields(**change), find)
+
+
+def test_a_bad_link_is_used_as_far_as_it_is_good():
+    query = dict(prompt="a star", seed="x", width="13", models="tiny-koala-1b,nothing-like-it", steps="9,0", guidance="a,2")
+    found, complaints = settings.from_query(query, find)
+    assert found["prompt"] == "a star" and found["model_a"] == "tiny-koala-1b" and found["steps_a"] == 9
+    assert found["guidance_b"] == 2.0 and "seed" not in found and found["guidance_a"] == 7.5
+    assert len(complaints) == 5, complaints
+
+
+def test_one_picture_goes_to_its_own_slot():
+    student = GenerationRequest(model="tiny-koala-1b", prompt="a star", steps=4)
+    found = settings.from_requests([student], find)
+    assert found["model_b"] == "tiny-koala-1b" and found["steps_b"] == 4 and "model_a" not in found
