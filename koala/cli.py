@@ -6,6 +6,7 @@ Exit status: 0 done, 1 failed, 2 bad use. A bad request is one line that names t
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -206,13 +207,20 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=_png, required=True, metavar="FILE.png", help="where the picture goes")
 
     sub = verb("compare", compare, "draw the same noise with several models, timed")
-    sub.add_argument("--models", nargs="+", required=True, metavar="MODEL", help="two or more; the first is the baseline")
+    sub.add_argument(
+        "--models", nargs="+", required=True, metavar="MODEL", help="two or more; the first is the baseline"
+    )
     _add_request_options(sub, leave_out=("model",))
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the pictures")
 
     sub = verb("eval", evaluate, "score a model")
     sub.add_argument("--model", required=True, metavar="MODEL", help="model name or folder")
-    sub.add_argument("--suite", choices=("shapes", "judge"), default="shapes", help="shapes: claims that hold in its pictures; judge: how exact the judge itself is, before and after the model's VAE")
+    sub.add_argument(
+        "--suite",
+        choices=("shapes", "judge"),
+        default="shapes",
+        help="shapes: which claims hold in its pictures; judge: how exact the judge is, before and after its VAE",
+    )
     sub.add_argument("--num-prompts", type=int, default=500, metavar="N", help="prompts per suite (default 500)")
     sub.add_argument("--out", type=Path, metavar="FILE.json", help="where the report goes")
 
@@ -230,6 +238,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RequestError as error:
         _say(f"koala: {error}")
         return 2
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         _say(f"koala: {error}")
         return 1

@@ -79,7 +79,12 @@ def _clean(pipeline, before: torch.Tensor, after: torch.Tensor, index: int) -> t
 
 def _encode(pipeline: StableDiffusionXLPipeline, request: GenerationRequest, prompt: str | list[str]) -> dict:
     """The pipeline's arguments for a prompt, or for one prompt per picture."""
-    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+    names = (
+        "prompt_embeds",
+        "negative_prompt_embeds",
+        "pooled_prompt_embeds",
+        "negative_pooled_prompt_embeds",
+    )
     negative = request.negative_prompt or None
     values = pipeline.encode_prompt(
         prompt=prompt,

@@ -15,7 +15,11 @@ from koala.locate import Location, locate, replacements
 from koala.registry import ModelCard, find
 from koala.request import RequestError
 
-_CLASSES = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection, "vae": AutoencoderKL}
+_CLASSES = {
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
+    "vae": AutoencoderKL,
+}
 
 
 @dataclass(kw_only=True)

@@ -13,9 +13,7 @@ def claims(result: GenerationResult, index: int = 0) -> list[dict] | None:
     verdict = judge(result.images[index], result.request.prompt)
     if verdict is None:
         return None
-    return [
-        {"kind": r.claim.kind, "claim": r.claim.text, "holds": r.holds, "seen": r.seen} for r in verdict.results
-    ]
+    return [{"kind": r.claim.kind, "claim": r.claim.text, "holds": r.holds, "seen": r.seen} for r in verdict.results]
 
 
 def entry(result: GenerationResult, images: Sequence[str] = ()) -> dict:
@@ -41,9 +39,7 @@ def comparison(results: Sequence[GenerationResult], images: Sequence[Sequence[st
         "models": [entry(r, files) for r, files in zip(results, images, strict=True)],
         "speedup": {
             "baseline": first.request.model,
-            "models": {
-                r.request.model: dataclasses.asdict(speedup(first.timing, r.timing)) for r in results[1:]
-            },
+            "models": {r.request.model: dataclasses.asdict(speedup(first.timing, r.timing)) for r in results[1:]},
         },
         "device": first.device,
         "versions": first.versions,

@@ -87,7 +87,9 @@ def read_png(source: Path | str | bytes) -> dict:
             picture.load()
             text = picture.text.get(KEY)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise RequestError(f"this file is not a readable PNG ({error}); choose the original file, not a copy") from error
+        raise RequestError(
+            f"this file is not a readable PNG ({error}); choose the original file, not a copy"
+        ) from error
     if text is None:
         raise RequestError(
             "this PNG carries no KOALA settings; choose a picture that was saved here, "

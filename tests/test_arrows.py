@@ -166,9 +166,7 @@ def targets(node: ast.AST, importer: str) -> list[str]:
                 package = importer.split(".")[: len(importer.split(".")) - node.level + is_package]
                 base = ".".join([*package, *([base] if base else [])])
             return [name if (name := f"{base}.{alias.name}") in MODULES else base for alias in node.names]
-        case ast.Call(
-            func=ast.Name(id=function) | ast.Attribute(attr=function), args=[ast.Constant(value=name), *_]
-        ):
+        case ast.Call(func=ast.Name(id=function) | ast.Attribute(attr=function), args=[ast.Constant(value=name), *_]):
             return [name] if function in ("import_module", "__import__") else []
     return []
 
@@ -200,9 +198,7 @@ def least_level(name: str, seen: tuple[str, ...] = ()) -> int:
     found = {i.imported for i in imports(name)} - {*seen, name}
     levels = [(i, level_of(i)) for i in found]
     unplaced = [i for i, level in levels if level is None and i in MODULES]
-    return max(
-        [level or 0 for _, level in levels] + [least_level(i, (*seen, name)) for i in unplaced], default=0
-    )
+    return max([level or 0 for _, level in levels] + [least_level(i, (*seen, name)) for i in unplaced], default=0)
 
 
 def fail_with(problems: list[str]) -> None:

@@ -15,12 +15,36 @@ STUDENT = ["--model", "tiny-koala-700m"]
 def test_generate_writes_a_picture_and_one_json_object(tmp_path, capsys):
     out = tmp_path / "a.png"
     prompt = "a red circle <b>🐨</b> ${1+1}"
-    assert main(["generate", *STUDENT, "--prompt", prompt, "--steps", "2", "--seed", "9", "--json", "--out", str(out)]) == 0
+    assert (
+        main(
+            [
+                "generate",
+                *STUDENT,
+                "--prompt",
+                prompt,
+                "--steps",
+                "2",
+                "--seed",
+                "9",
+                "--json",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
     found = json.loads(capsys.readouterr().out)
     assert found["model"] == "tiny-koala-700m"
     assert found["image"] == str(out)
     assert found["parameters"] == 1_967_636
-    assert set(found["timing"]) == {"text_ms", "unet_ms", "unet_calls", "vae_ms", "total_ms", "peak_memory_bytes"}
+    assert set(found["timing"]) == {
+        "text_ms",
+        "unet_ms",
+        "unet_calls",
+        "vae_ms",
+        "total_ms",
+        "peak_memory_bytes",
+    }
     assert len(found["timing"]["unet_ms"]) == 2
     assert {c["kind"] for c in found["claims"]} == {"count", "attribute", "binding"}
     request = read_png(out)["request"]
@@ -29,7 +53,18 @@ def test_generate_writes_a_picture_and_one_json_object(tmp_path, capsys):
 
 def test_compare_gives_both_models_and_a_speed_up_that_multiplies(tmp_path, capsys):
     models = ["tiny-sdxl", "tiny-koala-700m"]
-    arguments = ["compare", "--models", *models, "--prompt", "a green star", "--steps", "3", "--json", "--out", str(tmp_path)]
+    arguments = [
+        "compare",
+        "--models",
+        *models,
+        "--prompt",
+        "a green star",
+        "--steps",
+        "3",
+        "--json",
+        "--out",
+        str(tmp_path),
+    ]
     assert main(arguments) == 0
     captured = capsys.readouterr()
     found = json.loads(captured.out)
@@ -69,15 +104,30 @@ def test_eval_writes_its_report_with_command_and_date(tmp_path, capsys):
         (["generate", *STUDENT, "--prompt", "", "--out", "x.png"], "the prompt is empty"),
         (["generate", *STUDENT, "--prompt", "x" * 10_000, "--out", "x.png"], "shorten it to 2,000"),
         (["generate", *STUDENT, "--prompt", "x", "--steps", "0", "--out", "x.png"], "steps must lie between"),
-        (["generate", *STUDENT, "--prompt", "x", "--steps", "10000", "--out", "x.png"], "steps must lie between"),
+        (
+            ["generate", *STUDENT, "--prompt", "x", "--steps", "10000", "--out", "x.png"],
+            "steps must lie between",
+        ),
         (["generate", *STUDENT, "--prompt", "x", "--width", "13", "--out", "x.png"], "64 is the nearest"),
-        (["generate", *STUDENT, "--prompt", "x", "--width", "100000", "--out", "x.png"], "2048 is the nearest"),
-        (["generate", *STUDENT, "--prompt", "x", "--seed", "lucky", "--out", "x.png"], "seed must be a whole number"),
+        (
+            ["generate", *STUDENT, "--prompt", "x", "--width", "100000", "--out", "x.png"],
+            "2048 is the nearest",
+        ),
+        (
+            ["generate", *STUDENT, "--prompt", "x", "--seed", "lucky", "--out", "x.png"],
+            "seed must be a whole number",
+        ),
         (["generate", *STUDENT, "--prompt", "x", "--seed", "-1", "--out", "x.png"], "seed must lie between"),
         (["generate", "--model", "tiny-sdlx", "--prompt", "x", "--out", "x.png"], "did you mean tiny-sdxl"),
-        (["generate", "--model", "koala-1b", "--prompt", "x", "--out", "x.png"], "hf download etri-vilab/koala-1b"),
+        (
+            ["generate", "--model", "koala-1b", "--prompt", "x", "--out", "x.png"],
+            "hf download etri-vilab/koala-1b",
+        ),
         (["generate", *STUDENT, "--prompt", "x", "--out", "x.jpg"], "does not end in .png"),
-        (["generate", *STUDENT, "--prompt", "x", "--device", "gpu", "--out", "x.png"], "unknown device 'gpu'"),
+        (
+            ["generate", *STUDENT, "--prompt", "x", "--device", "gpu", "--out", "x.png"],
+            "unknown device 'gpu'",
+        ),
         (["compare", "--models", "tiny-sdxl", "--prompt", "x", "--out", "d"], "at least two models"),
         (["eval", *STUDENT, "--num-prompts", "0"], "--num-prompts must lie between"),
         (["draw"], "invalid choice: 'draw'"),

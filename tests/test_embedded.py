@@ -31,7 +31,10 @@ print(pipe.unet.dtype)
 @pytest.mark.parametrize("name", NAMES)
 def test_plain_diffusers_loads_and_draws_without_our_code(name, dtype, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", PLAIN, str(EMBEDDED / name), dtype], capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, "-c", PLAIN, str(EMBEDDED / name), dtype],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == f"torch.float{dtype[2:]}"

@@ -17,7 +17,13 @@ def copy(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "file", ["unet/diffusion_pytorch_model.safetensors", "model_index.json", "vae/config.json", "tokenizer/merges.txt"]
+    "file",
+    [
+        "unet/diffusion_pytorch_model.safetensors",
+        "model_index.json",
+        "vae/config.json",
+        "tokenizer/merges.txt",
+    ],
 )
 def test_a_missing_file_is_named(copy, file):
     os.remove(copy / file)

@@ -72,7 +72,10 @@ def _png(**text):
         (_png(koala="{"), "damaged"),
         (_png(koala="[]"), "damaged"),
         (_png(koala='{"request": {"model": "m"}}'), "lacks prompt"),
-        (_png(koala=json.dumps({"request": {"model": "m", "prompt": "x", "steps": 0}})), "steps must lie between"),
+        (
+            _png(koala=json.dumps({"request": {"model": "m", "prompt": "x", "steps": 0}})),
+            "steps must lie between",
+        ),
         (_png(koala=json.dumps({"request": {"model": "m", "prompt": "x"}, "compared": 3})), "damaged"),
     ],
     ids=["empty", "text", "cut", "foreign", "half", "list", "incomplete", "steps", "compared"],

@@ -18,9 +18,7 @@ def teacher():
 def test_student_tensors_are_the_teachers_own(teacher, spec, tmp_path):
     student = cut(teacher, spec, TINY_SDXL)
     weights = student.state_dict()
-    assert torch.equal(
-        weights["up_blocks.0.resnets.1.conv1.weight"], teacher["up_blocks.0.resnets.2.conv1.weight"]
-    )
+    assert torch.equal(weights["up_blocks.0.resnets.1.conv1.weight"], teacher["up_blocks.0.resnets.2.conv1.weight"])
     pool = {t.data_ptr() for t in teacher.values()}
     assert not pool & {t.data_ptr() for t in weights.values()}, "the student must not share memory with its teacher"
     student.save_pretrained(tmp_path)

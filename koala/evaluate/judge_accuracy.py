@@ -22,9 +22,7 @@ from koala.shapes.scene import COLOURS, SHAPES, Scene, SceneObject, random_scene
 
 BATCH = 8
 CANVASES = ((256, 256), (256, 256), (320, 192), (192, 320))  # width, height; one per batch, in turn
-ALL_PAIRS = tuple(
-    (s, c) for s in SHAPES for c in COLOURS
-)  # the held-out ones too: the judge must read them as well
+ALL_PAIRS = tuple((s, c) for s in SHAPES for c in COLOURS)  # the held-out ones too: the judge must read them as well
 NEAR = 6.0  # px from its place within which an object counts as read
 
 

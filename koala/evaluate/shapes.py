@@ -26,9 +26,7 @@ def prompts(suite: str, count: int) -> list[str]:
     """The fixed prompts of a suite: short and detailed captions in turn."""
     num_objects, pairs = _SETTING[suite]
     rng = random.Random(f"suite/{suite}")
-    return [
-        caption(random_scene(rng, num_objects, pairs=pairs), STYLES[i % len(STYLES)], rng) for i in range(count)
-    ]
+    return [caption(random_scene(rng, num_objects, pairs=pairs), STYLES[i % len(STYLES)], rng) for i in range(count)]
 
 
 @torch.inference_mode()
@@ -39,7 +37,11 @@ def draw(model: LoadedModel, texts: list[str], first_seed: int, *, steps: int, g
     factor = model.pipeline.vae_scale_factor
     noise = torch.cat(
         [
-            initial_noise(dataclasses.replace(request, seed=first_seed + k), model.pipeline.unet.config.in_channels, factor)
+            initial_noise(
+                dataclasses.replace(request, seed=first_seed + k),
+                model.pipeline.unet.config.in_channels,
+                factor,
+            )
             for k in range(len(texts))
         ]
     )
@@ -63,7 +65,11 @@ def _rates(verdicts: list) -> dict:
     for kind in CLAIM_KINDS:
         found[kind] = np.array([r.holds for v in verdicts for r in v.results if r.claim.kind == kind], float)
     return {
-        kind: {"rate": round(float(o.mean()), 4), "interval": [round(x, 4) for x in interval(o, rng)], "count": len(o)}
+        kind: {
+            "rate": round(float(o.mean()), 4),
+            "interval": [round(x, 4) for x in interval(o, rng)],
+            "count": len(o),
+        }
         for kind, o in found.items()
         if len(o)
     }

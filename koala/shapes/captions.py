@@ -28,7 +28,14 @@ _FRAMES = {  # style -> frames around the objects
         "a picture of {objects} on a {background} background",
     ),
 }
-_SYNONYMS = {"big": "large", "huge": "large", "tiny": "small", "little": "small", "gray": "grey", "plus": "cross"}
+_SYNONYMS = {
+    "big": "large",
+    "huge": "large",
+    "tiny": "small",
+    "little": "small",
+    "gray": "grey",
+    "plus": "cross",
+}
 _NUMBERS = {"two": 2, "three": 3}
 _RELATION_PATTERN = re.compile(
     r"\b(?:(?:to|on) the )?(left|right) of\b|\b(above|over|below|under|beneath|underneath)\b"
@@ -44,8 +51,11 @@ _RELATION_WORDS = {
     "underneath": "below",
 }
 _SILENT = frozenset(
-    "a an the one of on against with is there and picture to background shape shapes in at it"
-    " left right above over below under beneath underneath two three next".split()
+    re.findall(
+        r"\w+",
+        "a an the one of on against with is there and picture to background shape shapes in at it"
+        " left right above over below under beneath underneath two three next",
+    )
 )
 
 

@@ -144,9 +144,7 @@ def _parts(mask: np.ndarray) -> list[np.ndarray]:
 
 def _by_colour(mask: np.ndarray, ab: np.ndarray) -> list[np.ndarray]:
     """Parts of a blob that each have one palette colour: objects of different colours that touch."""
-    nearest = np.linalg.norm(ab[:, :, None] - _palette(False)[1][:, 1:], axis=-1).argmin(
-        -1
-    )  # (H, W, 8) -> (H, W)
+    nearest = np.linalg.norm(ab[:, :, None] - _palette(False)[1][:, 1:], axis=-1).argmin(-1)  # (H, W, 8) -> (H, W)
     # Where colours blend they pass through others: an opening by 2 px leaves nothing of such a rim.
     classes = (ndimage.binary_opening(mask & (nearest == i), iterations=2) for i in range(len(COLOURS)))
     return [part for c in classes for part in _parts(c)]
@@ -233,9 +231,7 @@ def read(picture: Image.Image | np.ndarray) -> Reading:
 def _says(found: Found, mention: Mention) -> bool:
     """Whether an object has every word of a mention."""
     return (
-        found.shape == mention.shape
-        and mention.colour in (None, found.colour)
-        and mention.size in (None, found.size)
+        found.shape == mention.shape and mention.colour in (None, found.colour) and mention.size in (None, found.size)
     )
 
 
@@ -281,9 +277,7 @@ def _nearest(mention: Mention, candidates: Sequence[Found]) -> str:
     return str(max(candidates, key=shared)) if candidates else "nothing"
 
 
-def _check(
-    claim: Claim, description: Description, reading: Reading, bound: tuple[Found | None, ...]
-) -> ClaimResult:
+def _check(claim: Claim, description: Description, reading: Reading, bound: tuple[Found | None, ...]) -> ClaimResult:
     objects, subject = reading.objects, claim.subject
     if claim.kind == "count":
         holds = len(objects) == subject[0]

@@ -5,7 +5,7 @@ blends. Shapes: H, W are the picture's height and width.
 """
 
 import math
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from PIL import Image
@@ -39,7 +39,20 @@ def _outline(shape: str) -> list[tuple[float, float]]:
         outer, inner = _regular(5, 1.27), _regular(5, 0.56, start=-math.pi / 2 + math.pi / 5)
         return [p for pair in zip(outer, inner, strict=True) for p in pair]
     a, b = 1.08, 0.36  # the cross: half its length, half its arm's width
-    return [(-b, -a), (b, -a), (b, -b), (a, -b), (a, b), (b, b), (b, a), (-b, a), (-b, b), (-a, b), (-a, -b), (-b, -b)]
+    return [
+        (-b, -a),
+        (b, -a),
+        (b, -b),
+        (a, -b),
+        (a, b),
+        (b, b),
+        (b, a),
+        (-b, a),
+        (-b, b),
+        (-a, b),
+        (-a, -b),
+        (-b, -b),
+    ]
 
 
 def _polygon_distance(x: np.ndarray, y: np.ndarray, points: list[tuple[float, float]]) -> np.ndarray:
@@ -66,7 +79,7 @@ def distance(shape: str, radius: float, x: np.ndarray, y: np.ndarray) -> np.ndar
     return _polygon_distance(x, y, points) - rounding
 
 
-@lru_cache(maxsize=None)
+@cache
 def _tile(shape: str, size: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Coverage, light and shadow of one object on a (2r+1, 2r+1) tile about its centre."""
     radius = SIZES[size]

@@ -138,9 +138,7 @@ def random_scene(
             for (s, c), z, (x, y) in zip(chosen, drawn, centres, strict=True)
         )
         if _unambiguous(objects, min(width, height)):
-            return Scene(
-                objects=objects, background=rng.choice(list(BACKGROUNDS)), width=width, height=height
-            )
+            return Scene(objects=objects, background=rng.choice(list(BACKGROUNDS)), width=width, height=height)
     raise ValueError(
         f"{num_objects} objects do not fit {width}x{height} px; a side of 192 px holds three, 128 px holds one"
     )

@@ -77,20 +77,21 @@ def from_requests(requests: Sequence[GenerationRequest], find: Finder) -> dict[s
 
 
 def to_query(requests: Sequence[GenerationRequest]) -> str:
-    """A link's query that describes these requests, defaults left out."""
+    """A link's query that describes these requests; what they leave to the models is left out."""
     first = requests[0]
     values = {
         "prompt": first.prompt,
         "negative_prompt": first.negative_prompt,
         "seed": first.seed,
         "models": ",".join(r.model for r in requests),
-        "steps": ",".join(str(r.steps) for r in requests),
-        "guidance": ",".join(f"{r.guidance:g}" for r in requests),
-        "scheduler": first.scheduler if len({r.scheduler for r in requests}) == 1 else "",
+        "scheduler": first.scheduler if len({r.scheduler for r in requests}) == 1 else None,
         "width": first.width,
         "height": first.height,
-        "images": first.images if first.images > 1 else "",
+        "images": first.images if first.images > 1 else None,
     }
+    for field in ("steps", "guidance"):
+        own = [getattr(r, field) for r in requests]
+        values[field] = None if None in own else ",".join(map(str, own))
     return "?" + urlencode({k: v for k, v in values.items() if v not in ("", None)})
 
 

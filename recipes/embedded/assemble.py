@@ -1,6 +1,7 @@
-"""Pack trained parts into the three self-contained diffusers folders that the package ships, in fp16.
+r"""Pack trained parts into the three self-contained diffusers folders that the package ships, in fp16.
 
-    python recipes/embedded/assemble.py --text WORK/text --vae WORK/vae --unet tiny-sdxl=WORK/teacher-b ... --out koala/embedded
+    python recipes/embedded/assemble.py --text WORK/text --vae WORK/vae --unet tiny-sdxl=WORK/teacher ... \
+        --out koala/embedded
 
 Tokenizers, text encoders and VAE are byte-identical copies in every folder: the app recognises them by hash and
 loads them once.

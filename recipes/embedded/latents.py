@@ -19,8 +19,6 @@ from safetensors.torch import load_file, save_file
 from koala.shapes.render import render_array
 from koala.shapes.scene import Scene, random_scene
 
-SHARD = 1024
-
 
 def scene(seed: str, index: int, num_objects: int, width: int, height: int) -> Scene:
     """Scene `index` of a set."""
@@ -37,15 +35,17 @@ class LatentSet:
         self.num_objects = int(objects)
         self.latents = torch.empty(0, 4, self.height // 8, self.width // 8, dtype=torch.float16)
         self.scenes: list[Scene] = []
+        self._shards = 0
         self.refresh()
 
     def refresh(self) -> None:
-        known = len(self.scenes)
-        added = [load_file(f)["latents"] for f in sorted(self.folder.glob("*.safetensors"))[known // SHARD :]]
+        files = sorted(self.folder.glob("*.safetensors"))
+        added = [load_file(f)["latents"] for f in files[self._shards :]]
+        self._shards = len(files)
         self.latents = torch.cat([self.latents, *added])
         self.scenes += [
             scene(self.folder.name, i, self.num_objects, self.width, self.height)
-            for i in range(known, len(self.latents))
+            for i in range(len(self.scenes), len(self.latents))
         ]
 
 
@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder named WIDTHxHEIGHT-OBJECTS")
     parser.add_argument("--count", type=int, required=True)
+    parser.add_argument("--shard", type=int, default=1024, help="scenes per file")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
 
@@ -63,12 +64,12 @@ def main() -> None:
     size, objects = args.out.name.split("-")
     width, height = map(int, size.split("x"))
     args.out.mkdir(parents=True, exist_ok=True)
-    for start in range(0, args.count, SHARD):
-        path = args.out / f"{start // SHARD:04d}.safetensors"
+    for start in range(0, args.count, args.shard):
+        path = args.out / f"{start // args.shard:04d}.safetensors"
         if path.exists():
             continue
         latents = []
-        for first in range(start, start + SHARD, 16):
+        for first in range(start, start + args.shard, 16):
             scenes = [scene(args.out.name, i, int(objects), width, height) for i in range(first, first + 16)]
             pictures = torch.from_numpy(np.stack([render_array(s) for s in scenes])).permute(0, 3, 1, 2) * 2 - 1
             pictures = pictures.to(memory_format=torch.channels_last)

@@ -1,6 +1,6 @@
 """Make the two tokenizers and train the two text encoders of the embedded models.
 
-    python recipes/embedded/text.py --out WORK/text --steps 3000        # about 15 minutes on one core; accuracy below 1 % error
+    python recipes/embedded/text.py --out WORK/text --steps 1500   # about 15 minutes on one core
 
 SDXL's encoders come from CLIP, which learned what captions mean before any diffusion model used them. Ours learn
 it from the captions alone: linear heads, thrown away afterwards, must read every object's shape, colour and size,
@@ -50,7 +50,10 @@ def build_tokenizer(captions: list[str], pad_token: str) -> CLIPTokenizer:
     tokens = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(m) for m in merges)]
     tokens = list(dict.fromkeys(tokens)) + ["<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(
-        vocab={t: i for i, t in enumerate(tokens)}, merges=merges, pad_token=pad_token, model_max_length=NUM_TOKENS
+        vocab={t: i for i, t in enumerate(tokens)},
+        merges=merges,
+        pad_token=pad_token,
+        model_max_length=NUM_TOKENS,
     )
 
 
@@ -147,7 +150,9 @@ def main() -> None:
         loss, report = 0, {}
         for name, encoder in encoders.items():
             tokenizer = tokenizers[name.replace("text_encoder", "tokenizer")]
-            ids = tokenizer(texts, padding="max_length", max_length=NUM_TOKENS, truncation=True, return_tensors="pt").input_ids
+            ids = tokenizer(
+                texts, padding="max_length", max_length=NUM_TOKENS, truncation=True, return_tensors="pt"
+            ).input_ids
             end = (ids == tokenizer.eos_token_id).int().argmax(-1)
             output = encoder(ids, output_hidden_states=True)
             hidden = heads[name].norm(output.hidden_states[-2])
@@ -170,7 +175,10 @@ def main() -> None:
         optimizer.step()
         schedule.step()
         if step % 100 == 0 or step == args.steps:
-            print(json.dumps({"step": step, "loss": loss.item(), **report, "s": round(time.time() - start)}), flush=True)
+            print(
+                json.dumps({"step": step, "loss": loss.item(), **report, "s": round(time.time() - start)}),
+                flush=True,
+            )
             for name, tokenizer in tokenizers.items():
                 save_tokenizer(tokenizer, args.out / name)
             for name, encoder in encoders.items():

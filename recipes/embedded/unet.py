@@ -1,4 +1,4 @@
-"""Train an embedded U-Net on stored latents: the teacher from nothing, or a student by self-attention distillation.
+r"""Train an embedded U-Net on stored latents: the teacher from nothing, or a student by self-attention distillation.
 
     python recipes/embedded/unet.py --models koala/embedded --name tiny-sdxl --out WORK/teacher-a --steps 8000 \
         --sets WORK/latents/128x128-1=48*2 WORK/latents/160x160-2=32*3 --learning-rate 1e-3
@@ -50,7 +50,11 @@ class Conditioner:
         hidden = []
         for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True):
             ids = tokenizer(
-                captions, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+                captions,
+                padding="max_length",
+                max_length=tokenizer.model_max_length,
+                truncation=True,
+                return_tensors="pt",
             ).input_ids
             output = encoder(ids, output_hidden_states=True)
             hidden.append(output.hidden_states[-2])
@@ -111,7 +115,9 @@ def main() -> None:
     if not any(s.scenes for s in sets):
         parser.error("no set holds a shard; make some with recipes/embedded/latents.py")
     conditioner = Conditioner(args.text)
-    schedule = DDPMScheduler(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    schedule = DDPMScheduler(
+        num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+    )
     alphas = schedule.alphas_cumprod
 
     spec, teacher_spec = SPECS[args.name], SPECS["tiny-sdxl"]
@@ -129,7 +135,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(
         unet.parameters(), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
     )
-    warmup = min(300, args.steps // 20)
+    warmup = max(1, min(300, args.steps // 20))
     cosine = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda s: min((s + 1) / warmup, 0.02 + 0.98 * (1 + math.cos(math.pi * s / args.steps)) / 2)
     )

@@ -137,12 +137,18 @@ def main() -> None:
         colour_path(vae)
     vae = vae.to(memory_format=torch.channels_last)
     best = validate(vae)["psnr"]
+    vae.save_pretrained(args.out)
     print(json.dumps({"step": 0, "psnr": best}), flush=True)
     if args.freeze_encoder:
         for part in (vae.encoder, vae.quant_conv):
             part.requires_grad_(False)
-    optimizer = torch.optim.AdamW([p for p in vae.parameters() if p.requires_grad], lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
-    warmup = min(100, args.steps // 10)
+    optimizer = torch.optim.AdamW(
+        [p for p in vae.parameters() if p.requires_grad],
+        lr=args.learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=0.0,
+    )
+    warmup = max(1, min(100, args.steps // 10))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda s: min((s + 1) / warmup, 0.02 + 0.98 * (1 + math.cos(math.pi * s / args.steps)) / 2)
     )
@@ -166,7 +172,19 @@ def main() -> None:
             if kept:
                 best = score["psnr"]
                 vae.save_pretrained(args.out)
-            print(json.dumps({"step": step, "loss": loss.item(), "kl": kl.item(), **score, "kept": kept, "s": round(time.time() - start)}), flush=True)
+            print(
+                json.dumps(
+                    {
+                        "step": step,
+                        "loss": loss.item(),
+                        "kl": kl.item(),
+                        **score,
+                        "kept": kept,
+                        "s": round(time.time() - start),
+                    }
+                ),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -13,9 +13,7 @@ from koala.shapes.scene import HELD_OUT, Scene, SceneObject
 def test_suites_are_fixed_and_ask_for_what_their_names_say():
     for suite in shapes.SUITES:
         assert shapes.prompts(suite, 40) == shapes.prompts(suite, 60)[:40]
-    one, two, held = (
-        [parse(p) for p in shapes.prompts(s, 200)] for s in ("one_object", "two_objects", "held_out")
-    )
+    one, two, held = ([parse(p) for p in shapes.prompts(s, 200)] for s in ("one_object", "two_objects", "held_out"))
     assert {len(d.objects) for d in one} == {1}
     assert {len(d.objects) for d in two} == {2}
     assert all(len(d.relations) == 1 for d in two)

@@ -224,15 +224,10 @@ def test_one_object_is_bound_once():
 
 def test_of_two_equal_objects_the_one_that_keeps_the_relation_is_bound():
     drawn = picture(
-        *(
-            thing(w, x)
-            for w, x in [("small red circle", 40), ("small blue square", 128), ("small red circle", 216)]
-        )
+        *(thing(w, x) for w, x in [("small red circle", 40), ("small blue square", 128), ("small red circle", 216)])
     )
     for how in ("left of", "right of"):
-        assert failed(judge(drawn, f"a red circle {how} a blue square")) == [
-            ("count", "2 objects", "3 objects")
-        ]
+        assert failed(judge(drawn, f"a red circle {how} a blue square")) == [("count", "2 objects", "3 objects")]
     assert failed(judge(drawn, "a red circle above a blue square"))[1][2].endswith("of small blue square")
 
 

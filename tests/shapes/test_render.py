@@ -10,9 +10,7 @@ from koala.shapes.scene import BACKGROUNDS, COLOURS, EXTENT, SHAPES, SIZES, Scen
 
 
 def one(shape: str, size: str = "large", colour: str = "red", background: str = "cream") -> Scene:
-    return Scene(
-        objects=(SceneObject(shape=shape, colour=colour, size=size, x=120, y=130),), background=background
-    )
+    return Scene(objects=(SceneObject(shape=shape, colour=colour, size=size, x=120, y=130),), background=background)
 
 
 def test_a_picture_has_its_canvas_and_is_the_same_every_time():
@@ -43,9 +41,7 @@ def test_the_distance_is_in_pixels_and_grows_with_the_radius(shape):
     x, y = np.meshgrid(line, line)
     steep = np.hypot(*np.gradient(distance(shape, 36.0, x, y), 0.25))
     assert np.median(steep) == pytest.approx(1, abs=0.01)
-    np.testing.assert_allclose(
-        distance(shape, 36.0, x, y), 36 * distance(shape, 1.0, x / 36, y / 36), atol=1e-3
-    )
+    np.testing.assert_allclose(distance(shape, 36.0, x, y), 36 * distance(shape, 1.0, x / 36, y / 36), atol=1e-3)
 
 
 @pytest.mark.parametrize("background", BACKGROUNDS)

@@ -122,7 +122,7 @@ def test_the_examples_speak_the_shapes_language(prompt):
 
 @pytest.mark.parametrize(
     ("model", "expected"),
-    [("tiny-sdxl", "koala-tiny-sdxl-7.png"), ("/a b/ç<x>/", "koala--x-7.png"), ("owner/name", "koala-name-7.png")],
+    [("tiny-sdxl", "koala-tiny-sdxl-7.png"), ("/a b/ç<x>/", "koala--x--7.png"), ("owner/name", "koala-name-7.png")],
 )
 def test_file_names_are_plain(model, expected):
     assert stage.file_name(model, 7) == expected

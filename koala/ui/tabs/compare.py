@@ -282,10 +282,9 @@ class Compare:
         fields = [found["fields"][name] for name in FIELDS]
         return [found["stage"], found["timing"], found["verdict"], *fields, False]
 
-    def restore(self, file: str | None):
-        """A dropped PNG: its whole request back into the fields."""
-        if not file:
-            return [gr.skip()] * (len(FIELDS) + 2)
+    def restore(self, file: str | None) -> Iterator[list]:
+        """A dropped PNG: its whole request back into the fields. The drop zone is emptied whatever comes of it."""
+        yield [gr.skip()] * (len(FIELDS) + 1) + [None]
         try:
             metadata = read_png(file)
             requests = metadata["compared"][:2] or [metadata["request"]]
@@ -294,7 +293,7 @@ class Compare:
             raise complain(error, "Nothing was restored") from None
         values |= {"seed": str(metadata["request"].seed), "images": metadata["request"].images}
         gr.Info("Settings restored. Generate draws the same picture again.")
-        return [*(values.get(name, gr.skip()) for name in FIELDS), False, None]
+        yield [*(values.get(name, gr.skip()) for name in FIELDS), False, None]
 
     def open_link(self, request: gr.Request):
         """The query of a link -> the fields; what cannot be used is said and left out."""

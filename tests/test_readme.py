@@ -1,0 +1,37 @@
+"""The README keeps its word: its commands parse, its figures are the measured ones, its files exist."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from koala.cli import parser
+from koala.registry import CARDS, EMBEDDED
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^python -m koala (.+)$", README, re.M)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_parse(command):
+    parser().parse_args(shlex.split(command, comments=True))
+
+
+def test_there_are_commands_of_every_verb():
+    assert {c.split()[0] for c in COMMANDS} >= {"models", "generate", "compare", "eval"}
+
+
+def test_scores_are_those_of_the_reports():
+    for name in (c.name for c in CARDS.values() if c.embedded):
+        scores = json.loads((EMBEDDED / "scores" / f"{name}.json").read_text())["scores"]
+        row = next(line for line in README.splitlines() if line.startswith(f"| `{name}`"))
+        shown = [float(cell) for cell in re.findall(r"([\d.]+) %", row)]
+        assert shown == [round(100 * scores[s]["all"]["rate"], 1) for s in ("one_object", "two_objects", "held_out")]
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
+def test_linked_files_exist(target):
+    assert (ROOT / target).exists()

@@ -1,0 +1,70 @@
+"""The embedded models' whole chain from nothing, a few steps of each stage, ending in folders that plain diffusers runs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+
+from koala.loading import digest
+
+RECIPES = Path(__file__).parents[1] / "recipes" / "embedded"
+NAMES = ("tiny-sdxl", "tiny-koala-700m")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """The folder in which every stage has run once."""
+    folder = tmp_path_factory.mktemp("work")
+
+    def stage(script, *arguments):
+        done = subprocess.run(
+            [sys.executable, str(RECIPES / script), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(RECIPES.parents[1])},
+        )
+        assert done.returncode == 0, f"{script}: {done.stderr[-2000:]}"
+
+    text, vae, latents = folder / "text", folder / "vae", folder / "latents" / "64x64-1"
+    stage("text.py", "--out", text, "--steps", 2, "--batch-size", 4)
+    rate = ("--learning-rate", 1e-3)
+    stage("vae.py", "--out", vae, "--steps", 2, "--crop", 64, "--batch-size", 2, *rate)
+    stage("whiten.py", "--vae", vae, "--out", folder / "white", "--count", 16)
+    sets = (f"{folder / 'latents' / '128x128-1'}=4*1",)
+    stage(
+        "latents.py", "--vae", folder / "white", "--out", latents.with_name("128x128-1"), "--count", 16, "--shard", 16
+    )
+    train = ("--text", text, "--sets", *sets, "--steps", 2, *rate)
+    stage("unet.py", "--name", "tiny-sdxl", "--out", folder / "teacher", *train)
+    student = folder / "student"
+    stage("unet.py", "--name", "tiny-koala-700m", "--teacher", folder / "teacher", "--out", student, *train)
+    unets = (f"tiny-sdxl={folder / 'teacher'}", f"tiny-koala-700m={student}")
+    packed = folder / "packed"
+    stage(
+        "assemble.py", "--text", text, "--vae", folder / "white", "--unet", *unets, "--names", *NAMES, "--out", packed
+    )
+    return folder
+
+
+def test_the_packed_folders_draw_in_plain_diffusers_and_share_their_parts(work):
+    for name in NAMES:
+        pipeline = StableDiffusionXLPipeline.from_pretrained(work / "packed" / name)
+        pipeline.set_progress_bar_config(disable=True)
+        assert pipeline("a red circle", num_inference_steps=1, height=64, width=64).images[0].size == (64, 64)
+    files = [work / "packed" / name / "vae" / "diffusion_pytorch_model.safetensors" for name in NAMES]
+    assert digest(files[0]) == digest(files[1])
+
+
+def test_distillation_starts_from_the_teachers_cut_and_moves_every_kind_of_layer(work):
+    teacher = UNet2DConditionModel.from_pretrained(work / "teacher").state_dict()
+    student = UNet2DConditionModel.from_pretrained(work / "student").state_dict()
+    first, source = student["up_blocks.0.resnets.1.conv1.weight"], teacher["up_blocks.0.resnets.2.conv1.weight"]
+    assert (first - source).abs().max() < 0.01  # two steps away from where it was cut
+    attention = "down_blocks.2.attentions.0.transformer_blocks.0.attn1.to_q.weight"
+    for key in (attention, "conv_in.weight", "up_blocks.2.resnets.1.conv1.weight"):
+        mine = teacher[key.replace("resnets.1", "resnets.2")] if "up_blocks" in key else teacher[key]
+        assert not torch.equal(student[key], mine), f"{key} has not learned"

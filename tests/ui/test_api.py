@@ -1,0 +1,127 @@
+"""The named endpoints of the running app, through gradio_client and plain HTTP."""
+
+import json
+import shutil
+import urllib.error
+import urllib.request
+
+import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+
+from koala.registry import EMBEDDED
+from koala.request import GenerationRequest
+from koala.result import read_png
+
+PAIR = ["tiny-sdxl", "tiny-koala-700m"]
+HOSTILE = """a red circle <script>alert(1)</script> ${1+1} {{x}} "q" 'q' 🐨"""
+
+
+@pytest.fixture(scope="module")
+def client(app, tmp_path_factory):
+    return Client(app.url, verbose=False, download_files=str(tmp_path_factory.mktemp("downloads")))
+
+
+def generate(client, **change):
+    given = dict(model="tiny-koala-700m", prompt="a red circle", steps=1, guidance=1.0, api_name="/generate")
+    return client.predict(**given | change)
+
+
+def test_only_the_documented_endpoints_are_named(client):
+    described = client.view_api(return_format="dict", print_info=False)
+    assert sorted(described["named_endpoints"]) == ["/compare", "/generate"]
+    assert described["unnamed_endpoints"] == {}
+    parameters = [p["parameter_name"] for p in described["named_endpoints"]["/generate"]["parameters"]]
+    assert parameters == list(GenerationRequest.__dataclass_fields__)
+
+
+def test_generate_returns_files_that_carry_the_request(client):
+    files, result = generate(client, prompt=HOSTILE, seed=7, images=2, width=128, height=96)
+    assert len(files) == 2 and result["images"] == ["koala-tiny-koala-700m-7.png", "koala-tiny-koala-700m-8.png"]
+    carried = read_png(files[1])
+    assert carried["request"].prompt == HOSTILE and carried["request"].seed == 8
+    assert result["request"]["width"] == 128 and result["parameters"] == 1_967_636
+    assert set(result["timing"]) >= {"text_ms", "unet_ms", "unet_calls", "vae_ms", "total_ms", "peak_memory_bytes"}
+    assert {c["claim"] for c in result["claims"]} >= {"1 object", "circle", "red"}
+
+
+def test_compare_returns_every_model_and_the_speedup(client):
+    files, result = client.predict(models=PAIR, prompt="a blue star", steps=2, guidance=1.0, api_name="/compare")
+    assert [m["model"] for m in result["models"]] == PAIR and len(files) == 2
+    assert set(result["speedup"]["models"]) == {PAIR[1]} and result["device"]
+    assert [r.model for r in read_png(files[0])["compared"]] == PAIR
+
+
+BAD = [
+    (dict(prompt=""), "prompt is empty"),
+    (dict(prompt="x" * 10_000), "shorten it to 2,000"),
+    (dict(steps=0), "10 to 50 is usual"),
+    (dict(steps=10_000), "10 to 50 is usual"),
+    (dict(steps="ten"), "steps must be a whole number"),
+    (dict(width=13), "64 is the nearest"),
+    (dict(width=100_000), "2048 is the nearest"),
+    (dict(seed="abc"), "seed must be a whole number"),
+    (dict(seed=-1), "seed must lie between 0"),
+    (dict(model="tiny-sdlx"), "did you mean tiny-sdxl"),
+    (dict(model="nobody/nothing"), "hf download"),
+    (dict(model=None), "model must be text"),
+    (dict(model="<img src=x onerror=alert(1)>"), "&lt;img"),
+    (dict(scheduler="heun"), "choose one of"),
+    (dict(images=999), "next seed"),
+    (dict(guidance="high"), "guidance must be a number"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), BAD, ids=lambda v: str(v)[:30])
+def test_bad_input_is_refused_with_a_remedy(client, change, words):
+    with pytest.raises(AppError) as refused:
+        generate(client, **change)
+    assert words.lower() in str(refused.value).lower()
+    assert len(str(refused.value)) < 1000
+
+
+@pytest.mark.parametrize("models", [["tiny-sdxl"], "tiny-sdxl", [], ["tiny-sdxl", 3]], ids=str)
+def test_bad_lists_of_models_are_refused(client, models):
+    with pytest.raises(AppError, match=r"tiny-sdxl|must be text"):
+        client.predict(models=models, prompt="a star", steps=1, api_name="/compare")
+
+
+def test_a_folder_with_a_missing_file_is_refused(client, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(EMBEDDED / PAIR[1], broken)
+    (broken / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(AppError, match=r"vae/diffusion_pytorch_model.safetensors is missing.*copy what is missing"):
+        generate(client, model=str(broken))
+
+
+def test_the_app_works_after_all_that(client):
+    files, _ = generate(client)
+    assert read_png(files[0])["request"].prompt == "a red circle"
+
+
+# --- what is closed
+
+
+def status(url: str, body: dict | None = None) -> int:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_private_handlers_cannot_be_called_by_clients(client):
+    with pytest.raises(ValueError, match="Cannot find a function"):
+        client.predict(api_name="/run")
+
+
+def test_the_queue_cannot_be_bypassed(app):
+    assert status(f"{app.url}gradio_api/run/generate", {"data": ["tiny-sdxl", "a star"]}) == 404
+
+
+def test_monitoring_and_files_are_closed(app):
+    assert status(f"{app.url}monitoring/summary") == 403
+    assert status(f"{app.url}gradio_api/file=/etc/passwd") == 403
+    assert status(f"{app.url}gradio_api/file=app.py") == 403
