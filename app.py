@@ -6,6 +6,7 @@ import sys
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # no advice about packages that nothing here needs
 
 from koala.request import RequestError  # noqa: E402
 from koala.ui.build import LOCAL, launch  # noqa: E402
@@ -32,8 +33,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         session = Session(options.models, options.device, local=options.host in LOCAL and not options.share)
         demo = launch(session, options.host, options.port, options.share)
-    except (RequestError, OSError) as error:
+    except RequestError as error:
         print(f"app.py: {error}", file=sys.stderr)
+        return 2
+    except OSError:
+        where = f"{options.host}:{options.port or '7860 and above'}"
+        print(f"app.py: nothing can listen on {where}; choose another --port or --host", file=sys.stderr)
         return 2
     print(f"KOALA is at {demo.local_url}" + (f" and {demo.share_url}" if demo.share_url else ""), flush=True)
     demo.block_thread()

@@ -8,11 +8,16 @@ from collections.abc import Mapping
 import torch
 
 
-def min_snr_weight(alphas_cumprod: torch.Tensor, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:
-    """Weight of an epsilon loss per sample, (B,): min(SNR, gamma) / SNR (Hang et al. 2023, eq. 4 for epsilon)."""
+def snr_weight(
+    alphas_cumprod: torch.Tensor, timesteps: torch.Tensor, *, gamma: float, high_noise: float = 0.0
+) -> torch.Tensor:
+    """Weight of an epsilon loss per sample, (B,): min(SNR, gamma) / SNR (Hang et al. 2023), lifted at high noise.
+
+    `high_noise` = 0 is min-SNR itself; 1 is what equal weights on velocity would be there (Salimans and Ho 2022).
+    """
     signal = alphas_cumprod[timesteps].float()
     snr = signal / (1 - signal)
-    return snr.clamp(max=gamma) / snr
+    return snr.clamp(max=gamma) / snr * (1 + 1 / snr) ** high_noise
 
 
 def noise_loss(predicted: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,8 @@
 """The named endpoints /generate and /compare: typed, documented, the same core that the buttons call."""
 
+import dataclasses
 from collections.abc import Sequence
+from contextlib import closing
 
 import gradio as gr
 
@@ -13,11 +15,17 @@ from koala.ui.session import Session
 def _draw(session: Session, requests: Sequence[GenerationRequest]) -> tuple[list, list[list[dict]]]:
     """Results and their PNG files, in the order of the requests."""
     results = {}
-    for update in session.run(requests):
-        results |= update.results
+    with closing(session.run(requests)) as updates:
+        for update in updates:
+            results |= update.results
     ordered = [results[k] for k in sorted(results)]
     compared = [r.request for r in ordered] if len(ordered) > 1 else ()
     return ordered, [stage.save(r, compared) for r in ordered]
+
+
+def _fields(values: dict) -> dict:
+    """Those of a function's arguments that are fields of a request."""
+    return {f.name: values[f.name] for f in dataclasses.fields(GenerationRequest) if f.name in values}
 
 
 def add_endpoints(session: Session) -> None:
@@ -36,8 +44,7 @@ def add_endpoints(session: Session) -> None:
         images: int = 1,
     ) -> tuple[list[dict], dict]:
         """Draw pictures with one model. Returns the PNG files, each with its whole request, and the result as JSON."""
-        given = dict(locals())
-        given.pop("session", None)
+        given = _fields(locals())
         try:
             request = GenerationRequest(**given)
             session.card(request.model)
@@ -62,13 +69,11 @@ def add_endpoints(session: Session) -> None:
     ) -> tuple[list[dict], dict]:
         """Draw the same prompt with several models on the same noise. Returns all PNG files, model by model, and JSON
         with every model's times, the judge's claims and the speed-up against the first model."""
-        given = dict(locals())
-        given.pop("session", None)
+        given = _fields(locals())
         try:
             if not isinstance(models, list):
                 raise RequestError('models must be a list of names, for example ["tiny-sdxl", "tiny-koala-700m"]')
-            shared = {k: v for k, v in given.items() if k != "models"}
-            requests = [GenerationRequest(model=m, **shared) for m in models]
+            requests = [GenerationRequest(model=m, **given) for m in models]
             for request in requests:
                 session.card(request.model)
             if len(requests) < 2:

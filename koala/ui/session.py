@@ -164,9 +164,7 @@ class Session:
 
     # --- runs
 
-    def run(
-        self, requests: Sequence[GenerationRequest], cancel: threading.Event | None = None
-    ) -> Iterator[Update]:
+    def run(self, requests: Sequence[GenerationRequest], cancel: threading.Event | None = None) -> Iterator[Update]:
         """One model, or several on one noise, as a stream of updates; previews that came too late are dropped.
 
         Closing the iterator or setting `cancel` ends the run within one step; the latter raises Cancelled.

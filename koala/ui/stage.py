@@ -106,8 +106,7 @@ class Stage:
         model = self._value["models"][position]
         model["step"], model["preview"] = model["steps"], None
         model["images"] = [
-            {"src": file_data(path), "file": path.name, "seed": result.request.seed + k}
-            for k, path in enumerate(files)
+            {"src": file_data(path), "file": path.name, "seed": result.request.seed + k} for k, path in enumerate(files)
         ]
         model["seconds"] = round(result.timing.total_ms / 1000, 1)
 

@@ -1,4 +1,4 @@
-"""The look: eucalyptus on warm paper, deep green-grey in the dark; every text pair passes WCAG AA (tests/ui/test_theme.py)."""
+"""The look: eucalyptus on warm paper, green-grey in the dark; every text meets WCAG AA (tests/ui/test_theme.py)."""
 
 from pathlib import Path
 
@@ -55,9 +55,7 @@ COLOURS = {
 
 
 def _variables() -> str:
-    light, dark = (
-        "".join(f"--k-{name}:{pair[k]};" for name, pair in COLOURS.items()) for k in range(2)
-    )
+    light, dark = ("".join(f"--k-{name}:{pair[k]};" for name, pair in COLOURS.items()) for k in range(2))
     light, dark = (f"{block}--color-accent:var(--k-accent);" for block in (light, dark))
     return f":root{{{light}}}:root.dark,:root .dark{{{dark}}}"
 
@@ -135,8 +133,7 @@ class Eucalyptus(gr.themes.Base):
         for token, colour in tokens.items():
             pairs[token], pairs[f"{token}_dark"] = COLOURS[colour]
         self.set(
-            **pairs
-            | {"checkbox_background_color_selected_dark": "*primary_500"},  # its tick is white
+            **pairs | {"checkbox_background_color_selected_dark": "*primary_500"},  # its tick is white
             body_text_size="*text_md",
             block_label_text_weight="600",
             block_title_text_weight="600",

@@ -29,7 +29,7 @@ def chips() -> str:
     rows = []
     for prompt in EXAMPLES:
         held = prompt == EXAMPLES[-1]
-        note = ' <em>never seen in training</em>' if held else ""
+        note = " <em>never seen in training</em>" if held else ""
         rows.append(f'<button type="button" data-prompt="{escape(prompt)}">{escape(prompt)}{note}</button>')
     return f'<div class="k-chips" role="group" aria-label="Example prompts">{"".join(rows)}</div>'
 
@@ -46,9 +46,7 @@ def states(models: Sequence["ModelState"], note: str) -> str:
     items = []
     for model in dict.fromkeys(models):
         detail = f': <span class="k-needs">{escape(model.detail)}</span>' if model.detail else ""
-        items.append(
-            f'<li data-state="{model.state}"><b>{escape(model.title)}</b> {_STATES[model.state]}{detail}</li>'
-        )
+        items.append(f'<li data-state="{model.state}"><b>{escape(model.title)}</b> {_STATES[model.state]}{detail}</li>')
     line = f"<p>{escape(note)}</p>" if note else ""
     return f'<div class="k-states"><ul aria-label="Models">{"".join(items)}</ul>{line}</div>'
 
@@ -76,7 +74,8 @@ def _row(entry: dict, scale: float) -> str:
         ("", "parameters", f"{entry['parameters']:,}"),
     ]
     cells = "".join(
-        f'<span>{f"<i class=k-{kind}></i>" if kind else ""}{name} <b>{value}</b></span>' for kind, name, value in numbers
+        f"<span>{f'<i class=k-{kind}></i>' if kind else ''}{name} <b>{value}</b></span>"
+        for kind, name, value in numbers
     )
     return (
         f'<div class="k-time"><div class="k-line"><strong>{escape(_title(entry["model"]))}</strong>'
@@ -92,15 +91,15 @@ def timing(comparison: dict) -> str:
     base = _title(comparison["speedup"]["baseline"])
     sentences = "".join(
         f'<p class="k-speedup"><strong>{s["total"]:.2f}×</strong> <span>{escape(_title(name))} against {escape(base)}: '
-        f'{s["per_call"]:.2f}× per U-Net call · {s["calls"]:.2f}× by the number of calls = {s["unet"]:.2f}× for the '
-        f'U-Net; {s["total"]:.2f}× in total, with text and VAE.</span></p>'
+        f"{s['per_call']:.2f}× per U-Net call · {s['calls']:.2f}× by the number of calls = {s['unet']:.2f}× for the "
+        f"U-Net; {s['total']:.2f}× in total, with text and VAE.</span></p>"
         for name, s in comparison["speedup"]["models"].items()
     )
     tiny = any(find(e["model"]).embedded for e in entries)
     ratio = " The ratio of the tiny models is their own; the real models have theirs." if tiny else ""
     return (
         f'<section class="k-panel" aria-labelledby="k-timing"><h3 id="k-timing">Time</h3>'
-        f'{"".join(_row(e, scale) for e in entries)}{sentences}'
+        f"{''.join(_row(e, scale) for e in entries)}{sentences}"
         f'<p class="k-note">On {escape(comparison["device"])}. Warm-up and previews are not counted; guidance above 1 '
         f"calls the U-Net twice per step.{ratio}</p></section>"
     )
@@ -136,12 +135,15 @@ def verdicts(titles: Sequence[str], pictures: Sequence[Sequence[list[dict] | Non
             f'<tr><th scope="row">{escape(claims[0]["claim"])}</th>{"".join(map(_cell, claims))}</tr>'
             for claims in zip(*models, strict=True)
         )
-        table = f'<table><thead><tr><th scope="col">The prompt says</th>{heads}</tr></thead><tbody>{rows}</tbody></table>'
+        table = (
+            f'<table><thead><tr><th scope="col">The prompt says</th>{heads}</tr></thead><tbody>{rows}</tbody></table>'
+        )
         if len(pictures) > 1:
             scores = " · ".join(_score(c) for c in models)
             table = f"<details{' open' if k == 0 else ''}><summary>Picture {k + 1}: {scores}</summary>{table}</details>"
         tables.append(table)
     return (
         f'<section class="k-panel" aria-labelledby="k-judge"><h3 id="k-judge">Verdict</h3>{"".join(tables)}'
-        '<p class="k-note">A program reads each picture back into shapes and checks every claim of the prompt.</p></section>'
+        '<p class="k-note">A program reads each picture back into shapes and checks every claim of the prompt.</p>'
+        "</section>"
     )

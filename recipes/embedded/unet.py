@@ -23,7 +23,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from latents import LatentSet
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from koala.distill.losses import feature_loss, min_snr_weight, noise_loss
+from koala.distill.losses import feature_loss, noise_loss, snr_weight
 from koala.hooks import tap
 from koala.layer_map import self_attention_pairs
 from koala.shapes.captions import STYLES, caption
@@ -31,6 +31,7 @@ from koala.specs import SPECS, STAGES
 from koala.surgery import cut
 
 MIN_SNR_GAMMA = 5.0
+HIGH_NOISE = 0.5  # count and relation are decided where epsilon's own loss hardly sees the picture
 NOISE_OFFSET = 0.05
 EMPTY_PROMPTS = 0.1
 
@@ -163,7 +164,7 @@ def main() -> None:
             noisy = schedule.add_noise(latents, noise, timesteps)
             time_ids = torch.tensor([[data.height, data.width, 0, 0, data.height, data.width]]).repeat(size, 1)
             added = {"text_embeds": pooled, "time_ids": time_ids}
-            weight = min_snr_weight(alphas, timesteps, MIN_SNR_GAMMA)
+            weight = snr_weight(alphas, timesteps, gamma=MIN_SNR_GAMMA, high_noise=HIGH_NOISE)
             student_features.clear()
             predicted = unet(noisy, timesteps, context, added_cond_kwargs=added).sample
             terms = {"task": noise_loss(predicted, noise, weight)}

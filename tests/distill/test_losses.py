@@ -3,13 +3,16 @@
 import pytest
 import torch
 
-from koala.distill.losses import feature_loss, min_snr_weight, noise_loss
+from koala.distill.losses import feature_loss, noise_loss, snr_weight
 
 
 def test_min_snr_weight_is_one_at_high_noise_and_gamma_over_snr_at_low_noise():
     alphas = torch.tensor([0.99, 0.5, 0.01])
-    weight = min_snr_weight(alphas, torch.tensor([0, 1, 2]), gamma=5.0)
+    timesteps = torch.tensor([0, 1, 2])
+    weight = snr_weight(alphas, timesteps, gamma=5.0)
     assert weight.tolist() == pytest.approx([5.0 / 99.0, 1.0, 1.0], rel=1e-4)
+    lifted = snr_weight(alphas, timesteps, gamma=5.0, high_noise=0.5)
+    assert (lifted / weight).tolist() == pytest.approx([(100 / 99) ** 0.5, 2**0.5, 10.0], rel=1e-4)
 
 
 def test_noise_loss_is_the_weighted_mean_square():

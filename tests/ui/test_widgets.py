@@ -185,7 +185,9 @@ def test_bad_fields_are_refused_with_a_remedy(change, words):
 
 
 def test_a_bad_link_is_used_as_far_as_it_is_good():
-    query = dict(prompt="a star", seed="x", width="13", models="tiny-koala-1b,nothing-like-it", steps="9,0", guidance="a,2")
+    query = dict(
+        prompt="a star", seed="x", width="13", models="tiny-koala-1b,nothing-like-it", steps="9,0", guidance="a,2"
+    )
     found, complaints = settings.from_query(query, find)
     assert found["prompt"] == "a star" and found["model_a"] == "tiny-koala-1b" and found["steps_a"] == 9
     assert found["guidance_b"] == 2.0 and "seed" not in found and found["guidance_a"] == 7.5

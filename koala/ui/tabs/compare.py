@@ -4,6 +4,7 @@ import functools
 import secrets
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 
 import gradio as gr
 
@@ -18,15 +19,6 @@ from koala.ui.theme import ASSETS
 HISTORY = 12  # comparisons that a visit keeps
 QUIET = {"api_visibility": "private", "show_progress": "hidden"}  # for every event that is not an endpoint
 CHEAP = QUIET | {"concurrency_limit": None}
-
-
-class OpenSlider(gr.Slider):
-    """A slider that leaves its bounds to GenerationRequest, whose message names the remedy."""
-
-    is_template = True
-
-    def preprocess(self, payload):
-        return payload
 
 
 class Compare:
@@ -62,9 +54,7 @@ class Compare:
         with gr.Row(elem_classes="k-actions"):
             self.generate = gr.Button("Generate", variant="primary", elem_id="k-generate", scale=3, min_width=140)
             self.stop = gr.Button("Stop", variant="stop", elem_id="k-stop", scale=1, min_width=80)
-        self.chips = gr.HTML(
-            widgets.chips(), js_on_load=(ASSETS / "chips.js").read_text(), apply_default_css=False
-        )
+        self.chips = gr.HTML(widgets.chips(), js_on_load=(ASSETS / "chips.js").read_text(), apply_default_css=False)
 
     def _settings(self) -> None:
         own = self.fields
@@ -78,7 +68,10 @@ class Compare:
         first = self.session.card(self.session.models[0])
         with gr.Accordion("Advanced", open=False, elem_classes="k-advanced"):
             own["negative_prompt"] = gr.Textbox(
-                label="Negative prompt", value="", lines=2, info="What the picture should not show; needs guidance above 1."
+                label="Negative prompt",
+                value="",
+                lines=2,
+                info="What the picture should not show; needs guidance above 1.",
             )
             own["scheduler"] = gr.Dropdown(
                 [("each model's own", OWN_SCHEDULER), *SCHEDULERS], value=OWN_SCHEDULER, label="Scheduler"
@@ -106,8 +99,9 @@ class Compare:
                 elem_id=f"k-model-{slot}",
             )
             with gr.Row():
-                for field, low, high, step in (("steps", 1, min(50, MAX_STEPS), 1), ("guidance", 0, 15, 0.5)):
-                    self.fields[f"{field}_{slot}"] = OpenSlider(
+                # the request's own bounds: Gradio refuses what lies outside, and any saved picture fits
+                for field, low, high, step in (("steps", 1, MAX_STEPS, 1), ("guidance", 0, 30, 0.5)):
+                    self.fields[f"{field}_{slot}"] = gr.Slider(
                         low,
                         high,
                         value=getattr(card, field),
@@ -171,7 +165,13 @@ class Compare:
         models = [
             {"name": c.name, "title": c.title, "step": 0, "steps": 0, "preview": None, "images": []} for c in cards
         ]
-        return {"phase": "empty", "status": "Press Generate, or Ctrl+Enter. Esc stops.", "width": cards[0].width, "height": cards[0].height, "models": models}
+        return {
+            "phase": "empty",
+            "status": "Press Generate, or Ctrl+Enter. Esc stops.",
+            "width": cards[0].width,
+            "height": cards[0].height,
+            "models": models,
+        }
 
     def show_states(self, *names: str) -> str:
         found = []
@@ -202,7 +202,7 @@ class Compare:
             return gr.skip(), gr.skip()
         return last, False
 
-    def run(self, *values, request: gr.Request = None) -> Iterator[dict]:
+    def run(self, request: gr.Request, *values) -> Iterator[dict]:
         """The Generate button: pictures as they come, then the times and the verdict."""
         *given, random, history = values
         fields = dict(zip(FIELDS, given, strict=True))
@@ -217,27 +217,34 @@ class Compare:
         except RequestError as error:
             raise complain(error) from None
         show, cancel = stage.Stage(requests, cards), threading.Event()
-        key = request.session_hash if request else ""
+        key = request.session_hash
         self.active[key] = (cancel, show)
         waits = [c.title for c in cards if self.session.state(c.name).state != "ready"]
         begin = f"Loading {' and '.join(waits)}" if waits else f"{cards[0].title}: starting"
-        yield {self.stage: show.say(begin), self.fields["seed"]: str(requests[0].seed), self.timing: "", self.verdict: ""}
+        yield {
+            self.stage: show.say(begin),
+            self.fields["seed"]: str(requests[0].seed),
+            self.timing: "",
+            self.verdict: "",
+        }
         try:
             results, files = {}, {}
-            for update in self.session.run(requests, cancel):
-                for position, step in update.steps.items():
-                    show.step(position, step)
-                for position, result in update.results.items():
-                    results[position], files[position] = result, stage.save(result, requests)
-                    show.result(position, result, files[position])
-                yield {self.stage: show.value}
+            with closing(self.session.run(requests, cancel)) as updates:
+                for update in updates:
+                    for position, step in update.steps.items():
+                        show.step(position, step)
+                    for position, result in update.results.items():
+                        results[position], files[position] = result, stage.save(result, requests)
+                        show.result(position, result, files[position])
+                    yield {self.stage: show.value}
         except Exception as error:
             if cancel.is_set():
                 return
             yield {self.stage: show.say("The run failed.", "failed")}
             raise complain(error, "The run failed") from None
         finally:
-            self.active.pop(key, None)
+            if self.active.get(key, (None,))[0] is cancel:
+                del self.active[key]
         ordered = [results[k] for k in sorted(results)]
         yield self._finish(show, ordered, [files[k] for k in sorted(files)], fields, history)
 
