@@ -144,8 +144,8 @@ def compare(args: argparse.Namespace) -> int:
     requests = [GenerationRequest(model=m, **_request_values(args)) for m in args.models]
     for request in requests:
         find(request.model)
-    from koala.compare import Speedup
     from koala.compare import compare as run
+    from koala.compare import speedup
     from koala.loading import Library
     from koala.report import comparison
 
@@ -165,9 +165,9 @@ def compare(args: argparse.Namespace) -> int:
     lines = []
     for one in found["models"]:
         lines += [f"{one['model']}: {one['image']}", f"  {_timing_line(one)}", f"  {_claims_line(one)}"]
-    baseline = found["speedup"]["baseline"]
-    for name, values in found["speedup"]["models"].items():
-        lines.append(f"{name} against {baseline}: {Speedup(**values).sentence()}")
+    for result in results[1:]:
+        gained = speedup(results[0].timing, result.timing)
+        lines.append(f"{result.request.model} against {results[0].request.model}: {gained.sentence()}")
     _emit(args, found, "\n".join([*lines, f"on {found['device']}; warm-up is not counted"]))
     return 0
 

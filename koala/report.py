@@ -39,7 +39,9 @@ def comparison(results: Sequence[GenerationResult], images: Sequence[Sequence[st
         "models": [entry(r, files) for r, files in zip(results, images, strict=True)],
         "speedup": {
             "baseline": first.request.model,
-            "models": {r.request.model: dataclasses.asdict(speedup(first.timing, r.timing)) for r in results[1:]},
+            "models": [
+                {"model": r.request.model, **dataclasses.asdict(speedup(first.timing, r.timing))} for r in results[1:]
+            ],
         },
         "device": first.device,
         "versions": first.versions,

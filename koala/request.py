@@ -85,7 +85,7 @@ def check(request: GenerationRequest) -> None:
     """Raise RequestError with a remedy for the first field that cannot work."""
     for name in ("model", "prompt", "negative_prompt"):
         if not isinstance(getattr(request, name), str):
-            raise RequestError(f"{name} must be text, not {getattr(request, name)!r}")
+            raise RequestError(f"the {name.replace('_', ' ')} must be text, not {getattr(request, name)!r}")
     if not request.model.strip():
         raise RequestError("no model was named; `python -m koala models` lists them")
     if not request.prompt.strip():

@@ -27,7 +27,8 @@ def device_name(device: torch.device) -> str:
     if sys.platform == "linux":
         with open("/proc/cpuinfo") as lines:
             model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    return f"{model}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{model}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _reset_process_peak() -> None:

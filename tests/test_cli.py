@@ -70,7 +70,8 @@ def test_compare_gives_both_models_and_a_speed_up_that_multiplies(tmp_path, caps
     found = json.loads(captured.out)
     assert [m["model"] for m in found["models"]] == models
     assert found["speedup"]["baseline"] == "tiny-sdxl"
-    ratio = found["speedup"]["models"]["tiny-koala-700m"]
+    (ratio,) = found["speedup"]["models"]
+    assert ratio["model"] == "tiny-koala-700m"
     assert ratio["per_call"] * ratio["calls"] == pytest.approx(ratio["unet"])
     assert found["device"]
     assert "torch" in found["versions"]

@@ -14,7 +14,7 @@ GOOD = dict(model="tiny-sdxl", prompt="a red circle")
         ({"prompt": " \n"}, "the prompt is empty"),
         ({"prompt": "x" * 10_000}, "the prompt has 10,000 characters; shorten it to 2,000"),
         ({"negative_prompt": "x" * 2001}, "the negative prompt has 2,001 characters"),
-        ({"prompt": 7}, "prompt must be text, not 7"),
+        ({"prompt": 7}, "the prompt must be text, not 7"),
         ({"model": " "}, "no model was named"),
         ({"steps": 0}, "steps must lie between 1 and 200, not 0"),
         ({"steps": 10_000}, "steps must lie between 1 and 200, not 10000"),
