@@ -1,4 +1,4 @@
-"""The embedded models' whole chain from nothing, a few steps of each stage, ending in folders that plain diffusers runs."""
+"""The embedded models' chain from nothing: a few steps of each stage, then folders that plain diffusers runs."""
 
 import os
 import subprocess

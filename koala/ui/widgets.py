@@ -90,8 +90,8 @@ def timing(comparison: dict) -> str:
     scale = max(sum(e["timing"]["unet_ms"]) + e["timing"]["text_ms"] + e["timing"]["vae_ms"] for e in entries)
     base = _title(comparison["speedup"]["baseline"])
     sentences = "".join(
-        f'<p class="k-speedup"><strong>{s["total"]:.2f}×</strong> <span>{escape(_title(s["model"]))} against {escape(base)}: '
-        f"{s['per_call']:.2f}× per U-Net call · {s['calls']:.2f}× by the number of calls = {s['unet']:.2f}× for the "
+        f'<p class="k-speedup"><strong>{s["total"]:.2f}×</strong> <span>{escape(_title(s["model"]))} '
+        f"against {escape(base)}: {s['per_call']:.2f}× per U-Net call · {s['calls']:.2f}× by the number of calls = {s['unet']:.2f}× for the "
         f"U-Net; {s['total']:.2f}× in total, with text and VAE.</span></p>"
         for s in comparison["speedup"]["models"]
     )

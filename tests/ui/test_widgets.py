@@ -40,7 +40,7 @@ def comparison(device="AMD EPYC, 2 threads") -> dict:
     speed = {"per_call": 2.0, "calls": 1.0, "unet": 2.0, "total": 1.9}
     return {
         "models": [entry(PAIR[0], 2266.0), entry(PAIR[1], 1132.5)],
-        "speedup": {"baseline": PAIR[0], "models": {PAIR[1]: speed}},
+        "speedup": {"baseline": PAIR[0], "models": [{"model": PAIR[1]} | speed]},
         "device": device,
         "versions": {},
     }
