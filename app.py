@@ -1,12 +1,11 @@
 """The app: python app.py [--models A B --device D --host H --port N --share]."""
 
 import argparse
-import os
 import sys
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # no advice about packages that nothing here needs
+from koala.console import quiet
+
+quiet()  # before Gradio and transformers are imported: they read their environment once
 
 from koala.request import RequestError  # noqa: E402
 from koala.ui.build import LOCAL, launch  # noqa: E402

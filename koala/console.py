@@ -1,16 +1,18 @@
-"""quiet(): what the libraries print on their own, switched off for people at a terminal. Called by faces only."""
+"""What the libraries print and send on their own, switched off for people at a terminal. Called by faces only."""
 
 import os
 
 
 def quiet() -> None:
-    """Only errors from transformers and diffusers, no progress bars for loads that take a second.
+    """Only errors from transformers and diffusers, no progress bars for downloads, no usage statistics to anyone.
 
-    Must run before either is imported: they read these variables once.
+    Must run before any of them is imported: they read these variables once.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 
 def no_bars() -> None:

@@ -135,8 +135,10 @@ class Session:
     def _load(self) -> None:
         try:
             import koala.report  # noqa: F401  (compare, judge and torch with them)
+            from koala.console import no_bars
             from koala.loading import Library
 
+            no_bars()
             self._library = Library(self.device)
             self.device_type = self._library.device.type
         except Exception as error:

@@ -91,8 +91,8 @@ def timing(comparison: dict) -> str:
     base = _title(comparison["speedup"]["baseline"])
     sentences = "".join(
         f'<p class="k-speedup"><strong>{s["total"]:.2f}×</strong> <span>{escape(_title(s["model"]))} '
-        f"against {escape(base)}: {s['per_call']:.2f}× per U-Net call · {s['calls']:.2f}× by the number of calls = {s['unet']:.2f}× for the "
-        f"U-Net; {s['total']:.2f}× in total, with text and VAE.</span></p>"
+        f"against {escape(base)}: {s['per_call']:.2f}× per U-Net call · {s['calls']:.2f}× by the number of calls "
+        f"= {s['unet']:.2f}× for the U-Net; {s['total']:.2f}× in total, with text and VAE.</span></p>"
         for s in comparison["speedup"]["models"]
     )
     tiny = any(find(e["model"]).embedded for e in entries)
