@@ -47,6 +47,7 @@ def _tiny(name: str, title: str, parameters: int, spec: UNetSpec, teacher: str |
         licence="Apache-2.0",
         spec=spec,
         teacher=teacher,
+        guidance=5.0,
         width=256,
         height=256,
         speaks="shapes",

@@ -18,7 +18,7 @@ from koala.shapes.scene import HELD_OUT, TRAINING_PAIRS, random_scene
 SUITES = ("one_object", "two_objects", "held_out")
 _HELD_OUT = tuple(sorted(HELD_OUT))
 _SETTING = {"one_object": (1, TRAINING_PAIRS), "two_objects": (2, TRAINING_PAIRS), "held_out": (1, _HELD_OUT)}
-STEPS, GUIDANCE = 25, 5.0
+STEPS = 25
 BOOTSTRAPS = 2000
 
 
@@ -81,11 +81,12 @@ def evaluate(
     count: int = 500,
     suites: tuple[str, ...] = SUITES,
     steps: int = STEPS,
-    guidance: float = GUIDANCE,
+    guidance: float | None = None,
     batch_size: int = 25,
     on_batch: Callable[[str, int, int], None] | None = None,
 ) -> dict:
-    """Score a model: `count` prompts per suite. Prompt k of a suite has the same noise for every model."""
+    """Score a model at its own guidance: `count` prompts per suite, prompt k from the same noise for every model."""
+    guidance = model.card.guidance if guidance is None else guidance
     scores = {}
     for suite in suites:
         texts, verdicts = prompts(suite, count), []

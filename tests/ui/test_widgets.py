@@ -190,7 +190,7 @@ def test_a_bad_link_is_used_as_far_as_it_is_good():
     )
     found, complaints = settings.from_query(query, find)
     assert found["prompt"] == "a star" and found["model_a"] == "tiny-koala-1b" and found["steps_a"] == 9
-    assert found["guidance_b"] == 2.0 and "seed" not in found and found["guidance_a"] == 7.5
+    assert found["guidance_b"] == 2.0 and "seed" not in found and found["guidance_a"] == 5.0
     assert len(complaints) == 5, complaints
 
 
