@@ -35,3 +35,12 @@ def test_scores_are_those_of_the_reports():
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
 def test_linked_files_exist(target):
     assert (ROOT / target).exists()
+
+
+def test_judge_and_speed_are_those_of_the_reports():
+    judge = json.loads((EMBEDDED / "scores" / "judge.json").read_text())["judge"]
+    assert f"{100 * judge['clean']['perfect']:g} % of {judge['num_scenes']:,} clean" in README
+    assert f"{100 * judge['round_trip']['perfect']:g} % of them" in README
+    compared = json.loads((ROOT / "docs" / "measurements" / "compare-tiny.json").read_text())
+    ratio = next(m for m in compared["speedup"]["models"] if m["model"] == "tiny-koala-700m")["per_call"]
+    assert f"[{ratio:.1f}x](docs/measurements/compare-tiny.json)" in README
