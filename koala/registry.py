@@ -9,7 +9,6 @@ from koala.request import RequestError
 from koala.specs import KOALA_1B, KOALA_700M, SDXL, TINY_KOALA_1B, TINY_KOALA_700M, TINY_SDXL, UNetSpec
 
 EMBEDDED = Path(__file__).parent / "embedded"
-NEGATIVE = "worst quality, low quality, illustration, low resolution"  # as on the KOALA model cards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +27,8 @@ class ModelCard:
     scheduler: str = "euler-trailing"
     steps: int = 25
     guidance: float = 7.5
-    negative_prompt: str = ""
     width: int = 1024
     height: int = 1024
-    speaks: str = "any"  # "shapes": knows the shapes world alone
 
     @property
     def embedded(self) -> bool:
@@ -50,7 +47,6 @@ def _tiny(name: str, title: str, parameters: int, spec: UNetSpec, teacher: str |
         guidance=5.0,
         width=256,
         height=256,
-        speaks="shapes",
     )
 
 
@@ -59,7 +55,6 @@ def _koala(name: str, title: str, spec: UNetSpec, parameters: int, **settings) -
         source=f"etri-vilab/{name}",
         licence="CreativeML Open RAIL++-M, non-commercial",
         vae="madebyollin/sdxl-vae-fp16-fix",
-        negative_prompt=NEGATIVE,
     )
     return ModelCard(name=name, title=title, spec=spec, parameters=parameters, **(defaults | settings))
 
@@ -121,7 +116,6 @@ CARDS = {
             vae="madebyollin/sdxl-vae-fp16-fix",
             scheduler="euler-leading",
             guidance=9.0,
-            negative_prompt=NEGATIVE,
         ),
         ModelCard(
             name="segmind-vega",
@@ -132,7 +126,6 @@ CARDS = {
             vae="madebyollin/sdxl-vae-fp16-fix",
             scheduler="euler-leading",
             guidance=9.0,
-            negative_prompt=NEGATIVE,
         ),
     )
 }

@@ -66,13 +66,6 @@ class Timing:
     def unet_total_ms(self) -> float:
         return sum(self.unet_ms)
 
-    @property
-    def unet_step_ms(self) -> float:
-        """Median time of one step, ms."""
-        ordered = sorted(self.unet_ms)
-        middle = len(ordered) // 2
-        return (ordered[middle] + ordered[~middle]) / 2
-
 
 def _whole(name: str, value: object, low: int, high: int, advice: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int):

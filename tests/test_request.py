@@ -2,7 +2,7 @@
 
 import pytest
 
-from koala.request import GenerationRequest, RequestError, Timing
+from koala.request import GenerationRequest, RequestError
 
 GOOD = dict(model="tiny-sdxl", prompt="a red circle")
 
@@ -45,9 +45,3 @@ def test_a_request_survives_json_and_unknown_fields_are_refused_by_name():
         GenerationRequest.from_dict(GOOD | {"sampler": "x"})
     with pytest.raises(RequestError, match="the request lacks prompt"):
         GenerationRequest.from_dict({"model": "tiny-sdxl"})
-
-
-def test_step_time_is_the_median():
-    timing = Timing(text_ms=1, unet_ms=(1, 2, 100), unet_calls=6, vae_ms=1, total_ms=105, peak_memory_bytes=None)
-    assert timing.unet_step_ms == 2
-    assert timing.unet_total_ms == 103
