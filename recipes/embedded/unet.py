@@ -31,7 +31,6 @@ from koala.specs import SPECS, STAGES
 from koala.surgery import cut
 
 MIN_SNR_GAMMA = 5.0
-HIGH_NOISE = 0.5  # count and relation are decided where epsilon's own loss hardly sees the picture
 NOISE_OFFSET = 0.05
 EMPTY_PROMPTS = 0.1
 
@@ -98,6 +97,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--learning-rate", type=float, required=True)
     parser.add_argument("--ema", type=float, default=0.998)
+    parser.add_argument("--high-noise", type=float, default=0.5,
+                        help="lift of the loss where count and relation are decided and epsilon hardly sees the picture")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--threads", type=int, default=1)
@@ -164,7 +165,7 @@ def main() -> None:
             noisy = schedule.add_noise(latents, noise, timesteps)
             time_ids = torch.tensor([[data.height, data.width, 0, 0, data.height, data.width]]).repeat(size, 1)
             added = {"text_embeds": pooled, "time_ids": time_ids}
-            weight = snr_weight(alphas, timesteps, gamma=MIN_SNR_GAMMA, high_noise=HIGH_NOISE)
+            weight = snr_weight(alphas, timesteps, gamma=MIN_SNR_GAMMA, high_noise=args.high_noise)
             student_features.clear()
             predicted = unet(noisy, timesteps, context, added_cond_kwargs=added).sample
             terms = {"task": noise_loss(predicted, noise, weight)}
