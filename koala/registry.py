@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from koala.request import RequestError
-from koala.specs import KOALA_1B, KOALA_700M, SDXL, TINY_KOALA_1B, TINY_KOALA_700M, TINY_SDXL, UNetSpec
+from koala.specs import KOALA_1B, KOALA_700M, SDXL, SSD_1B, TINY_KOALA_1B, TINY_KOALA_700M, TINY_SDXL, VEGA, UNetSpec
 
 EMBEDDED = Path(__file__).parent / "embedded"
 
@@ -111,6 +111,7 @@ CARDS = {
             name="ssd-1b",
             title="SSD-1B",
             source="segmind/SSD-1B",
+            spec=SSD_1B,
             parameters=1_331_334_404,
             licence="Apache-2.0",
             vae="madebyollin/sdxl-vae-fp16-fix",
@@ -121,6 +122,7 @@ CARDS = {
             name="segmind-vega",
             title="Segmind-Vega",
             source="segmind/Segmind-Vega",
+            spec=VEGA,
             parameters=745_225_604,
             licence="Apache-2.0",
             vae="madebyollin/sdxl-vae-fp16-fix",

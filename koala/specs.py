@@ -1,7 +1,9 @@
 """UNetSpec: the topology of an SDXL-family U-Net as data, and the paper's stage names for diffusers' modules."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+
+from koala.request import RequestError
 
 # The paper's stages (KOALA, section 3.1.1) from input to output, and the diffusers module that each one is.
 STAGES = {
@@ -13,6 +15,7 @@ STAGES = {
     "UP-2": "up_blocks.1",
     "UP-3": "up_blocks.2",
 }
+_SKIPS = (("DW-1", "UP-3"), ("DW-2", "UP-2"), ("DW-3", "UP-1"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +26,29 @@ class UNetSpec:
     channels: tuple[int, int, int]  # of DW-1, DW-2, DW-3
     heads: tuple[int, int, int]
     down_depths: tuple[tuple[int, ...], ...]  # DW-1, DW-2, DW-3
-    mid_depth: int | None  # None: the stage is absent
+    mid_depth: int | None  # None: the stage is absent; 0: one residual block alone
     up_depths: tuple[tuple[int, ...], ...]  # UP-1, UP-2, UP-3
     cross_attention_dim: int
     pooled_dim: int
     time_id_dim: int  # sinusoid width of each of the six size and crop numbers
     norm_num_groups: int
+
+    def __post_init__(self) -> None:
+        for stage, depths in self.depths().items():
+            if not depths or min(depths) < 0:
+                raise RequestError(f"{self.name}: {stage} needs one depth of 0 or more per residual block")
+            if min(depths) == 0 < max(depths):
+                raise RequestError(f"{self.name}: the blocks of {stage} all have attention or none has, not {depths}")
+        if self.mid_depth and self.down_depths[-1][0] not in (0, self.mid_depth):
+            raise RequestError(
+                f"{self.name}: MID is as deep as DW-3's first block ({self.down_depths[-1][0]}), 0 or absent; "
+                f"diffusers has no setting for {self.mid_depth}"
+            )
+        for down, up, (mine, theirs) in zip(self.down_depths, self.up_depths[::-1], _SKIPS, strict=True):
+            if len(up) != len(down) + 1:
+                raise RequestError(
+                    f"{self.name}: {theirs} needs {len(down) + 1} residual blocks, one more than {mine}, for its skips"
+                )
 
     def depths(self) -> dict[str, tuple[int, ...]]:
         """Stage name -> transformer depth of each residual block of the stage; absent stages are left out."""
@@ -43,25 +63,31 @@ class UNetSpec:
                 for block in range(depth):
                     yield stage, f"{STAGES[stage]}.attentions.{layer}.transformer_blocks.{block}.attn1"
 
+    @property
+    def notation(self) -> str:
+        """The depths as text that `student` reads: "0,2,5/-/5+5,2+2,0+0" is KOALA-700M."""
+        down, up = (",".join("+".join(map(str, d)) for d in stages) for stages in (self.down_depths, self.up_depths))
+        return f"{down}/{'-' if self.mid_depth is None else self.mid_depth}/{up}"
+
     def config(self) -> dict:
         """Keyword arguments of diffusers.UNet2DConditionModel that build exactly this network."""
-        for depths in (*self.down_depths, *self.up_depths):
-            if len(set(depths)) != 1:
-                raise ValueError(f"{self.name}: residual blocks of one stage differ in depth: {depths}")
-        if [d[0] for d in self.up_depths] != [d[0] for d in reversed(self.down_depths)]:
-            raise ValueError(f"{self.name}: the decoder's depths do not mirror the encoder's")
-        attends = [d[0] > 0 for d in self.down_depths]
-        return {
+        layers = tuple(len(d) for d in self.down_depths)
+        even = all(len(set(d)) == 1 for d in (*self.down_depths, *self.up_depths))
+        # diffusers wants a depth for stages without attention too; of DW-3's it makes MID's, the others it never reads
+        mirrored = even and [d[0] for d in self.up_depths] == [d[0] for d in reversed(self.down_depths)]
+        found = {
             "sample_size": 128 if self.channels[0] == 320 else 32,
             "in_channels": 4,
             "out_channels": 4,
-            "down_block_types": tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends),
-            "mid_block_type": None if self.mid_depth is None else "UNetMidBlock2DCrossAttn",
-            "up_block_types": tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+            "down_block_types": tuple("CrossAttnDownBlock2D" if d[0] else "DownBlock2D" for d in self.down_depths),
+            "mid_block_type": {None: None, 0: "UNetMidBlock2D"}.get(self.mid_depth, "UNetMidBlock2DCrossAttn"),
+            "up_block_types": tuple("CrossAttnUpBlock2D" if d[0] else "UpBlock2D" for d in self.up_depths),
             "block_out_channels": self.channels,
-            "layers_per_block": len(self.down_depths[0]),
-            # diffusers wants a depth for stages without attention too, and never reads it: SDXL's own file says 1
-            "transformer_layers_per_block": tuple(d[0] or 1 for d in self.down_depths),
+            "layers_per_block": layers[0] if len(set(layers)) == 1 else layers,
+            "transformer_layers_per_block": tuple(
+                (d[0] if mirrored else d) if d[0] else unread
+                for d, unread in zip(self.down_depths, (1, 1, self.mid_depth or 1), strict=True)
+            ),
             "attention_head_dim": self.heads,  # diffusers' name for the number of heads
             "cross_attention_dim": self.cross_attention_dim,
             "use_linear_projection": True,
@@ -70,6 +96,9 @@ class UNetSpec:
             "addition_time_embed_dim": self.time_id_dim,
             "projection_class_embeddings_input_dim": self.pooled_dim + 6 * self.time_id_dim,
         }
+        if not mirrored:
+            found["reverse_transformer_layers_per_block"] = tuple(d if d[0] else 1 for d in self.up_depths)
+        return found
 
 
 SDXL = UNetSpec(
@@ -99,6 +128,21 @@ def koala(name: str, teacher: UNetSpec, *, depth: int, mid: bool) -> UNetSpec:
 
 KOALA_1B = koala("koala-1b", SDXL, depth=6, mid=True)
 KOALA_700M = koala("koala-700m", SDXL, depth=5, mid=False)
+BK_SDXL = koala("bk-sdxl", SDXL, depth=10, mid=True)  # the baseline of KOALA's table 2: blocks removed, depth kept
+SSD_1B = replace(
+    SDXL,
+    name="ssd-1b",
+    down_depths=((0, 0), (2, 2), (4, 4)),
+    mid_depth=0,
+    up_depths=((4, 4, 10), (2, 1, 1), (0, 0, 0)),
+)
+VEGA = replace(
+    SDXL,
+    name="segmind-vega",
+    down_depths=((0, 0), (1, 1), (2, 2)),
+    mid_depth=0,
+    up_depths=((2, 2, 2), (1, 1, 1), (0, 0, 0)),
+)
 
 # SDXL with every width divided by about 20 and its topology untouched. Four groups: with one group per channel
 # DW-1 would normalise every channel alone and lose the picture's mean colour.
@@ -115,4 +159,68 @@ TINY_SDXL = replace(
 TINY_KOALA_1B = koala("tiny-koala-1b", TINY_SDXL, depth=6, mid=True)
 TINY_KOALA_700M = koala("tiny-koala-700m", TINY_SDXL, depth=5, mid=False)
 
-SPECS = {s.name: s for s in (SDXL, KOALA_1B, KOALA_700M, TINY_SDXL, TINY_KOALA_1B, TINY_KOALA_700M)}
+SPECS = {
+    s.name: s for s in (SDXL, KOALA_1B, KOALA_700M, BK_SDXL, SSD_1B, VEGA, TINY_SDXL, TINY_KOALA_1B, TINY_KOALA_700M)
+}
+
+
+def student(text: str, teacher: UNetSpec) -> UNetSpec:
+    """A spec of the teacher's widths: a name ("koala-700m") or depths down/mid/up ("0,2,5/-/5+5,2+2,0+0").
+
+    In the notation a comma separates stages, + residual blocks; MID is one depth, 0 for no attention, - for no MID.
+    """
+    known = SPECS.get(text)
+    if known:
+        down, mid, up = known.down_depths, known.mid_depth, known.up_depths
+    else:
+        try:
+            first, middle, last = text.split("/")
+            down, up = (tuple(tuple(map(int, s.split("+"))) for s in part.split(",")) for part in (first, last))
+            mid = None if middle == "-" else int(middle)
+        except ValueError:
+            down = up = ()
+        if len(down) != 3 or len(up) != 3:
+            names = ", ".join(n for n in SPECS if not n.startswith("tiny"))
+            raise RequestError(
+                f"{text!r} is no spec; give a name ({names}) or the depths of DW-1,DW-2,DW-3/MID/UP-1,UP-2,UP-3, "
+                f"for example {KOALA_700M.notation} for koala-700m"
+            )
+    found = replace(teacher, name=text, down_depths=down, mid_depth=mid, up_depths=up)
+    return next((s for s in SPECS.values() if replace(s, name=text) == found), found)
+
+
+def from_config(config: Mapping[str, object], name: str) -> UNetSpec:
+    """The spec of a diffusers U-Net's config.json; RequestError for a network that is not of SDXL's family."""
+    wanted = {"addition_embed_type": "text_time", "use_linear_projection": True, "in_channels": 4, "out_channels": 4}
+    for key, value in wanted.items():
+        if config.get(key) != value:
+            raise RequestError(f"{name} is no U-Net of SDXL's family: its {key} is {config.get(key)!r}, not {value!r}")
+    down_types, up_types = config["down_block_types"], config["up_block_types"]
+    if len(down_types) != 3:
+        raise RequestError(f"{name} is no U-Net of SDXL's family: it has {len(down_types)} encoder stages, not 3")
+
+    def each(value: object) -> list:
+        return list(value) if isinstance(value, list | tuple) else [value] * 3
+
+    def stage(kind: str, depth: int | list[int], blocks: int) -> tuple[int, ...]:
+        if not kind.startswith("CrossAttn"):
+            return (0,) * blocks
+        return tuple(depth) if isinstance(depth, list | tuple) else (depth,) * blocks
+
+    blocks, depths = each(config["layers_per_block"]), each(config["transformer_layers_per_block"])
+    back = each(config.get("reverse_transformer_layers_per_block") or depths[::-1])
+    mid = {None: None, "UNetMidBlock2D": 0}.get(config.get("mid_block_type", ""), depths[-1])
+    tid = config["addition_time_embed_dim"]
+    found = UNetSpec(
+        name=name,
+        channels=tuple(config["block_out_channels"]),
+        heads=tuple(each(config["attention_head_dim"])),
+        down_depths=tuple(map(stage, down_types, depths, blocks)),
+        mid_depth=mid[0] if isinstance(mid, list | tuple) else mid,
+        up_depths=tuple(map(stage, up_types, back, [b + 1 for b in blocks[::-1]])),
+        cross_attention_dim=config["cross_attention_dim"],
+        pooled_dim=config["projection_class_embeddings_input_dim"] - 6 * tid,
+        time_id_dim=tid,
+        norm_num_groups=config["norm_num_groups"],
+    )
+    return next((s for s in SPECS.values() if replace(s, name=name) == found), found)

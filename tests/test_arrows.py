@@ -23,6 +23,7 @@ LEVELS = {
     0: (
         "koala",
         "koala.specs",
+        "koala.costs",
         "koala.registry",
         "koala.layer_map",
         "koala.request",

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from koala.layer_map import layer_map, self_attention_pairs, teacher_key
-from koala.specs import KOALA_1B, KOALA_700M, SDXL
+from koala.specs import KOALA_1B, KOALA_700M, SDXL, koala
 
 
 def test_decoder_keeps_the_first_and_the_last_pair_and_the_encoder_the_first():
@@ -38,7 +38,7 @@ def test_no_source_for_a_module_that_the_map_does_not_know():
 
 
 def test_a_student_deeper_than_its_teacher_is_refused():
-    deeper = replace(KOALA_1B, name="deep", down_depths=((0,), (2,), (12,)))
+    deeper = koala("deep", SDXL, depth=12, mid=True)
     with pytest.raises(ValueError, match="12 transformer blocks, sdxl only 10"):
         layer_map(deeper, SDXL)
     with pytest.raises(ValueError, match="mid has a stage MID that its teacher koala-700m lacks"):

@@ -1,37 +1,73 @@
 """Topology: exact parameter counts, the number of self-attention layers, and what a spec refuses."""
 
-from dataclasses import replace
+import functools
+import json
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from koala.costs import parameters
 from koala.registry import CARDS
-from koala.specs import SPECS
+from koala.request import RequestError
+from koala.specs import SPECS, UNetSpec, from_config, student
 
-SELF_ATTENTIONS = {"sdxl": 70, "koala-1b": 30, "koala-700m": 21}
+SELF_ATTENTIONS = {"sdxl": 70, "koala-1b": 30, "koala-700m": 21, "bk-sdxl": 46, "ssd-1b": 34, "segmind-vega": 15}
 
 
-@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_built_network_has_the_registered_number_of_parameters(spec):
+@functools.cache
+def on_meta(spec: UNetSpec) -> UNet2DConditionModel:
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**spec.config())
-    built = sum(p.numel() for p in unet.parameters())
-    cards = [c for c in CARDS.values() if c.spec is spec]
-    assert cards
-    assert {c.parameters for c in cards} == {built}
+        return UNet2DConditionModel(**spec.config())
+
+
+@pytest.mark.parametrize("card", [c for c in CARDS.values() if c.spec], ids=lambda c: c.name)
+def test_registered_parameters_are_those_of_the_spec(card):
+    assert card.parameters == parameters(card.spec)
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_self_attentions_are_exactly_the_networks_attn1_modules(spec):
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(**spec.config())
+    unet = on_meta(spec)
     listed = [path for _, path in spec.self_attentions()]
     assert sorted(listed) == sorted(n for n, _ in unet.named_modules() if n.endswith(".attn1"))
     assert len(listed) == SELF_ATTENTIONS[spec.name.removeprefix("tiny-")]
 
 
-def test_a_stage_of_unequal_depths_is_refused_by_name():
-    odd = replace(SPECS["sdxl"], down_depths=((0, 0), (2, 1), (10, 10)))
-    with pytest.raises(ValueError, match=r"differ in depth: \(2, 1\)"):
-        odd.config()
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_a_built_networks_config_gives_its_spec_again(spec):
+    unet = on_meta(spec)
+    assert from_config(json.loads(unet.to_json_string()), "anything") == spec
+
+
+@pytest.mark.parametrize("name", SELF_ATTENTIONS)
+def test_a_student_is_named_or_spelt(name):
+    assert student(name, SPECS["sdxl"]) == SPECS[name]
+    assert student(SPECS[name].notation, SPECS["sdxl"]) == SPECS[name]
+    assert student(name, SPECS["tiny-sdxl"]).channels == (16, 32, 64)
+
+
+def test_a_students_name_on_the_tiny_teacher_is_the_tiny_student():
+    assert student("koala-700m", SPECS["tiny-sdxl"]) is SPECS["tiny-koala-700m"]
+    assert SPECS["koala-700m"].notation == "0,2,5/-/5+5,2+2,0+0"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("koala-2b", "give a name"),
+        ("0,2,5/-/5+5,2+2", "is no spec"),
+        ("0,2,5/-/5,2,0", "UP-3 needs 2 residual blocks"),
+        ("0,2,5/4/5+5,2+2,0+0", "as deep as DW-3's first block"),
+        ("0+0,2+0,5/-/5+5,2+2+2,0+0+0", "all have attention or none has"),
+        ("0,2,-5/-/5+5,2+2,0+0", "0 or more"),
+    ],
+)
+def test_a_spec_that_cannot_be_says_why(text, says):
+    with pytest.raises(RequestError, match=says):
+        student(text, SPECS["sdxl"])
+
+
+def test_a_config_of_another_family_is_refused():
+    with pytest.raises(RequestError, match="addition_embed_type is None"):
+        from_config({"cross_attention_dim": 768}, "sd-1.5")

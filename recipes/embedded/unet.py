@@ -97,8 +97,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--learning-rate", type=float, required=True)
     parser.add_argument("--ema", type=float, default=0.998)
-    parser.add_argument("--high-noise", type=float, default=0.5,
-                        help="lift of the loss where count and relation are decided and epsilon hardly sees the picture")  # fmt: skip
+    parser.add_argument("--high-noise", type=float, default=0.5, help="lift of the loss where count is decided")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--threads", type=int, default=1)

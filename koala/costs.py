@@ -1,0 +1,147 @@
+"""Exact parameters and FLOPs of a spec by arithmetic: whole, per stage and block by block.
+
+A FLOP is half a multiply-add, as in KOALA's and diffusers' figures: convolutions, linear layers and attention's two
+products count, elementwise work does not.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from koala.specs import STAGES, UNetSpec
+
+TOKENS = 77  # of a prompt
+LATENT_FACTOR = 8  # px per latent
+LATENT_CHANNELS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """One part of a stage: `path` is its diffusers module, `tokens` the positions that it works on."""
+
+    stage: str  # of STAGES, or "in" and "out" for what stands before and after them
+    kind: str  # embedding, convolution, resnet, attention, downsampler, upsampler
+    path: str
+    channels: int
+    depth: int  # transformer blocks; 0 where there is no attention
+    tokens: int
+    parameters: int
+    flops: int  # of one forward pass of one sample
+
+
+def _convolution(inside: int, outside: int, tokens: int, kernel: int = 3) -> tuple[int, int]:
+    weights = inside * outside * kernel**2
+    return weights + outside, 2 * weights * tokens
+
+
+def _linear(inside: int, outside: int, rows: int, bias: bool = True) -> tuple[int, int]:
+    return inside * outside + bias * outside, 2 * inside * outside * rows
+
+
+def _norm(channels: int) -> tuple[int, int]:
+    return 2 * channels, 0
+
+
+def _sum(*parts: tuple[int, int]) -> tuple[int, int]:
+    return sum(p for p, _ in parts), sum(f for _, f in parts)
+
+
+def _resnet(inside: int, outside: int, embedding: int, tokens: int) -> tuple[int, int]:
+    return _sum(
+        _norm(inside),
+        _convolution(inside, outside, tokens),
+        _linear(embedding, outside, 1),
+        _norm(outside),
+        _convolution(outside, outside, tokens),
+        _convolution(inside, outside, tokens, kernel=1) if inside != outside else (0, 0),
+    )
+
+
+def _transformer(channels: int, depth: int, context: int, tokens: int) -> tuple[int, int]:
+    square = _linear(channels, channels, tokens, bias=False)
+    out = _linear(channels, channels, tokens)
+    text = _linear(context, channels, TOKENS, bias=False)
+    products = (0, 4 * channels * tokens * (tokens + TOKENS))  # q k^T and p v, of self- and of cross-attention
+    feed_forward = _linear(channels, 8 * channels, tokens), _linear(4 * channels, channels, tokens)  # GEGLU
+    block = _sum(*[_norm(channels)] * 3, *[square] * 4, *[text] * 2, *[out] * 2, products, *feed_forward)
+    return _sum(_norm(channels), *[out] * 2, *[block] * depth)
+
+
+def blocks(spec: UNetSpec, *, width: int, height: int) -> Iterator[Block]:
+    """Every part in forward order, for a picture of this size in px."""
+    first, embedding = spec.channels[0], 4 * spec.channels[0]
+    sides = [(width // LATENT_FACTOR) // 2**k for k in range(3)], [(height // LATENT_FACTOR) // 2**k for k in range(3)]
+    tokens = [w * h for w, h in zip(*sides, strict=True)]
+    depths = spec.depths()
+
+    def part(stage: str, kind: str, path: str, at: int, cost: tuple[int, int], depth: int = 0) -> Block:
+        return Block(
+            stage=stage,
+            kind=kind,
+            path=path,
+            channels=spec.channels[at],
+            depth=depth,
+            tokens=tokens[at],
+            parameters=cost[0],
+            flops=cost[1],
+        )
+
+    def resnet(stage: str, index: int, at: int, inside: int) -> Block:
+        cost = _resnet(inside, spec.channels[at], embedding, tokens[at])
+        return part(stage, "resnet", f"{STAGES[stage]}.resnets.{index}", at, cost)
+
+    def attention(stage: str, index: int, at: int, depth: int) -> Iterator[Block]:
+        if depth:
+            cost = _transformer(spec.channels[at], depth, spec.cross_attention_dim, tokens[at])
+            yield part(stage, "attention", f"{STAGES[stage]}.attentions.{index}", at, cost, depth)
+
+    def sampler(stage: str, kind: str, at: int, to: int) -> Block:
+        cost = _convolution(spec.channels[at], spec.channels[at], tokens[to])
+        return part(stage, kind, f"{STAGES[stage]}.{kind}s.0", at, cost)
+
+    time = _sum(_linear(first, embedding, 1), _linear(embedding, embedding, 1))
+    added = _sum(_linear(spec.pooled_dim + 6 * spec.time_id_dim, embedding, 1), _linear(embedding, embedding, 1))
+    yield part("in", "embedding", "time_embedding", 0, time)
+    yield part("in", "embedding", "add_embedding", 0, added)
+    yield part("in", "convolution", "conv_in", 0, _convolution(LATENT_CHANNELS, first, tokens[0]))
+    inside = first
+    for at, stage in enumerate(("DW-1", "DW-2", "DW-3")):
+        for index, depth in enumerate(depths[stage]):
+            yield resnet(stage, index, at, inside)
+            yield from attention(stage, index, at, depth)
+            inside = spec.channels[at]
+        if at < 2:
+            yield sampler(stage, "downsampler", at, at + 1)
+    if spec.mid_depth is not None:
+        yield resnet("MID", 0, 2, inside)
+        if spec.mid_depth:
+            yield from attention("MID", 0, 2, spec.mid_depth)
+            yield resnet("MID", 1, 2, inside)
+    for at, stage in zip((2, 1, 0), ("UP-1", "UP-2", "UP-3"), strict=True):
+        own, from_below = spec.channels[at], spec.channels[max(at - 1, 0)]
+        for index, depth in enumerate(depths[stage]):
+            skip = from_below if index == len(depths[stage]) - 1 else own
+            yield resnet(stage, index, at, inside + skip)
+            yield from attention(stage, index, at, depth)
+            inside = own
+        if at:
+            yield sampler(stage, "upsampler", at, at - 1)
+    yield part("out", "convolution", "conv_norm_out", 0, _norm(first))
+    yield part("out", "convolution", "conv_out", 0, _convolution(first, LATENT_CHANNELS, tokens[0]))
+
+
+def parameters(spec: UNetSpec) -> int:
+    """Exactly those of the network that `spec.config()` builds."""
+    return sum(b.parameters for b in blocks(spec, width=0, height=0))
+
+
+def flops(spec: UNetSpec, *, width: int, height: int, batch: int = 1) -> int:
+    """Of one forward pass for pictures of this size in px; guidance makes a batch of two."""
+    return batch * sum(b.flops for b in blocks(spec, width=width, height=height))
+
+
+def by_stage(spec: UNetSpec, *, width: int, height: int) -> dict[str, tuple[int, int]]:
+    """Stage -> (parameters, FLOPs of one forward pass), with "in" first and "out" last."""
+    found: dict[str, tuple[int, int]] = {}
+    for block in blocks(spec, width=width, height=height):
+        found[block.stage] = _sum(found.get(block.stage, (0, 0)), (block.parameters, block.flops))
+    return found
