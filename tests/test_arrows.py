@@ -57,6 +57,7 @@ LEVELS = {
     4: (
         "app",
         "koala.cli",
+        "koala.verbs.*",
         "koala.__main__",
         "koala.console",
         "koala.ui.*",
@@ -90,6 +91,8 @@ NEVER = (
     Never(importer="export.*", imported="koala.cli", reason="the export has its own command line"),
     Never(importer="export.*", imported="koala.distill.*", reason="a trained model is a folder like any"),
     Never(importer="koala.ui.*", imported="koala.cli", reason="they are two faces of one core"),
+    Never(importer="koala.ui.*", imported="koala.verbs.*", reason="they are two faces of one core"),
+    Never(importer="koala.verbs.*", imported="koala.cli", reason="the command line is made of its verbs"),
     Never(importer="koala.attention.*", imported="koala.distill.*", reason="what they share is below both"),
     Never(importer="koala.distill.*", imported="koala.attention.*", reason="what they share is below both"),
     Never(importer="*", imported="spaces.*", reason="a deployment folder, and the name of a PyPI package"),

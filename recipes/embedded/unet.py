@@ -13,6 +13,7 @@ import argparse
 import copy
 import json
 import math
+import os
 import random
 import time
 from contextlib import nullcontext
@@ -21,6 +22,8 @@ from pathlib import Path
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from latents import LatentSet
+from muon import Muon
+from torch import distributed
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from koala.distill.losses import feature_loss, noise_loss, snr_weight
@@ -87,6 +90,26 @@ class Ema:
         torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
 
 
+def build_optimizers(unet: torch.nn.Module, lr: float, *, muon: bool) -> list[torch.optim.Optimizer]:
+    """AdamW for everything, or Muon for the hidden matrices and AdamW for both ends, norms and biases."""
+    ends = ("conv_in.", "conv_out.", "time_embedding.linear_1.", "add_embedding.linear_1.")
+    hidden = [p for n, p in unet.named_parameters() if muon and p.ndim > 1 and not n.startswith(ends)]
+    chosen = {id(p) for p in hidden}
+    rest = [p for p in unet.parameters() if id(p) not in chosen]
+    adamw = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    return [Muon(hidden, lr), adamw] if hidden else [adamw]
+
+
+def average_gradients(unet: torch.nn.Module) -> None:
+    """Mean over the processes of `torchrun`, in one message."""
+    gradients = [p.grad for p in unet.parameters()]
+    flat = torch.cat([g.flatten() for g in gradients])
+    distributed.all_reduce(flat)
+    flat /= distributed.get_world_size()
+    parts = flat.split([g.numel() for g in gradients])
+    torch._foreach_copy_(gradients, [f.view_as(g) for f, g in zip(parts, gradients, strict=True)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True, help="folder with tokenizers and text encoders")
@@ -97,6 +120,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", required=True, metavar="FOLDER=BATCH*WEIGHT")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--learning-rate", type=float, required=True)
+    parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
     parser.add_argument("--ema", type=float, default=0.998)
     parser.add_argument("--high-noise", type=float, default=0.5, help="lift of the loss where count is decided")
     parser.add_argument("--noisiest", type=float, default=0.0, help="share of t from 800 up, which decide layout")
@@ -107,7 +131,11 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    rng, generator = random.Random(args.seed), torch.Generator().manual_seed(args.seed)
+    workers, worker = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    if workers > 1:
+        distributed.init_process_group("gloo")
+    draws = args.seed * workers + worker  # every process draws pictures, captions and noise of its own
+    rng, generator = random.Random(draws), torch.Generator().manual_seed(draws)
     sets, batches, weights = [], [], []
     for entry in args.sets:
         folder, _, numbers = entry.partition("=")
@@ -135,13 +163,14 @@ def main() -> None:
         unet = UNet2DConditionModel(**spec.config())
     unet.train()
     ema = Ema(unet, args.ema)
-    optimizer = torch.optim.AdamW(
-        unet.parameters(), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
-    )
+    optimizers = build_optimizers(unet, args.learning_rate, muon=args.optimizer == "muon")
     warmup = max(1, min(300, args.steps // 20))
-    cosine = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / warmup, 0.02 + 0.98 * (1 + math.cos(math.pi * s / args.steps)) / 2)
-    )
+    cosines = [
+        torch.optim.lr_scheduler.LambdaLR(
+            o, lambda s: min((s + 1) / warmup, 0.02 + 0.98 * (1 + math.cos(math.pi * s / args.steps)) / 2)
+        )
+        for o in optimizers
+    ]
 
     own, its, pairs, ends = nullcontext({}), nullcontext({}), {}, {}
     if teacher is not None:
@@ -180,20 +209,23 @@ def main() -> None:
             loss = sum(terms.values())
             if not torch.isfinite(loss):
                 raise RuntimeError(f"step {step}: the loss is {loss.item()}; lower --learning-rate")
-            optimizer.zero_grad()
+            unet.zero_grad()
             loss.backward()
+            if workers > 1:
+                average_gradients(unet)
             torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-            optimizer.step()
-            cosine.step()
+            for each in (*optimizers, *cosines):
+                each.step()
             ema.update(unet)
             for name, value in terms.items():
                 sums.setdefault(name, []).append(value.item())
-            if step % 50 == 0:
+            if step % 50 == 0 and worker == 0:
                 means = {k: round(sum(v) / len(v), 4) for k, v in sums.items()}
                 print(json.dumps({"step": step, **means, "s": round(time.time() - start)}), flush=True)
                 sums.clear()
             if step % args.save_every == 0 or step == args.steps:
-                ema.network.save_pretrained(args.out)
+                if worker == 0:
+                    ema.network.save_pretrained(args.out)
                 for s in sets:
                     s.refresh()
 

@@ -1,0 +1,53 @@
+"""compare: several models on one noise, timed."""
+
+import argparse
+from pathlib import Path
+
+from koala.console import no_bars
+from koala.registry import find
+from koala.request import GenerationRequest
+from koala.verbs.options import add_device, add_request, request_values
+from koala.verbs.output import claims_line, emit, progress, timing_line
+
+HELP = "draw the same noise with several models, timed"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--models", nargs="+", required=True, metavar="MODEL", help="two or more; the first is the baseline"
+    )
+    add_request(parser, leave_out=("model",))
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the pictures")
+    add_device(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    requests = [GenerationRequest(model=m, **request_values(args)) for m in args.models]
+    for request in requests:
+        find(request.model)
+    from koala.compare import compare as draw
+    from koala.compare import speedup
+    from koala.loading import Library
+    from koala.report import comparison
+
+    no_bars()
+    results = draw(
+        requests,
+        Library(args.device),
+        on_step=lambda position, step: progress(requests[position].model)(step),
+        num_previews=0,
+    )
+    together = tuple(r.request for r in results)
+    files = [
+        [str(p) for p in r.save(args.out / f"{k}-{Path(r.request.model).name}.png", together)]
+        for k, r in enumerate(results, 1)
+    ]
+    found = comparison(results, files)
+    lines = []
+    for one in found["models"]:
+        lines += [f"{one['model']}: {one['image']}", f"  {timing_line(one)}", f"  {claims_line(one)}"]
+    for result in results[1:]:
+        gained = speedup(results[0].timing, result.timing)
+        lines.append(f"{result.request.model} against {results[0].request.model}: {gained.sentence()}")
+    emit(args, found, "\n".join([*lines, f"on {found['device']}; warm-up is not counted"]))
+    return 0

@@ -1,0 +1,45 @@
+"""What verbs print: one JSON object or text on stdout, progress on stderr."""
+
+import argparse
+import json
+import sys
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def emit(args: argparse.Namespace, values: object, text: str) -> None:
+    """One JSON object with --json, otherwise `text`."""
+    print(json.dumps(values, indent=1) if args.json else text)
+
+
+def seconds(ms: float) -> str:
+    return f"{ms:.0f} ms" if ms < 1000 else f"{ms / 1000:.2f} s"
+
+
+def timing_line(entry: dict) -> str:
+    t = entry["timing"]
+    unet = sum(t["unet_ms"])
+    memory = f", peak memory {t['peak_memory_bytes'] / 1e6:.0f} MB" if t["peak_memory_bytes"] else ""
+    return (
+        f"text {seconds(t['text_ms'])}, U-Net {t['unet_calls']} calls x {unet / t['unet_calls']:.1f} ms"
+        f" = {seconds(unet)}, VAE {seconds(t['vae_ms'])}, total {seconds(t['total_ms'])}{memory}"
+    )
+
+
+def claims_line(entry: dict) -> str:
+    if entry["claims"] is None:
+        return "no verdict: the prompt names no shape that the judge knows"
+    return "; ".join(
+        f"{'holds' if c['holds'] else 'FAILS'}: {c['claim']}" + ("" if c["holds"] else f" (seen: {c['seen']})")
+        for c in entry["claims"]
+    )
+
+
+def progress(name: str):
+    def on_step(step) -> None:
+        if step.index == step.total or step.index % 5 == 0:
+            say(f"{name}: step {step.index} of {step.total}")
+
+    return on_step
