@@ -28,42 +28,42 @@ class Block:
     flops: int  # of one forward pass of one sample
 
 
-def _convolution(inside: int, outside: int, tokens: int, kernel: int = 3) -> tuple[int, int]:
+def convolution(inside: int, outside: int, tokens: int, kernel: int = 3) -> tuple[int, int]:
     weights = inside * outside * kernel**2
     return weights + outside, 2 * weights * tokens
 
 
-def _linear(inside: int, outside: int, rows: int, bias: bool = True) -> tuple[int, int]:
+def linear(inside: int, outside: int, rows: int, bias: bool = True) -> tuple[int, int]:
     return inside * outside + bias * outside, 2 * inside * outside * rows
 
 
-def _norm(channels: int) -> tuple[int, int]:
+def norm(channels: int) -> tuple[int, int]:
     return 2 * channels, 0
 
 
-def _sum(*parts: tuple[int, int]) -> tuple[int, int]:
+def add(*parts: tuple[int, int]) -> tuple[int, int]:
     return sum(p for p, _ in parts), sum(f for _, f in parts)
 
 
 def _resnet(inside: int, outside: int, embedding: int, tokens: int) -> tuple[int, int]:
-    return _sum(
-        _norm(inside),
-        _convolution(inside, outside, tokens),
-        _linear(embedding, outside, 1),
-        _norm(outside),
-        _convolution(outside, outside, tokens),
-        _convolution(inside, outside, tokens, kernel=1) if inside != outside else (0, 0),
+    return add(
+        norm(inside),
+        convolution(inside, outside, tokens),
+        linear(embedding, outside, 1),
+        norm(outside),
+        convolution(outside, outside, tokens),
+        convolution(inside, outside, tokens, kernel=1) if inside != outside else (0, 0),
     )
 
 
 def _transformer(channels: int, depth: int, context: int, tokens: int) -> tuple[int, int]:
-    square = _linear(channels, channels, tokens, bias=False)
-    out = _linear(channels, channels, tokens)
-    text = _linear(context, channels, TOKENS, bias=False)
+    square = linear(channels, channels, tokens, bias=False)
+    out = linear(channels, channels, tokens)
+    text = linear(context, channels, TOKENS, bias=False)
     products = (0, 4 * channels * tokens * (tokens + TOKENS))  # q k^T and p v, of self- and of cross-attention
-    feed_forward = _linear(channels, 8 * channels, tokens), _linear(4 * channels, channels, tokens)  # GEGLU
-    block = _sum(*[_norm(channels)] * 3, *[square] * 4, *[text] * 2, *[out] * 2, products, *feed_forward)
-    return _sum(_norm(channels), *[out] * 2, *[block] * depth)
+    feed_forward = linear(channels, 8 * channels, tokens), linear(4 * channels, channels, tokens)  # GEGLU
+    block = add(*[norm(channels)] * 3, *[square] * 4, *[text] * 2, *[out] * 2, products, *feed_forward)
+    return add(norm(channels), *[out] * 2, *[block] * depth)
 
 
 def blocks(spec: UNetSpec, *, width: int, height: int) -> Iterator[Block]:
@@ -95,14 +95,14 @@ def blocks(spec: UNetSpec, *, width: int, height: int) -> Iterator[Block]:
             yield part(stage, "attention", f"{STAGES[stage]}.attentions.{index}", at, cost, depth)
 
     def sampler(stage: str, kind: str, at: int, to: int) -> Block:
-        cost = _convolution(spec.channels[at], spec.channels[at], tokens[to])
+        cost = convolution(spec.channels[at], spec.channels[at], tokens[to])
         return part(stage, kind, f"{STAGES[stage]}.{kind}s.0", at, cost)
 
-    time = _sum(_linear(first, embedding, 1), _linear(embedding, embedding, 1))
-    added = _sum(_linear(spec.pooled_dim + 6 * spec.time_id_dim, embedding, 1), _linear(embedding, embedding, 1))
+    time = add(linear(first, embedding, 1), linear(embedding, embedding, 1))
+    added = add(linear(spec.pooled_dim + 6 * spec.time_id_dim, embedding, 1), linear(embedding, embedding, 1))
     yield part("in", "embedding", "time_embedding", 0, time)
     yield part("in", "embedding", "add_embedding", 0, added)
-    yield part("in", "convolution", "conv_in", 0, _convolution(LATENT_CHANNELS, first, tokens[0]))
+    yield part("in", "convolution", "conv_in", 0, convolution(LATENT_CHANNELS, first, tokens[0]))
     inside = first
     for at, stage in enumerate(("DW-1", "DW-2", "DW-3")):
         for index, depth in enumerate(depths[stage]):
@@ -125,8 +125,8 @@ def blocks(spec: UNetSpec, *, width: int, height: int) -> Iterator[Block]:
             inside = own
         if at:
             yield sampler(stage, "upsampler", at, at - 1)
-    yield part("out", "convolution", "conv_norm_out", 0, _norm(first))
-    yield part("out", "convolution", "conv_out", 0, _convolution(first, LATENT_CHANNELS, tokens[0]))
+    yield part("out", "convolution", "conv_norm_out", 0, norm(first))
+    yield part("out", "convolution", "conv_out", 0, convolution(first, LATENT_CHANNELS, tokens[0]))
 
 
 def parameters(spec: UNetSpec) -> int:
@@ -143,5 +143,5 @@ def by_stage(spec: UNetSpec, *, width: int, height: int) -> dict[str, tuple[int,
     """Stage -> (parameters, FLOPs of one forward pass), with "in" first and "out" last."""
     found: dict[str, tuple[int, int]] = {}
     for block in blocks(spec, width=width, height=height):
-        found[block.stage] = _sum(found.get(block.stage, (0, 0)), (block.parameters, block.flops))
+        found[block.stage] = add(found.get(block.stage, (0, 0)), (block.parameters, block.flops))
     return found
