@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from koala.console import quiet
 from koala.request import RequestError
-from koala.verbs import compare, evaluate, generate, models
+from koala.verbs import compare, evaluate, generate, models, similarity
 from koala.verbs.output import say
 
 VERBS = {
@@ -18,6 +18,7 @@ VERBS = {
     "generate": generate,
     "compare": compare,
     "eval": evaluate,
+    "similarity": similarity,
 }
 
 

@@ -1,0 +1,57 @@
+"""similarity: how little each transformer block changes its input, the reason why KOALA keeps the first ones."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from koala.console import no_bars
+from koala.registry import find
+from koala.request import GenerationRequest
+from koala.verbs.options import add_device
+from koala.verbs.output import emit, say
+
+HELP = "measure how little each transformer block changes its input: JSON and an SVG figure beside it"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="MODEL", help="model name, hub id or folder")
+    parser.add_argument(
+        "--prompts", nargs="+", metavar="TEXT", help="prompts to average over (default: eight of the model's world)"
+    )
+    parser.add_argument("--steps", type=int, default=8, metavar="N", help="sampler steps, all measured (default: 8)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the first prompt; then the next (default: 0)"
+    )
+    parser.add_argument("--out", type=json_file, required=True, metavar="FILE.json", help="where the curves go")
+    add_device(parser)
+
+
+def json_file(text: str) -> Path:
+    path = Path(text)
+    if path.suffix.lower() != ".json":
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .json; the figure goes beside it as .svg")
+    return path
+
+
+def run(args: argparse.Namespace) -> int:
+    find(args.model)
+    for k, prompt in enumerate(args.prompts or ("any",)):  # a bad field fails before the model is loaded
+        GenerationRequest(model=args.model, prompt=prompt, steps=args.steps, seed=args.seed + k)
+    from koala.evaluate.reports import circumstances
+    from koala.loading import Library
+    from koala.similarity import default_prompts, measure
+    from koala.similarity_figure import figure, sentence
+
+    no_bars()
+    model = Library(args.device).get(args.model)
+    prompts = args.prompts or default_prompts(model)
+    for found in measure(model, prompts, steps=args.steps, seed=args.seed):
+        say(f"{len(found['prompts'])} of {len(prompts)} prompts")
+    picture = args.out.with_suffix(".svg")
+    found |= {"figure": str(picture), "shows": sentence(found)} | circumstances(sys.argv[1:], model)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(found, indent=1) + "\n")
+    picture.write_text(figure(found))
+    emit(args, found, f"{args.out}\n{picture}\n{found['shows']}")
+    return 0
