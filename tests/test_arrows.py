@@ -26,8 +26,11 @@ LEVELS = {
         "koala.costs",
         "koala.parts",
         "koala.plans",
+        "koala.latency",
         "koala.registry",
         "koala.layer_map",
+        "koala.original_layout",
+        "koala.outputs",
         "koala.similarity_figure",
         "koala.request",
         "koala.shapes",
@@ -37,6 +40,7 @@ LEVELS = {
     ),
     1: (
         "koala.hooks",
+        "koala.tensorfiles",
         "koala.timing",
         "koala.result",
         "koala.shapes.colour",
@@ -46,6 +50,7 @@ LEVELS = {
     ),
     2: (
         "koala.surgery",
+        "koala.checkpoints",
         "koala.locate",
         "koala.loading",
         "koala.schedulers",
