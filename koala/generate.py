@@ -2,16 +2,20 @@
 
 import dataclasses
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 
-import numpy as np
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 from PIL import Image
 
-from koala.loading import LoadedModel
+from koala.compilation import compiled
+from koala.decoding import decode
+from koala.guidance import TENSORS, GuidanceInterval, guided_steps
+from koala.loading import EMBEDDINGS, LoadedModel, Placement
+from koala.presets import PRESETS
 from koala.registry import ModelCard
 from koala.request import GenerationRequest, Timing
 from koala.result import GenerationResult
@@ -53,22 +57,6 @@ def initial_noise(request: GenerationRequest, channels: int, factor: int) -> tor
     return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
 
 
-def decode(pipeline: StableDiffusionXLPipeline, latents: torch.Tensor) -> list[Image.Image]:
-    """Latents (B, 4, h, w) in the U-Net's scale -> RGB pictures, one decode per picture to bound memory."""
-    vae = pipeline.vae
-    scaled = latents / vae.config.scaling_factor
-    upcast = vae.dtype == torch.float16 and vae.config.force_upcast  # SDXL's own VAE overflows in fp16
-    if upcast:
-        vae.to(torch.float32)
-    try:
-        pixels = [vae.decode(one.to(vae.dtype)[None]).sample[0].float().cpu() for one in scaled]
-    finally:
-        if upcast:
-            vae.to(torch.float16)
-    arrays = (((p.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy() for p in pixels)
-    return [Image.fromarray(np.ascontiguousarray(a)) for a in arrays]
-
-
 def _clean(pipeline, before: torch.Tensor, after: torch.Tensor, index: int) -> torch.Tensor:
     """What the picture would be without its remaining noise: Euler's step is a line, followed to sigma 0."""
     if not isinstance(pipeline.scheduler, EulerDiscreteScheduler):
@@ -77,23 +65,47 @@ def _clean(pipeline, before: torch.Tensor, after: torch.Tensor, index: int) -> t
     return (high * after - low * before) / (high - low)
 
 
-def _encode(pipeline: StableDiffusionXLPipeline, request: GenerationRequest, prompt: str | list[str]) -> dict:
-    """The pipeline's arguments for a prompt, or for one prompt per picture."""
-    names = (
-        "prompt_embeds",
-        "negative_prompt_embeds",
-        "pooled_prompt_embeds",
-        "negative_pooled_prompt_embeds",
-    )
-    negative = request.negative_prompt or None
-    values = pipeline.encode_prompt(
-        prompt=prompt,
-        negative_prompt=[negative] * len(prompt) if negative and isinstance(prompt, list) else negative,
-        num_images_per_prompt=request.images,
-        do_classifier_free_guidance=request.guidance > 1,
-        device=pipeline.unet.device,
-    )
-    return dict(zip(names, values, strict=True))
+def _encode(
+    model: LoadedModel, request: GenerationRequest, prompt: str | list[str], placement: Placement, timer: StageTimer
+) -> dict[str, torch.Tensor | None]:
+    """The pipeline's arguments for a prompt, or for one prompt per picture.
+
+    Where the plan releases the text encoders, embeddings are remembered, with the time that they once took.
+    """
+    remembered = model.library.embeddings if placement.plan.text == "released" else OrderedDict()
+    guided = request.guidance > 1
+    key = (id(model.pipeline.text_encoder_2), str(prompt), request.negative_prompt, request.images, guided)
+    if key not in remembered:
+        with timer.stage("swap"):
+            placement.enter("text", model)
+        names = (
+            "prompt_embeds",
+            "negative_prompt_embeds",
+            "pooled_prompt_embeds",
+            "negative_pooled_prompt_embeds",
+        )
+        negative = request.negative_prompt or None
+        with timer.stage("text"):
+            values = model.pipeline.encode_prompt(
+                prompt=prompt,
+                negative_prompt=[negative] * len(prompt) if negative and isinstance(prompt, list) else negative,
+                num_images_per_prompt=request.images,
+                do_classifier_free_guidance=guided,
+                device=model.device,
+            )
+        remembered[key] = dict(zip(names, values, strict=True)), timer.total("text")
+        if len(remembered) > EMBEDDINGS:
+            remembered.popitem(last=False)
+    remembered.move_to_end(key)
+    embeds, took = remembered[key]
+    timer.ms["text"] = [took]
+    return embeds
+
+
+def _compiled(model: LoadedModel, request: GenerationRequest):
+    """Compiled blocks where the preset wants them and they pay: on a CUDA GPU, without a LoRA's layers in them."""
+    wanted = PRESETS[request.preset].compiled and model.device.type == "cuda" and not request.lora
+    return compiled(model.pipeline.unet, wanted)
 
 
 def run_pipeline(
@@ -104,42 +116,57 @@ def run_pipeline(
     prompt: str | list[str] | None = None,
     timer: StageTimer | None = None,
     step_end: Callable | None = None,
+    placement: Placement | None = None,
 ) -> tuple[StableDiffusionXLPipeline, torch.Tensor]:
     """Text, then every denoising step: a pipeline of this run's own and the clean latents (B, 4, h, w).
 
-    `prompt` may be a list, one per row of `noise`. The pipeline and its scheduler are new, the parts are shared.
+    `prompt` may be a list, one per row of `noise`. The pipeline and its scheduler are new, the parts are shared; its
+    `vae` is the one to decode with, and is on the device when this returns. Hold `model.lock`.
     """
+    placement = placement or model.place(request)
+    timer = timer or StageTimer(model.device)
     parts = {n: c for n, c in model.pipeline.components.items() if n != "scheduler"}
     scheduler = build(request.scheduler, model.pipeline.scheduler.config)
     pipeline = StableDiffusionXLPipeline(**parts, scheduler=scheduler, add_watermarker=False)
     pipeline.set_progress_bar_config(disable=True)
-    timer = timer or StageTimer(model.device)
-    with timer.stage("text"):
-        embeds = _encode(pipeline, request, request.prompt if prompt is None else prompt)
-    with timer.stage("denoise"), timer.calls("unet", pipeline.unet):
+    embeds = _encode(model, request, request.prompt if prompt is None else prompt, placement, timer)
+    interval = GuidanceInterval(request, embeds)
+
+    def after_step(pipeline, index: int, timestep, values: dict) -> dict:
+        if step_end:
+            step_end(pipeline, index, timestep, values)
+        return interval.step_end(pipeline, index, values)
+
+    with timer.stage("swap"):
+        placement.enter("unet", model)
+    with timer.stage("denoise"), timer.calls("unet", pipeline.unet), _compiled(model, request):
         latents = pipeline(
             **embeds,
             num_inference_steps=request.steps,
-            guidance_scale=request.guidance,
+            guidance_scale=interval.scale,
             width=request.width,
             height=request.height,
             latents=noise.to(model.device, model.dtype),
             output_type="latent",
-            callback_on_step_end=step_end,
+            callback_on_step_end=after_step,
+            callback_on_step_end_tensor_inputs=["latents", *TENSORS],
         ).images
+    pipeline.vae = model.decoder(placement.plan)
+    with timer.stage("swap"):
+        placement.enter("vae", model)
     return pipeline, latents
 
 
 class _Watch:
     """What happens after each step: note the U-Net's time, look at the cancel flag, show the picture so far."""
 
-    def __init__(self, request, timer: StageTimer, on_step, cancel: threading.Event, num_previews: int):
-        self.request, self.timer, self.on_step, self.cancel = request, timer, on_step, cancel
+    def __init__(self, request, timer: StageTimer, on_step, cancel: threading.Event, num_previews: int, vae):
+        self.request, self.timer, self.on_step, self.cancel, self.vae = request, timer, on_step, cancel, vae
         self.shown = {round(request.steps * k / (num_previews + 1)) for k in range(1, num_previews + 1)}
         self.latents: torch.Tensor | None = None
         self.unet_ms: list[float] = []
 
-    def __call__(self, pipeline, index: int, timestep, values: dict) -> dict:
+    def __call__(self, pipeline, index: int, timestep, values: dict) -> None:
         self.unet_ms.append(self.timer.total("unet") - sum(self.unet_ms))
         if self.cancel.is_set():
             raise Cancelled
@@ -147,36 +174,39 @@ class _Watch:
             if self.on_step:
                 preview = None
                 if index + 1 in self.shown and self.latents is not None:
-                    preview = decode(pipeline, _clean(pipeline, self.latents, values["latents"], index)[:1])[0]
+                    preview = decode(self.vae, _clean(pipeline, self.latents, values["latents"], index)[:1])[0]
                 self.on_step(Step(index=index + 1, total=self.request.steps, preview=preview))
             self.latents = values["latents"]
         if self.cancel.is_set():
             raise Cancelled
-        return {}
 
 
 @torch.inference_mode()
 def _run(
     model: LoadedModel,
     request: GenerationRequest,
+    placement: Placement,
     on_step: Callable[[Step], None] | None,
     cancel: threading.Event,
     num_previews: int,
 ) -> GenerationResult:
     timer = StageTimer(model.device)
-    watch = _Watch(request, timer, on_step, cancel, num_previews)
+    if "vae" not in placement.plan.on_device("unet"):
+        num_previews = 0  # nothing to decode them with is on the device
+    watch = _Watch(request, timer, on_step, cancel, num_previews, model.previewer)
     noise = initial_noise(request, model.pipeline.unet.config.in_channels, model.pipeline.vae_scale_factor)
-    pipeline, latents = run_pipeline(model, request, noise, timer=timer, step_end=watch)
+    pipeline, latents = run_pipeline(model, request, noise, timer=timer, step_end=watch, placement=placement)
     with timer.stage("vae"):
-        images = decode(pipeline, latents)
+        images = decode(pipeline.vae, latents, placement.plan.vae_tile)
     timing = Timing(
         text_ms=timer.total("text"),
         unet_ms=tuple(watch.unet_ms),
-        unet_calls=request.steps * (2 if request.guidance > 1 else 1),
+        unet_calls=request.steps + len(guided_steps(request)),
         vae_ms=timer.total("vae"),
         # what a run without anyone watching would have taken
         total_ms=timer.total("text") + timer.total("denoise") - timer.total("watching") + timer.total("vae"),
         peak_memory_bytes=timer.peak_memory(),
+        swap_ms=timer.total("swap"),
     )
     return GenerationResult(
         request=request,
@@ -187,6 +217,7 @@ def _run(
         dtype=str(model.dtype).removeprefix("torch."),
         device=device_name(model.device),
         versions=versions(),
+        plan=placement.plan,
     )
 
 
@@ -197,18 +228,20 @@ def generate(
     on_step: Callable[[Step], None] | None = None,
     cancel: threading.Event | None = None,
     num_previews: int = MAX_PREVIEWS,
+    placement: Placement | None = None,
 ) -> GenerationResult:
     """Draw the request's pictures on a loaded model.
 
     `on_step` is called after every step. Setting `cancel` raises Cancelled before the next step ends. The first
     run of a shape is preceded by an uncounted warm-up of two steps; the time that `on_step` and its previews
-    take is left out of the timing.
+    take is left out of the timing. `placement` is a memory plan that several models share.
     """
     request = resolve(request, model.card)
     cancel = cancel or threading.Event()
-    shape = (request.width, request.height, request.images, request.guidance > 1)
+    shape = (request.width, request.height, request.images, request.guidance > 1, request.preset, request.lora)
     with model.lock:
+        placement = placement or model.place(request)
         if shape not in model.warm:
-            _run(model, dataclasses.replace(request, steps=2), None, cancel, 0)
+            _run(model, dataclasses.replace(request, steps=2), placement, None, cancel, 0)
             model.warm.add(shape)
-        return _run(model, request, on_step, cancel, num_previews)
+        return _run(model, request, placement, on_step, cancel, num_previews)

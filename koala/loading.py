@@ -1,19 +1,35 @@
 """Files -> models ready to run; text encoders and VAE that are the same file are loaded once and shared."""
 
 import hashlib
+import json
+import logging
 import threading
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    EulerDiscreteScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.models.modeling_utils import load_state_dict
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from koala.locate import Location, locate, replacements
+from koala.device import best_device, device_memory
+from koala.locate import Location, locate, tiny_vae
+from koala.plans import Plan, pair_plan
 from koala.registry import ModelCard, find
-from koala.request import RequestError
+from koala.request import GenerationRequest, RequestError
+from koala.residence import Residence
+from koala.specs import UNetSpec, from_config
+
+log = logging.getLogger(__name__)
 
 _CLASSES = {
     "text_encoder": CLIPTextModel,
@@ -22,18 +38,68 @@ _CLASSES = {
 }
 
 
+STAGE_PARTS = {"text": ("text_encoder", "text_encoder_2"), "unet": ("unet",), "vae": ("vae",)}
+EMBEDDINGS = 32  # prompts whose embeddings are remembered where a plan releases the text encoders
+
+
 @dataclass(kw_only=True)
 class LoadedModel:
-    """A model in memory. `lock` is held by the one run that uses it: two runs never share a U-Net at once."""
+    """A model in memory. `lock` is held by the one run that uses the device: two runs never share a U-Net at once."""
 
     card: ModelCard
     pipeline: StableDiffusionXLPipeline
-    device: torch.device
-    dtype: torch.dtype
+    spec: UNetSpec
+    tiny_vae: AutoencoderTiny | None
+    library: "Library"
     revision: str
     parameters: int  # of the U-Net
-    lock: threading.Lock = field(default_factory=threading.Lock)
     warm: set[tuple] = field(default_factory=set)  # request shapes that have run once
+
+    @property
+    def device(self) -> torch.device:
+        return self.library.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.pipeline.unet.dtype
+
+    @property
+    def lock(self) -> threading.Lock:
+        return self.library.residence.lock
+
+    @property
+    def previewer(self) -> torch.nn.Module:
+        """What decodes a picture that is not finished: the tiny VAE where there is one."""
+        return self.tiny_vae or self.pipeline.vae
+
+    def decoder(self, plan: Plan) -> torch.nn.Module:
+        return self.tiny_vae if plan.tiny_vae else self.pipeline.vae
+
+    def parts(self, stage: str, plan: Plan) -> list[torch.nn.Module]:
+        """The modules that work in a stage: text, unet or vae."""
+        if stage == "vae":
+            return [self.decoder(plan), *([self.tiny_vae] if self.tiny_vae else [])]
+        return [getattr(self.pipeline, name) for name in STAGE_PARTS[stage]]
+
+    def place(self, request: GenerationRequest) -> "Placement":
+        """The memory plan for a run of this model alone."""
+        return self.library.place([self], [request])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """A memory plan that one model follows, or several that draw the same prompt one after the other."""
+
+    plan: Plan
+    models: tuple[LoadedModel, ...]
+
+    def enter(self, stage: str, model: LoadedModel) -> None:
+        """Have on the device what the plan wants there in this stage of `model`, and nothing else."""
+        there = self.plan.on_device(stage)
+        working = [p for part in there for p in model.parts(part, self.plan)]
+        others = [part for part in there if part != "unet" or self.plan.unet == "resident"]
+        keep = [p for other in self.models for part in others for p in other.parts(part, self.plan)]
+        model.library.residence.bring(working, keep)
 
 
 @lru_cache(maxsize=64)
@@ -51,28 +117,19 @@ def digest(path: Path) -> str:
     return _digest(path.resolve(), stat.st_size, stat.st_mtime)
 
 
-def best_device(name: str | None = None) -> torch.device:
-    """The device by name, or the best one here: CUDA, Apple's GPU, CPU."""
-    if name:
-        try:
-            device = torch.device(name)
-        except RuntimeError as error:
-            raise RequestError(f"unknown device {name!r}; use cpu, cuda, cuda:1 or mps") from error
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise RequestError(f"device {name} was asked for, but no CUDA GPU is visible; use --device cpu")
-        return device
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
 class Library:
-    """The models of one process. Loading is thread-safe; each model and each shared part is loaded once."""
+    """The models of one process. Loading is thread-safe; each model and each shared part is loaded once.
 
-    def __init__(self, device: str | None = None):
+    `memory` is what may be used of the device, in bytes; None takes what is there. `dtype` is float32, bfloat16 or
+    float16; None is float16 on a GPU, and on a CPU float32 where that fits.
+    """
+
+    def __init__(self, device: str | None = None, *, memory: int | None = None, dtype: str | None = None):
         self.device = best_device(device)
-        # CPUs compute in fp32: half precision there is slower, and rounds more.
-        self.dtype = torch.float32 if self.device.type == "cpu" else torch.float16
+        self.memory = device_memory(self.device) if memory is None else memory
+        self.dtype = dtype
+        self.residence = Residence(self.device)
+        self.embeddings: OrderedDict = OrderedDict()
         self._models: dict[str, LoadedModel] = {}
         self._shared: dict[str, torch.nn.Module] = {}
         self._lock = threading.Lock()
@@ -82,42 +139,81 @@ class Library:
 
     def get(self, name: str) -> LoadedModel:
         """The model of this name, loaded now if it was not. Raises RequestError with the remedy."""
-        card = find(name)
-        with self._lock:
-            if card.name not in self._models:
-                self._models[card.name] = self._load(card)
-            return self._models[card.name]
+        return self.get_all([name])[0]
 
-    def _part(self, component: str, folder: Path, weights: Path) -> torch.nn.Module:
+    def get_all(self, names: Sequence[str]) -> list[LoadedModel]:
+        """Models that are to run beside each other; what is loaded now gets a precision in which all of them fit."""
+        cards = [find(name) for name in names]
+        with self._lock:
+            for card in cards:
+                if card.name not in self._models:
+                    self._models[card.name] = self._load(card, self._dtype(cards))
+            return [self._models[card.name] for card in cards]
+
+    def place(self, models: Sequence[LoadedModel], requests: Sequence[GenerationRequest]) -> Placement:
+        """The memory plan for these requests, whose defaults are filled in; each choice is logged with its reason."""
+        first = requests[0]
+        found = pair_plan(
+            [m.spec for m in models],
+            device=self.device.type,
+            vram_bytes=self.memory,
+            width=first.width,
+            height=first.height,
+            images=first.images,
+            guided=any(r.guidance > 1 for r in requests),
+            preset=first.preset,
+            dtype=str(models[0].dtype).removeprefix("torch."),
+            vae_fp16_safe=not models[0].pipeline.vae.config.force_upcast,
+            tiny_vae=all(m.tiny_vae for m in models),
+        )
+        for choice in found.choices:
+            log.info("%s: %s (%s)", choice.what, choice.value, choice.reason)
+        return Placement(plan=found, models=tuple(models))
+
+    def _dtype(self, cards: Sequence[ModelCard]) -> torch.dtype:
+        """The precision of U-Net and text encoders in which all these models fit, at their own size."""
+        if self.dtype:
+            return getattr(torch, self.dtype)
+        specs = [_spec(card, locate(card)) for card in cards]
+        size = {"width": cards[0].width, "height": cards[0].height}
+        found = pair_plan(specs, device=self.device.type, vram_bytes=self.memory, tiny_vae=True, preset="fast", **size)
+        return getattr(torch, found.dtype)
+
+    def _part(self, component: str, folder: Path, weights: Path, dtype: torch.dtype) -> torch.nn.Module:
         """A text encoder or VAE, shared with every model whose weights file has the same hash."""
-        key = f"{component}:{digest(weights)}"
+        key = f"{component}:{digest(weights)}:{dtype}"
         if key not in self._shared:
             variant = "fp16" if weights.name.endswith(".fp16.safetensors") else None
             kind = _CLASSES[component]
-            dtype = {"torch_dtype" if kind is AutoencoderKL else "dtype": self.dtype}
-            part = kind.from_pretrained(folder, variant=variant, **dtype)
-            self._shared[key] = part.to(self.device).eval().requires_grad_(False)
+            if kind is AutoencoderKL:
+                part = kind.from_pretrained(folder, variant=variant, torch_dtype=dtype)
+                if dtype is torch.float16 and part.config.force_upcast:
+                    part = part.to(torch.bfloat16)  # it overflows in float16
+            else:
+                part = kind.from_pretrained(folder, variant=variant, dtype=dtype)
+            self._shared[key] = part.eval().requires_grad_(False)
         return self._shared[key]
 
-    def _unet(self, location: Location, replacement: Path | None) -> UNet2DConditionModel:
-        if replacement is None:
+    def _unet(self, location: Location, dtype: torch.dtype) -> UNet2DConditionModel:
+        if "unet" not in location.replaced:
             return UNet2DConditionModel.from_pretrained(
-                location.folder / "unet", variant=location.variant, torch_dtype=self.dtype
+                location.folder / "unet", variant=location.variant, torch_dtype=dtype
             )
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(location.folder / "unet"))
-        unet.load_state_dict(load_state_dict(replacement))
-        return unet.to(self.dtype)
+        unet.load_state_dict(load_state_dict(location.weights("unet")))
+        return unet.to(dtype)
 
-    def _load(self, card: ModelCard) -> LoadedModel:
-        location, replaced = locate(card), replacements(card)
-        folder = location.folder
+    def _load(self, card: ModelCard, dtype: torch.dtype) -> LoadedModel:
+        location = locate(card)
+        folder, small = location.folder, tiny_vae(card)
         try:
-            unet = self._unet(location, replaced.get("unet")).to(self.device).eval().requires_grad_(False)
-            vae_file = replaced.get("vae", location.weights("vae"))
-            parts = {n: self._part(n, folder / n, location.weights(n)) for n in ("text_encoder", "text_encoder_2")}
+            unet = self._unet(location, dtype).eval().requires_grad_(False)
+            vae_file = location.weights("vae")
+            encoders = (*STAGE_PARTS["text"],)
+            parts = {n: self._part(n, folder / n, location.weights(n), dtype) for n in encoders}
             pipeline = StableDiffusionXLPipeline(
                 unet=unet,
-                vae=self._part("vae", vae_file.parent, vae_file),
+                vae=self._part("vae", vae_file.parent, vae_file, dtype),
                 tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
                 tokenizer_2=CLIPTokenizer.from_pretrained(folder / "tokenizer_2"),
                 scheduler=EulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
@@ -125,6 +221,7 @@ class Library:
                 add_watermarker=False,
                 **parts,
             )
+            tiny = AutoencoderTiny.from_pretrained(small, torch_dtype=dtype).eval() if small else None
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise RequestError(
                 f"{card.name} could not be loaded from {folder}: {error}. Copy or download its files again"
@@ -133,8 +230,14 @@ class Library:
         return LoadedModel(
             card=card,
             pipeline=pipeline,
-            device=self.device,
-            dtype=self.dtype,
+            spec=_spec(card, location),
+            tiny_vae=tiny,
+            library=self,
             revision=location.revision,
             parameters=sum(p.numel() for p in unet.parameters()),
         )
+
+
+def _spec(card: ModelCard, location: Location) -> UNetSpec:
+    """From the card, else from the U-Net's own config."""
+    return card.spec or from_config(json.loads((location.folder / "unet" / "config.json").read_text()), card.name)

@@ -91,6 +91,7 @@ class _Job:
     images: int
     guided: bool
     preset: str
+    dtype: str | None
     vae_fp16_safe: bool
     tiny_vae: bool
 
@@ -103,6 +104,8 @@ class _Job:
         return self.width // LATENT_FACTOR, self.height // LATENT_FACTOR
 
     def dtypes(self) -> tuple[str, ...]:
+        if self.dtype:
+            return (self.dtype,)
         return ("float32", "bfloat16") if self.device == "cpu" else ("float16",)
 
     def vae_dtype(self, dtype: str) -> str:
@@ -252,13 +255,15 @@ def pair_plan(
     images: int = 1,
     guided: bool = True,
     preset: str = "quality",
+    dtype: str | None = None,
     vae_fp16_safe: bool = True,
     tiny_vae: bool = False,
     parts: Parts | None = None,
 ) -> Plan:
     """The best plan for U-Nets that draw the same prompt one after the other, the text encoded once.
 
-    `device` is cuda, cpu or mps; `vram_bytes` its memory, None for no limit; `tiny_vae` whether the model has a small
+    `device` is cuda, cpu or mps; `vram_bytes` its memory, None for no limit; `dtype` the precision of weights that are
+    loaded already; `tiny_vae` whether the model has a small
     decoder, which only some presets use. Raises RequestError with what would fit when nothing does.
     """
     return _Job(
@@ -271,6 +276,7 @@ def pair_plan(
         images=images,
         guided=guided,
         preset=preset,
+        dtype=dtype,
         vae_fp16_safe=vae_fp16_safe,
         tiny_vae=tiny_vae and PRESETS[preset].tiny_decoder,
     ).fitting()

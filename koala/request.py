@@ -3,11 +3,14 @@
 import dataclasses
 from dataclasses import dataclass, field
 
+from koala.presets import PRESETS
+
 MAX_PROMPT = 2000  # characters; CLIP reads 77 tokens, far less than this
 MAX_STEPS = 200
 MAX_IMAGES = 16
 MIN_SIDE, MAX_SIDE, SIDE_MULTIPLE = 64, 2048, 32  # px; the U-Net halves the eight-fold latents twice
 MAX_SEED = 2**32 - 1
+MAX_LORA_STRENGTH = 4.0
 SCHEDULERS = ("euler-trailing", "euler-leading", "ddim-trailing", "dpmpp-2m-trailing")
 
 
@@ -33,6 +36,11 @@ class GenerationRequest:
     width: int | None = _doc("picture width in px", default=None)
     height: int | None = _doc("picture height in px", default=None)
     images: int = _doc("how many pictures, drawn as one batch", default=1)
+    preset: str = _doc("; ".join(f"{p.name}: {p.label}" for p in PRESETS.values()), default="quality")
+    lora: str | None = _doc(
+        "a LoRA of the teacher's U-Net, a .safetensors file; moved onto a KOALA by itself", default=None
+    )
+    lora_strength: float = _doc("how much of the LoRA is added; 0 is none", default=1.0)
 
     def __post_init__(self) -> None:
         check(self)
@@ -61,6 +69,7 @@ class Timing:
     vae_ms: float
     total_ms: float
     peak_memory_bytes: int | None
+    swap_ms: float = 0.0  # moving parts on and off the device; in none of the other times
 
     @property
     def unet_total_ms(self) -> float:
@@ -113,3 +122,15 @@ def check(request: GenerationRequest) -> None:
     _whole("images", request.images, 1, MAX_IMAGES, "run again with the next seed for more")
     if request.scheduler is not None and request.scheduler not in SCHEDULERS:
         raise RequestError(f"unknown scheduler {request.scheduler!r}; choose one of {', '.join(SCHEDULERS)}")
+    if request.preset not in PRESETS:
+        raise RequestError(f"unknown preset {request.preset!r}; choose one of {', '.join(PRESETS)}")
+    if request.lora is not None and not (isinstance(request.lora, str) and request.lora.endswith(".safetensors")):
+        raise RequestError(
+            f"a LoRA must be a .safetensors file, not {request.lora!r}; other formats can run code when they are read"
+        )
+    strength = request.lora_strength
+    if isinstance(strength, bool) or not isinstance(strength, int | float) or abs(strength) > MAX_LORA_STRENGTH:
+        raise RequestError(
+            f"the LoRA strength must be a number from -{MAX_LORA_STRENGTH:g} to {MAX_LORA_STRENGTH:g}, "
+            f"not {strength!r}; 0.5 to 1 is usual"
+        )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from koala.plans import Plan
 from koala.request import GenerationRequest, RequestError, Timing
 
 KEY = "koala"  # the PNG text chunk that holds the JSON; "parameters" holds the same for people and other UIs
@@ -24,6 +25,7 @@ class GenerationResult:
     dtype: str
     device: str
     versions: dict[str, str] = field(default_factory=dict)
+    plan: Plan | None = None  # how it was placed in memory; None where a runtime of its own decides
 
     def metadata(self, index: int, compared: tuple[GenerationRequest, ...] = ()) -> dict:
         """What picture `index` carries: its own one-picture request, and those of a comparison that it was part of."""

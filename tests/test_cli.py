@@ -44,6 +44,7 @@ def test_generate_writes_a_picture_and_one_json_object(tmp_path, capsys):
         "vae_ms",
         "total_ms",
         "peak_memory_bytes",
+        "swap_ms",
     }
     assert len(found["timing"]["unet_ms"]) == 2
     assert {c["kind"] for c in found["claims"]} == {"count", "attribute", "binding"}

@@ -47,7 +47,7 @@ def draw(model: LoadedModel, texts: list[str], first_seed: int, *, steps: int, g
     )
     with model.lock:
         pipeline, latents = run_pipeline(model, request, noise, prompt=texts)
-        return decode(pipeline, latents)
+        return decode(pipeline.vae, latents)
 
 
 def interval(outcomes: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:

@@ -47,7 +47,7 @@ def _best_pair(device: str | None) -> tuple[str, str]:
     """The real models where they are on this machine and a GPU can run them, else the embedded ones."""
     for pair in REAL_PAIRS:
         if all(availability(CARDS[name])[0] for name in pair):
-            from koala.loading import best_device
+            from koala.device import best_device
 
             if best_device(device).type != "cpu":
                 return pair
@@ -61,7 +61,7 @@ class Session:
         self.named = tuple(registry.find(name).name for name in models or ())
         self.device = device
         if device:
-            from koala.loading import best_device
+            from koala.device import best_device
 
             best_device(device)  # a device that is not here is an error of the start, not of the first run
         self.local = local

@@ -1,0 +1,30 @@
+"""Which parts of the models are on the device: all of them, or only what a memory plan keeps and what works now."""
+
+import threading
+from collections.abc import Iterable
+
+import torch
+
+
+class Residence:
+    """Parts wait in host memory until they work. `lock` is held by the one run that uses the device."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.lock = threading.Lock()
+        self._here: dict[int, torch.nn.Module] = {}  # by id: a module is no key
+
+    @property
+    def here(self) -> tuple[torch.nn.Module, ...]:
+        """The parts that are on the device now."""
+        return tuple(self._here.values())
+
+    def bring(self, working: Iterable[torch.nn.Module], keep: Iterable[torch.nn.Module] = ()) -> None:
+        """Move `working` to the device, after everything that is neither there to work nor to keep has left it."""
+        working = tuple(working)
+        stays = {id(part) for part in (*working, *keep)}
+        for key in [k for k in self._here if k not in stays]:
+            self._here.pop(key).to("cpu")
+        for part in working:
+            if id(part) not in self._here:
+                self._here[id(part)] = part.to(self.device)

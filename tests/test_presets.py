@@ -1,0 +1,128 @@
+"""Presets: quality is the stock pipeline to the bit, fast calls the U-Net less often, low-memory decodes in tiles."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+
+from koala.decoding import decode
+from koala.generate import generate, initial_noise, resolve
+from koala.guidance import guided_steps
+from koala.loading import Library
+from koala.presets import PRESETS
+from koala.registry import CARDS, EMBEDDED
+from koala.request import GenerationRequest
+
+STUDENT = "tiny-koala-700m"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Library("cpu").get(STUDENT)
+
+
+def request(**change):
+    return GenerationRequest(**dict(model=STUDENT, prompt="a red circle above a blue ring", steps=6, seed=3) | change)
+
+
+def pixels(result):
+    return np.stack([np.asarray(i).astype(int) for i in result.images])
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_quality_is_the_stock_pipeline_to_the_bit(model, images):
+    """Of a batch the stock pipeline decodes all pictures at once, which may round a byte in ten thousand otherwise."""
+    asked = resolve(request(images=images), CARDS[STUDENT])
+    stock = StableDiffusionXLPipeline.from_pretrained(EMBEDDED / STUDENT)
+    stock.scheduler = EulerDiscreteScheduler.from_config(stock.scheduler.config, timestep_spacing="trailing")
+    stock.set_progress_bar_config(disable=True)
+    pictures = stock(
+        asked.prompt,
+        num_inference_steps=asked.steps,
+        guidance_scale=asked.guidance,
+        num_images_per_prompt=images,
+        latents=initial_noise(asked, 4, 8),
+        output_type="np",
+    ).images
+    mine = generate(asked, model)
+    difference = np.abs((pictures * 255).round().astype(int) - pixels(mine))
+    print(f"max {difference.max()}, mean {difference.mean():.2e}")
+    assert difference.max() <= (images > 1)
+    assert difference.mean() < 1e-4
+    assert mine.timing.unet_calls == 2 * asked.steps
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_fast_guides_half_of_the_steps_whatever_the_batch(model, images):
+    rows = []
+    hook = model.pipeline.unet.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append((len(args[0]), len(kwargs["encoder_hidden_states"]))), with_kwargs=True
+    )
+    try:
+        model.warm.clear()
+        fast = generate(request(preset="fast", images=images), model)
+    finally:
+        hook.remove()
+    counted = rows[2:]  # after the warm-up of two steps
+    assert counted == [(2 * images, 2 * images)] * 3 + [(images, images)] * 3
+    assert fast.timing.unet_calls == 9
+    quality = generate(request(images=images), model)
+    assert (pixels(fast) != pixels(quality)).any()
+    assert fast.request.preset == "fast"
+
+
+def test_the_guided_interval_may_begin_later(model, monkeypatch):
+    """Guidance off, on and off again equals the plain loop with the same switches."""
+    import dataclasses
+
+    late = dataclasses.replace(PRESETS["fast"], guided=(0.25, 0.75))
+    monkeypatch.setitem(PRESETS, "fast", late)
+    asked = resolve(request(preset="fast", steps=8), CARDS[STUDENT])
+    assert list(guided_steps(asked)) == [2, 3, 4, 5]
+    model.warm.clear()
+    found = generate(asked, model)
+    pipe = model.pipeline
+    with torch.inference_mode():
+        positive, negative, pooled, negative_pooled = pipe.encode_prompt(asked.prompt, device="cpu")
+        scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+        scheduler.set_timesteps(8)
+        latents = initial_noise(asked, 4, 8) * scheduler.init_noise_sigma
+        ids = torch.tensor([[256.0, 256, 0, 0, 256, 256]])
+        for index, t in enumerate(scheduler.timesteps):
+            x = scheduler.scale_model_input(latents, t)
+
+            def noise(context, pool, x=x, t=t):
+                return pipe.unet(x, t, context, added_cond_kwargs={"text_embeds": pool, "time_ids": ids}).sample
+
+            predicted = noise(positive, pooled)
+            if index in (2, 3, 4, 5):
+                empty = noise(negative, negative_pooled)
+                predicted = empty + asked.guidance * (predicted - empty)
+            latents = scheduler.step(predicted, t, latents).prev_sample
+        plain = np.asarray(decode(pipe.vae, latents)[0]).astype(int)
+    difference = np.abs(plain - pixels(found)[0])
+    print(f"max {difference.max()}, mean {difference.mean():.2e}")
+    assert difference.max() <= 1
+
+
+def test_low_memory_decodes_in_tiles_and_leaves_the_vae_as_it_was(model):
+    asked = request(width=512, height=320, steps=2)
+    whole = generate(asked, model)
+    tiled = generate(request(width=512, height=320, steps=2, preset="low-memory"), model)
+    assert whole.plan.vae_tile is None
+    assert tiled.plan.vae_tile == 32
+    assert any("tiles" in c.value for c in tiled.plan.choices)
+    difference = np.abs(pixels(whole) - pixels(tiled))
+    print(f"max {difference.max()}, mean {difference.mean():.2f}")
+    assert difference.any()
+    assert difference.mean() < 12
+    assert not model.pipeline.vae.use_tiling
+    assert np.array_equal(pixels(whole), pixels(generate(asked, model)))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 25])
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_run_has_a_guided_step(name, steps):
+    guided = PRESETS[name].guided_steps(steps)
+    assert 1 <= len(guided) <= steps
+    assert name == "fast" or len(guided) == steps
