@@ -4,16 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from koala.layer_map import layer_map, self_attention_pairs, teacher_key
+from koala.layer_map import layer_map, renamed, self_attention_pairs
 from koala.specs import KOALA_1B, KOALA_700M, SDXL, koala
 
 
 def test_decoder_keeps_the_first_and_the_last_pair_and_the_encoder_the_first():
     table = layer_map(KOALA_700M, SDXL)
-    assert teacher_key("up_blocks.0.resnets.1.conv1.weight", table) == "up_blocks.0.resnets.2.conv1.weight"
-    assert teacher_key("up_blocks.1.attentions.1.norm.bias", table) == "up_blocks.1.attentions.2.norm.bias"
-    assert teacher_key("up_blocks.0.resnets.0.conv1.weight", table) == "up_blocks.0.resnets.0.conv1.weight"
-    assert teacher_key("down_blocks.2.attentions.0.norm.bias", table) == "down_blocks.2.attentions.0.norm.bias"
+    assert renamed("up_blocks.0.resnets.1.conv1.weight", table) == "up_blocks.0.resnets.2.conv1.weight"
+    assert renamed("up_blocks.1.attentions.1.norm.bias", table) == "up_blocks.1.attentions.2.norm.bias"
+    assert renamed("up_blocks.0.resnets.0.conv1.weight", table) == "up_blocks.0.resnets.0.conv1.weight"
+    assert renamed("down_blocks.2.attentions.0.norm.bias", table) == "down_blocks.2.attentions.0.norm.bias"
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_pairs_are_sa_bottom_thirty_and_twenty_one(spec, per_stage):
 
 
 def test_no_source_for_a_module_that_the_map_does_not_know():
-    assert teacher_key("up_blocks.0.resnets.2.conv1.weight", layer_map(KOALA_700M, SDXL)) is None
+    assert renamed("up_blocks.0.resnets.2.conv1.weight", layer_map(KOALA_700M, SDXL)) is None
 
 
 def test_a_student_deeper_than_its_teacher_is_refused():

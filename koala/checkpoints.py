@@ -1,0 +1,156 @@
+"""A U-Net on disk, whatever holds it: a model by name, a folder of a pipeline or a U-Net, one safetensors file."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from koala.layer_map import renamed
+from koala.layout import STEMS, listing, needed, weights
+from koala.locate import Location, locate
+from koala.original_layout import PREFIX, original_names
+from koala.registry import find
+from koala.request import RequestError
+from koala.specs import SDXL, TINY_SDXL, UNetSpec, from_config, student
+from koala.tensorfiles import PICKLES, StoredTensor, refuse_pickle, stored_tensors
+
+_BLOCK = re.compile(r"(down_blocks\.\d|mid_block|up_blocks\.\d)\.(resnets|attentions)\.(\d)(?:.+_blocks\.(\d+))?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetCheckpoint:
+    """A U-Net whose tensors are known by name and place, and not yet read."""
+
+    name: str  # as it was asked for
+    spec: UNetSpec
+    config: dict  # of its config.json; the spec's own for a file that has none
+    tensors: dict[str, StoredTensor]  # by diffusers' key
+    revision: str  # hub commit, or "local"
+    pipeline: dict[str, Path] | None  # the other files of its pipeline by their place in it; None for a U-Net alone
+
+
+def open_unet(name: str) -> UNetCheckpoint:
+    """The U-Net of a model name, hub id, pipeline folder, U-Net folder or safetensors file.
+
+    Raises RequestError for what is no whole U-Net of SDXL's family; only headers are read, and nothing is unpickled.
+    """
+    path = Path(name)
+    if path.is_file() or path.suffix.lower() in (".safetensors", *PICKLES):
+        return _file(path)
+    if (path / "config.json").is_file():
+        return _folder(path)
+    location = locate(find(name))
+    config = _config(location.folder / "unet" / "config.json")
+    index = location.chosen["unet"].index if "unet" in location.chosen else None
+    return UNetCheckpoint(
+        name=name,
+        spec=from_config(config, name),
+        config=config,
+        tensors=_tensors(location.files("unet"), index and location.folder / index),
+        revision=location.revision,
+        pipeline=_rest(location),
+    )
+
+
+def _config(file: Path) -> dict:
+    try:
+        return dict(json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise RequestError(f"{file} is no config of a model ({error}); copy the file again") from error
+
+
+def _tensors(files: tuple[Path, ...], index: Path | None = None) -> dict[str, StoredTensor]:
+    """The tensors of one file, or of the shards that an index lists."""
+    found = {name: tensor for file in files for name, tensor in stored_tensors(file).items()}
+    if index and (absent := {shard for name, shard in _config(index)["weight_map"].items() if name not in found}):
+        raise RequestError(f"{index.parent} lacks {min(absent)}, which its {index.name} lists; copy it there")
+    return found
+
+
+def _rest(location: Location) -> dict[str, Path]:
+    """The files of a pipeline around its U-Net, under the names that diffusers reads without a variant."""
+    chosen, folder = location.chosen, location.folder
+    small = set(needed(listing(folder), {})) | {"vae/config.json"}
+    found = {name: folder / name for name in sorted(small) if not name.startswith("unet/")}
+    for part in STEMS.keys() - {"unet"}:
+        found[f"{part}/{STEMS[part]}.safetensors"] = location.weights(part)
+        if part not in chosen:  # it comes from elsewhere, with its config beside it
+            found[f"{part}/config.json"] = location.weights(part).parent / "config.json"
+    return found
+
+
+def _folder(folder: Path) -> UNetCheckpoint:
+    config = _config(folder / "config.json")
+    spec = from_config(config, str(folder))
+    for pickle in [] if (found := weights(listing(folder), STEMS["unet"])) else sorted(folder.iterdir()):
+        refuse_pickle(pickle)
+    if found is None:
+        raise RequestError(f"{folder} has no weights: {STEMS['unet']}.safetensors is missing; copy it there")
+    return UNetCheckpoint(
+        name=str(folder),
+        spec=spec,
+        config=config,
+        tensors=_tensors(tuple(folder / name for name in found.files), found.index and folder / found.index),
+        revision="local",
+        pipeline=None,
+    )
+
+
+def _file(path: Path) -> UNetCheckpoint:
+    refuse_pickle(path)
+    if not path.is_file():
+        raise RequestError(f"there is no file {path}")
+    tensors = stored_tensors(path)
+    if any(key.removeprefix(PREFIX).startswith("input_blocks.") for key in tensors):
+        tensors = _from_original(tensors)
+    spec = _spec({key: tensor.shape for key, tensor in tensors.items()}, str(path))
+    return UNetCheckpoint(
+        name=str(path), spec=spec, config=spec.config(), tensors=tensors, revision="local", pipeline=None
+    )
+
+
+def _from_original(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The U-Net's tensors of a file in the original layout, by diffusers' keys."""
+    prefix = PREFIX if any(key.startswith(PREFIX) for key in tensors) else ""
+    numbers = {key.removeprefix(prefix).split(".")[1] for key in tensors if key.startswith(f"{prefix}input_blocks.")}
+    blocks = max((len(numbers) - 3) // 3, 1)  # one number per block, two downsamplers, one for conv_in
+    # Names depend on how many blocks a stage has and where attention is, never on its depth.
+    shape = replace(
+        SDXL,
+        down_depths=((0,) * blocks, *[(1,) * blocks] * 2),
+        mid_depth=1,
+        up_depths=(*[(1,) * (blocks + 1)] * 2, (0,) * (blocks + 1)),
+    )
+    table = {original: own for own, original in original_names(shape).items()}
+    keys = {renamed(key.removeprefix(prefix), table): key for key in tensors if key.startswith(prefix)}
+    return {own: tensors[key] for own, key in keys.items() if own}
+
+
+def _spec(shapes: Mapping[str, tuple[int, ...]], name: str) -> UNetSpec:
+    """What the names and shapes of a U-Net's tensors say; head counts and groups are those of its family."""
+    blocks: dict[str, set[int]] = {}
+    depths: dict[tuple[str, int], int] = {}
+    for key in shapes:
+        if found := _BLOCK.match(key):
+            stage, kind, number, block = found.groups()
+            blocks.setdefault(stage, set()).add(int(number))
+            at = (stage, int(number))
+            depths[at] = max(depths.get(at, 0), int(block) + 1 if block else 0)
+    widths = shapes.get("conv_in.weight"), shapes.get("add_embedding.linear_1.weight")
+    for family in (SDXL, TINY_SDXL):
+        first, added = family.channels[0], family.pooled_dim + 6 * family.time_id_dim
+        if widths == ((first, 4, 3, 3), (4 * first, added)):
+            break
+    else:
+        raise RequestError(
+            f"{name} holds no U-Net of SDXL's family: its conv_in and add_embedding are {widths[0]} and {widths[1]}, "
+            "not (320, 4, 3, 3) and (1280, 2816)"
+        )
+
+    def stage(block: str) -> str:
+        return "+".join(str(depths[block, number]) for number in sorted(blocks.get(block, ())))
+
+    down, up = (",".join(stage(f"{side}_blocks.{at}") for at in range(3)) for side in ("down", "up"))
+    middle = depths["mid_block", 0] if "mid_block" in blocks else "-"
+    return student(f"{down}/{middle}/{up}", family)

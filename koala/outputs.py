@@ -1,0 +1,54 @@
+"""What a command writes is whole or absent: written beside its place, then renamed."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from koala.request import RequestError
+
+
+def _partial(out: Path) -> Path:
+    return out.with_name(f".{out.name}.{os.getpid()}.partial")
+
+
+def check_space(out: Path, needed: int) -> None:
+    """RequestError when the disk of `out` has not `needed` bytes to spare."""
+    there = next(p for p in out.absolute().parents if p.is_dir())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise RequestError(
+            f"{out} needs {needed / 1e9:.2f} GB, and the disk at {there} has {free / 1e9:.2f} GB free; "
+            "make room or choose another place"
+        )
+
+
+@contextmanager
+def new_folder(out: Path, needed: int) -> Iterator[Path]:
+    """A folder to write `needed` bytes into, which becomes `out` if the block ends well and is removed if not."""
+    out = out.absolute()
+    if out.is_file() or out.is_dir() and any(out.iterdir()):
+        raise RequestError(f"{out} exists already; choose a new folder, or remove it first")
+    check_space(out, needed)
+    partial = _partial(out)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if out.is_dir():  # an empty one
+            out.rmdir()
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def new_file(out: Path) -> Iterator[Path]:
+    """A path to write to, which becomes the file `out`, old or new, if the block ends well and is removed if not."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(out)
+    try:
+        yield partial
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,81 @@
+"""safetensors files as bytes: what we write is what safetensors itself writes, and what is broken is refused."""
+
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from koala.request import RequestError
+from koala.tensorfiles import stored_tensors, write_tensors
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """Several dtypes, odd lengths, an empty tensor and a scalar: everything that could be misaligned."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        "b.half": torch.randn(3, generator=generator).half(),
+        "a.full": torch.randn(2, 5, generator=generator),
+        "c.brain": torch.randn(7, generator=generator).bfloat16(),
+        "d.eight": torch.randn(3, generator=generator).to(torch.float8_e4m3fn),
+        "e.empty": torch.zeros(0, 4),
+        "f.scalar": torch.tensor(4.0),
+    }
+    save_file(tensors, tmp_path / "mixed.safetensors", metadata={"format": "pt"})
+    return tmp_path / "mixed.safetensors", tensors
+
+
+def test_a_copy_is_the_very_file_that_safetensors_writes(mixed, tmp_path):
+    file, tensors = mixed
+    write_tensors(tmp_path / "copy.safetensors", stored_tensors(file))
+    found = load_file(tmp_path / "copy.safetensors")
+    assert {k: (v.dtype, v.shape) for k, v in found.items()} == {k: (v.dtype, v.shape) for k, v in tensors.items()}
+    homogeneous = {"z": torch.arange(6.0).view(2, 3), "y": torch.arange(5.0)}
+    save_file(homogeneous, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
+    write_tensors(tmp_path / "ours.safetensors", stored_tensors(tmp_path / "theirs.safetensors"))
+    assert (tmp_path / "ours.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
+
+
+def test_tensors_of_several_files_under_other_names(mixed, tmp_path):
+    file, tensors = mixed
+    save_file({"g": torch.ones(2)}, tmp_path / "other.safetensors")
+    stored = stored_tensors(file)
+    write_tensors(
+        tmp_path / "new.safetensors",
+        {"x": stored["c.brain"], "y": stored_tensors(tmp_path / "other.safetensors")["g"], "z": stored["b.half"]},
+    )
+    found = load_file(tmp_path / "new.safetensors")
+    assert found.keys() == {"x", "y", "z"}
+    assert torch.equal(found["x"], tensors["c.brain"])
+    assert torch.equal(found["y"], torch.ones(2))
+    assert torch.equal(found["z"], tensors["b.half"])
+
+
+@pytest.mark.parametrize("length", [0, 5, 8, 100, -1], ids=["empty", "no length", "no header", "no end", "one byte"])
+def test_a_truncated_file_is_refused(mixed, tmp_path, length):
+    file, _ = mixed
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(
+        RequestError, match=r"cut.safetensors is no whole safetensors file \(.+download or copy it again"
+    ):
+        stored_tensors(cut)
+
+
+class Bomb:
+    def __reduce__(self):
+        return pytest.fail, ("a pickle was unpickled",)
+
+
+@pytest.mark.parametrize("name", ["a.bin", "a.pt", "a.CKPT", "a.pth"])
+def test_a_pickle_is_refused_before_it_is_opened(tmp_path, name):
+    (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(RequestError, match="is a pickle, which can run any code.*take the model's .safetensors file"):
+        stored_tensors(tmp_path / name)
+
+
+def test_a_pickle_under_a_safe_name_is_refused_without_unpickling(tmp_path):
+    torch.save({"a": Bomb()}, tmp_path / "a.safetensors")
+    with pytest.raises(RequestError, match="is no whole safetensors file"):
+        stored_tensors(tmp_path / "a.safetensors")
