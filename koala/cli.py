@@ -10,11 +10,12 @@ from collections.abc import Sequence
 
 from koala.console import quiet
 from koala.request import RequestError
-from koala.verbs import compare, evaluate, generate, models, similarity
+from koala.verbs import compare, evaluate, fetch, generate, models, similarity
 from koala.verbs.output import say
 
 VERBS = {
     "models": models,
+    "fetch": fetch,
     "generate": generate,
     "compare": compare,
     "eval": evaluate,

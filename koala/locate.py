@@ -1,33 +1,19 @@
-"""Where a model's files are: an embedded or named folder, or the hub's cache on this machine."""
+"""Where a model's files are on this machine: an embedded or named folder, or the hub's cache. Never the network."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError, safe_open
 
+from koala.layout import STEMS, Weights, check_pipeline, choose, listing, weights
 from koala.registry import ModelCard
 from koala.request import RequestError
 
-# One weights file per component, in the order in which we would rather have it.
-_WEIGHTS = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-    "text_encoder_2": "model",
-}
-_SMALL = (
-    "model_index.json",
-    "scheduler/scheduler_config.json",
-    *(f"{part}/config.json" for part in _WEIGHTS),
-    "tokenizer/vocab.json",
-    "tokenizer/merges.txt",
-    "tokenizer_2/vocab.json",
-    "tokenizer_2/merges.txt",
-)
-
 
 class NotOnThisMachine(RequestError):
-    """The model is known but its files are not here; the message says how to get them."""
+    """The model is known but its files are not here, or not whole; the message says how to get them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,71 +21,137 @@ class Location:
     """A diffusers folder, with the half-precision variant or without, at one revision."""
 
     folder: Path
-    variant: str | None
-    revision: str  # hub commit, or "local"
+    chosen: Mapping[str, Weights]  # of the components that the folder itself gives
+    replaced: Mapping[str, Path]  # component -> the file from elsewhere that the card wants instead
+    revision: str  # hub commit, or "local"; commits of replaced components follow
+
+    @property
+    def variant(self) -> str | None:
+        """Of the folder's own U-Net, as diffusers' from_pretrained wants it."""
+        return self.chosen["unet"].variant if "unet" in self.chosen else None
+
+    def files(self, component: str) -> tuple[Path, ...]:
+        """The safetensors of a component: one file, or the U-Net's shards."""
+        if component in self.replaced:
+            return (self.replaced[component],)
+        return tuple(self.folder / name for name in self.chosen[component].files)
 
     def weights(self, component: str) -> Path:
         """The one safetensors file of a component."""
-        ending = f".{self.variant}.safetensors" if self.variant else ".safetensors"
-        return self.folder / component / f"{_WEIGHTS[component]}{ending}"
+        files = self.files(component)
+        if len(files) > 1:
+            raise RequestError(
+                f"{self.folder} has its {component} in {len(files)} files; save it again as one: "
+                f"unet.save_pretrained(folder, max_shard_size='100GB')"
+            )
+        return files[0]
 
 
-def _missing(folder: Path, variant: str | None) -> list[str]:
-    ending = f".{variant}.safetensors" if variant else ".safetensors"
-    wanted = [*_SMALL, *(f"{part}/{stem}{ending}" for part, stem in _WEIGHTS.items())]
-    return [name for name in wanted if not (folder / name).is_file()]
+def own_parts(card: ModelCard) -> list[str]:
+    """The components that come from the card's source, not from a replacement."""
+    replaced = {"unet": card.unet_file, "vae": card.vae}
+    return [part for part in STEMS if not replaced.get(part)]
 
 
-def _folder(folder: Path, name: str) -> Location:
-    missing, variant = min(((_missing(folder, v), v) for v in (None, "fp16")), key=lambda found: len(found[0]))
-    if missing:
-        raise RequestError(
-            f"{name} is not a whole SDXL folder: {missing[0]} is missing"
-            + (f", and {len(missing) - 1} more files" if len(missing) > 1 else "")
-            + ". Save it again with pipeline.save_pretrained(folder, safe_serialization=True), or copy what is missing"
-        )
-    return Location(folder=folder, variant=variant, revision="local")
+def _absent(card: ModelCard, why: str) -> NotOnThisMachine:
+    size = f" ({card.download_bytes / 1e9:.1f} GB)" if card.download_bytes else ""
+    return NotOnThisMachine(
+        f"{card.name} {why}. With a network, fetch it once{size}: python -m koala fetch {card.name}"
+    )
+
+
+def _whole(card: ModelCard, file: Path) -> None:
+    """Raise for a file that was cut or is no safetensors at all; only its header and its length are looked at."""
+    try:
+        with safe_open(file, framework="numpy"):
+            return
+    except SafetensorError as error:
+        where = f"{file.parent.name}/{file.name} is no whole safetensors file ({error})"
+        if card.on_hub:
+            raise _absent(card, f"is damaged on this machine: {where}") from error
+        raise RequestError(f"{card.name} is damaged: {where}; copy or save the file again") from error
+
+
+def _snapshot(card: ModelCard) -> Path:
+    index = try_to_load_from_cache(card.source, "model_index.json", revision=card.revision)
+    if not isinstance(index, str):
+        raise _absent(card, "is not on this machine")
+    return Path(index).parent
+
+
+def _cached(card: ModelCard, what: str, repo: str, name: str) -> Path:
+    path = try_to_load_from_cache(repo, name)
+    if not isinstance(path, str):
+        raise _absent(card, f"needs the {what} of {repo}, which is not on this machine")
+    if name.endswith(".safetensors"):
+        _whole(card, Path(path))
+    return Path(path)
+
+
+def _component(card: ModelCard, what: str, repo: str) -> Path:
+    """The weights of a repository that holds one component; its config lies beside them."""
+    folder = _cached(card, what, repo, "config.json").parent
+    chosen = weights(listing(folder), STEMS["vae"])
+    return _cached(card, what, repo, chosen.files[0] if chosen else f"{STEMS['vae']}.safetensors")
+
+
+def _replacements(card: ModelCard) -> dict[str, Path]:
+    found = {}
+    if card.unet_file:
+        repo, _, name = card.unet_file.rpartition("/")
+        found["unet"] = _cached(card, "U-Net", repo, name)
+    if card.vae:
+        found["vae"] = _component(card, "VAE", card.vae)
+    return found
 
 
 def locate(card: ModelCard) -> Location:
-    """The model's files on this machine.
+    """The model's files on this machine, replacements of its U-Net or VAE among them.
 
     Raises NotOnThisMachine with the command that fetches them, RequestError for a folder that is not whole.
     """
-    if Path(card.source).is_absolute():
-        return _folder(Path(card.source), card.name)
-    index = try_to_load_from_cache(card.source, "model_index.json")
-    if not isinstance(index, str):
-        raise NotOnThisMachine(
-            f"{card.name} is not on this machine. With a network, fetch it once: "
-            f"hf download {card.source} --include '*.json' '*.txt' '*.fp16.safetensors'"
-        )
-    found = _folder(Path(index).parent, card.name)
-    return Location(folder=found.folder, variant=found.variant, revision=found.folder.name)
-
-
-def replacements(card: ModelCard) -> dict[str, Path]:
-    """Component -> file in the hub's cache that replaces the source's own U-Net or VAE."""
-    found = {}
-    if card.unet_file:
-        repo, _, file = card.unet_file.rpartition("/")
-        path = try_to_load_from_cache(repo, file)
-        if not isinstance(path, str):
-            raise NotOnThisMachine(f"{card.name} needs its own U-Net; fetch it once: hf download {repo} {file}")
-        found["unet"] = Path(path)
-    if card.vae:
-        path = try_to_load_from_cache(card.vae, "diffusion_pytorch_model.safetensors")
-        if not isinstance(path, str):
-            raise NotOnThisMachine(f"{card.name} needs the VAE {card.vae}; fetch it once: hf download {card.vae}")
-        found["vae"] = Path(path)
+    folder = _snapshot(card) if card.on_hub else Path(card.source)
+    try:
+        chosen = choose(listing(folder), own_parts(card), card.name)
+    except RequestError as error:
+        if card.on_hub:
+            raise _absent(card, "is only partly on this machine") from error
+        raise
+    check_pipeline(folder / "model_index.json", card.name)
+    replaced = _replacements(card)
+    found = Location(
+        folder=folder,
+        chosen=chosen,
+        replaced=replaced,
+        revision=", ".join([folder.name, *(f"{part} {file.parent.name}" for part, file in replaced.items())])
+        if card.on_hub
+        else "local",
+    )
+    for part in chosen:
+        for file in found.files(part):
+            _whole(card, file)
     return found
+
+
+def tiny_vae(card: ModelCard) -> Path | None:
+    """The folder of the card's tiny VAE (diffusers' AutoencoderTiny); None where it has none or it is not here."""
+    if card.tiny_vae is None:
+        return None
+    try:
+        return _component(card, "tiny VAE", card.tiny_vae).parent
+    except NotOnThisMachine:
+        return None
 
 
 def availability(card: ModelCard) -> tuple[bool, str]:
     """Whether the model can run here now, and what it needs if not."""
     try:
         locate(card)
-        replacements(card)
     except RequestError as error:
         return False, str(error)
     return True, "on this machine"
+
+
+def replacements(card: ModelCard) -> dict[str, Path]:
+    """Component -> file that replaces the source's own U-Net or VAE."""
+    return dict(locate(card).replaced)

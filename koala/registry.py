@@ -2,13 +2,30 @@
 
 import difflib
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from koala.costs import parameters
 from koala.request import RequestError
-from koala.specs import KOALA_1B, KOALA_700M, SDXL, SSD_1B, TINY_KOALA_1B, TINY_KOALA_700M, TINY_SDXL, VEGA, UNetSpec
+from koala.specs import (
+    KOALA_1B,
+    KOALA_700M,
+    SDXL,
+    SSD_1B,
+    TINY_KOALA_1B,
+    TINY_KOALA_700M,
+    TINY_SDXL,
+    VEGA,
+    UNetSpec,
+    from_config,
+)
 
 EMBEDDED = Path(__file__).parent / "embedded"
+
+_TEXT_ENCODERS, _VAE = 817_720_320, 83_653_863  # parameters of SDXL's: CLIP-L and OpenCLIP-G together; the VAE
+_HUB_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w./-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +38,13 @@ class ModelCard:
     parameters: int | None  # of the U-Net, exact; None for a folder that nobody has read yet
     licence: str
     spec: UNetSpec | None = None
+    aliases: tuple[str, ...] = ()
+    revision: str | None = None  # branch, tag or commit of the source; None for its main branch
     unet_file: str | None = None  # "hub id/file" of a U-Net that replaces the source's own
     vae: str | None = None  # hub id of a VAE that replaces the source's own
+    tiny_vae: str | None = None  # hub id of a tiny VAE on the same latents, for previews and small memories
     teacher: str | None = None
+    negative_prompt: str = ""  # the authors' recommendation; a suggestion, never added silently
     scheduler: str = "euler-trailing"
     steps: int = 25
     guidance: float = 7.5
@@ -33,6 +54,18 @@ class ModelCard:
     @property
     def embedded(self) -> bool:
         return Path(self.source).parent == EMBEDDED
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether the source is a hub id; otherwise it is a folder of this machine."""
+        return not Path(self.source).is_absolute()
+
+    @property
+    def download_bytes(self) -> int | None:
+        """About how much a first download is: U-Net and text encoders in fp16, the VAE of KOALA's authors in fp32."""
+        if not self.on_hub or self.parameters is None:
+            return None
+        return 2 * (self.parameters + _TEXT_ENCODERS) + 4 * _VAE
 
 
 def _tiny(name: str, title: str, parameters: int, spec: UNetSpec, teacher: str | None = None) -> ModelCard:
@@ -50,11 +83,15 @@ def _tiny(name: str, title: str, parameters: int, spec: UNetSpec, teacher: str |
     )
 
 
+_DECODERS = dict(vae="madebyollin/sdxl-vae-fp16-fix", tiny_vae="madebyollin/taesdxl")
+
+
 def _koala(name: str, title: str, spec: UNetSpec, parameters: int, **settings) -> ModelCard:
     defaults = dict(
         source=f"etri-vilab/{name}",
         licence="CreativeML Open RAIL++-M, non-commercial",
-        vae="madebyollin/sdxl-vae-fp16-fix",
+        negative_prompt="worst quality, low quality, illustration, low resolution",
+        **_DECODERS,
     )
     return ModelCard(name=name, title=title, spec=spec, parameters=parameters, **(defaults | settings))
 
@@ -67,7 +104,7 @@ _SDXL = dict(
     spec=SDXL,
     parameters=_P_SDXL,
     licence="CreativeML Open RAIL++-M",
-    vae="madebyollin/sdxl-vae-fp16-fix",
+    **_DECODERS,
 )
 
 CARDS = {
@@ -82,7 +119,7 @@ CARDS = {
         _koala("koala-1b", "KOALA-1B", KOALA_1B, _P_1B, **_OLDER),
         _koala("koala-700m-llava-cap", "KOALA-700M-LLaVA", KOALA_700M, _P_700M, **_OLDER),
         _koala("koala-1b-llava-cap", "KOALA-1B-LLaVA", KOALA_1B, _P_1B, **_OLDER),
-        ModelCard(name="sdxl-base", title="SDXL Base 1.0", scheduler="euler-leading", **_SDXL),
+        ModelCard(name="sdxl-base", title="SDXL Base 1.0", aliases=("sdxl",), scheduler="euler-leading", **_SDXL),
         ModelCard(
             **_SDXL
             | dict(
@@ -100,6 +137,7 @@ CARDS = {
             ModelCard(
                 name=f"sdxl-lightning-{n}step",
                 title=f"SDXL-Lightning, {n} steps",
+                aliases=("sdxl-lightning",) if n == 4 else (),
                 unet_file=f"ByteDance/SDXL-Lightning/sdxl_lightning_{n}step_unet.safetensors",
                 steps=n,
                 guidance=0.0,
@@ -114,54 +152,103 @@ CARDS = {
             spec=SSD_1B,
             parameters=1_331_334_404,
             licence="Apache-2.0",
-            vae="madebyollin/sdxl-vae-fp16-fix",
             scheduler="euler-leading",
             guidance=9.0,
+            **_DECODERS,
         ),
         ModelCard(
             name="segmind-vega",
             title="Segmind-Vega",
+            aliases=("vega",),
             source="segmind/Segmind-Vega",
             spec=VEGA,
             parameters=745_225_604,
             licence="Apache-2.0",
-            vae="madebyollin/sdxl-vae-fp16-fix",
             scheduler="euler-leading",
             guidance=9.0,
+            **_DECODERS,
         ),
     )
 }
 
 
-def _folder_card(folder: Path) -> ModelCard:
-    """A card for a folder in diffusers' layout; its U-Net's own config tells the native size."""
-    config = folder / "unet" / "config.json"
+_NAMES = {
+    spoken.lower(): card
+    for card in CARDS.values()
+    for spoken in (card.name, *card.aliases, card.unet_file or card.source)
+}
+
+
+def _config(file: Path) -> dict:
+    """A config.json, empty where there is none: `locate` names what a folder lacks."""
+    if not file.is_file():
+        return {}
     try:
-        side = 8 * json.loads(config.read_text()).get("sample_size", 128) if config.is_file() else 1024
+        found = json.loads(file.read_text())
     except ValueError as error:
-        raise RequestError(f"{config} is not readable JSON ({error}); copy the file again") from error
+        raise RequestError(f"{file} is not readable JSON ({error}); copy the file again") from error
+    if not isinstance(found, dict):
+        raise RequestError(f"{file} is no config: it holds a {type(found).__name__}; copy the file again")
+    return found
+
+
+def _folder_card(folder: Path) -> ModelCard:
+    """A card for a folder in diffusers' layout: spec, native size and scheduler as its own configs tell them."""
     known = next((c for c in CARDS.values() if c.source == str(folder)), None)
-    return known or ModelCard(
+    if known:
+        return known
+    unet = _config(folder / "unet" / "config.json")
+    spec = from_config(unet, str(folder)) if unet else None
+    side = 8 * (unet.get("sample_size") or 128)
+    spacing = _config(folder / "scheduler" / "scheduler_config.json").get("timestep_spacing", "trailing")
+    return ModelCard(
         name=str(folder),
         title=folder.name,
         source=str(folder),
-        parameters=None,
+        parameters=parameters(spec) if spec else None,
         licence="see its folder",
+        spec=spec,
+        scheduler="euler-leading" if spacing == "leading" else "euler-trailing",
         width=side,
         height=side,
     )
 
 
+def _pinned(model: str) -> ModelCard:
+    """The card of model@revision."""
+    name, _, revision = model.partition("@")
+    if not _REVISION.fullmatch(revision):
+        raise RequestError(f"{revision!r} is no revision; give a branch, a tag or a commit, for example {name}@main")
+    card = find(name)
+    if not card.on_hub:
+        raise RequestError(f"{name} is a folder of this machine and has no revisions; name it without @{revision}")
+    return replace(card, name=f"{card.name}@{revision}", revision=revision)
+
+
 def find(model: str) -> ModelCard:
-    """The card of a name, a folder in diffusers' layout or a hub id; RequestError with the nearest names."""
-    if model in CARDS:
-        return CARDS[model]
+    """The card of a name, a folder in diffusers' layout, a hub id, or one of them at a revision (model@revision).
+
+    Raises RequestError with the nearest names.
+    """
+    if model.lower() in _NAMES:
+        return _NAMES[model.lower()]
     if Path(model).is_dir():
         return _folder_card(Path(model).resolve())
-    if model.count("/") == 1 and not model.startswith((".", "/")) and not any(c.isspace() for c in model):
-        for card in CARDS.values():
-            if card.source == model and not card.unet_file:
-                return card
+    if "@" in model:
+        return _pinned(model)
+    if re.search(r"lightning[-_]1[-_]?step", model, re.IGNORECASE):
+        raise RequestError(
+            "SDXL-Lightning's 1-step U-Net predicts the clean picture instead of the noise, so no scheduler here can "
+            "run it; use sdxl-lightning-2step"
+        )
+    if model == "ByteDance/SDXL-Lightning":
+        raise RequestError(f"{model} holds one U-Net per number of steps; use sdxl-lightning-2step, -4step or -8step")
+    if Path(model).suffix in (".safetensors", ".ckpt", ".bin", ".pt", ".pth"):
+        raise RequestError(
+            f"{model} is one file; a model is a folder in diffusers' layout. Make one of a safetensors checkpoint: "
+            "diffusers.StableDiffusionXLPipeline.from_single_file(file).save_pretrained(folder)"
+        )
+    if _HUB_ID.fullmatch(model):
         return ModelCard(name=model, title=model, source=model, parameters=None, licence="see its model card")
     near = difflib.get_close_matches(model, CARDS, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}? " if near else ""

@@ -87,7 +87,7 @@ def test_models_lists_every_card(capsys):
     by_name = {r["name"]: r for r in rows}
     assert by_name["tiny-sdxl"]["available"]
     assert not by_name["koala-lightning-700m"]["available"]
-    assert "hf download" in by_name["koala-lightning-700m"]["needs"]
+    assert "koala fetch koala-lightning-700m" in by_name["koala-lightning-700m"]["needs"]
     assert {"name", "parameters", "location", "available", "licence"} <= set(rows[0])
 
 
@@ -123,7 +123,7 @@ def test_eval_writes_its_report_with_command_and_date(tmp_path, capsys):
         (["generate", "--model", "tiny-sdlx", "--prompt", "x", "--out", "x.png"], "did you mean tiny-sdxl"),
         (
             ["generate", "--model", "koala-1b", "--prompt", "x", "--out", "x.png"],
-            "hf download etri-vilab/koala-1b",
+            "python -m koala fetch koala-1b",
         ),
         (["generate", *STUDENT, "--prompt", "x", "--out", "x.jpg"], "does not end in .png"),
         (

@@ -1,24 +1,42 @@
-"""Names, folders and hub ids; unknown names get their nearest neighbours."""
+"""Names, aliases, folders, hub ids and revisions; unknown names get their nearest neighbours."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from koala.costs import parameters
 from koala.registry import CARDS, EMBEDDED, find
 from koala.request import RequestError
+from koala.specs import TINY_KOALA_700M
 
 
 def test_cards_are_found_by_name_by_folder_and_by_hub_id():
     assert find("koala-lightning-700m") is CARDS["koala-lightning-700m"]
+    assert find("KOALA-Lightning-700M") is CARDS["koala-lightning-700m"]
     assert find("etri-vilab/koala-lightning-700m") is CARDS["koala-lightning-700m"]
+    assert find("stabilityai/stable-diffusion-xl-base-1.0") is CARDS["sdxl-base"]
+    assert find("ByteDance/SDXL-Lightning/sdxl_lightning_8step_unet.safetensors") is CARDS["sdxl-lightning-8step"]
     assert find(str(EMBEDDED / "tiny-sdxl")) is CARDS["tiny-sdxl"]
 
 
-def test_a_folder_of_ones_own_tells_its_native_size(tmp_path):
+def test_aliases_are_nobody_elses_name():
+    aliases = [alias for card in CARDS.values() for alias in card.aliases]
+    assert aliases
+    assert not set(aliases) & set(CARDS)
+    assert {find(a).name for a in aliases} == {"sdxl-base", "sdxl-lightning-4step", "segmind-vega"}
+
+
+def test_a_folder_of_ones_own_tells_its_native_size_its_spec_and_its_scheduler(tmp_path):
+    config = json.loads((EMBEDDED / "tiny-koala-700m" / "unet" / "config.json").read_text())
     (tmp_path / "unet").mkdir()
-    (tmp_path / "unet" / "config.json").write_text(json.dumps({"sample_size": 64}))
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(config | {"sample_size": 64}))
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text('{"timestep_spacing": "leading"}')
     card = find(str(tmp_path))
     assert (card.width, card.height, card.source) == (512, 512, str(tmp_path))
+    assert (replace(card.spec, name=TINY_KOALA_700M.name), card.parameters) == (TINY_KOALA_700M, 1_967_636)
+    assert card.scheduler == "euler-leading"
 
 
 @pytest.mark.parametrize("name", ["tiny-sdlx", "koala700m"])
@@ -29,9 +47,59 @@ def test_an_unknown_name_gets_its_neighbours_and_the_list(name):
     assert "segmind-vega" in str(caught.value)
 
 
+def test_a_revision_pins_a_name_or_a_hub_id():
+    card = find("koala-700m@v1")
+    assert card == replace(CARDS["koala-700m"], name="koala-700m@v1", revision="v1")
+    card = find("someone/model@refs/pr/3")
+    assert (card.source, card.revision) == ("someone/model", "refs/pr/3")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("koala-700m@", "is no revision"),
+        ("koala-700m@../../etc", "is no revision"),
+        ("koala-700m@a b", "is no revision"),
+        ("tiny-sdxl@main", "has no revisions"),
+        ("sdxl-lightning-1step", "predicts the clean picture"),
+        ("ByteDance/SDXL-Lightning/sdxl_lightning_1step_unet_x0.safetensors", "predicts the clean picture"),
+        ("ByteDance/SDXL-Lightning", "use sdxl-lightning-2step"),
+        ("sd_xl_base_1.0.safetensors", "from_single_file(file).save_pretrained(folder)"),
+        ("model.ckpt", "a model is a folder"),
+        ("someone/na--me", "unknown model"),
+        ("someone/../me", "unknown model"),
+        ("../../someone", "unknown model"),
+    ],
+)
+def test_what_cannot_be_a_model_is_refused_with_the_remedy(model, message):
+    with pytest.raises(RequestError) as caught:
+        find(model)
+    assert message in str(caught.value)
+
+
 def test_published_settings_of_the_checkpoints():
-    lightning = CARDS["koala-lightning-700m"]
-    assert (lightning.steps, lightning.guidance, lightning.scheduler) == (10, 3.5, "euler-trailing")
-    turbo = CARDS["sdxl-turbo"]
-    assert (turbo.width, turbo.guidance) == (512, 0.0)
+    def settings(name):
+        card = CARDS[name]
+        return card.scheduler, card.steps, card.guidance, card.width
+
+    for size in ("700m", "1b"):
+        assert settings(f"koala-lightning-{size}") == ("euler-trailing", 10, 3.5, 1024)
+        assert settings(f"koala-{size}") == settings(f"koala-{size}-llava-cap") == ("euler-leading", 25, 7.5, 1024)
+    for n in (2, 4, 8):
+        assert settings(f"sdxl-lightning-{n}step") == ("euler-trailing", n, 0.0, 1024)
+        assert CARDS[f"sdxl-lightning-{n}step"].unet_file.endswith(f"/sdxl_lightning_{n}step_unet.safetensors")
+    assert settings("sdxl-turbo") == ("euler-trailing", 4, 0.0, 512)
+    assert settings("sdxl-base") == ("euler-leading", 25, 7.5, 1024)
     assert all("non-commercial" in c.licence for n, c in CARDS.items() if n.startswith("koala") or n == "sdxl-turbo")
+    for card in CARDS.values():
+        assert parameters(card.spec) == card.parameters
+        assert card.teacher is None or card.teacher in CARDS
+        assert ("worst quality" in card.negative_prompt) == card.name.startswith("koala")
+        real = {"madebyollin/sdxl-vae-fp16-fix", "madebyollin/taesdxl"}
+        assert {card.vae, card.tiny_vae} == ({None} if card.embedded else real)
+
+
+def test_the_size_of_a_download_is_known_without_asking():
+    assert CARDS["tiny-sdxl"].download_bytes is None
+    assert find("someone/model").download_bytes is None
+    assert CARDS["koala-700m"].download_bytes == pytest.approx(1.57e9 + 0.246e9 + 1.389e9 + 0.335e9, rel=0.002)

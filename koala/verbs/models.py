@@ -2,41 +2,67 @@
 
 import argparse
 
-from koala.registry import CARDS
+from koala.registry import CARDS, find
 from koala.verbs.output import emit
 
-HELP = "list every model by name, with its size, licence and whether it is here"
+HELP = "list every model by name, with its size, licence and whether it is here; asks no network"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """No options of its own."""
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="only these: names, folders or hub ids")
 
 
 def run(args: argparse.Namespace) -> int:
-    from koala.locate import availability
+    cards = [find(name) for name in args.models] or list(CARDS.values())
+    from koala.locate import locate
+    from koala.request import RequestError
 
     rows = []
-    for card in CARDS.values():
-        available, location = availability(card)
+    for card in cards:
+        try:
+            folder, needs = locate(card).folder, None
+        except RequestError as error:
+            folder, needs = None, str(error)
         rows.append(
             {
                 "name": card.name,
                 "title": card.title,
+                "aliases": card.aliases,
                 "parameters": card.parameters,
-                "location": location if available else card.source,
-                "available": available,
-                "needs": None if available else location,
+                "location": str(folder or card.source),
+                "available": folder is not None,
+                "needs": needs,
+                "download_bytes": card.download_bytes,
                 "licence": card.licence,
                 "steps": card.steps,
                 "guidance": card.guidance,
                 "scheduler": card.scheduler,
+                "width": card.width,
+                "height": card.height,
+                "negative_prompt": card.negative_prompt,
                 "teacher": card.teacher,
             }
         )
-    width = max(len(r["name"]) for r in rows)
-    lines = [
-        f"{r['name']:{width}}  {r['parameters']:>13,}  {'ready' if r['available'] else '-':5}  {r['licence']}"
-        for r in rows
-    ]
-    emit(args, rows, "\n".join([f"{'name':{width}}  {'U-Net params':>13}  here   licence", *lines]))
+    emit(args, rows, _table(rows))
     return 0
+
+
+def _table(rows: list[dict]) -> str:
+    heads = ("name", "U-Net params", "here", "steps", "guidance", "size", "licence")
+    lines = [heads]
+    for r in rows:
+        here = "yes" if r["available"] else f"{r['download_bytes'] / 1e9:.1f} GB" if r["download_bytes"] else "no"
+        params = f"{r['parameters']:,}" if r["parameters"] else "?"
+        size = f"{r['width']}x{r['height']}"
+        lines.append((r["name"], params, here, str(r["steps"]), f"{r['guidance']:g}", size, r["licence"]))
+    widths = [max(len(line[k]) for line in lines) for k in range(len(heads))]
+    right = (False, True, True, True, True, True, False)
+    table = "\n".join(
+        "  ".join(
+            f"{cell:>{w}}" if to_right else f"{cell:{w}}" for cell, w, to_right in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+    if any(not r["available"] for r in rows):
+        table += "\nA size under `here` is a download: python -m koala fetch NAME, or the first use fetches it."
+    return table

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import time
 
 
 def say(text: str) -> None:
@@ -43,3 +44,16 @@ def progress(name: str):
             say(f"{name}: step {step.index} of {step.total}")
 
     return on_step
+
+
+def fetching(name: str):
+    """Says how far a download is, at most once in five seconds and at its end."""
+    said = 0.0
+
+    def on_progress(done: int, total: int, file: str) -> None:
+        nonlocal said
+        if done == total or time.monotonic() - said > 5:
+            said = time.monotonic()
+            say(f"{name}: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB ({file})")
+
+    return on_progress

@@ -94,7 +94,7 @@ def test_a_model_that_is_not_here_says_what_it_needs(session):
     session.want("sdxl-base")
     state = session.state("sdxl-base")
     if state.state == "needs":
-        assert "hf download" in state.detail
+        assert "koala fetch" in state.detail
     label = next(label for label, name in session.choices() if name == "sdxl-base")
     assert ("not on this machine" in label) == (state.state == "needs")
 

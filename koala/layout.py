@@ -1,0 +1,105 @@
+"""What the files of a model are called in diffusers' layout, and which of them are needed."""
+
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from koala.request import RequestError
+
+# The stem of each component's weights in diffusers' layout.
+STEMS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+}
+CONFIGS = (
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    *(f"{part}/config.json" for part in STEMS),
+    *(f"{folder}/{file}" for folder in ("tokenizer", "tokenizer_2") for file in ("vocab.json", "merges.txt")),
+)
+_TOKENIZER = re.compile(r"tokenizer(_2)?/[^/]+\.(json|txt)")
+_PICKLE = (".bin", ".ckpt", ".pt", ".pth")
+SAVE_AGAIN = "Save it again with pipeline.save_pretrained(folder, safe_serialization=True), or copy what is missing"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """The safetensors of one component: one file, or every shard and the index that lists them."""
+
+    variant: str | None  # "fp16", or None for what diffusers calls no variant
+    files: tuple[str, ...]
+    index: str | None = None
+
+
+def weights(names: Collection[str], stem: str) -> Weights | None:
+    """The best weights of a stem ("unet/diffusion_pytorch_model") among file names: half precision, one file."""
+    for variant in ("fp16", None):
+        whole = f"{stem}.{variant}" if variant else stem
+        if f"{whole}.safetensors" in names:
+            return Weights(variant=variant, files=(f"{whole}.safetensors",))
+        index = f"{stem}.safetensors.index.{f'{variant}.' if variant else ''}json"
+        shards = [n for n in names if re.fullmatch(rf"{re.escape(whole)}-\d+-of-\d+\.safetensors", n)]
+        if index in names and shards:
+            return Weights(variant=variant, files=tuple(sorted(shards)), index=index)
+    return None
+
+
+def choose(names: Collection[str], parts: Iterable[str], owner: str, remedy: str = SAVE_AGAIN) -> dict[str, Weights]:
+    """Component -> its weights, for the components that are asked for, out of a folder's or a repository's files.
+
+    Raises RequestError with the name of what is missing, and a remedy.
+    """
+    if not any(n == "model_index.json" or n.startswith("unet/") for n in names):
+        raise RequestError(f"{owner} is no diffusers pipeline: it has neither model_index.json nor unet/. {remedy}")
+    parts = list(parts)
+    found = {part: weights(names, f"{part}/{STEMS[part]}") for part in parts}
+    for part in parts:
+        pickles = [n for n in names if n.startswith(f"{part}/") and n.endswith(_PICKLE)]
+        if found[part] is None and pickles:
+            raise RequestError(
+                f"{owner} has its {part} as a pickle only ({pickles[0]}). Reading one can run anybody's code, so only "
+                "safetensors are read here. Choose another revision or copy; or, if you trust it, save it again with "
+                "diffusers' pipeline.save_pretrained(folder, safe_serialization=True)"
+            )
+        if found[part] and found[part].index and part != "unet":
+            raise RequestError(f"{owner} has its {part} in several files; save it again as one. {remedy}")
+    missing = [n for n in CONFIGS if n not in names and n != "vae/config.json"]
+    missing += [f"{part}/{STEMS[part]}.safetensors" for part in parts if found[part] is None]
+    if "vae" in parts and "vae/config.json" not in names:
+        missing.append("vae/config.json")
+    if missing:
+        raise RequestError(
+            f"{owner} is not a whole SDXL folder: {missing[0]} is missing"
+            + (f", and {len(missing) - 1} more files" if len(missing) > 1 else "")
+            + f". {remedy}"
+        )
+    return found
+
+
+def needed(names: Collection[str], chosen: Mapping[str, Weights]) -> list[str]:
+    """Every file that loading reads, the small ones first."""
+    small = [n for n in names if n in CONFIGS or _TOKENIZER.fullmatch(n)]
+    if "vae" not in chosen:
+        small = [n for n in small if not n.startswith("vae/")]
+    indexes = [w.index for w in chosen.values() if w.index]
+    return [*sorted(small), *indexes, *(n for w in chosen.values() for n in w.files)]
+
+
+def listing(folder: Path) -> set[str]:
+    """The names of a folder's files, as far down as a pipeline keeps any; a link that leads nowhere is no file."""
+    inside = [folder, *(folder / n for n in (*STEMS, "scheduler", "tokenizer", "tokenizer_2"))]
+    return {f.relative_to(folder).as_posix() for d in inside if d.is_dir() for f in d.iterdir() if f.is_file()}
+
+
+def check_pipeline(index: Path, owner: str) -> None:
+    """Raise RequestError where model_index.json names another pipeline than SDXL's."""
+    try:
+        kind = json.loads(index.read_text())["_class_name"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise RequestError(f"{index} is no pipeline's model_index.json ({error!r}); copy the file again") from error
+    if not str(kind).startswith("StableDiffusionXL"):
+        raise RequestError(f"{owner} is a {kind}; SDXL pipelines run here (StableDiffusionXLPipeline)")

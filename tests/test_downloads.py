@@ -1,0 +1,370 @@
+"""From the hub to a picture: which files are asked for, what a broken connection costs, and every refusal in one line.
+
+Each command is a process of its own, as huggingface_hub reads its environment once; the hub is ours, on the loopback.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+from koala.generate import generate
+from koala.loading import Library
+from koala.registry import EMBEDDED
+from koala.request import GenerationRequest
+from tests.hub_server import Hub
+
+OWN = "someone/small-koala"
+SMALL = [
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    *(f"{part}/config.json" for part in ("text_encoder", "text_encoder_2", "unet")),
+    *(
+        f"{folder}/{file}"
+        for folder in ("tokenizer", "tokenizer_2")
+        for file in ("merges.txt", "tokenizer.json", "tokenizer_config.json", "vocab.json")
+    ),
+]
+TEXT = ["text_encoder/model.fp16.safetensors", "text_encoder_2/model.fp16.safetensors"]
+UNET, VAE = (f"{part}/diffusion_pytorch_model.fp16.safetensors" for part in ("unet", "vae"))
+CHUNK = 10 * 2**20  # bytes that huggingface_hub writes at once
+
+
+def published(model: str, folder: Path) -> Path:
+    """An embedded model as the hub has one: half-precision files beside every other format that is not wanted."""
+    shutil.copytree(EMBEDDED / model, folder)
+    for file in list(folder.glob("*/*.safetensors")):
+        file.rename(file.with_suffix(".fp16.safetensors"))
+        for other in (".safetensors", ".bin", ".fp16.bin", ".onnx", ".msgpack"):
+            file.with_suffix(other).write_bytes(b"not wanted" + other.encode())
+    for extra in ("vae_decoder/model.onnx", "sd_xl_base_1.0.safetensors", "README.md", "unet/openvino.bin"):
+        (folder / extra).parent.mkdir(exist_ok=True)
+        (folder / extra).write_bytes(b"not wanted " + extra.encode())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory) -> Path:
+    return published("tiny-koala-700m", tmp_path_factory.mktemp("hub") / "student")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> Path:
+    return published("tiny-sdxl", tmp_path_factory.mktemp("hub") / "teacher")
+
+
+@pytest.fixture
+def hub():
+    with Hub() as found:
+        yield found
+
+
+@pytest.fixture
+def run(hub, tmp_path):
+    """Run Python, with this hub and an empty cache: run("-m", "koala", ...); a dead hub or none by `environment`."""
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+        own = {
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_TOKEN": "",
+        }
+        removed = ("HF_HUB_CACHE", "TRANSFORMERS_OFFLINE", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
+        kept = {k: v for k, v in os.environ.items() if k not in removed}
+        command = [sys.executable, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=kept | own | environment, timeout=120)
+
+    return run
+
+
+def blobs(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "home" / "hub").glob("models--*/blobs/*"))
+
+
+SETTINGS = dict(prompt="a red circle", steps=2, width=128, height=128)
+
+
+def draw(run, model: str, folder: Path, *more: str) -> tuple[dict, np.ndarray]:
+    """What `koala generate` says, and its picture, with the network gone: offline, and the hub's address a dead one."""
+    options = [text for name, value in SETTINGS.items() for text in (f"--{name}", str(value))]
+    command = ("-m", "koala", "generate", "--model", model, *options, *more, "--json", "--out", str(folder / "a.png"))
+    done = run(*command, HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), np.asarray(Image.open(folder / "a.png"), dtype=int)
+
+
+def embedded(model: str, guidance: float) -> np.ndarray:
+    request = GenerationRequest(model=model, guidance=guidance, **SETTINGS)
+    return np.asarray(generate(request, Library("cpu").get(model)).images[0], dtype=int)
+
+
+def test_only_the_needed_files_come_and_then_the_model_draws_offline_the_same_picture(hub, run, student, tmp_path):
+    commit = hub.add(OWN, student)
+    fetched = run("-m", "koala", "fetch", OWN, "--json")
+    assert fetched.returncode == 0, fetched.stderr
+    (entry,) = json.loads(fetched.stdout)
+    assert entry["revision"] == commit
+    assert Path(entry["location"]).is_relative_to(tmp_path / "home" / "hub")
+    assert sorted(hub.fetched(OWN)) == sorted([*SMALL, *TEXT, "vae/config.json", UNET, VAE])
+    total = sum((student / f).stat().st_size for f in hub.fetched(OWN)) - (student / "model_index.json").stat().st_size
+    assert f"{total / 1e6:,.1f} of {total / 1e6:,.1f} MB" in fetched.stderr
+    assert not any(f.name.endswith(".incomplete") for f in blobs(tmp_path))
+
+    drawn, picture = draw(run, OWN, tmp_path, "--guidance", "5")
+    assert drawn["revision"] == commit
+    difference = np.abs(picture - embedded("tiny-koala-700m", guidance=5.0))
+    print(f"max {difference.max()} mean {difference.mean()}")
+    assert difference.max() == 0
+
+
+def test_a_fetched_model_is_not_fetched_again_and_a_new_commit_brings_only_what_changed(hub, run, student, tmp_path):
+    hub.add(OWN, student)
+    assert run("-m", "koala", "fetch", OWN).returncode == 0
+    hub.requests.clear()
+    assert run("-m", "koala", "fetch", OWN).returncode == 0
+    assert hub.fetched(OWN) == []
+    changed = shutil.copytree(student, tmp_path / "changed")
+    (changed / "scheduler" / "scheduler_config.json").write_text('{"timestep_spacing": "leading"}')
+    commit = hub.add(OWN, changed)
+    (entry,) = json.loads(run("-m", "koala", "fetch", OWN, "--json").stdout)
+    assert entry["revision"] == commit
+    assert [r.what for r in hub.requests if not r.repo] == []  # no weights: the cache knows them by their hash
+    assert "scheduler/scheduler_config.json" in hub.fetched(OWN)
+
+
+def test_a_cut_connection_goes_on_where_it_broke(hub, run, teacher):
+    """The U-Net has 12.9 MB and breaks after 11; huggingface_hub writes pieces of 10 MiB, so one of them is there."""
+    hub.add(OWN, teacher)
+    hub.cut[Path(UNET).name] = 11_000_000
+    fetched = run("-m", "koala", "fetch", OWN)
+    assert fetched.returncode == 0, fetched.stderr
+    digest = next(d for d, f in hub.blobs.items() if f == teacher / UNET)
+    ranges = [r.range for r in hub.requests if r.what == digest and r.method == "GET"]
+    assert ranges == [None, f"bytes={CHUNK}-"]
+
+
+STOP_AT_THE_FIRST_PIECE = f"""
+import threading
+from koala.downloads import DownloadStopped, fetch
+from koala.registry import find
+
+cancel = threading.Event()
+seen = []
+
+def on_progress(done, total, file):
+    seen.append((done, total, file))
+    if file.endswith({UNET!r}):
+        cancel.set()
+
+try:
+    fetch(find({OWN!r}), on_progress, cancel)
+except DownloadStopped:
+    assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen), seen
+    print("stopped at", seen[-1][0], "of", seen[-1][1])
+"""
+
+
+def test_a_stopped_download_goes_on_in_the_next_process(hub, run, teacher, tmp_path):
+    hub.add(OWN, teacher)
+    stopped = run("-c", STOP_AT_THE_FIRST_PIECE)
+    assert "stopped at" in stopped.stdout, stopped.stderr
+    (begun,) = [f for f in blobs(tmp_path) if f.name.endswith(".incomplete")]
+    assert begun.stat().st_size == CHUNK
+    here = json.loads(run("-m", "koala", "models", OWN, "--json").stdout)[0]
+    assert not here["available"]
+    hub.requests.clear()
+    assert run("-m", "koala", "fetch", OWN).returncode == 0
+    digest = begun.name.removesuffix(".incomplete")
+    assert [r.range for r in hub.requests if r.what == digest and r.method == "GET"] == [f"bytes={CHUNK}-"]
+    assert hub.fetched(OWN) == [UNET, VAE, *TEXT]  # what had come before came once
+
+
+SAME_WEIGHTS = """
+from koala.loading import Library
+
+library = Library("cpu", dtype="float32")
+mine, shipped = (library.get(name).pipeline for name in ("sdxl-lightning-4step", "tiny-sdxl"))
+assert mine.vae is shipped.vae
+theirs = shipped.unet.state_dict()
+print("max", max((value - theirs[key]).abs().max().item() for key, value in mine.unet.state_dict().items()))
+"""
+
+
+def test_replaced_parts_are_fetched_from_their_own_repositories_and_only_there(hub, run, teacher, tmp_path):
+    base = "stabilityai/stable-diffusion-xl-base-1.0"
+    commit = hub.add(base, teacher)
+    for repo, files in {
+        "ByteDance/SDXL-Lightning": {f"sdxl_lightning_{n}step_unet.safetensors": teacher / UNET for n in (2, 4, 8)},
+        "madebyollin/sdxl-vae-fp16-fix": {
+            "config.json": teacher / "vae" / "config.json",
+            "diffusion_pytorch_model.safetensors": teacher / VAE,
+            "sdxl.vae.safetensors": teacher / VAE,
+        },
+    }.items():
+        folder = tmp_path / repo
+        folder.mkdir(parents=True)
+        for name, source in files.items():
+            shutil.copy(source, folder / name)
+        hub.add(repo, folder)
+    tiny = tmp_path / "madebyollin" / "taesdxl"
+    tiny.mkdir(parents=True)
+    save_file({"x": np.zeros(3, np.float16)}, tiny / "diffusion_pytorch_model.safetensors")
+    (tiny / "config.json").write_text("{}")
+    (tiny / "taesdxl_decoder.safetensors").write_bytes(b"not wanted")
+    hub.add("madebyollin/taesdxl", tiny)
+
+    fetched = run("-m", "koala", "fetch", "sdxl-lightning-4step", "--json")
+    assert fetched.returncode == 0, fetched.stderr
+    assert sorted(hub.fetched(base)) == sorted([*SMALL, *TEXT])
+    assert {r.what for r in hub.requests if r.repo.startswith("ByteDance")} == {
+        "api",
+        "sdxl_lightning_4step_unet.safetensors",
+    }
+    assert {r.what for r in hub.requests if r.repo.endswith("fix")} == {
+        "api",
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    }
+    assert not any(r.repo.endswith("taesdxl") for r in hub.requests)
+    revision = json.loads(fetched.stdout)[0]["revision"]
+    assert revision.startswith(f"{commit}, unet ")
+    assert ", vae " in revision
+
+    loaded = run("-c", SAME_WEIGHTS, HF_HUB_OFFLINE="1")
+    assert loaded.stdout == "max 0.0\n", loaded.stderr
+
+    assert run("-m", "koala", "fetch", "sdxl-lightning-4step", "--tiny-vae").returncode == 0
+    assert {r.what for r in hub.requests if r.repo.endswith("taesdxl")} == {
+        "api",
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    }
+
+
+def test_a_revision_can_be_pinned_by_branch_and_by_commit(hub, run, student, tmp_path):
+    old = shutil.copytree(student, tmp_path / "old")
+    commits = {"main": hub.add(OWN, student), "v1": hub.add(OWN, old, branch="v1")}
+    for model, commit in ((f"{OWN}@v1", commits["v1"]), (f"{OWN}@{commits['main']}", commits["main"])):
+        fetched = run("-m", "koala", "fetch", model, "--json")
+        assert fetched.returncode == 0, fetched.stderr
+        assert json.loads(fetched.stdout)[0]["revision"] == commit
+    rows = json.loads(run("-m", "koala", "models", OWN, f"{OWN}@v1", f"{OWN}@v2", "--json", HF_HUB_OFFLINE="1").stdout)
+    assert [r["available"] for r in rows] == [False, True, False]  # no branch but v1 was asked for
+
+
+def test_weights_without_a_half_precision_variant_come_in_full_precision(hub, run, student, tmp_path):
+    folder = shutil.copytree(student, tmp_path / "full")
+    for file in folder.glob("*/*.fp16.*"):
+        file.unlink()
+    for file in (EMBEDDED / "tiny-koala-700m").glob("*/*.safetensors"):
+        shutil.copy(file, folder / file.parent.name)
+    hub.add(OWN, folder)
+    assert run("-m", "koala", "fetch", OWN).returncode == 0
+    wanted = [f.replace(".fp16", "") for f in (*TEXT, UNET, VAE)]
+    assert sorted(f for f in hub.fetched(OWN) if f.endswith("tensors")) == sorted(wanted)
+
+
+def test_a_damaged_file_in_the_cache_is_fetched_again(hub, run, student, tmp_path):
+    hub.add(OWN, student)
+    location = Path(json.loads(run("-m", "koala", "fetch", OWN, "--json").stdout)[0]["location"])
+    weights = (location / UNET).resolve()
+    weights.write_bytes(weights.read_bytes()[:1000])
+    (row,) = json.loads(run("-m", "koala", "models", OWN, "--json").stdout)
+    assert "is damaged" in row["needs"]
+    assert run("-m", "koala", "fetch", OWN).returncode == 0
+    assert (location / UNET).read_bytes() == (student / UNET).read_bytes()
+
+
+def test_other_bytes_than_announced_are_refused_and_leave_nothing(hub, run, student, tmp_path):
+    hub.add(OWN, student)
+    hub.corrupt.add(Path(UNET).name)
+    fetched = run("-m", "koala", "fetch", OWN)
+    assert fetched.returncode == 2
+    assert "other bytes than" in fetched.stderr
+    assert not any(f.name.endswith(".incomplete") for f in blobs(tmp_path))
+    hub.corrupt.clear()
+    assert run("-m", "koala", "fetch", OWN).returncode == 0
+
+
+def test_a_token_reaches_the_hub_and_no_other_host(hub, run, student):
+    hub.add(OWN, student)
+    assert run("-m", "koala", "fetch", OWN, HF_TOKEN="hf_secret").returncode == 0
+    assert {r.token for r in hub.requests if r.repo} == {"Bearer hf_secret"}
+    assert {r.token for r in hub.requests if not r.repo} == {None}
+
+
+def test_a_dry_run_lists_sizes_and_fetches_no_weights(hub, run, student):
+    hub.add(OWN, student)
+    (plan,) = json.loads(run("-m", "koala", "fetch", OWN, "--dry-run", "--json").stdout)
+    sizes = {f["name"]: f["size"] for f in plan["files"]}
+    assert sizes[UNET] == (student / UNET).stat().st_size
+    assert plan["missing_bytes"] == sum(sizes.values()) - sizes["model_index.json"]
+    assert hub.fetched(OWN) == ["model_index.json"]
+
+
+def one_line(done: subprocess.CompletedProcess, *parts: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.strip().splitlines()
+    assert all(part in line for part in parts), line
+
+
+def test_what_the_hub_refuses_is_one_line_with_what_to_type(hub, run, student, tmp_path):
+    hub.add(OWN, student)
+    hub.add("someone/gated", student, refuse=(401, "GatedRepo"))
+    hub.add("someone/forbidden", student, refuse=(403, ""))
+    pickled = shutil.copytree(student, tmp_path / "pickled")
+    for file in pickled.glob("unet/*.safetensors"):
+        file.unlink()
+    hub.add("someone/pickled", pickled)
+    flux = shutil.copytree(student, tmp_path / "flux")
+    (flux / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    hub.add("someone/flux", flux)
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "README.md").write_text("words")
+    hub.add("someone/words", tmp_path / "words")
+
+    fetch = ("-m", "koala", "fetch")
+    one_line(run(*fetch, "someone/gated"), "accept its licence at", f"{hub.endpoint}/someone/gated", "hf auth login")
+    one_line(run(*fetch, "someone/forbidden"), "(403)", "hf auth login")
+    one_line(
+        run(*fetch, "etri-vilab/koala-700"), "there is no etri-vilab/koala-700", "koala-700m (etri-vilab/koala-700m)"
+    )
+    one_line(run(*fetch, f"{OWN}@v9"), "no revision 'v9'", "whole commit")
+    one_line(run(*fetch, "someone/pickled"), "as a pickle only (unet/", "only safetensors")
+    one_line(run(*fetch, "someone/flux"), "is a FluxPipeline")
+    one_line(run(*fetch, "someone/words"), "is no diffusers pipeline")
+    assert not any(r.what.endswith(("tensors", ".bin")) and r.repo.endswith(("pickled", "flux")) for r in hub.requests)
+
+
+def test_no_network_is_one_line_with_what_to_type(run):
+    for model in ("koala-700m", OWN):
+        dead = run("-m", "koala", "fetch", model, HF_ENDPOINT="http://127.0.0.1:9")
+        one_line(dead, f"{model} is not whole on this machine", "cannot be reached", f"python -m koala fetch {model}")
+        offline = run("-m", "koala", "fetch", model, HF_HUB_OFFLINE="1")
+        one_line(offline, "HF_HUB_OFFLINE is set", f"python -m koala fetch {model}")
+
+
+FULL_DISK = f"""
+import shutil
+from collections import namedtuple
+from koala.cli import main
+
+shutil.disk_usage = lambda path: namedtuple("usage", "total used free")(10**6, 0, 10**6)
+raise SystemExit(main(["fetch", {OWN!r}]))
+"""
+
+
+def test_a_full_disk_is_refused_before_the_weights_come(hub, run, student):
+    hub.add(OWN, student)
+    one_line(run("-c", FULL_DISK), "are missing and", "of free space", "HF_HOME=")
+    assert hub.fetched(OWN) == ["model_index.json"]
