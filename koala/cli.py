@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from koala.console import quiet
 from koala.request import RequestError
-from koala.verbs import compare, evaluate, fetch, generate, models, similarity
+from koala.verbs import compare, compress, evaluate, fetch, generate, models, similarity
 from koala.verbs.output import say
 
 VERBS = {
@@ -18,6 +18,7 @@ VERBS = {
     "fetch": fetch,
     "generate": generate,
     "compare": compare,
+    "compress": compress,
     "eval": evaluate,
     "similarity": similarity,
 }
