@@ -21,6 +21,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="app.py", description="KOALA and its SDXL teacher, side by side and honestly timed.")
     parser.add_argument("--models", nargs=2, metavar=("A", "B"), help="two names, folders or hub ids to begin with")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps; the best one here by default")
+    parser.add_argument("--vram", type=float, metavar="GB", help="memory to plan for; what is there by default")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     parser.add_argument("--port", type=int, help="port (default: the first free one from 7860)")
     parser.add_argument("--share", action="store_true", help="also open a public gradio.live address")
@@ -30,7 +31,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     try:
-        session = Session(options.models, options.device, local=options.host in LOCAL and not options.share)
+        memory = int(options.vram * 1e9) if options.vram else None
+        local = options.host in LOCAL and not options.share
+        session = Session(options.models, options.device, memory=memory, local=local)
         demo = launch(session, options.host, options.port, options.share)
     except RequestError as error:
         print(f"app.py: {error}", file=sys.stderr)

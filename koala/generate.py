@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
@@ -14,7 +15,7 @@ from PIL import Image
 from koala.compilation import compiled
 from koala.decoding import decode
 from koala.guidance import TENSORS, GuidanceInterval, guided_steps
-from koala.loading import EMBEDDINGS, LoadedModel, Placement
+from koala.loading import EMBEDDINGS, LoadedModel, Placement, digest
 from koala.presets import PRESETS
 from koala.registry import ModelCard
 from koala.request import GenerationRequest, Timing
@@ -217,6 +218,7 @@ def _run(
         dtype=str(model.dtype).removeprefix("torch."),
         device=device_name(model.device),
         versions=versions(),
+        lora_sha256=digest(Path(request.lora)) if request.lora else None,
         plan=placement.plan,
     )
 

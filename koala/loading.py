@@ -137,18 +137,21 @@ class Library:
     def loaded(self, name: str) -> bool:
         return name in self._models
 
-    def get(self, name: str) -> LoadedModel:
-        """The model of this name, loaded now if it was not. Raises RequestError with the remedy."""
-        return self.get_all([name])[0]
+    def get(self, name: str, beside: Sequence[str] = ()) -> LoadedModel:
+        """The model of this name, loaded now if it was not, in a precision in which those `beside` it fit as well.
+
+        Raises RequestError with the remedy.
+        """
+        card = find(name)
+        with self._lock:
+            if card.name not in self._models:
+                together = {card.name: card} | {other.name: other for other in map(find, beside)}
+                self._models[card.name] = self._load(card, self._dtype(list(together.values())))
+            return self._models[card.name]
 
     def get_all(self, names: Sequence[str]) -> list[LoadedModel]:
-        """Models that are to run beside each other; what is loaded now gets a precision in which all of them fit."""
-        cards = [find(name) for name in names]
-        with self._lock:
-            for card in cards:
-                if card.name not in self._models:
-                    self._models[card.name] = self._load(card, self._dtype(cards))
-            return [self._models[card.name] for card in cards]
+        """Models that are to run beside each other."""
+        return [self.get(name, beside=names) for name in names]
 
     def place(self, models: Sequence[LoadedModel], requests: Sequence[GenerationRequest]) -> Placement:
         """The memory plan for these requests, whose defaults are filled in; each choice is logged with its reason."""
@@ -199,8 +202,9 @@ class Library:
             return UNet2DConditionModel.from_pretrained(
                 location.folder / "unet", variant=location.variant, torch_dtype=dtype
             )
-        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(location.folder / "unet"))
-        unet.load_state_dict(load_state_dict(location.weights("unet")))
+        with torch.device("meta"):  # no memory and no time for random values
+            unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(location.folder / "unet"))
+        unet.load_state_dict(load_state_dict(location.weights("unet")), assign=True)
         return unet.to(dtype)
 
     def _load(self, card: ModelCard, dtype: torch.dtype) -> LoadedModel:

@@ -25,18 +25,24 @@ class GenerationResult:
     dtype: str
     device: str
     versions: dict[str, str] = field(default_factory=dict)
+    lora_sha256: str | None = None  # of the LoRA's file
     plan: Plan | None = None  # how it was placed in memory; None where a runtime of its own decides
 
     def metadata(self, index: int, compared: tuple[GenerationRequest, ...] = ()) -> dict:
         """What picture `index` carries: its own one-picture request, and those of a comparison that it was part of."""
-        request = asdict(self.request) | {"seed": self.request.seed + index, "images": 1}
+
+        def told(request: GenerationRequest) -> dict:
+            """A picture is shown around: it names a LoRA's file, not the folders of the machine that drew it."""
+            return asdict(request) | {"lora": request.lora and Path(request.lora).name}
+
         return {
-            "request": request,
+            "request": told(self.request) | {"seed": self.request.seed + index, "images": 1},
+            "lora_sha256": self.lora_sha256,
             "revision": self.revision,
             "dtype": self.dtype,
             "device": self.device,
             "versions": self.versions,
-            "compared": [asdict(c) for c in compared],
+            "compared": [told(c) for c in compared],
         }
 
     def png(self, index: int = 0, compared: tuple[GenerationRequest, ...] = ()) -> bytes:
@@ -71,6 +77,8 @@ def parameters_text(metadata: dict) -> str:
         "Seed": request["seed"],
         "Size": f"{request['width']}x{request['height']}",
         "Model": request["model"],
+        **({"Preset": request["preset"]} if request["preset"] != "quality" else {}),
+        **({"LoRA": f"{request['lora']} ({request['lora_strength']:g})"} if request["lora"] else {}),
         "Model revision": metadata["revision"],
         "Dtype": metadata["dtype"],
         **{f"{name} version": version for name, version in metadata["versions"].items()},
@@ -100,6 +108,7 @@ def read_png(source: Path | str | bytes) -> dict:
     try:
         metadata = json.loads(text)
         metadata["request"] = GenerationRequest.from_dict(metadata["request"])
+        metadata.setdefault("lora_sha256", None)
         metadata["compared"] = [GenerationRequest.from_dict(c) for c in metadata.get("compared", [])]
     except RequestError as error:
         raise RequestError(f"the settings in this PNG cannot be used: {error}") from error

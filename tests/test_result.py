@@ -1,5 +1,6 @@
 """The PNG carries its request: awkward prompts survive, broken and foreign files are refused with a remedy."""
 
+import dataclasses
 import io
 import json
 
@@ -37,6 +38,20 @@ def test_request_and_comparison_survive_the_png_round_trip():
     assert (found["request"].seed, found["request"].images) == (6, 1)  # picture 1 on its own
     assert found["compared"] == [made.request, other]
     assert found["versions"] == {"torch": "2"}
+
+
+def test_a_lora_is_named_without_the_folders_of_this_machine():
+    made = result()
+    asked = dataclasses.replace(made.request, lora="/home/somebody/style.safetensors", lora_strength=0.5, preset="fast")
+    made = dataclasses.replace(made, request=asked, lora_sha256="ab12")
+    content = made.png(compared=(asked,))
+    assert b"somebody" not in content
+    found = read_png(content)
+    assert found["lora_sha256"] == "ab12"
+    assert (found["request"].lora, found["request"].lora_strength) == ("style.safetensors", 0.5)
+    assert found["compared"][0].lora == "style.safetensors"
+    with Image.open(io.BytesIO(content)) as picture:
+        assert "Preset: fast, LoRA: style.safetensors (0.5)" in picture.text["parameters"]
 
 
 def test_other_tools_find_the_usual_parameters_text():

@@ -5,10 +5,14 @@ import gradio as gr
 from koala.ui import widgets
 from koala.ui.endpoints import add_endpoints
 from koala.ui.session import Session
-from koala.ui.tabs import compare
+from koala.ui.tabs import architecture, compare
 from koala.ui.theme import ASSETS, Eucalyptus
 
-TABS = (("Compare", compare.build),)  # title, build(session); a new tab is one line here
+# title, build(session); a new tab is one line here
+TABS = (
+    ("Compare", compare.build),
+    ("Architecture", architecture.build),
+)
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -40,7 +44,7 @@ def launch(session: Session, host: str = "127.0.0.1", port: int | None = None, s
         run_history=False,
         ssr_mode=False,
         pwa=False,
-        max_file_size="10mb",
+        max_file_size="2gb" if session.local else "10mb",  # a LoRA, or only a PNG
         allowed_paths=[],
         footer_links=["api"],
     )

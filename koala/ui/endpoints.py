@@ -42,12 +42,14 @@ def add_endpoints(session: Session) -> None:
         width: int | None = None,
         height: int | None = None,
         images: int = 1,
+        preset: str = "quality",
+        lora: str | None = None,
+        lora_strength: float = 1.0,
     ) -> tuple[list[dict], dict]:
         """Draw pictures with one model. Returns the PNG files, each with its whole request, and the result as JSON."""
         given = _fields(locals())
         try:
-            request = GenerationRequest(**given)
-            session.card(request.model)
+            request = session.check(GenerationRequest(**given))
             results, files = _draw(session, [request])
         except Exception as error:
             raise complain(error) from None
@@ -66,6 +68,9 @@ def add_endpoints(session: Session) -> None:
         width: int | None = None,
         height: int | None = None,
         images: int = 1,
+        preset: str = "quality",
+        lora: str | None = None,
+        lora_strength: float = 1.0,
     ) -> tuple[list[dict], dict]:
         """Draw the same prompt with several models on the same noise. Returns all PNG files, model by model, and JSON
         with every model's times, the judge's claims and the speed-up against the first model."""
@@ -75,7 +80,7 @@ def add_endpoints(session: Session) -> None:
                 raise RequestError('models must be a list of names, for example ["tiny-sdxl", "tiny-koala-700m"]')
             requests = [GenerationRequest(model=m, **given) for m in models]
             for request in requests:
-                session.card(request.model)
+                session.check(request)
             if len(requests) < 2:
                 from koala.compare import same_noise
 

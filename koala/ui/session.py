@@ -18,7 +18,7 @@ from koala.ui.messages import readable
 
 if TYPE_CHECKING:
     from koala.generate import Step
-    from koala.loading import Library
+    from koala.loading import Library, LoadedModel
     from koala.result import GenerationResult
 
 EMBEDDED_PAIR = ("tiny-sdxl", "tiny-koala-700m")
@@ -57,19 +57,29 @@ def _best_pair(device: str | None) -> tuple[str, str]:
 class Session:
     """One app's models. `local` says that only this machine's user can reach it, who may name any folder."""
 
-    def __init__(self, models: Sequence[str] | None = None, device: str | None = None, *, local: bool = True):
+    def __init__(
+        self,
+        models: Sequence[str] | None = None,
+        device: str | None = None,
+        *,
+        memory: int | None = None,
+        local: bool = True,
+    ):
         self.named = tuple(registry.find(name).name for name in models or ())
-        self.device = device
+        self.device, self.memory = device, memory
         if device:
             from koala.device import best_device
 
             best_device(device)  # a device that is not here is an error of the start, not of the first run
         self.local = local
         self.models = self.named or _best_pair(device)
+        self._made: dict[str, ModelCard] = {}  # by name: folders that this app wrote itself
         self.device_type: str | None = None  # known once torch is there
         self._library: Library | None = None
         self._failure: Exception | None = None
         self._there = threading.Event()
+        self.loras: dict[str, str] = {}  # SHA-256 -> file of every LoRA that has run
+        self._downloads: set[str] = set()
         self._jobs: queue.Queue[str] = queue.Queue()
         self._states: dict[str, ModelState] = {}
         for name in self.models:
@@ -79,17 +89,30 @@ class Session:
 
     def card(self, name: str) -> ModelCard:
         """The card of a name. Folders that were not named at the start are for local visitors alone."""
+        if name in self._made:
+            return self._made[name]
         if not self.local and name not in CARDS and name not in self.named:
             raise RequestError(f"unknown model; on this server the names are {', '.join((*CARDS, *self.named))}")
         return registry.find(name)
 
+    def check(self, request: GenerationRequest) -> GenerationRequest:
+        """The request, where this visitor may make it: files of this machine are for local visitors alone."""
+        self.card(request.model)
+        if request.lora and not self.local:
+            raise RequestError("a LoRA works on your own machine only: start the app there and choose the file")
+        return request
+
     def choices(self) -> list[tuple[str, str]]:
         """(label, name) of every model to choose from; what is not on this machine says so."""
-        names = dict.fromkeys((*self.named, *CARDS))
-        cards = [registry.find(n) for n in names]
+        names = dict.fromkeys((*self.named, *self._made, *CARDS))
+        cards = [self.card(n) for n in names]
         here = {c.name: availability(c)[0] for c in cards}
         cards.sort(key=lambda c: not here[c.name])
         return [(c.title if here[c.name] else f"{c.title} (not on this machine)", c.name) for c in cards]
+
+    def add(self, card: ModelCard) -> None:
+        """Offer a model that this app made, a folder, wherever models are chosen."""
+        self._made[card.name] = card
 
     def want(self, name: str) -> None:
         """Load this model in the background if it is here and not yet wanted."""
@@ -102,6 +125,23 @@ class Session:
         self._states[card.name] = state
         if here:
             self._jobs.put(card.name)
+
+    def download(self, name: str) -> None:
+        """Fetch this model from the hub in the background, then load it."""
+        card = self.card(name)
+        if not self.local or not card.on_hub:
+            raise RequestError(f"{card.name} cannot be downloaded from here")
+        if self.state(card.name).state == "needs":
+            self._states[card.name] = ModelState(title=card.title, state="loading", detail="download is waiting")
+            self._downloads.add(card.name)
+            self._jobs.put(card.name)
+
+    def downloadable(self, names: Sequence[str]) -> list[ModelCard]:
+        """Those of these models that the hub has and this machine lacks."""
+        if not self.local:
+            return []
+        cards = [self.card(name) for name in names if name in CARDS or self.local]
+        return [c for c in cards if c.on_hub and self.state(c.name).state == "needs"]
 
     def state(self, name: str) -> ModelState:
         card = self.card(name)
@@ -132,6 +172,13 @@ class Session:
             raise self._failure
         return self._library
 
+    def model(self, name: str) -> "LoadedModel":
+        """A model in memory, loaded now if it was not. Raises RequestError with the remedy."""
+        card = self.card(name)
+        if self.state(card.name).state != "ready":
+            self._fetch(card.name)
+        return self.library().get(card.name)
+
     def _load(self) -> None:
         try:
             import koala.report  # noqa: F401  (compare, judge and torch with them)
@@ -139,7 +186,7 @@ class Session:
             from koala.loading import Library
 
             no_bars()
-            self._library = Library(self.device)
+            self._library = Library(self.device, memory=self.memory)
             self.device_type = self._library.device.type
         except Exception as error:
             self._failure = error
@@ -154,15 +201,29 @@ class Session:
 
     def _fetch(self, name: str) -> None:
         """Load one model and keep its state; a failure is a state, too."""
-        title = self.card(name).title
+        card = self.card(name)
+        title = card.title
         if not self.library().loaded(name):
             self._states[name] = ModelState(title=title, state="loading")
         try:
-            self.library().get(name)
+            if name in self._downloads:
+                self._downloads.discard(name)
+                self._download(card)
+            self.library().get(name, beside=self.models if name in self.models else ())
         except Exception as error:
             self._states[name] = ModelState(title=title, state="needs", detail=readable(error))
         else:
             self._states[name] = ModelState(title=title, state="ready")
+
+    def _download(self, card: ModelCard) -> None:
+        from koala.downloads import fetch
+
+        def progress(done: int, total: int, file: str) -> None:
+            told = f"downloading, {done / 1e9:.2f} of {total / 1e9:.2f} GB"
+            self._states[card.name] = ModelState(title=card.title, state="loading", detail=told)
+
+        fetch(card, progress, tiny_vae=card.tiny_vae is not None)
+        self._states[card.name] = ModelState(title=card.title, state="loading")
 
     # --- runs
 

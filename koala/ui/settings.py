@@ -7,7 +7,20 @@ from urllib.parse import urlencode
 from koala.registry import ModelCard
 from koala.request import GenerationRequest, RequestError
 
-SHARED = ("prompt", "negative_prompt", "seed", "scheduler", "width", "height", "images")
+SHARED = (
+    "prompt",
+    "negative_prompt",
+    "seed",
+    "scheduler",
+    "width",
+    "height",
+    "images",
+    "preset",
+    "lora",
+    "lora_strength",
+)
+TEXTS = ("prompt", "negative_prompt", "scheduler", "preset")
+FILES = ("lora", "lora_strength")  # of this machine: a link cannot carry them
 OWN = ("model", "steps", "guidance")  # one per model
 FIELDS = (*SHARED, *(f"{name}_{slot}" for slot in "ab" for name in OWN))
 OWN_SCHEDULER = ""  # "each model's own"
@@ -38,7 +51,8 @@ def to_requests(values: Mapping[str, object], find: Finder) -> tuple[GenerationR
     shared["seed"] = whole(values["seed"])
     shared["images"] = whole(values["images"])
     shared |= {name: whole(values[name]) for name in ("width", "height") if values[name] is not None}
-    shared["scheduler"] = values["scheduler"] or None
+    shared |= {name: values[name] or None for name in ("scheduler", "lora")}
+    shared |= {name: values[name] for name in ("preset", "lora_strength")}
     found = []
     for slot in "ab":
         request = GenerationRequest(
@@ -88,6 +102,7 @@ def to_query(requests: Sequence[GenerationRequest]) -> str:
         "width": first.width,
         "height": first.height,
         "images": first.images if first.images > 1 else None,
+        "preset": first.preset if first.preset != "quality" else None,
     }
     for field in ("steps", "guidance"):
         own = [getattr(r, field) for r in requests]
@@ -110,8 +125,8 @@ def from_query(query: Mapping[str, str], find: Finder) -> tuple[dict[str, object
             found[name] = str(value) if field == "seed" else value
 
     for field in SHARED:
-        if field in query:
-            take(field, field, query[field] if "prompt" in field or field == "scheduler" else whole(query[field]))
+        if field in query and field not in FILES:
+            take(field, field, query[field] if field in TEXTS else whole(query[field]))
     if "models" in query:
         names = query["models"].split(",")
         if len(names) != 2:

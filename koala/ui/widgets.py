@@ -70,6 +70,7 @@ def _row(entry: dict, scale: float) -> str:
         ("text", "text", duration(timing["text_ms"])),
         ("unet", "U-Net", f"{calls} calls × {unet / calls:.1f} ms = {duration(unet)}"),
         ("vae", "VAE", duration(timing["vae_ms"])),
+        *([("", "moving parts, not in the total", duration(timing["swap_ms"]))] if timing["swap_ms"] >= 1 else []),
         ("", "peak memory", f"{memory / 1e6:,.0f} MB" if memory else "not measured"),
         ("", "parameters", f"{entry['parameters']:,}"),
     ]
@@ -81,6 +82,21 @@ def _row(entry: dict, scale: float) -> str:
         f'<div class="k-time"><div class="k-line"><strong>{escape(_title(entry["model"]))}</strong>'
         f'<b class="k-total">{duration(timing["total_ms"])}</b></div>'
         f'<div class="k-bar" aria-hidden="true">{bars}</div><p class="k-numbers">{cells}</p></div>'
+    )
+
+
+def _plan(plan: dict | None) -> str:
+    """The memory plan, folded: what was predicted, and every choice with its reason."""
+    if plan is None:
+        return ""
+    room = f" of {plan['budget_bytes'] / 1e9:.1f} GB" if plan["budget_bytes"] else ""
+    rows = "".join(
+        f"<li><b>{escape(c['what'])}</b>: {escape(c['value'])} <span>({escape(c['reason'])})</span></li>"
+        for c in plan["choices"]
+    )
+    return (
+        f'<details class="k-plan"><summary>Memory plan: a peak of {plan["predicted_peak_bytes"] / 1e9:.1f} GB{room} '
+        f"predicted</summary><ul>{rows}</ul></details>"
     )
 
 
@@ -101,7 +117,7 @@ def timing(comparison: dict) -> str:
         f'<section class="k-panel" aria-labelledby="k-timing"><h3 id="k-timing">Time</h3>'
         f"{''.join(_row(e, scale) for e in entries)}{sentences}"
         f'<p class="k-note">On {escape(comparison["device"])}. Warm-up and previews are not counted; guidance above 1 '
-        f"calls the U-Net twice per step.{ratio}</p></section>"
+        f"calls the U-Net twice per step.{ratio}</p>{_plan(entries[0]['plan'])}</section>"
     )
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from koala.console import no_bars
 from koala.registry import find
 from koala.request import GenerationRequest
-from koala.verbs.options import add_device, add_request, request_values
-from koala.verbs.output import claims_line, emit, progress, timing_line
+from koala.verbs.options import add_device, add_request, library, request_values
+from koala.verbs.output import claims_line, emit, plan_lines, progress, timing_line
 
 HELP = "draw the same noise with several models, timed"
 
@@ -27,13 +27,12 @@ def run(args: argparse.Namespace) -> int:
         find(request.model)
     from koala.compare import compare as draw
     from koala.compare import speedup
-    from koala.loading import Library
     from koala.report import comparison
 
     no_bars()
     results = draw(
         requests,
-        Library(args.device),
+        library(args, args.models),
         on_step=lambda position, step: progress(requests[position].model)(step),
         num_previews=0,
     )
@@ -49,5 +48,6 @@ def run(args: argparse.Namespace) -> int:
     for result in results[1:]:
         gained = speedup(results[0].timing, result.timing)
         lines.append(f"{result.request.model} against {results[0].request.model}: {gained.sentence()}")
+    lines += plan_lines(found["models"][0])
     emit(args, found, "\n".join([*lines, f"on {found['device']}; warm-up is not counted"]))
     return 0

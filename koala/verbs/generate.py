@@ -5,8 +5,8 @@ import argparse
 from koala.console import no_bars
 from koala.registry import find
 from koala.request import GenerationRequest
-from koala.verbs.options import add_device, add_request, png, request_values
-from koala.verbs.output import claims_line, emit, progress, timing_line
+from koala.verbs.options import add_device, add_request, library, png, request_values
+from koala.verbs.output import claims_line, emit, plan_lines, progress, timing_line
 
 HELP = "draw a picture"
 
@@ -21,12 +21,12 @@ def run(args: argparse.Namespace) -> int:
     request = GenerationRequest(**request_values(args))
     find(request.model)  # an unknown name fails before torch is even imported
     from koala.generate import generate as draw
-    from koala.loading import Library
     from koala.report import entry
 
     no_bars()
-    result = draw(request, Library(args.device).get(request.model), on_step=progress(request.model), num_previews=0)
+    model = library(args, [request.model]).get(request.model)
+    result = draw(request, model, on_step=progress(request.model), num_previews=0)
     files = [str(p) for p in result.save(args.out)]
     found = entry(result, files)
-    emit(args, found, "\n".join([*files, timing_line(found), claims_line(found)]))
+    emit(args, found, "\n".join([*files, timing_line(found), *plan_lines(found), claims_line(found)]))
     return 0

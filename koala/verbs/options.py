@@ -4,8 +4,16 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from koala.registry import find
 from koala.request import GenerationRequest
+from koala.verbs.output import fetching
+
+if TYPE_CHECKING:
+    from koala.loading import Library
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def number(text: str) -> int | float | str:
@@ -37,6 +45,31 @@ def add_request(parser: argparse.ArgumentParser, *, leave_out: Sequence[str] = (
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 or mps (default: the best one here)")
+    parser.add_argument(
+        "--vram", type=gigabytes, metavar="GB", help="memory to plan for, such as 8, 6, 4 or 3 (default: what is there)"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, help="precision (default: float16 on a GPU, else what fits)")
+
+
+def library(args: argparse.Namespace, names: Sequence[str]) -> "Library":
+    """The library that `add_device`'s options describe; models that are not on this machine are fetched first."""
+    from koala.downloads import obtain
+    from koala.loading import Library
+
+    for name in names:
+        obtain(find(name), fetching(name))
+    return Library(args.device, memory=args.vram, dtype=args.dtype)
+
+
+def gigabytes(text: str) -> int:
+    """Bytes from GB (10^9)."""
+    try:
+        count = float(text)
+    except ValueError:
+        count = 0
+    if not 0.1 <= count <= 1024:
+        raise argparse.ArgumentTypeError(f"{text!r} is no memory size; give gigabytes, such as 8, 6, 4 or 3")
+    return int(count * 1e9)
 
 
 def request_values(args: argparse.Namespace) -> dict:

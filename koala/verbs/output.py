@@ -23,10 +23,19 @@ def timing_line(entry: dict) -> str:
     t = entry["timing"]
     unet = sum(t["unet_ms"])
     memory = f", peak memory {t['peak_memory_bytes'] / 1e6:.0f} MB" if t["peak_memory_bytes"] else ""
+    swap = f"; {seconds(t['swap_ms'])} more for moving parts" if t["swap_ms"] >= 1 else ""
     return (
         f"text {seconds(t['text_ms'])}, U-Net {t['unet_calls']} calls x {unet / t['unet_calls']:.1f} ms"
-        f" = {seconds(unet)}, VAE {seconds(t['vae_ms'])}, total {seconds(t['total_ms'])}{memory}"
+        f" = {seconds(unet)}, VAE {seconds(t['vae_ms'])}, total {seconds(t['total_ms'])}{memory}{swap}"
     )
+
+
+def plan_lines(entry: dict) -> list[str]:
+    """The memory plan: predicted against what there is, then every choice with its reason."""
+    plan = entry["plan"]
+    room = f" of {plan['budget_bytes'] / 1e9:.1f} GB" if plan["budget_bytes"] else ""
+    head = f"memory plan: peak of {plan['predicted_peak_bytes'] / 1e9:.1f} GB{room} predicted"
+    return [head, *(f"  {c['what']}: {c['value']} ({c['reason']})" for c in plan["choices"])]
 
 
 def claims_line(entry: dict) -> str:

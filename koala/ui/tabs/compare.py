@@ -8,6 +8,7 @@ from contextlib import closing
 
 import gradio as gr
 
+from koala.presets import PRESETS
 from koala.request import MAX_SEED, MAX_STEPS, SCHEDULERS, RequestError
 from koala.result import read_png
 from koala.ui import settings, stage, widgets
@@ -80,6 +81,23 @@ class Compare:
                 own["width"] = gr.Number(label="Width, px", value=first.width, min_width=90)
                 own["height"] = gr.Number(label="Height, px", value=first.height, min_width=90)
                 own["images"] = gr.Number(label="Images", value=1, min_width=90)
+            own["preset"] = gr.Dropdown(
+                [(f"{p.name}: {p.label}", p.name) for p in PRESETS.values()],
+                value="quality",
+                label="Preset",
+                elem_id="k-preset",
+            )
+            own["lora"] = gr.File(
+                label="LoRA of the teacher's U-Net (.safetensors); moved onto a KOALA by itself",
+                file_types=[".safetensors"],
+                height=84,
+                elem_id="k-lora",
+                elem_classes="k-restore",
+                visible=self.session.local,
+            )
+            own["lora_strength"] = gr.Slider(
+                0, 2, value=1, step=0.05, label="LoRA strength", elem_id="k-lora-strength", visible=self.session.local
+            )
         self.upload = gr.File(
             label="Restore settings from a saved PNG",
             file_types=[".png"],
@@ -113,6 +131,7 @@ class Compare:
 
     def _results(self) -> None:
         self.states = gr.HTML(self.show_states(), elem_id="k-state", apply_default_css=False)
+        self.download = gr.Button("Download", visible=False, size="sm", elem_id="k-download")
         self.stage = gr.HTML(
             self.empty(),
             html_template=(ASSETS / "stage.html").read_text(),
@@ -147,7 +166,9 @@ class Compare:
         self.reuse.click(self.reuse_seed, self.last_seed, [self.fields["seed"], self.random], **CHEAP)
         self.upload.upload(self.restore, self.upload, [*fields, self.random, self.upload], **CHEAP)
         self.strip.click(self.again, self.history, [*panels, *fields, self.random], **CHEAP)
-        self.timer.tick(self.tick, [self.fields["model_a"], self.fields["model_b"]], [self.states, self.timer], **CHEAP)
+        pair = [self.fields["model_a"], self.fields["model_b"]]
+        self.timer.tick(self.tick, pair, [self.states, self.download, self.timer], **CHEAP)
+        self.download.click(self.fetch, pair, [self.states, self.download, self.timer], **CHEAP)
         chosen = [self.fields["model_a"], self.fields["model_b"], self.stage]
         for slot in "ab":
             own = [self.fields[name] for name in settings.defaults(self.session.card(self.session.models[0]), slot)]
@@ -183,7 +204,33 @@ class Compare:
         return widgets.states(found, self.session.note)
 
     def tick(self, model_a: str, model_b: str):
-        return self.show_states(model_a or "", model_b or ""), gr.Timer(active=not self.session.settled)
+        names = [n for n in (model_a, model_b) if n]
+        try:
+            missing = self.session.downloadable(names)
+        except RequestError:
+            missing = []  # the run itself says what is wrong with the name
+        sizes = [c.download_bytes for c in missing]
+        size = f" ({sum(sizes) / 1e9:.1f} GB)" if all(sizes) else ""
+        label = f"Download {' and '.join(c.title for c in missing)}{size}"
+        return (
+            self.show_states(*names),
+            gr.Button(label, visible=bool(missing)),
+            gr.Timer(active=not self.session.settled),
+        )
+
+    def fetch(self, model_a: str, model_b: str):
+        """The Download button: what is missing of the chosen models comes from the hub, in the background."""
+        try:
+            for card in self.session.downloadable([model_a, model_b]):
+                self.session.download(card.name)
+        except RequestError as error:
+            raise complain(error) from None
+        return *self.tick(model_a, model_b)[:2], gr.Timer(active=True)
+
+    def choices(self):
+        """The models to choose from, for both lists: other tabs may have made new ones."""
+        found = self.session.choices()
+        return gr.Dropdown(choices=found), gr.Dropdown(choices=found)
 
     def pick(self, slot: str, model_a: str, model_b: str, shown: dict):
         """Another model was chosen: its own settings, and its loading in the background."""
@@ -209,7 +256,7 @@ class Compare:
         if random:
             fields["seed"] = str(secrets.randbelow(MAX_SEED + 1))
         try:
-            requests = settings.to_requests(fields, self.session.card)
+            requests = [self.session.check(r) for r in settings.to_requests(fields, self.session.card)]
             cards = [self.session.card(r.model) for r in requests]
             from koala.compare import same_noise
 
@@ -246,6 +293,8 @@ class Compare:
             if self.active.get(key, (None,))[0] is cancel:
                 del self.active[key]
         ordered = [results[k] for k in sorted(results)]
+        if requests[0].lora:
+            self.session.loras[ordered[0].lora_sha256] = requests[0].lora
         yield self._finish(show, ordered, [files[k] for k in sorted(files)], fields, history)
 
     def _finish(self, show, results, files, fields: dict, history: list) -> dict:
@@ -299,6 +348,9 @@ class Compare:
         except RequestError as error:
             raise complain(error, "Nothing was restored") from None
         values |= {"seed": str(metadata["request"].seed), "images": metadata["request"].images}
+        values["lora"] = self.session.loras.get(metadata["lora_sha256"])
+        if requests[0].lora and not values["lora"]:
+            warn(f"this picture was drawn with the LoRA {requests[0].lora}; choose that file under Advanced", "LoRA")
         gr.Info("Settings restored. Generate draws the same picture again.")
         yield [*(values.get(name, gr.skip()) for name in FIELDS), False, None]
 
@@ -318,4 +370,6 @@ def _strip(history: list) -> list:
 def build(session: Session) -> None:
     tab = Compare(session)
     fields = [tab.fields[name] for name in FIELDS]
-    gr.context.Context.root_block.load(tab.open_link, None, [*fields, tab.random], **CHEAP)
+    page, own_tab = gr.context.Context.root_block, gr.context.Context.block
+    page.load(tab.open_link, None, [*fields, tab.random], **CHEAP)
+    gr.on([page.load, own_tab.select], tab.choices, None, [tab.fields["model_a"], tab.fields["model_b"]], **CHEAP)
