@@ -12,6 +12,7 @@ import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 from PIL import Image
 
+from koala.adapters import adapted
 from koala.compilation import compiled
 from koala.decoding import decode
 from koala.guidance import TENSORS, GuidanceInterval, guided_steps
@@ -122,7 +123,8 @@ def run_pipeline(
     """Text, then every denoising step: a pipeline of this run's own and the clean latents (B, 4, h, w).
 
     `prompt` may be a list, one per row of `noise`. The pipeline and its scheduler are new, the parts are shared; its
-    `vae` is the one to decode with, and is on the device when this returns. Hold `model.lock`.
+    `vae` is the one to decode with, and is on the device when this returns. Hold `model.lock`; `generate` puts a
+    LoRA on.
     """
     placement = placement or model.place(request)
     timer = timer or StageTimer(model.device)
@@ -218,7 +220,6 @@ def _run(
         dtype=str(model.dtype).removeprefix("torch."),
         device=device_name(model.device),
         versions=versions(),
-        lora_sha256=digest(Path(request.lora)) if request.lora else None,
         plan=placement.plan,
     )
 
@@ -241,9 +242,12 @@ def generate(
     request = resolve(request, model.card)
     cancel = cancel or threading.Event()
     shape = (request.width, request.height, request.images, request.guidance > 1, request.preset, request.lora)
-    with model.lock:
+    with model.lock, adapted(model, request) as lora:
         placement = placement or model.place(request)
         if shape not in model.warm:
             _run(model, dataclasses.replace(request, steps=2), placement, None, cancel, 0)
             model.warm.add(shape)
-        return _run(model, request, placement, on_step, cancel, num_previews)
+        result = _run(model, request, placement, on_step, cancel, num_previews)
+    if lora is None:
+        return result
+    return dataclasses.replace(result, lora_sha256=digest(Path(request.lora)), lora_layers=lora.summary)

@@ -28,6 +28,7 @@ def entry(result: GenerationResult, images: Sequence[str] = ()) -> dict:
         "dtype": result.dtype,
         "device": result.device,
         "timing": dataclasses.asdict(result.timing),
+        "lora": result.lora_layers,
         "plan": dataclasses.asdict(result.plan) if result.plan else None,
         "claims": claims(result),
     }

@@ -26,6 +26,7 @@ class GenerationResult:
     device: str
     versions: dict[str, str] = field(default_factory=dict)
     lora_sha256: str | None = None  # of the LoRA's file
+    lora_layers: str | None = None  # how much of the LoRA this model has a place for
     plan: Plan | None = None  # how it was placed in memory; None where a runtime of its own decides
 
     def metadata(self, index: int, compared: tuple[GenerationRequest, ...] = ()) -> dict:

@@ -60,6 +60,7 @@ LEVELS = {
         "koala.loading",
         "koala.schedulers",
         "koala.guidance",
+        "koala.adapters",
         "koala.decoding",
         "koala.compilation",
         "koala.generate",

@@ -73,6 +73,7 @@ def _row(entry: dict, scale: float) -> str:
         *([("", "moving parts, not in the total", duration(timing["swap_ms"]))] if timing["swap_ms"] >= 1 else []),
         ("", "peak memory", f"{memory / 1e6:,.0f} MB" if memory else "not measured"),
         ("", "parameters", f"{entry['parameters']:,}"),
+        *([("", "LoRA on", entry["lora"])] if entry["lora"] else []),
     ]
     cells = "".join(
         f"<span>{f'<i class=k-{kind}></i>' if kind else ''}{name} <b>{value}</b></span>"

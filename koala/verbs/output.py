@@ -24,9 +24,10 @@ def timing_line(entry: dict) -> str:
     unet = sum(t["unet_ms"])
     memory = f", peak memory {t['peak_memory_bytes'] / 1e6:.0f} MB" if t["peak_memory_bytes"] else ""
     swap = f"; {seconds(t['swap_ms'])} more for moving parts" if t["swap_ms"] >= 1 else ""
+    lora = f"; LoRA on {entry['lora']}" if entry["lora"] else ""
     return (
         f"text {seconds(t['text_ms'])}, U-Net {t['unet_calls']} calls x {unet / t['unet_calls']:.1f} ms"
-        f" = {seconds(unet)}, VAE {seconds(t['vae_ms'])}, total {seconds(t['total_ms'])}{memory}{swap}"
+        f" = {seconds(unet)}, VAE {seconds(t['vae_ms'])}, total {seconds(t['total_ms'])}{memory}{swap}{lora}"
     )
 
 

@@ -34,7 +34,7 @@ def entry(model: str, unet_ms: float, calls: int = 50) -> dict:
     steps = [unet_ms / 25] * 25
     timing = {"text_ms": 7.0, "unet_ms": steps, "unet_calls": calls, "vae_ms": 160.0, "total_ms": unet_ms + 170}
     timing |= {"peak_memory_bytes": 640e6, "swap_ms": 0.0}
-    return {"model": model, "parameters": CARDS[model].parameters, "timing": timing, "plan": None}
+    return {"model": model, "parameters": CARDS[model].parameters, "timing": timing, "plan": None, "lora": None}
 
 
 def comparison(device="AMD EPYC, 2 threads") -> dict:
