@@ -6,7 +6,6 @@ process too. They end up where and as the hub's own client keeps them, so every 
 
 import hashlib
 import os
-import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from difflib import get_close_matches
 from io import FileIO
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -35,7 +34,6 @@ from koala.registry import CARDS, ModelCard
 from koala.request import RequestError
 
 TIMEOUT = 10.0  # s, for the list of files
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, the file that is on its way
 
@@ -52,6 +50,7 @@ class RemoteFile:
     revision: str  # commit
     name: str
     size: int  # bytes
+    sha256: str | None  # of weights; None for what the hub keeps as plain text
     here: bool
 
 
@@ -142,14 +141,18 @@ def plan_download(card: ModelCard, *, tiny_vae: bool = False) -> tuple[RemoteFil
     for source in _sources(card, tiny_vae):
         with _explained(card, source.repo, source.revision):
             info = HfApi().model_info(source.repo, revision=source.revision, files_metadata=True, timeout=TIMEOUT)
-            sizes = {s.rfilename: s.size or 0 for s in info.siblings}
-            names = source.choose(set(sizes))
+            listed = {s.rfilename: s for s in info.siblings}
+            names = source.choose(set(listed))
             if source.repo == card.source:
                 check_pipeline(Path(hf_hub_download(source.repo, "model_index.json", revision=info.sha)), source.repo)
         for name in names:
+            size, lfs = listed[name].size or 0, listed[name].lfs
             path = try_to_load_from_cache(source.repo, name, revision=info.sha)
-            here = isinstance(path, str) and os.path.getsize(path) == sizes[name]
-            found.append(RemoteFile(repo=source.repo, revision=info.sha, name=name, size=sizes[name], here=here))
+            here = isinstance(path, str) and os.path.getsize(path) == size
+            sha256 = lfs.sha256 if lfs else None
+            found.append(
+                RemoteFile(repo=source.repo, revision=info.sha, name=name, size=size, sha256=sha256, here=here)
+            )
     return tuple(found)
 
 
@@ -176,42 +179,43 @@ def _sha256(path: Path) -> str:
     return found.hexdigest()
 
 
-def _store(file: RemoteFile) -> Path:
-    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=file.repo, repo_type="model")
+def _blob(file: RemoteFile) -> Path:
+    """Where the hub's cache keeps the bytes of a weights file."""
+    cache = Path(constants.HF_HUB_CACHE)
+    return cache / repo_folder_name(repo_id=file.repo, repo_type="model") / "blobs" / file.sha256
 
 
-def _begun(file: RemoteFile, etag: str) -> Path:
-    return _store(file) / "blobs" / f"{etag}.incomplete"
+def _begun(blob: Path) -> Path:
+    return blob.with_name(f"{blob.name}.incomplete")
 
 
 def _weights(file: RemoteFile, on_size: Callable[[int], None], cancel: threading.Event) -> None:
-    """The bytes of a weights file under the name that the hub's cache gives them: its etag, which is their SHA-256."""
-    url = hf_hub_url(file.repo, file.name, revision=file.revision)
-    etag = get_hf_file_metadata(url, timeout=TIMEOUT).etag
-    part = _begun(file, etag)
-    whole = part.with_suffix("")
-    lock = Path(constants.HF_HUB_CACHE) / ".locks" / _store(file).name / f"{etag}.lock"  # as the hub's client has it
-    part.parent.mkdir(parents=True, exist_ok=True)
+    """The bytes of a weights file into the hub's cache, from where an earlier download stopped; then their SHA-256."""
+    blob = _blob(file)
+    part = _begun(blob)
+    lock = Path(constants.HF_HUB_CACHE) / ".locks" / blob.parent.parent.name / f"{blob.name}.lock"
+    blob.parent.mkdir(parents=True, exist_ok=True)
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(lock):
-        if whole.exists() and whole.stat().st_size == file.size:
+    with WeakFileLock(lock):  # the hub's client locks the same file: of two downloads at once, one waits
+        if blob.exists() and blob.stat().st_size == file.size:
             return
         with _Part(part, on_size, cancel) as out:
+            url = hf_hub_url(file.repo, file.name, revision=file.revision)
             http_get(url, out, resume_size=out.tell(), headers=build_hf_headers(), expected_size=file.size)
-        if _SHA256.fullmatch(etag) and _sha256(part) != etag:
+        if _sha256(part) != file.sha256:
             part.unlink()
             raise RequestError(
                 f"{file.repo}/{file.name} came with other bytes than {constants.ENDPOINT} announced, so it was deleted"
                 "; the same command fetches it again"
             )
-        os.replace(part, whole)
+        os.replace(part, blob)
 
 
 def _check_space(files: list[RemoteFile]) -> None:
     cache = Path(constants.HF_HUB_CACHE)
     there = shutil.disk_usage(next(p for p in (cache, *cache.parents) if p.exists())).free
-    begun = sum(p.stat().st_size for store in {_store(f) for f in files} for p in store.glob("blobs/*.incomplete"))
-    asked = sum(f.size for f in files) - begun
+    parts = [_begun(_blob(f)) for f in files if f.sha256]
+    asked = sum(f.size for f in files) - sum(p.stat().st_size for p in parts if p.exists())
     if asked > there:
         raise RequestError(
             f"{asked / 1e9:.1f} GB are missing and {cache} has {there / 1e9:.1f} GB of free space; free some, or name "
@@ -255,7 +259,7 @@ def fetch(
 
         with _explained(card, file.repo, file.revision):
             _drop_damaged(file)
-            if file.name.endswith(".safetensors"):
+            if file.sha256:
                 _weights(file, report, cancel)
             hf_hub_download(file.repo, file.name, revision=file.revision)
         report(file.size)

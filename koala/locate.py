@@ -150,8 +150,3 @@ def availability(card: ModelCard) -> tuple[bool, str]:
     except RequestError as error:
         return False, str(error)
     return True, "on this machine"
-
-
-def replacements(card: ModelCard) -> dict[str, Path]:
-    """Component -> file that replaces the source's own U-Net or VAE."""
-    return dict(locate(card).replaced)

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +200,15 @@ print("max", max((value - theirs[key]).abs().max().item() for key, value in mine
 """
 
 
+def test_two_downloads_at_once_fetch_the_weights_once(hub, run, teacher):
+    hub.add(OWN, teacher)
+    with ThreadPoolExecutor() as pool:
+        done = list(pool.map(lambda _: run("-m", "koala", "fetch", OWN), range(2)))
+    assert [d.returncode for d in done] == [0, 0], done
+    asked = [r.what for r in hub.requests if not r.repo and r.method == "GET"]
+    assert len(asked) == len(set(asked)) == 4
+
+
 def test_replaced_parts_are_fetched_from_their_own_repositories_and_only_there(hub, run, teacher, tmp_path):
     base = "stabilityai/stable-diffusion-xl-base-1.0"
     commit = hub.add(base, teacher)
@@ -259,6 +269,7 @@ def test_a_revision_can_be_pinned_by_branch_and_by_commit(hub, run, student, tmp
         assert json.loads(fetched.stdout)[0]["revision"] == commit
     rows = json.loads(run("-m", "koala", "models", OWN, f"{OWN}@v1", f"{OWN}@v2", "--json", HF_HUB_OFFLINE="1").stdout)
     assert [r["available"] for r in rows] == [False, True, False]  # no branch but v1 was asked for
+    assert [r["parameters"] for r in rows] == [None, 1_967_636, None]
 
 
 def test_weights_without_a_half_precision_variant_come_in_full_precision(hub, run, student, tmp_path):

@@ -1,8 +1,12 @@
 """models: every model by name."""
 
 import argparse
+import json
+from pathlib import Path
 
+from koala.costs import parameters
 from koala.registry import CARDS, find
+from koala.specs import from_config
 from koala.verbs.output import emit
 
 HELP = "list every model by name, with its size, licence and whether it is here; asks no network"
@@ -28,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
                 "name": card.name,
                 "title": card.title,
                 "aliases": card.aliases,
-                "parameters": card.parameters,
+                "parameters": card.parameters or (_count(folder) if folder else None),
                 "location": str(folder or card.source),
                 "available": folder is not None,
                 "needs": needs,
@@ -45,6 +49,11 @@ def run(args: argparse.Namespace) -> int:
         )
     emit(args, rows, _table(rows))
     return 0
+
+
+def _count(folder: Path) -> int:
+    """U-Net parameters of a model that no card knows, by its own config."""
+    return parameters(from_config(json.loads((folder / "unet" / "config.json").read_text()), str(folder)))
 
 
 def _table(rows: list[dict]) -> str:
