@@ -54,6 +54,12 @@ def _join(items: Sequence[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
+def spoken(stage: str, curves: Sequence[Mapping]) -> str:
+    """A stage's curves for those who do not see them."""
+    lines = (f"{ORDINALS[k % 3]} transformer {', '.join(f'{x:.2f}' for x in c['mean'])}" for k, c in enumerate(curves))
+    return f"{stage}, cosine per block: {'; '.join(lines)}"
+
+
 def floor(found: Mapping) -> float:
     """The lower end of the cosine axis that all panels share: a multiple of 0.2 below every point."""
     lowest = min(x for curves in found["stages"].values() for c in curves for x in c["mean"])

@@ -172,4 +172,4 @@ class Eucalyptus(gr.themes.Base):
             button_transition="background-color 0.15s, border-color 0.15s",
             checkbox_shadow="none",
         )
-        self.custom_css = _variables() + (ASSETS / "app.css").read_text()
+        self.custom_css = _variables() + "".join(sheet.read_text() for sheet in sorted(ASSETS.glob("*.css")))

@@ -1,0 +1,274 @@
+"""What the Architecture tab says about a spec, as JSON: parts, stages, sums, controls. Arithmetic on specs alone."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from koala.costs import LATENT_FACTOR, Block, blocks, by_stage
+from koala.latency import HARDWARE, Prediction, predict
+from koala.layer_map import layer_map, renamed
+from koala.plans import Plan, gigabytes, plan
+from koala.request import RequestError
+from koala.specs import SDXL, TINY_SDXL, UNetSpec, student
+
+TEACHERS = {"sdxl": SDXL, "tiny-sdxl": TINY_SDXL}
+WIDTHS = {"sdxl": "Full size", "tiny-sdxl": "Tiny, embedded"}
+SIDES = {"sdxl": (512, 768, 1024), "tiny-sdxl": (128, 192, 256)}  # px of a picture
+TITLES = {
+    "sdxl": "SDXL",
+    "koala-1b": "KOALA-1B",
+    "koala-700m": "KOALA-700M",
+    "bk-sdxl": "BK-SDXL",
+    "ssd-1b": "SSD-1B",
+    "segmind-vega": "Vega",
+}
+BEGIN = {"spec": "koala-700m", "teacher": "sdxl", "side": 1024, "gpu": "rtx-4090"}
+STEPS = 25  # of a predicted picture, with guidance
+DEEP = ("DW-2", "DW-3", "UP-1", "UP-2")  # stages whose depth may be set
+MID_CHOICES = {"attention": "with attention", "alone": "one residual block", "absent": "absent"}
+_KINDS = {
+    "resnet": "residual block",
+    "attention": "transformer",
+    "downsampler": "downsampler: halves the sides",
+    "upsampler": "upsampler: doubles the sides",
+}
+_ENDS = {
+    "time_embedding": "Time embedding",
+    "add_embedding": "Pooled text and size embedding",
+    "conv_in": "First convolution",
+    "conv_norm_out": "Last normalisation",
+    "conv_out": "Last convolution",
+}
+
+
+def count(number: float) -> str:
+    """A count of parameters or FLOPs in three digits or so, with its unit."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.2f} {unit}" if number < 10 * size else f"{number / size:.1f} {unit}"
+    return f"{number:.0f} "
+
+
+def parameters_text(number: int) -> str:
+    """As `count`, where the field says billions."""
+    return count(number).replace(" G", " B").strip()
+
+
+# --- specs
+
+
+def read(spec: str, teacher: str) -> UNetSpec:
+    """The spec of these depths at this teacher's widths; RequestError where the teacher has not as much."""
+    if teacher not in TEACHERS:
+        raise RequestError(f"unknown widths {teacher[:40]!r}; choose {' or '.join(TEACHERS)}")
+    found = student(spec[:200], TEACHERS[teacher])
+    layer_map(found, TEACHERS[teacher])
+    return found
+
+
+def name_of(spec: UNetSpec) -> str | None:
+    """The name among TITLES of these depths, whatever the widths."""
+    full = student(spec.notation, SDXL)
+    return full.name if full.name in TITLES else None
+
+
+def change(spec: UNetSpec, what: Mapping) -> UNetSpec:
+    """The spec with one control moved: {"stage", "depth"}, {"mid"} or {"pairs"}."""
+    down, mid, up = list(spec.down_depths), spec.mid_depth, list(spec.up_depths)
+    if "stage" in what:
+        depth, stage = what.get("depth"), what["stage"]
+        if stage not in DEEP or not isinstance(depth, int):
+            raise RequestError(f"{str(stage)[:20]} takes no depth {str(depth)[:20]}; {', '.join(DEEP)} take 0 to 10")
+        stages, at = (down, int(stage[-1]) - 1) if stage.startswith("DW") else (up, int(stage[-1]) - 1)
+        stages[at] = (depth,) * len(stages[at])
+    if "mid" in what:
+        if what["mid"] not in MID_CHOICES:
+            raise RequestError(f"MID is {', '.join(MID_CHOICES)}, not {str(what['mid'])[:20]!r}")
+        own = down[2][0] or up[0][0] or 1
+        mid = {"attention": own, "alone": 0, "absent": None}[what["mid"]]
+    if "pairs" in what:
+        if what["pairs"] not in (1, 2):
+            raise RequestError("an encoder stage has 1 or 2 residual blocks")
+        down = [(d[0],) * what["pairs"] for d in down]
+        up = [(*(u[:1] * what["pairs"]), u[-1]) for u in up]
+    if mid and down[2][0]:
+        mid = down[2][0]  # diffusers has one setting for both
+    moved = replace(spec, name="custom", down_depths=tuple(down), mid_depth=mid, up_depths=tuple(up))
+    return student(moved.notation, spec)
+
+
+# --- what is said
+
+
+def _title(block: Block, of: int) -> str:
+    if block.stage in ("in", "out"):
+        return _ENDS[block.path]
+    if block.kind in ("downsampler", "upsampler"):
+        return f"{block.stage}: {_KINDS[block.kind]}"
+    number = int(block.path.rpartition(".")[2]) + 1
+    return f"{block.stage}: {_KINDS[block.kind]} {number} of {of}" if of > 1 else f"{block.stage}: {_KINDS[block.kind]}"
+
+
+def _grid(tokens: int, side: int) -> str:
+    edge = side // LATENT_FACTOR
+    while edge * edge > tokens:
+        edge //= 2
+    return f"{edge} × {edge}"
+
+
+def _source(mine: Block, its: Block) -> str:
+    text = f"the teacher's {its.path}"
+    if mine.depth and mine.depth < its.depth:
+        text += f", its first {mine.depth} of {its.depth} blocks"
+    return text if mine.path == its.path else f"{text}; here it is {mine.path}"
+
+
+def _part(its: Block, mine: Block | None, of: int, side: int) -> dict:
+    """One part of the drawing: its figures, and where its weights come from."""
+    partly = mine is not None and mine.depth < its.depth
+    facts = []
+    for name, unit, show in (("parameters", "", parameters_text), ("flops", "FLOP", count)):
+        whole = f"{show(getattr(its, name))}{unit}"
+        own = f"{show(getattr(mine, name))}{unit} of {whole}" if partly else whole
+        facts.append([{"parameters": "Parameters", "flops": "FLOPs per call"}[name], own])
+    facts.append(["Tokens", f"{its.tokens:,} ({_grid(its.tokens, side)}), {its.channels:,} channels each"])
+    if its.kind == "attention":
+        depth = f"{mine.depth} of {its.depth}" if partly else str(its.depth)
+        facts.append(["Blocks", f"{depth}: self-attention, cross-attention and feed-forward each"])
+    facts.append(["Weights", _source(mine, its) if mine else f"not in this student: saves {facts[0][1]} parameters"])
+    title = _title(its, of)
+    state = "removed" if mine is None else "partly kept" if partly else "kept"
+    spoken = "; ".join(f"{name} {value}" for name, value in facts)
+    return {
+        "title": title,
+        "state": state,
+        "depth": mine.depth if mine else 0,
+        "facts": facts,
+        "label": f"{title}, {state}. {spoken}",
+    }
+
+
+def _parts(spec: UNetSpec, teacher: UNetSpec, side: int) -> dict[str, dict]:
+    table = layer_map(spec, teacher)
+    mine = {renamed(b.path, table): b for b in blocks(spec, width=side, height=side)}
+    theirs = list(blocks(teacher, width=side, height=side))
+    found = {}
+    for its in theirs:
+        family = its.path.rpartition(".")[0]
+        of = sum(b.path.rpartition(".")[0] == family for b in theirs)
+        found[its.path] = _part(its, mine.get(its.path), of, side)
+    return found
+
+
+def _stages(spec: UNetSpec, teacher: UNetSpec, side: int) -> dict[str, dict]:
+    """Per stage the sums of student and teacher, and both as shares of the teacher's largest stage for the bars."""
+    mine = by_stage(spec, width=side, height=side)
+    theirs = by_stage(teacher, width=side, height=side)
+    largest = [max(sums[k] for sums in theirs.values()) for k in (0, 1)]
+    tokens = {b.stage: b for b in blocks(teacher, width=side, height=side) if b.kind in ("resnet", "convolution")}
+    depths = spec.depths()
+    found = {}
+    for stage, whole in theirs.items():
+        own = mine.get(stage, (0, 0))
+        found[stage] = {
+            "note": f"{_grid(tokens[stage].tokens, side)} · {tokens[stage].channels:,} channels",
+            "parameters": parameters_text(own[0]),
+            "parameters_of": parameters_text(whole[0]),
+            "flops": f"{count(own[1])}FLOP",
+            "flops_of": f"{count(whole[1])}FLOP",
+            "bars": [round(100 * value / top, 2) for value, top in zip((*own, *whole), largest * 2, strict=True)],
+            "depths": list(depths.get(stage, ())),
+            "most": max(teacher.depths().get(stage, (0,))),
+        }
+    return found
+
+
+def _controls(spec: UNetSpec) -> dict:
+    mid = "absent" if spec.mid_depth is None else "attention" if spec.mid_depth else "alone"
+    return {"pairs": len(spec.down_depths[0]), "mid": mid}
+
+
+def _seconds(ms: float) -> str:
+    return f"{ms / 1000:.2f} s" if ms >= 1000 else f"{ms:.0f} ms"
+
+
+def _plan_text(found: Plan) -> str:
+    """What a plan gives up, in few words."""
+    given = []
+    if found.text != "resident":
+        given.append("text encoders leave the card")
+    if found.unet != "resident":
+        given.append("the U-Net, too")
+    if found.vae_tile:
+        given.append("decoding in tiles")
+    return "; ".join(given) or "everything stays on the device"
+
+
+def predictions(spec: UNetSpec, teacher: UNetSpec, side: int, gpu: str) -> dict:
+    """Time and memory of one picture on a chosen card, by arithmetic (koala.latency, koala.plans)."""
+    card = HARDWARE[gpu]
+    size = {"width": side, "height": side}
+
+    def time(which: UNetSpec) -> Prediction:
+        return predict(which, card, steps=STEPS, guided=True, **size)
+
+    mine, its = time(spec), time(teacher)
+    device = "cuda" if card.memory_bytes else "cpu"
+    found = {
+        "gpu": gpu,
+        "time": _seconds(mine.total_ms),
+        "time_note": f"{STEPS} guided steps of {_seconds(mine.unet_ms[0])}"
+        + ("" if spec.notation == teacher.notation else f"; the teacher {_seconds(its.total_ms)}"),
+    }
+    try:
+        best = plan(spec, device=device, vram_bytes=card.memory_bytes, **size)
+    except RequestError as error:
+        return found | {"memory": "too little", "memory_note": str(error)}
+    return found | {"memory": gigabytes(best.predicted_peak_bytes), "memory_note": f"at its peak; {_plan_text(best)}"}
+
+
+def _blocks(spec: UNetSpec) -> int:
+    return sum(sum(depths) for depths in spec.depths().values())
+
+
+def _resnets(spec: UNetSpec) -> int:
+    """MID has two residual blocks around its transformer, one where it has none."""
+    depths = spec.depths()
+    return sum(map(len, depths.values())) + bool(spec.mid_depth)
+
+
+def command(spec: UNetSpec) -> str:
+    """What cuts these depths out of the real teacher."""
+    named = name_of(spec)
+    return f"python -m koala compress --teacher sdxl-base --spec {named or spec.notation} --out {named or 'my-koala'}"
+
+
+def view(spec: UNetSpec, teacher: str, side: int, gpu: str) -> dict:
+    """Everything that the tab shows of a spec."""
+    whole = TEACHERS[teacher]
+    stages = _stages(spec, whole, side)
+    mine, theirs = by_stage(spec, width=side, height=side), by_stage(whole, width=side, height=side)
+    (own, own_flops), (its, its_flops) = ([sum(s[k] for s in sums.values()) for k in (0, 1)] for sums in (mine, theirs))
+    named = name_of(spec)
+    title = TITLES[named] if named else "Your own"
+    complete = spec.notation == whole.notation
+    return predictions(spec, whole, side, gpu) | {
+        "title": title if teacher == "sdxl" else f"Tiny {title}",
+        "kept": f"{_blocks(spec)} of {_blocks(whole)} transformer blocks, "
+        f"{_resnets(spec)} of {_resnets(whole)} residual",
+        "named": named,
+        "spec": spec.notation,
+        "teacher": teacher,
+        "side": side,
+        "sides": list(SIDES[teacher]),
+        "parts": _parts(spec, whole, side),
+        "stages": stages,
+        "controls": _controls(spec),
+        "parameters": f"{own:,}",
+        "parameters_note": "the teacher" if complete else f"{own / its:.0%} of the teacher's {its:,}",
+        "flops": f"{count(own_flops)}FLOP",
+        "flops_note": f"per call at {side} px"
+        + ("" if complete else f", {own_flops / its_flops:.0%} of the teacher's"),
+        "command": command(spec),
+        "complete": complete,
+        "said": f"{title}: {own:,} parameters, {count(own_flops)}FLOP per call",
+    }
