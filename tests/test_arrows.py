@@ -55,6 +55,7 @@ LEVELS = {
     2: (
         "koala.surgery",
         "koala.checkpoints",
+        "koala.lora",
         "koala.locate",
         "koala.downloads",
         "koala.loading",

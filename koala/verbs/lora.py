@@ -1,0 +1,41 @@
+"""lora: move a LoRA of a teacher onto a student."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from koala.specs import SPECS
+from koala.verbs.output import emit
+
+HELP = "move an SDXL LoRA onto a KOALA"
+
+
+def _safetensors(text: str) -> Path:
+    path = Path(text)
+    if path.suffix.lower() != ".safetensors":
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .safetensors, the only format for LoRAs here")
+    return path
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--lora", type=Path, required=True, metavar="FILE.safetensors", help="LoRA of the teacher's U-Net, any style"
+    )
+    parser.add_argument("--spec", required=True, metavar="SPEC", help="the student: koala-700m, koala-1b, or depths")
+    parser.add_argument(
+        "--out", type=_safetensors, required=True, metavar="FILE.safetensors", help="where the student's LoRA goes"
+    )
+    parser.add_argument(
+        "--teacher-spec",
+        choices=SPECS,
+        metavar="NAME",
+        help=f"what the LoRA was trained on: {', '.join(SPECS)} (default: told by its shapes)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from koala.lora import remap_file
+
+    report = remap_file(args.lora, args.spec, args.out, SPECS.get(args.teacher_spec))
+    emit(args, dataclasses.asdict(report) | {"out": str(args.out)}, "\n".join([*report.lines(), str(args.out)]))
+    return 0

@@ -1,0 +1,328 @@
+"""A moved LoRA does to the student what the original does to the teacher, in every style of key."""
+
+import json
+import pickle
+import re
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from koala.layer_map import layer_map, renamed
+from koala.lora import read_lora, remap, remap_file, teacher_of
+from koala.original_layout import original_names
+from koala.request import RequestError
+from koala.specs import KOALA_700M, SDXL, SPECS, TINY_KOALA_1B, TINY_KOALA_700M, TINY_SDXL
+
+RANK, ALPHA = 2, 0.5
+
+
+def modules(spec) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**spec.config())
+    return {n: tuple(m.weight.shape) for n, m in unet.named_modules() if getattr(m, "weight", None) is not None}
+
+
+def factors(spec, pattern: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Random (down, up) for every layer of a U-Net whose path the pattern finds."""
+    generator = torch.Generator().manual_seed(0)
+    found = {}
+    for path, shape in modules(spec).items():
+        if len(shape) > 1 and re.search(pattern, path):
+            down = torch.randn(RANK, *shape[1:], generator=generator)
+            up = torch.randn(shape[0], RANK, *[1] * len(shape[2:]), generator=generator)
+            found[path] = down, up
+    return found
+
+
+def kohya(layers, rename=lambda path: path, alpha=ALPHA):
+    keys = {}
+    for path, (down, up) in layers.items():
+        name = f"lora_unet_{rename(path).replace('.', '_')}"
+        keys |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+        keys[f"{name}.alpha"] = torch.tensor(alpha)
+    return keys
+
+
+def kohya_original(layers):
+    return kohya(layers, lambda path: renamed(path, original_names(TINY_SDXL)))
+
+
+def peft(layers):
+    return {
+        f"unet.{path}.{name}.weight": tensor
+        for path, both in layers.items()
+        for name, tensor in zip(("lora_A", "lora_B"), both, strict=True)
+    }
+
+
+def diffusers_older(layers):
+    return {
+        re.sub(r"lora_([AB])", lambda m: f"lora.{'down' if m[1] == 'A' else 'up'}", k): v
+        for k, v in peft(layers).items()
+    }
+
+
+def processors(layers):
+    """diffusers' first style: attn1.processor.to_out_lora.down.weight."""
+    return {
+        re.sub(r"(attn\d)\.(to_[qkv]|to_out)(\.0)?\.lora\.", r"\1.processor.\2_lora.", k): v
+        for k, v in diffusers_older(layers).items()
+    }
+
+
+# The first and the sixth transformer block of each ten: the student has one of them.
+ATTENTION = r"blocks\.[05]\.(attn[12]\.to_|ff\.net)|proj_(in|out)$"
+STYLES = {
+    "kohya, original numbers": (kohya_original, ATTENTION),
+    "kohya, diffusers' numbers": (kohya, ATTENTION),
+    "kohya with convolutions, original numbers": (
+        kohya_original,
+        ATTENTION + "|resnets|samplers|conv_in|conv_out|embedding",
+    ),
+    "kohya with convolutions, diffusers' numbers": (kohya, ATTENTION + "|resnets|samplers|time_embedding"),
+    "peft": (peft, ATTENTION + "|resnets|samplers|conv_in|conv_out|embedding"),
+    "diffusers, older": (diffusers_older, ATTENTION),
+    "diffusers, processors": (processors, r"blocks\.[05]\.attn[12]\.to_"),
+}
+
+
+def changes(pipeline) -> dict[str, torch.Tensor]:
+    """Module path -> what the loaded LoRA adds to its weight, as peft computes it."""
+    return {
+        path: module.get_delta_weight(module.active_adapters[0])
+        for path, module in pipeline.unet.named_modules()
+        if hasattr(module, "get_delta_weight")
+    }
+
+
+def loaded(folder, lora):
+    pipeline = StableDiffusionXLPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.load_lora_weights(lora)
+    return pipeline
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_students_layer_changes_as_its_teachers_does(tmp_path, embedded, style):
+    write, pattern = STYLES[style]
+    layers = factors(TINY_SDXL, pattern)
+    save_file(write(layers), tmp_path / "lora.safetensors")
+    report = remap_file(tmp_path / "lora.safetensors", "koala-700m", tmp_path / "moved.safetensors")
+    theirs = changes(loaded(embedded / "tiny-sdxl", str(tmp_path / "lora.safetensors")))
+    own = changes(loaded(embedded / "tiny-koala-700m", str(tmp_path / "moved.safetensors")))
+    assert theirs.keys() == layers.keys(), "diffusers itself did not read this style in full"
+    table = layer_map(TINY_KOALA_700M, TINY_SDXL)
+    expected = {path for path in modules(TINY_KOALA_700M) if renamed(path, table) in layers}
+    assert own.keys() == expected
+    differences = [(own[path] - theirs[renamed(path, table)]).abs().max() for path in own]
+    print(f"{style}: {len(own)} layers, max difference {max(differences):.2e}, mean {sum(differences) / len(own):.2e}")
+    assert max(differences) == 0
+    assert len(report.kept) + len(report.moved) == len(own)
+    assert len(report.dropped) == len(layers) - len(own)
+
+
+def test_a_moved_lora_changes_the_picture_more_the_stronger_it_is(tmp_path, embedded):
+    save_file(kohya_original(factors(TINY_SDXL, ATTENTION)), tmp_path / "lora.safetensors")
+    remap_file(tmp_path / "lora.safetensors", "koala-700m", tmp_path / "moved.safetensors")
+    pipeline = loaded(embedded / "tiny-koala-700m", str(tmp_path / "moved.safetensors"))
+    pictures = []
+    for strength in (0, 0.1, 0.5):
+        pipeline.set_adapters("default_0", strength)
+        generator = torch.Generator().manual_seed(3)
+        picture = pipeline("a red circle", num_inference_steps=2, generator=generator, output_type="np").images[0]
+        pictures.append(picture)
+    without = StableDiffusionXLPipeline.from_pretrained(embedded / "tiny-koala-700m")
+    without.set_progress_bar_config(disable=True)
+    plain = without("a red circle", num_inference_steps=2, generator=torch.Generator().manual_seed(3), output_type="np")
+    some, more = (np.abs(pictures[0] - p).mean() for p in pictures[1:])
+    print(f"mean change of a pixel: {some:.4f} at strength 0.1, {more:.4f} at 0.5")
+    assert np.abs(pictures[0] - plain.images[0]).max() < 1e-5
+    assert 0.001 < some < more
+
+
+def test_what_was_moved_is_told_by_name_and_by_stage():
+    layers = factors(TINY_SDXL, r"attn1\.to_q$")
+    _, report = remap(peft(layers), TINY_KOALA_700M, TINY_SDXL)
+    path = "up_blocks.0.attentions.{}.transformer_blocks.{}.attn1.to_q"
+    assert report.moved[path.format(2, 4)] == path.format(1, 4)
+    assert path.format(0, 4) in report.kept
+    assert path.format(0, 5) in report.dropped
+    assert path.format(1, 0) in report.dropped
+    assert report.stages == {"DW-2": (2, 4), "DW-3": (5, 20), "MID": (0, 10), "UP-1": (10, 30), "UP-2": (4, 6)}
+    assert (report.coverage, report.reach) == (21 / 70, 1)
+    lines = "\n".join(report.lines())
+    assert "70 layers of tiny-sdxl: 14 kept, 7 moved to another number, 49 dropped" in lines
+    assert "coverage: 30.0% of the LoRA" in lines
+
+
+def test_a_lora_of_one_block_reaches_a_part_of_the_student():
+    layers = factors(TINY_SDXL, r"up_blocks\.0\.attentions\.[01]\..*attn1\.to_q$")
+    _, report = remap(peft(layers), TINY_KOALA_1B, TINY_SDXL)
+    assert (report.coverage, report.reach) == (6 / 20, 6 / 30)
+
+
+def test_text_encoders_keep_their_part(tmp_path, embedded):
+    text = {}
+    for encoder, width in (("te1", 32), ("te2", 64)):
+        for projection in ("q", "k", "v", "out"):
+            name = f"lora_{encoder}_text_model_encoder_layers_0_self_attn_{projection}_proj"
+            text[f"{name}.lora_down.weight"] = torch.randn(RANK, width)
+            text[f"{name}.lora_up.weight"] = torch.randn(width, RANK)
+            text[f"{name}.alpha"] = torch.tensor(ALPHA)
+    found, report = remap(kohya(factors(TINY_SDXL, "attn1.to_q")) | text, TINY_KOALA_700M, TINY_SDXL)
+    assert report.text_keys == 24
+    assert all(found[key] is tensor for key, tensor in text.items())
+    pipeline = loaded(embedded / "tiny-koala-700m", found)
+    assert {part for part, names in pipeline.get_list_adapters().items() if names} == {
+        "unet",
+        "text_encoder",
+        "text_encoder_2",
+    }
+
+
+def test_pefts_scale_in_the_metadata_is_not_lost(tmp_path, embedded):
+    """A file that diffusers' trainers write has alpha in its metadata, beside layer names that change."""
+    layers = factors(TINY_SDXL, r"attn1\.to_q$")
+    special = "up_blocks.0.attentions.2.transformer_blocks.0.attn1.to_q"
+    settings = {
+        "unet.r": RANK,
+        "unet.lora_alpha": 6,
+        "unet.alpha_pattern": {special: 3},
+        "unet.target_modules": sorted(layers),
+    }
+    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(settings), "trigger": "koala"}
+    save_file(peft(layers), tmp_path / "lora.safetensors", metadata=metadata)
+    remap_file(tmp_path / "lora.safetensors", "koala-700m", tmp_path / "moved.safetensors")
+    theirs = changes(loaded(embedded / "tiny-sdxl", str(tmp_path / "lora.safetensors")))
+    own = changes(loaded(embedded / "tiny-koala-700m", str(tmp_path / "moved.safetensors")))
+    table = layer_map(TINY_KOALA_700M, TINY_SDXL)
+    difference = max((own[path] - theirs[renamed(path, table)]).abs().max() for path in own)
+    print(f"max difference {difference:.2e}")
+    assert difference <= 1e-6 * max(delta.abs().max() for delta in own.values())
+    ratio = theirs[special].detach().norm() / (layers[special][1] @ layers[special][0]).norm()
+    assert ratio == pytest.approx(3 / RANK), "the test would pass without any scale"
+    with safe_open(tmp_path / "moved.safetensors", framework="pt") as file:
+        assert file.metadata()["trigger"] == "koala"
+        assert file.metadata()["koala_student"] == "tiny-koala-700m"
+        assert "lora_adapter_metadata" not in file.metadata()
+
+
+def test_alpha_beside_pefts_factors_goes_into_them():
+    """Some tools write it so; diffusers refuses such a file."""
+    layers = factors(TINY_SDXL, r"attn1\.to_q$")
+    keys = peft(layers) | {f"unet.{path}.alpha": torch.tensor(ALPHA) for path in layers}
+    found, _ = remap(keys, TINY_KOALA_700M, TINY_SDXL)
+    path = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    assert torch.equal(found[f"unet.{path}.lora_B.weight"], layers[path][1] * ALPHA / RANK)
+    assert not any(key.endswith("alpha") for key in found)
+
+
+def test_dtype_and_values_are_the_files_own(tmp_path):
+    keys = {k: v.bfloat16() for k, v in kohya_original(factors(TINY_SDXL, "attn2")).items()}
+    save_file(keys, tmp_path / "lora.safetensors")
+    remap_file(tmp_path / "lora.safetensors", "koala-1b", tmp_path / "moved.safetensors")
+    found = load_file(tmp_path / "moved.safetensors")
+    name = "lora_unet_{}_transformer_blocks_1_attn2_to_k.lora_up.weight"
+    assert torch.equal(found[name.format("up_blocks_1_attentions_1")], keys[name.format("output_blocks_5_1")])
+    assert {t.dtype for t in found.values()} == {torch.bfloat16}
+
+
+def test_a_full_size_lora_is_known_by_its_shapes():
+    path = "up_blocks.0.attentions.2.transformer_blocks.0.attn2.to_k"
+    keys = kohya({path: (torch.zeros(1, 2048), torch.zeros(1280, 1))})
+    assert teacher_of(keys) == SDXL
+    assert teacher_of(kohya(factors(TINY_SDXL, "attn2"))) == TINY_SDXL
+    found, report = remap(keys, KOALA_700M, SDXL)
+    assert report.moved == {path: path.replace("attentions.2", "attentions.1")}
+    assert set(found) == {k.replace("attentions_2", "attentions_1") for k in keys}
+
+
+def test_a_lora_on_its_own_teacher_is_the_same_lora():
+    keys = peft(factors(TINY_SDXL, "attn1"))
+    found, report = remap(keys, TINY_SDXL, TINY_SDXL)
+    assert found.keys() == keys.keys()
+    assert all(torch.equal(found[k], keys[k]) for k in keys)
+    assert (report.moved, report.dropped, report.coverage) == ({}, (), 1)
+
+
+def stable_diffusion_1():
+    """Its names are those of SDXL's U-Net, its widths and stages are not."""
+    shapes = {"down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k": (640, 768)}
+    shapes |= {"down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": (320, 320)}
+    return kohya({path: (torch.zeros(RANK, i), torch.zeros(o, RANK)) for path, (o, i) in shapes.items()})
+
+
+def flux():
+    path = "transformer.single_transformer_blocks.0.attn.to_q"
+    return {f"{path}.lora_A.weight": torch.zeros(4, 3072), f"{path}.lora_B.weight": torch.zeros(3072, 4)}
+
+
+def half():
+    keys = kohya(factors(TINY_SDXL, "attn1"))
+    return {
+        k: v for k, v in keys.items() if not k.endswith("attentions_0_transformer_blocks_1_attn1_to_k.lora_up.weight")
+    }
+
+
+def text_only():
+    return {"lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.zeros(2, 32)}
+
+
+def only_mid():
+    return kohya(factors(TINY_SDXL, "^mid_block.*attn1"))
+
+
+def loha():
+    return {"lora_unet_mid_block_attentions_0_proj_in.hada_w1_a": torch.zeros(2, 2)}
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (
+            stable_diffusion_1,
+            "for another architecture: 2 of its 2 layers fit no layer of sdxl, for example down_blocks",
+        ),
+        (flux, "for another architecture: 1 of its 1 layers fit no layer of sdxl, for example transformer_single"),
+        (half, "not whole: .+attn1.to_k lacks its up factor"),
+        (text_only, "adapts no layer of a U-Net"),
+        (dict, "adapts no layer of a U-Net"),
+        (only_mid, "nothing of this LoRA is left on tiny-koala-700m: it adapts 40 layers of tiny-sdxl"),
+        (loha, "hada_w1_a is no part of a LoRA"),
+    ],
+)
+def test_what_cannot_be_moved_is_refused(tmp_path, make, says):
+    save_file(make(), tmp_path / "lora.safetensors")
+    with pytest.raises(RequestError, match=says):
+        remap_file(tmp_path / "lora.safetensors", "koala-700m", tmp_path / "moved.safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == ["lora.safetensors"]
+
+
+def test_a_lora_of_a_named_other_teacher_is_refused():
+    with pytest.raises(RequestError, match="fit no layer of sdxl"):
+        remap(kohya(factors(TINY_SDXL, "attn1")), SPECS["koala-700m"], SDXL)
+
+
+class Bomb:
+    def __reduce__(self):
+        return pytest.fail, ("a pickle was unpickled",)
+
+
+def test_broken_and_unsafe_files_are_refused(tmp_path):
+    whole = tmp_path / "whole.safetensors"
+    save_file(kohya(factors(TINY_SDXL, "attn1")), whole)
+    (tmp_path / "cut.safetensors").write_bytes(whole.read_bytes()[:-100])
+    (tmp_path / "empty.safetensors").write_bytes(b"")
+    (tmp_path / "lora.pt").write_bytes(pickle.dumps(Bomb()))
+    for name, says in {
+        "cut.safetensors": "no whole safetensors file",
+        "empty.safetensors": "no whole safetensors file",
+        "lora.pt": "is a pickle, which can run any code",
+        "nowhere.safetensors": "there is no file",
+    }.items():
+        with pytest.raises(RequestError, match=says):
+            read_lora(tmp_path / name)
