@@ -105,16 +105,15 @@ def _explained(card: ModelCard, repo: str, revision: str | None) -> Iterator[Non
             f"{repo} has no revision {revision!r}; give a branch, a tag or a whole commit of {page}/commits/main"
         ) from error
     except RepositoryNotFoundError as error:
-        sources = {c.source: c.name for c in CARDS.values() if c.on_hub}
+        sources = {c.source: c.name for c in CARDS.values() if c.on_hub and c.source != repo}
         near = [f"{sources[s]} ({s})" for s in get_close_matches(repo, sources, n=3, cutoff=0.5)]
         raise RequestError(
-            f"there is no {repo} at {constants.ENDPOINT}, or it is private (then `hf auth login` first)"
+            f"there is no folder {repo} and no such model at {constants.ENDPOINT}, or it is private (then "
+            "`hf auth login` first)"
             + (f"; did you mean {' or '.join(near)}?" if near else "; `python -m koala models` lists the known ones")
         ) from error
     except (HTTPError, OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
-        cause = (
-            error.__cause__ or error
-        )  # what the hub's client could not find here, it could not fetch for this reason
+        cause = error.__cause__ or error  # why the hub's client found nothing, where that is what it says
         if isinstance(cause, HfHubHTTPError):
             code = cause.response.status_code
             if code in (401, 403):
@@ -125,8 +124,8 @@ def _explained(card: ModelCard, repo: str, revision: str | None) -> Iterator[Non
         else:
             why = f"{constants.ENDPOINT} cannot be reached ({str(cause).splitlines()[0]})"
         raise NotOnThisMachine(
-            f"{card.name} is not whole on this machine, and {why}. With a network: python -m koala fetch {card.name} "
-            "(what is there already stays); or copy a folder in diffusers' layout and name that"
+            f"{card.name} cannot be fetched to this machine: {why}. With a network: python -m koala fetch {card.name} "
+            "(what came already stays); or copy a folder in diffusers' layout here and name that"
         ) from error
 
 
@@ -198,7 +197,7 @@ def _weights(file: RemoteFile, on_size: Callable[[int], None], cancel: threading
     lock.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(lock):  # the hub's client locks the same file: of two downloads at once, one waits
         if blob.exists() and blob.stat().st_size == file.size:
-            return
+            return on_size(file.size)
         with _Part(part, on_size, cancel) as out:
             url = hf_hub_url(file.repo, file.name, revision=file.revision)
             http_get(url, out, resume_size=out.tell(), headers=build_hf_headers(), expected_size=file.size)
@@ -262,7 +261,8 @@ def fetch(
             if file.sha256:
                 _weights(file, report, cancel)
             hf_hub_download(file.repo, file.name, revision=file.revision)
-        report(file.size)
+            if not file.sha256:
+                report(file.size)
         done += file.size
     for source in _sources(card, tiny_vae):
         name = next(f.name for f in files if f.repo == source.repo)

@@ -24,7 +24,7 @@ from koala.specs import (
 EMBEDDED = Path(__file__).parent / "embedded"
 
 _TEXT_ENCODERS, _VAE = 817_720_320, 83_653_863  # parameters of SDXL's: CLIP-L and OpenCLIP-G together; the VAE
-_HUB_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_HUB_ID = re.compile(r"(?=.{3,96}$)(?!.*(--|\.\.|\.git$))\w([\w.-]*\w)?/\w([\w.-]*\w)?")  # as huggingface_hub allows
 _REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w./-]*")
 
 
