@@ -1,19 +1,21 @@
 """Evaluation suites by name, and the circumstances that belong beside every figure."""
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from koala.evaluate import judge_accuracy, shapes
+from koala.evaluate import agreement, judge_accuracy, picture_folder, steps
+from koala.evaluate.metrics import METRICS
+from koala.evaluate.prompt_files import prompts_for
+from koala.evaluate.settings import Settings
 from koala.generate import versions
-from koala.loading import LoadedModel
+from koala.loading import Library, LoadedModel
 from koala.timing import device_name
 
-
-def shapes_suite(model: LoadedModel, count: int, say: Callable[[str], None]) -> dict:
-    return shapes.evaluate(model, count=count, on_batch=lambda suite, done, total: say(f"{suite}: {done} of {total}"))
+Say = Callable[[str], None]
 
 
-def judge_suite(model: LoadedModel, count: int, say: Callable[[str], None]) -> dict:
+def judge_suite(model: LoadedModel, count: int, say: Say) -> dict:
     """How exact the judge is on clean renders and after the model's VAE, and how true that VAE is."""
     say(f"reading {count} scenes, clean and after the VAE's round trip")
     vae = model.pipeline.vae
@@ -25,14 +27,38 @@ def judge_suite(model: LoadedModel, count: int, say: Callable[[str], None]) -> d
     }
 
 
-SUITES = {"shapes": shapes_suite, "judge": judge_suite}
+def _agreement(model: LoadedModel, settings: Settings, library: Library, say: Say) -> dict:
+    teacher = library.get(settings.teacher)
+    prompts = prompts_for(model, settings.prompts, settings.num_prompts, default=agreement.PROMPTS)
+    return agreement.evaluate(model, teacher, [p.text for p in prompts], settings, say)
 
 
-def circumstances(arguments: list[str], model: LoadedModel) -> dict:
+def _prompts(model: LoadedModel, settings: Settings, say: Say, folder: Path) -> dict:
+    prompts = prompts_for(model, settings.prompts, settings.num_prompts, default=picture_folder.PROMPTS)
+    return picture_folder.draw_folder(model, prompts, settings, folder, say)
+
+
+def evaluate(
+    suite: str, names: Sequence[str], settings: Settings, library: Library, say: Say, out: Path | None
+) -> dict:
+    """The report of a suite. `out` is the folder that the suite prompts fills."""
+    if suite == "steps":
+        return steps.evaluate(library.get_all(names), settings, library, say)
+    model = library.get(names[0])
+    if suite == "judge":
+        return judge_suite(model, settings.num_prompts or 500, say)
+    if suite == "agreement":
+        return _agreement(model, settings, library, say)
+    if suite == "prompts":
+        return _prompts(model, settings, say, out)
+    return METRICS[suite](settings, library, say).score(model)
+
+
+def circumstances(arguments: list[str], library: Library) -> dict:
     """Command, device, versions and date of a measurement."""
     return {
         "command": " ".join(["python -m koala", *arguments]),
-        "device": device_name(model.device),
+        "device": device_name(library.device),
         "versions": versions(),
         "date": datetime.date.today().isoformat(),
     }

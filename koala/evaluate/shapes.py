@@ -1,14 +1,13 @@
 """The compositional score: draw prompts of the shapes world, judge every claim, report rates with intervals."""
 
-import dataclasses
 import random
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from PIL import Image
 
-from koala.generate import decode, initial_noise, resolve, run_pipeline
+from koala.evaluate import drawing
+from koala.generate import resolve
 from koala.loading import LoadedModel
 from koala.request import GenerationRequest
 from koala.shapes.captions import CLAIM_KINDS, STYLES, caption, parse
@@ -29,25 +28,16 @@ def prompts(suite: str, count: int) -> list[str]:
     return [caption(random_scene(rng, num_objects, pairs=pairs), STYLES[i % len(STYLES)], rng) for i in range(count)]
 
 
-@torch.inference_mode()
-def draw(model: LoadedModel, texts: list[str], first_seed: int, *, steps: int, guidance: float) -> list[Image.Image]:
+def draw(
+    model: LoadedModel, texts: list[str], first_seed: int, *, steps: int, guidance: float, preset: str = "quality"
+) -> list[Image.Image]:
     """One picture per prompt as a single batch; prompt k starts from the noise of seed `first_seed + k`."""
-    base = GenerationRequest(model=model.card.name, prompt=texts[0], seed=first_seed, steps=steps, guidance=guidance)
-    request = resolve(dataclasses.replace(base, images=1), model.card)
-    factor = model.pipeline.vae_scale_factor
-    noise = torch.cat(
-        [
-            initial_noise(
-                dataclasses.replace(request, seed=first_seed + k),
-                model.pipeline.unet.config.in_channels,
-                factor,
-            )
-            for k in range(len(texts))
-        ]
-    )
-    with model.lock:
-        pipeline, latents = run_pipeline(model, request, noise, prompt=texts)
-        return decode(pipeline.vae, latents)
+    name = model.card.name
+    requests = [
+        GenerationRequest(model=name, prompt=t, seed=first_seed + k, steps=steps, guidance=guidance, preset=preset)
+        for k, t in enumerate(texts)
+    ]
+    return [result.images[0] for result in drawing.draw(model, [resolve(r, model.card) for r in requests])]
 
 
 def interval(outcomes: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
@@ -82,17 +72,19 @@ def evaluate(
     suites: tuple[str, ...] = SUITES,
     steps: int = STEPS,
     guidance: float | None = None,
-    batch_size: int = 25,
+    preset: str = "quality",
+    batch_size: int | None = None,
     on_batch: Callable[[str, int, int], None] | None = None,
 ) -> dict:
     """Score a model at its own guidance: `count` prompts per suite, prompt k from the same noise for every model."""
     guidance = model.card.guidance if guidance is None else guidance
+    batch_size = batch_size or drawing.fitting(model.card.width, model.card.height)
     scores = {}
     for suite in suites:
         texts, verdicts = prompts(suite, count), []
         for start in range(0, count, batch_size):
             batch = texts[start : start + batch_size]
-            pictures = draw(model, batch, start, steps=steps, guidance=guidance)
+            pictures = draw(model, batch, start, steps=steps, guidance=guidance, preset=preset)
             verdicts += [verdict(p, parse(t)) for p, t in zip(pictures, batch, strict=True)]
             if on_batch:
                 on_batch(suite, len(verdicts), count)
@@ -103,6 +95,7 @@ def evaluate(
         "num_prompts": count,
         "steps": steps,
         "guidance": guidance,
-        "scheduler": "euler-trailing",
+        "scheduler": model.card.scheduler,
+        "preset": preset,
         "scores": scores,
     }

@@ -1,45 +1,86 @@
-"""eval: score a model."""
+"""eval: score models."""
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
 
 from koala.console import no_bars
-from koala.registry import find
+from koala.evaluate.settings import SUITES, Settings, check, flag
+from koala.registry import ModelCard, find
 from koala.request import RequestError
-from koala.verbs.options import add_device
+from koala.verbs.options import add_device, library
 from koala.verbs.output import emit, say
 
-HELP = "score a model"
+HELP = "score a model, or several over the number of steps"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, metavar="MODEL", help="model name or folder")
+    parser.add_argument("--model", nargs="+", required=True, metavar="MODEL", help="model name or folder")
     parser.add_argument(
         "--suite",
-        choices=("shapes", "judge"),
+        choices=SUITES,
         default="shapes",
-        help="shapes: which claims hold in its pictures; judge: how exact the judge is, before and after its VAE",
+        help="; ".join(f"{name}: {suite.help}" for name, suite in SUITES.items()),
     )
-    parser.add_argument("--num-prompts", type=int, default=500, metavar="N", help="prompts per suite (default 500)")
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="where the report goes")
+    for field in dataclasses.fields(Settings):
+        parser.add_argument(
+            flag(field.name), default=argparse.SUPPRESS, help=field.metadata["help"], **field.metadata["parse"]
+        )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE.json",
+        help="where the report goes; of the suite steps with the plot beside it, FILE.svg; of prompts the folder, DIR",
+    )
     add_device(parser)
 
 
+def _teacher(card: ModelCard) -> str:
+    if card.teacher is None:
+        raise RequestError(f"the card of {card.name} names no teacher; name one with --teacher")
+    return card.teacher
+
+
+def _report_file(suite: str, out: Path | None) -> Path | None:
+    """The JSON file of the report, checked before hours of work."""
+    if suite == "prompts":
+        if out is None or out.suffix == ".json":
+            raise RequestError("the suite prompts fills a folder; name it with --out DIR, the report goes into it")
+        return out / "report.json"
+    if suite == "steps" and out is None:
+        raise RequestError("the suite steps writes a report and a plot; say where with --out FILE.json")
+    if out and (out.is_dir() or out.suffix != ".json"):
+        raise RequestError(f"--out names the report's file, FILE.json, not {out}")
+    return out
+
+
 def run(args: argparse.Namespace) -> int:
-    find(args.model)
-    if not 1 <= args.num_prompts <= 2000:
-        raise RequestError(f"--num-prompts must lie between 1 and 2000, not {args.num_prompts}; the score uses 500")
+    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Settings) if hasattr(args, f.name)}
+    settings = Settings(**given)
+    check(args.suite, args.model, settings)
+    cards = [find(name) for name in args.model]
+    if args.suite == "agreement" and not settings.teacher:
+        settings = dataclasses.replace(settings, teacher=_teacher(cards[0]))
+    names = [*args.model, *([settings.teacher] if settings.teacher else [])]
+    file = _report_file(args.suite, args.out)
     from koala.evaluate import reports
-    from koala.loading import Library
+    from koala.outputs import new_file
 
     no_bars()
-    model = Library(args.device).get(args.model)
-    found = reports.SUITES[args.suite](model, args.num_prompts, say)
-    found |= reports.circumstances(sys.argv[1:], model)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(found, indent=1) + "\n")
+    models = library(args, names)
+    models.get_all(names)  # together, so that all of them get a precision in which they fit beside each other
+    found = reports.evaluate(args.suite, args.model, settings, models, say, args.out)
+    found |= reports.circumstances(sys.argv[1:], models)
+    if file:
+        with new_file(file) as partial:
+            partial.write_text(json.dumps(found, indent=1) + "\n")
+    if args.suite == "steps":
+        from koala.evaluate.steps_figure import figure
+
+        with new_file(file.with_suffix(".svg")) as partial:
+            partial.write_text(figure(found))
+        say(f"plot: {file.with_suffix('.svg')}")
     emit(args, found, json.dumps(found, indent=1))
     return 0

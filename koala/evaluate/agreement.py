@@ -1,0 +1,171 @@
+"""How far a student's noise and self-attention are from its teacher's, at fixed inputs, noise and timesteps.
+
+One definition for every model, and no data set: the clean latents are the teacher's own pictures of the prompts,
+drawn at the teacher's settings. They are noised to fixed timesteps with noise of their own seeds, and both networks
+predict it with the prompt and without guidance, as in distillation (KOALA, eq. A.5). So the score says how well the
+student stands in for its teacher where the teacher goes; where the student itself goes, it can be worse.
+
+B batch, P prompts, T timesteps, L self-attention layers of the student.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+
+from koala.evaluate.drawing import batches, clean_latents, placement_for, requests_for
+from koala.evaluate.settings import Settings
+from koala.hooks import tap
+from koala.layer_map import self_attention_pairs
+from koala.loading import LoadedModel, Placement
+from koala.request import RequestError
+
+BUCKET = 100  # timesteps per bucket; each is measured at its centre
+TIMESTEPS = tuple(range(BUCKET // 2, 1000, BUCKET))
+NOISE_SEED = 2**31  # the noise that is added is not the noise that the picture was drawn from
+PROMPTS = 32  # of the shapes world, where no file was given
+OUTPUT = "output"
+
+
+def pairs(student: LoadedModel, teacher: LoadedModel) -> list[tuple[str, str, str]]:
+    """(stage, student's attn1, teacher's attn1); RequestError where the teacher cannot be this student's."""
+    mine, its = student.spec, teacher.spec
+    refusal = f"{teacher.card.name} is no teacher of {student.card.name}"
+    if mine.channels != its.channels:
+        raise RequestError(f"{refusal}: its stages are {its.channels} wide, the student's {mine.channels}")
+    kinds = [m.pipeline.scheduler.config.prediction_type for m in (student, teacher)]
+    if kinds[0] != kinds[1]:
+        raise RequestError(f"{refusal}: it predicts {kinds[1]}, the student {kinds[0]}")
+    try:
+        return self_attention_pairs(mine, its)
+    except RequestError as error:
+        raise RequestError(f"{refusal}: {error}; name the network that it was cut from with --teacher") from error
+
+
+def relative_error(mine: torch.Tensor, its: torch.Tensor) -> torch.Tensor:
+    """|mine - its| / |its| per sample, (B, ...) -> (B,): 0 is the same, 1 as far off as zeros would be."""
+    s, t = mine.flatten(1).float(), its.flatten(1).float()
+    return (s - t).norm(dim=1) / t.norm(dim=1)
+
+
+def cosine(mine: torch.Tensor, its: torch.Tensor) -> torch.Tensor:
+    """Cosine of the angle between the two per sample, (B, ...) -> (B,)."""
+    return torch.cosine_similarity(mine.flatten(1).float(), its.flatten(1).float(), dim=1)
+
+
+@torch.inference_mode()
+def conditioning(model: LoadedModel, placement: Placement, prompts: list[str], width: int, height: int) -> dict:
+    """The U-Net's arguments for these prompts, as the model's own pipeline makes them without guidance."""
+    with model.lock:
+        placement.enter("text", model)
+        embeds, _, pooled, _ = model.pipeline.encode_prompt(
+            prompt=prompts, device=model.device, do_classifier_free_guidance=False
+        )
+    sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=embeds.dtype, device=model.device)
+    added = {"text_embeds": pooled, "time_ids": sizes.repeat(len(prompts), 1)}
+    return {"encoder_hidden_states": embeds, "added_cond_kwargs": added}
+
+
+@torch.inference_mode()
+def predict(
+    model: LoadedModel,
+    placement: Placement,
+    layers: list[str],
+    noisy: torch.Tensor,
+    timestep: int,
+    asked: Mapping[str, object],
+) -> dict[str, torch.Tensor]:
+    """The predicted noise under OUTPUT, and the output of every layer under its path."""
+    unet = model.pipeline.unet
+    with model.lock, tap({path: unet.get_submodule(path) for path in layers}) as seen:
+        placement.enter("unet", model)
+        output = unet(noisy.to(model.device, model.dtype), timestep, **asked).sample
+    return seen | {OUTPUT: output}
+
+
+def added_noise(seeds: list[int], shape: torch.Size) -> torch.Tensor:
+    """Unit noise of `shape` without its batch, one per seed: (B, 4, h, w), never what the pictures were drawn from."""
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(NOISE_SEED + s)) for s in seeds])
+
+
+@torch.inference_mode()
+def measure(
+    student: LoadedModel,
+    teacher: LoadedModel,
+    prompts: list[str],
+    settings: Settings,
+    say: Callable[[str], None],
+) -> tuple[list[tuple[str, str, str]], torch.Tensor]:
+    """The layers, and relative error and cosine of all of them: (2, T, 1 + L, P), the output before the layers."""
+    layers = pairs(student, teacher)
+    mine, its = [path for _, path, _ in layers], [path for _, _, path in layers]
+    watched = [(OUTPUT, OUTPUT), *zip(mine, its, strict=True)]
+    found = torch.empty(2, len(TIMESTEPS), len(watched), len(prompts))
+    signal = teacher.pipeline.scheduler.alphas_cumprod
+    done = 0
+    for batch in batches(requests_for(teacher, prompts, settings), settings.batch_size):
+        say(f"agreement: {done} of {len(prompts)} prompts; {teacher.card.name} draws the next {len(batch)}")
+        texts, (width, height) = [r.prompt for r in batch], (batch[0].width, batch[0].height)
+        placement = placement_for([student, teacher], batch)
+        with teacher.lock:
+            latents = clean_latents(teacher, batch, placement)[1].float().cpu()
+        noise = added_noise([r.seed for r in batch], latents.shape[1:])
+        asked = [conditioning(m, placement, texts, width, height) for m in (student, teacher)]
+        here = slice(done, done + len(batch))
+        for at, timestep in enumerate(TIMESTEPS):
+            level = float(signal[timestep])
+            noisy = math.sqrt(level) * latents + math.sqrt(1 - level) * noise
+            s = predict(student, placement, mine, noisy, timestep, asked[0])
+            t = predict(teacher, placement, its, noisy, timestep, asked[1])
+            for layer, (a, b) in enumerate(watched):
+                found[0, at, layer, here] = relative_error(s[a], t[b]).cpu()
+                found[1, at, layer, here] = cosine(s[a], t[b]).cpu()
+        done += len(batch)
+    return layers, found
+
+
+def _mean(values: torch.Tensor) -> dict:
+    """Relative error and cosine, (2, ...) -> their means."""
+    error, angle = values.flatten(1).double().mean(1).tolist()
+    return {"relative_error": error, "cosine": angle}
+
+
+def _over_time(values: torch.Tensor) -> list[dict]:
+    """(2, T, ...) -> the means at every timestep."""
+    return [{"timestep": t, **_mean(values[:, at])} for at, t in enumerate(TIMESTEPS)]
+
+
+def evaluate(
+    student: LoadedModel,
+    teacher: LoadedModel,
+    prompts: list[str],
+    settings: Settings,
+    say: Callable[[str], None],
+) -> dict:
+    """Means over prompts, timesteps and layers: of the output and of self-attention, per stage, bucket and layer."""
+    layers, found = measure(student, teacher, prompts, settings, say)
+    output, attention = found[:, :, 0], found[:, :, 1:]
+    stages = {}
+    for stage in dict.fromkeys(stage for stage, _, _ in layers):
+        own = attention[:, :, [k for k, (at, _, _) in enumerate(layers) if at == stage]]
+        stages[stage] = {"layers": own.shape[2], **_mean(own), "by_timestep": _over_time(own)}
+    return {
+        "suite": "agreement",
+        "model": student.card.name,
+        "teacher": teacher.card.name,
+        "num_prompts": len(prompts),
+        "timestep_bucket": BUCKET,
+        "scores": {
+            "output": _mean(output) | {"by_timestep": _over_time(output)},
+            "self_attention": _mean(attention)
+            | {
+                "layers": len(layers),
+                "by_stage": stages,
+                "by_timestep": _over_time(attention),
+                "by_layer": [
+                    {"stage": stage, "student": mine, "teacher": its, **_mean(attention[:, :, k])}
+                    for k, (stage, mine, its) in enumerate(layers)
+                ],
+            },
+        },
+    }

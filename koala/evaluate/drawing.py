@@ -1,0 +1,101 @@
+"""Requests -> pictures in batches: each from its own prompt and noise, whatever batch it falls into."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+
+from koala.decoding import decode
+from koala.evaluate.settings import Settings, request
+from koala.generate import initial_noise, resolve, run_pipeline, versions
+from koala.guidance import guided_steps
+from koala.loading import LoadedModel, Placement
+from koala.request import MAX_IMAGES, GenerationRequest, Timing
+from koala.result import GenerationResult
+from koala.timing import StageTimer, device_name
+
+BATCH_PIXELS = 25 * 256 * 256
+
+
+def fitting(width: int, height: int) -> int:
+    """How many pictures of this size in px are drawn at once where nobody says otherwise."""
+    return max(1, BATCH_PIXELS // (width * height))
+
+
+def requests_for(
+    model: LoadedModel, texts: Sequence[str], settings: Settings, *, steps: int | None = None
+) -> list[GenerationRequest]:
+    """One request per prompt under these settings; prompt k starts from the noise of the settings' seed + k."""
+    name = model.card.name
+    return [resolve(request(name, text, settings, steps=steps, offset=k), model.card) for k, text in enumerate(texts)]
+
+
+def batches(requests: Sequence[GenerationRequest], size: int | None) -> Iterator[Sequence[GenerationRequest]]:
+    """Slices of `size` requests, or of as many as fit."""
+    size = size or (fitting(requests[0].width, requests[0].height) if requests else 1)
+    for start in range(0, len(requests), size):
+        yield requests[start : start + size]
+
+
+def how_drawn(requests: Sequence[GenerationRequest]) -> dict:
+    """What a report says about how its pictures were drawn; the seed is the first picture's."""
+    names = ("steps", "guidance", "scheduler", "preset", "width", "height", "seed")
+    return {name: getattr(requests[0], name) for name in names}
+
+
+def placement_for(models: Sequence[LoadedModel], requests: Sequence[GenerationRequest]) -> Placement:
+    """The memory plan for these models to work on such a batch, one after the other."""
+    whole = dataclasses.replace(requests[0], images=min(len(requests), MAX_IMAGES))
+    return models[0].library.place(models, [whole] * len(models))
+
+
+@torch.inference_mode()
+def clean_latents(
+    model: LoadedModel,
+    requests: Sequence[GenerationRequest],
+    placement: Placement,
+    timer: StageTimer | None = None,
+) -> tuple[StableDiffusionXLPipeline, torch.Tensor]:
+    """One batch, denoised: its pipeline and latents (B, 4, h, w). The requests differ in prompt and seed alone.
+
+    Hold the model's lock.
+    """
+    channels, factor = model.pipeline.unet.config.in_channels, model.pipeline.vae_scale_factor
+    noise = torch.cat([initial_noise(r, channels, factor) for r in requests])
+    prompts = [r.prompt for r in requests]
+    return run_pipeline(model, requests[0], noise, prompt=prompts, timer=timer, placement=placement)
+
+
+@torch.inference_mode()
+def draw(model: LoadedModel, requests: Sequence[GenerationRequest]) -> list[GenerationResult]:
+    """One batch, a result of one picture for each request; they differ in prompt and seed alone.
+
+    The timing is the whole batch's, and no benchmark: nothing was warmed up for it.
+    """
+    placement, timer = placement_for([model], requests), StageTimer(model.device)
+    with model.lock:
+        pipeline, latents = clean_latents(model, requests, placement, timer)
+        with timer.stage("vae"):
+            pictures = decode(pipeline.vae, latents, placement.plan.vae_tile)
+    timing = Timing(
+        text_ms=timer.total("text"),
+        unet_ms=tuple(timer.ms["unet"]),
+        unet_calls=requests[0].steps + len(guided_steps(requests[0])),
+        vae_ms=timer.total("vae"),
+        total_ms=timer.total("text") + timer.total("denoise") + timer.total("vae"),
+        peak_memory_bytes=timer.peak_memory(),
+        swap_ms=timer.total("swap"),
+    )
+    made_by = {
+        "parameters": model.parameters,
+        "revision": model.revision,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": device_name(model.device),
+        "versions": versions(),
+        "plan": placement.plan,
+    }
+    return [
+        GenerationResult(request=r, images=(picture,), timing=timing, **made_by)
+        for r, picture in zip(requests, pictures, strict=True)
+    ]

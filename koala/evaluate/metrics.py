@@ -1,0 +1,132 @@
+"""The metrics that draw pictures and score them: shapes, clip, hpsv2. Prepared once, then asked per model and steps.
+
+A metric's `score(model, steps)` is a report: how the pictures were drawn, and "scores". `panels` are its curves over
+the number of steps: title -> where the number stands in the scores.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+
+import numpy as np
+import torch
+from PIL import Image
+
+from koala.evaluate import clip, hps, shapes
+from koala.evaluate.cmmd import cmmd
+from koala.evaluate.drawing import batches, draw, how_drawn, requests_for
+from koala.evaluate.prompt_files import prompts_for
+from koala.evaluate.settings import Settings
+from koala.loading import Library, LoadedModel
+from koala.request import GenerationRequest, RequestError
+
+PROMPTS = 200  # of the shapes world, where no file was given
+Say = Callable[[str], None]
+
+
+def mean_and_interval(values: np.ndarray) -> dict:
+    """Mean of per-picture scores with its 95 % bootstrap interval."""
+    interval = shapes.interval(values, np.random.default_rng(0))
+    return {"mean": round(float(values.mean()), 4), "interval": [round(x, 4) for x in interval]}
+
+
+def drawn(
+    model: LoadedModel, requests: list[GenerationRequest], settings: Settings, say: Say
+) -> Iterator[tuple[list[Image.Image], list[str]]]:
+    """Pictures and their prompts, batch by batch."""
+    done = 0
+    for batch in batches(requests, settings.batch_size):
+        yield [r.images[0] for r in draw(model, batch)], [r.prompt for r in batch]
+        done += len(batch)
+        say(f"{model.card.name}, {batch[0].steps} steps: {done} of {len(requests)} pictures")
+
+
+class Shapes:
+    """Which claims hold, by the judge."""
+
+    panels = {
+        "one object": ("one_object", "all"),
+        "two objects, a relation": ("two_objects", "all"),
+        "pairs never seen": ("held_out", "all"),
+    }
+
+    def __init__(self, settings: Settings, library: Library, say: Say):
+        self.settings, self.say = settings, say
+
+    def score(self, model: LoadedModel, steps: int | None = None) -> dict:
+        chosen = self.settings
+        return shapes.evaluate(
+            model,
+            count=chosen.num_prompts or 500,
+            steps=steps or (chosen.steps or (shapes.STEPS,))[0],
+            guidance=chosen.guidance,
+            preset=chosen.preset or "quality",
+            batch_size=chosen.batch_size,
+            on_batch=lambda suite, done, total: self.say(f"{model.card.name}, {suite}: {done} of {total}"),
+        )
+
+
+class Clip:
+    """CLIPScore, and CMMD to the pictures of a folder or to a teacher's of the same prompts, where one is named."""
+
+    def __init__(self, settings: Settings, library: Library, say: Say):
+        self.settings, self.library, self.say = settings, library, say
+        self.scorer = clip.load(settings.clip or clip.SCORE_MODEL, library.device)
+        self.embedder = None
+        self.panels = {"CLIPScore": ("clip_score",)}
+        if settings.reference or settings.teacher:
+            self.embedder = self.scorer if settings.clip else clip.load(clip.CMMD_MODEL, library.device)
+            self.panels["CMMD, unbiased"] = ("cmmd", "unbiased")
+        self.reference = clip.read_reference(settings.reference, self.embedder) if settings.reference else None
+
+    def _of_teacher(self, texts: list[str]) -> clip.Reference:
+        """The teacher's pictures at its own settings, from other noise than the student's."""
+        chosen = replace(
+            self.settings, steps=None, guidance=None, preset=None, seed=(self.settings.seed or 0) + len(texts)
+        )
+        teacher = self.library.get(self.settings.teacher)
+        asked = requests_for(teacher, texts, chosen)
+        found = [self.embedder.embed_pictures(p) for p, _ in drawn(teacher, asked, chosen, self.say)]
+        return clip.Reference(embeddings=torch.cat(found), source=teacher.card.name)
+
+    def score(self, model: LoadedModel, steps: int | None = None) -> dict:
+        texts = [p.text for p in prompts_for(model, self.settings.prompts, self.settings.num_prompts, default=PROMPTS)]
+        if self.embedder and len(texts) < 2:
+            raise RequestError("CMMD needs at least two prompts; give more, or neither --teacher nor --reference")
+        asked = requests_for(model, texts, self.settings, steps=steps)
+        if self.embedder and self.reference is None:
+            self.reference = self._of_teacher(texts)
+        values, embeddings = [], []
+        for pictures, prompts in drawn(model, asked, self.settings, self.say):
+            seen = self.scorer.embed_pictures(pictures)
+            values.append(clip.clip_score(seen, self.scorer.embed_texts(prompts)))
+            if self.embedder:
+                embeddings.append(seen if self.embedder is self.scorer else self.embedder.embed_pictures(pictures))
+        scores, models = {"clip_score": mean_and_interval(torch.cat(values).numpy())}, {"clip_score": self.scorer.name}
+        found = {"suite": "clip", "model": model.card.name, "num_prompts": len(texts), **how_drawn(asked)}
+        found |= {"scores": scores, "clip": models}
+        if self.embedder:
+            scores["cmmd"] = asdict(cmmd(torch.cat(embeddings), self.reference.embeddings))
+            models["cmmd"] = self.embedder.name
+            found["reference"] = self.reference.report()
+        return found
+
+
+class HPSv2:
+    """Human preference score v2.1: mean over pictures, as its benchmark prints it."""
+
+    panels = {"HPSv2.1": ("hpsv2.1",)}
+
+    def __init__(self, settings: Settings, library: Library, say: Say):
+        self.settings, self.say = settings, say
+        self.scorer = hps.load(library.device)
+
+    def score(self, model: LoadedModel, steps: int | None = None) -> dict:
+        texts = [p.text for p in prompts_for(model, self.settings.prompts, self.settings.num_prompts, default=PROMPTS)]
+        asked = requests_for(model, texts, self.settings, steps=steps)
+        values = torch.cat([self.scorer.score(*batch) for batch in drawn(model, asked, self.settings, self.say)])
+        scores = {"hpsv2.1": mean_and_interval(values.numpy())}
+        found = {"suite": "hpsv2", "model": model.card.name, "num_prompts": len(texts), **how_drawn(asked)}
+        return found | {"scores": scores}
+
+
+METRICS = {"shapes": Shapes, "clip": Clip, "hpsv2": HPSv2}

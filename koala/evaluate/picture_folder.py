@@ -1,0 +1,117 @@
+"""A folder of pictures in the layout that T2I-CompBench or GenEval reads; a run that was stopped goes on.
+
+T2I-CompBench: DIR/samples/PROMPT_000000.png, numbered through all prompts; its scripts read the prompt up to the
+first underscore and sort by the number. GenEval: DIR/00000/metadata.jsonl and DIR/00000/samples/00000.png.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from koala.evaluate.drawing import batches, draw, how_drawn
+from koala.evaluate.prompt_files import Prompt
+from koala.evaluate.settings import Settings, request
+from koala.generate import resolve
+from koala.loading import LoadedModel
+from koala.outputs import new_file
+from koala.request import GenerationRequest, RequestError
+from koala.result import read_png
+
+IMAGES = {"t2i-compbench": 10, "geneval": 4}  # per prompt, as the benchmarks count them
+PROMPTS = 100  # of the shapes world, where no file was given
+LONGEST = 255  # bytes of a file name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One picture to draw and where it belongs."""
+
+    request: GenerationRequest
+    file: Path
+
+
+def _t2i_compbench(prompts: list[Prompt], images: int) -> list[str]:
+    files = []
+    for number, prompt in enumerate(prompts):
+        if bad := next((c for c in "/_\0" if c in prompt.text), None):
+            raise RequestError(
+                f"T2I-CompBench keeps the prompt in the file name, which {bad!r} breaks: {prompt.text!r}"
+            )
+        for k in range(images):
+            name = f"{prompt.text}_{number * images + k:06}.png"
+            if len(name.encode()) > LONGEST:
+                raise RequestError(
+                    f"T2I-CompBench keeps the prompt in the file name, and this is too long: {prompt.text!r}"
+                )
+            files.append(f"samples/{name}")
+    return files
+
+
+def _geneval(prompts: list[Prompt], images: int) -> list[str]:
+    for prompt in prompts:
+        if not prompt.record or not {"tag", "include"} <= set(prompt.record):
+            raise RequestError(
+                f'GenEval scores by the "tag" and "include" of each prompt, and {prompt.text!r} has none; '
+                "give its own prompts/evaluation_metadata.jsonl with --prompts"
+            )
+    return [f"{number:05}/samples/{k:05}.png" for number in range(len(prompts)) for k in range(images)]
+
+
+_LAYOUTS = {"t2i-compbench": _t2i_compbench, "geneval": _geneval}
+
+
+def planned(model: LoadedModel, prompts: list[Prompt], settings: Settings, folder: Path) -> list[Picture]:
+    """Every picture of the folder; image k of every prompt starts from the noise of the settings' seed + k."""
+    images = settings.images or IMAGES[settings.layout]
+    files = _LAYOUTS[settings.layout](prompts, images)
+    requests = [
+        resolve(request(model.card.name, prompt.text, settings, offset=k), model.card)
+        for prompt in prompts
+        for k in range(images)
+    ]
+    return [Picture(request=r, file=folder / f) for r, f in zip(requests, files, strict=True)]
+
+
+def _there(picture: Picture, revision: str) -> bool:
+    """Whether the picture is drawn already; RequestError for one that was drawn otherwise."""
+    if not picture.file.exists():
+        return False
+    try:
+        found = read_png(picture.file)
+    except RequestError:
+        return False  # cut off, or never ours: drawn again
+    if found["request"] != picture.request or found["revision"] != revision:
+        raise RequestError(f"{picture.file} was drawn with other settings; choose a new folder, or the same settings")
+    return True
+
+
+def draw_folder(
+    model: LoadedModel, prompts: list[Prompt], settings: Settings, folder: Path, say: Callable[[str], None]
+) -> dict:
+    """Draw what is missing of the folder; every PNG carries its request."""
+    wanted = planned(model, prompts, settings, folder)
+    missing = [p for p in wanted if not _there(p, model.revision)]
+    say(f"{len(wanted) - len(missing)} of {len(wanted)} pictures are there already")
+    if settings.layout == "geneval":
+        for number, prompt in enumerate(prompts):
+            with new_file(folder / f"{number:05}" / "metadata.jsonl") as file:
+                file.write_text(json.dumps(prompt.record))
+    done = 0
+    for batch in batches([p.request for p in missing], settings.batch_size):
+        for picture, result in zip(missing[done : done + len(batch)], draw(model, batch), strict=True):
+            with new_file(picture.file) as file:
+                file.write_bytes(result.png())
+        done += len(batch)
+        say(f"{model.card.name}: {done} of {len(missing)} missing pictures")
+    return {
+        "suite": "prompts",
+        "model": model.card.name,
+        "layout": settings.layout,
+        "folder": str(folder),
+        "num_prompts": len(prompts),
+        "images_per_prompt": len(wanted) // len(prompts),
+        "drawn": len(missing),
+        "found": len(wanted) - len(missing),
+        **how_drawn([p.request for p in wanted]),
+    }

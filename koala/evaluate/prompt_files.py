@@ -1,0 +1,78 @@
+"""Prompts from a file: one a line, GenEval's metadata or HPSv2's lists; without a file, the shapes world's own."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from koala.evaluate import shapes
+from koala.loading import LoadedModel
+from koala.request import RequestError
+from koala.specs import TINY_SDXL
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A prompt, and the whole record that a benchmark keeps of it (GenEval), where there is one."""
+
+    text: str
+    record: dict | None = None
+
+
+def _records(text: str, path: Path) -> list[Prompt]:
+    found = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            found.append(Prompt(text=record["prompt"], record=record))
+        except (ValueError, KeyError, TypeError) as error:
+            raise RequestError(
+                f'{path}, line {number}: not a JSON object with a "prompt" ({error}); GenEval\'s file is '
+                "prompts/evaluation_metadata.jsonl of its repository"
+            ) from error
+    return found
+
+
+def _list(text: str, path: Path) -> list[Prompt]:
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise RequestError(f"{path} is not readable JSON ({error}); it should be a list of prompts") from error
+    if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
+        raise RequestError(f"{path} is not a JSON list of prompts; for one prompt a line, name the file .txt")
+    return [Prompt(text=v) for v in values]
+
+
+def read(path: Path) -> list[Prompt]:
+    """The prompts of a .jsonl (GenEval), .json (a list, HPSv2) or text file (T2I-CompBench: up to a tab)."""
+    if not path.is_file():
+        raise RequestError(f"there is no prompts file {path}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
+    kinds = {".jsonl": _records, ".json": _list}
+    if path.suffix.lower() in kinds:
+        found = kinds[path.suffix.lower()](text, path)
+    else:
+        lines = (line.partition("\t")[0].strip() for line in text.splitlines())
+        found = [Prompt(text=line) for line in lines if line]
+    if not found:
+        raise RequestError(f"{path} holds no prompt; write one a line")
+    return found
+
+
+def of_shapes(count: int) -> list[Prompt]:
+    """Prompts of the shapes score, one object and two objects in turn."""
+    sources = [shapes.prompts(suite, (count + 1) // 2) for suite in ("one_object", "two_objects")]
+    return [Prompt(text=t) for pair in zip(*sources, strict=True) for t in pair][:count]
+
+
+def prompts_for(model: LoadedModel, path: Path | None, count: int | None, *, default: int) -> list[Prompt]:
+    """The file's prompts, or its first `count`; without a file those of shapes, `default` of them."""
+    if path:
+        return read(path)[:count]
+    if model.spec.channels != TINY_SDXL.channels:
+        raise RequestError(f"{model.card.name} does not speak of shapes alone; name a file of prompts with --prompts")
+    return of_shapes(count or default)

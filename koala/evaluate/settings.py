@@ -1,0 +1,130 @@
+"""What a suite may be told: every option once, with the suites that read it; an option without a reader is refused."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from koala.presets import PRESETS
+from koala.request import GenerationRequest, RequestError
+
+LAYOUTS = ("t2i-compbench", "geneval")
+METRICS = ("shapes", "clip", "hpsv2")
+MAX_PROMPTS = 100_000
+
+
+def _option(help: str, kind: type = str, metavar: str = "N", **parse):
+    parse |= {} if "choices" in parse else {"metavar": metavar}
+    return field(default=None, metadata={"help": help, "parse": {"type": kind, **parse}})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Options of the suites; None is the suite's own default."""
+
+    num_prompts: int | None = _option("prompts, or of a file its first N (default: the suite's own, or all)", int)
+    prompts: Path | None = _option(
+        "prompts: one a line, GenEval's .jsonl or HPSv2's .json (default: the shapes world's)", Path, "FILE"
+    )
+    steps: Sequence[int] | None = _option(
+        "denoising steps; the suite steps takes a list (default: the model's own)", int, nargs="+"
+    )
+    guidance: float | None = _option("classifier-free guidance (default: the model's own)", float)
+    seed: int | None = _option("noise of the first picture, counted up from there (default 0)", int)
+    width: int | None = _option("picture width in px (default: the model's own)", int)
+    height: int | None = _option("picture height in px (default: the model's own)", int)
+    preset: str | None = _option("what to trade for speed or memory (default quality)", choices=tuple(PRESETS))
+    batch_size: int | None = _option("pictures at once (default: what 25 pictures of 256 x 256 px take)", int)
+    teacher: str | None = _option(
+        "agreement: whom to agree with (default: the teacher on the model's card); "
+        "clip: CMMD against this model's pictures of the same prompts",
+        metavar="MODEL",
+    )
+    reference: Path | None = _option("clip: CMMD against the pictures in this folder", Path, "DIR")
+    clip: str | None = _option(
+        "clip: a CLIP model for both scores (default: ViT-L/14 for CLIPScore, ViT-L/14 at 336 px for CMMD)",
+        metavar="MODEL",
+    )
+    layout: str | None = _option("prompts: the benchmark that will read the pictures", choices=LAYOUTS)
+    images: int | None = _option("prompts: pictures per prompt (default: the benchmark's, 10 or 4)", int)
+    metric: str | None = _option("steps: what is drawn over the number of steps (default shapes)", choices=METRICS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """A suite as the command line knows it: what it is and which of the settings it reads."""
+
+    help: str
+    reads: tuple[str, ...]
+    many: bool = False  # takes several models
+
+
+_DRAWING = ("num_prompts", "prompts", "steps", "guidance", "preset", "seed", "width", "height", "batch_size")
+_REFERENCES = ("teacher", "reference", "clip")
+SUITES = {
+    "shapes": Suite(
+        help="which claims hold in its pictures",
+        reads=("num_prompts", "steps", "guidance", "preset", "batch_size"),
+    ),
+    "judge": Suite(help="how exact the judge of shapes is, before and after its VAE", reads=("num_prompts",)),
+    "agreement": Suite(
+        help="how far its noise and its self-attention are from its teacher's",
+        reads=("num_prompts", "prompts", "seed", "width", "height", "batch_size", "teacher"),
+    ),
+    "clip": Suite(help="CLIPScore, and CMMD to reference pictures", reads=(*_DRAWING, *_REFERENCES)),
+    "hpsv2": Suite(help="human preference score v2.1", reads=_DRAWING),
+    "prompts": Suite(
+        help="no score: a folder of pictures for T2I-CompBench or GenEval", reads=(*_DRAWING, "layout", "images")
+    ),
+    "steps": Suite(help="a metric over the number of steps, with a plot (KOALA, figure 4)", reads=(), many=True),
+}
+
+
+def reads(suite: str, settings: Settings) -> tuple[str, ...]:
+    """The settings that this run reads; `steps` reads its metric's too."""
+    if suite == "steps":
+        return ("metric", *SUITES[settings.metric or "shapes"].reads)
+    return SUITES[suite].reads
+
+
+def flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def check(suite: str, models: Sequence[str], settings: Settings) -> None:
+    """Raise RequestError with its remedy for the first setting that cannot work or that nothing would read."""
+    if len(models) > 1 and not SUITES[suite].many:
+        raise RequestError(f"the suite {suite} scores one model at a time, not {len(models)}; run it once for each")
+    known = reads(suite, settings)
+    for name, value in dataclasses.asdict(settings).items():
+        if value is not None and name not in known:
+            what = f"the metric {settings.metric or 'shapes'}" if suite == "steps" else f"the suite {suite}"
+            raise RequestError(f"{flag(name)} is not read by {what}; it reads {', '.join(map(flag, known))}")
+    for name, high in (("num_prompts", MAX_PROMPTS), ("batch_size", 1024), ("images", 1000)):
+        value = getattr(settings, name)
+        if value is not None and not 1 <= value <= high:
+            raise RequestError(f"{flag(name)} must lie between 1 and {high:,}, not {value:,}")
+    if settings.steps and len(settings.steps) > 1 and suite != "steps":
+        raise RequestError(f"the suite {suite} takes one number of steps; --suite steps draws a metric over several")
+    if settings.teacher and settings.reference:
+        raise RequestError("--teacher and --reference both name the pictures of CMMD; give one of them")
+    if suite == "prompts" and not settings.layout:
+        raise RequestError(f"say which benchmark will read the pictures: --layout {' or '.join(LAYOUTS)}")
+    for steps in settings.steps or (None,):
+        request(models[0], "a prompt", settings, steps=steps)
+
+
+def request(
+    model: str, prompt: str, settings: Settings, *, steps: int | None = None, offset: int = 0
+) -> GenerationRequest:
+    """The request of one picture under these settings; None where the model's own defaults hold."""
+    return GenerationRequest(
+        model=model,
+        prompt=prompt,
+        seed=(settings.seed or 0) + offset,
+        steps=steps or (settings.steps or (None,))[0],
+        guidance=settings.guidance,
+        preset=settings.preset or "quality",
+        width=settings.width,
+        height=settings.height,
+    )

@@ -1,0 +1,46 @@
+"""A metric over the number of denoising steps, model beside model (KOALA, figure 4): report and SVG plot."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from koala.evaluate.metrics import METRICS
+from koala.evaluate.settings import Settings
+from koala.loading import Library, LoadedModel
+
+STEPS = (1, 2, 4, 8, 10, 15, 25)
+PROMPTS = 100  # of the shapes world, per kind
+
+
+def evaluate(models: Sequence[LoadedModel], settings: Settings, library: Library, say: Callable[[str], None]) -> dict:
+    """Every model at every number of steps: the same prompts and noise for all; guidance is each model's own."""
+    if not settings.prompts:
+        settings = replace(settings, num_prompts=settings.num_prompts or PROMPTS)
+    name, steps = settings.metric or "shapes", sorted(set(settings.steps or STEPS))
+    metric = METRICS[name](settings, library, say)
+    reports = [[metric.score(model, n) for n in steps] for model in models]
+    return {
+        "suite": "steps",
+        "metric": name,
+        "num_prompts": reports[0][0]["num_prompts"],
+        "steps": steps,
+        "panels": {title: list(path) for title, path in metric.panels.items()},
+        "models": [
+            {
+                "model": model.card.name,
+                "guidance": found[0]["guidance"],
+                "scheduler": found[0]["scheduler"],
+                "points": [{"steps": n, "scores": one["scores"]} for n, one in zip(steps, found, strict=True)],
+            }
+            for model, found in zip(models, reports, strict=True)
+        ],
+    }
+
+
+def value(scores: Mapping, path: Sequence[str]) -> tuple[float, float, float]:
+    """A number of the scores with its interval; both ends are the number itself where it has none."""
+    found = scores
+    for key in path:
+        found = found[key]
+    if not isinstance(found, Mapping):
+        return (found,) * 3
+    return found["rate"] if "rate" in found else found["mean"], *found["interval"]
