@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from koala.console import quiet
 from koala.request import RequestError
-from koala.verbs import compare, compress, evaluate, fetch, generate, lora, models, similarity
+from koala.verbs import bench, compare, compress, evaluate, fetch, generate, lora, models, similarity
 from koala.verbs.output import say
 
 VERBS = {
@@ -21,6 +21,7 @@ VERBS = {
     "compress": compress,
     "lora": lora,
     "eval": evaluate,
+    "bench": bench,
     "similarity": similarity,
 }
 

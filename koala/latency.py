@@ -4,6 +4,7 @@ A U-Net call takes its FLOPs at the device's rate, and a fixed time per transfor
 launches, and what waits for memory. The VAE has a rate of its own: it is convolutions at full resolution.
 """
 
+import re
 from dataclasses import dataclass
 
 from koala.costs import flops
@@ -27,6 +28,7 @@ class Hardware:
     vae: float
     block_ms: float  # per transformer block and call, at any size
     source: str  # of the three
+    unguided: float | None = None  # the U-Net's rate in a step without guidance, on half the batch; None: the same
     compiles: bool = True  # whether a preset that compiles does so here
 
     @property
@@ -100,6 +102,13 @@ CPU = Hardware(
 HARDWARE = GPUS | {"core-i7-12700": CPU}
 
 
+def named(device: str) -> Hardware | None:
+    """The known GPU that a driver's name means ("NVIDIA GeForce RTX 4090"); laptops' are other chips."""
+    if "Laptop" in device:
+        return None
+    return next((gpu for gpu in GPUS.values() if re.search(rf"\b{gpu.name}(?![\w ]*(Ti|SUPER|D)\b)", device)), None)
+
+
 def predict(
     spec: UNetSpec,
     hardware: Hardware,
@@ -122,18 +131,19 @@ def predict(
     twice = chosen.guided_steps(steps) if guided else range(0)
     gain = COMPILED if chosen.compiled and hardware.compiles else 1
     num_blocks = sum(sum(depths) for depths in spec.depths().values())
+    num_layers = parts.text.layers + parts.text_2.layers  # half a block each: they attend to nothing but themselves
 
-    def step(samples: int) -> float:
+    def step(samples: int, rate: float) -> float:
         work = flops(spec, width=width, height=height, batch=samples)
-        return (_ms(work, hardware.unet) + num_blocks * hardware.block_ms) / gain
+        return (_ms(work, rate) + num_blocks * hardware.block_ms) / gain
 
-    plain, doubled = step(images), step(2 * images)
+    plain, doubled = step(images, hardware.unguided or hardware.unet), step(2 * images, hardware.unet)
     if tiny_vae and chosen.tiny_decoder:
         decoded = TINY_VAE_FLOPS * width * height
     else:
         decoded = parts.vae.decoder(width=width, height=height)[1]
     return Prediction(
-        text_ms=_ms(parts.text_cost[1] * (2 if guided else 1), hardware.unet),
+        text_ms=_ms(parts.text_cost[1] * (2 if guided else 1), hardware.unet) + num_layers * hardware.block_ms / 2,
         unet_ms=tuple(doubled if index in twice else plain for index in range(steps)),
         vae_ms=images * _ms(decoded, hardware.vae),
     )

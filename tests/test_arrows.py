@@ -65,8 +65,13 @@ LEVELS = {
         "koala.decoding",
         "koala.compilation",
         "koala.generate",
+        "koala.calibration",
+        "koala.random_weights",
+        "koala.stock",
     ),
     3: (
+        "koala.bench",
+        "koala.bench_report",
         "koala.compare",
         "koala.report",
         "koala.similarity",
@@ -86,7 +91,7 @@ LEVELS = {
 # Every package that is imported, by its import name; the standard library is L0.
 PACKAGES = {
     1: ("torch", "numpy", "PIL", "scipy", "safetensors"),
-    2: ("diffusers", "huggingface_hub", "transformers", "tokenizers", "onnxruntime"),
+    2: ("diffusers", "huggingface_hub", "transformers", "tokenizers", "onnxruntime", "open_clip"),
     3: ("accelerate", "datasets", "onnx", "onnxscript"),
     4: ("gradio", "gradio_client"),
 }

@@ -1,0 +1,310 @@
+"""Latency and memory over models x sizes x batches x presets: measured, with what arithmetic predicts beside it.
+
+The models of one cell take turns, so that a ratio between them is fair on a machine that others use too. Every figure
+is a median over the turns, after a warm-up that does not count.
+"""
+
+import dataclasses
+import itertools
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from koala.calibration import Yardstick
+from koala.generate import generate, resolve
+from koala.latency import Hardware, Prediction, named, predict
+from koala.loading import Library, LoadedModel
+from koala.plans import Plan
+from koala.presets import PRESETS
+from koala.request import GenerationRequest, RequestError, Timing
+from koala.stock import stock, stock_plan
+from koala.timing import device_name
+
+STOCK = "stock"  # the preset that is diffusers' own pipeline
+PRESET_NAMES = (*PRESETS, STOCK)
+PROMPT = "a red circle left of a blue square"
+MAX_REPEATS = 50
+
+
+def _doc(text: str, **settings):
+    return field(metadata={"help": text}, **settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """What to measure: every model at every size, batch and preset."""
+
+    models: tuple[str, ...] = _doc("models; the first is the baseline of the speed-ups")
+    sizes: tuple[int, ...] = _doc("picture sides in px (default: the first model's own)", default=())
+    batch: tuple[int, ...] = _doc("pictures per run", default=(1,))
+    presets: tuple[str, ...] = _doc(f"of {', '.join(PRESET_NAMES)}", default=("quality",))
+    steps: int | None = _doc("denoising steps (default: each model's own)", default=None)
+    repeats: int = _doc("measured runs per cell", default=3)
+    time_limit: float | None = _doc("seconds; cells that would end later are left out, and named", default=None)
+
+    def __post_init__(self) -> None:
+        for name in ("models", "batch", "presets"):
+            if not getattr(self, name):
+                raise RequestError(f"a benchmark needs at least one of its {name}")
+        for name in ("models", "sizes", "batch", "presets"):
+            values = getattr(self, name)
+            if twice := next((v for v in values if values.count(v) > 1), None):
+                raise RequestError(f"{twice} stands twice among the {name}; name it once")
+        if unknown := next((p for p in self.presets if p not in PRESET_NAMES), None):
+            raise RequestError(f"unknown preset {unknown!r}; choose from {', '.join(PRESET_NAMES)}")
+        if not 1 <= self.repeats <= MAX_REPEATS:
+            raise RequestError(f"repeats must lie between 1 and {MAX_REPEATS}, not {self.repeats}; 3 is usual")
+        if self.time_limit is not None and self.time_limit <= 0:
+            raise RequestError(f"the time limit must be above 0 seconds, not {self.time_limit:g}")
+        for size in self.sizes or (None,):
+            for images in self.batch:
+                self.request(self.models[0], size, images)
+
+    def request(self, model: str, size: int | None, images: int, preset: str = "quality") -> GenerationRequest:
+        return GenerationRequest(
+            model=model, prompt=PROMPT, steps=self.steps, width=size, height=size, images=images, preset=preset
+        )
+
+    def groups(self, native: int) -> Iterator[tuple[int, int]]:
+        """(size, batch) of the cells that take turns, the cheap ones first."""
+        for size in sorted(self.sizes or (native,)):
+            for images in sorted(self.batch):
+                yield size, images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One cell, measured. Times are medians in ms, of the whole batch."""
+
+    model: str
+    preset: str
+    size: int
+    images: int
+    steps: int
+    guidance: float
+    unet_calls: int
+    parameters: int  # of the U-Net
+    repeats: int
+    text_ms: float
+    unet_step_ms: float  # mean over the steps, as some are guided and some may not be
+    unet_ms: float
+    vae_ms: float
+    swap_ms: float  # moving parts to the device; in none of the others
+    total_ms: float
+    total_range_ms: tuple[float, float]  # of the runs
+    pictures_per_second: float
+    peak_memory_bytes: int | None
+    memory_of: str  # "GPU", or "process": it then holds every model of the run, and the prediction counts them
+    predicted: dict[str, float]  # text_ms, unet_step_ms, unet_ms, vae_ms, total_ms, peak_memory_bytes
+    hardware: str  # where the speed comes from that the prediction stands on
+    plan: dict | None  # the memory plan; None for stock
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """One cell that was not measured."""
+
+    model: str
+    preset: str
+    size: int
+    images: int
+    out_of_memory: bool
+    reason: str
+
+
+def _skipped(request: GenerationRequest, preset: str, reason: str, *, out_of_memory: bool) -> Skipped:
+    return Skipped(
+        model=request.model,
+        preset=preset,
+        size=request.width,
+        images=request.images,
+        out_of_memory=out_of_memory,
+        reason=reason,
+    )
+
+
+@dataclass(kw_only=True)
+class _Cell:
+    model: LoadedModel
+    request: GenerationRequest
+    preset: str
+    plan: Plan
+    beside: int  # bytes of other models that count as peak memory
+    timings: list[Timing] = field(default_factory=list)
+
+    def predict(self, hardware: Hardware) -> Prediction:
+        return predict(
+            self.model.spec,
+            hardware,
+            width=self.request.width,
+            height=self.request.height,
+            steps=self.request.steps,
+            guided=self.request.guidance > 1,
+            images=self.request.images,
+            preset=self.request.preset,
+            tiny_vae=self.plan.tiny_vae,
+        )
+
+    def skipped(self, reason: str, *, out_of_memory: bool) -> Skipped:
+        return _skipped(self.request, self.preset, reason, out_of_memory=out_of_memory)
+
+    def row(self, hardware: Hardware) -> Row:
+        expected = self.predict(hardware)
+
+        def median(name: str) -> float:
+            return statistics.median(getattr(t, name) for t in self.timings)
+
+        total = median("total_ms")
+        peaks = [t.peak_memory_bytes for t in self.timings if t.peak_memory_bytes is not None]
+        predicted = {
+            "text_ms": expected.text_ms,
+            "unet_step_ms": expected.unet_total_ms / self.request.steps,
+            "unet_ms": expected.unet_total_ms,
+            "vae_ms": expected.vae_ms,
+            "total_ms": expected.total_ms,
+            "peak_memory_bytes": self.plan.predicted_peak_bytes + self.beside,
+        }
+        return Row(
+            model=self.request.model,
+            preset=self.preset,
+            size=self.request.width,
+            images=self.request.images,
+            steps=self.request.steps,
+            guidance=self.request.guidance,
+            unet_calls=self.timings[0].unet_calls,
+            parameters=self.model.parameters,
+            repeats=len(self.timings),
+            text_ms=median("text_ms"),
+            unet_step_ms=median("unet_total_ms") / self.request.steps,
+            unet_ms=median("unet_total_ms"),
+            vae_ms=median("vae_ms"),
+            swap_ms=median("swap_ms"),
+            total_ms=total,
+            total_range_ms=(min(t.total_ms for t in self.timings), max(t.total_ms for t in self.timings)),
+            pictures_per_second=1000 * self.request.images / total,
+            peak_memory_bytes=max(peaks, default=None),
+            memory_of="GPU" if self.model.device.type == "cuda" else "process",
+            predicted=predicted,
+            plan=None if self.preset == STOCK else dataclasses.asdict(self.plan),
+            hardware=hardware.source,
+        )
+
+
+def measure(
+    matrix: Matrix,
+    library: Library,
+    *,
+    on_run: Callable[[str], None] | None = None,
+    cancel: threading.Event | None = None,
+) -> Iterator[Row | Skipped]:
+    """Every cell of the matrix, measured or skipped, as it is done. Setting `cancel` raises Cancelled.
+
+    `on_run` is told what starts now.
+    """
+    cancel = cancel or threading.Event()
+    say = on_run or (lambda text: None)
+    clock = _Clock(matrix.time_limit)
+    say(f"loading {', '.join(matrix.models)}")
+    models = library.get_all(matrix.models)
+    for size, images in matrix.groups(models[0].card.width):
+        speeds = {m.spec.channels: _Speed(m, size, images) for m in models}
+        everything = sum(_bytes(m.pipeline.unet) for m in models) + sum(s.bytes for s in speeds.values())
+        cells = []
+        for preset, model in itertools.product(matrix.presets, models):
+            request = matrix.request(model.card.name, size, images, "quality" if preset == STOCK else preset)
+            request = resolve(request, model.card)
+            try:
+                plan = stock_plan(model, request) if preset == STOCK else model.place(request).plan
+            except RequestError as error:  # no plan fits
+                yield _skipped(request, preset, str(error), out_of_memory=True)
+                continue
+            beside = 0 if model.device.type == "cuda" else everything - _bytes(model.pipeline.unet)
+            cells.append(_Cell(model=model, request=request, preset=preset, plan=plan, beside=beside))
+        yield from _take_turns(cells, speeds, matrix.repeats, clock, say, cancel)
+
+
+def _bytes(module: torch.nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in module.parameters())
+
+
+class _Clock:
+    """The time that is left of a limit in seconds."""
+
+    def __init__(self, limit: float | None):
+        self.limit, self.started = limit, time.monotonic()
+
+    def allows(self, seconds: float) -> bool:
+        return self.limit is None or time.monotonic() - self.started + seconds <= self.limit
+
+
+class _Speed:
+    """The speed of the device at one size and batch: published, or measured anew in every turn."""
+
+    def __init__(self, model: LoadedModel, size: int, images: int):
+        self.model, self.known = model, named(device_name(model.device))
+        if not self.known:
+            vae = model.pipeline.vae
+            self.yardstick = Yardstick(model.spec, vae, device=model.device, width=size, height=size, images=images)
+
+    @property
+    def bytes(self) -> int:
+        return 0 if self.known else _bytes(self.yardstick.unet)
+
+    def turn(self) -> None:
+        if not self.known:
+            with self.model.lock:
+                self.model.library.residence.bring([self.model.pipeline.vae, self.yardstick.unet])
+                self.yardstick.run()
+
+    def hardware(self) -> Hardware:
+        return self.known or self.yardstick.hardware()
+
+
+def _take_turns(
+    cells: list[_Cell],
+    speeds: dict[tuple, _Speed],
+    repeats: int,
+    clock: _Clock,
+    say: Callable[[str], None],
+    cancel: threading.Event,
+) -> Iterator[Row | Skipped]:
+    """A warm-up and `repeats` rounds over the cells; one that fails or would end too late drops out."""
+    running = list(cells)
+    for turn in range(repeats + 1):
+        for speed in speeds.values():
+            speed.turn()
+        for cell in tuple(running):
+            expected = cell.predict(speeds[cell.model.spec.channels].hardware()).total_ms / 1000
+            if not clock.allows(expected * (1 if turn else 2)):  # a warm-up promises a run after it
+                running.remove(cell)
+                continue
+            request = cell.request
+            run = f"run {turn} of {repeats}" if turn else "warm-up"
+            say(f"{request.model}, {cell.preset}, {request.width} px, batch {request.images}: {run}")
+            try:
+                timing = _run(cell, cancel, warm_up=turn == 0)
+            except torch.cuda.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                running.remove(cell)
+                cells.remove(cell)
+                yield cell.skipped("out of memory", out_of_memory=True)
+                continue
+            if turn:
+                cell.timings.append(timing)
+    for cell in cells:
+        if cell.timings:
+            yield cell.row(speeds[cell.model.spec.channels].hardware())
+        else:
+            yield cell.skipped(f"not reached within {clock.limit:g} s", out_of_memory=False)
+
+
+def _run(cell: _Cell, cancel: threading.Event, *, warm_up: bool) -> Timing:
+    request = dataclasses.replace(cell.request, steps=2) if warm_up else cell.request
+    if cell.preset != STOCK:
+        return generate(request, cell.model, cancel=cancel, num_previews=0).timing
+    with cell.model.lock:
+        return stock(cell.model, request, cancel)

@@ -1,0 +1,69 @@
+"""The baseline: diffusers' own pipeline on the same weights, all on the device, its stages timed from outside."""
+
+import threading
+
+import torch
+
+from koala.generate import Cancelled, initial_noise
+from koala.loading import LoadedModel
+from koala.plans import Plan, pair_plan
+from koala.request import GenerationRequest, Timing
+from koala.schedulers import build
+from koala.timing import StageTimer
+
+
+@torch.inference_mode()
+def stock(model: LoadedModel, request: GenerationRequest, cancel: threading.Event) -> Timing:
+    """One run, called as diffusers' documentation does. Hold `model.lock`; setting `cancel` raises Cancelled."""
+    parts = [p for p in model.pipeline.components.values() if isinstance(p, torch.nn.Module)]
+    model.library.residence.bring(parts)
+    scheduler = build(request.scheduler, model.pipeline.scheduler.config)
+    pipeline = type(model.pipeline)(**model.pipeline.components | {"scheduler": scheduler}, add_watermarker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    noise = initial_noise(request, pipeline.unet.config.in_channels, pipeline.vae_scale_factor)
+
+    def step_end(*_) -> dict:
+        if cancel.is_set():
+            raise Cancelled
+        return {}
+
+    timer = StageTimer(model.device)
+    with (
+        timer.stage("total"),
+        timer.calls("text", pipeline.text_encoder),
+        timer.calls("text", pipeline.text_encoder_2),
+        timer.calls("unet", pipeline.unet),
+        timer.calls("vae", pipeline.vae.decoder),
+    ):
+        pipeline(
+            prompt=request.prompt,
+            num_inference_steps=request.steps,
+            guidance_scale=request.guidance,
+            width=request.width,
+            height=request.height,
+            num_images_per_prompt=request.images,
+            latents=noise.to(model.device, model.dtype),
+            callback_on_step_end=step_end,
+        )
+    return Timing(
+        text_ms=timer.total("text"),
+        unet_ms=tuple(timer.ms["unet"]),
+        unet_calls=request.steps * (2 if request.guidance > 1 else 1),
+        vae_ms=timer.total("vae"),
+        total_ms=timer.total("total"),
+        peak_memory_bytes=timer.peak_memory(),
+    )
+
+
+def stock_plan(model: LoadedModel, request: GenerationRequest) -> Plan:
+    """What the pipeline does by itself, as a memory plan."""
+    return pair_plan(
+        [model.spec],
+        device=model.device.type,
+        vram_bytes=None,
+        width=request.width,
+        height=request.height,
+        images=request.images,
+        guided=request.guidance > 1,
+        dtype=str(model.dtype).removeprefix("torch."),
+    )

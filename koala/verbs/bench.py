@@ -1,0 +1,74 @@
+"""bench: latency and memory, measured beside predicted."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from koala.console import no_bars
+from koala.presets import PRESETS
+from koala.registry import find
+from koala.verbs.options import add_device, library
+from koala.verbs.output import emit, say
+
+HELP = "measure latency and memory over models x sizes x batches x presets, beside the prediction"
+
+
+def json_file(text: str) -> Path:
+    path = Path(text)
+    if path.suffix.lower() != ".json":
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .json; the table goes beside it as .md")
+    return path
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--models", nargs="+", required=True, metavar="MODEL", help="the first is the baseline of the speed-ups"
+    )
+    parser.add_argument(
+        "--sizes", nargs="+", type=int, default=(), metavar="PX", help="picture sides (default: the first model's own)"
+    )
+    parser.add_argument("--batch", nargs="+", type=int, default=(1,), metavar="N", help="pictures per run (default: 1)")
+    parser.add_argument(
+        "--presets",
+        nargs="+",
+        default=("quality",),
+        metavar="NAME",
+        help=f"of {', '.join(PRESETS)} and stock, diffusers' own pipeline (default: quality)",
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps (default: each model's own)")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="measured runs per cell (default: 3)")
+    parser.add_argument(
+        "--time-limit", type=float, metavar="S", help="seconds; cells that would end later are left out, and named"
+    )
+    parser.add_argument(
+        "--random-weights", action="store_true", help="build the networks from their specs; no file is needed"
+    )
+    parser.add_argument(
+        "--out", type=json_file, required=True, metavar="FILE.json", help="the table goes beside it as .md"
+    )
+    add_device(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    names = [find(model).name for model in args.models]
+    from koala.bench import Matrix, measure
+    from koala.bench_report import markdown, report
+    from koala.evaluate.reports import circumstances
+    from koala.random_weights import RandomLibrary
+
+    values = {f.name: getattr(args, f.name) for f in dataclasses.fields(Matrix)}
+    matrix = Matrix(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()} | {"models": tuple(names)})
+    no_bars()
+    if args.random_weights:
+        models = RandomLibrary(args.device, memory=args.vram, dtype=args.dtype)
+    else:
+        models = library(args, names)
+    found = report(matrix, list(measure(matrix, models, on_run=say)), random_weights=args.random_weights)
+    found |= circumstances(sys.argv[1:], models.get(names[0]))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(found, indent=1) + "\n")
+    args.out.with_suffix(".md").write_text(markdown(found) + "\n")
+    emit(args, found, markdown(found))
+    return 0
