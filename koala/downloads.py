@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from io import FileIO
+from json import JSONDecodeError
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
@@ -94,6 +95,10 @@ def _sources(card: ModelCard, tiny_vae: bool) -> Iterator[_Source]:
 def _explained(card: ModelCard, repo: str, revision: str | None) -> Iterator[None]:
     """The hub's errors as one sentence each, with what to type."""
     page = f"{constants.ENDPOINT}/{repo}"
+    remedy = (
+        f"With a network: python -m koala fetch {card.name} (what came already stays); or copy a folder in diffusers' "
+        "layout here and name that"
+    )
     try:
         yield
     except GatedRepoError as error:
@@ -123,10 +128,10 @@ def _explained(card: ModelCard, repo: str, revision: str | None) -> Iterator[Non
             why = "HF_HUB_OFFLINE is set"
         else:
             why = f"{constants.ENDPOINT} cannot be reached ({str(cause).splitlines()[0]})"
-        raise NotOnThisMachine(
-            f"{card.name} cannot be fetched to this machine: {why}. With a network: python -m koala fetch {card.name} "
-            "(what came already stays); or copy a folder in diffusers' layout here and name that"
-        ) from error
+        raise NotOnThisMachine(f"{card.name} cannot be fetched to this machine: {why}. {remedy}") from error
+    except JSONDecodeError as error:  # as behind the login page of a hotel's network
+        why = f"what answers at {constants.ENDPOINT} is no hub"
+        raise NotOnThisMachine(f"{card.name} cannot be fetched to this machine: {why}. {remedy}") from error
 
 
 def plan_download(card: ModelCard, *, tiny_vae: bool = False) -> tuple[RemoteFile, ...]:
@@ -165,9 +170,11 @@ class _Part(FileIO):
     def write(self, piece: bytes) -> int:
         if self.cancel.is_set():
             raise DownloadStopped
-        written = super().write(piece)
+        left = memoryview(piece)
+        while left:  # one write may take less than all where the disk is nearly full
+            left = left[super().write(left) :]
         self.on_size(self.tell())
-        return written
+        return len(piece)
 
 
 def _sha256(path: Path) -> str:

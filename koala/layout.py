@@ -19,8 +19,9 @@ CONFIGS = (
     "model_index.json",
     "scheduler/scheduler_config.json",
     *(f"{part}/config.json" for part in STEMS),
-    *(f"{folder}/{file}" for folder in ("tokenizer", "tokenizer_2") for file in ("vocab.json", "merges.txt")),
 )
+TOKENIZERS = ("tokenizer", "tokenizer_2")
+VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # transformers 5 saves the first, older ones both
 _TOKENIZER = re.compile(r"tokenizer(_2)?/[^/]+\.(json|txt)")
 _PICKLE = (".bin", ".ckpt", ".pt", ".pth")
 SAVE_AGAIN = "Save it again with pipeline.save_pretrained(folder, safe_serialization=True), or copy what is missing"
@@ -68,6 +69,9 @@ def choose(names: Collection[str], parts: Iterable[str], owner: str, remedy: str
         if found[part] and found[part].index and part != "unet":
             raise RequestError(f"{owner} has its {part} in several files; save it again as one. {remedy}")
     missing = [n for n in CONFIGS if n not in names and n != "vae/config.json"]
+    for folder in TOKENIZERS:
+        lacking = [[f"{folder}/{n}" for n in files if f"{folder}/{n}" not in names] for files in VOCABULARIES]
+        missing += min(lacking, key=len)
     missing += [f"{part}/{STEMS[part]}.safetensors" for part in parts if found[part] is None]
     if "vae" in parts and "vae/config.json" not in names:
         missing.append("vae/config.json")
@@ -91,7 +95,7 @@ def needed(names: Collection[str], chosen: Mapping[str, Weights]) -> list[str]:
 
 def listing(folder: Path) -> set[str]:
     """The names of a folder's files, as far down as a pipeline keeps any; a link that leads nowhere is no file."""
-    inside = [folder, *(folder / n for n in (*STEMS, "scheduler", "tokenizer", "tokenizer_2"))]
+    inside = [folder, *(folder / n for n in (*STEMS, "scheduler", *TOKENIZERS))]
     return {f.relative_to(folder).as_posix() for d in inside if d.is_dir() for f in d.iterdir() if f.is_file()}
 
 

@@ -122,8 +122,17 @@ class _Handler(BaseHTTPRequestHandler):
         elif found := re.fullmatch(r"/blobs/([0-9a-f]{64})", path):
             self._note("", found[1])
             self._bytes(self.hub.blobs[found[1]])
+        elif path.startswith("/login"):
+            self._body(b"<html>Welcome to the hotel</html>", "text/html")
         else:
             self._refuse(404, "")
+
+    def _body(self, body: bytes, kind: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     def _refuse(self, status: int, code: str) -> None:
         self.send_response(status)
@@ -157,12 +166,8 @@ class _Handler(BaseHTTPRequestHandler):
             if file.suffix in WEIGHTS:
                 entry["lfs"] = {"size": size, "sha256": hashlib.sha256(data).hexdigest(), "pointerSize": 134}
             siblings.append(entry)
-        body = json.dumps({"id": repo, "sha": found.commit(revision), "siblings": siblings}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        answer = {"id": repo, "sha": found.commit(revision), "siblings": siblings}
+        self._body(json.dumps(answer).encode(), "application/json")
 
     def _file(self, repo: str, revision: str, name: str) -> None:
         self._note(repo, name, revision)

@@ -188,6 +188,23 @@ def test_a_stopped_download_goes_on_in_the_next_process(hub, run, teacher, tmp_p
     assert hub.fetched(OWN) == [UNET, VAE, *TEXT]  # what had come before came once
 
 
+OBTAIN = f"""
+from koala.downloads import obtain
+from koala.registry import find
+
+print(obtain(find({OWN!r})).revision)
+"""
+
+
+def test_the_first_use_fetches_and_the_next_asks_nothing(hub, run, student):
+    commit = hub.add(OWN, student)
+    assert run("-c", OBTAIN).stdout == f"{commit}\n"
+    asked = len(hub.requests)
+    hub.add(OWN, student.parent)  # a newer commit, which only `fetch` would look for
+    assert run("-c", OBTAIN).stdout == f"{commit}\n"
+    assert len(hub.requests) == asked
+
+
 SAME_WEIGHTS = """
 from koala.loading import Library
 
@@ -358,7 +375,9 @@ def test_what_the_hub_refuses_is_one_line_with_what_to_type(hub, run, student, t
     assert not any(r.what.endswith(("tensors", ".bin")) and r.repo.endswith(("pickled", "flux")) for r in hub.requests)
 
 
-def test_no_network_is_one_line_with_what_to_type(run):
+def test_no_network_is_one_line_with_what_to_type(hub, run):
+    hotel = run("-m", "koala", "fetch", OWN, HF_ENDPOINT=f"{hub.endpoint}/login")
+    one_line(hotel, "/login is no hub", f"python -m koala fetch {OWN}")
     for model in ("koala-700m", OWN):
         dead = run("-m", "koala", "fetch", model, HF_ENDPOINT="http://127.0.0.1:9")
         one_line(

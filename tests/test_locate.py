@@ -156,3 +156,16 @@ def test_locating_opens_no_connection():
 def test_a_device_that_is_not_here_is_refused():
     with pytest.raises(RequestError, match="unknown device 'gpu'"):
         Library("gpu")
+
+
+def test_a_folder_saved_by_todays_transformers_is_whole(tmp_path, embedded):
+    """transformers 5 writes tokenizer.json alone; older ones wrote vocab.json and merges.txt."""
+    folder = tmp_path / "saved"
+    shutil.copytree(embedded / "tiny-koala-700m", folder)
+    for tokenizer in ("tokenizer", "tokenizer_2"):
+        (folder / tokenizer / "vocab.json").unlink()
+        (folder / tokenizer / "merges.txt").unlink()
+    assert locate(find(str(folder))).folder == folder
+    (folder / "tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises(RequestError, match="tokenizer/tokenizer.json is missing"):
+        locate(find(str(folder)))
