@@ -34,7 +34,6 @@ def refusal(folder) -> str:
         f"unet/{WEIGHTS}.safetensors",
         "model_index.json",
         "vae/config.json",
-        "tokenizer/merges.txt",
     ],
 )
 def test_a_missing_file_is_named(copy, file):

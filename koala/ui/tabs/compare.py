@@ -173,7 +173,10 @@ class Compare:
         for slot in "ab":
             own = [self.fields[name] for name in settings.defaults(self.session.card(self.session.models[0]), slot)]
             self.fields[f"model_{slot}"].input(
-                functools.partial(self.pick, slot), chosen, [*own, self.stage, self.timer], **CHEAP
+                functools.partial(self.pick, slot),
+                chosen,
+                [*own, self.fields["negative_prompt"], self.stage, self.timer],
+                **CHEAP,
             )
 
     # --- handlers
@@ -241,7 +244,10 @@ class Compare:
             blank = self.empty(model_a, model_b) if shown["phase"] == "empty" else gr.skip()
         except RequestError as error:
             raise complain(error, "Unknown model") from None
-        return *settings.defaults(card, slot).values(), blank, gr.Timer(active=True)
+        hint = gr.Textbox(
+            placeholder=f"{card.title}'s authors use: {card.negative_prompt}" if card.negative_prompt else ""
+        )
+        return *settings.defaults(card, slot).values(), hint, blank, gr.Timer(active=True)
 
     def reuse_seed(self, last: str):
         if not last:

@@ -1,0 +1,54 @@
+"""SDXL and KOALA-700M at full size, random weights in the hub's layout: loaded, compared, measured."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+
+from koala.random_weights import RandomLibrary
+
+ROOT = Path(__file__).parents[1]
+NAMES = ("sdxl-base", "koala-700m")
+
+pytestmark = pytest.mark.slow  # ten minutes on one core, 11 GB of disk, 12 GB of memory
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Both pipelines as their authors published them: half precision, `.fp16.` in the names of the weights."""
+    found, folder = [], tmp_path_factory.mktemp("full-size")
+    for name in NAMES:  # one at a time: each is freed before the next is built
+        pipeline = RandomLibrary("cpu", dtype="float16").get(name).pipeline
+        pipeline.save_pretrained(folder / name, variant="fp16", max_shard_size="100GB")
+        found.append(folder / name)
+        del pipeline
+    yield found
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+
+
+def test_the_pair_is_compared_on_a_cpu_in_less_than_16_gb(folders, tmp_path):
+    command = [sys.executable, "-m", "koala", "compare", "--models", *map(str, folders), "--prompt", "a red circle"]
+    command += ["--steps", "2", "--width", "256", "--height", "256", "--dtype", "bfloat16", "--json"]
+    done = subprocess.run([*command, "--out", tmp_path], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    teacher, student = found["models"]
+    assert (teacher["parameters"], student["parameters"]) == (2_567_463_684, 782_822_724)
+    assert {m["dtype"] for m in found["models"]} == {"bfloat16"}
+    peak = max(m["timing"]["peak_memory_bytes"] for m in found["models"])
+    predicted = teacher["plan"]["predicted_peak_bytes"]
+    print(f"peak {peak / 1e9:.2f} GB, predicted {predicted / 1e9:.2f} GB; {found['speedup']}")
+    assert peak < 16e9
+    assert peak == pytest.approx(predicted, rel=0.25)
+    assert found["speedup"]["models"][0]["per_call"] > 1.5
+
+
+def test_the_student_loads_in_plain_diffusers(folders):
+    pipeline = StableDiffusionXLPipeline.from_pretrained(folders[1], variant="fp16", torch_dtype=torch.float16)
+    assert sum(p.numel() for p in pipeline.unet.parameters()) == 782_822_724
+    assert pipeline.unet.mid_block is None
