@@ -23,7 +23,7 @@ TITLES = {
 }
 BEGIN = {"spec": "koala-700m", "teacher": "sdxl", "side": 1024, "gpu": "rtx-4090"}
 STEPS = 25  # of a predicted picture, with guidance
-DEEP = ("DW-2", "DW-3", "UP-1", "UP-2")  # stages whose depth may be set
+DEEP = {"DW-2": 2, "DW-3": 10, "UP-1": 10, "UP-2": 2}  # stages whose depth may be set, up to the teacher's
 MID_CHOICES = {"attention": "with attention", "alone": "one residual block", "absent": "absent"}
 _KINDS = {
     "resnet": "residual block",
@@ -72,24 +72,25 @@ def name_of(spec: UNetSpec) -> str | None:
 
 
 def change(spec: UNetSpec, what: Mapping) -> UNetSpec:
-    """The spec with one control moved: {"stage", "depth"}, {"mid"} or {"pairs"}."""
+    """The spec with controls moved: "pairs", "mid" or the depth of a stage by its name; other keys are not ours."""
     down, mid, up = list(spec.down_depths), spec.mid_depth, list(spec.up_depths)
-    if "stage" in what:
-        depth, stage = what.get("depth"), what["stage"]
-        if stage not in DEEP or not isinstance(depth, int):
-            raise RequestError(f"{str(stage)[:20]} takes no depth {str(depth)[:20]}; {', '.join(DEEP)} take 0 to 10")
-        stages, at = (down, int(stage[-1]) - 1) if stage.startswith("DW") else (up, int(stage[-1]) - 1)
-        stages[at] = (depth,) * len(stages[at])
-    if "mid" in what:
-        if what["mid"] not in MID_CHOICES:
-            raise RequestError(f"MID is {', '.join(MID_CHOICES)}, not {str(what['mid'])[:20]!r}")
-        own = down[2][0] or up[0][0] or 1
-        mid = {"attention": own, "alone": 0, "absent": None}[what["mid"]]
     if "pairs" in what:
         if what["pairs"] not in (1, 2):
             raise RequestError("an encoder stage has 1 or 2 residual blocks")
-        down = [(d[0],) * what["pairs"] for d in down]
-        up = [(*(u[:1] * what["pairs"]), u[-1]) for u in up]
+        pairs = int(what["pairs"])
+        down = [(d[0],) * pairs for d in down]
+        up = [(*(u[:1] * pairs), u[-1]) for u in up]
+    for stage, deepest in DEEP.items():
+        if stage in what:
+            if what[stage] not in range(deepest + 1):
+                raise RequestError(f"{stage} has 0 to {deepest} transformer blocks, not {str(what[stage])[:20]!r}")
+            stages, at = (down if stage.startswith("DW") else up), int(stage[-1]) - 1
+            stages[at] = (int(what[stage]),) * len(stages[at])
+    if "mid" in what:
+        choices = {"attention": down[2][0] or up[0][0] or 1, "alone": 0, "absent": None}
+        if str(what["mid"]) not in choices:
+            raise RequestError(f"MID is {', '.join(MID_CHOICES)}, not {str(what['mid'])[:20]!r}")
+        mid = choices[what["mid"]]
     if mid and down[2][0]:
         mid = down[2][0]  # diffusers has one setting for both
     moved = replace(spec, name="custom", down_depths=tuple(down), mid_depth=mid, up_depths=tuple(up))

@@ -3,7 +3,7 @@ const $ = (selector) => element.querySelector(selector);
 const $$ = (selector) => [...element.querySelectorAll(selector)];
 const live = $("[role=status]"), compress = $(".ka-compress"), made = $(".ka-made"), facts = $(".ka-detail dl");
 const nets = $$(".ka-net"), presets = $$(".ka-presets [role=radio]"), ranges = $$(".ka-depths input[type=range]");
-let data = {}, turn = 0, pinned = "up_blocks.0.attentions.1", looked = null, spoken = "";
+let data = {}, turn = 0, pending = {}, pinned = "up_blocks.0.attentions.1", looked = null, spoken = "";
 
 const make = (tag, text) => {
   const node = document.createElement(tag);
@@ -14,12 +14,19 @@ const show = (name, text) => $$(`[data-show="${name}"]`).forEach((node) => {
   if (node.textContent !== text) node.textContent = text || "";
 });
 const parts = (path) => $$(`.ka-part[data-path="${path}"]`);
-const own = () => ({ spec: data.spec, teacher: data.teacher, side: data.side, gpu: data.gpu });
 
-// One change goes to Python; answers to older changes are not shown.
-function send(what, name = "input") {
+// What Python last answered, and on top of it everything that was moved since: no change waits for another's answer.
+const asked = () => {
+  const moved = Object.fromEntries(Object.entries(pending).map(([name, one]) => [name, one.value]));
+  return { spec: data.spec, teacher: data.teacher, side: data.side, gpu: data.gpu, ...moved, turn };
+};
+const wanted = (name, answered) => (name in pending ? pending[name].value : answered);
+function send(name, value) {
   turn += 1;
-  trigger(name === "submit" ? "submit" : "input", { ...own(), ...what, turn });
+  if (name === "spec") for (const other of ["mid", "pairs", ...Object.keys(data.stages)]) delete pending[other];
+  if (name === "teacher") delete pending.side;
+  pending[name] = { value, turn };
+  trigger("input", asked());
 }
 
 function options(select, values, chosen, label) {
@@ -83,20 +90,25 @@ function drawStages() {
     first.textContent = `${one.parameters} of ${one.parameters_of}`;
     second.textContent = `${one.flops} of ${one.flops_of}`;
     const range = row.querySelector("input");
-    if (!range) continue;
+    if (!range || stage in pending) continue;
     const depths = one.depths, same = new Set(depths).size === 1;
     const text = same ? `${depths[0]} of ${one.most}` : `${depths.join(", ")} of ${one.most}`;
     range.value = Math.max(...depths);
     range.setAttribute("aria-valuetext", same ? `${text} blocks` : `${depths.join(", ")} blocks, of ${one.most}`);
     row.querySelector("output").textContent = text;
   }
-  $(".ka-mid").value = data.controls.mid;
+  $(".ka-mid").value = wanted("mid", data.controls.mid);
   const depth = data.stages.MID.depths[0];
   $(".ka-mid-depth").textContent = depth ? `${depth} of ${data.stages.MID.most}` : "";
-  $$(".ka-pairs input").forEach((radio) => { radio.checked = Number(radio.value) === data.controls.pairs; });
+  const pairs = wanted("pairs", data.controls.pairs);
+  $$(".ka-pairs input").forEach((radio) => { radio.checked = Number(radio.value) === pairs; });
 }
 
+// The button and the students: also from an answer that a later change of the drawing has overtaken.
 function drawMade() {
+  compress.disabled = data.complete;
+  compress.textContent = "Compress Tiny SDXL";
+  show("problem", data.problem);
   made.replaceChildren(...data.made.map((one) => {
     const row = make("li"), link = make("a", "Compare it with its teacher");
     link.href = location.pathname + one.link;
@@ -114,17 +126,14 @@ function render() {
     button.tabIndex = on ? 0 : -1;
     if (!button.dataset.spec) button.hidden = Boolean(data.named);
   });
-  $('[data-send="teacher"]').value = data.teacher;
-  $('[data-send="gpu"]').value = data.gpu;
-  options($('[data-send="side"]'), data.sides, data.side, (side) => `${side} × ${side} px`);
+  $('[data-send="teacher"]').value = wanted("teacher", data.teacher);
+  $('[data-send="gpu"]').value = wanted("gpu", data.gpu);
+  options($('[data-send="side"]'), data.sides, wanted("side", data.side), (side) => `${side} × ${side} px`);
   for (const name of ["parameters", "parameters_note", "flops", "flops_note", "time", "time_note", "memory",
-    "memory_note", "command", "cut_note", "problem"]) show(name, data[name]);
+    "memory_note", "command", "cut_note"]) show(name, data[name]);
   drawNets();
   drawStages();
-  drawMade();
   detail();
-  compress.disabled = data.complete;
-  compress.textContent = "Compress Tiny SDXL";
   if (spoken && spoken !== data.said) live.textContent = data.said;
   spoken = data.said;
 }
@@ -132,7 +141,7 @@ function render() {
 // --- what a visitor does
 
 presets.forEach((button, k) => {
-  const choose = () => button.dataset.spec && send({ spec: button.dataset.spec });
+  const choose = () => button.dataset.spec && send("spec", button.dataset.spec);
   button.addEventListener("click", choose);
   button.addEventListener("keydown", (event) => {
     const move = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
@@ -141,23 +150,23 @@ presets.forEach((button, k) => {
     const seen = presets.filter((b) => b.dataset.spec);
     const next = seen[(seen.indexOf(button) + move + seen.length) % seen.length];
     next.focus();
-    send({ spec: next.dataset.spec });
+    send("spec", next.dataset.spec);
   });
 });
 $$("[data-send]").forEach((select) => select.addEventListener("change", () => {
   const value = select.dataset.send === "side" ? Number(select.value) : select.value;
-  send({ [select.dataset.send]: value });
+  send(select.dataset.send, value);
 }));
 ranges.forEach((range) => range.addEventListener("input", () => {
   range.closest("li").querySelector("output").textContent = `${range.value} of ${range.max}`;
-  send({ stage: range.closest("li").dataset.stage, depth: Number(range.value) });
+  send(range.closest("li").dataset.stage, Number(range.value));
 }));
-$(".ka-mid").addEventListener("change", (event) => send({ mid: event.target.value }));
-$$(".ka-pairs input").forEach((radio) => radio.addEventListener("change", () => send({ pairs: Number(radio.value) })));
+$(".ka-mid").addEventListener("change", (event) => send("mid", event.target.value));
+$$(".ka-pairs input").forEach((radio) => radio.addEventListener("change", () => send("pairs", Number(radio.value))));
 compress.addEventListener("click", () => {
   compress.disabled = true;
   compress.textContent = "Cutting …";
-  send({}, "submit");
+  trigger("submit", asked());
 });
 $(".ka-copy").addEventListener("click", async (event) => {
   const button = event.currentTarget, code = $(".ka-command code");
@@ -207,9 +216,15 @@ nets.forEach((net) => {
 
 function update() {
   const value = props.value;
-  if (!value || !value.parts || value.turn < turn) return;
-  data = value;
-  render();
+  if (!value || !value.parts) return;
+  if (value.turn < data.turn) {
+    Object.assign(data, { made: value.made, problem: value.problem });
+  } else {
+    data = value;
+    for (const [name, one] of Object.entries(pending)) if (one.turn <= data.turn) delete pending[name];
+    render();
+  }
+  drawMade();
 }
 watch("value", update);
 update();

@@ -127,7 +127,7 @@ class Architecture:
         sides = architecture.SIDES[asked["teacher"]]
         return asked | {
             "spec": spec.notation,
-            "side": sent.get("side") if sent.get("side") in sides else sides[-1],
+            "side": next((s for s in sides if s == sent.get("side")), sides[-1]),
             "gpu": asked["gpu"] if asked["gpu"] in HARDWARE else architecture.BEGIN["gpu"],
             "turn": sent.get("turn", 0),
         }
