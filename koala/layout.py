@@ -43,9 +43,9 @@ def weights(names: Collection[str], stem: str) -> Weights | None:
         if f"{whole}.safetensors" in names:
             return Weights(variant=variant, files=(f"{whole}.safetensors",))
         index = f"{stem}.safetensors.index.{f'{variant}.' if variant else ''}json"
-        shards = [n for n in names if re.fullmatch(rf"{re.escape(whole)}-\d+-of-\d+\.safetensors", n)]
-        if index in names and shards:
-            return Weights(variant=variant, files=tuple(sorted(shards)), index=index)
+        shards = sorted(n for n in names if re.fullmatch(rf"{re.escape(whole)}-\d+-of-\d+\.safetensors", n))
+        if index in names and shards and shards[-1].endswith(f"-of-{len(shards):05}.safetensors"):
+            return Weights(variant=variant, files=tuple(shards), index=index)
     return None
 
 

@@ -122,6 +122,8 @@ def test_a_unet_in_several_files_loads(copy, variant):
     assert same_unet(library.get(str(copy)), library.get("tiny-koala-700m"))
     os.truncate(location.files("unet")[1], 1000)
     assert f"{location.files('unet')[1].name} is no whole" in refusal(copy)
+    location.files("unet")[1].unlink()
+    assert f"unet/{WEIGHTS}.safetensors is missing" in refusal(copy)
 
 
 def test_a_model_that_is_not_here_says_what_to_type():
