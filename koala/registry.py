@@ -245,7 +245,7 @@ def find(model: str) -> ModelCard:
         raise RequestError(f"{model} holds one U-Net per number of steps; use sdxl-lightning-2step, -4step or -8step")
     if Path(model).suffix in (".safetensors", ".ckpt", ".bin", ".pt", ".pth"):
         raise RequestError(
-            f"{model} is one file; a model is a folder in diffusers' layout. From a safetensors checkpoint, make one with "
+            f"{model} is one file; a model is a folder in diffusers' layout. Out of a safetensors file make one by "
             "diffusers.StableDiffusionXLPipeline.from_single_file(file).save_pretrained(folder), or cut a student out "
             "of it: python -m koala compress --teacher file"
         )
