@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from koala.loading import LoadedModel
-from koala.lora import LoraReport, read_lora, remap, teacher_of
+from koala.lora import LoraReport, lora_for
 from koala.request import GenerationRequest
 
 _ADAPTER = "request"
@@ -20,8 +20,7 @@ def adapted(model: LoadedModel, request: GenerationRequest) -> Iterator[LoraRepo
     if request.lora is None:
         yield None
         return
-    weights = read_lora(Path(request.lora))
-    moved, report = remap(weights, model.spec, teacher_of(weights))
+    moved, report = lora_for(Path(request.lora), model.spec)
     unet, pipeline = model.pipeline.unet, model.pipeline
     own, alphas = pipeline.lora_state_dict(moved, unet_config=unet.config)
     own = {key: tensor for key, tensor in own.items() if key.startswith("unet.")}

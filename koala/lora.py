@@ -29,14 +29,15 @@ Weights = Mapping[str, torch.Tensor]
 
 _KOHYA = "lora_unet_"
 _TEXT = ("lora_te", "text_encoder")  # how keys of the text encoders begin, in all styles
-_SETTINGS = "lora_adapter_metadata"  # peft's settings in a file's metadata, as JSON
+_SETTINGS = "lora_adapter_metadata"  # in a file's metadata: peft's settings, as JSON
+_MOVED = "koala_student"  # in a file's metadata: the depths of the student that it was moved onto
 
 # What a key's ending says that the tensor is; the first of each is what we write, kohya's and then peft's.
 _ENDINGS = {
     "down": (".lora_down.weight", ".lora_A.weight", ".lora.down.weight", "_lora.down.weight"),  # (rank, inputs, ...)
     "up": (".lora_up.weight", ".lora_B.weight", ".lora.up.weight", "_lora.up.weight"),  # (outputs, rank, ...)
     "alpha": (".alpha", ".alpha"),  # the LoRA's scale times its rank
-    "magnitude": (".dora_scale", ".lora_magnitude_vector"),
+    "magnitude": (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight"),
 }
 
 
@@ -65,7 +66,7 @@ class LoraReport:
         total = len(self.kept) + len(self.moved) + len(self.dropped)
         return [
             f"{total:,} layers of {self.teacher}: {len(self.kept):,} kept, {len(self.moved):,} moved to another "
-            f"number, {len(self.dropped):,} dropped because {self.student} has not their block",
+            f"number, {len(self.dropped):,} dropped because {self.student} lacks their block",
             ", ".join(f"{stage} {kept} of {all_}" for stage, (kept, all_) in self.stages.items()),
             f"coverage: {self.coverage:.1%} of the LoRA; it adapts {self.reach:.1%} of the student's layers of its "
             f"kinds; {self.text_keys:,} keys of the text encoders are as before",
@@ -78,6 +79,11 @@ def remap(weights: Weights, student: UNetSpec, teacher: UNetSpec) -> tuple[dict[
     Raises RequestError for a LoRA that does not fit the teacher, and for one of which nothing is left.
     """
     layers = _layers(weights, teacher)
+    if student.channels != teacher.channels:
+        raise RequestError(
+            f"this LoRA is for {teacher.name}, {teacher.channels[0]} channels wide at DW-1, and {student.name} has "
+            f"{student.channels[0]}; take one that was trained on its teacher"
+        )
     table = layer_map(student, teacher)
     places = {renamed(module, table): module for module in _modules(student)}
     kohya = any(key.startswith(_KOHYA) for key in weights)
@@ -119,6 +125,28 @@ def teacher_of(weights: Weights) -> UNetSpec:
     return TINY_SDXL
 
 
+def lora_for(path: Path, student: UNetSpec) -> tuple[dict[str, torch.Tensor], LoraReport]:
+    """A LoRA file as `remap` gives it, whatever it was made for: the student's teacher, or the student itself."""
+    weights = read_lora(path)
+    return remap(weights, student, _origin(path, weights, student))
+
+
+def _origin(path: Path, weights: Weights, student: UNetSpec) -> UNetSpec:
+    """The U-Net that a LoRA file was made for: the student, or the teacher that its shapes tell."""
+    moved = _metadata(path).get(_MOVED)
+    if moved and moved != student.notation:
+        raise RequestError(
+            f"{path} was moved onto the depths {moved} already, and {student.name} has {student.notation}; "
+            "take the original LoRA"
+        )
+    teacher = teacher_of(weights)
+    layers = _layers(weights, teacher)
+    kinds = {_kind(module) for module in layers}
+    # One trained on the student adapts all of its layers of a kind and no other; the teacher has more of each kind.
+    own = layers.keys() == {module for module in _modules(student) if _kind(module) in kinds}
+    return student if moved or own and student.channels == teacher.channels else teacher
+
+
 def read_lora(path: Path) -> dict[str, torch.Tensor]:
     """A LoRA's tensors; a scale that peft keeps in the file's metadata is in the upper factors here.
 
@@ -145,13 +173,13 @@ def read_lora(path: Path) -> dict[str, torch.Tensor]:
 def remap_file(lora: Path, spec: str, out: Path, teacher: UNetSpec | None = None) -> LoraReport:
     """Move a LoRA file onto a student's spec; the teacher is told by the LoRA's shapes where none is given."""
     weights = read_lora(lora)
-    teacher = teacher or teacher_of(weights)
-    found, report = remap(weights, student_spec(spec, teacher), teacher)
+    student = student_spec(spec, teacher or teacher_of(weights))
+    found, report = remap(weights, student, teacher or _origin(lora, weights, student))
     check_space(out, sum(t.nbytes for t in found.values()))
     dropped = (_SETTINGS, "sshs_")  # what is no longer true of the file: peft's settings and kohya's hashes
     metadata = {k: v for k, v in _metadata(lora).items() if not k.startswith(dropped)}
     with new_file(out) as file:
-        save_file(found, file, metadata=metadata | {"format": "pt", "koala_student": report.student})
+        save_file(found, file, metadata=metadata | {"format": "pt", _MOVED: student.notation})
     return report
 
 

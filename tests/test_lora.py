@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from koala.layer_map import layer_map, renamed
-from koala.lora import read_lora, remap, remap_file, teacher_of
+from koala.lora import lora_for, read_lora, remap, remap_file, teacher_of
 from koala.original_layout import original_names
 from koala.request import RequestError
 from koala.specs import KOALA_700M, SDXL, SPECS, TINY_KOALA_1B, TINY_KOALA_700M, TINY_SDXL
@@ -207,7 +207,7 @@ def test_pefts_scale_in_the_metadata_is_not_lost(tmp_path, embedded):
     assert ratio == pytest.approx(3 / RANK), "the test would pass without any scale"
     with safe_open(tmp_path / "moved.safetensors", framework="pt") as file:
         assert file.metadata()["trigger"] == "koala"
-        assert file.metadata()["koala_student"] == "tiny-koala-700m"
+        assert file.metadata()["koala_student"] == TINY_KOALA_700M.notation
         assert "lora_adapter_metadata" not in file.metadata()
 
 
@@ -247,6 +247,36 @@ def test_a_lora_on_its_own_teacher_is_the_same_lora():
     assert found.keys() == keys.keys()
     assert all(torch.equal(found[k], keys[k]) for k in keys)
     assert (report.moved, report.dropped, report.coverage) == ({}, (), 1)
+
+
+def test_a_lora_that_was_moved_already_is_not_moved_twice(tmp_path):
+    """attentions.1 of a moved one is the teacher's attentions.2; moved again it would be dropped."""
+    original, moved = tmp_path / "lora.safetensors", tmp_path / "moved.safetensors"
+    save_file(peft(factors(TINY_SDXL, r"up_blocks\.0\.attentions\.2.*attn1\.to_q$")), original)
+    remap_file(original, "koala-700m", moved)
+    found, report = lora_for(moved, TINY_KOALA_700M)
+    assert (report.moved, report.dropped) == ({}, ())
+    assert all("up_blocks.0.attentions.1" in key for key in found)
+    first, _ = lora_for(original, TINY_KOALA_700M)
+    assert first.keys() == found.keys()
+    assert all(torch.equal(first[key], found[key]) for key in found)
+    with pytest.raises(RequestError, match="was moved onto the depths 0,2,5/-/5.5,2.2,0.0 already"):
+        lora_for(moved, TINY_KOALA_1B)
+
+
+def test_a_lora_trained_on_the_student_stays_as_it_is(tmp_path):
+    keys = peft(factors(TINY_KOALA_700M, "attn1"))
+    save_file(keys, tmp_path / "lora.safetensors")
+    found, report = lora_for(tmp_path / "lora.safetensors", TINY_KOALA_700M)
+    assert found.keys() == keys.keys()
+    assert (report.teacher, report.coverage) == ("tiny-koala-700m", 1)
+
+
+def test_a_real_lora_on_an_embedded_model_is_refused(tmp_path):
+    path = "up_blocks.0.attentions.2.transformer_blocks.0.attn2.to_k"
+    save_file(kohya({path: (torch.zeros(1, 2048), torch.zeros(1280, 1))}), tmp_path / "lora.safetensors")
+    with pytest.raises(RequestError, match="for sdxl, 320 channels wide .+ and tiny-koala-700m has 16"):
+        lora_for(tmp_path / "lora.safetensors", TINY_KOALA_700M)
 
 
 def stable_diffusion_1():

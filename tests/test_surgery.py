@@ -125,6 +125,54 @@ def test_a_compressed_pipeline_runs_in_plain_diffusers(tmp_path, embedded):
     assert picture.shape == (64, 64, 3)
 
 
+def cached(folder: Path, repo: str, source: Path, commit: str) -> Path:
+    """A model in the hub's cache, half-precision files only, as a download leaves it."""
+    model = folder / f"models--{repo.replace('/', '--')}"
+    shutil.copytree(source, model / "snapshots" / commit)
+    for file in list((model / "snapshots" / commit).rglob("*.safetensors")):
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text(commit)
+    return model / "snapshots" / commit
+
+
+def test_a_hub_model_in_half_precision_with_its_better_vae_becomes_a_plain_pipeline(tmp_path, embedded):
+    """sdxl-base in the cache, with the embedded teacher's files in it: fp16 variants, and a VAE from elsewhere."""
+    base, commits = tmp_path / "hub", ("a" * 40, "b" * 40)
+    cached(base, "stabilityai/stable-diffusion-xl-base-1.0", embedded / "tiny-sdxl", commits[0])
+    vae = cached(base, "madebyollin/sdxl-vae-fp16-fix", embedded / "tiny-sdxl" / "vae", commits[1])
+    (vae / "config.json").write_text((vae / "config.json").read_text() + " ")
+    out = tmp_path / "student"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "koala",
+            "compress",
+            "--teacher",
+            "sdxl-base",
+            "--spec",
+            "koala-1b",
+            "--out",
+            out,
+            "--json",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"HF_HUB_CACHE": str(base)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(commit in json.loads(done.stdout)["revision"] for commit in commits)
+    assert (out / "vae" / "config.json").read_bytes() == (vae / "config.json").read_bytes()
+    assert not list(out.rglob("*fp16*"))
+    for part, stem in (("vae", "diffusion_pytorch_model"), ("text_encoder", "model"), ("text_encoder_2", "model")):
+        name = f"{part}/{stem}.safetensors"
+        assert (out / name).read_bytes() == (embedded / "tiny-sdxl" / name).read_bytes()
+    pipeline = StableDiffusionXLPipeline.from_pretrained(out)
+    assert sum(p.numel() for p in pipeline.unet.parameters()) == 2_916_564
+
+
 def test_what_the_spec_does_not_say_stays_as_in_the_teachers_config(tmp_path):
     teacher = UNet2DConditionModel(**TINY_SDXL.config() | {"sample_size": 64, "time_cond_proj_dim": 8})
     teacher.save_pretrained(tmp_path / "teacher")
