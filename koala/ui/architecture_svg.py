@@ -71,11 +71,11 @@ def _wide() -> Layout:
     order = ("DW-1", "DW-2", "DW-3", "MID", "UP-1", "UP-2", "UP-3", "in", "out")
     width, left, right = 800, 8, 792
     widths = dict(zip(order, (206, 206, 254, 206, 400, 246, 206, 206, 206), strict=True))
-    tall = dict(zip(order, (62, 50, 40, 40, 40, 50, 62, 22, 22), strict=True))
+    tall = dict(zip(order, (84, 68, 54, 54, 54, 68, 84, 24, 24), strict=True))
     rows, y = {}, 6
     for level in (("in", "out"), ("DW-1", "UP-3"), ("DW-2", "UP-2"), ("DW-3", "UP-1"), ("MID",)):
         rows |= dict.fromkeys(level, y)
-        y += HEAD + tall[level[0]] + FOOT + 28
+        y += HEAD + tall[level[0]] + FOOT + 32
     down, up = ("in", "DW-1", "DW-2", "DW-3"), ("UP-1", "UP-2", "UP-3", "out")
     corners = {s: (left, rows[s]) for s in down} | {s: (right - widths[s], rows[s]) for s in up}
     middle = (left + widths["DW-3"] + right - widths["UP-1"]) / 2
