@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     names = [*args.model, *([settings.teacher] if settings.teacher else [])]
     file = _report_file(args.suite, args.out)
     from koala.evaluate import reports
+    from koala.evaluate.summary import lines
     from koala.outputs import new_file
 
     no_bars()
@@ -82,5 +83,5 @@ def run(args: argparse.Namespace) -> int:
         with new_file(file.with_suffix(".svg")) as partial:
             partial.write_text(figure(found))
         say(f"plot: {file.with_suffix('.svg')}")
-    emit(args, found, json.dumps(found, indent=1))
+    emit(args, found, "\n".join([*lines(found), *([f"report: {file}"] if file else [])]))
     return 0
