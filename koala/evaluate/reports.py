@@ -8,8 +8,9 @@ from koala.evaluate import agreement, judge_accuracy, picture_folder, steps
 from koala.evaluate.metrics import METRICS
 from koala.evaluate.prompt_files import prompts_for
 from koala.evaluate.settings import Settings
-from koala.generate import versions
+from koala.generate import resolve, versions
 from koala.loading import Library, LoadedModel
+from koala.request import GenerationRequest
 from koala.timing import device_name
 
 Say = Callable[[str], None]
@@ -19,12 +20,15 @@ def judge_suite(model: LoadedModel, count: int, say: Say) -> dict:
     """How exact the judge is on clean renders and after the model's VAE, and how true that VAE is."""
     say(f"reading {count} scenes, clean and after the VAE's round trip")
     vae = model.pipeline.vae
-    return {
-        "suite": "judge",
-        "model": model.card.name,
-        "judge": judge_accuracy.measure(num_scenes=count, vae=vae),
-        "vae": judge_accuracy.vae_fidelity(vae, num_scenes=min(count, 200)),
-    }
+    placement = model.place(resolve(GenerationRequest(model=model.card.name, prompt="scenes"), model.card))
+    with model.lock:
+        placement.enter("vae", model)
+        return {
+            "suite": "judge",
+            "model": model.card.name,
+            "judge": judge_accuracy.measure(num_scenes=count, vae=vae),
+            "vae": judge_accuracy.vae_fidelity(vae, num_scenes=min(count, 200)),
+        }
 
 
 def _agreement(model: LoadedModel, settings: Settings, library: Library, say: Say) -> dict:

@@ -92,6 +92,7 @@ def test_pictures_of_other_settings_are_never_mixed_in(model, tmp_path):
         ("t2i-compbench", "either/or", "which '/' breaks"),
         ("t2i-compbench", "snake_case", "which '_' breaks"),
         ("t2i-compbench", "long " * 60, "too long"),
+        ("t2i-compbench", "ü" * 115, "too long"),
         ("geneval", "a photo of a car", 'scores by the "tag" and "include"'),
     ],
 )
@@ -102,6 +103,12 @@ def test_prompts_that_a_layout_cannot_hold_are_refused_before_anything_is_drawn(
     with pytest.raises(RequestError, match=message):
         draw_folder(model, prompts, Settings(layout=layout, **FAST), tmp_path, silent)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_longest_prompt_that_fits_a_file_name_is_drawn(model, tmp_path):
+    prompt = Prompt(text="a red circle " + "x" * (picture_folder.LONGEST - 13 - len("_000000.png")))
+    draw_folder(model, [prompt], Settings(layout="t2i-compbench", **FAST | {"images": 1}), tmp_path, silent)
+    assert files(tmp_path) == [f"samples/{prompt.text}_000000.png"]
 
 
 def test_benchmarks_count_their_own_number_of_pictures(model, tmp_path):

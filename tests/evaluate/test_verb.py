@@ -76,6 +76,13 @@ def test_prompts_fill_a_folder_with_its_report(tmp_path, capsys):
     assert read_png(next((out / "samples").iterdir()))["request"].steps == 1
 
 
+def test_judge_reads_scenes_before_and_after_the_vae(capsys):
+    assert run(*STUDENT, "--suite", "judge", "--num-prompts", 3) == 0
+    said = capsys.readouterr().out
+    assert "read perfectly: 100.00 % of clean pictures" in said
+    assert "dB inside objects" in said
+
+
 def test_steps_of_two_models_is_one_command_with_a_plot(tmp_path, tiny_clip):
     models, out = ["--model", "tiny-sdxl", "tiny-koala-700m"], tmp_path / "steps.json"
     chosen = ["--metric", "clip", "--clip", tiny_clip, "--steps", 1, 2, "--out", out]
