@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 
 from koala.console import no_bars
+from koala.verbs.options import fetch_missing
 from koala.verbs.output import emit
 
 HELP = "cut a KOALA out of a teacher, without training"
@@ -31,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from koala.surgery import compress
 
     no_bars()
+    fetch_missing([args.teacher])
     report = compress(args.teacher, args.spec, args.out)
     what = "a pipeline" if report.pipeline else "a U-Net"
     text = "\n".join([*report.lines(), f"{args.out} is {what} for diffusers; surgery.json in it says what was kept"])

@@ -53,12 +53,19 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 def library(args: argparse.Namespace, names: Sequence[str]) -> "Library":
     """The library that `add_device`'s options describe; models that are not on this machine are fetched first."""
-    from koala.downloads import obtain
     from koala.loading import Library
 
-    for name in names:
-        obtain(find(name), fetching(name))
+    fetch_missing(names)
     return Library(args.device, memory=args.vram, dtype=args.dtype)
+
+
+def fetch_missing(names: Sequence[str]) -> None:
+    """Have these models on this machine; what has no card, a file for example, is left as it is."""
+    from koala.downloads import obtain
+
+    for name in names:
+        if not Path(name).exists():
+            obtain(find(name), fetching(name))
 
 
 def gigabytes(text: str) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from koala.console import no_bars
 from koala.registry import find
 from koala.request import GenerationRequest
-from koala.verbs.options import add_device
+from koala.verbs.options import add_device, library
 from koala.verbs.output import emit, say
 
 HELP = "measure how little each transformer block changes its input: JSON and an SVG figure beside it"
@@ -39,12 +39,11 @@ def run(args: argparse.Namespace) -> int:
     for k, prompt in enumerate(args.prompts or ("any",)):  # a bad field fails before the model is loaded
         GenerationRequest(model=args.model, prompt=prompt, steps=args.steps, seed=args.seed + k)
     from koala.evaluate.reports import circumstances
-    from koala.loading import Library
     from koala.similarity import default_prompts, measure
     from koala.similarity_figure import figure, sentence
 
     no_bars()
-    model = Library(args.device).get(args.model)
+    model = library(args, [args.model]).get(args.model)
     prompts = args.prompts or default_prompts(model)
     for found in measure(model, prompts, steps=args.steps, seed=args.seed):
         say(f"{len(found['prompts'])} of {len(prompts)} prompts")
