@@ -1,6 +1,6 @@
 """What the Architecture tab says about a spec, as JSON: parts, stages, sums, controls. Arithmetic on specs alone."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from koala.costs import LATENT_FACTOR, Block, blocks, by_stage
@@ -40,17 +40,19 @@ _ENDS = {
 }
 
 
-def count(number: float) -> str:
-    """A count of parameters or FLOPs in three digits or so, with its unit."""
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.2f} {unit}" if number < 10 * size else f"{number / size:.1f} {unit}"
-    return f"{number:.0f} "
+def _count(number: int, units: tuple[str, ...]) -> str:
+    """Three digits or so, and the largest unit that fits; units go up by a thousand."""
+    power = min((len(str(number)) - 1) // 3, len(units) - 1)
+    scaled = number / 1000**power
+    return f"{scaled:.{0 if power == 0 else 2 if scaled < 10 else 1}f} {units[power]}".strip()
 
 
 def parameters_text(number: int) -> str:
-    """As `count`, where the field says billions."""
-    return count(number).replace(" G", " B").strip()
+    return _count(number, ("", "k", "M", "B"))
+
+
+def flops_text(number: int) -> str:
+    return _count(number, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"))
 
 
 # --- specs
@@ -126,16 +128,20 @@ def _source(mine: Block, its: Block) -> str:
 def _part(its: Block, mine: Block | None, of: int, side: int) -> dict:
     """One part of the drawing: its figures, and where its weights come from."""
     partly = mine is not None and mine.depth < its.depth
-    facts = []
-    for name, unit, show in (("parameters", "", parameters_text), ("flops", "FLOP", count)):
-        whole = f"{show(getattr(its, name))}{unit}"
-        own = f"{show(getattr(mine, name))}{unit} of {whole}" if partly else whole
-        facts.append([{"parameters": "Parameters", "flops": "FLOPs per call"}[name], own])
-    facts.append(["Tokens", f"{its.tokens:,} ({_grid(its.tokens, side)}), {its.channels:,} channels each"])
+
+    def of_whole(show: Callable[[int], str], own: int | None, whole: int) -> str:
+        return f"{show(own)} of {show(whole)}" if partly else show(whole)
+
+    parameters = of_whole(parameters_text, mine and mine.parameters, its.parameters)
+    facts = [
+        ["Parameters", parameters],
+        ["FLOPs per call", of_whole(flops_text, mine and mine.flops, its.flops)],
+        ["Tokens", f"{its.tokens:,} ({_grid(its.tokens, side)}), {its.channels:,} channels each"],
+    ]
     if its.kind == "attention":
         depth = f"{mine.depth} of {its.depth}" if partly else str(its.depth)
         facts.append(["Blocks", f"{depth}: self-attention, cross-attention and feed-forward each"])
-    facts.append(["Weights", _source(mine, its) if mine else f"not in this student: saves {facts[0][1]} parameters"])
+    facts.append(["Weights", _source(mine, its) if mine else f"not in this student: saves {parameters} parameters"])
     title = _title(its, of)
     state = "removed" if mine is None else "partly kept" if partly else "kept"
     spoken = "; ".join(f"{name} {value}" for name, value in facts)
@@ -174,8 +180,8 @@ def _stages(spec: UNetSpec, teacher: UNetSpec, side: int) -> dict[str, dict]:
             "note": f"{_grid(tokens[stage].tokens, side)} · {tokens[stage].channels:,} channels",
             "parameters": parameters_text(own[0]),
             "parameters_of": parameters_text(whole[0]),
-            "flops": f"{count(own[1])}FLOP",
-            "flops_of": f"{count(whole[1])}FLOP",
+            "flops": flops_text(own[1]),
+            "flops_of": flops_text(whole[1]),
             "bars": [round(100 * value / top, 2) for value, top in zip((*own, *whole), largest * 2, strict=True)],
             "depths": list(depths.get(stage, ())),
             "most": max(teacher.depths().get(stage, (0,))),
@@ -246,7 +252,6 @@ def command(spec: UNetSpec) -> str:
 def view(spec: UNetSpec, teacher: str, side: int, gpu: str) -> dict:
     """Everything that the tab shows of a spec."""
     whole = TEACHERS[teacher]
-    stages = _stages(spec, whole, side)
     mine, theirs = by_stage(spec, width=side, height=side), by_stage(whole, width=side, height=side)
     (own, own_flops), (its, its_flops) = ([sum(s[k] for s in sums.values()) for k in (0, 1)] for sums in (mine, theirs))
     named = name_of(spec)
@@ -262,14 +267,14 @@ def view(spec: UNetSpec, teacher: str, side: int, gpu: str) -> dict:
         "side": side,
         "sides": list(SIDES[teacher]),
         "parts": _parts(spec, whole, side),
-        "stages": stages,
+        "stages": _stages(spec, whole, side),
         "controls": _controls(spec),
         "parameters": f"{own:,}",
         "parameters_note": "the teacher" if complete else f"{own / its:.0%} of the teacher's {its:,}",
-        "flops": f"{count(own_flops)}FLOP",
+        "flops": flops_text(own_flops),
         "flops_note": f"per call at {side} px"
         + ("" if complete else f", {own_flops / its_flops:.0%} of the teacher's"),
         "command": command(spec),
         "complete": complete,
-        "said": f"{title}: {own:,} parameters, {count(own_flops)}FLOP per call",
+        "said": f"{title}: {own:,} parameters, {flops_text(own_flops)} per call",
     }

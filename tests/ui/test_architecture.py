@@ -214,6 +214,12 @@ def test_a_student_made_in_the_tab_is_in_the_lists_of_a_public_server_too(tab):
         tab.session.card(name.rpartition("/")[0])
 
 
+def test_the_cut_has_the_moves_that_the_drawing_still_waits_for(tab):
+    value = tab.compress(Sent(**BEGIN, **{"UP-2": 1}, turn=8))
+    assert value["spec"] == "0,2,5/-/5+5,1+1,0+0"
+    assert value["made"][-1]["title"] == "Tiny 0,2,5/-/5+5,1+1,0+0 (untrained cut)"
+
+
 def test_nonsense_from_a_browser_is_answered_and_harmless(tab):
     for sent in (
         {"spec": "../../x", "teacher": "sdxl"},

@@ -16,7 +16,7 @@ from koala.ui.session import Session
 from koala.ui.theme import ASSETS
 
 QUIET = {"api_visibility": "private", "show_progress": "hidden"}
-PROMPTS, STEPS = 8, 4  # of the live similarity: under ten seconds on two cores
+STEPS = 4  # of each prompt of the live similarity
 EMPTY = (
     '<p class="ka-hint">Eight prompts, four steps each: some seconds on a CPU. The curves grow prompt by prompt.</p>'
 )
@@ -120,10 +120,10 @@ class Architecture:
         }
 
     def _asked(self, event: gr.EventData) -> dict:
-        """What the page sent, with the types that the arithmetic needs; RequestError for a spec that is none."""
+        """The spec that the page sent with every control that was moved since; RequestError where that is none."""
         sent = event._data
         asked = {name: str(sent.get(name, architecture.BEGIN[name])) for name in ("spec", "teacher", "gpu")}
-        spec = architecture.read(asked["spec"], asked["teacher"])
+        spec = architecture.change(architecture.read(asked["spec"], asked["teacher"]), sent)
         sides = architecture.SIDES[asked["teacher"]]
         return asked | {
             "spec": spec.notation,
@@ -135,9 +135,7 @@ class Architecture:
     def change(self, event: gr.EventData) -> dict:
         """A slider or a choice was moved."""
         try:
-            asked = self._asked(event)
-            moved = architecture.change(architecture.read(asked["spec"], asked["teacher"]), event._data)
-            return self.view(asked | {"spec": moved.notation})
+            return self.view(self._asked(event))
         except RequestError as error:
             return self._begin(event, error)
 
@@ -165,7 +163,7 @@ class Architecture:
             model = self.session.model(students.TEACHER)
             from koala.similarity import SHAPES, measure
 
-            for found in measure(model, SHAPES[:PROMPTS], steps=STEPS):
+            for found in measure(model, SHAPES, steps=STEPS):
                 yield curves(found), gr.skip()
         except Exception as error:
             yield EMPTY, gr.Button(interactive=True)
