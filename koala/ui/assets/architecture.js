@@ -3,7 +3,8 @@ const $ = (selector) => element.querySelector(selector);
 const $$ = (selector) => [...element.querySelectorAll(selector)];
 const live = $("[role=status]"), compress = $(".ka-compress"), made = $(".ka-made"), facts = $(".ka-detail dl");
 const nets = $$(".ka-net"), presets = $$(".ka-presets [role=radio]"), ranges = $$(".ka-depths input[type=range]");
-let data = {}, turn = 0, pending = {}, pinned = "up_blocks.0.attentions.1", looked = null, spoken = "";
+const PATIENCE = 15000; // ms until a request counts as lost
+let data = {}, turn = 0, pending = {}, flying = 0, lost, pinned = "up_blocks.0.attentions.1", looked = null, spoken = "";
 
 const make = (tag, text) => {
   const node = document.createElement(tag);
@@ -26,7 +27,19 @@ function send(name, value) {
   if (name === "spec") for (const other of ["mid", "pairs", ...Object.keys(data.stages)]) delete pending[other];
   if (name === "teacher") delete pending.side;
   pending[name] = { value, turn };
+  fly();
+}
+
+// One request at a time; what is moved meanwhile goes with the next.
+function fly() {
+  if (flying || !Object.keys(pending).length) return;
+  flying = turn;
   trigger("input", asked());
+  lost = setTimeout(() => {
+    pending = {};
+    flying = 0;
+    render(); // the controls go back to what was last answered
+  }, PATIENCE);
 }
 
 function options(select, values, chosen, label) {
@@ -217,6 +230,10 @@ nets.forEach((net) => {
 function update() {
   const value = props.value;
   if (!value || !value.parts) return;
+  if (flying && value.turn >= flying) {
+    flying = 0;
+    clearTimeout(lost);
+  }
   if (value.turn < data.turn) {
     Object.assign(data, { made: value.made, problem: value.problem });
   } else {
@@ -225,6 +242,7 @@ function update() {
     render();
   }
   drawMade();
+  fly();
 }
 watch("value", update);
 update();

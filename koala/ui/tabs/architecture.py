@@ -89,7 +89,7 @@ class Architecture:
             self.measure = gr.Button("Measure on Tiny SDXL", elem_id="k-similarity", size="md")
             self.curves = gr.HTML(EMPTY, elem_id="k-curves", apply_default_css=False)
         self.page.input(
-            self.change, None, self.page, queue=False, trigger_mode="always_last", concurrency_limit=None, **QUIET
+            self.change, None, self.page, queue=False, trigger_mode="multiple", concurrency_limit=None, **QUIET
         )
         self.page.submit(self.compress, None, self.page, concurrency_limit=1, **QUIET)
         self.measure.click(self.similarity, None, [self.curves, self.measure], concurrency_id="gpu", **QUIET)
