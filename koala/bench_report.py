@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
-from koala.bench import Matrix, Row, Skipped
+from koala.bench import Row, Skipped
+from koala.bench_matrix import Matrix
 
 
 def report(matrix: Matrix, cells: Sequence[Row | Skipped], *, random_weights: bool) -> dict:

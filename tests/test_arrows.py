@@ -27,6 +27,7 @@ LEVELS = {
         "koala.parts",
         "koala.plans",
         "koala.latency",
+        "koala.bench_matrix",
         "koala.registry",
         "koala.layer_map",
         "koala.layout",

@@ -7,7 +7,8 @@ import threading
 import pytest
 import torch
 
-from koala.bench import STOCK, Matrix, Row, Skipped, measure
+from koala.bench import Row, Skipped, measure
+from koala.bench_matrix import STOCK, Matrix
 from koala.bench_report import markdown, report
 from koala.calibration import Yardstick
 from koala.cli import main

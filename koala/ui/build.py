@@ -5,13 +5,14 @@ import gradio as gr
 from koala.ui import widgets
 from koala.ui.endpoints import add_endpoints
 from koala.ui.session import Session
-from koala.ui.tabs import architecture, compare
+from koala.ui.tabs import architecture, bench, compare
 from koala.ui.theme import ASSETS, Eucalyptus
 
 # title, build(session); a new tab is one line here
 TABS = (
     ("Compare", compare.build),
     ("Architecture", architecture.build),
+    ("Benchmark", bench.build),
 )
 LOCAL = ("127.0.0.1", "localhost", "::1")
 

@@ -6,8 +6,8 @@ import json
 import sys
 from pathlib import Path
 
+from koala.bench_matrix import PRESET_NAMES, Matrix
 from koala.console import no_bars
-from koala.presets import PRESETS
 from koala.registry import find
 from koala.verbs.options import add_device, library
 from koala.verbs.output import emit, say
@@ -35,7 +35,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=("quality",),
         metavar="NAME",
-        help=f"of {', '.join(PRESETS)} and stock, diffusers' own pipeline (default: quality)",
+        help=f"of {', '.join(PRESET_NAMES)}; stock is diffusers' own pipeline (default: quality)",
     )
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps (default: each model's own)")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="measured runs per cell (default: 3)")
@@ -53,13 +53,13 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     names = [find(model).name for model in args.models]
-    from koala.bench import Matrix, measure
+    values = {f.name: getattr(args, f.name) for f in dataclasses.fields(Matrix)}
+    matrix = Matrix(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()} | {"models": tuple(names)})
+    from koala.bench import measure
     from koala.bench_report import markdown, report
     from koala.evaluate.reports import circumstances
     from koala.random_weights import RandomLibrary
 
-    values = {f.name: getattr(args, f.name) for f in dataclasses.fields(Matrix)}
-    matrix = Matrix(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()} | {"models": tuple(names)})
     no_bars()
     if args.random_weights:
         models = RandomLibrary(args.device, memory=args.vram, dtype=args.dtype)

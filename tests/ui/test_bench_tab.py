@@ -1,0 +1,188 @@
+"""The Benchmark tab: what it shows is what was measured, escaped, and a visitor can run, stop and download it."""
+
+import json
+import re
+import shlex
+
+import pytest
+from playwright.sync_api import TimeoutError, expect, sync_playwright
+
+from koala.bench_matrix import Matrix
+from koala.cli import parser
+from koala.ui import bench_chart
+from koala.ui.session import Session
+from koala.ui.tabs.bench import Bench, command, status
+
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+
+def row(model: str = "tiny-sdxl", **change) -> dict:
+    return {
+        "model": model,
+        "preset": "quality",
+        "size": 256,
+        "images": 1,
+        "steps": 4,
+        "text_ms": 10.0,
+        "unet_step_ms": 60.0,
+        "unet_ms": 240.0,
+        "vae_ms": 150.0,
+        "total_ms": 400.0,
+        "total_range_ms": (390.0, 450.0),
+        "pictures_per_second": 2.5,
+        "peak_memory_bytes": 650_000_000,
+        "memory_of": "process",
+        "hardware": "measured here",
+        "predicted": {
+            "text_ms": 8.0,
+            "unet_step_ms": 75.0,
+            "unet_ms": 300.0,
+            "vae_ms": 192.0,
+            "total_ms": 500.0,
+            "peak_memory_bytes": 700_000_000,
+        },
+    } | change
+
+
+def found(*rows: dict, skipped: tuple[dict, ...] = ()) -> dict:
+    return {
+        "rows": list(rows),
+        "not_reached": list(skipped),
+        "speedup": {"baseline": "tiny-sdxl", "rows": []},
+        "matrix": {"repeats": 3},
+        "device": "a <b>CPU</b>",
+        "date": "2026-01-01",
+        "command": "python -m koala bench",
+    }
+
+
+def test_bars_share_one_scale_and_mark_the_prediction():
+    html = bench_chart.bars([row(), row("tiny-koala-700m", total_ms=200.0, unet_ms=40.0)], str)
+    widths = [float(w) for w in re.findall(r'k-unet" style="width:([\d.]+)%', html)]
+    assert widths[0] == pytest.approx(6 * widths[1], rel=1e-2)
+    marks = re.findall(r'kb-mark" style="left:([\d.]+)%', html)
+    assert marks[0] == marks[1] == f"{100 / 1.02:.2f}"  # both predictions are the longest of all
+    assert "500 ms predicted" in html
+
+
+def test_sizes_and_batches_stand_apart():
+    html = bench_chart.bars([row(), row(size=128), row(images=2), row(model="tiny-koala-700m")], str)
+    assert re.findall("<h4>(.*?)</h4>", html) == ["256 × 256 px", "128 × 128 px", "256 × 256 px, 2 pictures at once"]
+
+
+def test_whatever_a_name_or_a_device_holds_is_escaped():
+    late = {"model": "x", "preset": "<i>", "size": 64, "images": 1, "reason": "<script>alert(1)</script>"}
+    html = bench_chart.panel(found(row(), skipped=(late,)), lambda name: f"<img src=x onerror=alert(1)>{name}")
+    assert "<img" not in html and "<script" not in html and "<b>CPU" not in html and "<i>," not in html
+    assert "<script" not in status("<script>")
+
+
+def test_an_unmeasured_matrix_says_why():
+    late = {"model": "tiny-sdxl", "preset": "quality", "size": 64, "images": 1, "reason": "not reached within 9 s"}
+    assert "not reached within 9 s" in bench_chart.panel(found(skipped=(late,)), str)
+    assert bench_chart.EMPTY in bench_chart.panel(found(), str)
+
+
+def test_the_command_for_a_terminal_measures_the_same():
+    matrix = Matrix(models=("tiny-sdxl",), sizes=(64, 128), presets=("quality", "stock"), steps=3, time_limit=60)
+    words = shlex.split(command(matrix))
+    args = parser().parse_args(words[3:])
+    again = Matrix(
+        models=tuple(args.models),
+        sizes=tuple(args.sizes),
+        batch=tuple(args.batch),
+        presets=tuple(args.presets),
+        steps=args.steps,
+        repeats=args.repeats,
+        time_limit=args.time_limit,
+    )
+    assert again == matrix
+
+
+def test_only_models_of_this_machine_are_offered():
+    import gradio as gr
+
+    with gr.Blocks():
+        tab = Bench(Session(device="cpu"))
+    names = [name for _, name in tab.choices()]
+    assert {"tiny-sdxl", "tiny-koala-1b", "tiny-koala-700m"} <= set(names)
+    assert tab.models.value == ["tiny-sdxl", "tiny-koala-700m"]
+    assert tab.sizes.value == [128, 256]
+
+
+@pytest.fixture
+def page(chromium, app, request):
+    viewport = getattr(request, "param", DESKTOP)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport=viewport)
+        errors = []
+        page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda e: errors.append(str(e)))
+        page.set_default_timeout(90_000)
+        page.goto(app.url)
+        page.get_by_role("tab", name="Benchmark").click()
+        page.get_by_role("button", name="Start").wait_for()
+        yield page
+        browser.close()
+        assert errors == []
+
+
+def small(page) -> None:
+    """One model's pictures of one small size, two steps, one run."""
+    page.get_by_label("256 px").uncheck()
+    for label, value in (("Steps", "2"), ("Runs", "1")):
+        field = page.locator(".kb-panes").get_by_label(label, exact=True)
+        field.fill(value)
+        field.blur()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("page", [PHONE], indirect=True)
+def test_a_visitor_measures_and_takes_the_json_home(page):
+    small(page)
+    page.get_by_label("stock", exact=True).check()
+    begin(page)
+    expect(page.locator("#kb-status")).to_have_text("Done.", timeout=120_000)
+    assert page.locator(".kb-row").count() == page.locator("#kb-panel tbody tr").count() == 4
+    with page.expect_download() as waiting:
+        page.locator("#kb-json").click()
+    report = json.loads(waiting.value.path().read_text())
+    assert [(r["model"], r["preset"]) for r in report["rows"]] == [
+        (model, preset) for preset in ("quality", "stock") for model in ("tiny-sdxl", "tiny-koala-700m")
+    ]
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def begin(page) -> None:
+    """Press Start. While a stopped run is still being taken down the press is not heard: press again."""
+    for _ in range(20):
+        page.locator("#kb-start").click()
+        try:
+            page.locator(".kb-status[data-running=true]").wait_for(timeout=3000)
+            return
+        except TimeoutError:
+            continue
+
+
+@pytest.mark.browser
+def test_stop_ends_a_benchmark_and_another_can_start(page):
+    small(page)
+    runs = page.locator(".kb-panes").get_by_label("Runs", exact=True)
+    runs.fill("50")
+    runs.blur()
+    begin(page)
+    expect(page.locator("#kb-status")).to_contain_text("of 50", timeout=90_000)
+    page.locator("#kb-stop").click()
+    expect(page.locator("#kb-status")).to_have_text("Stopped.")
+    small(page)
+    begin(page)
+    expect(page.locator("#kb-status")).to_have_text("Done.", timeout=120_000)
+    assert page.locator(".kb-row").count() == 2
+
+
+@pytest.mark.browser
+def test_a_matrix_that_is_empty_is_answered(page):
+    page.get_by_label("quality", exact=True).uncheck()
+    page.get_by_role("button", name="Start").click()
+    expect(page.get_by_test_id("toast-text").first).to_contain_text("at least one of its presets")
