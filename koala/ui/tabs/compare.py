@@ -82,17 +82,18 @@ class Compare:
                 own["height"] = gr.Number(label="Height, px", value=first.height, min_width=90)
                 own["images"] = gr.Number(label="Images", value=1, min_width=90)
             own["preset"] = gr.Dropdown(
-                [(f"{p.name}: {p.label}", p.name) for p in PRESETS.values()],
+                list(PRESETS),
                 value="quality",
                 label="Preset",
+                info=PRESETS["quality"].label.capitalize(),
                 elem_id="k-preset",
             )
             own["lora"] = gr.File(
-                label="LoRA of the teacher's U-Net (.safetensors); moved onto a KOALA by itself",
+                label="LoRA for SDXL (.safetensors)",
                 file_types=[".safetensors"],
                 height=84,
                 elem_id="k-lora",
-                elem_classes="k-restore",
+                elem_classes="k-drop",
                 visible=self.session.local,
             )
             own["lora_strength"] = gr.Slider(
@@ -103,7 +104,7 @@ class Compare:
             file_types=[".png"],
             height=84,
             elem_id="k-restore",
-            elem_classes="k-restore",
+            elem_classes="k-drop",
         )
 
     def _model(self, slot: str, label: str, name: str) -> None:
@@ -162,6 +163,8 @@ class Compare:
             **QUIET,
         )
         self.stop.click(self.halt, None, self.stage, cancels=[run], queue=False, **CHEAP)
+        preset = self.fields["preset"]
+        preset.change(self.explain, preset, preset, **CHEAP)
         self.chips.click(self.example, None, self.fields["prompt"], **CHEAP)
         self.reuse.click(self.reuse_seed, self.last_seed, [self.fields["seed"], self.random], **CHEAP)
         self.upload.upload(self.restore, self.upload, [*fields, self.random, self.upload], **CHEAP)
@@ -183,6 +186,11 @@ class Compare:
 
     def example(self, event: gr.EventData) -> str:
         return str(event._data["prompt"])
+
+    def explain(self, preset: str):
+        """What a preset does, under it."""
+        known = PRESETS.get(preset)
+        return gr.Dropdown(info=known.label.capitalize()) if known else gr.skip()
 
     def empty(self, *names: str) -> dict:
         cards = [self.session.card(n) for n in names or self.session.models]
