@@ -187,7 +187,8 @@ def curves(found: dict) -> str:
     return (
         f'<div class="ks-figure"><div class="ks-panels">{panels}</div><p class="ka-legend" aria-hidden="true">{keys}'
         f'</p><p role="status"><strong>{escape(shows)}</strong></p><p class="ka-hint">{escape(found["title"])}, mean '
-        f"over {done} prompt{'s' * (done > 1)} and {found['steps']} steps; across: block of the transformer. For a real model: "
+        f"over {done} prompt{'s' * (done > 1)} and {found['steps']} steps; across: block of the transformer. "
+        "For a real model: "
         "<code>python -m koala similarity --model sdxl-base --out curves.json</code></p></div>"
     )
 
