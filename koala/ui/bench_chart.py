@@ -6,7 +6,7 @@ from html import escape
 from koala.registry import find
 from koala.ui.widgets import duration
 
-PARTS = (("text", "text"), ("unet", "U-Net"), ("vae", "VAE"))
+PARTS = (("text", "text"), ("unet", "U-Net"), ("vae", "VAE"), ("rest", "the rest"))
 EMPTY = (
     '<p class="kb-hint">Nothing measured yet. The models take turns, after a warm-up that does not count, and every '
     "figure is the median of its runs.</p>"
@@ -24,9 +24,9 @@ def _place(row: dict) -> tuple[int, int]:
 def _bar(row: dict, scale: float, title: Callable[[str], str]) -> str:
     """One measured cell: its stages stacked, and a line where the prediction ends."""
     expected = row["predicted"]["total_ms"]
-    stages = "".join(
-        f'<i class="k-{part}" style="width:{100 * row[f"{part}_ms"] / scale:.2f}%"></i>' for part, _ in PARTS
-    )
+    ms = {part: row[f"{part}_ms"] for part, _ in PARTS[:-1]}
+    ms["rest"] = max(row["total_ms"] - sum(ms.values()), 0)  # scheduler and pipeline; medians need not add up
+    stages = "".join(f'<i class="k-{part}" style="width:{100 * ms[part] / scale:.2f}%"></i>' for part, _ in PARTS)
     return (
         f'<li class="kb-row"><span class="kb-name"><b>{escape(title(row["model"]))}</b> {escape(row["preset"])}</span>'
         f'<span class="kb-figure"><b>{duration(row["total_ms"])}</b> '
@@ -71,8 +71,7 @@ def table(rows: Sequence[dict], title: Callable[[str], str]) -> str:
         expected = row["predicted"]
         low, high = row["total_range_ms"]
         cells = [
-            cell(str(row["size"])),
-            cell(str(row["images"])),
+            cell(str(row["size"]), f"{row['images']} at once" if row["images"] > 1 else ""),
             cell(duration(row["text_ms"]), duration(expected["text_ms"])),
             cell(f"{row['unet_step_ms']:.1f} ms", f"{expected['unet_step_ms']:.1f} ms"),
             cell(duration(row["vae_ms"]), duration(expected["vae_ms"])),

@@ -60,6 +60,7 @@ def test_bars_share_one_scale_and_mark_the_prediction():
     html = bench_chart.bars([row(), row("tiny-koala-700m", total_ms=200.0, unet_ms=40.0)], str)
     widths = [float(w) for w in re.findall(r'k-unet" style="width:([\d.]+)%', html)]
     assert widths[0] == pytest.approx(6 * widths[1], rel=1e-2)
+    assert 'k-rest" style="width:0.00%' in html  # 10 + 240 + 150 of 400 ms: nothing is left
     marks = re.findall(r'kb-mark" style="left:([\d.]+)%', html)
     assert marks[0] == marks[1] == f"{100 / 1.02:.2f}"  # both predictions are the longest of all
     assert "500 ms predicted" in html
