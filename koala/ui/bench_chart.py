@@ -55,17 +55,7 @@ def table(rows: Sequence[dict], title: Callable[[str], str]) -> str:
     def cell(text: str, small: str = "") -> str:
         return f"<td>{text}{f'<small>{small}</small>' if small else ''}</td>"
 
-    heads = (
-        "px",
-        "batch",
-        "text",
-        "per U-Net step",
-        "VAE",
-        "total",
-        "of all runs",
-        "pictures per second",
-        "peak memory",
-    )
+    heads = ("px", "text", "U-Net step", "VAE", "total", "range", "pictures/s", "peak memory")
     body = []
     for row in rows:
         expected = row["predicted"]

@@ -66,6 +66,22 @@ def test_bars_share_one_scale_and_mark_the_prediction():
     assert "500 ms predicted" in html
 
 
+def test_every_column_has_its_heading():
+    html = bench_chart.table([row(images=2)], str)
+    figures = re.findall(r"<td>(.*?)</td>", html)
+    heads = re.findall(r'<th scope="col">(.*?)</th>', html)[1:]
+    assert dict(zip(heads, figures, strict=True)) == {
+        "px": "256<small>2 at once</small>",
+        "text": "10 ms<small>8 ms</small>",
+        "U-Net step": "60.0 ms<small>75.0 ms</small>",
+        "VAE": "150 ms<small>192 ms</small>",
+        "total": "400 ms<small>500 ms</small>",
+        "range": "390 ms to 450 ms",
+        "pictures/s": "2.5",
+        "peak memory": "0.65 GB<small>0.70 GB</small>",
+    }
+
+
 def test_sizes_and_batches_stand_apart():
     html = bench_chart.bars([row(), row(size=128), row(images=2), row(model="tiny-koala-700m")], str)
     assert re.findall("<h4>(.*?)</h4>", html) == ["256 × 256 px", "128 × 128 px", "256 × 256 px, 2 pictures at once"]
