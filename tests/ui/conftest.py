@@ -7,7 +7,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -70,3 +70,17 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(folder / "log.txt", GRADIO_TEMP_DIR=str(folder / "files"))
     yield server
     server.stop()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Start an app of a test's own, with arguments."""
+    servers = []
+
+    def start(*arguments: str) -> Server:
+        servers.append(Server(tmp_path / "log.txt", *arguments, GRADIO_TEMP_DIR=str(tmp_path / "files")))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from gradio_client import Client
 
 from koala.random_weights import RandomLibrary
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NAMES = ("sdxl-base", "koala-700m")
 
 pytestmark = pytest.mark.slow  # ten minutes on one core, 11 GB of disk, 12 GB of memory
@@ -46,6 +47,19 @@ def test_the_pair_is_compared_on_a_cpu_in_less_than_16_gb(folders, tmp_path):
     assert peak < 16e9
     assert peak == pytest.approx(predicted, rel=0.25)
     assert found["speedup"]["models"][0]["per_call"] > 1.5
+
+
+def test_the_app_compares_the_pair_in_the_precision_that_fits(folders, serve, tmp_path):
+    names = [str(f) for f in folders]
+    client = Client(serve("--vram", "16", "--models", *names).url, verbose=False, download_files=str(tmp_path))
+    asked = dict(models=names, prompt="a red circle", steps=2, width=256, height=256)
+    files, found = client.predict(**asked, api_name="/compare")
+    assert len(files) == 2
+    for entry in found["models"]:
+        assert entry["dtype"] == "bfloat16"
+        peak, plan = entry["timing"]["peak_memory_bytes"], entry["plan"]
+        print(f"peak {peak / 1e9:.2f} GB, predicted {plan['predicted_peak_bytes'] / 1e9:.2f} GB")
+        assert peak < 16e9
 
 
 def test_the_student_loads_in_plain_diffusers(folders):
