@@ -24,7 +24,12 @@ class Residence:
         working = tuple(working)
         stays = {id(part) for part in (*working, *keep)}
         for key in [k for k in self._here if k not in stays]:
-            self._here.pop(key).to("cpu")
+            self._send(self._here.pop(key), torch.device("cpu"))
         for part in working:
             if id(part) not in self._here:
-                self._here[id(part)] = part.to(self.device)
+                self._send(part, self.device)
+                self._here[id(part)] = part
+
+    def _send(self, part: torch.nn.Module, device: torch.device) -> None:
+        if self.device.type != "cpu":  # there is nowhere to go from host memory
+            part.to(device)

@@ -1,7 +1,7 @@
 """Muon (Jordan et al. 2024) with one batched Newton-Schulz iteration per matrix shape.
 
 `torch.optim.Muon` is the same update, one matrix at a time: on a U-Net of 743 matrices of 64 rows that costs a third
-of a training step on one core, the batched iteration a twentieth.
+of a training step on one core, the batched iteration a tenth.
 """
 
 from collections import defaultdict

@@ -13,7 +13,6 @@ import argparse
 import copy
 import json
 import math
-import os
 import random
 import time
 from contextlib import nullcontext
@@ -23,7 +22,6 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from latents import LatentSet
 from muon import Muon
-from torch import distributed
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from koala.distill.losses import feature_loss, noise_loss, snr_weight
@@ -100,16 +98,6 @@ def build_optimizers(unet: torch.nn.Module, lr: float, *, muon: bool) -> list[to
     return [Muon(hidden, lr), adamw] if hidden else [adamw]
 
 
-def average_gradients(unet: torch.nn.Module) -> None:
-    """Mean over the processes of `torchrun`, in one message."""
-    gradients = [p.grad for p in unet.parameters()]
-    flat = torch.cat([g.flatten() for g in gradients])
-    distributed.all_reduce(flat)
-    flat /= distributed.get_world_size()
-    parts = flat.split([g.numel() for g in gradients])
-    torch._foreach_copy_(gradients, [f.view_as(g) for f, g in zip(parts, gradients, strict=True)])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True, help="folder with tokenizers and text encoders")
@@ -131,11 +119,7 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    workers, worker = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    if workers > 1:
-        distributed.init_process_group("gloo")
-    draws = args.seed * workers + worker  # every process draws pictures, captions and noise of its own
-    rng, generator = random.Random(draws), torch.Generator().manual_seed(draws)
+    rng, generator = random.Random(args.seed), torch.Generator().manual_seed(args.seed)
     sets, batches, weights = [], [], []
     for entry in args.sets:
         folder, _, numbers = entry.partition("=")
@@ -211,21 +195,18 @@ def main() -> None:
                 raise RuntimeError(f"step {step}: the loss is {loss.item()}; lower --learning-rate")
             unet.zero_grad()
             loss.backward()
-            if workers > 1:
-                average_gradients(unet)
             torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
             for each in (*optimizers, *cosines):
                 each.step()
             ema.update(unet)
             for name, value in terms.items():
                 sums.setdefault(name, []).append(value.item())
-            if step % 50 == 0 and worker == 0:
+            if step % 50 == 0:
                 means = {k: round(sum(v) / len(v), 4) for k, v in sums.items()}
                 print(json.dumps({"step": step, **means, "s": round(time.time() - start)}), flush=True)
                 sums.clear()
             if step % args.save_every == 0 or step == args.steps:
-                if worker == 0:
-                    ema.network.save_pretrained(args.out)
+                ema.network.save_pretrained(args.out)
                 for s in sets:
                     s.refresh()
 
