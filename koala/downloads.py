@@ -4,7 +4,6 @@ Weights come over plain HTTP with ranges: a download can be stopped at once, and
 process too. They end up where and as the hub's own client keeps them, so every other program finds them there.
 """
 
-import hashlib
 import os
 import shutil
 import threading
@@ -29,6 +28,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import http_get, repo_folder_name
 from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
+from koala.hashing import sha256
 from koala.layout import STEMS, check_pipeline, choose, needed, weights
 from koala.locate import Location, NotOnThisMachine, locate, own_parts
 from koala.registry import CARDS, ModelCard
@@ -177,14 +177,6 @@ class _Part(FileIO):
         return len(piece)
 
 
-def _sha256(path: Path) -> str:
-    found = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
-
-
 def _blob(file: RemoteFile) -> Path:
     """Where the hub's cache keeps the bytes of a weights file."""
     cache = Path(constants.HF_HUB_CACHE)
@@ -208,7 +200,7 @@ def _weights(file: RemoteFile, on_size: Callable[[int], None], cancel: threading
         with _Part(part, on_size, cancel) as out:
             url = hf_hub_url(file.repo, file.name, revision=file.revision)
             http_get(url, out, resume_size=out.tell(), headers=build_hf_headers(), expected_size=file.size)
-        if _sha256(part) != file.sha256:
+        if sha256(part) != file.sha256:
             part.unlink()
             raise RequestError(
                 f"{file.repo}/{file.name} came with other bytes than {constants.ENDPOINT} announced, so it was deleted"

@@ -16,7 +16,8 @@ from koala.adapters import adapted
 from koala.compilation import compiled
 from koala.decoding import decode
 from koala.guidance import TENSORS, GuidanceInterval, guided_steps
-from koala.loading import EMBEDDINGS, LoadedModel, Placement, digest
+from koala.hashing import digest
+from koala.loading import EMBEDDINGS, LoadedModel, Placement
 from koala.presets import PRESETS
 from koala.registry import ModelCard
 from koala.request import GenerationRequest, Timing

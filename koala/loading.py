@@ -1,13 +1,11 @@
 """Files -> models ready to run; text encoders and VAE that are the same file are loaded once and shared."""
 
-import hashlib
 import json
 import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -22,6 +20,7 @@ from diffusers.models.modeling_utils import load_state_dict
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from koala.device import best_device, device_memory
+from koala.hashing import digest
 from koala.locate import Location, locate, tiny_vae
 from koala.plans import Plan, pair_plan
 from koala.registry import ModelCard, find
@@ -100,21 +99,6 @@ class Placement:
         others = [part for part in there if part != "unet" or self.plan.unet == "resident"]
         keep = [p for other in self.models for part in others for p in other.parts(part, self.plan)]
         model.library.residence.bring(working, keep)
-
-
-@lru_cache(maxsize=64)
-def _digest(path: Path, size: int, modified: float) -> str:
-    found = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, remembered until the file changes."""
-    stat = path.resolve().stat()
-    return _digest(path.resolve(), stat.st_size, stat.st_mtime)
 
 
 class Library:

@@ -36,6 +36,7 @@ LEVELS = {
         "koala.similarity_figure",
         "koala.request",
         "koala.presets",
+        "koala.hashing",
         "koala.shapes",
         "koala.shapes.scene",
         "koala.shapes.captions",

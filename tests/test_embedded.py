@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 
-from koala.loading import Library, digest
+from koala.hashing import digest
+from koala.loading import Library
 from koala.registry import CARDS, EMBEDDED
 
 NAMES = [c.name for c in CARDS.values() if c.embedded]

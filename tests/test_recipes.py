@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
-from koala.loading import digest
+from koala.hashing import digest
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "embedded"
 NAMES = ("tiny-sdxl", "tiny-koala-700m")

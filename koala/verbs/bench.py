@@ -4,22 +4,14 @@ import argparse
 import dataclasses
 import json
 import sys
-from pathlib import Path
 
 from koala.bench_matrix import PRESET_NAMES, Matrix
 from koala.console import no_bars
 from koala.registry import find
-from koala.verbs.options import add_device, library
+from koala.verbs.options import add_device, file_ending, library
 from koala.verbs.output import emit, say
 
 HELP = "measure latency and memory over models x sizes x batches x presets, beside the prediction"
-
-
-def json_file(text: str) -> Path:
-    path = Path(text)
-    if path.suffix.lower() != ".json":
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in .json; the table goes beside it as .md")
-    return path
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +38,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--random-weights", action="store_true", help="build the networks from their specs; no file is needed"
     )
     parser.add_argument(
-        "--out", type=json_file, required=True, metavar="FILE.json", help="the table goes beside it as .md"
+        "--out",
+        type=file_ending(".json", "the table goes beside it as .md"),
+        required=True,
+        metavar="FILE.json",
+        help="the table goes beside it as .md",
     )
     add_device(parser)
 

@@ -5,7 +5,7 @@ import argparse
 from koala.console import no_bars
 from koala.registry import find
 from koala.request import GenerationRequest
-from koala.verbs.options import add_device, add_request, library, png, request_values
+from koala.verbs.options import add_device, add_request, file_ending, library, request_values
 from koala.verbs.output import claims_line, emit, plan_lines, progress, timing_line
 
 HELP = "draw a picture"
@@ -13,7 +13,13 @@ HELP = "draw a picture"
 
 def add(parser: argparse.ArgumentParser) -> None:
     add_request(parser)
-    parser.add_argument("--out", type=png, required=True, metavar="FILE.png", help="where the picture goes")
+    parser.add_argument(
+        "--out",
+        type=file_ending(".png", "pictures are PNG files"),
+        required=True,
+        metavar="FILE.png",
+        help="where the picture goes",
+    )
     add_device(parser)
 
 

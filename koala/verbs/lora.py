@@ -5,16 +5,10 @@ import dataclasses
 from pathlib import Path
 
 from koala.specs import SPECS
+from koala.verbs.options import file_ending
 from koala.verbs.output import emit
 
 HELP = "move an SDXL LoRA onto a KOALA"
-
-
-def _safetensors(text: str) -> Path:
-    path = Path(text)
-    if path.suffix.lower() != ".safetensors":
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in .safetensors, the only format for LoRAs here")
-    return path
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +17,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--spec", required=True, metavar="SPEC", help="the student: koala-700m, koala-1b, or depths")
     parser.add_argument(
-        "--out", type=_safetensors, required=True, metavar="FILE.safetensors", help="where the student's LoRA goes"
+        "--out",
+        type=file_ending(".safetensors", "the only format for LoRAs here"),
+        required=True,
+        metavar="FILE.safetensors",
+        help="where the student's LoRA goes",
     )
     parser.add_argument(
         "--teacher-spec",

@@ -2,7 +2,7 @@
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,8 +84,13 @@ def request_values(args: argparse.Namespace) -> dict:
     return {n: v for n, v in vars(args).items() if n in names}
 
 
-def png(text: str) -> Path:
-    path = Path(text)
-    if path.suffix.lower() != ".png":
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in .png; pictures are PNG files")
-    return path
+def file_ending(suffix: str, why: str) -> Callable[[str], Path]:
+    """The parser of an option that takes a file with this ending."""
+
+    def parse(text: str) -> Path:
+        path = Path(text)
+        if path.suffix.lower() != suffix:
+            raise argparse.ArgumentTypeError(f"{text!r} does not end in {suffix}; {why}")
+        return path
+
+    return parse

@@ -3,12 +3,11 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from koala.console import no_bars
 from koala.registry import find
 from koala.request import GenerationRequest
-from koala.verbs.options import add_device, library
+from koala.verbs.options import add_device, file_ending, library
 from koala.verbs.output import emit, say
 
 HELP = "measure how little each transformer block changes its input: JSON and an SVG figure beside it"
@@ -23,15 +22,14 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of the first prompt; then the next (default: 0)"
     )
-    parser.add_argument("--out", type=json_file, required=True, metavar="FILE.json", help="where the curves go")
+    parser.add_argument(
+        "--out",
+        type=file_ending(".json", "the figure goes beside it as .svg"),
+        required=True,
+        metavar="FILE.json",
+        help="where the curves go",
+    )
     add_device(parser)
-
-
-def json_file(text: str) -> Path:
-    path = Path(text)
-    if path.suffix.lower() != ".json":
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in .json; the figure goes beside it as .svg")
-    return path
 
 
 def run(args: argparse.Namespace) -> int:

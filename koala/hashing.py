@@ -1,0 +1,26 @@
+"""SHA-256 of files: by it weights that several models share are recognised, and downloads are held to their word."""
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+
+
+def sha256(path: Path) -> str:
+    """Of the file's content, in hexadecimal."""
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
+
+
+@lru_cache(maxsize=64)
+def _remembered(path: Path, size: int, modified: float) -> str:
+    return sha256(path)
+
+
+def digest(path: Path) -> str:
+    """The same, remembered until the file changes."""
+    path = path.resolve()
+    stat = path.stat()
+    return _remembered(path, stat.st_size, stat.st_mtime)
