@@ -25,7 +25,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     parser.add_argument("--port", type=int, help="port (default: the first free one from 7860)")
     parser.add_argument("--share", action="store_true", help="also open a public gradio.live address")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.vram is not None and not 0.1 <= options.vram <= 1024:
+        parser.error(f"--vram takes gigabytes, such as 8, 6, 4 or 3, not {options.vram:g}")
+    return options
 
 
 def main(arguments: list[str] | None = None) -> int:

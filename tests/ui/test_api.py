@@ -4,10 +4,13 @@ import json
 import shutil
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
+import torch
 from gradio_client import Client
 from gradio_client.exceptions import AppError
+from safetensors.torch import save_file
 
 from koala.registry import EMBEDDED
 from koala.request import GenerationRequest
@@ -45,6 +48,21 @@ def test_generate_returns_files_that_carry_the_request(client):
     assert {c["claim"] for c in result["claims"]} >= {"1 object", "circle", "red"}
 
 
+def test_a_preset_and_a_lora_go_with_the_request(client, tmp_path):
+    layer = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
+    factors = {"lora_down": torch.full((1, 32), 0.5), "lora_up": torch.full((32, 1), 0.5)}
+    save_file({f"{layer}.{k}.weight": v for k, v in factors.items()}, tmp_path / "style.safetensors")
+    plain = generate(client, steps=4, guidance=5.0)
+    files, result = generate(
+        client, steps=4, guidance=5.0, preset="fast", lora=str(tmp_path / "style.safetensors"), lora_strength=0.8
+    )
+    assert result["timing"]["unet_calls"] == 6 and plain[1]["timing"]["unet_calls"] == 8
+    assert result["lora"] == "1 of its 1 layers (100%)" and plain[1]["lora"] is None
+    carried = read_png(files[0])["request"]
+    assert (carried.preset, carried.lora, carried.lora_strength) == ("fast", "style.safetensors", 0.8)
+    assert Path(files[0]).read_bytes() != Path(plain[0][0]).read_bytes()
+
+
 def test_compare_returns_every_model_and_the_speedup(client):
     files, result = client.predict(models=PAIR, prompt="a blue star", steps=2, guidance=1.0, api_name="/compare")
     assert [m["model"] for m in result["models"]] == PAIR and len(files) == 2
@@ -69,6 +87,10 @@ BAD = [
     (dict(scheduler="heun"), "choose one of"),
     (dict(images=999), "next seed"),
     (dict(guidance="high"), "guidance must be a number"),
+    (dict(preset="turbo"), "choose one of quality, fast, low-memory"),
+    (dict(lora="style.ckpt"), "must be a .safetensors file"),
+    (dict(lora="/nowhere/style.safetensors"), "there is no file"),
+    (dict(lora_strength=99), "strength must be a number"),
 ]
 
 

@@ -14,6 +14,7 @@ import app
         (["--models", "tiny-sdxl"], "expected 2 arguments"),
         (["--port", "22x"], "invalid int value"),
         (["--device", "abacus"], "use cpu, cuda"),
+        (["--vram", "-8"], "--vram takes gigabytes"),
         (["--frobnicate"], "--help shows"),
     ],
     ids=" ".join,

@@ -117,3 +117,24 @@ def test_the_stage_shows_a_stopped_run():
     show = Stage(requests(), [Session().card(m) for m in PAIR])
     value = show.say("Stopped at Tiny SDXL: step 2 of 3.", "stopped")
     assert value["phase"] == "stopped" and value["status"].startswith("Stopped") and value["prompt"] == "a red circle"
+
+
+def test_a_public_visitor_neither_downloads_nor_names_files():
+    public = Session(device="cpu", local=False)
+    assert public.downloadable(["sdxl-base"]) == []
+    with pytest.raises(RequestError, match="cannot be downloaded"):
+        public.download("sdxl-base")
+    with pytest.raises(RequestError, match="your own machine only"):
+        public.check(GenerationRequest(model=PAIR[0], prompt="a star", lora="/etc/passwd.safetensors"))
+
+
+def test_a_download_that_fails_says_so_and_is_no_end(session, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    session.want("segmind-vega")
+    if session.state("segmind-vega").state == "ready":
+        pytest.skip("segmind-vega is on this machine")
+    session.download("segmind-vega")
+    wait_for(lambda: session.state("segmind-vega").state == "needs")
+    assert "koala fetch segmind-vega" in session.state("segmind-vega").detail
+    assert session.downloadable(["segmind-vega"])
+    assert list(session.run(requests(steps=1)[1:]))[-1].results
