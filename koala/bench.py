@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
+from diffusers import UNet2DConditionModel
 
 from koala.bench_matrix import STOCK, Matrix
 from koala.calibration import Yardstick
-from koala.generate import generate, resolve
+from koala.generate import Cancelled, generate, resolve
 from koala.latency import Hardware, Prediction, named, predict
 from koala.loading import Library, LoadedModel
 from koala.plans import Plan
@@ -158,9 +159,17 @@ def measure(
     say = on_run or (lambda text: None)
     clock = _Clock(matrix.time_limit)
     say(f"loading {', '.join(matrix.models)}")
+    for name in matrix.models:
+        if cancel.is_set():
+            raise Cancelled
+        if not library.loaded(name) and not clock.allows(0):
+            raise RequestError(f"the models were not loaded within {clock.limit:g} s; give a longer time limit")
+        library.get(name, beside=matrix.models)
     models = library.get_all(matrix.models)
+    widths = {m.spec.channels: m for m in models}  # one yardstick each
+    yardsticks: dict[tuple, UNet2DConditionModel] = {}
     for size, images in matrix.groups(models[0].card.width):
-        speeds = {m.spec.channels: _Speed(m, size, images) for m in models}
+        speeds = {width: _Speed(m, size, images, yardsticks) for width, m in widths.items()}
         everything = sum(_bytes(m.pipeline.unet) for m in models) + sum(s.bytes for s in speeds.values())
         cells = []
         for preset, model in itertools.product(matrix.presets, models):
@@ -190,14 +199,27 @@ class _Clock:
         return self.limit is None or time.monotonic() - self.started + seconds <= self.limit
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Stop:
+    """What a run looks at after each step: whether it was cancelled, or its time is up."""
+
+    cancel: threading.Event
+    clock: _Clock
+
+    def is_set(self) -> bool:
+        return self.cancel.is_set() or not self.clock.allows(0)
+
+
 class _Speed:
     """The speed of the device at one size and batch: published, or measured anew in every turn."""
 
-    def __init__(self, model: LoadedModel, size: int, images: int):
+    def __init__(self, model: LoadedModel, size: int, images: int, unets: dict[tuple, UNet2DConditionModel]):
         self.model, self.known = model, named(device_name(model.device))
         if not self.known:
-            vae = model.pipeline.vae
-            self.yardstick = Yardstick(model.spec, vae, device=model.device, width=size, height=size, images=images)
+            vae, width = model.pipeline.vae, model.spec.channels
+            what = dict(device=model.device, width=size, height=size, images=images, unet=unets.get(width))
+            self.yardstick = Yardstick(model.spec, vae, **what)
+            unets[width] = self.yardstick.unet
 
     @property
     def bytes(self) -> int:
@@ -222,10 +244,15 @@ def _take_turns(
     cancel: threading.Event,
 ) -> Iterator[Row | Skipped]:
     """A warm-up and `repeats` rounds over the cells; one that fails or would end too late drops out."""
-    running = list(cells)
+    running, stop = list(cells), _Stop(cancel=cancel, clock=clock)
     for turn in range(repeats + 1):
         for speed in speeds.values():
-            speed.turn()
+            if cancel.is_set():
+                raise Cancelled
+            if running and clock.allows(0):
+                speed.turn()
+        if not clock.allows(0):
+            break
         for cell in tuple(running):
             expected = cell.predict(speeds[cell.model.spec.channels].hardware()).total_ms / 1000
             if not clock.allows(expected * (1 if turn else 2)):  # a warm-up promises a run after it
@@ -235,8 +262,15 @@ def _take_turns(
             run = f"run {turn} of {repeats}" if turn else "warm-up"
             say(f"{request.model}, {cell.preset}, {request.width} px, batch {request.images}: {run}")
             try:
-                timing = _run(cell, cancel, warm_up=turn == 0)
-            except torch.cuda.OutOfMemoryError:
+                timing = _run(cell, stop, warm_up=turn == 0)
+            except Cancelled:
+                if cancel.is_set():
+                    raise
+                running.remove(cell)  # its time is up: the runs before this one count
+                continue
+            except RuntimeError as error:
+                if "out of memory" not in str(error) and "allocate memory" not in str(error):
+                    raise
                 torch.cuda.empty_cache()
                 running.remove(cell)
                 cells.remove(cell)
@@ -251,9 +285,9 @@ def _take_turns(
             yield cell.skipped(f"not reached within {clock.limit:g} s", out_of_memory=False)
 
 
-def _run(cell: _Cell, cancel: threading.Event, *, warm_up: bool) -> Timing:
+def _run(cell: _Cell, stop: _Stop, *, warm_up: bool) -> Timing:
     request = dataclasses.replace(cell.request, steps=2) if warm_up else cell.request
     if cell.preset != STOCK:
-        return generate(request, cell.model, cancel=cancel, num_previews=0).timing
+        return generate(request, cell.model, cancel=stop, num_previews=0).timing
     with cell.model.lock:
-        return stock(cell.model, request, cancel)
+        return stock(cell.model, request, stop)

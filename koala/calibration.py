@@ -20,16 +20,25 @@ class Yardstick:
     """A shallow U-Net as wide as `spec`, and the VAE at half the size: what they take gives the device's rates.
 
     For pictures of this size in px and this batch, in the VAE's precision. `run` it beside what it predicts: on a
-    machine that others use too, both then see the same weather. No model that is measured runs here.
+    machine that others use too, both then see the same weather. No model that is measured runs here; sizes share one
+    `unet`.
     """
 
     def __init__(
-        self, spec: UNetSpec, vae: AutoencoderKL, *, device: torch.device, width: int, height: int, images: int
+        self,
+        spec: UNetSpec,
+        vae: AutoencoderKL,
+        *,
+        device: torch.device,
+        width: int,
+        height: int,
+        images: int,
+        unet: UNet2DConditionModel | None = None,
     ):
         self.device, self.vae, self.parts = device, vae, parts_of(spec)
         self.width, self.height, self.images = width, height, images
         self.spec = koala("yardstick", spec, depth=DEPTH, mid=False)
-        self.unet = UNet2DConditionModel(**self.spec.config()).to(vae.dtype).eval()  # in host memory, as models are
+        self.unet = unet or UNet2DConditionModel(**self.spec.config()).to(vae.dtype).eval()  # in host memory
         self.seconds: dict[str, list[float]] = {}
 
     @torch.inference_mode()

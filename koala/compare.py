@@ -11,6 +11,8 @@ from koala.registry import find
 from koala.request import GenerationRequest, RequestError, Timing
 from koala.result import GenerationResult
 
+MAX_MODELS = 8  # in one comparison
+
 
 @dataclass(frozen=True, kw_only=True)
 class Speedup:
@@ -45,6 +47,8 @@ def same_noise(requests: Sequence[GenerationRequest]) -> list[GenerationRequest]
     """
     if len(requests) < 2:
         raise RequestError("a comparison needs at least two models, for example --models tiny-sdxl tiny-koala-700m")
+    if len(requests) > MAX_MODELS:
+        raise RequestError(f"a comparison takes at most {MAX_MODELS} models, not {len(requests)}; compare in groups")
     first = resolve(requests[0], find(requests[0].model))
     found = []
     for request in requests:

@@ -1,10 +1,14 @@
 """Which device computes, and how much memory it has."""
 
 import sys
+from pathlib import Path
 
 import torch
 
 from koala.request import RequestError
+
+# What a container may use, control groups version 2 and 1: less than what the machine has.
+_CONTAINER = tuple(Path("/sys/fs/cgroup") / n for n in ("memory.max", "memory/memory.limit_in_bytes"))
 
 
 def best_device(name: str | None = None) -> torch.device:
@@ -30,5 +34,7 @@ def device_memory(device: torch.device) -> int | None:
         return torch.mps.recommended_max_memory()
     if sys.platform == "linux":
         with open("/proc/meminfo") as lines:
-            return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+            free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+        limits = [int(f.read_text()) for f in _CONTAINER if f.is_file() and f.read_text().strip().isdigit()]
+        return min((n for n in (free, *limits) if n is not None), default=None)
     return None

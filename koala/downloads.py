@@ -275,4 +275,4 @@ def obtain(card: ModelCard, on_progress: Progress | None = None, cancel: threadi
     try:
         return locate(card)
     except NotOnThisMachine:
-        return fetch(card, on_progress, cancel)
+        return fetch(card, on_progress, cancel, tiny_vae=card.tiny_vae is not None)

@@ -18,6 +18,7 @@ from koala.decoding import decode
 from koala.guidance import TENSORS, GuidanceInterval, guided_steps
 from koala.hashing import digest
 from koala.loading import EMBEDDINGS, LoadedModel, Placement
+from koala.plans import Plan
 from koala.presets import PRESETS
 from koala.registry import ModelCard
 from koala.request import GenerationRequest, Timing
@@ -77,7 +78,9 @@ def _encode(
     """
     remembered = model.library.embeddings if placement.plan.text == "released" else OrderedDict()
     guided = request.guidance > 1
-    key = (id(model.pipeline.text_encoder_2), str(prompt), request.negative_prompt, request.images, guided)
+    encoders = id(model.pipeline.text_encoder), id(model.pipeline.text_encoder_2)
+    said = prompt if isinstance(prompt, str) else tuple(prompt)
+    key = (*encoders, said, request.negative_prompt, request.images, guided)
     if key not in remembered:
         with timer.stage("swap"):
             placement.enter("text", model)
@@ -129,9 +132,13 @@ def run_pipeline(
     """
     placement = placement or model.place(request)
     timer = timer or StageTimer(model.device)
-    parts = {n: c for n, c in model.pipeline.components.items() if n != "scheduler"}
+    # Without text encoders: they have done their part, and the pipeline takes its device from what it holds.
+    gone = {"scheduler", "text_encoder", "text_encoder_2"}
+    parts = {n: c for n, c in model.pipeline.components.items() if n not in gone}
     scheduler = build(request.scheduler, model.pipeline.scheduler.config)
-    pipeline = StableDiffusionXLPipeline(**parts, scheduler=scheduler, add_watermarker=False)
+    pipeline = StableDiffusionXLPipeline(
+        **parts, text_encoder=None, text_encoder_2=None, scheduler=scheduler, add_watermarker=False
+    )
     pipeline.set_progress_bar_config(disable=True)
     embeds = _encode(model, request, request.prompt if prompt is None else prompt, placement, timer)
     interval = GuidanceInterval(request, embeds)
@@ -164,8 +171,18 @@ def run_pipeline(
 class _Watch:
     """What happens after each step: note the U-Net's time, look at the cancel flag, show the picture so far."""
 
-    def __init__(self, request, timer: StageTimer, on_step, cancel: threading.Event, num_previews: int, vae):
-        self.request, self.timer, self.on_step, self.cancel, self.vae = request, timer, on_step, cancel, vae
+    def __init__(
+        self,
+        request: GenerationRequest,
+        timer: StageTimer,
+        on_step: Callable[[Step], None] | None,
+        cancel: threading.Event,
+        num_previews: int,
+        model: LoadedModel,
+        plan: Plan,
+    ):
+        self.request, self.timer, self.on_step, self.cancel = request, timer, on_step, cancel
+        self.vae, self.tile = model.tiny_vae or model.pipeline.vae, None if model.tiny_vae else plan.vae_tile
         self.shown = {round(request.steps * k / (num_previews + 1)) for k in range(1, num_previews + 1)}
         self.latents: torch.Tensor | None = None
         self.unet_ms: list[float] = []
@@ -178,7 +195,8 @@ class _Watch:
             if self.on_step:
                 preview = None
                 if index + 1 in self.shown and self.latents is not None:
-                    preview = decode(self.vae, _clean(pipeline, self.latents, values["latents"], index)[:1])[0]
+                    clean = _clean(pipeline, self.latents, values["latents"], index)[:1]
+                    preview = decode(self.vae, clean, self.tile)[0]
                 self.on_step(Step(index=index + 1, total=self.request.steps, preview=preview))
             self.latents = values["latents"]
         if self.cancel.is_set():
@@ -197,7 +215,7 @@ def _run(
     timer = StageTimer(model.device)
     if "vae" not in placement.plan.on_device("unet"):
         num_previews = 0  # nothing to decode them with is on the device
-    watch = _Watch(request, timer, on_step, cancel, num_previews, model.previewer)
+    watch = _Watch(request, timer, on_step, cancel, num_previews, model, placement.plan)
     noise = initial_noise(request, model.pipeline.unet.config.in_channels, model.pipeline.vae_scale_factor)
     pipeline, latents = run_pipeline(model, request, noise, timer=timer, step_end=watch, placement=placement)
     with timer.stage("vae"):
@@ -246,7 +264,10 @@ def generate(
     with model.lock, adapted(model, request) as lora:
         placement = placement or model.place(request)
         if shape not in model.warm:
+            known = dict(model.library.embeddings)
             _run(model, dataclasses.replace(request, steps=2), placement, None, cancel, 0)
+            for key in model.library.embeddings.keys() - known.keys():
+                del model.library.embeddings[key]  # the warm-up's time of encoding is no measurement
             model.warm.add(shape)
         result = _run(model, request, placement, on_step, cancel, num_previews)
     if lora is None:

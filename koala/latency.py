@@ -31,11 +31,6 @@ class Hardware:
     unguided: float | None = None  # the U-Net's rate in a step without guidance, on half the batch; None: the same
     compiles: bool = True  # whether a preset that compiles does so here
 
-    @property
-    def achieved(self) -> float | None:
-        """Share of the peak that the U-Net gets."""
-        return self.unet / self.peak if self.peak else None
-
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
@@ -103,10 +98,16 @@ HARDWARE = GPUS | {"core-i7-12700": CPU}
 
 
 def named(device: str) -> Hardware | None:
-    """The known GPU that a driver's name means ("NVIDIA GeForce RTX 4090"); laptops' are other chips."""
+    """The known GPU that a driver's name means ("NVIDIA A100-SXM4-80GB"); laptops' and variants are other chips."""
     if "Laptop" in device:
         return None
-    return next((gpu for gpu in GPUS.values() if re.search(rf"\b{gpu.name}(?![\w ]*(Ti|SUPER|D)\b)", device)), None)
+    return next((gpu for gpu in GPUS.values() if re.search(_driver_name(gpu), device)), None)
+
+
+def _driver_name(gpu: Hardware) -> str:
+    """As a pattern: without the memory that our name may add, and without a variant's ending."""
+    chip = re.sub(r" \d+ GB$", "", gpu.name)
+    return rf"\b{chip}(?![0-9A-Za-z])(?! *(Ti|SUPER|D)\b)"
 
 
 def predict(

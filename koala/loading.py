@@ -4,7 +4,7 @@ import json
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,6 +38,7 @@ _CLASSES = {
 
 
 STAGE_PARTS = {"text": ("text_encoder", "text_encoder_2"), "unet": ("unet",), "vae": ("vae",)}
+LARGE = 100_000_000  # parameters of a U-Net; smaller models stay, whatever else is loaded
 EMBEDDINGS = 32  # prompts whose embeddings are remembered where a plan releases the text encoders
 
 
@@ -65,11 +66,6 @@ class LoadedModel:
     @property
     def lock(self) -> threading.Lock:
         return self.library.residence.lock
-
-    @property
-    def previewer(self) -> torch.nn.Module:
-        """What decodes a picture that is not finished: the tiny VAE where there is one."""
-        return self.tiny_vae or self.pipeline.vae
 
     def decoder(self, plan: Plan) -> torch.nn.Module:
         return self.tiny_vae if plan.tiny_vae else self.pipeline.vae
@@ -130,12 +126,37 @@ class Library:
         with self._lock:
             if card.name not in self._models:
                 together = {card.name: card} | {other.name: other for other in map(find, beside)}
+                self._make_room(together)
                 self._models[card.name] = self._load(card, self._dtype(list(together.values())))
             return self._models[card.name]
 
+    def forget(self, name: str) -> None:
+        """Free a model whose files are about to go; a run that holds it goes on."""
+        with self._lock:
+            self._models.pop(name, None)
+
     def get_all(self, names: Sequence[str]) -> list[LoadedModel]:
-        """Models that are to run beside each other."""
-        return [self.get(name, beside=names) for name in names]
+        """Models that are to run beside each other, all in one precision."""
+        models = [self.get(name, beside=names) for name in names]
+        if len({m.dtype for m in models}) > 1:  # one was loaded before it was known what would stand beside it
+            with self._lock:
+                for model in models:
+                    self._models.pop(model.card.name, None)
+            models = [self.get(name, beside=names) for name in names]
+        return models
+
+    def _make_room(self, wanted: Mapping[str, ModelCard]) -> None:
+        """Forget the large models that nobody wants now, and the parts that only they used."""
+        large = [m for m in self._models.values() if m.parameters > LARGE and m.card.name not in wanted]
+        for model in large:
+            log.info("%s leaves memory: %s is wanted", model.card.name, ", ".join(wanted))
+            del self._models[model.card.name]
+        if large:
+            with self.residence.lock:  # not under a run
+                self.residence.bring(())
+            used = {id(part) for m in self._models.values() for part in m.pipeline.components.values()}
+            self._shared = {key: part for key, part in self._shared.items() if id(part) in used}
+            self.embeddings.clear()
 
     def place(self, models: Sequence[LoadedModel], requests: Sequence[GenerationRequest]) -> Placement:
         """The memory plan for these requests, whose defaults are filled in; each choice is logged with its reason."""
@@ -174,8 +195,6 @@ class Library:
             kind = _CLASSES[component]
             if kind is AutoencoderKL:
                 part = kind.from_pretrained(folder, variant=variant, torch_dtype=dtype)
-                if dtype is torch.float16 and part.config.force_upcast:
-                    part = part.to(torch.bfloat16)  # it overflows in float16
             else:
                 part = kind.from_pretrained(folder, variant=variant, dtype=dtype)
             self._shared[key] = part.eval().requires_grad_(False)

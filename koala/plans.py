@@ -109,7 +109,7 @@ class _Job:
         return ("float32", "bfloat16") if self.device == "cpu" else ("float16",)
 
     def vae_dtype(self, dtype: str) -> str:
-        return "bfloat16" if dtype == "float16" and not (self.vae_fp16_safe or self.tiny_vae) else dtype
+        return "float32" if dtype == "float16" and not (self.vae_fp16_safe or self.tiny_vae) else dtype
 
     def candidates(self) -> Iterator[tuple[str, str, str, int | None]]:
         """(dtype, text, unet, tile) in the order in which the preset gives things up."""
@@ -192,13 +192,17 @@ class _Job:
             reason = short(self.dtypes()[0], text, unet, tile)
         yield Choice(what="precision", value=dtype, reason=reason)
         vae = self.vae_dtype(dtype)
-        overflow = "this VAE overflows in float16" if vae != dtype else "the same as the U-Net's"
+        overflow = (
+            "this VAE overflows in float16; diffusers does the same" if vae != dtype else "the same as the U-Net's"
+        )
         yield Choice(what="VAE precision", value=vae, reason=overflow)
         if self.tiny_vae:
             reason = f"the preset {self.preset} decodes with the small VAE: about 18 times less work, less detail"
             yield Choice(what="decoder", value="small, whole picture", reason=reason)
         elif tile is None:
-            reason = "the same pixels as the stock pipeline"
+            reason = "as the stock pipeline decodes"
+            if PRESETS[self.preset].tiny_decoder:
+                reason = "no small VAE of this model is here: python -m koala fetch MODEL --tiny-vae brings it"
             yield Choice(what="decoder", value="whole picture", reason=reason)
         else:
             reason = why_small if frugal else short(dtype, text, unet, None)

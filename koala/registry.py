@@ -179,6 +179,19 @@ _NAMES = {
 }
 
 
+_OFFERED: dict[str, ModelCard] = {}  # by name: folders that this process wrote itself
+
+
+def offer(card: ModelCard) -> None:
+    """Let `find` know a folder that this process wrote itself by the card's name instead of its path."""
+    _OFFERED[card.name] = card
+
+
+def withdraw(name: str) -> None:
+    """Let `find` forget an offered card."""
+    del _OFFERED[name]
+
+
 def _config(file: Path) -> dict:
     """A config.json, empty where there is none: `locate` names what a folder lacks."""
     if not file.is_file():
@@ -232,6 +245,8 @@ def find(model: str) -> ModelCard:
     """
     if model.lower() in _NAMES:
         return _NAMES[model.lower()]
+    if model in _OFFERED:
+        return _OFFERED[model]
     if Path(model).is_dir():
         return _folder_card(Path(model).resolve())
     if "@" in model:

@@ -24,11 +24,12 @@ class Residence:
         working = tuple(working)
         stays = {id(part) for part in (*working, *keep)}
         for key in [k for k in self._here if k not in stays]:
-            self._send(self._here.pop(key), torch.device("cpu"))
+            self._send(self._here[key], torch.device("cpu"))
+            del self._here[key]
         for part in working:
             if id(part) not in self._here:
+                self._here[id(part)] = part  # also where memory ends half-way: then the next run sends it away again
                 self._send(part, self.device)
-                self._here[id(part)] = part
 
     def _send(self, part: torch.nn.Module, device: torch.device) -> None:
         if self.device.type != "cpu":  # there is nowhere to go from host memory

@@ -4,6 +4,7 @@ import threading
 
 import torch
 
+from koala.compilation import compiled
 from koala.generate import Cancelled, initial_noise
 from koala.loading import LoadedModel
 from koala.plans import Plan, pair_plan
@@ -29,6 +30,7 @@ def stock(model: LoadedModel, request: GenerationRequest, cancel: threading.Even
 
     timer = StageTimer(model.device)
     with (
+        compiled(pipeline.unet, False),  # another preset may have compiled its blocks
         timer.stage("total"),
         timer.calls("text", pipeline.text_encoder),
         timer.calls("text", pipeline.text_encoder_2),

@@ -1,5 +1,6 @@
 """StageTimer: wall time of the stages of a generation, synchronised with the device, and peak memory."""
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -7,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+log = logging.getLogger(__name__)
 
 
 def synchronize(device: torch.device) -> None:
@@ -31,10 +34,16 @@ def device_name(device: torch.device) -> str:
     return f"{model}, {threads} thread{'s' if threads > 1 else ''}"
 
 
-def _reset_process_peak() -> None:
-    """Forget the process's peak so far, where Linux lets us: proc(5), clear_refs, 5."""
-    if sys.platform == "linux":
+def _reset_process_peak() -> bool:
+    """Forget the process's peak so far, where Linux lets us: proc(5), clear_refs, 5. Whether a peak can be had."""
+    if sys.platform != "linux":
+        return True
+    try:
         Path("/proc/self/clear_refs").write_text("5")
+    except OSError as error:  # a hardened container: the peak since the process began would be a wrong figure
+        log.info("peak memory is not measured: %s", error)
+        return False
+    return True
 
 
 def _process_peak() -> int | None:
@@ -57,8 +66,7 @@ class StageTimer:
         self.ms: dict[str, list[float]] = {}
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        else:
-            _reset_process_peak()
+        self._has_peak = device.type == "cuda" or _reset_process_peak()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -94,4 +102,4 @@ class StageTimer:
         """Peak bytes since this timer began: of the GPU, or of the whole process on a CPU."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        return _process_peak()
+        return _process_peak() if self._has_peak else None

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import statistics
 import threading
 
 import pytest
@@ -80,7 +81,9 @@ def test_the_prediction_knows_what_differs(rows):
 def test_the_prediction_of_memory_counts_all_models_of_the_process(rows):
     for row in rows:
         assert row.memory_of == "process"
-        assert row.predicted["peak_memory_bytes"] == pytest.approx(row.peak_memory_bytes, rel=0.6)
+        both = 4 * sum(CARDS[name].parameters for name in MODELS)
+        assert row.predicted["peak_memory_bytes"] > row.plan["predicted_peak_bytes"] if row.plan else True
+        assert row.predicted["peak_memory_bytes"] >= both
 
 
 def test_a_batch_is_measured_as_one_run(library):
@@ -139,7 +142,7 @@ def test_a_yardstick_predicts_what_it_measured(library):
         yardstick.run()
     assert {name: len(times) for name, times in yardstick.seconds.items()} == {"guided": 3, "unguided": 3, "vae": 3}
     found = predict(yardstick.spec, yardstick.hardware(), width=64, height=64, steps=1, guided=True)
-    assert found.unet_ms[0] / 1000 == pytest.approx(sorted(yardstick.seconds["guided"][1:])[0], rel=1)
+    assert found.unet_ms[0] / 1000 == pytest.approx(statistics.median(yardstick.seconds["guided"][1:]))
     work = TINY_PARTS.vae.decoder(width=64, height=64)[1]
     assert found.vae_ms / 1000 == pytest.approx(work / yardstick.hardware().vae / 1e12)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from koala.latency import GPUS, HARDWARE, predict
+from koala.latency import GPUS, HARDWARE, named, predict
 from koala.specs import KOALA_1B, KOALA_700M, SDXL, SPECS, SSD_1B, TINY_KOALA_700M, VEGA
 
 # KOALA, figure 7: seconds at 1024 px, and at 512 px for the Turbo models; float16, guided, one picture.
@@ -77,3 +77,24 @@ def test_small_models_and_every_spec():
     assert times["koala-700m"] < times["koala-1b"] < times["bk-sdxl"] < times["sdxl"]
     tiny = predict(TINY_KOALA_700M, card, **JOB | {"width": 256, "height": 256})
     assert tiny.unet_ms[0] == pytest.approx(21 * card.block_ms, rel=0.2)  # a GPU launches kernels, and waits for that
+
+
+@pytest.mark.parametrize(
+    ("driver", "key"),
+    [
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"),
+        ("NVIDIA GeForce RTX 3060 Ti", "rtx-3060-ti"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA A100 80GB PCIe", "a100"),
+        ("NVIDIA A10", "a10"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA A10G", None),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA GeForce RTX 4080 SUPER", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 3060", None),
+    ],
+)
+def test_drivers_names_mean_the_right_card(driver, key):
+    assert named(driver) is (GPUS[key] if key else None)

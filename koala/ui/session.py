@@ -7,6 +7,7 @@ import dataclasses
 import queue
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,7 @@ class Session:
         self.models = self.named or _best_pair(device)
         self._made: dict[str, ModelCard] = {}  # by name: folders that this app wrote itself
         self.device_type: str | None = None  # known once torch is there
+        self._used: list[tuple[str, ...]] = []  # the models of every run under way
         self._library: Library | None = None
         self._failure: Exception | None = None
         self._there = threading.Event()
@@ -112,7 +114,30 @@ class Session:
 
     def add(self, card: ModelCard) -> None:
         """Offer a model that this app made, a folder, wherever models are chosen."""
+        registry.offer(card)
         self._made[card.name] = card
+
+    def remove(self, name: str) -> None:
+        """Take back a model that this app made, before its folder goes."""
+        del self._made[name]
+        self._states.pop(name, None)
+        registry.withdraw(name)
+        if self._library:
+            self._library.forget(name)
+
+    @contextmanager
+    def using(self, *names: str) -> Iterator[None]:
+        """Meanwhile these models are in use."""
+        self._used.append(names)
+        try:
+            yield
+        finally:
+            self._used.remove(names)
+
+    def in_use(self, name: str) -> bool:
+        """Whether a run has this model, or it is about to be loaded."""
+        state = self._states.get(name)
+        return any(name in names for names in self._used) or bool(state and state.state in ("waiting", "loading"))
 
     def want(self, name: str) -> None:
         """Load this model in the background if it is here and not yet wanted."""
@@ -175,9 +200,15 @@ class Session:
     def model(self, name: str) -> "LoadedModel":
         """A model in memory, loaded now if it was not. Raises RequestError with the remedy."""
         card = self.card(name)
+        self._ensure(card)
+        return self.library().get(card.name)
+
+    def _ensure(self, card: ModelCard) -> None:
+        """Load this model for a run that begins, unless its download is under way."""
+        if card.name in self._downloads:
+            raise RequestError(f"{card.title} is still being downloaded; wait until it is ready, or choose another")
         if self.state(card.name).state != "ready":
             self._fetch(card.name)
-        return self.library().get(card.name)
 
     def _load(self) -> None:
         try:
@@ -201,14 +232,19 @@ class Session:
 
     def _fetch(self, name: str) -> None:
         """Load one model and keep its state; a failure is a state, too."""
-        card = self.card(name)
+        try:
+            card = self.card(name)
+        except RequestError:
+            return  # removed while it waited
         title = card.title
         if not self.library().loaded(name):
             self._states[name] = ModelState(title=title, state="loading")
         try:
             if name in self._downloads:
-                self._downloads.discard(name)
-                self._download(card)
+                try:
+                    self._download(card)
+                finally:
+                    self._downloads.discard(name)
             self.library().get(name, beside=self.models if name in self.models else ())
         except Exception as error:
             self._states[name] = ModelState(title=title, state="needs", detail=readable(error))
@@ -235,18 +271,19 @@ class Session:
         cancel = cancel or threading.Event()
         events: queue.Queue = queue.Queue()
         worker = threading.Thread(target=self._work, args=(requests, events, cancel), name="koala-run", daemon=True)
-        worker.start()
-        try:
-            while True:
-                update, ended = _collect(events)
-                yield update
-                if isinstance(ended, Exception):
-                    raise ended
-                if ended:
-                    return
-        finally:
-            cancel.set()
-            worker.join(timeout=60)
+        with self.using(*(r.model for r in requests)):
+            worker.start()
+            try:
+                while True:
+                    update, ended = _collect(events)
+                    yield update
+                    if isinstance(ended, Exception):
+                        raise ended
+                    if ended:
+                        return
+            finally:
+                cancel.set()
+                worker.join(timeout=60)
 
     def _work(self, requests: Sequence[GenerationRequest], events: queue.Queue, cancel: threading.Event) -> None:
         try:
@@ -255,9 +292,7 @@ class Session:
             from koala.generate import generate
 
             for request in requests:
-                name = self.card(request.model).name
-                if self.state(name).state != "ready":
-                    self._fetch(name)
+                self._ensure(self.card(request.model))
             if len(requests) == 1:
                 model = library.get(requests[0].model)
                 result = generate(requests[0], model, on_step=lambda s: events.put(("step", 0, s)), cancel=cancel)

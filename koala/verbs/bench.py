@@ -8,6 +8,7 @@ import sys
 from koala.bench_matrix import PRESET_NAMES, Matrix
 from koala.console import no_bars
 from koala.registry import find
+from koala.request import RequestError
 from koala.verbs.options import add_device, file_ending, library
 from koala.verbs.output import emit, say
 
@@ -54,17 +55,28 @@ def run(args: argparse.Namespace) -> int:
     from koala.bench import measure
     from koala.bench_report import markdown, report
     from koala.evaluate.reports import circumstances
+    from koala.outputs import new_file
     from koala.random_weights import RandomLibrary
 
     no_bars()
+    if args.out.is_dir():
+        raise RequestError(f"--out names the report's file, FILE.json; {args.out} is a folder")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     if args.random_weights:
         models = RandomLibrary(args.device, memory=args.vram, dtype=args.dtype)
     else:
         models = library(args, names)
-    found = report(matrix, list(measure(matrix, models, on_run=say)), random_weights=args.random_weights)
-    found |= circumstances(sys.argv[1:], models.get(names[0]))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(found, indent=1) + "\n")
-    args.out.with_suffix(".md").write_text(markdown(found) + "\n")
+    cells, found = [], {}
+    try:
+        for cell in measure(matrix, models, on_run=say):
+            cells.append(cell)
+    finally:  # what was measured is kept, whatever ended it
+        if cells:
+            found = report(matrix, cells, random_weights=args.random_weights)
+            found |= circumstances(sys.argv[1:], models)
+            texts = {args.out: json.dumps(found, indent=1), args.out.with_suffix(".md"): markdown(found)}
+            for file, text in texts.items():
+                with new_file(file) as partial:
+                    partial.write_text(text + "\n")
     emit(args, found, markdown(found))
     return 0

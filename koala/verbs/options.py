@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from koala.registry import find
+from koala.registry import CARDS, find
 from koala.request import GenerationRequest
 from koala.verbs.output import fetching
 
@@ -64,7 +64,7 @@ def fetch_missing(names: Sequence[str]) -> None:
     from koala.downloads import obtain
 
     for name in names:
-        if not Path(name).exists():
+        if name in CARDS or not Path(name).exists():
             obtain(find(name), fetching(name))
 
 

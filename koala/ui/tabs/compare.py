@@ -9,7 +9,7 @@ from contextlib import closing
 import gradio as gr
 
 from koala.presets import PRESETS
-from koala.request import MAX_SEED, MAX_STEPS, SCHEDULERS, RequestError
+from koala.request import MAX_LORA_STRENGTH, MAX_SEED, MAX_STEPS, SCHEDULERS, RequestError
 from koala.result import read_png
 from koala.ui import settings, stage, widgets
 from koala.ui.messages import complain, warn
@@ -97,7 +97,13 @@ class Compare:
                 visible=self.session.local,
             )
             own["lora_strength"] = gr.Slider(
-                0, 2, value=1, step=0.05, label="LoRA strength", elem_id="k-lora-strength", visible=self.session.local
+                -MAX_LORA_STRENGTH,
+                MAX_LORA_STRENGTH,
+                value=1,
+                step=0.05,
+                label="LoRA strength",
+                elem_id="k-lora-strength",
+                visible=self.session.local,
             )
         self.upload = gr.File(
             label="Restore settings from a saved PNG",

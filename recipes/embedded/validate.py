@@ -1,0 +1,71 @@
+"""The error of the clean latents that U-Nets predict, on 64 scenes of two objects that no stage of training saw.
+
+    python recipes/embedded/validate.py --models koala/embedded/tiny-sdxl --unets WORK/c WORK/d --out FILE.json
+
+Mean squared error of x0 per timestep, on fixed scenes, captions and noise: a figure that moves long before scores do.
+"""
+
+import argparse
+import datetime
+import json
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from unet import Conditioner
+
+from koala.shapes.captions import STYLES, caption
+from koala.shapes.render import render_array
+from koala.shapes.scene import random_scene
+from koala.timing import device_name
+
+TIMESTEPS = (950, 850, 700, 500, 250)
+SCENES = 64
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, required=True, help="pipeline folder with text encoders and VAE")
+    parser.add_argument("--unets", type=Path, nargs="+", required=True, help="U-Net folders, in the order of training")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+
+    torch.set_num_threads(args.threads)
+    rng, generator = random.Random("validation"), torch.Generator().manual_seed(0)
+    scenes = [random_scene(rng, 2) for _ in range(SCENES)]
+    context, pooled = Conditioner(args.models)([caption(s, STYLES[i % 2], rng) for i, s in enumerate(scenes)])
+    vae = AutoencoderKL.from_pretrained(args.models / "vae", torch_dtype=torch.float32)
+    pictures = torch.from_numpy(np.stack([render_array(s) for s in scenes])).permute(0, 3, 1, 2) * 2 - 1
+    latents = torch.cat([vae.encode(p).latent_dist.mode() for p in pictures.split(8)]) * vae.config.scaling_factor
+    noise = torch.randn(latents.shape, generator=generator)
+    schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    time_ids = torch.tensor([[256, 256, 0, 0, 256, 256]]).repeat(SCENES, 1)
+    added = {"text_embeds": pooled, "time_ids": time_ids}
+    found = {}
+    for folder in args.unets:
+        unet = UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32)
+        errors = {}
+        for t in TIMESTEPS:
+            timesteps = torch.full((SCENES,), t)
+            noisy = schedule.add_noise(latents, noise, timesteps)
+            predicted = unet(noisy, timesteps, context, added_cond_kwargs=added).sample
+            signal = schedule.alphas_cumprod[t]
+            errors[t] = round(((predicted - noise).square().mean() * (1 - signal) / signal).item(), 4)
+        found[folder.name] = errors
+        print(folder.name, errors, flush=True)
+    report = {
+        "clean_latent_error": found,
+        "command": " ".join(["python recipes/embedded/validate.py", *(Path(a).name for a in sys.argv[1:])]),
+        "device": device_name(torch.device("cpu")),
+        "date": datetime.date.today().isoformat(),
+    }
+    args.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
