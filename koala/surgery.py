@@ -22,6 +22,7 @@ from koala.specs import student as student_spec
 from koala.tensorfiles import StoredTensor, write_tensors
 
 Shapes = Mapping[str, tuple[int, ...]]  # parameter name -> shape
+_TEXT_CONFIGS = ("text_encoder/config.json", "text_encoder_2/config.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +132,21 @@ def compress(teacher: str, spec: str, out: Path) -> SurgeryReport:
         for name, file in rest.items():
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(file, folder / name)
+            if name in _TEXT_CONFIGS:
+                _load_in_single(folder / name)
         (folder / "surgery.json").write_text(json.dumps(asdict(report), indent=1) + "\n")
     return report
+
+
+def _load_in_single(config: Path) -> None:
+    """Have transformers load half-precision text encoders in float32, as diffusers does the rest by default.
+
+    It would keep the precision that the config names, and the pipeline would then fail at its first linear layer.
+    """
+    values = json.loads(config.read_text())
+    if {values.get("dtype"), values.get("torch_dtype")} - {None, "float32"}:
+        values.pop("torch_dtype", None)
+        config.write_text(json.dumps(values | {"dtype": "float32"}, indent=2) + "\n")
 
 
 def _network(student: UNetSpec, config: Mapping[str, object]) -> UNet2DConditionModel:

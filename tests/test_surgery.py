@@ -140,6 +140,11 @@ def test_a_hub_model_in_half_precision_with_its_better_vae_becomes_a_plain_pipel
     """sdxl-base in the cache, with the embedded teacher's files in it: fp16 variants, and a VAE from elsewhere."""
     base, commits = tmp_path / "hub", ("a" * 40, "b" * 40)
     cached(base, "stabilityai/stable-diffusion-xl-base-1.0", embedded / "tiny-sdxl", commits[0])
+    snapshot = base / "models--stabilityai--stable-diffusion-xl-base-1.0" / "snapshots" / commits[0]
+    for part in ("text_encoder", "text_encoder_2"):  # as the hub's say, which plain diffusers cannot run beside float32
+        config = json.loads((snapshot / part / "config.json").read_text())
+        del config["dtype"]
+        (snapshot / part / "config.json").write_text(json.dumps(config | {"torch_dtype": "float16"}))
     vae = cached(base, "madebyollin/sdxl-vae-fp16-fix", embedded / "tiny-sdxl" / "vae", commits[1])
     (vae / "config.json").write_text((vae / "config.json").read_text() + " ")
     out = tmp_path / "student"
@@ -171,6 +176,8 @@ def test_a_hub_model_in_half_precision_with_its_better_vae_becomes_a_plain_pipel
         assert (out / name).read_bytes() == (embedded / "tiny-sdxl" / name).read_bytes()
     pipeline = StableDiffusionXLPipeline.from_pretrained(out)
     assert sum(p.numel() for p in pipeline.unet.parameters()) == 2_916_564
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline("a red circle", num_inference_steps=1, height=64, width=64).images[0].size == (64, 64)
 
 
 def test_what_the_spec_does_not_say_stays_as_in_the_teachers_config(tmp_path):
