@@ -187,9 +187,10 @@ def offer(card: ModelCard) -> None:
     _OFFERED[card.name] = card
 
 
-def withdraw(name: str) -> None:
+def withdraw(card: ModelCard) -> None:
     """Let `find` forget an offered card."""
-    del _OFFERED[name]
+    if _OFFERED.get(card.name) is card:
+        del _OFFERED[card.name]
 
 
 def _config(file: Path) -> dict:

@@ -119,9 +119,8 @@ class Session:
 
     def remove(self, name: str) -> None:
         """Take back a model that this app made, before its folder goes."""
-        del self._made[name]
+        registry.withdraw(self._made.pop(name))
         self._states.pop(name, None)
-        registry.withdraw(name)
         if self._library:
             self._library.forget(name)
 

@@ -1,6 +1,7 @@
-"""Students that this app cut itself: folders in its temporary directory, gone when it ends."""
+"""Students that this app cut itself: the newest few, in folders that are gone when it ends."""
 
 import dataclasses
+import shutil
 import tempfile
 import threading
 import time
@@ -11,6 +12,7 @@ from koala.costs import parameters
 from koala.registry import CARDS, ModelCard, find
 from koala.request import RequestError
 from koala.specs import UNetSpec
+from koala.ui.session import Session
 
 TEACHER = "tiny-sdxl"
 MOST = 8  # that one app keeps; each is up to 20 MB
@@ -32,9 +34,11 @@ def _name(spec: UNetSpec) -> str:
 
 
 class Students:
-    """One app's students. The same depths are cut once."""
+    """One app's students, offered in its session by names that say nothing of its folders. The same depths are cut
+    once; where there are too many, the oldest that no run has makes room."""
 
-    def __init__(self) -> None:
+    def __init__(self, session: Session) -> None:
+        self.session = session
         self._folder: tempfile.TemporaryDirectory | None = None
         self._made: dict[str, Student] = {}  # by name
         self._lock = threading.Lock()
@@ -44,7 +48,7 @@ class Students:
         return list(self._made.values())
 
     def make(self, spec: UNetSpec) -> Student:
-        """Cut the spec, of the embedded teacher's widths, out of it. RequestError for one too many."""
+        """Cut the spec, of the embedded teacher's widths, out of it. RequestError where all are in use."""
         from koala.surgery import compress
 
         name = _name(spec)
@@ -52,16 +56,14 @@ class Students:
             if name in self._made:
                 return self._made[name]
             if len(self._made) == MOST:
-                raise RequestError(
-                    f"this app keeps {MOST} students, and has them; start it again to make room, "
-                    f"or use python -m koala compress --teacher {TEACHER} --spec {spec.notation} --out my-student"
-                )
+                self._make_room()
             self._folder = self._folder or tempfile.TemporaryDirectory(prefix="koala-students-")
             folder = Path(self._folder.name).resolve() / name
             begun = time.perf_counter()
             compress(TEACHER, spec.notation, folder)
             card = dataclasses.replace(
                 find(str(folder)),
+                name=name,
                 title=f"{_title(spec)} (untrained cut)",
                 parameters=parameters(spec),
                 licence=CARDS[TEACHER].licence,
@@ -69,8 +71,16 @@ class Students:
                 teacher=TEACHER,
                 guidance=CARDS[TEACHER].guidance,
             )
+            self.session.add(card)
             self._made[name] = Student(card=card, seconds=time.perf_counter() - begun)
             return self._made[name]
+
+    def _make_room(self) -> None:
+        oldest = next((name for name in self._made if not self.session.in_use(name)), None)
+        if oldest is None:
+            raise RequestError(f"this app keeps {MOST} students, and all are in use; try again when one is done")
+        self.session.remove(oldest)
+        shutil.rmtree(self._made.pop(oldest).card.source)
 
 
 def _title(spec: UNetSpec) -> str:

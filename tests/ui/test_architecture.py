@@ -1,21 +1,27 @@
 """What the Architecture tab says: exact counts, honest sources, only what a teacher can give, and a cut that is one."""
 
 import json
+import os
 import re
+import shlex
 import time
 
 import pytest
 from safetensors import safe_open
 
+from koala import report
+from koala.bench_matrix import Matrix
+from koala.cli import main, parser
 from koala.costs import blocks
 from koala.latency import GPUS
-from koala.registry import EMBEDDED
-from koala.request import RequestError
+from koala.registry import CARDS, EMBEDDED, find
+from koala.request import GenerationRequest, RequestError
 from koala.specs import KOALA_700M, SDXL, SPECS, TINY_KOALA_700M, TINY_SDXL, student
-from koala.ui import architecture, architecture_svg, students
+from koala.ui import architecture, architecture_svg, students, widgets
 from koala.ui.architecture import BEGIN, TITLES, change, read, view
 from koala.ui.session import Session
 from koala.ui.tabs.architecture import Architecture, template
+from koala.ui.tabs.bench import command
 
 CARD = "rtx-4090"
 
@@ -112,11 +118,11 @@ def test_every_slider_position_has_figures_in_time():
     for mid in architecture.MID_CHOICES:
         for pairs in (1, 2):
             for depth in range(11):
-                begun = time.process_time()
+                begun = time.thread_time()
                 spec = change(change(change(SDXL, {"mid": mid}), {"pairs": pairs}), {"DW-3": depth})
                 spec = change(spec, {"UP-1": 10 - depth})
                 found = view(spec, "sdxl", 1024, CARD)
-                slowest = max(slowest, time.process_time() - begun)
+                slowest = max(slowest, time.thread_time() - begun)
                 assert read(found["spec"], "sdxl") == spec
     print(f"slowest answer {1000 * slowest:.1f} ms of processor time")
     assert slowest < 0.1
@@ -153,14 +159,14 @@ def test_predictions_follow_the_card_and_say_what_a_small_one_gives_up(koala):
 def test_the_page_carries_no_template_code():
     """Gradio compiles a template as Handlebars and as a JavaScript literal; only Gradio's own marks may be code."""
     page = template()
-    assert not re.search(r"\$\{|\{\{|`|@(presets|widths|gpus|wide|tall|rows)", page)
+    assert not re.search(r"\$\{|\{\{|`|@(presets|widths|gpus|wide|tall|rows|most)", page)
 
 
 # --- compress now
 
 
 def test_a_cut_is_the_teachers_weights_and_is_made_once():
-    made = students.Students()
+    made = students.Students(Session(device="cpu"))
     one = made.make(TINY_KOALA_700M)
     assert made.make(student("koala-700m", TINY_SDXL)) is one and [s.card for s in made.all] == [one.card]
     print(f"cut in {one.seconds:.2f} s")
@@ -174,14 +180,25 @@ def test_a_cut_is_the_teachers_weights_and_is_made_once():
         assert mine.get_tensor(name.format("attentions.1")).equal(its.get_tensor(name.format("attentions.2")))
 
 
-def test_an_app_keeps_a_bounded_number_of_students_with_names_of_our_own(monkeypatch):
+def test_the_oldest_student_that_nobody_uses_makes_room(monkeypatch):
+    """Symptom: after eight cuts by anyone, nobody could make another one until the app was started again."""
     monkeypatch.setattr(students, "MOST", 2)
-    made = students.Students()
-    names = [made.make(change(TINY_KOALA_700M, {"DW-3": d})).card.source for d in (1, 2)]
-    assert all(re.fullmatch(r"[A-Za-z0-9._+-]+", name.rpartition("/")[2]) for name in names)
-    with pytest.raises(RequestError, match="keeps 2 students.*koala compress"):
-        made.make(change(TINY_KOALA_700M, {"DW-3": 3}))
-    made.make(change(TINY_KOALA_700M, {"DW-3": 1}))  # there already
+    session = Session(device="cpu")
+    made = students.Students(session)
+    first, second, third, fourth = (change(TINY_KOALA_700M, {"DW-3": d}) for d in (1, 2, 3, 4))
+    old, used = made.make(first).card, made.make(second).card
+    assert made.make(first).card is old  # there already
+    assert re.fullmatch(r"[A-Za-z0-9._+-]+", old.name)
+    made.make(third)
+    assert not os.path.exists(old.source) and old.name not in [name for _, name in session.choices()]
+    with pytest.raises(RequestError, match="unknown model"):
+        session.card(old.name)
+    with session.using(used.name):
+        made.make(fourth)  # takes the third's place
+        assert [s.card.spec for s in made.all] == [second, fourth] and os.path.exists(used.source)
+        with session.using(made.all[1].card.name), pytest.raises(RequestError, match="keeps 2 students.*in use"):
+            made.make(first)
+    assert made.make(first).card.name == old.name
 
 
 class Sent:
@@ -210,8 +227,50 @@ def test_a_student_made_in_the_tab_is_in_the_lists_of_a_public_server_too(tab):
     assert made["title"] == "Tiny KOALA-700M (untrained cut)" and made["folder"] == ""  # no path for visitors
     ((label, name),) = set(tab.session.choices()) - set(before)
     assert label == made["title"] and tab.session.card(name).width == 256
+    folder = tab.session.card(name).source
+    assert os.path.isdir(folder) and made["link"] == f"?models=tiny-sdxl%2C{name}"
+    assert os.path.dirname(folder) not in json.dumps(value) and os.sep not in name
     with pytest.raises(RequestError, match="on this server the names are"):
-        tab.session.card(name.rpartition("/")[0])
+        tab.session.card(folder)
+
+
+def test_a_student_draws_by_its_name_and_no_path_of_the_server_is_told(tab):
+    """Symptom: the folder stood in the link, the lists, the answers of the API and the benchmark's command."""
+    tab.compress(Sent(**BEGIN, turn=7))
+    name = tab.students.all[-1].card.name
+    requests = [GenerationRequest(model=m, prompt="a red circle", steps=1) for m in ("tiny-sdxl", name)]
+    results = {}
+    for update in tab.session.run(requests):
+        results |= update.results
+    result = results[1]
+    assert result.request.model == name and result.parameters == 1_967_636
+    png = result.png(0, tuple(requests))
+    comparison = report.comparison([results[0], result], [["a.png"], ["b.png"]])
+    told = [comparison, widgets.timing(comparison)]
+    matrix = Matrix(models=("tiny-sdxl", name))
+    told.append(command(matrix, [tab.session.card(m) for m in matrix.models]))
+    folder = os.path.dirname(tab.session.card(name).source)
+    assert folder not in json.dumps(told) and folder.encode() not in png and folder not in str(tab.session.choices())
+
+
+def test_the_benchmark_of_a_student_can_be_made_again_in_a_terminal(tab, tmp_path, monkeypatch):
+    tab.compress(Sent(**BEGIN, turn=7))
+    card = tab.students.all[-1].card
+    matrix = Matrix(models=("tiny-sdxl", card.name), sizes=(128,), steps=1, time_limit=60)
+    cut, bench = command(matrix, [CARDS["tiny-sdxl"], card]).split(" && ")
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(cut)[3:]) == 0
+    args = parser().parse_args(shlex.split(bench)[3:])
+    assert args.models == ["tiny-sdxl", card.name] and find(os.path.abspath(args.models[1])).spec == card.spec
+
+
+def test_the_similarity_of_layers_grows_prompt_by_prompt(tab, monkeypatch):
+    monkeypatch.setattr("koala.similarity.SHAPES", ("a red circle", "a blue star"))
+    monkeypatch.setattr("koala.ui.tabs.architecture.STEPS", 1)
+    assert "Waiting for the device" in tab.wait()[0] and not tab.wait()[1].interactive
+    loading, first, second, (_, button) = tab.similarity()
+    assert "Loading" in loading[0] and "Prompt 1 of 2" in first[0] and "mean over 2 prompts and 1 steps" in second[0]
+    assert second[0].count("<polyline") == 11 and second[0].count("<svg") == 5 and button.interactive
 
 
 def test_the_cut_has_the_moves_that_the_drawing_still_waits_for(tab):

@@ -4,7 +4,8 @@ const $$ = (selector) => [...element.querySelectorAll(selector)];
 const live = $("[role=status]"), compress = $(".ka-compress"), made = $(".ka-made"), facts = $(".ka-detail dl");
 const nets = $$(".ka-net"), presets = $$(".ka-presets [role=radio]"), ranges = $$(".ka-depths input[type=range]");
 const PATIENCE = 15000; // ms until a request counts as lost
-let data = {}, turn = 0, pending = {}, flying = 0, lost, pinned = "up_blocks.0.attentions.1", looked = null, spoken = "";
+let data = {}, turn = 0, pending = {}, flying = 0, lost, cutting = 0; // the last two are timers
+let pinned = "up_blocks.0.attentions.1", looked = null, spoken = "";
 
 const make = (tag, text) => {
   const node = document.createElement(tag);
@@ -119,8 +120,8 @@ function drawStages() {
 
 // The button and the students: also from an answer that a later change of the drawing has overtaken.
 function drawMade() {
-  compress.disabled = data.complete;
-  compress.textContent = "Compress Tiny SDXL";
+  compress.disabled = data.complete || cutting > 0;
+  compress.textContent = cutting ? "Cutting …" : "Compress Tiny SDXL";
   show("problem", data.problem);
   made.replaceChildren(...data.made.map((one) => {
     const row = make("li"), link = make("a", "Compare it with its teacher");
@@ -177,8 +178,13 @@ ranges.forEach((range) => range.addEventListener("input", () => {
 $(".ka-mid").addEventListener("change", (event) => send("mid", event.target.value));
 $$(".ka-pairs input").forEach((radio) => radio.addEventListener("change", () => send("pairs", Number(radio.value))));
 compress.addEventListener("click", () => {
-  compress.disabled = true;
-  compress.textContent = "Cutting …";
+  cutting = setTimeout(() => {
+    cutting = 0;
+    data.problem = "The app has not answered. Try again.";
+    drawMade();
+  }, PATIENCE);
+  data.problem = "";
+  drawMade();
   trigger("submit", asked());
 });
 $(".ka-copy").addEventListener("click", async (event) => {
@@ -233,6 +239,10 @@ function update() {
   if (flying && value.turn >= flying) {
     flying = 0;
     clearTimeout(lost);
+  }
+  if (value.cut) {
+    clearTimeout(cutting);
+    cutting = 0;
   }
   if (value.turn < data.turn) {
     Object.assign(data, { made: value.made, problem: value.problem });

@@ -60,6 +60,7 @@ def template() -> str:
         "wide": architecture_svg.draw(architecture_svg.WIDE),
         "tall": architecture_svg.draw(architecture_svg.TALL),
         "rows": "".join(map(_row, STAGES)),
+        "most": str(students.MOST),
     }
     for name, html in filled.items():
         page = page.replace(f"@{name}", html)
@@ -71,7 +72,7 @@ class Architecture:
 
     def __init__(self, session: Session):
         self.session = session
-        self.students = students.Students()
+        self.students = students.Students(session)
         self.page = gr.HTML(
             self.view(architecture.BEGIN),
             html_template=template(),
@@ -92,7 +93,10 @@ class Architecture:
             self.change, None, self.page, queue=False, trigger_mode="multiple", concurrency_limit=None, **QUIET
         )
         self.page.submit(self.compress, None, self.page, concurrency_limit=1, **QUIET)
-        self.measure.click(self.similarity, None, [self.curves, self.measure], concurrency_id="gpu", **QUIET)
+        shown = [self.curves, self.measure]
+        asked = self.measure.click(self.wait, None, shown, queue=False, concurrency_limit=None, **QUIET)
+        run = asked.then(self.similarity, None, shown, concurrency_id="gpu", **QUIET)
+        run.failure(self.ready, None, shown, queue=False, concurrency_limit=None, **QUIET)
 
     # --- handlers
 
@@ -140,25 +144,36 @@ class Architecture:
             return self._begin(event, error)
 
     def compress(self, event: gr.EventData) -> dict:
-        """Cut the shown depths out of the embedded teacher; the student joins the other tabs' models."""
+        """Cut the shown depths out of the embedded teacher; the student joins the other tabs' models.
+
+        `cut` tells the page that this is the answer that its button waits for.
+        """
         try:
             asked = self._asked(event)
         except RequestError as error:
-            return self._begin(event, error)
+            return self._begin(event, error) | {"cut": True}
         try:
             self.session.library()  # two threads must not import diffusers at once
-            self.session.add(self.students.make(student(asked["spec"], TINY_SDXL)).card)
+            self.students.make(student(asked["spec"], TINY_SDXL))
         except Exception as error:
-            return self.view(asked, readable(error))
-        return self.view(asked)
+            return self.view(asked, readable(error)) | {"cut": True}
+        return self.view(asked) | {"cut": True}
 
     def _begin(self, event: gr.EventData, error: RequestError) -> dict:
         """What the page shows after a request that its own controls cannot make."""
         return self.view(architecture.BEGIN | {"turn": event._data.get("turn", 0)}, str(error))
 
+    def wait(self) -> tuple[str, dict]:
+        """The measurement was asked for; others may have the device."""
+        return '<p class="ka-hint" role="status">Waiting for the device …</p>', gr.Button(interactive=False)
+
+    def ready(self) -> tuple[str, dict]:
+        """As before a measurement that failed, or that the queue had no room for."""
+        return EMPTY, gr.Button(interactive=True)
+
     def similarity(self) -> Iterator[tuple[str, dict]]:
         """The curves of the embedded teacher, prompt by prompt."""
-        yield '<p class="ka-hint">Loading Tiny SDXL …</p>', gr.Button(interactive=False)
+        yield '<p class="ka-hint" role="status">Loading Tiny SDXL …</p>', gr.skip()
         try:
             model = self.session.model(students.TEACHER)
             from koala.similarity import SHAPES, measure
@@ -166,7 +181,6 @@ class Architecture:
             for found in measure(model, SHAPES, steps=STEPS):
                 yield curves(found), gr.skip()
         except Exception as error:
-            yield EMPTY, gr.Button(interactive=True)
             raise complain(error, "The measurement failed") from None
         yield gr.skip(), gr.Button(interactive=True)
 

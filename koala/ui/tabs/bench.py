@@ -5,7 +5,8 @@ import hashlib
 import json
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
@@ -13,16 +14,33 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from koala.bench_matrix import MAX_REPEATS, PRESET_NAMES, Matrix
+from koala.locate import availability
+from koala.registry import ModelCard
 from koala.request import MAX_STEPS, RequestError
 from koala.ui import bench_chart
 from koala.ui.messages import complain
 from koala.ui.session import HEARTBEAT, Session
 
 QUIET = {"api_visibility": "private", "show_progress": "hidden"}
+CHEAP = QUIET | {"concurrency_limit": None}
+STOPPING = "Stopping …"
 SIZES = (128, 192, 256, 512, 768, 1024)
 BATCHES = (1, 2, 4)
 MAX_MODELS = 4
 MAX_SECONDS = 540  # of a whole run: others wait for the device
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """A benchmark that waits for its turn or has it: `events` are texts, cells, and in the end None or an error."""
+
+    matrix: Matrix
+    cancel: threading.Event = field(default_factory=threading.Event)
+    events: queue.Queue = field(default_factory=queue.Queue)
+
+    def stop(self) -> None:
+        self.cancel.set()
+        self.events.put(STOPPING)
 
 
 class Bench:
@@ -30,7 +48,8 @@ class Bench:
 
     def __init__(self, session: Session):
         self.session = session
-        self.active: dict[str, threading.Event] = {}  # by the visitor's session hash
+        self.waiting: dict[str, _Run] = {}  # by the visitor's session hash
+        self.active: dict[str, _Run] = {}
         native = session.card(session.models[0]).width
         with gr.Row(elem_classes="k-panes kb-panes"):
             with gr.Column(elem_classes="k-controls k-ask"):
@@ -76,27 +95,32 @@ class Bench:
                 self.panel = gr.HTML(bench_chart.EMPTY, elem_id="kb-panel", apply_default_css=False)
                 self.json = gr.DownloadButton("Download as JSON", visible=False, size="sm", elem_id="kb-json")
         shown = [self.status, self.panel, self.json]
-        run = self.start.click(
-            self.run,
-            [self.models, self.sizes, self.presets, self.batch, self.steps, self.repeats, self.limit],
-            shown,
-            concurrency_id="gpu",
-            trigger_mode="once",
-            **QUIET,
+        given = [self.models, self.sizes, self.presets, self.batch, self.steps, self.repeats, self.limit]
+        asked = self.start.click(self.wait, given, [*shown, self.start], queue=False, **CHEAP)
+        run = asked.success(
+            self.run, None, [*shown, self.start], concurrency_id="gpu", trigger_mode="multiple", **QUIET
         )
-        self.stop.click(self.halt, None, self.status, cancels=[run], queue=False, concurrency_limit=None, **QUIET)
-        self.models.focus(lambda: gr.Dropdown(self.choices()), None, self.models, concurrency_limit=None, **QUIET)
+        run.failure(self.fail, None, [self.status, self.start], queue=False, **CHEAP)
+        self.stop.click(self.halt, None, [self.status, self.start], queue=False, **CHEAP)
+        self.models.focus(lambda: gr.Dropdown(self.choices()), None, self.models, **CHEAP)
+        gr.context.Context.root_block.unload(self.leave)
 
     def choices(self) -> list[tuple[str, str]]:
         """Models that are on this machine; other tabs may have made new ones."""
-        return [choice for choice in self.session.choices() if not choice[0].endswith("(not on this machine)")]
+        return [choice for choice in self.session.choices() if availability(self.session.card(choice[1]))[0]]
 
     def title(self, name: str) -> str:
         return self.session.card(name).title
 
-    def run(self, request: gr.Request, models, sizes, presets, batch, steps, repeats, limit) -> Iterator[dict]:
-        """The Start button: what is measured now, and every row as it comes."""
+    def wait(self, request: gr.Request, models, sizes, presets, batch, steps, repeats, limit) -> dict:
+        """The Start button, answered at once: the matrix is checked, and waits for its turn on the device."""
         try:
+            if len(models) > MAX_MODELS:
+                raise RequestError(f"choose at most {MAX_MODELS} models")
+            if not sizes:
+                raise RequestError("choose at least one size")
+            if request.session_hash in self.active:
+                raise RequestError("your benchmark is still running; press Stop first")
             matrix = Matrix(
                 models=tuple(self.session.card(name).name for name in models),
                 sizes=tuple(sizes),
@@ -106,67 +130,85 @@ class Bench:
                 repeats=repeats or 0,
                 time_limit=limit or 0,
             )
-            if not sizes:
-                raise RequestError("choose at least one size")
         except RequestError as error:
             raise complain(error) from None
-        cancel, events = threading.Event(), queue.Queue()
-        self.active[request.session_hash] = cancel
-        worker = threading.Thread(target=self._work, args=(matrix, cancel, events), name="koala-bench", daemon=True)
-        worker.start()
-        cells: list = []
-        yield {
-            self.status: status("Starting", running=True),
+        self.waiting[request.session_hash] = _Run(matrix=matrix)
+        return {
+            self.status: status("Waiting for the device …", running=True),
             self.panel: bench_chart.EMPTY,
             self.json: gr.DownloadButton(visible=False),
+            self.start: gr.Button(interactive=False),
         }
+
+    def run(self, request: gr.Request) -> Iterator[dict]:
+        """The visitor's turn: what is measured now, every row as it comes, and how it ended."""
+        run = self.waiting.pop(request.session_hash, None)
+        if run is None:
+            return  # stopped while it waited
+        self.active[request.session_hash] = run
+        worker = threading.Thread(target=self._work, args=(run,), name="koala-bench", daemon=True)
         try:
-            while True:
-                try:
-                    event = events.get(timeout=HEARTBEAT)
-                except queue.Empty:
-                    yield {self.status: gr.skip()}  # a closed page is noticed here
-                    continue
-                if isinstance(event, str):
-                    yield {self.status: status(event, running=True)}
-                elif isinstance(event, Exception):
-                    raise event
-                elif event is None:
-                    break
-                else:
-                    cells.append(event)
-                    yield self._shown(matrix, cells)
+            with self.session.using(*run.matrix.models):
+                worker.start()
+                yield from self._follow(run)
+            ended = "Done."
         except Exception as error:
-            if cancel.is_set():
-                return
-            yield {self.status: status("The benchmark failed.")}
-            raise complain(error, "The benchmark failed") from None
+            if not run.cancel.is_set():
+                raise complain(error, "The benchmark failed") from None
+            ended = "Stopped."
         finally:
-            cancel.set()
+            run.cancel.set()
             worker.join(timeout=60)
-            if self.active.get(request.session_hash) is cancel:
-                del self.active[request.session_hash]
-        yield self._shown(matrix, cells) | {self.status: status("Done.")}
+            del self.active[request.session_hash]
+        yield {self.status: status(ended), self.start: gr.Button(interactive=True)}
 
-    def halt(self, request: gr.Request):
-        """The Stop button: ends within one step; the rows that are there stay."""
-        cancel = self.active.pop(request.session_hash, None)
-        if cancel is None:
-            return gr.skip()
-        cancel.set()
-        return status("Stopped.")
+    def _follow(self, run: "_Run") -> Iterator[dict]:
+        """What a run under way shows, until it ends or fails."""
+        yield {self.status: status("Starting", running=True)}
+        cells: list = []
+        while True:
+            try:
+                event = run.events.get(timeout=HEARTBEAT)
+            except queue.Empty:
+                yield {self.status: gr.skip()}  # a closed page is noticed here
+                continue
+            if event is None:
+                return
+            if isinstance(event, Exception):
+                raise event
+            if isinstance(event, str):
+                yield {self.status: status(STOPPING if run.cancel.is_set() else event, running=True)}
+            else:
+                cells.append(event)
+                yield self._shown(run.matrix, cells)
 
-    def _work(self, matrix: Matrix, cancel: threading.Event, events: queue.Queue) -> None:
+    def halt(self, request: gr.Request) -> tuple:
+        """The Stop button. A run ends by itself, within one step, and says so; the rows that are there stay."""
+        if self.waiting.pop(request.session_hash, None):
+            return status("Stopped."), gr.Button(interactive=True)
+        if run := self.active.get(request.session_hash):
+            run.stop()
+        return gr.skip(), gr.skip()
+
+    def fail(self, request: gr.Request) -> tuple:
+        """As before a run that failed, or that the queue had no room for."""
+        self.waiting.pop(request.session_hash, None)
+        return status("The benchmark failed."), gr.Button(interactive=True)
+
+    def leave(self, request: gr.Request) -> None:
+        """The page was closed."""
+        self.halt(request)
+
+    def _work(self, run: "_Run") -> None:
         try:
-            for name in matrix.models:
-                self.session.model(name)
+            library = self.session.library()
             from koala.bench import measure
 
-            for cell in measure(matrix, self.session.library(), on_run=events.put, cancel=cancel):
-                events.put(cell)
-            events.put(None)
+            for cell in measure(run.matrix, library, on_run=run.events.put, cancel=run.cancel):
+                run.events.put(cell)
+            run.events.put(None)
         except Exception as error:
-            events.put(error)
+            run.events.put(error)
 
     def _shown(self, matrix: Matrix, cells: list) -> dict:
         """The panel and the file, from the cells so far."""
@@ -174,7 +216,8 @@ class Bench:
         from koala.evaluate.reports import circumstances
 
         found = report(matrix, cells, random_weights=False)
-        found |= circumstances([], self.session.library().get(matrix.models[0])) | {"command": command(matrix)}
+        said = command(matrix, [self.session.card(name) for name in matrix.models])
+        found |= circumstances([], self.session.library()) | {"command": said}
         return {
             self.panel: bench_chart.panel(found, self.title),
             self.json: gr.DownloadButton(value=str(_save(found)), visible=True),
@@ -185,15 +228,20 @@ def status(text: str, *, running: bool = False) -> str:
     return f'<p class="kb-status" role="status" data-running="{str(running).lower()}">{escape(text) or "Ready."}</p>'
 
 
-def command(matrix: Matrix) -> str:
-    """The same benchmark for a terminal."""
+def command(matrix: Matrix, cards: Sequence[ModelCard]) -> str:
+    """The same benchmark for a terminal, which first makes the students that only this app has."""
+    cuts = [
+        f"python -m koala compress --teacher {card.teacher} --spec {card.spec.notation} --out {card.name} && "
+        for card in cards
+        if card.teacher and not card.on_hub and not card.embedded
+    ]
     words = ["python -m koala bench"]
     for name, value in dataclasses.asdict(matrix).items():
         values = value if isinstance(value, list | tuple) else [value]
         words.append(
             f"--{name.replace('_', '-')} {' '.join(f'{v:g}' if isinstance(v, float) else str(v) for v in values)}"
         )
-    return " ".join([*words, "--out bench.json"])
+    return "".join(cuts) + " ".join([*words, "--out bench.json"])
 
 
 def _save(found: dict) -> Path:
