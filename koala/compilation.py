@@ -13,7 +13,7 @@ def compiled(unet: torch.nn.Module, wanted: bool) -> Iterator[None]:
     Only the blocks: they repeat, so that one compilation of seconds serves all of them.
     """
     if wanted and not _has_compiled_blocks(unet):
-        unet.compile_repeated_blocks(fullgraph=True)
+        unet.compile_repeated_blocks(dynamic=True)  # one compilation for all sizes; what breaks it runs eagerly
     with torch.compiler.set_stance("default" if wanted else "force_eager"):
         yield
 

@@ -85,17 +85,15 @@ def similarities(model: LoadedModel, request: GenerationRequest) -> dict[str, to
     return {path: torch.stack(rows) for path, rows in found.items()}
 
 
-def measure(
-    model: LoadedModel, prompts: Sequence[str], *, steps: int = STEPS, seed: int = 0, **settings
-) -> Iterator[dict]:
+def measure(model: LoadedModel, prompts: Sequence[str], *, steps: int = STEPS, seed: int = 0) -> Iterator[dict]:
     """The curves after each prompt, as JSON: the last value is the measurement. Closing the iterator ends it.
 
-    Mean over steps and prompts; `spread` is the standard deviation over prompts. `settings` are a request's fields.
+    Mean over steps and prompts; `spread` is the standard deviation over prompts.
     """
     stages = transformers(model.pipeline.unet)
     rows: dict[str, list[torch.Tensor]] = {}
     for done, prompt in enumerate(prompts, 1):
-        request = GenerationRequest(model=model.card.name, prompt=prompt, steps=steps, seed=seed + done - 1, **settings)
+        request = GenerationRequest(model=model.card.name, prompt=prompt, steps=steps, seed=seed + done - 1)
         for path, found in similarities(model, request).items():
             rows.setdefault(path, []).append(found.mean(0))
         stacked = {path: torch.stack(found) for path, found in rows.items()}  # (prompts, depth)

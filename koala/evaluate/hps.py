@@ -4,6 +4,7 @@ The score's own package pins old libraries and needs its base model's weights to
 here open_clip builds the network, and the checkpoint alone fills it. B pictures or texts.
 """
 
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -48,7 +49,13 @@ def load(device: torch.device) -> Scorer:
             f"hf download {REPOSITORY} {FILE}"
         )
     # a checkpoint of tensors alone: open_clip reads it with torch's weights-only reader, which runs no code
-    model, picture = open_clip.create_model_from_pretrained(
-        ARCHITECTURE, pretrained=weights, image_resize_mode="longest", device=device
-    )
+    try:
+        model, picture = open_clip.create_model_from_pretrained(
+            ARCHITECTURE, pretrained=weights, image_resize_mode="longest", device=device
+        )
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise RequestError(
+            f"the weights of HPSv2.1 at {weights} cannot be read ({error}); remove the file and fetch it again: "
+            f"hf download {REPOSITORY} {FILE}"
+        ) from error
     return Scorer(model=model.eval(), picture=picture, tokens=open_clip.get_tokenizer(ARCHITECTURE), device=device)
