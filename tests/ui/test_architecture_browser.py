@@ -150,6 +150,24 @@ def test_a_fresh_cut_is_offered_in_compare_and_draws(visit):
         expect(page.get_by_role("combobox", name="Second model")).to_have_value(title)
 
 
+def test_a_cut_that_is_never_answered_can_be_asked_for_again(visit):
+    """Symptom: after a lost request the button said "Cutting …" for ever."""
+    with visit() as page:
+        page.clock.install()
+        page.route("**/queue/join*", lambda route: None)  # never answered
+        button = page.locator(".ka-compress")
+        button.click()
+        expect(button).to_have_text("Cutting …")
+        assert button.is_disabled()
+        page.clock.run_for(15_000)
+        expect(button).to_have_text("Compress Tiny SDXL")
+        expect(shown(page, "problem")).to_contain_text("has not answered")
+        page.unroute_all(behavior="ignoreErrors")
+        button.click()
+        expect(page.locator(".ka-made li")).to_contain_text("Tiny KOALA-700M (untrained cut)")
+        expect(shown(page, "problem")).to_have_text("")
+
+
 @pytest.mark.slow
 def test_the_similarity_of_layers_is_measured_live(visit):
     with visit() as page:

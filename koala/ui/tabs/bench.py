@@ -96,7 +96,8 @@ class Bench:
                 self.json = gr.DownloadButton("Download as JSON", visible=False, size="sm", elem_id="kb-json")
         shown = [self.status, self.panel, self.json]
         given = [self.models, self.sizes, self.presets, self.batch, self.steps, self.repeats, self.limit]
-        asked = self.start.click(self.wait, given, [*shown, self.start], queue=False, **CHEAP)
+        # in the queue, but in no line of it: a complaint from outside the queue reaches the page without its words
+        asked = self.start.click(self.wait, given, [*shown, self.start], **CHEAP)
         run = asked.success(
             self.run, None, [*shown, self.start], concurrency_id="gpu", trigger_mode="multiple", **QUIET
         )
@@ -144,7 +145,8 @@ class Bench:
         """The visitor's turn: what is measured now, every row as it comes, and how it ended."""
         run = self.waiting.pop(request.session_hash, None)
         if run is None:
-            return  # stopped while it waited
+            yield {self.status: gr.skip()}  # stopped while it waited
+            return
         self.active[request.session_hash] = run
         worker = threading.Thread(target=self._work, args=(run,), name="koala-bench", daemon=True)
         try:
