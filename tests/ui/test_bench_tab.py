@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import time
+from pathlib import Path
 
 import gradio as gr
 import pytest
@@ -299,6 +300,23 @@ def test_a_benchmark_behind_another_visitors_waits_in_sight(page):
     stop(page)
     expect(other.locator("#kb-status")).to_have_text("Done.", timeout=120_000)
     assert other.locator(".kb-row").count() == 2 and other.locator("#kb-start").is_enabled()
+    assert page.locator("#kb-start").is_enabled()
+
+
+@pytest.mark.browser
+def test_a_benchmark_that_fails_says_why_and_gives_start_back(page):
+    page.get_by_role("tab", name="Architecture").click()
+    page.locator(".ka-compress").click()
+    made = page.locator(".ka-made li")
+    folder, title = made.locator("code").inner_text(), made.locator("b").inner_text()
+    page.get_by_role("tab", name="Benchmark").click()
+    small(page)
+    page.get_by_role("combobox", name="Models").click()
+    page.get_by_role("option", name=title).click()
+    (Path(folder) / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    page.locator("#kb-start").click()
+    expect(page.get_by_test_id("toast-text").first).to_contain_text("diffusion_pytorch_model", timeout=60_000)
+    expect(page.locator("#kb-status")).to_have_text("The benchmark failed.")
     assert page.locator("#kb-start").is_enabled()
 
 
