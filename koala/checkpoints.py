@@ -85,6 +85,10 @@ def _folder(folder: Path) -> UNetCheckpoint:
     spec = from_config(config, str(folder))
     for pickle in [] if (found := weights(listing(folder), STEMS["unet"])) else sorted(folder.iterdir()):
         refuse_pickle(pickle)
+    for index in folder.glob("*.safetensors.index*.json") if found is None else ():
+        shards = sorted(set(_config(index)["weight_map"].values()))
+        absent = next((shard for shard in shards if not (folder / shard).is_file()), shards[0])
+        raise RequestError(f"{folder} lacks {absent}, which its {index.name} lists; copy it there")
     if found is None:
         raise RequestError(f"{folder} has no weights: {STEMS['unet']}.safetensors is missing; copy it there")
     return UNetCheckpoint(

@@ -224,7 +224,8 @@ def _check_space(files: list[RemoteFile]) -> None:
 def _drop_damaged(file: RemoteFile) -> None:
     """Forget a cached copy that has not the size that the hub tells; the hub's client would take it for whole."""
     path = try_to_load_from_cache(file.repo, file.name, revision=file.revision)
-    if isinstance(path, str):
+    # another download may have brought it whole since the list was made
+    if isinstance(path, str) and Path(path).stat().st_size != file.size:
         Path(path).resolve().unlink()
         Path(path).unlink(missing_ok=True)
 
