@@ -44,3 +44,17 @@ def test_judge_and_speed_are_those_of_the_reports():
     compared = json.loads((ROOT / "docs" / "measurements" / "compare-tiny.json").read_text())
     ratio = next(m for m in compared["speedup"]["models"] if m["model"] == "tiny-koala-700m")["per_call"]
     assert f"[{ratio:.1f}x](docs/measurements/compare-tiny.json)" in README
+
+
+def test_benchmarks_are_those_of_the_report():
+    text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    found = json.loads((ROOT / "docs" / "measurements" / "bench-full-size-cpu.json").read_text())
+    assert found["command"] in text
+    for row in found["rows"]:
+        cells = next(line for line in text.splitlines() if line.startswith(f"| {row['model']} "))
+        peak, expected = row["peak_memory_bytes"] / 1e9, row["predicted"]
+        assert f"| {int(row['unet_step_ms']):,} | {int(expected['unet_step_ms']):,} |" in cells
+        assert f"| {peak:.2f} | {expected['peak_memory_bytes'] / 1e9:.2f} |" in cells
+    for row in found["speedup"]["rows"]:
+        cells = next(line for line in text.splitlines() if line.startswith(f"| {row['model']} "))
+        assert f"| {row['unet_step']:.2f}x | {row['total']:.2f}x |" in cells
