@@ -164,7 +164,7 @@ def test_a_cut_that_is_never_answered_can_be_asked_for_again(visit):
         expect(shown(page, "problem")).to_contain_text("has not answered")
         page.unroute_all(behavior="ignoreErrors")
         button.click()
-        expect(page.locator(".ka-made li")).to_contain_text("Tiny KOALA-700M (untrained cut)")
+        expect(page.locator(".ka-made li", has_text="Tiny KOALA-700M (untrained cut)")).to_be_visible()
         expect(shown(page, "problem")).to_have_text("")
 
 
