@@ -62,7 +62,8 @@ def test_the_app_compares_the_pair_in_the_precision_that_fits(folders, serve, tm
         assert peak < 16e9
 
 
-def test_the_student_loads_in_plain_diffusers(folders):
-    pipeline = StableDiffusionXLPipeline.from_pretrained(folders[1], variant="fp16", torch_dtype=torch.float16)
-    assert sum(p.numel() for p in pipeline.unet.parameters()) == 782_822_724
-    assert pipeline.unet.mid_block is None
+@pytest.mark.parametrize(("which", "parameters"), [(0, 2_567_463_684), (1, 782_822_724)], ids=NAMES)
+def test_both_load_in_plain_diffusers(folders, which, parameters):
+    pipeline = StableDiffusionXLPipeline.from_pretrained(folders[which], variant="fp16", torch_dtype=torch.float16)
+    assert sum(p.numel() for p in pipeline.unet.parameters()) == parameters
+    assert (pipeline.unet.mid_block is None) == (which == 1)
