@@ -3,7 +3,10 @@
 import itertools
 import json
 import statistics
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +27,7 @@ from koala.request import GenerationRequest, RequestError
 from koala.specs import TINY_KOALA_1B, TINY_KOALA_700M
 from koala.stock import stock
 
+ROOT = Path(__file__).parents[1]
 MODELS = ("tiny-koala-1b", "tiny-koala-700m")
 SMALL = dict(models=MODELS, sizes=(64,), steps=2, repeats=2)
 CIRCUMSTANCES = {
@@ -78,12 +82,17 @@ def test_the_prediction_knows_what_differs(rows):
     assert len({r.predicted["vae_ms"] for r in rows}) == 1
 
 
-def test_the_prediction_of_memory_counts_all_models_of_the_process(rows):
-    for row in rows:
-        assert row.memory_of == "process"
-        both = 4 * sum(CARDS[name].parameters for name in MODELS)
-        assert row.predicted["peak_memory_bytes"] > row.plan["predicted_peak_bytes"] if row.plan else True
-        assert row.predicted["peak_memory_bytes"] >= both
+def test_the_prediction_of_memory_counts_all_models_of_the_process(tmp_path):
+    """In a process of its own: what other tests left in memory is nobody's prediction."""
+    out = tmp_path / "found.json"
+    command = [sys.executable, "-m", "koala", "bench", "--models", *MODELS, "--sizes", "64", "--steps", "2"]
+    done = subprocess.run([*command, "--repeats", "2", "--out", out], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    for row in json.loads(out.read_text())["rows"]:
+        assert row["memory_of"] == "process"
+        assert row["predicted"]["peak_memory_bytes"] == pytest.approx(row["peak_memory_bytes"], rel=0.6)
+        others = sum(CARDS[name].parameters for name in MODELS if name != row["model"])
+        assert row["predicted"]["peak_memory_bytes"] >= row["plan"]["predicted_peak_bytes"] + 4 * others
 
 
 def test_a_batch_is_measured_as_one_run(library):
