@@ -41,6 +41,9 @@ LEVELS = {
         "koala.shapes.scene",
         "koala.shapes.captions",
         "koala.distill",
+        "koala.distill.config",
+        "koala.distill.pairs",
+        "koala.distill.run_folder",
     ),
     1: (
         "koala.hooks",
@@ -53,6 +56,7 @@ LEVELS = {
         "koala.shapes.render",
         "koala.shapes.judge",
         "koala.distill.losses",
+        "koala.distill.muon",
     ),
     2: (
         "koala.surgery",

@@ -1,11 +1,13 @@
-"""The three terms of KOALA's loss (section 3.1.2): task, output and self-attention feature distillation.
+"""KOALA's loss (section 3.1.2): task, output and feature distillation, every term reduced in fp32.
 
-B batch, C channels, H W latent size, N tokens. Everything is reduced in fp32.
+B batch, C channels, H W latent size, N tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
+
+from koala.distill.pairs import Pair
 
 
 def snr_weight(
@@ -13,11 +15,13 @@ def snr_weight(
 ) -> torch.Tensor:
     """Weight of an epsilon loss per sample, (B,): min(SNR, gamma) / SNR (Hang et al. 2023), lifted at high noise.
 
-    `high_noise` = 0 is min-SNR itself; 1 is what equal weights on velocity would be there (Salimans and Ho 2022).
+    `gamma` = 0 is no such weight. `high_noise` = 0 is min-SNR itself; 1 is what equal weights on velocity would be
+    there (Salimans and Ho 2022).
     """
     signal = alphas_cumprod[timesteps].float()
     snr = signal / (1 - signal)
-    return snr.clamp(max=gamma) / snr * (1 + 1 / snr) ** high_noise
+    weight = snr.clamp(max=gamma) / snr if gamma else torch.ones_like(snr)
+    return weight * (1 + 1 / snr) ** high_noise
 
 
 def noise_loss(predicted: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -26,16 +30,30 @@ def noise_loss(predicted: torch.Tensor, target: torch.Tensor, weight: torch.Tens
     return (weight * squared).mean()
 
 
-def feature_loss(
-    student: Mapping[str, torch.Tensor], teacher: Mapping[str, torch.Tensor], pairs: Mapping[str, str]
-) -> torch.Tensor:
-    """Mean over pairs {student layer: teacher layer} of |s - t|^2 / |t|^2 (KOALA, eq. 1, each term by its teacher).
+def pair_loss(student: torch.Tensor, teacher: torch.Tensor, normalisation: str = "teacher") -> torch.Tensor:
+    """|s - t|^2 of one feature, as a mean over its elements; by the teacher's own mean square, or raw.
 
-    Raw sums are ruled by the few layers with the largest activations; dividing by the teacher's own norm gives
-    every layer one vote (LAPTOP-Diff).
+    Raw sums are ruled by the few layers with the largest activations; the teacher's norm gives every layer one
+    vote (LAPTOP-Diff).
     """
-    terms = []
-    for mine, its in pairs.items():
-        s, t = student[mine].float(), teacher[its].float()
-        terms.append((s - t).square().mean() / t.square().mean().clamp(min=1e-8))
-    return torch.stack(terms).mean()
+    s, t = student.float(), teacher.float()
+    squared = (s - t).square().mean()
+    return squared if normalisation == "raw" else squared / t.square().mean().clamp(min=1e-8)
+
+
+def feature_losses(
+    student: Mapping[str, torch.Tensor],
+    teacher: Mapping[str, torch.Tensor],
+    pairs: Sequence[Pair],
+    normalisation: str = "teacher",
+) -> dict[Pair, torch.Tensor]:
+    """The term of every pair (KOALA, eq. 1); `student` and `teacher` hold outputs by module path."""
+    return {p: pair_loss(student[p.student], teacher[p.teacher], normalisation) for p in pairs}
+
+
+def by_kind(terms: Mapping[Pair, torch.Tensor], normalisation: str = "teacher") -> dict[str, torch.Tensor]:
+    """One term per kind of feature: the mean over its layers where each has one vote, BK-SDM's plain sum where raw."""
+    kinds: dict[str, list[torch.Tensor]] = {}
+    for pair, term in terms.items():
+        kinds.setdefault(pair.kind, []).append(term)
+    return {k: torch.stack(v).sum() if normalisation == "raw" else torch.stack(v).mean() for k, v in kinds.items()}

@@ -6,6 +6,10 @@ SDXL's encoders come from CLIP, which learned what captions mean before any diff
 it from the captions alone: linear heads, thrown away afterwards, must read every object's shape, colour and size,
 the relation, the background and the count from the very features that the U-Net will see, which are
 `hidden_states[-2]` of both encoders and the pooled output of the second. The encoders stay frozen from then on.
+
+Where an object stands must be readable beside what it is, or cross-attention has no place to put it: the second
+noun carries its own side, and because CLIP reads from left to right, the first object's side is carried by the
+relation's last word. `--init` teaches that to finished encoders and holds all other features where they were.
 """
 
 import argparse
@@ -22,7 +26,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from koala.shapes.captions import STYLES, caption
-from koala.shapes.scene import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, random_scene, relation
+from koala.shapes.scene import BACKGROUNDS, COLOURS, OPPOSITE, RELATIONS, SHAPES, SIZES, random_scene, relation
 
 NUM_TOKENS = 77
 ENCODERS = {  # SDXL's 768 and 1280 divided by about 20
@@ -31,9 +35,13 @@ ENCODERS = {  # SDXL's 768 and 1280 divided by about 20
 }
 NUM_LAYERS = 4
 PROJECTION = 64
+HOLD = 10.0  # weight of staying where finished features were
 AFTER_END = (0, 1, 3, 9)  # positions behind the end of the text that must also know the whole scene
-SLOT = (len(SHAPES) + 1, len(COLOURS) + 1, len(SIZES) + 1)  # one object: shape, colour, size, each or none
-SCENE = SLOT * 3 + (len(BACKGROUNDS) + 1, len(RELATIONS) + 1, 3)
+OBJECT = (len(SHAPES) + 1, len(COLOURS) + 1, len(SIZES) + 1)  # shape, colour, size, each or none
+MENTION = (*OBJECT, len(RELATIONS) + 1)  # an object and its side, where the caption has told it by then
+SCENE = OBJECT * 3 + (len(BACKGROUNDS) + 1, len(RELATIONS) + 1, 3)
+MAX_MENTIONS = 4  # three nouns and the relation's last word
+LAST_RELATION_WORDS = ("of", "above", "over", "below", "under")
 
 
 def build_tokenizer(captions: list[str], pad_token: str) -> CLIPTokenizer:
@@ -83,32 +91,38 @@ def build_encoder(name: str, tokenizer: CLIPTokenizer) -> torch.nn.Module:
     return (CLIPTextModelWithProjection if name == "text_encoder_2" else CLIPTextModel)(config)
 
 
-def sample(rng: random.Random) -> tuple[str, list[int], list[int]]:
-    """A caption, its nouns' word positions (-1: absent) and its SCENE targets."""
+def sample(rng: random.Random) -> tuple[str, list[int], list[list[int]], list[int]]:
+    """A caption, the word positions of its mentions (-1: absent), their MENTION targets, and its SCENE targets."""
     num = rng.choice((1, 2, 2, 3))
     scene = random_scene(rng, num)
     style = rng.choice(STYLES)
     text = caption(scene, style, rng)
     words = text.replace(",", " ,").split()
-    nouns = [i for i, w in enumerate(words) if w in SHAPES]
-    targets = []
+    objects = []
     for o in scene.objects:
         size = 1 + list(SIZES).index(o.size) if style == "detailed" else 0
-        targets += [1 + SHAPES.index(o.shape), 1 + list(COLOURS).index(o.colour), size]
-    targets += [0] * (9 - len(targets))
+        objects.append([1 + SHAPES.index(o.shape), 1 + list(COLOURS).index(o.colour), size])
     how = relation(*scene.objects[:2], 256) if num > 1 else None
+    positions = [i for i, w in enumerate(words) if w in SHAPES]
+    mentions = [[*o, 0] for o in objects]
+    if how:
+        mentions[1][-1] = 1 + RELATIONS.index(OPPOSITE[how])
+        positions.append(next(i for i, w in enumerate(words) if w in LAST_RELATION_WORDS and i > positions[0]))
+        mentions.append([*objects[0], 1 + RELATIONS.index(how)])
+    absent = MAX_MENTIONS - len(positions)
+    targets = [*sum(objects, []), *[0] * (9 - 3 * num)]
     targets.append(1 + list(BACKGROUNDS).index(scene.background) if style == "detailed" else 0)
     targets += [1 + RELATIONS.index(how) if how else 0, num - 1]
-    return text, nouns + [-1] * (3 - len(nouns)), targets
+    return text, positions + [-1] * absent, mentions + [[0] * len(MENTION)] * absent, targets
 
 
 class Heads(torch.nn.Module):
-    """Linear readers of one feature width: an object at its noun, the scene at and after the end of the text."""
+    """Linear readers of one feature width: an object at its mention, the scene at and after the end of the text."""
 
     def __init__(self, width: int):
         super().__init__()
         self.norm = torch.nn.LayerNorm(width, elementwise_affine=False)
-        self.noun = torch.nn.Linear(width, sum(SLOT))
+        self.mention = torch.nn.Linear(width, sum(MENTION))
         self.scene = torch.nn.Linear(width, sum(SCENE))
 
 
@@ -126,6 +140,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch-size", type=int, default=96)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--init", type=Path, help="folder of finished encoders to go on from")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
 
@@ -133,8 +148,17 @@ def main() -> None:
     torch.manual_seed(0)
     rng = random.Random(0)
     vocabulary = [sample(rng)[0] for _ in range(4000)]
-    tokenizers = {n: build_tokenizer(vocabulary, p) for n, p in (("tokenizer", "<|endoftext|>"), ("tokenizer_2", "!"))}
-    encoders = {n: build_encoder(n, tokenizers[n.replace("text_encoder", "tokenizer")]) for n in ENCODERS}
+    finished = {}
+    if args.init:
+        tokenizers = {n: CLIPTokenizer.from_pretrained(args.init / n) for n in ("tokenizer", "tokenizer_2")}
+        classes = dict(text_encoder=CLIPTextModel, text_encoder_2=CLIPTextModelWithProjection)
+        encoders, finished = (
+            {n: c.from_pretrained(args.init / n, dtype=torch.float32) for n, c in classes.items()} for _ in range(2)
+        )
+    else:
+        pads = {"tokenizer": "<|endoftext|>", "tokenizer_2": "!"}
+        tokenizers = {n: build_tokenizer(vocabulary, p) for n, p in pads.items()}
+        encoders = {n: build_encoder(n, tokenizers[n.replace("text_encoder", "tokenizer")]) for n in ENCODERS}
     heads = {n: Heads(e.config.hidden_size) for n, e in encoders.items()}
     pooled_head = torch.nn.Linear(PROJECTION, sum(SCENE))
     modules = torch.nn.ModuleList([*encoders.values(), *heads.values(), pooled_head])
@@ -144,9 +168,10 @@ def main() -> None:
     )
     start = time.time()
     for step in range(1, args.steps + 1):
-        texts, nouns, targets = (list(x) for x in zip(*(sample(rng) for _ in range(args.batch_size)), strict=True))
-        nouns, targets = torch.tensor(nouns), torch.tensor(targets)
-        rows, which = (nouns >= 0).nonzero(as_tuple=True)
+        texts, *numbers = (list(x) for x in zip(*(sample(rng) for _ in range(args.batch_size)), strict=True))
+        positions, mentions, targets = (torch.tensor(x) for x in numbers)
+        rows, which = (positions >= 0).nonzero(as_tuple=True)
+        columns = positions[rows, which] + 1  # + 1: the start token
         loss, report = 0, {}
         for name, encoder in encoders.items():
             tokenizer = tokenizers[name.replace("text_encoder", "tokenizer")]
@@ -156,15 +181,25 @@ def main() -> None:
             end = (ids == tokenizer.eos_token_id).int().argmax(-1)
             output = encoder(ids, output_hidden_states=True)
             hidden = heads[name].norm(output.hidden_states[-2])
-            at_noun = hidden[rows, nouns[rows, which] + 1]  # + 1: the start token
-            slot = targets[:, :9].view(-1, 3, 3)[rows, which]
-            noun_loss, noun_right = read(heads[name].noun(at_noun), slot, SLOT)
+            mention_loss, mention_right = read(
+                heads[name].mention(hidden[rows, columns]), mentions[rows, which], MENTION
+            )
             after = hidden[torch.arange(len(ids))[:, None], end[:, None] + torch.tensor(AFTER_END)]
             scene_loss, scene_right = read(
                 heads[name].scene(after).flatten(0, 1), targets.repeat_interleave(len(AFTER_END), 0), SCENE
             )
-            loss = loss + noun_loss + scene_loss
-            report |= {f"{name}.noun": noun_right.item(), f"{name}.scene": scene_right.item()}
+            loss = loss + mention_loss + scene_loss
+            report |= {f"{name}.mention": mention_right.item(), f"{name}.scene": scene_right.item()}
+            if name in finished:
+                with torch.no_grad():
+                    before = finished[name](ids, output_hidden_states=True).hidden_states[-2]
+                sided = mentions[rows, which, -1] > 0
+                held = torch.ones(ids.shape, dtype=torch.bool).index_put(
+                    (rows[sided], columns[sided]), torch.tensor(False)
+                )
+                moved = (output.hidden_states[-2] - before)[held].square().mean() / before[held].square().mean()
+                loss = loss + HOLD * moved
+                report[f"{name}.moved"] = moved.item()
             if name == "text_encoder_2":
                 pooled_loss, pooled_right = read(pooled_head(output.text_embeds), targets, SCENE)
                 loss = loss + pooled_loss

@@ -21,14 +21,15 @@ from pathlib import Path
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from latents import LatentSet
-from muon import Muon
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from koala.distill.losses import feature_loss, noise_loss, snr_weight
+from koala.distill.config import DistillConfig
+from koala.distill.losses import by_kind, feature_losses, noise_loss, snr_weight
+from koala.distill.muon import Muon
+from koala.distill.pairs import feature_pairs
 from koala.hooks import tap
-from koala.layer_map import self_attention_pairs
 from koala.shapes.captions import STYLES, caption
-from koala.specs import SPECS, STAGES
+from koala.specs import SPECS
 from koala.surgery import cut
 
 MIN_SNR_GAMMA = 5.0
@@ -156,12 +157,11 @@ def main() -> None:
         for o in optimizers
     ]
 
-    own, its, pairs, ends = nullcontext({}), nullcontext({}), {}, {}
+    own, its, pairs = nullcontext({}), nullcontext({}), []
     if teacher is not None:
-        pairs = {s: t for _, s, t in self_attention_pairs(spec, teacher_spec)}
-        ends = {STAGES[s]: STAGES[s] for s in ("DW-1", "UP-3")}  # LF where there is no self-attention
-        own = tap({n: unet.get_submodule(n) for n in (*pairs, *ends)})
-        its = tap({n: teacher.get_submodule(n) for n in (*pairs.values(), *ends)})
+        pairs = feature_pairs(DistillConfig(), spec, teacher_spec)  # SA, and LF where there is no self-attention
+        own = tap({p.student: unet.get_submodule(p.student) for p in pairs})
+        its = tap({p.teacher: teacher.get_submodule(p.teacher) for p in pairs})
     start, sums = time.time(), {}
     with own as student_features, its as teacher_features:
         for step in range(1, args.steps + 1):
@@ -188,8 +188,7 @@ def main() -> None:
                 with torch.no_grad():
                     target = teacher(noisy, timesteps, context, added_cond_kwargs=added).sample
                 terms["output"] = noise_loss(predicted, target, weight)
-                terms["sa"] = feature_loss(student_features, teacher_features, pairs)
-                terms["lf"] = feature_loss(student_features, teacher_features, ends)
+                terms |= by_kind(feature_losses(student_features, teacher_features, pairs))
             loss = sum(terms.values())
             if not torch.isfinite(loss):
                 raise RuntimeError(f"step {step}: the loss is {loss.item()}; lower --learning-rate")

@@ -1,0 +1,239 @@
+"""DistillConfig: everything that decides a distillation, the same for the command line, the app and a GPU cluster.
+
+The defaults are KOALA's recipe (section 4.1 and appendix A) where the paper says, the field's habit where it is silent.
+"""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from koala.request import RequestError
+from koala.specs import STAGES
+
+FEATURES = ("SA", "CA", "FFN", "Res", "LF")  # KOALA, section 3.1.2 and table 3a
+ATTENTION_STAGES = ("DW-2", "DW-3", "MID", "UP-1", "UP-2")
+SA_MAPPINGS = ("bottom", "interleave", "up")  # KOALA, table 11c
+NORMALISATIONS = ("teacher", "raw")
+CAPTION_STYLES = ("short", "detailed", "mixed")
+TIMESTEPS = ("uniform", "high-noise")
+SCHEDULES = ("constant", "cosine")
+OPTIMIZERS = ("adamw", "adamw8bit", "muon")
+PRECISIONS = ("fp32", "bf16", "fp16")
+EMA_DEVICES = ("student", "cpu")
+TRACKERS = ("tensorboard", "wandb")
+
+
+def _doc(text: str, default: object, **metadata):
+    return field(default=default, metadata={"help": text, **metadata})
+
+
+def _choice(text: str, options: Sequence[str], default: object):
+    return _doc(f"{text}: {', '.join(options)}", default, choices=options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """One distillation run. Steps are the optimizer's; `batch_size` is that of all processes together."""
+
+    teacher: str = _doc("model name, hub id or folder; it predicts noise (epsilon)", "tiny-sdxl")
+    student_spec: str = _doc("what to cut the teacher to: a name such as koala-700m, or depths", "koala-700m")
+    student_init: str = _doc("model whose U-Net to go on from; empty cuts the student out of the teacher", "")
+
+    features: tuple[str, ...] = _doc(
+        f"what is distilled: {', '.join(FEATURES)}, at every stage of `stages` that has it, or KIND@STAGE at one",
+        ("SA",),
+    )
+    stages: tuple[str, ...] = _doc(f"where: {', '.join(STAGES)}", ATTENTION_STAGES)
+    lf_at_ends: bool = _doc("also the last features (LF) of DW-1 and UP-3, which have no attention", True)
+    sa_mapping: str = _choice("which of the teacher's transformer blocks teach the student's", SA_MAPPINGS, "bottom")
+    normalisation: str = _choice(
+        "of each feature term: by the teacher's own mean square, or none", NORMALISATIONS, "teacher"
+    )
+    task_weight: float = _doc("weight of the task loss, on the true noise", 1.0)
+    output_weight: float = _doc("weight of the distance to the teacher's output", 1.0)
+    feature_weight: float = _doc("weight of each kind of feature", 1.0)
+    min_snr_gamma: float = _doc("min-SNR weighting of task and output loss; 0 is none, 5 is usual", 0.0)
+    high_noise_lift: float = _doc("raises that weighting at high noise; 1 weighs velocity evenly there", 0.0)
+    noise_offset: float = _doc("share of noise that is constant over the picture", 0.0)
+    timesteps: str = _choice("how t is drawn", TIMESTEPS, "uniform")
+
+    data: str = _doc(
+        "shapes, a folder of pictures, a .parquet file or folder of them, WebDataset shards (path/{000..099}.tar) "
+        "or hub:OWNER/NAME",
+        "shapes",
+    )
+    image_column: str = _doc(
+        "column of the pictures, or of their addresses, in a parquet file or hub data set", "image"
+    )
+    short_caption: str = _doc("column or file ending of the short captions", "caption")
+    detailed_caption: str = _doc("column or file ending of the detailed captions", "detailed_caption")
+    captions: str = _choice("which captions are learned", CAPTION_STYLES, "detailed")
+    num_pictures: int = _doc("how many pictures to use; 0 is all of them (shapes: 2,048)", 0)
+    resolution: int = _doc("side of the pictures in px; 0 is the teacher's own", 0)
+    aspect_buckets: bool = _doc(
+        "keep each picture's shape as nearly as an equal area allows, instead of a square", False
+    )
+    empty_prompts: float = _doc("share of captions replaced by the empty prompt, which guidance needs", 0.1)
+    cache: str = _doc("folder of the encoded pictures and captions; empty is the user's cache", "")
+
+    num_steps: int = _doc("optimizer steps", 500_000)
+    batch_size: int = _doc("pictures per step, of all processes together", 128)
+    accumulation: int = _doc("passes that one step of a process is split into, to save memory", 1)
+    optimizer: str = _choice("adamw8bit needs bitsandbytes and a GPU", OPTIMIZERS, "adamw")
+    learning_rate: float = _doc("its peak", 1e-5)
+    schedule: str = _choice("of the learning rate after its warm-up", SCHEDULES, "constant")
+    warmup_steps: int = _doc("steps from 0 to the learning rate", 0)
+    weight_decay: float = _doc("decoupled", 0.01)
+    max_grad_norm: float = _doc("gradients are clipped to it; 0 is off", 1.0)
+    ema_decay: float = _doc("of the moving average of the weights, which is what is kept; 0 is off", 0.9999)
+    ema_device: str = _choice("where the moving average lives", EMA_DEVICES, "student")
+    precision: str = _choice("of the student's passes; its weights stay fp32", PRECISIONS, "bf16")
+    teacher_precision: str = _choice("of the teacher", PRECISIONS, "bf16")
+    gradient_checkpointing: bool = _doc("recompute activations to save memory", False)
+    seed: int = _doc("of data order, noise, timesteps and captions", 0)
+    threads: int = _doc("CPU threads; 0 takes what there is, and resuming keeps the number", 0)
+
+    checkpoint_every: int = _doc("steps between checkpoints", 1000)
+    keep_last: int = _doc("checkpoints kept, beside the best one", 3)
+    validate_every: int = _doc("steps between validations: losses, pictures, score; 0 is only at the end", 1000)
+    validation_pictures: int = _doc("pictures held back for the validation loss", 64)
+    validation_prompts: tuple[str, ...] = _doc("drawn by teacher and student at each validation", ())
+    validation_guidance: float = _doc("of those pictures; 0 is the teacher's own", 0.0)
+    score_prompts: int = _doc("prompts of the shapes suite that each validation judges; 0 is none", 0)
+    log_every: int = _doc("steps between lines of metrics.jsonl", 10)
+    time_limit: float = _doc("minutes after which the run saves and stops; 0 is none", 0.0)
+    trackers: tuple[str, ...] = _doc(f"besides metrics.jsonl: {', '.join(TRACKERS)}", ())
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> "DistillConfig":
+        """From JSON; RequestError for a field that does not exist or a value of the wrong kind."""
+        hints = typing.get_type_hints(cls)
+        for name in values:
+            if name not in hints:
+                near = difflib.get_close_matches(name, hints, n=1, cutoff=0.5)
+                raise RequestError(
+                    f"there is no field {name!r} in a distillation's config"
+                    + (f"; did you mean {near[0]}?" if near else f"; the fields are {', '.join(hints)}")
+                )
+        return cls(**{name: _typed(name, value, hints[name]) for name, value in values.items()})
+
+
+def read(file: Path | None, overrides: Sequence[str] = (), base: DistillConfig | None = None) -> DistillConfig:
+    """A config from a JSON file over `base`, then `field=value` settings over both. RequestError names the remedy."""
+    values = base.to_dict() if base else {}
+    if file:
+        try:
+            found = json.loads(file.read_text())
+        except FileNotFoundError as error:
+            raise RequestError(f"there is no config {file}; recipes/full_scale holds some to start from") from error
+        except ValueError as error:
+            raise RequestError(f"{file} is no JSON: {error}") from error
+        if not isinstance(found, dict):
+            raise RequestError(f"{file} holds no JSON object of fields and values")
+        values |= found
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals:
+            raise RequestError(f"{override!r} is no setting; write field=value, for example batch_size=16")
+        values[name] = _spelled(name, text)
+    return DistillConfig.from_dict(values)
+
+
+def _spelled(name: str, text: str) -> object:
+    """The value that `field=text` means: tuples by commas, the rest as JSON or as plain text."""
+    kind = typing.get_type_hints(DistillConfig).get(name)
+    if typing.get_origin(kind) is tuple:
+        return json.loads(text) if text.startswith("[") else [t.strip() for t in text.split(",") if t.strip()]
+    if kind is str:
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _typed(name: str, value: object, kind: object) -> object:
+    if typing.get_origin(kind) is tuple:
+        if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
+            return tuple(value)
+        raise RequestError(f"{name} must be a list of words, not {value!r}")
+    right = isinstance(value, int | float if kind is float else kind)
+    if not right or isinstance(value, bool) and kind is not bool:
+        words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+        raise RequestError(f"{name} must be {words[kind]}, not {value!r}")
+    return float(value) if kind is float else value
+
+
+def feature_stages(config: DistillConfig) -> list[tuple[str, str | None]]:
+    """The chosen features as (kind, stage); stage None stands for every stage of `config.stages` that has the kind."""
+    found = []
+    for entry in config.features:
+        kind, at, stage = entry.partition("@")
+        if kind not in FEATURES:
+            raise RequestError(f"unknown feature {kind!r}; the features are {', '.join(FEATURES)}")
+        if at and stage not in STAGES:
+            raise RequestError(f"unknown stage {stage!r} in {entry!r}; the stages are {', '.join(STAGES)}")
+        found.append((kind, stage if at else None))
+    return found + ([("LF", "DW-1"), ("LF", "UP-3")] if config.lf_at_ends else [])
+
+
+_LEAST = types.MappingProxyType(
+    {
+        "num_steps": 1, "batch_size": 1, "accumulation": 1, "checkpoint_every": 1, "keep_last": 1, "log_every": 1,
+        "validation_pictures": 1, "num_pictures": 0, "resolution": 0, "warmup_steps": 0, "seed": 0, "threads": 0,
+        "validate_every": 0, "score_prompts": 0, "task_weight": 0, "output_weight": 0, "feature_weight": 0,
+        "min_snr_gamma": 0, "high_noise_lift": 0, "noise_offset": 0, "weight_decay": 0, "max_grad_norm": 0,
+        "time_limit": 0, "validation_guidance": 0,
+    }
+)  # fmt: skip
+
+
+def check(config: DistillConfig) -> None:
+    """RequestError for the first value that cannot work."""
+    for each in dataclasses.fields(config):
+        value, options = getattr(config, each.name), each.metadata.get("choices")
+        if options and value not in options:
+            raise RequestError(f"{each.name} must be one of {', '.join(options)}, not {value!r}")
+        if each.name in _LEAST and not value >= _LEAST[each.name]:
+            raise RequestError(f"{each.name} must be {_LEAST[each.name]} or more, not {value!r}")
+    for stage in config.stages:
+        if stage not in STAGES:
+            raise RequestError(f"unknown stage {stage!r}; the stages are {', '.join(STAGES)}")
+    for tracker in config.trackers:
+        if tracker not in TRACKERS:
+            raise RequestError(f"unknown tracker {tracker!r}; there are {', '.join(TRACKERS)}")
+    feature_stages(config)
+    if not 0 <= config.ema_decay < 1:
+        raise RequestError(f"ema_decay must lie between 0 and 1, not {config.ema_decay}; 0.9999 is usual, 0 is off")
+    if not 0 <= config.empty_prompts < 1:
+        raise RequestError(f"empty_prompts is a share between 0 and 1, not {config.empty_prompts}")
+    if not config.learning_rate > 0:
+        raise RequestError(f"the learning rate must be above 0, not {config.learning_rate}")
+    if config.resolution % 32:
+        raise RequestError(f"resolution must be a multiple of 32 px, not {config.resolution}")
+    if config.batch_size % config.accumulation:
+        raise RequestError(
+            f"batch_size {config.batch_size} cannot be split into {config.accumulation} passes; choose a multiple"
+        )
+    if not (config.task_weight or config.output_weight or config.feature_weight and feature_stages(config)):
+        raise RequestError("every term of the loss is off; give one of the weights a value above 0")
+
+
+# BK-SDM's own loss (Kim et al. 2024): outputs of whole blocks, summed as they are; its code never matches MID.
+BK_LOSS = dict(
+    features=("LF",),
+    stages=tuple(s for s in STAGES if s != "MID"),
+    lf_at_ends=False,
+    normalisation="raw",
+)

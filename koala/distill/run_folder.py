@@ -1,0 +1,121 @@
+"""The folder of a run: config.json, status.json, metrics.jsonl, samples/, checkpoints/step-N/, student/.
+
+The trainer writes it, everyone else reads it. Whatever is replaced is replaced by a rename, so that a reader and a
+power cut see the old or the new, never half.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from koala.distill.config import DistillConfig
+from koala.outputs import new_file
+from koala.request import RequestError
+
+# `preparing` encodes data; `stopped` on request or by the time limit
+STATES = ("preparing", "running", "done", "stopped", "failed")
+ENDED = ("done", "stopped", "failed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """status.json: how a run stands. Times are seconds since the epoch."""
+
+    state: str
+    step: int
+    num_steps: int
+    message: str = ""  # what is being done, or why it ended
+    steps_per_second: float | None = None
+    seconds_left: float | None = None
+    pid: int = 0
+    pid_started: float = 0.0  # tells this process from a later one of the same number
+    started: float = 0.0
+    updated: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """Paths and records of one run."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def student(self) -> Path:
+        """The student as a diffusers folder, once a checkpoint was written."""
+        return self.path / "student"
+
+    @property
+    def samples(self) -> Path:
+        """teacher-K.png, before-K.png and step-N-K.png for the K-th validation prompt."""
+        return self.path / "samples"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.path / "checkpoints" / f"step-{step}"
+
+    def checkpoints(self) -> list[int]:
+        """Steps of the checkpoints, the oldest first."""
+        names = (p.name for p in (self.path / "checkpoints").glob("step-*") if p.is_dir())
+        return sorted(int(n.removeprefix("step-")) for n in names)
+
+    def config(self) -> DistillConfig:
+        """RequestError where the folder holds no run."""
+        file = self.path / "config.json"
+        if not file.is_file():
+            raise RequestError(f"{self.path} holds no distillation: there is no config.json in it")
+        return DistillConfig.from_dict(json.loads(file.read_text()))
+
+    def write_config(self, config: DistillConfig) -> None:
+        self._replace("config.json", json.dumps(config.to_dict(), indent=1) + "\n")
+
+    def status(self) -> Status | None:
+        """None before the run wrote any."""
+        file = self.path / "status.json"
+        return Status(**json.loads(file.read_text())) if file.is_file() else None
+
+    def write_status(self, status: Status) -> None:
+        self._replace("status.json", json.dumps(dataclasses.asdict(status), indent=1) + "\n")
+
+    def metrics(self) -> Iterator[dict]:
+        """Every whole line of metrics.jsonl: `kind` is train, validation or score."""
+        if self.metrics_file.is_file():
+            for line in self.metrics_file.read_text().splitlines():
+                try:
+                    yield json.loads(line)
+                except ValueError:  # the line that a killed process was writing
+                    continue
+
+    def log(self, entry: dict) -> None:
+        """Append one line to metrics.jsonl."""
+        with self.metrics_file.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop the lines of steps that a resumed run will take again."""
+        kept = [e for e in self.metrics() if e["step"] <= step]
+        self._replace("metrics.jsonl", "".join(json.dumps(e) + "\n" for e in kept))
+
+    def size(self) -> int:
+        """Bytes of everything in it."""
+        return sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file())
+
+    def remove_checkpoint(self, step: int) -> None:
+        """Renamed first, so that a half-removed one is never taken for a checkpoint."""
+        gone = self.path / "checkpoints" / f".removed-{step}"
+        os.rename(self.checkpoint(step), gone)
+        shutil.rmtree(gone)
+
+    def _replace(self, name: str, text: str) -> None:
+        with new_file(self.path / name) as partial:
+            partial.write_text(text)
