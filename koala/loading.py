@@ -42,6 +42,17 @@ LARGE = 100_000_000  # parameters of a U-Net; smaller models stay, whatever else
 EMBEDDINGS = 32  # prompts whose embeddings are remembered where a plan releases the text encoders
 
 
+def load_part(component: str, folder: Path, weights: Path, dtype: torch.dtype) -> torch.nn.Module:
+    """A text encoder or VAE from its folder, frozen; `weights` is the file of it that was chosen."""
+    variant = "fp16" if weights.name.endswith(".fp16.safetensors") else None
+    kind = _CLASSES[component]
+    if kind is AutoencoderKL:
+        part = kind.from_pretrained(folder, variant=variant, torch_dtype=dtype)
+    else:
+        part = kind.from_pretrained(folder, variant=variant, dtype=dtype)
+    return part.eval().requires_grad_(False)
+
+
 @dataclass(kw_only=True)
 class LoadedModel:
     """A model in memory. `lock` is held by the one run that uses the device: two runs never share a U-Net at once."""
@@ -191,13 +202,7 @@ class Library:
         """A text encoder or VAE, shared with every model whose weights file has the same hash."""
         key = f"{component}:{digest(weights)}:{dtype}"
         if key not in self._shared:
-            variant = "fp16" if weights.name.endswith(".fp16.safetensors") else None
-            kind = _CLASSES[component]
-            if kind is AutoencoderKL:
-                part = kind.from_pretrained(folder, variant=variant, torch_dtype=dtype)
-            else:
-                part = kind.from_pretrained(folder, variant=variant, dtype=dtype)
-            self._shared[key] = part.eval().requires_grad_(False)
+            self._shared[key] = load_part(component, folder, weights, dtype)
         return self._shared[key]
 
     def _unet(self, location: Location, dtype: torch.dtype) -> UNet2DConditionModel:

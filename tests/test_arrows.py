@@ -44,6 +44,11 @@ LEVELS = {
         "koala.distill.config",
         "koala.distill.pairs",
         "koala.distill.run_folder",
+        "koala.distill.data",
+        "koala.distill.data.buckets",
+        "koala.distill.data.order",
+        "koala.distill.reporter",
+        "koala.distill.presets",
     ),
     1: (
         "koala.hooks",
@@ -57,6 +62,13 @@ LEVELS = {
         "koala.shapes.judge",
         "koala.distill.losses",
         "koala.distill.muon",
+        "koala.distill.data.samples",
+        "koala.distill.data.shapes",
+        "koala.distill.data.encoded",
+        "koala.distill.draws",
+        "koala.distill.ema",
+        "koala.distill.optimizers",
+        "koala.distill.snapshots",
     ),
     2: (
         "koala.surgery",
@@ -74,6 +86,7 @@ LEVELS = {
         "koala.calibration",
         "koala.random_weights",
         "koala.stock",
+        "koala.distill.data.encoders",
     ),
     3: (
         "koala.bench",
@@ -81,7 +94,14 @@ LEVELS = {
         "koala.compare",
         "koala.report",
         "koala.similarity",
+        "koala.distill.step",
+        "koala.distill.student_folder",
+        "koala.distill.validation",
+        "koala.distill.trainer",
+        "koala.distill.forecast",
         "koala.evaluate.*",
+        "koala.distill.data.sources",
+        "koala.distill.data.cache",
         "export.*",
     ),
     4: (
@@ -96,7 +116,7 @@ LEVELS = {
 
 # Every package that is imported, by its import name; the standard library is L0.
 PACKAGES = {
-    1: ("torch", "numpy", "PIL", "scipy", "safetensors"),
+    1: ("torch", "numpy", "PIL", "scipy", "safetensors", "filelock", "pyarrow"),
     2: ("diffusers", "huggingface_hub", "transformers", "tokenizers", "onnxruntime", "open_clip"),
     3: ("accelerate", "datasets", "onnx", "onnxscript"),
     4: ("gradio", "gradio_client"),

@@ -1,0 +1,136 @@
+"""Encoded pictures and captions on disk, read at random by memory map.
+
+A chunk is one safetensors file of at most 256 pictures. Of each bucket, named WxH, it holds n pictures: WxH/latents
+(n, 4, h, w), WxH/time_ids (n, 6), WxH/order (n,), a picture's number among the chunk's samples, and WxH/captions
+(n, K), which texts describe it, filled up with -1. `context` (U, 77, C) and `pooled` (U, P) are those texts.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from koala.distill.data.buckets import Bucket
+
+_OPEN_FILES = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """One file of the cache; of its samples only the first `limit` are used."""
+
+    file: Path
+    samples: int  # that were read for it, those that were skipped among them
+    ends: bool  # its part of the source has no more
+    skipped: tuple[tuple[int, str], ...]  # number of the sample, and why
+    limit: int
+
+
+def read_chunk(file: Path, limit: int) -> Chunk | None:
+    """What a chunk says of itself; None where there is no whole file."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            told = json.loads(opened.metadata()["chunk"])
+    except (FileNotFoundError, SafetensorError):
+        return None
+    skipped = tuple((index, why) for index, why in told["skipped"] if index < limit)
+    return Chunk(file=file, samples=min(told["samples"], limit), ends=told["ends"], skipped=skipped, limit=limit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Pictures of one bucket as the U-Net is conditioned on them; fp32 on the CPU."""
+
+    latents: torch.Tensor  # (B, 4, h, w)
+    context: torch.Tensor  # (B, 77, C)
+    pooled: torch.Tensor  # (B, P)
+    time_ids: torch.Tensor  # (B, 6): original h, w; crop top, left; target h, w
+
+
+class EncodedData:
+    """The pictures of a cache: those to learn from, and the last ones of the data, held back for validation."""
+
+    def __init__(self, chunks: Sequence[Chunk], empty: Path, *, num_pictures: int, held_back: int):
+        """`num_pictures` is how many to use at most; 0 is all."""
+        self._files = [chunk.file for chunk in chunks]
+        self._open = lru_cache(maxsize=_OPEN_FILES)(lambda file: safe_open(file, framework="pt"))
+        with safe_open(empty, framework="pt") as opened:
+            self._empty = opened.get_tensor("context"), opened.get_tensor("pooled")
+        buckets, rows = _index(chunks)
+        rows = rows[:num_pictures] if num_pictures else rows
+        self.num_pictures = len(rows)
+        self.skipped = sum(len(chunk.skipped) for chunk in chunks)
+        learned = max(0, len(rows) - held_back)
+        self._training = _by_bucket(buckets, rows[:learned])
+        self._validation = _by_bucket(buckets, rows[learned:])
+
+    @property
+    def sizes(self) -> dict[Bucket, int]:
+        """How many pictures each bucket has to learn from."""
+        return {bucket: len(rows) for bucket, rows in self._training.items()}
+
+    def batch(self, bucket: Bucket, rows: Sequence[int], picks: Sequence[float]) -> Batch:
+        """Pictures of a bucket by row; a pick in [0, 1) chooses among a picture's captions, -1 takes the empty text."""
+        return self._batch(bucket, self._training[bucket][list(rows)], picks)
+
+    def validation(self) -> list[tuple[Bucket, list[int]]]:
+        """Buckets of the pictures held back, and the rows in each."""
+        return [(bucket, list(range(len(rows)))) for bucket, rows in self._validation.items()]
+
+    def validation_batch(self, bucket: Bucket, rows: Sequence[int], picks: Sequence[float]) -> Batch:
+        """As `batch`, of the pictures held back."""
+        return self._batch(bucket, self._validation[bucket][list(rows)], picks)
+
+    def _batch(self, bucket: Bucket, places: np.ndarray, picks: Sequence[float]) -> Batch:
+        found = [
+            self._picture(bucket, chunk, at, pick) for (chunk, at), pick in zip(places.tolist(), picks, strict=True)
+        ]
+        latents, context, pooled, time_ids = (torch.cat(each).float() for each in zip(*found, strict=True))
+        return Batch(latents=latents, context=context, pooled=pooled, time_ids=time_ids)
+
+    def _picture(self, bucket: Bucket, chunk: int, at: int, pick: float) -> tuple[torch.Tensor, ...]:
+        opened, name = self._open(self._files[chunk]), name_of(bucket)
+
+        def row(tensor: str, index: int) -> torch.Tensor:
+            return opened.get_slice(tensor)[index : index + 1]
+
+        context, pooled = self._empty
+        if pick >= 0:
+            texts = [text for text in row(f"{name}/captions", at)[0].tolist() if text >= 0]
+            text = texts[int(pick * len(texts))]
+            context, pooled = row("context", text), row("pooled", text)
+        return row(f"{name}/latents", at), context, pooled, row(f"{name}/time_ids", at)
+
+
+def name_of(bucket: Bucket) -> str:
+    return f"{bucket[0]}x{bucket[1]}"
+
+
+def _index(chunks: Sequence[Chunk]) -> tuple[list[Bucket], np.ndarray]:
+    """The buckets, and for every picture in the data's order (bucket, chunk, place in the chunk's bucket): (N, 3)."""
+    numbers: dict[Bucket, int] = {}
+    found = [np.zeros((0, 4), np.int64)]
+    for number, chunk in enumerate(chunks):
+        with safe_open(chunk.file, framework="np") as opened:
+            for tensor in opened.keys():  # noqa: SIM118 - a file, no dict
+                if tensor.endswith("/order"):
+                    bucket = tuple(int(side) for side in tensor.removesuffix("/order").split("x"))
+                    order = opened.get_tensor(tensor)
+                    at = np.flatnonzero(order < chunk.limit)
+                    columns = np.empty((len(at), 4), np.int64)
+                    columns[:, 0], columns[:, 1] = number, order[at]
+                    columns[:, 2], columns[:, 3] = numbers.setdefault(bucket, len(numbers)), at
+                    found.append(columns)
+    rows = np.concatenate(found)
+    return list(numbers), rows[np.lexsort((rows[:, 1], rows[:, 0]))][:, [2, 0, 3]]
+
+
+def _by_bucket(buckets: Sequence[Bucket], rows: np.ndarray) -> dict[Bucket, np.ndarray]:
+    """Bucket -> (chunk, place) of each of its pictures, (n, 2); buckets without any are left out."""
+    found = {bucket: rows[rows[:, 0] == number, 1:] for number, bucket in enumerate(buckets)}
+    return {bucket: places for bucket, places in sorted(found.items()) if len(places)}

@@ -1,0 +1,146 @@
+"""A teacher's text encoders and VAE without its U-Net: captions and pictures -> what the U-Net reads."""
+
+import gc
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline
+from transformers import CLIPTokenizer
+
+from koala.hashing import digest
+from koala.loading import load_part
+from koala.locate import Location, locate
+from koala.registry import find
+from koala.request import RequestError
+
+TEXT = ("text_encoder", "text_encoder_2")
+TOKENIZERS = ("tokenizer", "tokenizer_2")
+_PIXELS = 4 * 1024**2  # that the VAE encodes at once: about 5 GB in half precision
+_LARGEST = 32  # pictures of a batch, however small
+_CAPTIONS = 64  # of a batch
+
+
+class Encoders:
+    """The text encoders and VAE of a pipeline that needs no U-Net, on `device`."""
+
+    def __init__(self, pipeline: StableDiffusionXLPipeline, device: torch.device | str):
+        self.pipeline, self.device = pipeline.to(device), torch.device(device)
+
+    @torch.no_grad()
+    def captions(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Texts -> context (B, 77, C) and pooled (B, P), exactly as the pipeline encodes them.
+
+        An empty text is what guidance sets against the prompt: zeros, if the pipeline says so.
+        """
+        context, pooled = [], []
+        for start in range(0, len(texts), _CAPTIONS):
+            some = list(texts[start : start + _CAPTIONS])
+            with _silent_about_length():
+                embeds, _, pooled_embeds, _ = self.pipeline.encode_prompt(
+                    some, device=self.device, do_classifier_free_guidance=False
+                )
+            if self.pipeline.config.force_zeros_for_empty_prompt:
+                empty = [k for k, text in enumerate(some) if not text]
+                embeds[empty] = 0
+                pooled_embeds[empty] = 0
+            context.append(embeds)
+            pooled.append(pooled_embeds)
+        return torch.cat(context), torch.cat(pooled)
+
+    @torch.no_grad()
+    def pictures(self, batch: np.ndarray) -> torch.Tensor:
+        """Pixels (B, H, W, 3) uint8 -> latents (B, 4, H / 8, W / 8) in the U-Net's scale, the posterior's mode."""
+        vae = self.pipeline.vae
+        pixels = torch.from_numpy(batch).to(self.device).permute(0, 3, 1, 2)
+        posterior = vae.encode(pixels.to(vae.dtype) / 127.5 - 1).latent_dist
+        return posterior.mode() * vae.config.scaling_factor
+
+    @staticmethod
+    def batch_size(width: int, height: int) -> int:
+        """How many pictures of this size in px `pictures` takes at once."""
+        return max(1, min(_LARGEST, _PIXELS // (width * height)))
+
+    def release(self) -> None:
+        """Free the memory; nothing can be encoded afterwards."""
+        self.pipeline = None
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+@contextmanager
+def _silent_about_length() -> Iterator[None]:
+    """Without a warning for every caption of more than 77 tokens: of detailed ones that is nearly each."""
+    talkers = [
+        logging.getLogger("diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl"),
+        logging.getLogger("transformers.tokenization_utils_base"),
+    ]
+    before = [talker.level for talker in talkers]
+    try:
+        for talker in talkers:
+            talker.setLevel(logging.ERROR)
+        yield
+    finally:
+        for talker, level in zip(talkers, before, strict=True):
+            talker.setLevel(level)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderFiles:
+    """The files of a teacher's encoders, and the precision that they are to run in."""
+
+    name: str
+    location: Location
+    dtype: torch.dtype
+
+    @property
+    def identity(self) -> dict:
+        """JSON that changes whenever what they make of a picture or a caption does."""
+        files = {}
+        for part in (*TEXT, "vae"):
+            weights = self.location.weights(part)
+            files[part] = digest(weights)
+            files[f"{part}/config"] = digest(weights.parent / "config.json")
+        for part in TOKENIZERS:
+            for file in sorted((self.location.folder / part).iterdir()):
+                if file.suffix in (".json", ".txt"):
+                    files[f"{part}/{file.name}"] = digest(file)
+        return {"files": files, "zeros_for_empty_prompt": self._zeros, "dtype": str(self.dtype).removeprefix("torch.")}
+
+    @property
+    def _zeros(self) -> bool:
+        index = json.loads((self.location.folder / "model_index.json").read_text())
+        return index.get("force_zeros_for_empty_prompt", True)  # diffusers' default
+
+    def load(self, device: torch.device | str) -> Encoders:
+        """Read them into memory. RequestError for files that cannot be read."""
+        folder, vae = self.location.folder, self.location.weights("vae")
+        try:
+            upcast = AutoencoderKL.load_config(vae.parent).get("force_upcast", True)  # it overflows in fp16
+            pipeline = StableDiffusionXLPipeline(
+                unet=None,
+                vae=load_part("vae", vae.parent, vae, torch.float32 if upcast else self.dtype),
+                scheduler=EulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
+                force_zeros_for_empty_prompt=self._zeros,
+                add_watermarker=False,
+                **{n: load_part(n, folder / n, self.location.weights(n), self.dtype) for n in TEXT},
+                **{n: CLIPTokenizer.from_pretrained(folder / n) for n in TOKENIZERS},
+            )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise RequestError(
+                f"the encoders of {self.name} could not be loaded from {folder}: {error}. Copy or download its files "
+                "again"
+            ) from error
+        return Encoders(pipeline, device)
+
+
+def encoder_files(teacher: str, device: torch.device | str) -> EncoderFiles:
+    """Those of a model by name, in half precision on a GPU. RequestError where the model is not on this machine."""
+    card = find(teacher)
+    dtype = torch.float32 if torch.device(device).type == "cpu" else torch.float16
+    return EncoderFiles(name=card.name, location=locate(card), dtype=dtype)

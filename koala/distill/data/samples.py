@@ -1,0 +1,53 @@
+"""What every source of pictures gives: samples with a lazy picture, in parts that are read one by one."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from PIL import Image, ImageOps
+
+from koala.distill.config import DistillConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One picture with its captions. `image` opens it, and may raise one of `BROKEN`."""
+
+    key: str  # what a log line calls it
+    captions: tuple[str, ...]
+    image: Callable[[], Image.Image]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A stretch of a source, always in the same order: `read(start)` yields its samples from number `start` on."""
+
+    name: str  # unique in its source, and fit for a file name
+    count: int | None  # samples in it; None is unknown until it was read
+    read: Callable[[int], Iterator[Sample]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where pictures come from; `identity` is JSON that changes whenever its samples do."""
+
+    identity: dict
+    parts: tuple[Part, ...]
+
+
+# What Pillow raises over a damaged file, and the file system over one that cannot be read.
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+
+def caption_fields(config: DistillConfig) -> dict[str, str]:
+    """Caption style -> the column or file ending that holds it, of the styles that are learned."""
+    fields = {"short": config.short_caption, "detailed": config.detailed_caption}
+    return fields if config.captions == "mixed" else {config.captions: fields[config.captions]}
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """RGB as a viewer would show it: turned as its EXIF data says, what is transparent on white."""
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
