@@ -52,3 +52,9 @@ def new_file(out: Path) -> Iterator[Path]:
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what writers that were killed left unfinished in `folder`; call it where no other writer can be."""
+    for path in folder.glob(".*.partial") if folder.is_dir() else ():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()

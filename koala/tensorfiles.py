@@ -10,7 +10,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from koala.request import RequestError
 
@@ -61,6 +63,14 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
             file=path, start=8 + length + start, size=end - start, dtype=entry["dtype"], shape=tuple(entry["shape"])
         )
     return found
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """A safetensors file of tensors in memory; OSError where it cannot be written, on a full disk for example."""
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written: {error}") from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, StoredTensor]) -> None:

@@ -31,14 +31,16 @@ def noise_loss(predicted: torch.Tensor, target: torch.Tensor, weight: torch.Tens
 
 
 def pair_loss(student: torch.Tensor, teacher: torch.Tensor, normalisation: str = "teacher") -> torch.Tensor:
-    """|s - t|^2 of one feature, as a mean over its elements; by the teacher's own mean square, or raw.
+    """|s - t|^2 of one feature as a mean over its elements, by each sample's own mean square of t, or raw.
 
     Raw sums are ruled by the few layers with the largest activations; the teacher's norm gives every layer one
-    vote (LAPTOP-Diff).
+    vote (LAPTOP-Diff). By sample and not by batch, so that a batch may be split over passes and processes.
     """
-    s, t = student.float(), teacher.float()
-    squared = (s - t).square().mean()
-    return squared if normalisation == "raw" else squared / t.square().mean().clamp(min=1e-8)
+    s, t = student.float().flatten(1), teacher.float().flatten(1)  # (B, N * C)
+    squared = (s - t).square().mean(1)
+    if normalisation == "teacher":
+        squared = squared / t.square().mean(1).clamp(min=1e-8)
+    return squared.mean()
 
 
 def feature_losses(

@@ -33,7 +33,8 @@ class Muon(torch.optim.Optimizer):
         super().__init__(list(weights), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self, closure: None = None) -> None:
+        """One update; `closure` is only there because wrapped optimizers pass None."""
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
             by_shape = defaultdict(list)

@@ -43,8 +43,8 @@ def test_raw_features_are_summed_as_in_bk_sdm():
 
 
 def test_half_precision_features_are_reduced_in_fp32():
-    teacher = {"a": torch.full((4,), 300.0, dtype=torch.float16)}  # its square overflows fp16
-    student = {"x": torch.zeros(4, dtype=torch.float16, requires_grad=True)}
+    teacher = {"a": torch.full((1, 4), 300.0, dtype=torch.float16)}  # its square overflows fp16
+    student = {"x": torch.zeros(1, 4, dtype=torch.float16, requires_grad=True)}
     loss = by_kind(feature_losses(student, teacher, PAIRS[:1]))["SA"]
     assert loss.item() == pytest.approx(1.0)
     loss.backward()

@@ -1,0 +1,47 @@
+"""What chance decides for a picture: a pure function of the seed and the picture's place in the run.
+
+So a batch may be split over passes and processes, and a run may stop anywhere, and every draw stays the same.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from koala.distill.config import DistillConfig
+
+NUM_TIMESTEPS = 1000
+HIGH_NOISE_MEAN = 0.8  # of the logit-normal half of "high-noise": t around 690, where layout is decided
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """For B pictures: `picks` chooses each one's caption, -1 for the empty prompt."""
+
+    noise: torch.Tensor  # (B, 4, h, w)
+    timesteps: torch.Tensor  # (B,) in 0..999
+    picks: tuple[float, ...]
+
+
+def generator(*words: object) -> torch.Generator:
+    """A generator of its own for these words."""
+    digest = hashlib.sha256("/".join(map(str, words)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def draw(config: DistillConfig, indices: Sequence[int], shape: tuple[int, int, int]) -> Draws:
+    """For the pictures at these places of the run (step * batch_size + position), with latents (C, h, w) = `shape`."""
+    noises, timesteps, picks = [], [], []
+    for index in indices:
+        source = generator("draw", config.seed, index)
+        noise = torch.randn(shape, generator=source)
+        if config.noise_offset:
+            noise = noise + config.noise_offset * torch.randn(shape[0], 1, 1, generator=source)
+        uniform, which, pick, empty = torch.rand(4, generator=source, dtype=torch.float64).tolist()
+        if config.timesteps == "high-noise" and which < 0.5:
+            uniform = torch.sigmoid(torch.randn((), generator=source) + HIGH_NOISE_MEAN).item()
+        noises.append(noise)
+        timesteps.append(min(int(uniform * NUM_TIMESTEPS), NUM_TIMESTEPS - 1))
+        picks.append(-1.0 if empty < config.empty_prompts else pick)
+    return Draws(noise=torch.stack(noises), timesteps=torch.tensor(timesteps), picks=tuple(picks))

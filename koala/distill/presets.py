@@ -1,0 +1,88 @@
+"""Ready-made distillations, by the name that the command line and the app know them by."""
+
+from dataclasses import dataclass
+
+from koala.distill.config import ATTENTION_STAGES, BK_LOSS, DistillConfig
+
+PROMPTS = (
+    "a red circle",
+    "a small blue star on a white background",
+    "a yellow triangle on a night background",
+    "a green square left of a red circle",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A named config, with what to expect of it."""
+
+    name: str
+    title: str
+    text: str
+    config: DistillConfig
+
+
+# The embedded world on a CPU: Muon learns several times faster there than AdamW, and half of the timesteps lie where
+# colour and layout are decided.
+_SHAPES = dict(
+    data="shapes",
+    captions="mixed",
+    optimizer="muon",
+    learning_rate=1e-3,
+    schedule="cosine",
+    warmup_steps=20,
+    min_snr_gamma=5.0,
+    high_noise_lift=0.5,
+    noise_offset=0.05,
+    timesteps="high-noise",
+    ema_decay=0.99,
+    precision="fp32",
+    teacher_precision="fp32",
+    batch_size=16,
+    validation_pictures=16,
+    validation_prompts=PROMPTS,
+    log_every=5,
+)
+
+PRESETS = {
+    p.name: p
+    for p in (
+        Preset(
+            name="2-minutes",
+            title="2 minutes",
+            text="See it happen: the colours come back. Two CPU cores, from the bare cut.",
+            config=DistillConfig(
+                **_SHAPES,
+                num_steps=60,
+                num_pictures=256,
+                checkpoint_every=30,
+                validate_every=30,
+            ),
+        ),
+        Preset(
+            name="10-minutes",
+            title="10 minutes",
+            text="A student that draws what is asked: shape, colour and background of one object.",
+            config=DistillConfig(
+                **_SHAPES,
+                num_steps=500,
+                num_pictures=1024,
+                checkpoint_every=100,
+                validate_every=125,
+                score_prompts=10,
+            ),
+        ),
+        Preset(
+            name="koala",
+            title="KOALA's recipe",
+            text="The paper's losses and settings; name a teacher, a student and data of your own.",
+            config=DistillConfig(stages=ATTENTION_STAGES),
+        ),
+        Preset(
+            name="bk-sdm",
+            title="BK-SDM's loss",
+            text="The loss that KOALA improves on, for comparison: outputs of whole blocks, summed as they are.",
+            config=DistillConfig(**BK_LOSS),
+        ),
+    )
+}

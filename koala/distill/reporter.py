@@ -1,0 +1,57 @@
+"""status.json as the trainer writes it: often enough for someone who watches, not at every step."""
+
+import dataclasses
+import os
+import time
+from pathlib import Path
+
+from koala.distill.run_folder import RunFolder, Status
+
+INTERVAL = 1.0  # seconds between two writes for steps
+
+
+def process_started(pid: int) -> float:
+    """When a process began, in its system's own count; 0 where nobody says. Tells processes of one number apart."""
+    try:
+        return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return 0.0
+
+
+class Reporter:
+    """Only the main process of a run is `active`; the others' words go nowhere."""
+
+    def __init__(self, run: RunFolder, num_steps: int, *, active: bool):
+        self.run, self.active = run, active
+        pid = os.getpid()
+        self.status = Status(
+            state="preparing",
+            step=0,
+            num_steps=num_steps,
+            pid=pid,
+            pid_started=process_started(pid),
+            started=time.time(),
+        )
+
+    def say(self, state: str, message: str) -> None:
+        """What is being done now."""
+        self._write(state=state, message=message)
+
+    def step(self, done: int, steps_per_second: float) -> None:
+        """How far the run is; written at most once in INTERVAL."""
+        left = (self.status.num_steps - done) / steps_per_second if steps_per_second > 0 else None
+        changes = dict(state="running", step=done, steps_per_second=steps_per_second or None, seconds_left=left)
+        if time.time() - self.status.updated < INTERVAL:
+            self.status = dataclasses.replace(self.status, **changes)
+        else:
+            self._write(**changes)
+
+    def end(self, state: str, message: str, step: int | None = None) -> None:
+        """The last word: done, stopped or failed."""
+        self._write(state=state, message=message, seconds_left=None, step=self.status.step if step is None else step)
+
+    def _write(self, **changes) -> None:
+        self.status = dataclasses.replace(self.status, **changes, updated=time.time())
+        if self.active:
+            self.run.path.mkdir(parents=True, exist_ok=True)
+            self.run.write_status(self.status)

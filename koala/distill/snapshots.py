@@ -1,0 +1,197 @@
+"""Checkpoints of a run: student, moving average and optimizer as safetensors, everything else as JSON, each hashed.
+
+Chance needs no state here: order, noise and captions are functions of the step (koala/distill/draws.py), so the step
+is the data's position as well. Nothing is pickled.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from koala.distill.config import DistillConfig
+from koala.distill.ema import Ema
+from koala.distill.run_folder import RunFolder
+from koala.hashing import digest
+from koala.outputs import new_folder
+from koala.request import RequestError
+from koala.tensorfiles import save_tensors
+
+FILES = ("student.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
+# What may differ between a checkpoint and the run that goes on from it: how long, how often and where, not what.
+FREE_FIELDS = frozenset(
+    {
+        "num_steps", "checkpoint_every", "keep_last", "validate_every", "validation_prompts", "validation_guidance",
+        "score_prompts", "log_every", "time_limit", "trackers", "cache",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """How far a run is. `best_loss` is the lowest validation loss so far, of checkpoint `best_step`."""
+
+    step: int  # optimizer steps done; the data's position too
+    ema_steps: int
+    seconds: float  # of training so far
+    best_step: int | None = None
+    best_loss: float | None = None
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """On the CPU, gathered where it is sharded over processes; every process has to ask."""
+    if hasattr(tensor, "full_tensor"):
+        tensor = tensor.full_tensor()
+    return tensor.detach().cpu().contiguous()
+
+
+def _like(value: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+    """`value` on the device of `there`, cut into shards as it is."""
+    if hasattr(there, "full_tensor"):
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(value.to(there.device), there.device_mesh, there.placements)
+    return value.to(there.device)
+
+
+def student_tensors(student: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Weights by name, whole and on the CPU."""
+    return {name: _whole(p) for name, p in student.state_dict().items()}
+
+
+def ema_tensors(ema: Ema) -> dict[str, torch.Tensor]:
+    return {name: _whole(w) for name, w in ema.weights.items()}
+
+
+def _optimizer_state(student: torch.nn.Module, optimizers: Iterable) -> tuple[dict[str, torch.Tensor], dict]:
+    """(tensors, numbers), both by "parameter|key"."""
+    tensors, numbers = {}, {}
+    for optimizer in optimizers:
+        for name, parameter in student.named_parameters():
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, torch.Tensor):
+                    tensors[f"{name}|{key}"] = _whole(value)
+                else:
+                    numbers[f"{name}|{key}"] = value
+    return tensors, numbers
+
+
+def save(
+    run: RunFolder,
+    config: DistillConfig,
+    position: Position,
+    *,
+    student: torch.nn.Module,
+    ema: Ema | None,
+    optimizers: Iterable,
+    scaler: Mapping | None,
+    main: bool = True,
+) -> None:
+    """Write checkpoints/step-N whole or not at all. Every process calls it, `main` writes.
+
+    OSError where the disk is full: the earlier checkpoints are untouched.
+    """
+    weights = student_tensors(student)
+    averaged = ema_tensors(ema) if ema else {}
+    tensors, numbers = _optimizer_state(student, optimizers)
+    target = run.checkpoint(position.step)
+    if not main or target.exists():
+        return
+    size = sum(t.numel() * t.element_size() for d in (weights, averaged, tensors) for t in d.values())
+    state = asdict(position) | {"optimizer": numbers, "scaler": dict(scaler) if scaler else None}
+    with new_folder(target, size) as folder:
+        for name, values in zip(FILES, (weights, averaged, tensors), strict=False):
+            save_tensors(folder / name, values)
+        (folder / "state.json").write_text(json.dumps(state, indent=1) + "\n")
+        manifest = {"config": config.to_dict(), "files": {n: digest(folder / n) for n in FILES}}
+        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+        _flush(folder)
+
+
+def _flush(folder: Path) -> None:
+    """To the disk itself, so that the rename that follows never outlives a power cut that the bytes did not."""
+    for path in (*folder.iterdir(), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def verify(run: RunFolder, step: int, config: DistillConfig) -> None:
+    """RequestError with the reason where a checkpoint is damaged or of another run, and with the last good one."""
+    reason = _fault(run.checkpoint(step), config)
+    if reason is None:
+        return
+    good = [s for s in run.checkpoints() if s != step and _fault(run.checkpoint(s), config) is None]
+    remedy = f"resume with --step {good[-1]}, the last good one" if good else "no other checkpoint of this run is good"
+    raise RequestError(f"checkpoint step-{step} of {run.path} {reason}; {remedy}")
+
+
+def _fault(folder: Path, config: DistillConfig) -> str | None:
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        theirs, files = DistillConfig.from_dict(manifest["config"]), manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"is damaged: its manifest.json cannot be read ({error})"
+    for field, value in theirs.to_dict().items():
+        mine = getattr(config, field)
+        if field not in FREE_FIELDS and value != mine:
+            return f"belongs to another run: its {field} is {value!r}, this run's {mine!r}"
+    for name in FILES:
+        if not (folder / name).is_file():
+            return f"is damaged: {name} is missing"
+        if digest(folder / name) != files.get(name):
+            return f"is damaged: {name} is not what was written"
+    return None
+
+
+def position(run: RunFolder, step: int) -> tuple[Position, dict | None]:
+    """Where checkpoint `step` stands, and its gradient scaler's state."""
+    state = json.loads((run.checkpoint(step) / "state.json").read_text())
+    state.pop("optimizer")
+    scaler = state.pop("scaler")
+    return Position(**state), scaler
+
+
+@torch.no_grad()
+def load_weights(run: RunFolder, step: int, student: torch.nn.Module) -> None:
+    """Into a student that is not yet wrapped."""
+    with safe_open(run.checkpoint(step) / FILES[0], "pt") as file:
+        for name, parameter in student.named_parameters():
+            parameter.copy_(file.get_tensor(name))
+
+
+@torch.no_grad()
+def load_rest(run: RunFolder, step: int, student: torch.nn.Module, ema: Ema | None, optimizers: Iterable) -> None:
+    """Moving average and optimizer, into those of a student that may be sharded by now."""
+    folder = run.checkpoint(step)
+    if ema:
+        with safe_open(folder / FILES[1], "pt") as file:
+            for name, weight in ema.weights.items():
+                weight.copy_(_like(file.get_tensor(name), weight))
+    numbers = json.loads((folder / "state.json").read_text())["optimizer"]
+    with safe_open(folder / FILES[2], "pt") as file:
+        tensors = {}
+        for entry in file.keys():  # noqa: SIM118  (not a dict)
+            name, _, key = entry.partition("|")
+            tensors.setdefault(name, []).append((key, entry))
+        for optimizer in optimizers:
+            owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            for name, parameter in student.named_parameters():
+                if id(parameter) not in owned:
+                    continue
+                state = optimizer.state[parameter]
+                for key, entry in tensors.get(name, ()):
+                    value = file.get_tensor(entry)
+                    state[key] = _like(value, parameter) if value.shape == parameter.shape else value
+                state |= {e.partition("|")[2]: v for e, v in numbers.items() if e.partition("|")[0] == name}
+
+
+def tidy(run: RunFolder, keep_last: int, best_step: int | None) -> None:
+    """Remove all checkpoints but the last ones and the best."""
+    for step in run.checkpoints()[:-keep_last]:
+        if step != best_step:
+            run.remove_checkpoint(step)

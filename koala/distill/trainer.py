@@ -1,0 +1,410 @@
+"""The trainer: one loop from a laptop's CPU to many GPUs, through accelerate.
+
+The teacher stands outside `prepare`, frozen and in its own precision. Order, noise, timesteps and captions are
+functions of the step (data/order.py, draws.py), so that a run may be split over processes, killed and resumed.
+"""
+
+import dataclasses
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from diffusers import UNet2DConditionModel
+
+from koala.costs import LATENT_CHANNELS, LATENT_FACTOR
+from koala.distill import snapshots
+from koala.distill.config import DistillConfig
+from koala.distill.data import cache
+from koala.distill.data.encoders import encoder_files
+from koala.distill.data.order import BatchOrder
+from koala.distill.draws import draw
+from koala.distill.ema import Ema
+from koala.distill.optimizers import build_optimizers, learning_rate
+from koala.distill.pairs import feature_pairs
+from koala.distill.reporter import Reporter
+from koala.distill.run_folder import RunFolder
+from koala.distill.step import BrokenLoss, DistillationStep, Losses, alphas_cumprod, check_gradients
+from koala.distill.student_folder import create_student, update_student
+from koala.distill.validation import Validator, student_model
+from koala.loading import Library
+from koala.outputs import remove_partials
+from koala.request import RequestError
+from koala.specs import student as student_spec
+from koala.timing import StageTimer, synchronize
+
+log = logging.getLogger(__name__)
+
+_TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_LONGEST_WAIT = timedelta(hours=3)  # of the other processes while one draws or encodes
+
+
+class Stopped(Exception):
+    """The run was asked to stop, or its time was over; everything was saved."""
+
+
+class StopSignal:
+    """SIGTERM, SIGINT and the time limit, as one flag that is looked at between steps."""
+
+    def __init__(self, minutes: float):
+        self._asked = threading.Event()
+        self._deadline = time.monotonic() + 60 * minutes if minutes else None
+        self.reason = ""
+
+    @contextmanager
+    def listening(self) -> Iterator["StopSignal"]:
+        """Signals set the flag for as long as the block lasts; in the main thread only, as signals are."""
+
+        def ask(number, frame):
+            self.reason = f"stopped by {signal.Signals(number).name}"
+            self._asked.set()
+
+        numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+        before = {n: signal.signal(n, ask) for n in numbers}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def __call__(self) -> bool:
+        if self._deadline and time.monotonic() > self._deadline:
+            self.reason = "stopped by its time limit"
+            self._asked.set()
+        return self._asked.is_set()
+
+
+def train(
+    run: RunFolder,
+    config: DistillConfig,
+    *,
+    resume_from: int | None = None,
+    say: Callable[[str], None] = log.info,
+) -> None:
+    """Train until `config.num_steps`; from the checkpoint of step `resume_from` where one is given.
+
+    Raises Stopped when it was asked to stop, RequestError for what cannot run, BrokenLoss when a loss is no longer
+    finite, OSError for a full disk. In each case status.json says so, and the checkpoints written so far are whole.
+    """
+    config = dataclasses.replace(config, threads=config.threads or torch.get_num_threads())
+    torch.set_num_threads(config.threads)
+    _Run(run, config, resume_from, StopSignal(config.time_limit), say).go()
+
+
+class _Run:
+    """One call of `train`: what it needs, the loop, and what it keeps."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        config: DistillConfig,
+        resume_from: int | None,
+        stop: StopSignal,
+        say: Callable[[str], None],
+    ):
+        self.run, self.config, self.stop = run, config, stop
+        self.resume_from = resume_from
+        self.accelerator = Accelerator(
+            mixed_precision={"fp32": "no"}.get(config.precision, config.precision),
+            log_with=list(config.trackers) or None,
+            project_dir=str(run.path),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)],
+        )
+        self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
+        self.reporter = Reporter(run, config.num_steps, active=self.main)
+        self.say = say if self.main else log.debug
+
+    def go(self) -> None:
+        try:
+            with self.stop.listening():
+                self._prepare()
+                self._train()
+        except Stopped as stopped:
+            self.reporter.end("stopped", str(stopped))
+            raise
+        except (RequestError, OSError, RuntimeError) as error:
+            with suppress(OSError):  # on a full disk not even this fits; the error itself is what counts
+                self.reporter.end("failed", str(error))
+            raise
+        self.reporter.end("done", f"{self.config.num_steps:,} steps; the student is in student/")
+
+    # what a run needs before its first step
+
+    def _prepare(self) -> None:
+        config, run, accelerator = self.config, self.run, self.accelerator
+        self._prepares("cutting the student out of its teacher")
+        if self.main:
+            run.path.mkdir(parents=True, exist_ok=True)
+            remove_partials(run.path / "checkpoints")
+            run.write_config(config)
+            if self.resume_from is None:
+                create_student(run, config)
+        accelerator.wait_for_everyone()
+        self.data = self._encode()
+        self.order = BatchOrder(self.data.sizes, config.batch_size, config.seed)
+        self._prepares("loading the teacher")
+        library = Library(str(self.device), dtype=_TORCH_DTYPES[config.teacher_precision])
+        self.teacher = library.get(config.teacher)
+        network = self.teacher.pipeline.unet.to(self.device)
+        bare = UNet2DConditionModel.from_pretrained(run.student / "unet", torch_dtype=torch.float32).to(self.device)
+        self.spec = student_spec(config.student_spec, self.teacher.spec)
+        pairs = feature_pairs(config, self.spec, self.teacher.spec)
+        self.step = DistillationStep(config, network, pairs, alphas_cumprod(self.teacher.pipeline.scheduler.config))
+        if config.gradient_checkpointing:
+            bare.enable_gradient_checkpointing()
+        self.validator = self._validator(library) if self.main else None
+        if self.resume_from is not None:
+            snapshots.load_weights(run, self.resume_from, bare)
+        elif self.main:
+            with self.step.hooked(bare) as losses_of:
+                check_gradients(losses_of(bare, *self._micro_batch(0, [0])), bare)
+        self._wrap(bare.train())
+        self._start_or_resume()
+
+    def _prepares(self, message: str) -> None:
+        self.say(message)
+        self.reporter.say("preparing", message)
+
+    def _encode(self) -> cache.EncodedData:
+        """The data as latents and embeddings; what the cache has not got is encoded now, by all processes together."""
+
+        def on_progress(done: int, total: int | None, message: str) -> None:
+            self.reporter.say("preparing", f"{message}: {done:,}" + (f" of {total:,}" if total else "") + " pictures")
+
+        try:
+            return cache.encode(
+                self.config,
+                encoder_files(self.config.teacher, self.device),
+                device=self.device,
+                rank=self.accelerator.process_index,
+                world=self.accelerator.num_processes,
+                on_progress=on_progress,
+                should_stop=self.stop,
+            )
+        except cache.EncodingStopped as stopped:
+            raise Stopped(f"{self.stop.reason} while encoding; what was encoded is kept") from stopped
+
+    def _validator(self, library: Library) -> Validator:
+        dtype = self.teacher.pipeline.unet.dtype
+        unet = UNet2DConditionModel.from_pretrained(self.run.student / "unet", torch_dtype=dtype)
+        student = student_model(self.teacher, self.spec, unet.eval().requires_grad_(False), self.run.name)
+        return Validator(self.run, self.config, self.data, self.step, self.teacher, student)
+
+    def _wrap(self, bare: UNet2DConditionModel) -> None:
+        """Student and optimizers for however many processes there are; the moving average starts from the student."""
+        accelerator, config = self.accelerator, self.config
+        world = accelerator.num_processes
+        if config.batch_size % (world * config.accumulation):
+            raise RequestError(
+                f"batch_size {config.batch_size} cannot be split over {world} processes of {config.accumulation} "
+                f"passes each; choose a multiple of {world * config.accumulation}"
+            )
+        self.micro = config.batch_size // (world * config.accumulation)
+        optimizers = build_optimizers(bare, config)
+        if accelerator.distributed_type == "FSDP" and len(optimizers) > 1:
+            raise RequestError("optimizer=muon needs whole matrices, which FSDP cuts up; choose optimizer=adamw")
+        self.student, *self.optimizers = accelerator.prepare(bare, *optimizers)
+        self.bare = accelerator.unwrap_model(self.student)
+        self.ema = Ema(self.bare, config.ema_decay, config.ema_device) if config.ema_decay else None
+
+    def _start_or_resume(self) -> None:
+        config, run = self.config, self.run
+        self.position = snapshots.Position(step=0, ema_steps=0, seconds=0.0)
+        if self.resume_from is not None:
+            self.position, scaler = snapshots.position(run, self.resume_from)
+            snapshots.load_rest(run, self.resume_from, self.bare, self.ema, self.optimizers)
+            if self.ema:
+                self.ema.steps = self.position.ema_steps
+            if scaler and self.accelerator.scaler:
+                self.accelerator.scaler.load_state_dict(scaler)
+        if self.main:
+            run.forget_metrics_after(-1 if self.resume_from is None else self.position.step)
+        if config.trackers:
+            self.accelerator.init_trackers("koala", {k: str(v) for k, v in config.to_dict().items()})
+
+    # the loop
+
+    def _train(self) -> None:
+        config, first = self.config, self.position.step
+        if first == 0:
+            self._first_look()
+        self.reporter.step(first, 0.0)
+        timer = StageTimer(self.device)
+        means = _Means(self.accelerator, config, since=self.position.seconds)
+        began, paused = time.perf_counter() - self.position.seconds, 0.0
+        with self.step.hooked(self.bare) as self.losses_of:
+            for step in range(first, config.num_steps):
+                rate = learning_rate(config, step)
+                norm = self._one_step(step, rate, means)
+                done, last = step + 1, step + 1 == config.num_steps
+                stopping = self._all_stop()
+                if done % config.log_every == 0 or done == first + 1 or last or stopping:
+                    synchronize(self.device)
+                    self._log(done, rate, norm, means.take(time.perf_counter() - began - paused), timer)
+                pause = time.perf_counter()
+                measured = config.validate_every and done % config.validate_every == 0
+                self.position = dataclasses.replace(
+                    self.position,
+                    step=done,
+                    ema_steps=self.ema.steps if self.ema else 0,
+                    seconds=time.perf_counter() - began - paused,
+                )
+                if (measured or last) and not stopping:
+                    self._validate(done)
+                if done % config.checkpoint_every == 0 or last or stopping:
+                    self._checkpoint()
+                paused += time.perf_counter() - pause
+                if stopping and not last:
+                    raise Stopped(f"{self.stop.reason or 'stopped'} after step {done:,}; resume goes on from there")
+        self.accelerator.end_training()
+
+    def _one_step(self, step: int, rate: float, means: "_Means") -> float:
+        """Gradients of the whole batch, in `accumulation` passes, and one step of every optimizer. Gradient norm."""
+        config, accelerator = self.config, self.accelerator
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        for index in range(config.accumulation):
+            last = index + 1 == config.accumulation
+            start = (index * accelerator.num_processes + accelerator.process_index) * self.micro
+            places = range(start, start + self.micro)
+            with nullcontext() if last else accelerator.no_sync(self.student):
+                losses = self.losses_of(self.student, *self._micro_batch(step, places))
+                losses.check(step + 1)
+                accelerator.backward(losses.total / config.accumulation)
+            means.add(losses)
+        norm = accelerator.clip_grad_norm_(self.student.parameters(), config.max_grad_norm or float("inf"))
+        if config.precision != "fp16" and not torch.isfinite(norm):  # fp16's scaler skips such a step by itself
+            raise BrokenLoss(f"step {step + 1}: the gradient is no longer finite; resume with a lower learning_rate")
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        if self.ema:
+            self.ema.update(self.bare)
+        return float(norm)
+
+    def _micro_batch(self, step: int, places):
+        """The pictures at these places of the step's batch, and their draws."""
+        bucket, rows = self.order.rows(step)
+        width, height = bucket
+        indices = [step * self.config.batch_size + place for place in places]
+        draws = draw(self.config, indices, (LATENT_CHANNELS, height // LATENT_FACTOR, width // LATENT_FACTOR))
+        return self.data.batch(bucket, [rows[place] for place in places], draws.picks), draws
+
+    def _all_stop(self) -> bool:
+        """Whether any process was asked to stop: they stop together."""
+        asked = self.stop()
+        if self.accelerator.num_processes == 1:
+            return asked
+        flag = torch.tensor([float(asked)], device=self.device)
+        return bool(self.accelerator.reduce(flag, "sum").item())
+
+    def _log(self, done: int, rate: float, norm: float, means: dict[str, float], timer: StageTimer) -> None:
+        entry = {"kind": "train", "step": done, **means, "learning_rate": rate, "grad_norm": norm}
+        entry["peak_memory_bytes"] = timer.peak_memory()
+        if self.main:
+            self.run.log(entry)
+        if self.config.trackers:
+            self.accelerator.log({k: v for k, v in entry.items() if k not in ("kind", "step")}, step=done)
+        self.reporter.step(done, entry["pictures_per_second"] / self.config.batch_size)
+        self.say(
+            f"step {done:,} of {self.config.num_steps:,}: loss {entry['loss']:.4f}, "
+            f"{entry['pictures_per_second']:.1f} pictures per second"
+        )
+
+    # what is kept
+
+    def _kept(self) -> dict[str, torch.Tensor]:
+        """The weights that are the result so far, whole and on the CPU; every process asks."""
+        return snapshots.ema_tensors(self.ema) if self.ema else snapshots.student_tensors(self.bare)
+
+    def _first_look(self) -> None:
+        """Teacher and student before any step: what the curves and the pictures start from."""
+        if self.main:
+            self._prepares("drawing the teacher's pictures and the student's before training")
+            self.validator.pictures("teacher", of_teacher=True)
+            self.validator.pictures("before")
+            self._measure(0)
+        self.accelerator.wait_for_everyone()
+
+    def _validate(self, done: int) -> None:
+        weights = self._kept()
+        if self.main:
+            self.reporter.say("running", "validating")
+            self.validator.show(weights)
+            loss = self._measure(done)
+            self.validator.pictures(f"step-{done}")
+            if self.position.best_loss is None or loss < self.position.best_loss:
+                self.position = dataclasses.replace(self.position, best_step=done, best_loss=loss)
+            self.reporter.say("running", "")
+        self.accelerator.wait_for_everyone()
+
+    def _measure(self, done: int) -> float:
+        """Validation losses and, where asked for, the shapes score, into metrics.jsonl. The loss."""
+        with self._teacher_stays():
+            entries = [self.validator.losses(done)]
+            if self.config.score_prompts:
+                entries.append(self.validator.score(done))
+        for entry in entries:
+            self.run.log(entry)
+            if self.config.trackers:
+                flat = {f"{entry['kind']}/{k}": v for k, v in entry.items() if isinstance(v, float)}
+                self.accelerator.log(flat, step=done)
+        return entries[0]["loss"]
+
+    @contextmanager
+    def _teacher_stays(self) -> Iterator[None]:
+        """Drawing moves parts between device and memory as its plan wants; the teacher is needed on the device."""
+        yield
+        self.step.teacher.to(self.device)
+
+    def _checkpoint(self) -> None:
+        scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
+        snapshots.save(
+            self.run,
+            self.config,
+            self.position,
+            student=self.bare,
+            ema=self.ema,
+            optimizers=self.optimizers,
+            scaler=scaler,
+            main=self.main,
+        )
+        weights = self._kept()
+        if self.main:
+            update_student(self.run, weights)
+            snapshots.tidy(self.run, self.config.keep_last, self.position.best_step)
+        self.accelerator.wait_for_everyone()
+
+
+class _Means:
+    """Means of every term since they were last taken, over passes and processes."""
+
+    def __init__(self, accelerator: Accelerator, config: DistillConfig, since: float):
+        self.accelerator, self.config, self.since = accelerator, config, since
+        self.names: list[str] = []
+        self.sums: list[torch.Tensor] = []
+
+    def add(self, losses: Losses) -> None:
+        """One pass; nothing is waited for."""
+        self.names = ["loss", *losses.terms]
+        self.sums.append(torch.stack([losses.total.detach(), *(v.detach() for v in losses.terms.values())]))
+
+    def take(self, seconds: float) -> dict[str, float]:
+        """Means by name, and the pictures per second; `seconds` is the time of training so far."""
+        mean = torch.stack(self.sums).mean(0)
+        if self.accelerator.num_processes > 1:
+            mean = self.accelerator.reduce(mean, "mean")
+        steps = len(self.sums) / self.config.accumulation
+        took = seconds - self.since
+        self.sums, self.since = [], seconds
+        means = dict(zip(self.names, mean.tolist(), strict=True))
+        return means | {
+            "pictures_per_second": steps * self.config.batch_size / took if took > 0 else 0.0,
+            "seconds": round(seconds, 3),
+        }

@@ -1,0 +1,126 @@
+"""What a run is measured by while it goes on: losses on held-back pictures, pictures, and the shapes score.
+
+All of it on the student that is kept, its moving average, and all of it the same every time: pictures, captions, noise
+and timesteps are fixed, so that a curve moves only because the student does.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+
+import torch
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from PIL import Image
+
+from koala.distill.config import DistillConfig
+from koala.distill.data.encoded import EncodedData
+from koala.distill.draws import NUM_TIMESTEPS, Draws, generator
+from koala.distill.run_folder import RunFolder
+from koala.distill.step import DistillationStep
+from koala.evaluate import drawing, shapes
+from koala.generate import resolve
+from koala.loading import LoadedModel
+from koala.request import GenerationRequest
+from koala.specs import UNetSpec
+
+BUCKETS = 4  # of timesteps
+
+
+def student_model(teacher: LoadedModel, spec: UNetSpec, unet: UNet2DConditionModel, name: str) -> LoadedModel:
+    """The student beside its teacher, on the same text encoders and VAE."""
+    parts = teacher.pipeline.components | {"unet": unet}
+    pipeline = StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=True, add_watermarker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    return dataclasses.replace(
+        teacher,
+        card=dataclasses.replace(teacher.card, name=name, spec=spec),
+        pipeline=pipeline,
+        spec=spec,
+        parameters=sum(p.numel() for p in unet.parameters()),
+        warm=set(),
+    )
+
+
+class Validator:
+    """Measures `student`, whose weights `show` replaces, beside `teacher`."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        config: DistillConfig,
+        data: EncodedData,
+        step: DistillationStep,
+        teacher: LoadedModel,
+        student: LoadedModel,
+    ):
+        self.run, self.config, self.data, self.step = run, config, data, step
+        self.teacher, self.student = teacher, student
+
+    @torch.no_grad()
+    def show(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Have the student be these weights."""
+        own = dict(self.student.pipeline.unet.named_parameters())
+        for name, value in weights.items():
+            if name in own:
+                own[name].copy_(value)
+
+    @torch.no_grad()
+    def losses(self, at_step: int) -> dict:
+        """A line of metrics.jsonl: every term over the held-back pictures, in all and per quarter of the timesteps."""
+        unet, device = self.student.pipeline.unet, self.step.teacher.device
+        unet.to(device)
+        quarter = NUM_TIMESTEPS // BUCKETS
+        found: dict[str, dict[str, float]] = {}
+        with self.step.hooked(unet) as losses_of:
+            for bucket in range(BUCKETS):
+                sums, count = {}, 0
+                for size, rows in self.data.validation():
+                    batch = self.data.validation_batch(size, rows, [0.0] * len(rows))
+                    source = generator("validation", bucket, size, rows[0])
+                    low = bucket * quarter
+                    draws = Draws(
+                        noise=torch.randn(batch.latents.shape, generator=source),
+                        timesteps=torch.randint(low, low + quarter, (len(rows),), generator=source),
+                        picks=(),
+                    )
+                    losses = losses_of(unet, batch, draws)
+                    for name, value in {"loss": losses.total, **losses.terms}.items():
+                        sums[name] = sums.get(name, 0.0) + value.item() * len(rows)
+                    count += len(rows)
+                found[f"{low}-{low + quarter - 1}"] = {name: total / count for name, total in sums.items()}
+        names = next(iter(found.values()))
+        means = {name: sum(b[name] for b in found.values()) / BUCKETS for name in names}
+        return {"kind": "validation", "step": at_step, **means, "timesteps": found}
+
+    def pictures(self, prefix: str, *, of_teacher: bool = False) -> None:
+        """samples/PREFIX-K.png for the K-th prompt, from the noise of seed K."""
+        if not self.config.validation_prompts:
+            return
+        model = self.teacher if of_teacher else self.student
+        self.run.samples.mkdir(exist_ok=True)
+        (self.run.samples / "prompts.json").write_text(json.dumps(self.config.validation_prompts, indent=1) + "\n")
+        guidance = self.config.validation_guidance or None
+        side = self.config.resolution or None
+        requests = [
+            resolve(
+                GenerationRequest(
+                    model=model.card.name, prompt=text, seed=k, guidance=guidance, width=side, height=side
+                ),
+                model.card,
+            )
+            for k, text in enumerate(self.config.validation_prompts)
+        ]
+        for batch in drawing.batches(requests, None):
+            for request, result in zip(batch, drawing.draw(model, batch), strict=True):
+                self._write(result.images[0], f"{prefix}-{request.seed}.png")
+
+    def _write(self, picture: Image.Image, name: str) -> None:
+        partial = self.run.samples / f".{name}.partial"
+        picture.save(partial, "PNG")
+        partial.replace(self.run.samples / name)
+
+    def score(self, at_step: int) -> dict:
+        """A line of metrics.jsonl: the share of prompts of the shapes world with every claim right, per suite."""
+        suites = ("one_object", "two_objects")
+        report = shapes.evaluate(self.student, count=self.config.score_prompts, suites=suites)
+        return {"kind": "score", "step": at_step, **{s: report["scores"][s]["all"]["rate"] for s in suites}}

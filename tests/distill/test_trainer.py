@@ -1,0 +1,169 @@
+"""Runs that stop, go on, fail and say why: in one process, on real networks and data."""
+
+import dataclasses
+import json
+import resource
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from safetensors.torch import load_file, save_file
+
+from koala.distill import snapshots
+from koala.distill.run_folder import RunFolder
+from koala.distill.step import BrokenLoss
+from koala.distill.trainer import train
+from koala.request import RequestError
+
+
+@pytest.fixture
+def run(tmp_path) -> RunFolder:
+    return RunFolder(path=tmp_path / "run")
+
+
+def tensors(run: RunFolder, step: int) -> dict[str, torch.Tensor]:
+    found = {}
+    for name in ("student", "ema", "optimizer"):
+        values = load_file(run.checkpoint(step) / f"{name}.safetensors")
+        found |= {f"{name}/{key}": value for key, value in values.items()}
+    return found
+
+
+def assert_same(mine: dict, its: dict) -> None:
+    assert mine.keys() == its.keys()
+    different = [name for name in mine if not torch.equal(mine[name], its[name])]
+    assert different == []
+
+
+@pytest.mark.parametrize("settings", [{"optimizer": "adamw"}, {"optimizer": "muon"}, {"accumulation": 2}])
+def test_a_resumed_run_ends_with_the_very_same_weights(small, tmp_path, settings):
+    whole, halves = (RunFolder(path=tmp_path / n) for n in ("whole", "halves"))
+    train(whole, small(num_steps=4, **settings))
+    train(halves, small(num_steps=2, **settings))
+    train(halves, small(num_steps=4, **settings), resume_from=2)
+    assert_same(tensors(halves, 4), tensors(whole, 4))
+    lines = [[{k: e[k] for k in ("kind", "step", "loss")} for e in r.metrics()] for r in (whole, halves)]
+    assert [e for e in lines[0] if e["kind"] == "train"] == [e for e in lines[1] if e["kind"] == "train"]
+
+
+def test_accumulation_gives_the_losses_of_one_pass(small, tmp_path):
+    losses = []
+    for accumulation in (1, 2):
+        run = RunFolder(path=tmp_path / str(accumulation))
+        train(run, small(num_steps=3, accumulation=accumulation))
+        losses.append([e["loss"] for e in run.metrics() if e["kind"] == "train"])
+    differences = [abs(a - b) for a, b in zip(*losses, strict=True)]
+    print(f"max difference {max(differences):.3g}, mean {sum(differences) / len(differences):.3g}")
+    assert max(differences) < 1e-5
+
+
+def test_a_run_leaves_pictures_curves_a_score_and_a_pipeline_that_diffusers_loads(small, run):
+    prompts = ("a red circle", "a blue star")
+    train(run, small(validate_every=1, validation_prompts=prompts, score_prompts=2))
+    assert run.status().state == "done"
+    kinds = [(e["kind"], e["step"]) for e in run.metrics()]
+    assert ("validation", 0) in kinds and ("validation", 2) in kinds and ("score", 2) in kinds
+    terms = {"loss", "task", "output", "SA", "LF"}
+    assert all(terms <= e.keys() for e in run.metrics() if e["kind"] != "score")
+    quarter = next(e for e in run.metrics() if e["kind"] == "validation")["timesteps"]
+    assert list(quarter) == ["0-249", "250-499", "500-749", "750-999"]
+    names = {f"{p}-{k}.png" for p in ("teacher", "before", "step-1", "step-2") for k in range(2)}
+    assert names <= {f.name for f in run.samples.iterdir()}
+    assert json.loads((run.samples / "prompts.json").read_text()) == list(prompts)
+    kept = load_file(run.checkpoint(2) / "ema.safetensors")
+    pipeline = StableDiffusionXLPipeline.from_pretrained(run.student)
+    # in the precision of the teacher's own files
+    assert all(torch.equal(p, kept[n].half().float()) for n, p in pipeline.unet.named_parameters())
+
+
+def test_validation_is_the_same_every_time(small, tmp_path):
+    losses = []
+    for number in range(2):
+        run = RunFolder(path=tmp_path / str(number))
+        train(run, small(num_steps=1))
+        losses.append([e for e in run.metrics() if e["kind"] == "validation"])
+    assert losses[0] == losses[1]
+
+
+def test_a_validation_loss_falls_while_the_student_learns(small, run):
+    train(run, small(num_steps=30, optimizer="muon", learning_rate=1e-3, ema_decay=0.9, validate_every=30))
+    first, last = (e for e in run.metrics() if e["kind"] == "validation")
+    print(first["loss"], last["loss"])
+    assert last["loss"] < 0.8 * first["loss"]
+
+
+def test_the_last_checkpoints_and_the_best_one_stay(small, run):
+    train(run, small(num_steps=5, checkpoint_every=1, keep_last=2))
+    assert run.checkpoints() == [4, 5]
+    snapshots.tidy(run, keep_last=1, best_step=4)
+    assert run.checkpoints() == [4, 5]
+    snapshots.tidy(run, keep_last=1, best_step=None)
+    assert run.checkpoints() == [5]
+
+
+def test_a_damaged_checkpoint_is_refused_and_the_last_good_one_offered(small, run):
+    config = small(num_steps=2, checkpoint_every=1)
+    train(run, config)
+    snapshots.verify(run, 2, config)
+    file = run.checkpoint(2) / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(RequestError, match="step-2 .* is damaged: optimizer.safetensors .*; resume with --step 1"):
+        snapshots.verify(run, 2, config)
+    (run.checkpoint(1) / "manifest.json").write_text("{")
+    with pytest.raises(RequestError, match="no other checkpoint of this run is good"):
+        snapshots.verify(run, 2, config)
+
+
+def test_a_checkpoint_of_another_run_is_refused(small, run):
+    config = small(num_steps=1)
+    train(run, config)
+    with pytest.raises(RequestError, match="belongs to another run: its learning_rate is 0.0001, this run's 0.5"):
+        snapshots.verify(run, 1, dataclasses.replace(config, learning_rate=0.5))
+    snapshots.verify(run, 1, dataclasses.replace(config, num_steps=7, log_every=3))
+
+
+def test_a_full_disk_stops_with_the_last_checkpoint_whole(small, run):
+    config = small(num_steps=1)
+    train(run, config)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, hard))  # less than the student's weights
+    try:
+        with pytest.raises(OSError, match="could not be written"):
+            train(run, dataclasses.replace(config, num_steps=2), resume_from=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert run.status().state == "failed" and "could not be written" in run.status().message
+    assert run.checkpoints() == [1]
+    assert not list((run.path / "checkpoints").glob(".*partial"))
+    snapshots.verify(run, 1, config)
+    train(run, dataclasses.replace(config, num_steps=2), resume_from=1)
+    assert run.status().state == "done"
+
+
+def test_a_loss_that_breaks_ends_the_run_with_its_name(small, run):
+    config = small(num_steps=1)
+    train(run, config)
+    file = run.checkpoint(1) / "student.safetensors"
+    weights = load_file(file)
+    weights["down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0.bias"][0] = float("inf")
+    save_file(weights, file)
+    with pytest.raises(BrokenLoss, match=r"step 2: the SA term of DW-2"):
+        train(run, dataclasses.replace(config, num_steps=2), resume_from=1)
+    status = run.status()
+    assert status.state == "failed" and "the SA term of DW-2" in status.message
+    assert run.checkpoints() == [1]
+
+
+def test_a_spec_that_is_no_part_of_the_teacher_is_refused(small, run):
+    with pytest.raises(RequestError, match="tiny-sdxl only 2|only 10|more|lacks"):
+        train(run, small(student_spec="0,2,12/-/12+12,2+2,0+0"))
+
+
+def test_a_student_goes_on_from_another_one(small, tmp_path):
+    first, second = (RunFolder(path=tmp_path / n) for n in ("first", "second"))
+    train(first, small(num_steps=1))
+    train(second, small(num_steps=1, student_init=str(first.student), learning_rate=1e-9))
+    there, here = (load_file(r.student / "unet" / "diffusion_pytorch_model.safetensors") for r in (first, second))
+    assert max((there[n] - here[n]).abs().max().item() for n in there) < 1e-6
+    with pytest.raises(RequestError, match="choose a model of the same spec"):
+        train(RunFolder(path=tmp_path / "third"), small(student_spec="koala-1b", student_init=str(first.student)))
