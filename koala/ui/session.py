@@ -6,7 +6,7 @@ torch is imported by the loading thread, so that the page is there first.
 import dataclasses
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -75,6 +75,7 @@ class Session:
         self.local = local
         self.models = self.named or _best_pair(device)
         self._made: dict[str, ModelCard] = {}  # by name: folders that this app wrote itself
+        self.before_choosing: list[Callable[[], object]] = []  # who looks for models that came meanwhile
         self.device_type: str | None = None  # known once torch is there
         self._used: list[tuple[str, ...]] = []  # the models of every run under way
         self._library: Library | None = None
@@ -106,6 +107,8 @@ class Session:
 
     def choices(self) -> list[tuple[str, str]]:
         """(label, name) of every model to choose from; what is not on this machine says so."""
+        for look in self.before_choosing:
+            look()
         names = dict.fromkeys((*self.named, *self._made, *CARDS))
         cards = [self.card(n) for n in names]
         here = {c.name: availability(c)[0] for c in cards}

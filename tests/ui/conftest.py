@@ -67,7 +67,7 @@ class Server:
 @pytest.fixture(scope="session")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("app")
-    server = Server(folder / "log.txt", GRADIO_TEMP_DIR=str(folder / "files"))
+    server = Server(folder / "log.txt", GRADIO_TEMP_DIR=str(folder / "files"), KOALA_RUNS=str(folder / "runs"))
     yield server
     server.stop()
 
@@ -78,7 +78,8 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     servers = []
 
     def start(*arguments: str) -> Server:
-        servers.append(Server(tmp_path / "log.txt", *arguments, GRADIO_TEMP_DIR=str(tmp_path / "files")))
+        own = {"GRADIO_TEMP_DIR": str(tmp_path / "files"), "KOALA_RUNS": str(tmp_path / "runs")}
+        servers.append(Server(tmp_path / "log.txt", *arguments, **own))
         return servers[-1]
 
     yield start

@@ -1,0 +1,206 @@
+"""The app's runs: what a visitor may start, and every trained student offered as a model of the session."""
+
+import dataclasses
+import json
+import threading
+from pathlib import Path
+
+from koala.distill import runs
+from koala.distill.config import DistillConfig
+from koala.distill.pairs import feature_pairs
+from koala.distill.presets import PRESETS, Preset
+from koala.distill.run_folder import RunFolder
+from koala.layout import STEMS
+from koala.locate import availability
+from koala.registry import CARDS, EMBEDDED, ModelCard, find
+from koala.request import RequestError
+from koala.specs import student
+from koala.ui.distill_metrics import Follower
+from koala.ui.distill_panel import STOPPING, Shown, unreadable
+from koala.ui.session import Session
+
+PUBLIC_MINUTES = 12.0  # that a stranger's run may take
+PUBLIC_STEPS = 1000  # presets with more are for one's own machine
+PUBLIC_KEPT = 8  # runs that a public app keeps
+
+
+class Runs:
+    """One app's runs. Where strangers reach the app, they have a folder of their own, and one run at a time."""
+
+    def __init__(self, session: Session, root: Path | None = None):
+        self.session = session
+        self.root = root or (runs.runs_root() if session.local else runs.runs_root() / ".public")
+        self._followers: dict[Path, Follower] = {}
+        self._asked: set[str] = set()  # to stop
+        self._begun_by: dict[str, str] = {}  # run -> the page that started it
+        self._offered: dict[str, int] = {}  # run -> the age of its weights that the session has
+        self._lock = threading.RLock()
+
+    @property
+    def presets(self) -> list[Preset]:
+        """Those that a visitor may start."""
+        return [p for p in PRESETS.values() if self.session.local or p.config.num_steps <= PUBLIC_STEPS]
+
+    def base(self, preset: str | None) -> DistillConfig:
+        """What a visitor's settings go over; None is an earlier run's own, which has every field."""
+        if preset is None and self.session.local:
+            return DistillConfig()
+        found = next((p for p in self.presets if p.name == preset), None)
+        if found is None:
+            raise RequestError(f"choose one of {', '.join(p.title for p in self.presets)}")
+        return found.config
+
+    # --- what is there
+
+    def all(self) -> list[Shown]:
+        """Every run, the newest first."""
+        return [self._shown(run) for run in runs.list_runs(self.root)]
+
+    def find(self, name: str) -> RunFolder:
+        for run in runs.list_runs(self.root):
+            if run.name == name:
+                return run
+        raise RequestError(f"there is no run {name!r} any more")
+
+    def _shown(self, run: RunFolder) -> Shown:
+        try:
+            config, status, alive = run.config(), runs.state(run), runs.alive(run)
+        except (RequestError, ValueError, TypeError) as error:
+            return unreadable(run, f"its folder cannot be read: {error}")
+        if not alive:
+            self._asked.discard(run.name)
+        elif run.name in self._asked:
+            status = dataclasses.replace(status, state=STOPPING, message="it saves after the step that it is in")
+        follower = self._followers.setdefault(run.path, Follower(run))
+        return Shown(
+            run=run,
+            status=status,
+            metrics=follower.read(),
+            config=config,
+            alive=alive,
+            model=self._offer(run, config),
+        )
+
+    def may_stop(self, name: str, visitor: str) -> bool:
+        """On one's own machine every run; elsewhere one that this page started."""
+        return self.session.local or self._begun_by.get(name) == visitor
+
+    # --- what can be done
+
+    def start(self, config: DistillConfig, visitor: str) -> str:
+        """Begin a run; its name. RequestError where it cannot run, or another does."""
+        config = self._checked(config)
+        with self._lock:
+            self._one_at_a_time()
+            if not self.session.local:
+                self._make_room()
+            name = runs.new_name(self.root, config.student_spec)
+            runs.start(config, name, self.root)
+            self._begun_by[name] = visitor
+        return name
+
+    def stop(self, name: str, visitor: str) -> None:
+        if not self.may_stop(name, visitor):
+            raise RequestError("somebody else started this run; it ends by itself within minutes")
+        runs.stop(self.find(name))
+        self._asked.add(name)
+
+    def resume(self, name: str, step: int | None = None) -> None:
+        self._own_machine()
+        with self._lock:
+            self._one_at_a_time()
+            runs.resume(self.find(name), step)
+
+    def delete(self, name: str) -> None:
+        self._own_machine()
+        with self._lock:
+            self._delete(self.find(name))
+
+    def _one_at_a_time(self) -> None:
+        if live := next((s.name for s in self.all() if s.alive), None):
+            raise RequestError(f"{live} is still running; wait for its end, or stop it first")
+
+    def _own_machine(self) -> None:
+        if not self.session.local:
+            raise RequestError("runs are resumed and deleted on one's own machine only: start the app there")
+
+    def _delete(self, run: RunFolder) -> None:
+        model = _model(run)
+        if run.name in self._offered:
+            if self.session.in_use(model):
+                raise RequestError(f"{model} is drawing or being loaded just now; delete {run.name} when it is done")
+            self.session.remove(model)
+            del self._offered[run.name]
+        runs.delete(run)
+        self._followers.pop(run.path, None)
+
+    def _make_room(self) -> None:
+        """The oldest of a public app's runs go; those whose students draw just now stay for once."""
+        for run in runs.list_runs(self.root)[PUBLIC_KEPT - 1 :]:
+            if not self.session.in_use(_model(run)):
+                self._delete(run)
+
+    def _checked(self, config: DistillConfig) -> DistillConfig:
+        """The config in names that another process knows; RequestError before a process is begun for nothing."""
+        names = {"teacher": config.teacher} | ({"student_init": config.student_init} if config.student_init else {})
+        cards = {field: self.session.card(name) for field, name in names.items()}
+        for card in cards.values():
+            here, needs = availability(card)
+            if not here:
+                raise RequestError(needs)
+        teacher = cards["teacher"].spec
+        if teacher:
+            feature_pairs(config, student(config.student_spec, teacher), teacher)
+        config = dataclasses.replace(config, **{field: _spoken(card) for field, card in cards.items()})
+        if self.session.local:
+            return config
+        minutes = min(config.time_limit or PUBLIC_MINUTES, PUBLIC_MINUTES)
+        return dataclasses.replace(config, time_limit=minutes)
+
+    # --- the students
+
+    def _offer(self, run: RunFolder, config: DistillConfig) -> str | None:
+        """Have the student of a run among the session's models, in its newest state; its name there."""
+        weights = run.student / "unet" / f"{STEMS['unet']}.safetensors"
+        if not run.checkpoints() or not weights.is_file():
+            return None  # not there, or nothing but the untrained cut
+        name, age = _model(run), weights.stat().st_mtime_ns
+        with self._lock:
+            known = run.name in self._offered
+            if self._offered.get(run.name) == age or known and self.session.in_use(name):
+                return name  # one that draws just now is renewed at the next look
+            in_memory = known and self.session.state(name).state == "ready"
+            if known:
+                self.session.remove(name)
+            self.session.add(self._card(run, config, name))
+            self._offered[run.name] = age
+            if in_memory:
+                self.session.want(name)
+        return name
+
+    def _card(self, run: RunFolder, config: DistillConfig, name: str) -> ModelCard:
+        card = find(str(run.student))
+        try:
+            teacher = find(config.teacher)
+        except RequestError:  # a folder that is gone
+            teacher = card
+        settings = {f: getattr(teacher, f) for f in ("scheduler", "steps", "guidance", "licence")}
+        settings |= {side: config.resolution or getattr(teacher, side) for side in ("width", "height")}
+        return dataclasses.replace(card, name=name, title=f"{run.name} (distilled)", teacher=teacher.name, **settings)
+
+
+def _model(run: RunFolder) -> str:
+    return f"distilled-{run.name}"
+
+
+def _spoken(card: ModelCard) -> str:
+    """The model for another process, which knows nothing of what this app made: its folder, or its name."""
+    return card.name if card.on_hub or card.embedded else card.source
+
+
+def teacher_scores(config: DistillConfig) -> dict[str, float]:
+    """What an embedded teacher scored itself, by suite; of other teachers nobody knows."""
+    file = EMBEDDED / "scores" / f"{config.teacher}.json"
+    if config.teacher not in CARDS or not file.is_file():
+        return {}
+    return {suite: found["all"]["rate"] for suite, found in json.loads(file.read_text())["scores"].items()}

@@ -1,0 +1,244 @@
+"""The Distill tab in a real browser: watch a run, leave and come back, compare, delete; and, slow, train a student."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, expect, sync_playwright
+
+from koala.distill import runs
+from koala.distill.presets import PRESETS
+from koala.distill.reporter import process_started
+from koala.distill.run_folder import RunFolder, Status
+from koala.registry import EMBEDDED
+
+pytestmark = pytest.mark.browser
+
+DESKTOP, PHONE = {"width": 1280, "height": 1000}, {"width": 390, "height": 844}
+CONFIG = dataclasses.replace(PRESETS["10-minutes"].config, num_steps=200)
+
+
+@pytest.fixture(scope="module")
+def browser(chromium):
+    with sync_playwright() as playwright:
+        expect.set_options(timeout=30_000)
+        found = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """Where the app that `serve` starts has its runs."""
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def visit(browser, serve):
+    """An app of the test's own, and its tab; in the end the console must be free of errors."""
+
+    @contextmanager
+    def open_tab(viewport=DESKTOP, **settings) -> Iterator[Page]:
+        server = serve()
+        context = browser.new_context(viewport=viewport, **settings)
+        page = context.new_page()
+        page.set_default_timeout(90_000)
+        wrong: list[str] = []
+        page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda e: wrong.append(str(e)))
+        page.on("request", lambda r: None if r.url.startswith((server.url, "data:", "blob:")) else wrong.append(r.url))
+        page.goto(server.url)
+        tab(page)
+        yield page
+        assert wrong == []
+        context.close()
+
+    return open_tab
+
+
+def tab(page: Page) -> None:
+    page.get_by_role("tab", name="Distill").click()
+    page.locator(".kd-run, .kd-empty").first.wait_for()
+
+
+class Trainer:
+    """What a trainer does to its folder, by hand; this process stands for its own."""
+
+    def __init__(self, root: Path, name: str, state: str = "running", step: int = 0):
+        self.run = RunFolder(path=root / name)
+        self.run.path.mkdir(parents=True)
+        self.run.write_config(CONFIG)
+        self.status = Status(
+            state=state,
+            step=0,
+            num_steps=CONFIG.num_steps,
+            pid=os.getpid(),
+            pid_started=process_started(os.getpid()),
+            started=time.time(),
+            steps_per_second=0.5,
+        )
+        self.step(step)
+
+    def step(self, to: int, **status) -> None:
+        for step in range(self.status.step + 1, to + 1):
+            terms = {"task": 1 / step, "output": 2 / step, "SA": 0.5, "LF": 0.25}
+            self.run.log({"kind": "train", "step": step, "loss": sum(terms.values()), **terms, "seconds": step * 2.0})
+        left = (CONFIG.num_steps - to) / 0.5
+        self.status = dataclasses.replace(self.status, step=to, seconds_left=left, **status)
+        self.run.write_status(self.status)
+
+    def validate(self, rate: float) -> None:
+        step = self.status.step
+        terms = {"loss": 1.0, "task": 0.5, "output": 0.5}
+        self.run.log({"kind": "validation", "step": step, **terms, "timesteps": {"0-499": terms, "500-999": terms}})
+        self.run.log({"kind": "score", "step": step, "one_object": rate, "two_objects": 0.0})
+
+    def draw(self, stem: str, colour: str) -> None:
+        self.run.samples.mkdir(exist_ok=True)
+        (self.run.samples / "prompts.json").write_text(json.dumps(CONFIG.validation_prompts))
+        for k in range(len(CONFIG.validation_prompts)):
+            Image.new("RGB", (64, 64), colour).save(self.run.samples / f"{stem}-{k}.png")
+
+    def keep(self) -> None:
+        if not self.run.student.exists():
+            shutil.copytree(EMBEDDED / "tiny-koala-700m", self.run.student)
+        self.run.checkpoint(self.status.step).mkdir(parents=True)
+
+
+def standing(page: Page):
+    return page.locator("#kd-standing")
+
+
+def test_a_run_is_watched_left_and_found_again(visit, root):
+    trainer = Trainer(root, "first-1", step=40)
+    with visit() as page:
+        expect(standing(page)).to_contain_text("40 of 200")
+        expect(standing(page)).to_contain_text("0.5 steps per second")
+        expect(standing(page)).to_contain_text("5 min 20 s")
+        titles = page.locator("#kd-curves figcaption strong")
+        expect(titles).to_have_text(["Loss", "Task", "Output", "SA", "LF"])
+        for stem, colour in (("teacher", "red"), ("before", "grey")):
+            trainer.draw(stem, colour)
+        trainer.step(80)
+        trainer.draw("step-80", "pink")
+        trainer.validate(0.25)
+        trainer.keep()
+        expect(standing(page)).to_contain_text("80 of 200")  # nobody pressed anything
+        expect(standing(page)).to_contain_text("25 %")
+        assert titles.first.inner_text() == "Shapes score, one object"
+        captions = page.locator(".kd-grid li").first.locator("figcaption")
+        expect(captions).to_have_text(["teacher", "before training", "step 80"])
+        page.get_by_role("tab", name="Compare").click()
+        trainer.step(120)
+        tab(page)
+        expect(standing(page)).to_contain_text("120 of 200")
+        page.reload()
+        tab(page)
+        expect(standing(page)).to_contain_text("120 of 200")
+        trainer.step(200, state="done", message="200 steps; the student is in student/")
+        expect(page.locator(".kd-run")).to_have_attribute("data-state", "done")
+        expect(page.locator("#kd-stop")).to_have_count(0)
+        page.get_by_role("link", name="draw with it beside its teacher").click()
+        expect(page.get_by_role("combobox", name="Second model")).to_have_value("first-1 (distilled)")
+
+
+def test_a_page_that_nobody_looks_at_asks_for_nothing(visit, root):
+    Trainer(root, "first-1", step=40)
+    with visit() as page:
+        asked: list[str] = []
+        page.on("request", lambda r: asked.append(r.url) if r.method == "POST" else None)
+        page.wait_for_timeout(4000)
+        assert len(asked) >= 2
+        page.get_by_role("tab", name="Compare").click()
+        page.wait_for_timeout(2000)
+        asked.clear()
+        page.wait_for_timeout(5000)
+        states = [url for url in asked if "queue" in url or "run" in url]
+        print(f"{len(states)} requests in 5 s")
+        assert len(states) <= 6  # Compare's own look at its models, while they load
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_runs_are_compared_and_one_is_deleted_after_a_question(visit, root, viewport):
+    for k, name in enumerate(("first-1", "second-1")):
+        trainer = Trainer(root, name, state="done", step=60)
+        trainer.validate(0.3)
+        trainer.keep()
+        os.utime(trainer.run.path / "config.json", (1000 + k, 1000 + k))
+    with visit(viewport) as page:
+        expect(page.locator(".kd-run h3")).to_have_text("second-1")
+        page.get_by_role("button", name="Compare with first-1").click()
+        expect(page.locator("#kd-curves .kd-line.kd-b").first).to_be_attached()
+        expect(page.locator("#kd-curves .kd-keys").first).to_contain_text("second-1first-1")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        page.get_by_role("button", name="first-1", exact=True).click()
+        expect(page.locator(".kd-run h3")).to_have_text("first-1")
+        page.get_by_role("button", name="Delete …").click()
+        expect(page.locator(".kd-sure")).to_contain_text("Delete first-1 for good")
+        page.get_by_role("button", name="Keep it").click()
+        expect(page.locator(".kd-sure")).to_have_count(0)
+        assert (root / "first-1").is_dir()
+        page.get_by_role("button", name="Delete …").click()
+        page.get_by_role("button", name="Delete it").click()
+        expect(page.locator(".kd-run h3")).to_have_text("second-1")
+        assert not (root / "first-1").exists() and (root / "second-1").is_dir()
+
+
+def test_a_setting_that_cannot_work_is_said_under_no_run(visit, root):
+    with visit() as page:
+        page.get_by_role("button", name="Choose what is distilled").click()
+        features = page.get_by_role("combobox", name="Features")
+        features.fill("SB")
+        features.press("Enter")
+        page.get_by_role("button", name="Start").click()
+        expect(page.get_by_test_id("toast-body")).to_contain_text("the features are SA, CA, FFN, Res, LF")
+        assert not root.exists()
+
+
+@pytest.mark.slow
+def test_a_student_is_trained_stopped_resumed_and_drawn_with(visit, root):
+    with visit() as page:
+        page.get_by_role("button", name="Choose what is distilled").click()
+        page.get_by_role("button", name="Every other setting").click()
+        settings = {"Number of steps": 30, "Number of pictures": 24, "Resolution": 128, "Batch size": 2}
+        settings |= {
+            "Checkpoint every": 5,
+            "Validate every": 15,
+            "Validation pictures": 4,
+            "Log every": 1,
+            "Threads": 1,
+        }
+        for label, value in settings.items():
+            field = page.locator(".kd-fields").get_by_label(label, exact=True)
+            field.fill(str(value))
+            field.blur()
+        page.locator(".kd-fields").get_by_label("Validation prompts").fill("a red circle")
+        page.get_by_role("button", name="Start").click()
+        run = page.locator(".kd-run")
+        expect(run).to_have_attribute("data-state", "preparing")
+        expect(run).to_have_attribute("data-state", "running", timeout=300_000)
+        page.get_by_role("button", name="Stop").click()
+        expect(run).to_have_attribute("data-state", re.compile("stopping|stopped"))
+        expect(run).to_have_attribute("data-state", "stopped", timeout=120_000)
+        page.get_by_role("button", name="Resume").click()
+        expect(run).to_have_attribute("data-state", "done", timeout=300_000)
+        expect(page.locator(".kd-grid figcaption")).to_have_text(["teacher", "before training", "step 30"])
+        found = runs.list_runs(root)[0]
+        steps = [e["step"] for e in found.metrics() if e["kind"] == "train"]
+        assert steps == list(range(1, 31))
+        page.get_by_role("link", name="draw with it beside its teacher").click()
+        for which in ("first", "second"):
+            field = page.get_by_role("spinbutton", name=f"Steps of the {which} model")
+            field.fill("2")
+            field.blur()
+        page.get_by_role("button", name="Generate").click()
+        page.locator(".k-stage[data-phase=done]").wait_for()
+        assert page.locator(".k-shot img").nth(1).get_attribute("alt").endswith("koala-700m-1 (distilled)")
