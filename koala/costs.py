@@ -21,6 +21,7 @@ class Block:
     stage: str  # of STAGES, or "in" and "out" for what stands before and after them
     kind: str  # embedding, convolution, resnet, attention, downsampler, upsampler
     path: str
+    inside: int  # channels that come in; more than `channels` in a residual block that takes a skip
     channels: int
     depth: int  # transformer blocks; 0 where there is no attention
     tokens: int
@@ -73,11 +74,14 @@ def blocks(spec: UNetSpec, *, width: int, height: int) -> Iterator[Block]:
     tokens = [w * h for w, h in zip(*sides, strict=True)]
     depths = spec.depths()
 
-    def part(stage: str, kind: str, path: str, at: int, cost: tuple[int, int], depth: int = 0) -> Block:
+    def part(
+        stage: str, kind: str, path: str, at: int, cost: tuple[int, int], depth: int = 0, inside: int | None = None
+    ) -> Block:
         return Block(
             stage=stage,
             kind=kind,
             path=path,
+            inside=inside or spec.channels[at],
             channels=spec.channels[at],
             depth=depth,
             tokens=tokens[at],
@@ -87,7 +91,7 @@ def blocks(spec: UNetSpec, *, width: int, height: int) -> Iterator[Block]:
 
     def resnet(stage: str, index: int, at: int, inside: int) -> Block:
         cost = _resnet(inside, spec.channels[at], embedding, tokens[at])
-        return part(stage, "resnet", f"{STAGES[stage]}.resnets.{index}", at, cost)
+        return part(stage, "resnet", f"{STAGES[stage]}.resnets.{index}", at, cost, inside=inside)
 
     def attention(stage: str, index: int, at: int, depth: int) -> Iterator[Block]:
         if depth:

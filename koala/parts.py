@@ -101,19 +101,24 @@ class VAESpec:
                 parts.append(convolution(outside, outside, tokens))
         return add(*parts, norm(inside), convolution(inside, 3, tokens))
 
+    def encoder(self, *, width: int, height: int) -> tuple[int, int]:
+        """(parameters, FLOPs of one picture of this size in px)."""
+        tokens, inside = width * height, self.channels[0]
+        parts = [convolution(3, inside, tokens)]
+        for index, outside in enumerate(self.channels):
+            parts += [_resnet(inside if k == 0 else outside, outside, tokens) for k in range(self.layers)]
+            inside = outside
+            if index < 3:
+                tokens //= 4
+                parts.append(convolution(outside, outside, tokens))
+        moments = 2 * LATENT_CHANNELS  # mean and variance
+        parts += [_middle(inside, tokens), norm(inside), convolution(inside, moments, tokens)]
+        return add(*parts, convolution(moments, moments, tokens, kernel=1))
+
     @property
     def parameters(self) -> int:
         """Of encoder and decoder."""
-        first, last = self.channels[0], self.channels[-1]
-        parts = [convolution(3, first, 0), _middle(last, 0), norm(last), convolution(last, 2 * LATENT_CHANNELS, 0)]
-        parts.append(convolution(2 * LATENT_CHANNELS, 2 * LATENT_CHANNELS, 0, kernel=1))
-        inside = first
-        for index, outside in enumerate(self.channels):
-            parts += [_resnet(inside if k == 0 else outside, outside, 0) for k in range(self.layers)]
-            inside = outside
-            if index < 3:
-                parts.append(convolution(outside, outside, 0))
-        return add(*parts)[0] + self.decoder(width=0, height=0)[0]
+        return self.encoder(width=0, height=0)[0] + self.decoder(width=0, height=0)[0]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,6 +43,8 @@ LEVELS = {
         "koala.distill",
         "koala.distill.config",
         "koala.distill.pairs",
+        "koala.distill.activations",
+        "koala.distill.estimate",
         "koala.distill.run_folder",
         "koala.distill.data",
         "koala.distill.data.buckets",
