@@ -249,6 +249,7 @@ class _Filling:
             file = self._file(part, len(found), left)
             self._write_chunk(file, islice(samples, left), left)
             found.append(read_chunk(file, left))
+            self._tell("encoding")
 
     def _write_chunk(self, file: Path, samples: Iterable[Sample], asked: int) -> None:
         pending, encoded = defaultdict(list), defaultdict(list)
@@ -275,6 +276,10 @@ class _Filling:
             number += 1
         for bucket in sorted(pending):
             encode_pending(bucket)
+        if len(skipped) == CHUNK:  # a wrong column, or a network that went away: not to be remembered as broken
+            raise RequestError(
+                f"{CHUNK} pictures in a row cannot be used, so something else is wrong; the first: {skipped[0][1]}"
+            )
 
         tensors = {name: tensor for bucket in encoded for name, tensor in _bucket_tensors(bucket, encoded[bucket])}
         if texts:

@@ -1,8 +1,15 @@
 """The config's `data` -> a source of pictures and captions."""
 
+from pathlib import Path
+
 from koala.distill.config import DistillConfig
+from koala.distill.data.files import ending, files_under
+from koala.distill.data.folder import folder_source
+from koala.distill.data.hub import PREFIX, hub_source
+from koala.distill.data.parquet import parquet_source
 from koala.distill.data.samples import Source
 from koala.distill.data.shapes import shapes_source
+from koala.distill.data.webdataset import braces, webdataset_source
 from koala.request import RequestError
 
 
@@ -10,4 +17,21 @@ def source_for(config: DistillConfig, resolution: int) -> Source:
     """Where the pictures come from; RequestError where there are none, or their captions are missing."""
     if config.data == "shapes":
         return shapes_source(config, resolution)
-    raise RequestError(f"there is no data at {config.data!r}; give shapes")
+    if config.data.startswith(PREFIX):
+        return hub_source(config)
+    path = Path(config.data).expanduser()
+    if path.name.endswith((".tar", ".tar.gz", ".tgz")):
+        return webdataset_source(config, [Path(name) for name in braces(str(path))])
+    if ending(path) == "parquet" and path.is_file():
+        return parquet_source(config, [path], path.parent)
+    if not path.is_dir():
+        raise RequestError(
+            f"there is no data at {config.data!r}; give shapes, a folder of pictures, a .parquet file or a folder of "
+            "them, WebDataset shards (path/{000..099}.tar), or hub:OWNER/NAME"
+        )
+    files = files_under(path)
+    if tables := [file for file in files if ending(file) == "parquet"]:
+        return parquet_source(config, tables, path)
+    if shards := [file for file in files if ending(file) == "tar"]:
+        return webdataset_source(config, shards)
+    return folder_source(config, path)

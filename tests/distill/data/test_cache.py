@@ -1,8 +1,33 @@
 """The cache of encoded data: its key, what it gives back, and what survives a kill."""
 
+import errno
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
 from koala.distill.config import DistillConfig
-from koala.distill.data.cache import encode
+from koala.distill.data import cache
+from koala.distill.data.buckets import fit
+from koala.distill.data.cache import EncodingStopped, encode
+from koala.distill.data.encoded import EncodedData
 from koala.distill.data.encoders import encoder_files
+from koala.distill.data.sources import source_for
+from koala.request import RequestError
+
+from .worlds import COLOURS, parquet_file, png, shard, text_folder
+
+SQUARE = (128, 128)
+FILLER = Path(__file__).with_name("filler.py")
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def config(tmp_path, **values) -> DistillConfig:
@@ -10,11 +35,356 @@ def config(tmp_path, **values) -> DistillConfig:
     return DistillConfig(**defaults | values)
 
 
-def test_rows(tmp_path):
-    files = encoder_files("tiny-sdxl", "cpu")
-    data = encode(config(tmp_path), files, device="cpu")
-    assert data.sizes == {(128, 128): 8} and data.num_pictures == 12 and data.skipped == 0
-    batch = data.batch((128, 128), [0, 3], [0.9, -1])
-    assert batch.latents.shape == (2, 4, 16, 16) and batch.context.shape == (2, 77, 96)
-    assert batch.time_ids.tolist() == [[128, 128, 0, 0, 128, 128]] * 2
-    assert not batch.context[1].any()
+def set_config(tmp_path, data, **values) -> DistillConfig:
+    """Of a small set on disk, at 64 px."""
+    defaults = dict(data=str(data), resolution=64, num_pictures=0, validation_pictures=1, captions="short")
+    return config(tmp_path, **defaults | {"short_caption": "txt"} | values)
+
+
+def encoded(config: DistillConfig, encoders, **settings) -> EncodedData:
+    return encode(config, encoders, device="cpu", **settings)
+
+
+def folders(tmp_path) -> list[Path]:
+    return sorted((tmp_path / "cache").iterdir())
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.glob("*.safetensors"))}
+
+
+class Unusable:
+    """Encoders that must not be needed."""
+
+    def __init__(self, encoders):
+        self.identity = encoders.identity
+
+    def load(self, device):
+        raise AssertionError("the encoders were loaded, though everything was there")
+
+
+# --- what it gives back
+
+
+def test_a_batch_is_what_the_encoders_make_of_its_pictures_and_captions(tmp_path, encoders):
+    wanted = config(tmp_path, captions="mixed")
+    data = encoded(wanted, encoders)
+    assert data.sizes == {SQUARE: 8} and data.num_pictures == 12 and data.skipped == 0
+    samples = list(source_for(wanted, 128).parts[0].read(0))
+    batch = data.batch(SQUARE, [5, 0, 3], [0.0, 0.8, -1])
+    with_us = encoders.load("cpu")
+    for place, (row, text) in enumerate([(5, 0), (0, 3), (3, None)]):
+        latents = with_us.pictures(np.array(samples[row].image())[None])[0]
+        caption = samples[row].captions[text] if text is not None else ""
+        context, pooled = with_us.captions([caption])
+        for what, ours, theirs, tolerance in (
+            ("latents", batch.latents[place], latents, 2e-3 * latents.abs().max()),  # kept in half precision
+            ("context", batch.context[place], context[0], 1e-5),  # as one of another batch
+            ("pooled", batch.pooled[place], pooled[0], 1e-5),
+        ):
+            difference = (ours - theirs).abs()
+            print(f"row {row}, {what}: max {difference.max():.1e}, mean {difference.mean():.1e}")
+            assert ours.dtype == torch.float32 and difference.max() <= tolerance
+    assert batch.time_ids.tolist() == [[128, 128, 0, 0, 128, 128]] * 3
+    assert not batch.context[2].any() and not batch.pooled[2].any()
+
+
+def test_captions_are_bit_for_bit_what_the_encoders_gave(tmp_path, encoders):
+    wanted = config(tmp_path, num_pictures=6, validation_pictures=1)
+    data = encoded(wanted, encoders)
+    samples = list(source_for(wanted, 128).parts[0].read(0))[:6]
+    texts = list(dict.fromkeys(text for sample in samples for text in sample.captions))
+    context, pooled = encoders.load("cpu").captions(texts)
+    for row in range(5):
+        for pick in (0, 1):
+            batch = data.batch(SQUARE, [row], [pick / 2])
+            at = texts.index(samples[row].captions[pick])
+            assert torch.equal(batch.context[0], context[at]) and torch.equal(batch.pooled[0], pooled[at])
+
+
+def test_the_last_pictures_of_the_data_are_held_back(tmp_path, encoders):
+    whole = encoded(config(tmp_path, validation_pictures=1), encoders)
+    data = encoded(config(tmp_path, validation_pictures=5), encoders)
+    assert data.sizes == {SQUARE: 7} and data.validation() == [(SQUARE, [0, 1, 2, 3, 4])]
+    held = data.validation_batch(SQUARE, [0, 3], [0, 0])
+    assert torch.equal(held.latents, whole.batch(SQUARE, [7, 10], [0, 0]).latents)
+
+
+def test_every_picture_keeps_its_shape_in_buckets_and_its_crop_is_told(tmp_path, encoders):
+    folder = text_folder(tmp_path / "set")
+    for number, size in enumerate([(100, 50), (50, 100), (64, 64), (100, 51)]):
+        (folder / f"{number}.png").write_bytes(png("red", size))
+    square = encoded(set_config(tmp_path, folder), encoders)
+    assert square.sizes == {(64, 64): 5}
+    assert square.batch((64, 64), [0], [0]).time_ids.tolist() == [list(fit(100, 50, (64, 64)).time_ids)]
+    data = encoded(set_config(tmp_path, folder, resolution=128, aspect_buckets=True), encoders)
+    assert data.sizes == {(96, 160): 1, SQUARE: 2, (160, 96): 2}
+    wide = data.batch((160, 96), [0, 1], [0, 0])
+    assert wide.latents.shape == (2, 4, 12, 20)
+    assert (
+        wide.time_ids[:, :2].tolist() == [[50, 100], [51, 100]]
+        and (wide.time_ids[:, 4:] == torch.tensor([96, 160])).all()
+    )
+
+
+# --- the key
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        (dict(learning_rate=0.1, batch_size=3, seed=9, num_steps=5, student_spec="koala-1b", features=("CA",)), True),
+        (dict(num_pictures=8, validation_pictures=2, empty_prompts=0.5), True),
+        (dict(captions="short"), False),
+        (dict(resolution=160), False),
+        (dict(aspect_buckets=True), False),
+    ],
+)
+def test_the_key_is_data_encoders_and_resolution_alone(tmp_path, encoders, change, same):
+    encoded(config(tmp_path), encoders)
+    encoded(config(tmp_path, **change), encoders)
+    assert len(folders(tmp_path)) == (1 if same else 2)
+
+
+def test_another_vae_or_tokenizer_is_another_cache(tmp_path, encoders, embedded):
+    encoded(config(tmp_path), encoders)
+    copy = tmp_path / "same"
+    shutil.copytree(embedded / "tiny-sdxl", copy)
+    encoded(config(tmp_path, teacher=str(copy)), Unusable(encoder_files(str(copy), "cpu")))
+    for name in ("vae/config.json", "tokenizer/tokenizer_config.json"):
+        file = copy / name
+        file.write_text(file.read_text() + "\n")
+        other = encoder_files(str(copy), "cpu")
+        assert other.identity != encoders.identity
+    weights = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    before = other.identity
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    assert encoder_files(str(copy), "cpu").identity != before
+
+
+def test_the_second_run_loads_no_encoders(tmp_path, encoders):
+    encoded(config(tmp_path), encoders)
+    again = encoded(config(tmp_path, learning_rate=0.5), Unusable(encoders))
+    assert again.sizes == {SQUARE: 8}
+
+
+def test_a_run_with_fewer_pictures_sees_the_same_data_whatever_lies_in_the_cache(tmp_path, encoders, monkeypatch):
+    monkeypatch.setattr(cache, "CHUNK", 8)
+    fresh = encoded(config(tmp_path, num_pictures=6, validation_pictures=1), encoders)
+    larger = encoded(config(tmp_path / "other", num_pictures=16, validation_pictures=1), encoders)
+    after = encoded(config(tmp_path / "other", num_pictures=6, validation_pictures=1), Unusable(encoders))
+    assert fresh.sizes == after.sizes == {SQUARE: 5} and larger.sizes == {SQUARE: 15}
+    ours, theirs = (data.batch(SQUARE, range(5), [0] * 5) for data in (fresh, after))
+    assert torch.equal(ours.latents, theirs.latents)
+
+
+# --- broken pictures
+
+
+def broken_rows() -> list[dict]:
+    whole = png("red")
+    rows = [{"image": png(c), "caption": f"a {c} picture"} for c in COLOURS]
+    rows[1]["image"] = whole[: len(whole) // 2]  # cut off
+    rows[2]["image"] = b"no picture at all"
+    rows[3]["image"] = None
+    rows[4]["caption"] = " "
+    return rows
+
+
+def test_broken_pictures_are_counted_and_skipped_with_one_line_each(tmp_path, encoders, caplog):
+    parquet_file(tmp_path / "set.parquet", broken_rows(), row_group_size=6)
+    wanted = set_config(tmp_path, tmp_path / "set.parquet", short_caption="caption")
+    with caplog.at_level(logging.WARNING, "koala"):
+        data = encoded(wanted, encoders)
+    assert data.skipped == 4 and data.num_pictures == 2 and data.sizes == {(64, 64): 1}
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("skipped ")]
+    assert len(lines) == 4 and all(f"row {n}" in line for n, line in enumerate(lines, 1)), lines
+    assert "no caption" in lines[3]
+    again = encoded(wanted, Unusable(encoders))
+    assert again.skipped == 4
+
+
+def test_nothing_but_broken_pictures_is_refused_with_the_first_reason(tmp_path, encoders):
+    parquet_file(tmp_path / "set.parquet", broken_rows()[1:5])
+    with pytest.raises(
+        RequestError, match="no picture that can be used: 4 were skipped; the first: set.parquet, row 0"
+    ):
+        encoded(set_config(tmp_path, tmp_path / "set.parquet", short_caption="caption"), encoders)
+
+
+def test_256_broken_pictures_in_a_row_are_not_remembered_as_broken(tmp_path, encoders):
+    """A network that went away breaks every picture behind an address."""
+    rows = [{"image": f"file://{tmp_path}/gone/{n}.png", "caption": "x"} for n in range(256)]
+    parquet_file(tmp_path / "set.parquet", rows, row_group_size=256)
+    wanted = set_config(tmp_path, tmp_path / "set.parquet", short_caption="caption")
+    with pytest.raises(RequestError, match="256 pictures in a row"):
+        encoded(wanted, encoders)
+    (tmp_path / "gone").mkdir()
+    for n in range(256):
+        (tmp_path / "gone" / f"{n}.png").write_bytes(png("red"))
+    assert encoded(wanted, encoders).num_pictures == 256
+
+
+def test_all_pictures_held_back_is_refused(tmp_path, encoders):
+    with pytest.raises(RequestError, match="all 12 pictures.*validation_pictures=1"):
+        encoded(config(tmp_path, validation_pictures=64), encoders)
+
+
+def test_a_picture_of_one_pixels_width_does_not_fill_the_memory(tmp_path, encoders):
+    folder = text_folder(tmp_path / "set")
+    (folder / "0.png").write_bytes(png("red", (1, 20_000)))
+    data = encoded(set_config(tmp_path, folder), encoders)
+    assert data.batch((64, 64), [0], [0]).time_ids.tolist() == [[20_000, 1, 639_968, 0, 64, 64]]
+
+
+# --- parts of unknown length
+
+
+def test_shards_longer_than_a_chunk_are_resumed_within(tmp_path, encoders, monkeypatch):
+    monkeypatch.setattr(cache, "CHUNK", 2)
+    entries = {f"{k:04}": {"png": png(c), "txt": c.encode()} for k, c in enumerate(COLOURS)}
+    shard(tmp_path / "a.tar", entries)
+    wanted = set_config(tmp_path, tmp_path / "a.tar")
+    stopping: Iterator[bool] = iter([False] * 3)
+    with pytest.raises(EncodingStopped):
+        encoded(wanted, encoders, should_stop=lambda: next(stopping, True))
+    done = files(folders(tmp_path)[0])
+    assert "shard-00000.0000.safetensors" in done and "shard-00000.0002.safetensors" not in done
+    data = encoded(wanted, encoders)
+    assert data.num_pictures == 6 and data.sizes == {(64, 64): 5}
+    after = files(folders(tmp_path)[0])
+    assert len(after) == 5 and {name: after[name] for name in done} == done  # 3 full chunks, an empty one, empty text
+
+
+def test_of_a_stream_each_shard_gives_the_same_number(tmp_path, encoders):
+    for number in range(2):
+        rows = [{"image": png(c), "txt": c} for c in COLOURS]
+        parquet_file(tmp_path / "set" / f"{number}.parquet", rows)
+    wanted = set_config(tmp_path, f"hub:{tmp_path / 'set'}", num_pictures=5)
+    data = encoded(wanted, encoders)
+    assert data.num_pictures == 5  # up to 256 come out of one shard
+
+
+# --- processes
+
+
+def start(tmp_path, wanted: DistillConfig, pause: float = 0) -> subprocess.Popen:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(wanted.to_dict()))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(FILLER), str(file), str(pause)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout.readline() == "0 24 loading the encoders\n"
+    return process
+
+
+def go(process: subprocess.Popen) -> None:
+    assert process.stdout.readline() == "ready\n"
+    process.stdin.write("go\n")
+    process.stdin.flush()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, encoders) -> dict[str, bytes]:
+    """The files of a cache that one process filled in one go: 24 pictures in six parts."""
+    tmp_path = tmp_path_factory.mktemp("undisturbed")
+    encoded(processes_config(tmp_path), encoders)
+    return files(folders(tmp_path)[0])
+
+
+def processes_config(tmp_path) -> DistillConfig:
+    """Row groups of four pictures: many small parts."""
+    rows = [{"image": png(COLOURS[n % 6], (64, 40 + n)), "txt": f"number {n}"} for n in range(24)]
+    file = parquet_file(tmp_path / "set.parquet", rows)
+    os.utime(file, (1, 1))
+    return set_config(tmp_path, file)
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_the_next_one_goes_on_and_ends_with_the_same_bytes(tmp_path, encoders, undisturbed):
+    wanted = processes_config(tmp_path)
+    for kill_after in (3, 9):
+        with start(tmp_path, wanted, pause=0.05) as process:
+            go(process)
+            seen = next(line for line in process.stdout if int(line.split()[0]) >= kill_after)
+            process.kill()
+        assert "encoding" in seen
+    folder = folders(tmp_path)[0]
+    before = files(folder)
+    assert 2 < len(before) < len(undisturbed)
+    (folder / ".file-00000-00005.0000.safetensors.1.partial").write_bytes(b"half")
+    times = {name: (folder / name).stat().st_mtime_ns for name in before}
+    assert encoded(wanted, encoders).num_pictures == 24
+    assert files(folder) == undisturbed
+    assert times == {name: (folder / name).stat().st_mtime_ns for name in before}  # nothing was made twice
+    assert not list(folder.glob("*.partial"))
+
+
+@pytest.mark.slow
+def test_two_processes_at_once_share_the_work(tmp_path, undisturbed):
+    wanted = processes_config(tmp_path)
+    with start(tmp_path, wanted, pause=0.3) as first, start(tmp_path, wanted, pause=0.3) as second:
+        for process in (first, second):
+            go(process)
+        told = [list(process.stdout) for process in (first, second)]
+    assert [lines[-1] for lines in told] == ["pictures 24\n"] * 2
+    assert files(folders(tmp_path)[0]) == undisturbed
+    worked = [sum("encoding" in line for line in lines) // 2 for lines in told]  # one batch, one file
+    print("parts that each process encoded:", worked)
+    assert min(worked) > 0 and sum(worked) == 6
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ranks_begin_with_their_own_parts_and_end_with_all(tmp_path, encoders, rank, undisturbed):
+    wanted = processes_config(tmp_path)
+    stopping: Iterator[bool] = iter([False] * 2)
+    with pytest.raises(EncodingStopped):
+        encoded(wanted, encoders, rank=rank, world=2, should_stop=lambda: next(stopping, True))
+    data = encoded(wanted, encoders, rank=rank, world=2)
+    assert data.num_pictures == 24 and files(folders(tmp_path)[0]) == undisturbed
+
+
+def test_a_damaged_file_is_made_again(tmp_path, encoders, undisturbed):
+    wanted = processes_config(tmp_path)
+    encoded(wanted, encoders)
+    folder = folders(tmp_path)[0]
+    for name, damage in (("file-00000-00001.0000", b""), ("file-00000-00002.0000", b"\0" * 5000)):
+        (folder / f"{name}.safetensors").write_bytes(damage)
+    encoded(wanted, encoders)
+    assert files(folder) == undisturbed
+
+
+def test_a_full_disk_is_said_before_the_work_begins(tmp_path, encoders, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
+    with pytest.raises(RequestError, match="make room"):
+        encoded(config(tmp_path), Unusable(encoders))
+
+
+def test_a_disk_that_fills_up_leaves_whole_files(tmp_path, encoders, monkeypatch):
+    wanted = processes_config(tmp_path)
+    save, calls = cache.save_file, iter(range(100))
+
+    def failing(tensors, file, metadata):
+        save(tensors, file, metadata=metadata)
+        if next(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "save_file", failing)
+        with pytest.raises(OSError, match="No space left"):
+            encoded(wanted, encoders)
+    assert not list(folders(tmp_path)[0].glob("*.partial"))
+    assert encoded(wanted, encoders).num_pictures == 24
+
+
+def test_progress_counts_up_to_all_pictures(tmp_path, encoders):
+    told = []
+    encoded(config(tmp_path), encoders, on_progress=lambda *values: told.append(values))
+    done = [values[0] for values in told]
+    assert told[0] == (0, 12, "loading the encoders") and done == sorted(done) and {v[1] for v in told} == {12}
+    assert done[-1] == 12
+
+
+def test_the_cache_lies_in_the_users_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache.default_folder() == tmp_path / "koala" / "distill"

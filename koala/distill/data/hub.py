@@ -1,0 +1,64 @@
+"""A data set of the Hugging Face hub, streamed: nothing of it is kept on the disk but what is encoded."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import datasets
+
+from koala.distill.config import DistillConfig
+from koala.distill.data.files import files_under, fingerprint
+from koala.distill.data.rows import check_columns, inner, sample_of
+from koala.distill.data.samples import Part, Sample, Source, caption_fields
+from koala.request import RequestError
+
+PREFIX = "hub:"
+
+
+def hub_source(config: DistillConfig) -> Source:
+    """Every row of hub:OWNER/NAME, also with /CONFIG and @REVISION; a part is a shard of the stream.
+
+    RequestError for a data set that is not there or lacks a column; an OSError is the network's.
+    """
+    address, _, revision = config.data.removeprefix(PREFIX).partition("@")
+    name, subset = address, None
+    folder = Path(address)  # `datasets` takes one in a data set's place
+    if not folder.is_dir():
+        if address.count("/") not in (1, 2):
+            raise RequestError(f"{config.data!r} names no data set; write hub:OWNER/NAME or hub:OWNER/NAME/CONFIG")
+        owner, name, *subsets = address.split("/")
+        name, subset = f"{owner}/{name}", next(iter(subsets), None)
+    try:
+        builder = datasets.load_dataset_builder(name, subset, revision=revision or None)
+        stream = builder.as_streaming_dataset()
+    except (datasets.exceptions.DatasetsError, FileNotFoundError, ValueError) as error:
+        raise RequestError(f"{config.data} cannot be streamed: {error}") from error
+    split = "train" if "train" in stream else next(iter(stream))
+    stream = stream[split]
+    for column, feature in (stream.features or {}).items():
+        if isinstance(feature, datasets.Image):  # decoded by us, where a broken one is counted
+            stream = stream.cast_column(column, datasets.Image(decode=False))
+    first = next(iter(stream), None)
+    if first is None:
+        raise RequestError(f"{config.data} has no rows in its split {split!r}")
+    check_columns(first, config, inner(first))
+    parts = [
+        Part(name=f"shard-{index:05}", count=None, read=partial(_read, config, stream, index))
+        for index in range(stream.num_shards)
+    ]
+    identity = {
+        "kind": "hub",
+        "name": name,
+        "subset": subset or builder.config.name,
+        "split": split,
+        "content": fingerprint(files_under(folder), folder) if folder.is_dir() else builder.hash,  # its commit
+        "image": config.image_column,
+        "captions": caption_fields(config),
+    }
+    return Source(identity=identity, parts=tuple(parts))
+
+
+def _read(config: DistillConfig, stream: datasets.IterableDataset, index: int, start: int) -> Iterator[Sample]:
+    shard = stream.shard(num_shards=stream.num_shards, index=index).skip(start)
+    for number, row in enumerate(shard, start):
+        yield sample_of(row, f"row {number} of shard {index}", config, Path())
