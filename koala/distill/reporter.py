@@ -40,7 +40,8 @@ class Reporter:
     def step(self, done: int, steps_per_second: float) -> None:
         """How far the run is; written at most once in INTERVAL."""
         left = (self.status.num_steps - done) / steps_per_second if steps_per_second > 0 else None
-        changes = dict(state="running", step=done, steps_per_second=steps_per_second or None, seconds_left=left)
+        changes = dict(state="running", message="", step=done, seconds_left=left)
+        changes["steps_per_second"] = steps_per_second or None
         if time.time() - self.status.updated < INTERVAL:
             self.status = dataclasses.replace(self.status, **changes)
         else:

@@ -4,12 +4,14 @@ A run needs nobody: the app that started it may end and come back, and finds it 
 """
 
 import dataclasses
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -21,6 +23,8 @@ from koala.distill.run_folder import ENDED, RunFolder, Status
 from koala.request import RequestError
 
 INTERRUPTED = "interrupted"  # what no run writes itself: its process is gone and has not said why
+_COMMAND = (sys.executable, "-u", "-m", "koala", "distill")
+_PATIENCE = 180  # s for an estimate
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -119,16 +123,37 @@ def delete(run: RunFolder) -> None:
     shutil.rmtree(gone)
 
 
+def estimate(config: DistillConfig) -> dict:
+    """What a run would take on this machine, as JSON of an Estimate; measured for some seconds by another process."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "config.json"
+        file.write_text(json.dumps(config.to_dict()))
+        command = [*_COMMAND, "--estimate", "--json", "--config", str(file)]
+        try:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=_environment(), timeout=_PATIENCE
+            )
+        except subprocess.TimeoutExpired as error:
+            raise RequestError(f"one step of this run is longer than {_PATIENCE} s on this machine") from error
+    if done.returncode:
+        raise RequestError(_last_words(done.stderr))
+    return json.loads(done.stdout)
+
+
+def _environment() -> dict[str, str]:
+    """A process finds koala wherever it is started from."""
+    package = str(Path(koala.__file__).parents[1])
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
+
+
 def _launch(run: RunFolder, *arguments: str) -> None:
-    package = str(Path(koala.__file__).parents[1])  # the process finds koala wherever it is started from
-    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     with (run.path / "log.txt").open("a") as log:
         process = subprocess.Popen(
-            [sys.executable, "-u", "-m", "koala", "distill", "--resume", str(run.path), *arguments],
+            [*_COMMAND, "--resume", str(run.path), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"PYTHONPATH": path},
+            env=_environment(),
             start_new_session=True,  # Ctrl+C in the app's terminal is not for the run
         )
     now, before = time.time(), run.checkpoints()
@@ -156,14 +181,13 @@ def _await(run: RunFolder, process: subprocess.Popen) -> None:
     if code == -signal.SIGTERM:
         ended, message = "stopped", "stopped before it had begun"
     elif code > 0:
-        ended, message = "failed", _last_words(run)
+        ended, message = "failed", _last_words((run.path / "log.txt").read_text(errors="replace"))
     else:
         return  # killed: `state` tells
     run.write_status(dataclasses.replace(status, state=ended, message=message, updated=time.time()))
 
 
-def _last_words(run: RunFolder) -> str:
-    """The last line of the log; the command line prints its errors as one line."""
-    lines = (run.path / "log.txt").read_text(errors="replace").split("\n")
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "it ended without a word")
+def _last_words(log: str) -> str:
+    """The last line of a log; the command line prints its errors as one line."""
+    last = next((line.strip() for line in reversed(log.split("\n")) if line.strip()), "it ended without a word")
     return last.removeprefix("koala: ")

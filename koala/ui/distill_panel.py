@@ -4,7 +4,8 @@ import datetime
 import functools
 import json
 import shlex
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -75,6 +76,7 @@ def _tiles(shown: Shown) -> str:
         tiles.append(_tile("Speed", f"{speed:.3g}" if speed else "–", "steps per second"))
         left = status.seconds_left
         tiles.append(_tile("Time left", time_left(left) if left is not None else "–"))
+        tiles.append(_tile("So far", time_left(max(time.time() - status.started, 0))))
     elif trained := metrics.last("train"):
         tiles.append(_tile("Trained for", time_left(trained.get("seconds", 0))))
     if last := metrics.last("validation") or metrics.last("train"):
@@ -142,6 +144,20 @@ def about(shown: Shown | None, presets: Sequence[Preset], folder: str = "") -> s
         f'<dl class="kd-facts">{rows}</dl><p class="k-note">The same from a terminal: '
         f"<code>{escape(_command(config, presets))}</code></p>"
     )
+
+
+def takes(found: Mapping) -> str:
+    """An estimate in two sentences; `found` is an Estimate's JSON."""
+    peak, budget = found["predicted_peak_bytes"], found["budget_bytes"]
+    room = f" of {budget / 1e9:.1f} GB" if budget else ""
+    memory = f"At its peak it takes {peak / 1e9:.1f} GB{room} of memory"
+    if not found["fits"]:
+        remedy = " ".join(found["remedies"])
+        return f'<p class="k-no">{memory}: too much. {f"It fits with {escape(remedy)}." if remedy else ""}</p>'
+    most = found["batch_that_fits"]
+    more = f"; {most:,} pictures per pass would fit" if most else ""
+    span = f"About {time_left(found['seconds'])} of training here. " if found["seconds"] else ""
+    return f"<p>{span}{memory}{more}. Encoding the pictures comes before it.</p>"
 
 
 def log(shown: Shown | None) -> str:

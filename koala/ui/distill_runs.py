@@ -99,6 +99,11 @@ class Runs:
             self._begun_by[name] = visitor
         return name
 
+    def estimate(self, config: DistillConfig) -> dict:
+        """What a run would take, before it is begun."""
+        self._own_machine()
+        return runs.estimate(self._checked(config))
+
     def stop(self, name: str, visitor: str) -> None:
         if not self.may_stop(name, visitor):
             raise RequestError("somebody else started this run; it ends by itself within minutes")
@@ -122,7 +127,9 @@ class Runs:
 
     def _own_machine(self) -> None:
         if not self.session.local:
-            raise RequestError("runs are resumed and deleted on one's own machine only: start the app there")
+            raise RequestError(
+                "on a public server runs are only started; start the app on your own machine for the rest"
+            )
 
     def _delete(self, run: RunFolder) -> None:
         model = _model(run)

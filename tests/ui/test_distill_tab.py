@@ -247,10 +247,15 @@ def test_a_run_under_way_is_shown_and_can_only_be_stopped(tab):
     assert shown["chosen"] == "a-1" and shown["timer"]["active"]
     assert "2 min 5 s" in shown["standing"] and "width:50.0%" in shown["standing"]
     visible = {name for name in ("stop", "resume", "step", "reuse", "ask_delete") if shown[name]["visible"]}
-    assert visible == {"stop", "reuse"}
+    assert visible == {"stop", "reuse"} and not shown["start"]["interactive"]
     run.write_status(dataclasses.replace(run.status(), state="done"))
     after = look(tab, "a-1")
-    assert not after["timer"]["active"] and not after["stop"]["visible"] and after["ask_delete"]["visible"]
+    assert (
+        after["start"]["interactive"]
+        and not after["timer"]["active"]
+        and not after["stop"]["visible"]
+        and after["ask_delete"]["visible"]
+    )
 
 
 def test_only_what_changed_is_sent_again(tab):
@@ -367,6 +372,21 @@ def test_what_cannot_run_is_said_before_a_process_is_begun(tab, change, said):
     assert not list(tab.runs.root.iterdir())
 
 
+def test_an_estimate_says_time_and_memory_or_what_would_fit(tab):
+    found = {"predicted_peak_bytes": 3e9, "budget_bytes": 24_000_000_000, "fits": True, "remedies": []}
+    found |= {"batch_that_fits": 1200, "seconds": 95.0}
+    assert "About 1 min 35 s of training here. At its peak it takes 3.0 GB of 24.0 GB" in distill_panel.takes(found)
+    tight = found | {"fits": False, "remedies": ["accumulation=8"], "seconds": None}
+    assert "too much. It fits with accumulation=8." in distill_panel.takes(tight)
+    *_, said = tab.forecast("2-minutes", *distill_fields.shown(dataclasses.replace(QUICK, threads=1), list(tab.fields)))
+    assert re.search(r"About .* of training here\. At its peak it takes \d\.\d GB of", said), said
+    with pytest.raises(gr.Error, match="Unknown feature 'SB'"):
+        values = dict(zip(tab.fields, distill_fields.shown(QUICK, list(tab.fields)), strict=True)) | {
+            "features": ["SB"]
+        }
+        list(tab.forecast("2-minutes", *values.values()))
+
+
 # --- students as models
 
 
@@ -438,7 +458,7 @@ def test_a_strangers_run_is_short_alone_and_his_to_stop(public, tmp_path):
         with pytest.raises(RequestError, match="somebody else"):
             found.stop(name, "two")
         for forbidden in (found.delete, found.resume):
-            with pytest.raises(RequestError, match="own machine"):
+            with pytest.raises(RequestError, match="your own machine"):
                 forbidden(name)
     finally:
         found.stop(name, "one")

@@ -1,6 +1,6 @@
 """The Distill tab: train a student, watch it learn, compare runs, go on with one or throw it away."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from urllib.parse import urlencode
 
 import gradio as gr
@@ -52,7 +52,12 @@ class Distill:
         )
         self.told = gr.HTML(self.tell(first.name), apply_default_css=False)
         self._field("student_spec", first.config)
-        self.start = gr.Button("Start", variant="primary", elem_id="kd-start")
+        with gr.Row(elem_classes="k-actions"):
+            self.start = gr.Button("Start", variant="primary", elem_id="kd-start", scale=3, min_width=140)
+            self.estimate = gr.Button(
+                "Estimate", elem_id="kd-estimate", scale=1, min_width=80, visible=self.session.local
+            )
+        self.takes = gr.HTML("", elem_id="kd-takes", apply_default_css=False)
 
     def _settings(self) -> None:
         config = self.runs.presets[0].config
@@ -113,7 +118,7 @@ class Distill:
     def _wire(self, tabs: gr.Tabs | None) -> None:
         page = [self.chosen, self.beside, self.sent]
         panels = [self.standing, self.all, self.curves, self.pictures, self.about, self.noise, self.pace, self.log]
-        buttons = [self.stop, self.resume, self.step, self.reuse, self.ask_delete, self.sure, self.more]
+        buttons = [self.start, self.stop, self.resume, self.step, self.reuse, self.ask_delete, self.sure, self.more]
         shown = [*panels, *buttons, self.timer, *page]
         fields = list(self.fields.values())
         self.timer.tick(self.look, page, shown, queue=False, **CHEAP)
@@ -123,6 +128,7 @@ class Distill:
         self.preset.input(self.fill, self.preset, [self.told, *fields], queue=False, **CHEAP)
         # in the queue, but in no line of it: a complaint from outside the queue reaches the page without its words
         self.start.click(self.begin, [self.preset, *page, *fields], shown, **CHEAP)
+        self.estimate.click(self.forecast, [self.preset, *fields], self.takes, **QUIET)
         self.stop.click(self.halt, page, shown, **CHEAP)
         self.resume.click(self.go_on, [self.step, *page], shown, **CHEAP)
         self.reuse.click(self.take, self.chosen, [self.preset, self.told, *fields], **CHEAP)
@@ -191,6 +197,7 @@ class Distill:
             "pace": distill_curves.pace(pair) if readable else "",
             "log": distill_panel.log(shown) if local else "",
             "more": gr.update(visible=readable),
+            "start": gr.update(interactive=not any(s.alive for s in everything)),
             "stop": gr.update(visible=live, interactive=live and shown.status.state != distill_panel.STOPPING),
             "resume": gr.update(value="Resume" if steps else "Begin again", visible=goes_on),
             "step": gr.update(
@@ -224,12 +231,23 @@ class Distill:
     def begin(self, request: gr.Request, preset: str | None, chosen: str, beside: str, sent: dict, *values) -> dict:
         """The Start button: a process of its own, shown at once."""
         try:
-            base = self.runs.base(preset)
-            config = distill_fields.read(base, dict(zip(self.fields, values, strict=True)))
-            name = self.runs.start(config, request.session_hash)
+            name = self.runs.start(self._config(preset, values), request.session_hash)
         except (RequestError, OSError) as error:
             raise complain(error) from None
         return self.look(name, beside, sent) | {self.sure: gr.Row(visible=False)}
+
+    def _config(self, preset: str | None, values: Sequence) -> DistillConfig:
+        """What the page asks for; RequestError names the setting that cannot work."""
+        return distill_fields.read(self.runs.base(preset), dict(zip(self.fields, values, strict=True)))
+
+    def forecast(self, preset: str | None, *values) -> Iterator[str]:
+        """The Estimate button: memory and time, measured for some seconds."""
+        yield '<p role="status">Measuring for some seconds …</p>'
+        try:
+            yield distill_panel.takes(self.runs.estimate(self._config(preset, values)))
+        except RequestError as error:
+            yield ""
+            raise complain(error) from None
 
     def halt(self, request: gr.Request, chosen: str, beside: str, sent: dict) -> dict:
         """The Stop button: the run saves after its step, and says so."""
