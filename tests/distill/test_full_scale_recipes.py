@@ -1,0 +1,95 @@
+"""Every full-scale recipe is read by what will read it, and its README's figures are those of today's estimate."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from diffusers import UNet2DConditionModel
+
+from koala.distill.config import DistillConfig, read
+from koala.distill.estimate import estimate
+from koala.distill.pairs import feature_pairs
+from koala.registry import find
+from koala.specs import student
+
+FOLDER = Path(__file__).parents[2] / "recipes" / "full_scale"
+RECIPES = ("koala-lightning-700m", "koala-lightning-1b", "koala-700m-24gb")
+LAUNCHES = ("one-gpu", "ddp-8", "fsdp2-8")
+RUNS = {  # estimate's file -> recipe, launch, GB of one GPU
+    "koala-lightning-700m-ddp-8": ("koala-lightning-700m", "ddp-8", 80),
+    "koala-lightning-1b-ddp-8": ("koala-lightning-1b", "ddp-8", 80),
+    "koala-lightning-1b-fsdp2-8": ("koala-lightning-1b", "fsdp2-8", 80),
+    "koala-700m-24gb-one-gpu": ("koala-700m-24gb", "one-gpu", 24),
+}
+
+
+def recipe(name: str) -> DistillConfig:
+    return read(FOLDER / f"{name}.json")
+
+
+def launch(name: str):
+    return load_config_from_file(str(FOLDER / f"{name}.json"))
+
+
+def test_every_file_is_covered():
+    assert {f.stem for f in FOLDER.glob("*.json")} == {*RECIPES, *LAUNCHES}
+    assert {f.stem for f in (FOLDER / "estimates").glob("*.json")} == set(RUNS)
+
+
+@pytest.mark.parametrize(("name", "pairs"), [("koala-lightning-700m", 21), ("koala-lightning-1b", 30)])
+def test_the_lightning_recipes_are_the_papers(name, pairs):
+    config = recipe(name)
+    teacher = find(config.teacher)
+    assert teacher.name == "sdxl-lightning-4step"
+    assert (config.optimizer, config.learning_rate, config.schedule) == ("adamw", 1e-5, "constant")
+    assert (config.batch_size, config.num_steps, config.resolution) == (128, 500_000, 1024)
+    assert (config.task_weight, config.output_weight, config.feature_weight) == (1, 1, 1)
+    spec = student(config.student_spec, teacher.spec)
+    kinds = [p.kind for p in feature_pairs(config, spec, teacher.spec)]
+    assert (kinds.count("SA"), kinds.count("LF")) == (pairs, 2)
+
+
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_accelerate_reads_the_launch_configs(name):
+    config = launch(name)
+    assert config.mixed_precision == recipe("koala-lightning-700m").precision
+    assert config.num_processes == (1 if name == "one-gpu" else 8)
+    distributed = {"one-gpu": "NO", "ddp-8": "MULTI_GPU", "fsdp2-8": "FSDP"}[name]
+    assert str(config.distributed_type).rpartition(".")[2] == distributed
+
+
+def test_fsdp_shards_modules_that_the_student_has():
+    wrapped = launch("fsdp2-8").fsdp_config["fsdp_transformer_layer_cls_to_wrap"].split(",")
+    spec = student("koala-700m", find("sdxl-lightning-4step").spec)
+    with torch.device("meta"):
+        there = {type(m).__name__ for m in UNet2DConditionModel(**spec.config()).modules()}
+    assert set(wrapped) <= there
+
+
+@pytest.mark.parametrize("file", RUNS)
+def test_the_estimates_are_todays_and_the_readme_says_them(file):
+    name, how, memory = RUNS[file]
+    config, gpus = recipe(name), launch(how).num_processes
+    teacher = find(config.teacher).spec
+    found = estimate(
+        config,
+        student(config.student_spec, teacher),
+        teacher,
+        resolution=config.resolution,
+        device="cuda",
+        memory_bytes=memory * 10**9,
+        world=gpus,
+        sharded=how.startswith("fsdp"),
+    )
+    assert found.fits
+    assert config.batch_size % (gpus * config.accumulation) == 0
+    written = json.loads((FOLDER / "estimates" / f"{file}.json").read_text())
+    assert written == json.loads(json.dumps(found.to_dict())), "write it again: koala distill --estimate --json"
+    row = (
+        f"| {name} | {gpus} x {memory} GB, `{how}` | {found.pictures_per_pass} "
+        f"| {found.predicted_peak_bytes / 1e9:.1f} GB | {found.batch_that_fits} | {found.total_flops:.2e} FLOP "
+        f"| {found.uncached_flops:.2e} FLOP | {found.total_flops / 140e12 / 86400:.1f} |"
+    )
+    assert row in (FOLDER / "README.md").read_text()
