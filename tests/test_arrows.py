@@ -45,6 +45,7 @@ LEVELS = {
         "koala.distill.pairs",
         "koala.distill.activations",
         "koala.distill.estimate",
+        "koala.distill.memory",
         "koala.distill.run_folder",
         "koala.distill.data",
         "koala.distill.data.buckets",
@@ -94,6 +95,7 @@ LEVELS = {
         "koala.random_weights",
         "koala.stock",
         "koala.distill.data.encoders",
+        "koala.distill.data.filling",
     ),
     3: (
         "koala.bench",

@@ -22,24 +22,22 @@ _OPEN_FILES = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """One file of the cache; of its samples only the first `limit` are used."""
+    """One file of the cache."""
 
     file: Path
     samples: int  # that were read for it, those that were skipped among them
-    ends: bool  # its part of the source has no more
-    skipped: tuple[tuple[int, str], ...]  # number of the sample, and why
-    limit: int
+    ends: bool  # its part of the source had fewer than were asked for, so it has no more
+    skipped: tuple[str, ...]  # which and why
 
 
-def read_chunk(file: Path, limit: int) -> Chunk | None:
+def read_chunk(file: Path) -> Chunk | None:
     """What a chunk says of itself; None where there is no whole file."""
     try:
         with safe_open(file, framework="pt") as opened:
             told = json.loads(opened.metadata()["chunk"])
     except (FileNotFoundError, SafetensorError):
         return None
-    skipped = tuple((index, why) for index, why in told["skipped"] if index < limit)
-    return Chunk(file=file, samples=min(told["samples"], limit), ends=told["ends"], skipped=skipped, limit=limit)
+    return Chunk(file=file, samples=told["samples"], ends=told["ends"], skipped=tuple(told["skipped"]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,10 +119,9 @@ def _index(chunks: Sequence[Chunk]) -> tuple[list[Bucket], np.ndarray]:
                 if tensor.endswith("/order"):
                     bucket = tuple(int(side) for side in tensor.removesuffix("/order").split("x"))
                     order = opened.get_tensor(tensor)
-                    at = np.flatnonzero(order < chunk.limit)
-                    columns = np.empty((len(at), 4), np.int64)
-                    columns[:, 0], columns[:, 1] = number, order[at]
-                    columns[:, 2], columns[:, 3] = numbers.setdefault(bucket, len(numbers)), at
+                    columns = np.empty((len(order), 4), np.int64)
+                    columns[:, 0], columns[:, 1] = number, order
+                    columns[:, 2], columns[:, 3] = numbers.setdefault(bucket, len(numbers)), np.arange(len(order))
                     found.append(columns)
     rows = np.concatenate(found)
     return list(numbers), rows[np.lexsort((rows[:, 1], rows[:, 0]))][:, [2, 0, 3]]

@@ -55,7 +55,7 @@ def _read(pictures: Sequence[Path], captions: Captions, folder: Path, start: int
 
 def _from_metadata(config: DistillConfig, file: Path) -> Captions:
     """Captions out of the columns of a table with one line per picture."""
-    with file.open(newline="") as lines:
+    with file.open(newline="", encoding="utf-8") as lines:
         try:
             rows = list(csv.DictReader(lines)) if ending(file) == "csv" else [json.loads(x) for x in lines if x.strip()]
         except (ValueError, csv.Error) as error:
@@ -85,6 +85,6 @@ def _from_text_files(
 
     def captions(picture: Path) -> tuple[str, ...]:
         names = [picture.with_suffix(f".{field}") for field in wanted]
-        return captions_of([name.read_text(errors="replace") for name in names if name in used])
+        return captions_of([name.read_text(encoding="utf-8", errors="replace") for name in names if name in used])
 
     return captions, sorted(used)

@@ -62,5 +62,5 @@ def _read(config: DistillConfig, file: Path, group: int, start: int) -> Iterator
                             key = f"{file.name}, row {index} of group {group}"
                             yield sample_of(row, key, config, file.parent)
                 number += len(batch)
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OSError) as error:
             raise RequestError(f"{file} is damaged in row group {group}: {error}") from error

@@ -10,7 +10,7 @@ from koala.distill.config import DistillConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One picture with its captions. `image` opens it, and may raise one of `BROKEN`."""
+    """One picture with its captions. `image` opens it, and may raise anything if it is broken."""
 
     key: str  # what a log line calls it
     captions: tuple[str, ...]
@@ -32,10 +32,6 @@ class Source:
 
     identity: dict
     parts: tuple[Part, ...]
-
-
-# What Pillow raises over a damaged file, and the file system over one that cannot be read.
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
 def caption_fields(config: DistillConfig) -> dict[str, str]:

@@ -1,10 +1,12 @@
 """The cache of encoded data: its key, what it gives back, and what survives a kill."""
 
 import errno
+import io
 import json
 import logging
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,13 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from koala.distill.config import DistillConfig
-from koala.distill.data import cache
+from koala.distill.data import cache, filling
 from koala.distill.data.buckets import fit
 from koala.distill.data.cache import EncodingStopped, encode
 from koala.distill.data.encoded import EncodedData
 from koala.distill.data.encoders import encoder_files
+from koala.distill.data.samples import upright
 from koala.distill.data.sources import source_for
 from koala.request import RequestError
 
@@ -169,10 +173,10 @@ def test_the_second_run_loads_no_encoders(tmp_path, encoders):
 
 
 def test_a_run_with_fewer_pictures_sees_the_same_data_whatever_lies_in_the_cache(tmp_path, encoders, monkeypatch):
-    monkeypatch.setattr(cache, "CHUNK", 8)
+    monkeypatch.setattr(filling, "CHUNK", 8)
     fresh = encoded(config(tmp_path, num_pictures=6, validation_pictures=1), encoders)
     larger = encoded(config(tmp_path / "other", num_pictures=16, validation_pictures=1), encoders)
-    after = encoded(config(tmp_path / "other", num_pictures=6, validation_pictures=1), Unusable(encoders))
+    after = encoded(config(tmp_path / "other", num_pictures=6, validation_pictures=1), encoders)
     assert fresh.sizes == after.sizes == {SQUARE: 5} and larger.sizes == {SQUARE: 15}
     ours, theirs = (data.batch(SQUARE, range(5), [0] * 5) for data in (fresh, after))
     assert torch.equal(ours.latents, theirs.latents)
@@ -188,20 +192,33 @@ def broken_rows() -> list[dict]:
     rows[2]["image"] = b"no picture at all"
     rows[3]["image"] = None
     rows[4]["caption"] = " "
+    rows.append({"image": jpeg_with_damaged_exif(), "caption": "x"})
     return rows
 
 
+def jpeg_with_damaged_exif() -> bytes:
+    """Pillow turns pictures upright by EXIF, and raises struct.error over this one."""
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "hello"
+    Image.new("RGB", (8, 8)).save(buffer, "JPEG", exif=exif)
+    content = bytearray(buffer.getvalue())
+    content[41] = 0
+    with pytest.raises(struct.error):
+        upright(Image.open(io.BytesIO(bytes(content))))
+    return bytes(content)
+
+
 def test_broken_pictures_are_counted_and_skipped_with_one_line_each(tmp_path, encoders, caplog):
-    parquet_file(tmp_path / "set.parquet", broken_rows(), row_group_size=6)
+    parquet_file(tmp_path / "set.parquet", broken_rows(), row_group_size=7)
     wanted = set_config(tmp_path, tmp_path / "set.parquet", short_caption="caption")
     with caplog.at_level(logging.WARNING, "koala"):
         data = encoded(wanted, encoders)
-    assert data.skipped == 4 and data.num_pictures == 2 and data.sizes == {(64, 64): 1}
+    assert data.skipped == 5 and data.num_pictures == 2 and data.sizes == {(64, 64): 1}
     lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("skipped ")]
-    assert len(lines) == 4 and all(f"row {n}" in line for n, line in enumerate(lines, 1)), lines
+    assert [n for n in range(7) if any(f"row {n} " in line for line in lines)] == [1, 2, 3, 4, 6], lines
     assert "no caption" in lines[3]
     again = encoded(wanted, Unusable(encoders))
-    assert again.skipped == 4
+    assert again.skipped == 5
 
 
 def test_nothing_but_broken_pictures_is_refused_with_the_first_reason(tmp_path, encoders):
@@ -228,6 +245,8 @@ def test_256_broken_pictures_in_a_row_are_not_remembered_as_broken(tmp_path, enc
 def test_all_pictures_held_back_is_refused(tmp_path, encoders):
     with pytest.raises(RequestError, match="all 12 pictures.*validation_pictures=1"):
         encoded(config(tmp_path, validation_pictures=64), encoders)
+    with pytest.raises(RequestError, match="one picture"):
+        encoded(config(tmp_path, num_pictures=1), encoders)
 
 
 def test_a_picture_of_one_pixels_width_does_not_fill_the_memory(tmp_path, encoders):
@@ -241,7 +260,7 @@ def test_a_picture_of_one_pixels_width_does_not_fill_the_memory(tmp_path, encode
 
 
 def test_shards_longer_than_a_chunk_are_resumed_within(tmp_path, encoders, monkeypatch):
-    monkeypatch.setattr(cache, "CHUNK", 2)
+    monkeypatch.setattr(filling, "CHUNK", 2)
     entries = {f"{k:04}": {"png": png(c), "txt": c.encode()} for k, c in enumerate(COLOURS)}
     shard(tmp_path / "a.tar", entries)
     wanted = set_config(tmp_path, tmp_path / "a.tar")
@@ -256,13 +275,47 @@ def test_shards_longer_than_a_chunk_are_resumed_within(tmp_path, encoders, monke
     assert len(after) == 5 and {name: after[name] for name in done} == done  # 3 full chunks, an empty one, empty text
 
 
-def test_of_a_stream_each_shard_gives_the_same_number(tmp_path, encoders):
-    for number in range(2):
-        rows = [{"image": png(c), "txt": c} for c in COLOURS]
+@pytest.fixture
+def stream(tmp_path, monkeypatch) -> str:
+    """Shards of 1, 6, 2 and 6 pictures, whose lengths nobody knows beforehand; chunks of two."""
+    monkeypatch.setattr(filling, "CHUNK", 2)
+    for number, size in enumerate((1, 6, 2, 6)):
+        rows = [{"image": png(c), "txt": f"{c} of {number}"} for c in COLOURS[:size]]
         parquet_file(tmp_path / "set" / f"{number}.parquet", rows)
-    wanted = set_config(tmp_path, f"hub:{tmp_path / 'set'}", num_pictures=5)
-    data = encoded(wanted, encoders)
-    assert data.num_pictures == 5  # up to 256 come out of one shard
+    return f"hub:{tmp_path / 'set'}"
+
+
+@pytest.mark.parametrize("wanted", [3, 8, 11, 15])
+def test_a_stream_gives_as_many_pictures_as_were_asked_for(tmp_path, encoders, stream, wanted):
+    """Where shards are shorter than their share, others give more: the same ones, whatever lies in the cache."""
+    fresh = encoded(set_config(tmp_path, stream, num_pictures=wanted), encoders)
+    assert fresh.num_pictures == wanted
+    all_there = tmp_path / "other"
+    encoded(set_config(all_there, stream), encoders)
+    again = encoded(set_config(all_there, stream, num_pictures=wanted), encoders)
+    ours, theirs = (data.batch((64, 64), range(wanted - 1), [0] * (wanted - 1)) for data in (fresh, again))
+    assert torch.equal(ours.latents, theirs.latents) and torch.equal(ours.context, theirs.context)
+
+
+def test_a_stream_with_fewer_pictures_than_asked_for_gives_all_and_says_so(tmp_path, encoders, stream, caplog):
+    data = encoded(set_config(tmp_path, stream, num_pictures=100), encoders)
+    assert data.num_pictures == 15
+    assert "has no 100 pictures" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_file_that_was_cut_off_is_named(tmp_path, encoders, kind):
+    file = tmp_path / f"a.{kind}"
+    if kind == "tar":
+        shard(file, {f"{k}": {"png": png(c) + bytes(1000), "txt": b"x"} for k, c in enumerate(COLOURS)})
+        file.write_bytes(file.read_bytes()[:5000])
+    else:
+        parquet_file(file, [{"image": png(c) + bytes(range(250)), "txt": "x"} for c in COLOURS])
+        whole = bytearray(file.read_bytes())
+        whole[50:500] = bytes(450)
+        file.write_bytes(whole)
+    with pytest.raises(RequestError, match=rf"a\.{kind} (is no whole tar|is damaged)"):
+        encoded(set_config(tmp_path, file), encoders)
 
 
 # --- processes
@@ -362,7 +415,7 @@ def test_a_full_disk_is_said_before_the_work_begins(tmp_path, encoders, monkeypa
 
 def test_a_disk_that_fills_up_leaves_whole_files(tmp_path, encoders, monkeypatch):
     wanted = processes_config(tmp_path)
-    save, calls = cache.save_file, iter(range(100))
+    save, calls = filling.save_file, iter(range(100))
 
     def failing(tensors, file, metadata):
         save(tensors, file, metadata=metadata)
@@ -370,7 +423,7 @@ def test_a_disk_that_fills_up_leaves_whole_files(tmp_path, encoders, monkeypatch
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "save_file", failing)
+        patch.setattr(filling, "save_file", failing)
         with pytest.raises(OSError, match="No space left"):
             encoded(wanted, encoders)
     assert not list(folders(tmp_path)[0].glob("*.partial"))
