@@ -9,7 +9,10 @@ import shutil
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -240,6 +243,20 @@ def test_256_broken_pictures_in_a_row_are_not_remembered_as_broken(tmp_path, enc
     for n in range(256):
         (tmp_path / "gone" / f"{n}.png").write_bytes(png("red"))
     assert encoded(wanted, encoders).num_pictures == 256
+
+
+def test_pictures_behind_addresses_are_fetched_and_dead_ones_counted(tmp_path, encoders):
+    text_folder(tmp_path / "site")
+    serve = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "site"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        rows = [{"url": f"{address}/{name}.png", "caption": "x"} for name in (0, "gone", 1)]
+        rows.append({"url": "http://127.0.0.1:1/closed.png", "caption": "x"})
+        file = parquet_file(tmp_path / "set.parquet", rows)
+        data = encoded(set_config(tmp_path, file, image_column="url", short_caption="caption"), encoders)
+        server.shutdown()
+    assert data.num_pictures == 2 and data.skipped == 2
 
 
 def test_all_pictures_held_back_is_refused(tmp_path, encoders):
