@@ -22,7 +22,7 @@ def build(session: Session) -> gr.Blocks:
     """The page, without any model in memory."""
     with gr.Blocks(title="KOALA", analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
         gr.HTML(widgets.header(), apply_default_css=False)
-        with gr.Tabs(elem_classes="k-tabs"):
+        with gr.Tabs(elem_classes="k-tabs", overflow_behavior="wrap"):
             for title, fill in TABS:
                 with gr.Tab(title):
                     fill(session)
