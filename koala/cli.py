@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from koala.console import quiet
 from koala.request import RequestError
-from koala.verbs import bench, compare, compress, evaluate, fetch, generate, lora, models, similarity
+from koala.verbs import bench, compare, compress, distill, evaluate, fetch, generate, lora, models, similarity
 from koala.verbs.output import say
 
 VERBS = {
@@ -19,6 +19,7 @@ VERBS = {
     "generate": generate,
     "compare": compare,
     "compress": compress,
+    "distill": distill,
     "lora": lora,
     "eval": evaluate,
     "bench": bench,

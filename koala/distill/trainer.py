@@ -11,10 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from datetime import timedelta
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
 
 from koala.costs import LATENT_CHANNELS, LATENT_FACTOR
@@ -27,6 +26,7 @@ from koala.distill.draws import draw
 from koala.distill.ema import Ema
 from koala.distill.optimizers import build_optimizers, learning_rate
 from koala.distill.pairs import feature_pairs
+from koala.distill.processes import on_cpu, this_process
 from koala.distill.reporter import Reporter
 from koala.distill.run_folder import RunFolder
 from koala.distill.step import BrokenLoss, DistillationStep, Losses, alphas_cumprod, check_gradients
@@ -41,7 +41,6 @@ from koala.timing import StageTimer, synchronize
 log = logging.getLogger(__name__)
 
 _TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-_LONGEST_WAIT = timedelta(hours=3)  # of the other processes while one draws or encodes
 
 
 class Stopped(Exception):
@@ -109,11 +108,12 @@ class _Run:
     ):
         self.run, self.config, self.stop = run, config, stop
         self.resume_from = resume_from
+        this_process()  # joins the others, with a patience that Accelerator would not have
         self.accelerator = Accelerator(
             mixed_precision={"fp32": "no"}.get(config.precision, config.precision),
             log_with=list(config.trackers) or None,
             project_dir=str(run.path),
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)],
+            cpu=on_cpu(),
         )
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.reporter = Reporter(run, config.num_steps, active=self.main)
@@ -260,7 +260,7 @@ class _Run:
                     self._checkpoint()
                 paused += time.perf_counter() - pause
                 if stopping and not last:
-                    raise Stopped(f"{self.stop.reason or 'stopped'} after step {done:,}; resume goes on from there")
+                    raise Stopped(f"{self.stop.reason or 'stopped'} after step {done:,}")
         self.accelerator.end_training()
 
     def _one_step(self, step: int, rate: float, means: "_Means") -> float:

@@ -1,0 +1,116 @@
+"""distill: train a KOALA of your own."""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+from koala.console import no_bars
+from koala.distill.config import DistillConfig, read
+from koala.distill.presets import PRESETS
+from koala.distill.run_folder import RunFolder
+from koala.request import RequestError
+from koala.verbs.options import fetch_missing, gigabytes
+from koala.verbs.output import emit, say
+
+HELP = "distil a teacher into a student cut out of it; one process, or many under `accelerate launch -m koala`"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    fields = ", ".join(f.name for f in dataclasses.fields(DistillConfig))
+    start = parser.add_mutually_exclusive_group(required=True)
+    start.add_argument("--out", type=Path, metavar="RUN", help="new folder for the run")
+    start.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run from its last checkpoint")
+    start.add_argument("--estimate", action="store_true", help="say what the run would take, and end")
+    start.add_argument("--fields", action="store_true", help="list every field of a config with its meaning")
+    parser.add_argument("--preset", choices=PRESETS, help="start from a ready-made config")
+    parser.add_argument("--config", type=Path, metavar="FILE.json", help="config whose fields replace the preset's")
+    parser.add_argument("--step", type=int, metavar="N", help="with --resume: the checkpoint to go on from")
+    parser.add_argument(
+        "--processes", type=int, metavar="N", help="with --estimate: for so many GPUs, not this machine"
+    )
+    parser.add_argument("--vram", type=gigabytes, metavar="GB", help="with --estimate: for GPUs of this memory")
+    parser.add_argument("settings", nargs="*", metavar="field=value", help=f"settings over all of these: {fields}")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.fields:
+        return _list_fields(args)
+    folder = RunFolder(path=args.resume or args.out or Path())
+    config, step = _resumed(args, folder) if args.resume else (_fresh(args, folder), None)
+    from koala.distill.forecast import estimate_here
+
+    no_bars()
+    if args.estimate:
+        expected = estimate_here(config, processes=args.processes, memory_bytes=args.vram)
+        emit(args, expected.to_dict(), "\n".join(expected.lines()))
+        return 0
+    if args.processes or args.vram:
+        raise RequestError("--processes and --vram ask about another machine; give them together with --estimate")
+    fetch_missing([n for n in (config.teacher, config.student_init) if n])
+    expected = estimate_here(config)
+    return _train(args, folder, config, step, expected)
+
+
+def _fresh(args: argparse.Namespace, folder: RunFolder) -> DistillConfig:
+    if args.step is not None:
+        raise RequestError("--step names a checkpoint of a run; give it together with --resume RUN")
+    if not args.estimate and (folder.path / "config.json").exists():
+        raise RequestError(f"{folder.path} holds a run already; go on with --resume {folder.path}, or choose another")
+    base = PRESETS[args.preset].config if args.preset else None
+    return read(args.config, args.settings, base)
+
+
+def _resumed(args: argparse.Namespace, folder: RunFolder) -> tuple[DistillConfig, int | None]:
+    """The run's own config, and the checkpoint to go on from; None where it has none yet."""
+    from koala.distill.snapshots import FREE_FIELDS, verify
+
+    if args.preset or args.config:
+        raise RequestError("a resumed run keeps its config; leave --preset and --config out")
+    own = folder.config()
+    config = read(None, args.settings, own)
+    for field, value in config.to_dict().items():
+        if value != own.to_dict()[field] and field not in FREE_FIELDS:
+            raise RequestError(f"{field} cannot change when a run goes on; start a new one with --out")
+    steps = folder.checkpoints()
+    if args.step is not None and args.step not in steps:
+        there = ", ".join(map(str, steps)) or "none"
+        raise RequestError(f"{folder.path} has no checkpoint of step {args.step}; it has {there}")
+    if not steps:
+        return config, None
+    step = steps[-1] if args.step is None else args.step
+    verify(folder, step, config)
+    if step >= config.num_steps:
+        raise RequestError(f"{folder.path} is done: {step:,} steps. Give num_steps=N with a larger N to go on")
+    return config, step
+
+
+def _train(args: argparse.Namespace, folder: RunFolder, config: DistillConfig, step: int | None, expected) -> int:
+    from koala.distill.processes import this_process
+    from koala.distill.step import BrokenLoss
+    from koala.distill.trainer import Stopped, train
+
+    main = this_process().is_main_process
+    for line in expected.lines() if main else ():
+        say(line)
+    expected.check()
+    try:
+        train(folder, config, resume_from=step, say=say)
+    except Stopped as stopped:
+        if main:
+            say(f"{stopped}; go on with --resume {folder.path}")
+    except BrokenLoss as error:
+        say(f"koala: {error}")
+        return 1
+    if not main:
+        return 0
+    status = folder.status()
+    emit(args, json.loads(json.dumps(dataclasses.asdict(status))) | {"run": str(folder.path)}, status.message)
+    return 0
+
+
+def _list_fields(args: argparse.Namespace) -> int:
+    fields = {f.name: {"default": f.default, "help": f.metadata["help"]} for f in dataclasses.fields(DistillConfig)}
+    lines = [f"{n} = {json.dumps(v['default'])}\n    {v['help']}" for n, v in fields.items()]
+    emit(args, fields, "\n".join(lines))
+    return 0
