@@ -105,15 +105,21 @@ def _spoken(title: str, lines: Sequence[Line], say: Callable[[float], str]) -> s
 
 
 def figure(
-    title: str, what: str, lines: Sequence[Line], *, percent: bool = False, mark: tuple[str, float] | None = None
+    title: str,
+    what: str,
+    lines: Sequence[Line],
+    *,
+    percent: bool = False,
+    even: bool = False,
+    mark: tuple[str, float] | None = None,
 ) -> str:
-    """One figure with its caption; `mark` is a level to compare with, as that of the teacher."""
+    """One figure with its caption; `even` never has a logarithmic axis, `mark` is a level to compare with."""
     lines = [line for line in lines if line.curve]
     values = [v for line in lines for _, v in line.curve]
     steps = [s for line in lines for s, _ in line.curve]
     say = (lambda v: f"{100 * v:.0f} %") if percent else number
     least, most = (0.0, 1.0) if percent else (min(values), max(values))
-    log = not percent and least > 0 and most / least >= LOG
+    log = not (percent or even) and least > 0 and most / least >= LOG
     if not log and not percent and most > least:
         room = (most - least) / 12
         least, most = (0.0 if 0 <= least < room else least - room), most + room
@@ -161,7 +167,7 @@ def _of_two(name: str, runs: Sequence[tuple[str, Metrics]]) -> list[Line]:
 
 def _figures(names: Sequence[str], runs: Sequence[tuple[str, Metrics]]) -> str:
     found = [(name, _of_two(name, runs)) for name in names]
-    return "".join(figure(*MEANINGS[name], lines) for name, lines in found if lines)
+    return "".join(figure(*MEANINGS[name], lines, even=name == "learning_rate") for name, lines in found if lines)
 
 
 def legend(runs: Sequence[tuple[str, Metrics]]) -> str:
