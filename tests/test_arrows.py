@@ -128,7 +128,7 @@ LEVELS = {
 
 # Every package that is imported, by its import name; the standard library is L0.
 PACKAGES = {
-    1: ("torch", "numpy", "PIL", "scipy", "safetensors", "filelock", "fsspec", "pyarrow"),
+    1: ("torch", "numpy", "PIL", "scipy", "safetensors", "bitsandbytes", "filelock", "fsspec", "pyarrow"),
     2: ("diffusers", "huggingface_hub", "transformers", "tokenizers", "onnxruntime", "open_clip"),
     3: ("accelerate", "datasets", "onnx", "onnxscript"),
     4: ("gradio", "gradio_client"),

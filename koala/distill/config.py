@@ -222,6 +222,8 @@ def check(config: DistillConfig) -> None:
         raise RequestError(f"the learning rate must be above 0, not {config.learning_rate}")
     if config.resolution % 32:
         raise RequestError(f"resolution must be a multiple of 32 px, not {config.resolution}")
+    if config.optimizer == "muon" and config.precision == "fp16":
+        raise RequestError("optimizer=muon does not run with fp16's scaled gradients; choose precision=bf16 or fp32")
     if config.batch_size % config.accumulation:
         raise RequestError(
             f"batch_size {config.batch_size} cannot be split into {config.accumulation} passes; choose a multiple"

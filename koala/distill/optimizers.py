@@ -30,7 +30,7 @@ def _eight_bit() -> type[torch.optim.Optimizer]:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
         raise RequestError(
-            "optimizer=adamw8bit needs bitsandbytes, which is not installed; pip install bitsandbytes, "
+            "optimizer=adamw8bit needs bitsandbytes, which is not installed: pip install bitsandbytes; "
             "or choose optimizer=adamw"
         ) from error
     return AdamW8bit

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from importlib.util import find_spec
 
 import torch
 from accelerate import Accelerator
@@ -95,6 +96,13 @@ def train(
     _Run(run, config, resume_from, StopSignal(config.time_limit), say).go()
 
 
+def _check_trackers(config: DistillConfig) -> None:
+    """RequestError for a tracker whose package is missing; accelerate would go on without it."""
+    for tracker in config.trackers:
+        if find_spec(tracker) is None:
+            raise RequestError(f"trackers={tracker} needs {tracker}, which is not installed: pip install {tracker}")
+
+
 class _Run:
     """One call of `train`: what it needs, the loop, and what it keeps."""
 
@@ -108,6 +116,7 @@ class _Run:
     ):
         self.run, self.config, self.stop = run, config, stop
         self.resume_from = resume_from
+        _check_trackers(config)
         this_process()  # joins the others, with a patience that Accelerator would not have
         self.accelerator = Accelerator(
             mixed_precision={"fp32": "no"}.get(config.precision, config.precision),

@@ -1,0 +1,73 @@
+"""A config says what is wrong with it before anything runs."""
+
+import dataclasses
+import json
+
+import pytest
+
+from koala.distill.config import DistillConfig, read
+from koala.distill.presets import PRESETS
+from koala.request import RequestError
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"lerning_rate": 1}, "no field 'lerning_rate' .*; did you mean learning_rate?"),
+        ({"num_steps": "many"}, "num_steps must be a whole number, not 'many'"),
+        ({"num_steps": True}, "num_steps must be a whole number"),
+        ({"lf_at_ends": 1}, "lf_at_ends must be true or false"),
+        ({"features": "SA"}, "features must be a list of words"),
+        ({"num_steps": 0}, "num_steps must be 1 or more"),
+        ({"precision": "fp8"}, "precision must be one of fp32, bf16, fp16"),
+        ({"batch_size": 10, "accumulation": 3}, "10 cannot be split into 3 passes"),
+        ({"resolution": 100}, "resolution must be a multiple of 32 px"),
+        ({"ema_decay": 1.0}, "ema_decay must lie between 0 and 1"),
+        ({"empty_prompts": 1.0}, "empty_prompts is a share"),
+        ({"trackers": ["mlflow"]}, "unknown tracker 'mlflow'; there are tensorboard, wandb"),
+        ({"optimizer": "muon", "precision": "fp16"}, "choose precision=bf16 or fp32"),
+        ({"task_weight": 0, "output_weight": 0, "feature_weight": 0}, "every term of the loss is off"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_with_its_remedy(values, message):
+    with pytest.raises(RequestError, match=message):
+        DistillConfig.from_dict(values)
+
+
+def test_a_file_and_settings_lie_over_a_preset(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"num_steps": 7, "features": ["SA", "CA"]}))
+    config = read(file, ["batch_size=4", "stages=UP-1,UP-2", "lf_at_ends=false"], PRESETS["2-minutes"].config)
+    assert (config.num_steps, config.batch_size, config.lf_at_ends) == (7, 4, False)
+    assert config.features == ("SA", "CA") and config.stages == ("UP-1", "UP-2")
+    assert config.optimizer == PRESETS["2-minutes"].config.optimizer
+
+
+def test_a_config_is_read_back_as_it_was_written():
+    config = PRESETS["10-minutes"].config
+    assert DistillConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "is no JSON"), ("[1]", "holds no JSON object"), (None, "there is no config")],
+)
+def test_a_file_that_is_no_config_is_refused(tmp_path, text, message):
+    file = tmp_path / "config.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(RequestError, match=message):
+        read(file)
+
+
+def test_a_setting_without_a_value_is_refused():
+    with pytest.raises(RequestError, match="'batch_size' is no setting; write field=value"):
+        read(None, ["batch_size"])
+
+
+def test_every_field_has_a_help_text_and_the_defaults_are_the_papers():
+    fields = dataclasses.fields(DistillConfig)
+    assert all(f.metadata["help"] for f in fields)
+    config = DistillConfig()
+    assert (config.batch_size, config.learning_rate, config.num_steps) == (128, 1e-5, 500_000)
+    assert config.features == ("SA",) and config.lf_at_ends and config.sa_mapping == "bottom"
