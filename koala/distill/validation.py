@@ -71,6 +71,7 @@ class Validator:
         unet.to(device)
         quarter = NUM_TIMESTEPS // BUCKETS
         found: dict[str, dict[str, float]] = {}
+        half = torch.autocast(device.type, unet.dtype, enabled=unet.dtype != torch.float32)  # data come in fp32
         with self.step.hooked(unet) as losses_of:
             for bucket in range(BUCKETS):
                 sums, count = {}, 0
@@ -83,7 +84,8 @@ class Validator:
                         timesteps=torch.randint(low, low + quarter, (len(rows),), generator=source),
                         picks=(),
                     )
-                    losses = losses_of(unet, batch, draws)
+                    with half:
+                        losses = losses_of(unet, batch, draws)
                     for name, value in {"loss": losses.total, **losses.terms}.items():
                         sums[name] = sums.get(name, 0.0) + value.item() * len(rows)
                     count += len(rows)

@@ -1,0 +1,179 @@
+"""The estimate's moments against a step's live tensors, and its peak against that of a run in a process of its own."""
+
+import gc
+import json
+import shutil
+import subprocess
+import sys
+import weakref
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from koala.distill.config import DistillConfig
+from koala.distill.data.encoded import Batch
+from koala.distill.draws import Draws
+from koala.distill.memory import RunMemory
+from koala.distill.pairs import feature_pairs
+from koala.distill.step import DistillationStep
+from koala.registry import EMBEDDED
+from koala.specs import KOALA_700M, SDXL, TINY_KOALA_700M, TINY_SDXL, UNetSpec
+
+ROOT = Path(__file__).parents[2]
+HALF = replace(TINY_SDXL, name="half", channels=(160, 320, 640), heads=(5, 10, 20))  # SDXL's U-Net, half as wide
+MAKE_FULL_SIZE = """
+import sys
+from koala.random_weights import RandomLibrary
+RandomLibrary("cpu", dtype="bfloat16").get("sdxl-base").pipeline.save_pretrained(sys.argv[1], max_shard_size="100GB")
+"""
+
+
+class Live(TorchDispatchMode):
+    """Bytes of all tensors that are alive, and their peak since `peak` was last set to 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = self.peak = 0
+        self.sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        for tensor in tree_iter(found):
+            if isinstance(tensor, torch.Tensor) and (key := tensor.untyped_storage()._cdata) not in self.sizes:
+                storage = tensor.untyped_storage()
+                self.sizes[key] = storage.nbytes()
+                self.bytes += storage.nbytes()
+                self.peak = max(self.peak, self.bytes)
+                weakref.finalize(storage, self._gone, key)
+        return found
+
+    def _gone(self, key: int) -> None:
+        self.bytes -= self.sizes.pop(key)
+
+
+def live_peaks(config: DistillConfig, student: UNetSpec, teacher: UNetSpec) -> tuple[int, int]:
+    """Most bytes alive beside the weights in the passes of one step and in its backward pass, without any memory."""
+    batch, side = config.batch_size, config.resolution // 8
+    with FakeTensorMode(allow_non_fake_inputs=True), Live() as live:
+        torch.set_default_dtype({"fp32": torch.float32, "bf16": torch.bfloat16}[config.teacher_precision])
+        try:
+            its = UNet2DConditionModel(**teacher.config()).requires_grad_(False)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        mine = UNet2DConditionModel(**student.config()).train()
+        if config.gradient_checkpointing:
+            mine.enable_gradient_checkpointing()
+        half = torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.precision != "fp32")
+        mine.forward = half(mine.forward)  # as accelerate does
+        step = DistillationStep(config, its, feature_pairs(config, student, teacher), torch.rand(1000))
+        data = Batch(
+            latents=torch.empty(batch, 4, side, side),
+            context=torch.empty(batch, 77, student.cross_attention_dim),
+            pooled=torch.empty(batch, student.pooled_dim),
+            time_ids=torch.empty(batch, 6),
+        )
+        draws = Draws(
+            noise=torch.empty(batch, 4, side, side), timesteps=torch.zeros(batch, dtype=torch.int64), picks=()
+        )
+        gc.collect()
+        weights, live.peak = live.bytes, 0
+        with step.hooked(mine) as losses_of:
+            losses = losses_of(mine, data, draws)
+            forward, live.peak = live.peak, 0
+            losses.total.backward()
+    return forward - weights, live.peak - weights
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize(
+    ("student", "teacher", "precision", "resolution"),
+    [
+        (TINY_KOALA_700M, TINY_SDXL, "fp32", 256),
+        (TINY_KOALA_700M, TINY_SDXL, "bf16", 512),
+        pytest.param(KOALA_700M, SDXL, "bf16", 256, marks=pytest.mark.slow),
+        pytest.param(KOALA_700M, SDXL, "bf16", 1024, marks=pytest.mark.slow),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_a_step_has_in_memory_what_the_estimate_says(student, teacher, precision, resolution, checkpointing):
+    config = DistillConfig(
+        batch_size=2,
+        resolution=resolution,
+        precision=precision,
+        teacher_precision=precision,
+        gradient_checkpointing=checkpointing,
+    )
+    memory = RunMemory(
+        config=config,
+        student=student,
+        teacher=teacher,
+        resolution=resolution,
+        device="cpu",
+        memory=None,
+        world=1,
+        sharded=False,
+    )
+    moments, always = memory.moments(2), sum(memory.always.values())
+    names = "passes of student and teacher", "backward pass"
+    for name, counted in zip(names, live_peaks(config, student, teacher), strict=True):
+        predicted = moments[name] - always
+        print(f"{name}: {predicted / 1e6:.1f} MB predicted, {counted / 1e6:.1f} MB alive")
+        assert predicted == pytest.approx(counted, rel=0.15), name
+
+
+def make_half_size(folder: Path) -> None:
+    """tiny-sdxl around a wider U-Net of random weights in bf16."""
+    shutil.copytree(EMBEDDED / "tiny-sdxl", folder, ignore=shutil.ignore_patterns("unet"))
+    torch.manual_seed(0)
+    UNet2DConditionModel(**HALF.config()).to(torch.bfloat16).save_pretrained(folder / "unet")
+
+
+def make_full_size(folder: Path) -> None:
+    subprocess.run([sys.executable, "-c", MAKE_FULL_SIZE, folder], cwd=ROOT, check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "spec", "free"),
+    [
+        (make_half_size, HALF, 8),
+        (make_full_size, SDXL, 21),  # 18 GB of disk; half an hour on two cores
+    ],
+    ids=["half-size", "full-size"],
+)
+def test_three_steps_at_256_px_peak_where_the_estimate_says(tmp_path, make, spec: UNetSpec, free):
+    """SDXL's topology as a bf16 teacher and its 700M cut, a picture per step, no moving average."""
+    with open("/proc/meminfo") as lines:
+        available = next(int(line.split()[1]) / 1e6 for line in lines if line.startswith("MemAvailable"))
+    if available < free:
+        pytest.skip(f"needs {free} GB of free memory, and {available:.1f} GB are free")
+    make(tmp_path / "teacher")
+    settings = dict(
+        teacher=tmp_path / "teacher",
+        cache=tmp_path / "cache",
+        resolution=256,
+        num_pictures=4,
+        captions="short",
+        batch_size=1,
+        num_steps=3,
+        ema_decay=0,
+        validation_pictures=1,
+        log_every=1,
+    )
+    run, fields = tmp_path / "run", [f"{k}={v}" for k, v in settings.items()]
+    command = [sys.executable, "-m", "koala", "distill", *fields, "--json"]
+    told = subprocess.run([*command, "--estimate"], cwd=ROOT, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    done = subprocess.run([*command, "--out", run], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    peak = max(line["peak_memory_bytes"] for line in lines if line["kind"] == "train")
+    predicted = json.loads(told.stdout)["predicted_peak_bytes"]
+    print(f"{spec.name}: {predicted / 1e9:.2f} GB predicted, {peak / 1e9:.2f} GB measured")
+    assert predicted == pytest.approx(peak, rel=0.15)

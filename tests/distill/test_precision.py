@@ -1,0 +1,20 @@
+"""Half precision on the CPU: passes, and the validation of a student that is held in the teacher's precision."""
+
+import math
+
+import pytest
+from accelerate.state import AcceleratorState
+
+from koala.distill.run_folder import RunFolder
+from koala.distill.trainer import train
+
+
+@pytest.mark.parametrize(("precision", "teacher_precision"), [("bf16", "bf16"), ("fp32", "bf16"), ("bf16", "fp32")])
+def test_training_and_validation_run_in_half_precision(tmp_path, small, precision, teacher_precision):
+    AcceleratorState._reset_state(reset_partial_state=True)  # it allows one precision per process
+    run = RunFolder(path=tmp_path / "run")
+    train(run, small(precision=precision, teacher_precision=teacher_precision, gradient_checkpointing=True))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    found = list(run.metrics())
+    assert [e["step"] for e in found if e["kind"] == "validation"] == [0, 2]
+    assert all(math.isfinite(e[term]) for e in found for term in ("loss", "task", "output", "SA"))
