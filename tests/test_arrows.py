@@ -52,6 +52,7 @@ LEVELS = {
         "koala.distill.data.order",
         "koala.distill.data.files",
         "koala.distill.reporter",
+        "koala.distill.stopping",
         "koala.distill.presets",
     ),
     1: (
@@ -106,6 +107,7 @@ LEVELS = {
         "koala.distill.step",
         "koala.distill.student_folder",
         "koala.distill.validation",
+        "koala.distill.means",
         "koala.distill.trainer",
         "koala.distill.runs",
         "koala.distill.forecast",

@@ -6,8 +6,6 @@ functions of the step (data/order.py, draws.py), so that a run may be split over
 
 import dataclasses
 import logging
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -25,12 +23,14 @@ from koala.distill.data.encoders import encoder_files
 from koala.distill.data.order import BatchOrder
 from koala.distill.draws import draw
 from koala.distill.ema import Ema
+from koala.distill.means import Means
 from koala.distill.optimizers import build_optimizers, learning_rate
 from koala.distill.pairs import feature_pairs
 from koala.distill.processes import on_cpu, this_process
 from koala.distill.reporter import Reporter
 from koala.distill.run_folder import RunFolder
-from koala.distill.step import BrokenLoss, DistillationStep, Losses, alphas_cumprod, check_gradients
+from koala.distill.step import BrokenLoss, DistillationStep, alphas_cumprod, check_gradients
+from koala.distill.stopping import Stopped, StopSignal
 from koala.distill.student_folder import create_student, update_student
 from koala.distill.validation import Validator, student_model
 from koala.loading import Library
@@ -42,41 +42,6 @@ from koala.timing import StageTimer, synchronize
 log = logging.getLogger(__name__)
 
 _TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-
-
-class Stopped(Exception):
-    """The run was asked to stop, or its time was over; everything was saved."""
-
-
-class StopSignal:
-    """SIGTERM, SIGINT and the time limit, as one flag that is looked at between steps."""
-
-    def __init__(self, minutes: float):
-        self._asked = threading.Event()
-        self._deadline = time.monotonic() + 60 * minutes if minutes else None
-        self.reason = ""
-
-    @contextmanager
-    def listening(self) -> Iterator["StopSignal"]:
-        """Signals set the flag for as long as the block lasts; in the main thread only, as signals are."""
-
-        def ask(number, frame):
-            self.reason = f"stopped by {signal.Signals(number).name}"
-            self._asked.set()
-
-        numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
-        before = {n: signal.signal(n, ask) for n in numbers}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def __call__(self) -> bool:
-        if self._deadline and time.monotonic() > self._deadline:
-            self.reason = "stopped by its time limit"
-            self._asked.set()
-        return self._asked.is_set()
 
 
 def train(
@@ -244,7 +209,7 @@ class _Run:
             self._first_look()
         self.reporter.step(first, 0.0)
         timer = StageTimer(self.device)
-        means = _Means(self.accelerator, config, since=self.position.seconds)
+        means = Means(self.accelerator, config, since=self.position.seconds)
         began, paused = time.perf_counter() - self.position.seconds, 0.0
         with self.step.hooked(self.bare) as self.losses_of:
             for step in range(first, config.num_steps):
@@ -272,7 +237,7 @@ class _Run:
                     raise Stopped(f"{self.stop.reason or 'stopped'} after step {done:,}")
         self.accelerator.end_training()
 
-    def _one_step(self, step: int, rate: float, means: "_Means") -> float:
+    def _one_step(self, step: int, rate: float, means: Means) -> float:
         """Gradients of the whole batch, in `accumulation` passes, and one step of every optimizer. Gradient norm."""
         config, accelerator = self.config, self.accelerator
         for optimizer in self.optimizers:
@@ -389,31 +354,3 @@ class _Run:
             update_student(self.run, weights)
             snapshots.tidy(self.run, self.config.keep_last, self.position.best_step)
         self.accelerator.wait_for_everyone()
-
-
-class _Means:
-    """Means of every term since they were last taken, over passes and processes."""
-
-    def __init__(self, accelerator: Accelerator, config: DistillConfig, since: float):
-        self.accelerator, self.config, self.since = accelerator, config, since
-        self.names: list[str] = []
-        self.sums: list[torch.Tensor] = []
-
-    def add(self, losses: Losses) -> None:
-        """One pass; nothing is waited for."""
-        self.names = ["loss", *losses.terms]
-        self.sums.append(torch.stack([losses.total.detach(), *(v.detach() for v in losses.terms.values())]))
-
-    def take(self, seconds: float) -> dict[str, float]:
-        """Means by name, and the pictures per second; `seconds` is the time of training so far."""
-        mean = torch.stack(self.sums).mean(0)
-        if self.accelerator.num_processes > 1:
-            mean = self.accelerator.reduce(mean, "mean")
-        steps = len(self.sums) / self.config.accumulation
-        took = seconds - self.since
-        self.sums, self.since = [], seconds
-        means = dict(zip(self.names, mean.tolist(), strict=True))
-        return means | {
-            "pictures_per_second": steps * self.config.batch_size / took if took > 0 else 0.0,
-            "seconds": round(seconds, 3),
-        }

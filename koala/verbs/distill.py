@@ -88,7 +88,8 @@ def _resumed(args: argparse.Namespace, folder: RunFolder) -> tuple[DistillConfig
 def _train(args: argparse.Namespace, folder: RunFolder, config: DistillConfig, step: int | None, expected) -> int:
     from koala.distill.processes import this_process
     from koala.distill.step import BrokenLoss
-    from koala.distill.trainer import Stopped, train
+    from koala.distill.stopping import Stopped
+    from koala.distill.trainer import train
 
     main = this_process().is_main_process
     for line in expected.lines() if main else ():

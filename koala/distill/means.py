@@ -1,0 +1,35 @@
+"""What a run tells of its steps: means of every term, and the speed."""
+
+import torch
+from accelerate import Accelerator
+
+from koala.distill.config import DistillConfig
+from koala.distill.step import Losses
+
+
+class Means:
+    """Means of every term since they were last taken, over passes and processes."""
+
+    def __init__(self, accelerator: Accelerator, config: DistillConfig, since: float):
+        self.accelerator, self.config, self.since = accelerator, config, since
+        self.names: list[str] = []
+        self.sums: list[torch.Tensor] = []
+
+    def add(self, losses: Losses) -> None:
+        """One pass; nothing is waited for."""
+        self.names = ["loss", *losses.terms]
+        self.sums.append(torch.stack([losses.total.detach(), *(v.detach() for v in losses.terms.values())]))
+
+    def take(self, seconds: float) -> dict[str, float]:
+        """Means by name, and the pictures per second; `seconds` is the time of training so far."""
+        mean = torch.stack(self.sums).mean(0)
+        if self.accelerator.num_processes > 1:
+            mean = self.accelerator.reduce(mean, "mean")
+        steps = len(self.sums) / self.config.accumulation
+        took = seconds - self.since
+        self.sums, self.since = [], seconds
+        means = dict(zip(self.names, mean.tolist(), strict=True))
+        return means | {
+            "pictures_per_second": steps * self.config.batch_size / took if took > 0 else 0.0,
+            "seconds": round(seconds, 3),
+        }
