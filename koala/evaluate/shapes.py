@@ -48,21 +48,30 @@ def interval(outcomes: np.ndarray, rng: np.random.Generator) -> tuple[float, flo
     return tuple(float(q) for q in np.quantile(means, (0.025, 0.975)))
 
 
-def _rates(verdicts: list) -> dict:
-    """Rate, interval and count per claim kind, and of prompts with every claim held."""
-    rng = np.random.default_rng(0)
-    found = {"all": np.array([v.all for v in verdicts], float)}
-    for kind in CLAIM_KINDS:
-        found[kind] = np.array([r.holds for v in verdicts for r in v.results if r.claim.kind == kind], float)
+def _rate(outcomes: list[bool], rng: np.random.Generator) -> dict:
+    found = np.array(outcomes, float)
     return {
-        kind: {
-            "rate": round(float(o.mean()), 4),
-            "interval": [round(x, 4) for x in interval(o, rng)],
-            "count": len(o),
-        }
-        for kind, o in found.items()
-        if len(o)
+        "rate": round(float(found.mean()), 4),
+        "interval": [round(x, 4) for x in interval(found, rng)],
+        "count": len(found),
     }
+
+
+def _rates(verdicts: list) -> dict:
+    """Rate, interval and count per claim kind and of whole prompts; attributes also by what they say."""
+    rng = np.random.default_rng(0)
+    found = {"all": [v.all for v in verdicts]}
+    results = [r for v in verdicts for r in v.results]
+    for kind in CLAIM_KINDS:
+        found[kind] = [r.holds for r in results if r.claim.kind == kind]
+    rates = {kind: _rate(outcomes, rng) for kind, outcomes in found.items() if outcomes}
+    by: dict[str, list[bool]] = {}
+    for r in results:
+        if r.claim.kind == "attribute":
+            by.setdefault(r.claim.subject[0], []).append(r.holds)
+    if by:
+        rates["attribute"]["by"] = {what: _rate(outcomes, rng) for what, outcomes in by.items()}
+    return rates
 
 
 def evaluate(

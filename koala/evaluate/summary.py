@@ -5,10 +5,15 @@ from collections.abc import Iterator, Mapping
 from koala.evaluate.steps import value
 
 
+def _percent(found: Mapping) -> str:
+    parts = ", ".join(f"{what} {100 * each['rate']:.1f} %" for what, each in found.get("by", {}).items())
+    return f"{100 * found['rate']:.1f} %" + (f" ({parts})" if parts else "")
+
+
 def _shapes(scores: Mapping) -> Iterator[str]:
     for kind, claims in scores.items():
         low, high = (f"{100 * x:.1f}" for x in claims["all"]["interval"])
-        rates = ", ".join(f"{name} {100 * found['rate']:.1f} %" for name, found in claims.items() if name != "all")
+        rates = ", ".join(f"{name} {_percent(found)}" for name, found in claims.items() if name != "all")
         yield f"{kind}: every claim holds in {100 * claims['all']['rate']:.1f} % ({low} to {high}); {rates}"
 
 

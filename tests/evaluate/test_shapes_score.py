@@ -54,6 +54,16 @@ def test_perfect_pictures_score_one_and_wrong_ones_what_is_right_about_them(monk
     assert scores["binding"]["rate"] == scores["count"]["rate"] == scores["attribute"]["rate"] == 1.0
 
 
+def test_attributes_are_told_apart_by_what_they_say(monkeypatch):
+    model = Library("cpu").get("tiny-koala-700m")
+    scene = Scene(objects=(SceneObject(shape="circle", colour="red", size="large", x=90, y=128),), background="sky")
+    monkeypatch.setattr(shapes, "prompts", lambda suite, count: ["a red circle on a white background"] * count)
+    monkeypatch.setattr(shapes, "draw", lambda *a, **k: [render(scene)] * 2)
+    found = shapes.evaluate(model, count=2, suites=("one_object",), batch_size=2)["scores"]["one_object"]["attribute"]
+    assert {what: each["rate"] for what, each in found["by"].items()} == {"shape": 1, "colour": 1, "background": 0}
+    assert found["count"] == sum(each["count"] for each in found["by"].values()) == 6
+
+
 def test_interval_holds_the_rate_and_narrows_with_more_prompts():
     rng = np.random.default_rng(0)
     few, many = np.tile([0.0, 1.0], 25), np.tile([0.0, 1.0], 250)
