@@ -6,7 +6,7 @@ from koala.distill.config import ATTENTION_STAGES, BK_LOSS, DistillConfig
 
 PROMPTS = (
     "a red circle",
-    "a small blue star on a white background",
+    "a small blue star on a cream background",
     "a yellow triangle on a night background",
     "a green square left of a red circle",
 )

@@ -57,7 +57,7 @@ def test_perfect_pictures_score_one_and_wrong_ones_what_is_right_about_them(monk
 def test_attributes_are_told_apart_by_what_they_say(monkeypatch):
     model = Library("cpu").get("tiny-koala-700m")
     scene = Scene(objects=(SceneObject(shape="circle", colour="red", size="large", x=90, y=128),), background="sky")
-    monkeypatch.setattr(shapes, "prompts", lambda suite, count: ["a red circle on a white background"] * count)
+    monkeypatch.setattr(shapes, "prompts", lambda suite, count: ["a red circle on a night background"] * count)
     monkeypatch.setattr(shapes, "draw", lambda *a, **k: [render(scene)] * 2)
     found = shapes.evaluate(model, count=2, suites=("one_object",), batch_size=2)["scores"]["one_object"]["attribute"]
     assert {what: each["rate"] for what, each in found["by"].items()} == {"shape": 1, "colour": 1, "background": 0}
