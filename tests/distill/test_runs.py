@@ -24,7 +24,7 @@ TINY = dataclasses.replace(
     num_steps=2000,
     num_pictures=24,
     batch_size=2,
-    resolution=64,
+    resolution=128,
     validation_pictures=4,
     validation_prompts=(),
     validate_every=0,
@@ -179,8 +179,9 @@ def test_a_run_outlives_the_process_that_started_it(tmp_path):
     subprocess.run([sys.executable, "-c", code, str(config), str(tmp_path)], check=True, cwd=root)
     run = RunFolder(path=tmp_path / "long-1")
     try:
-        wait_for(lambda: run.checkpoints(), 300)
-        assert runs.alive(run) and runs.state(run).state == "running"
+        wait_for(lambda: run.checkpoints() or not runs.alive(run), 300)
+        assert runs.alive(run), (run.path / "log.txt").read_text()
+        assert runs.state(run).state == "running"
         runs.stop(run)
         wait_for(lambda: not runs.alive(run))
         stopped = runs.state(run)
