@@ -9,7 +9,7 @@ from koala.distill.activations import feature_elements, recomputed_bytes, saved_
 from koala.distill.config import DistillConfig
 from koala.distill.pairs import feature_pairs
 from koala.parts import parts_of
-from koala.plans import CONTEXT, PROCESS, SPARE, UNET_ELEMENTS, VAE_ELEMENTS, WORKSPACE
+from koala.plans import CONTEXT, GB, PROCESS, SPARE, UNET_ELEMENTS, VAE_ELEMENTS, WORKSPACE
 from koala.specs import UNetSpec
 
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -18,7 +18,8 @@ _STATES = {
     "adamw8bit": {"first moment": 1 + 4 / 256, "second moment": 1 + 4 / 256},  # one scale per block of 256
     "muon": {"velocity": 4.0},
 }  # bytes per weight
-_MUON_WORK = 20  # bytes per weight of the largest group of matrices of one shape, while it is orthogonalised
+_LIBRARIES = {"cuda": 0, "cpu": GB * 3 // 10, "mps": 0}  # data sets, accelerate, optimizer, beside PROCESS
+_MUON_WORK = 18  # bytes per weight of the largest group of matrices of one shape, while it is orthogonalised
 _LARGEST_BATCH = 4096
 
 
@@ -73,7 +74,8 @@ class RunMemory:
     def always(self) -> dict[str, int]:
         """On the device for the whole run, and what the process itself takes."""
         config, each = self.config, _BYTES[self.config.teacher_precision]
-        found = {"process": PROCESS[self.device]} if PROCESS[self.device] else {}
+        process = PROCESS[self.device] + _LIBRARIES[self.device]
+        found = {"process": process} if process else {}
         found["teacher"] = parameters(self.teacher) * each
         found["student, fp32"] = self.split(4 * self.weights)
         for name, size in _STATES[config.optimizer].items():
