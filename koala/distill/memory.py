@@ -167,11 +167,14 @@ class RunMemory:
         outputs, differences = self.features
         saved = self.saved(self.config.gradient_checkpointing) * work
         before = self.gradients if self.passes > 1 else 0  # of the passes before this one
-        passes = before + self.copies + (saved + outputs + max(self.teaching, differences)) * pictures
-        first = before + self.copies + (saved + outputs / 2 + differences) * pictures
-        last = self.gradients + (self.recomputed * work + outputs / 2) * pictures
+        kept = 0 if self.config.gradient_checkpointing else self.copies  # for the backward pass, once autocast ends
+        student = before + self.copies + (saved + outputs / 2) * pictures
+        teacher = before + kept + (saved + outputs + max(self.teaching, differences)) * pictures
+        again = self.recomputed * work
+        first = before + kept + (saved + again + outputs / 2 + differences) * pictures
+        last = self.gradients + (again + outputs / 2) * pictures
         return {
-            "passes of student and teacher": int(always + passes),
+            "passes of student and teacher": int(always + max(student, teacher)),
             "backward pass": int(always + max(first, last)),
             "optimizer's step": int(always + self.gradients + self.updating),
             "validation": int(always + self.decoding),
