@@ -1,0 +1,1 @@
+"""Where a U-Net looks: recorded queries and keys, maps and pictures made of them, teacher beside student."""

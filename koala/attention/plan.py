@@ -1,0 +1,230 @@
+"""AttentionPlan: which attention layers of a run are recorded, and the bytes that takes, by arithmetic on a spec."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from koala.costs import LATENT_FACTOR, TOKENS
+from koala.layer_map import self_attention_pairs
+from koala.request import RequestError
+from koala.specs import STAGES, UNetSpec
+
+BUDGET = 2 * 10**9  # bytes of host memory for one capture
+BYTES = {"float16": 2, "float32": 4}  # per element of what is kept
+LEVELS = {"DW-1": 0, "DW-2": 1, "DW-3": 2, "MID": 2, "UP-1": 2, "UP-2": 1, "UP-3": 0}  # how often latents were halved
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One attention layer of a run: `path` is its diffusers module, `grid` the (h, w) of its queries."""
+
+    stage: str
+    path: str
+    kind: str  # self, or cross to the prompt's tokens
+    heads: int
+    dim: int  # of one head
+    grid: tuple[int, int]
+
+    @property
+    def queries(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def keys(self) -> int:
+        return self.queries if self.kind == "self" else TOKENS
+
+    @property
+    def elements(self) -> int:
+        """Of q and k, of one picture at one step."""
+        return self.heads * self.dim * (self.queries + self.keys)
+
+    @property
+    def label(self) -> str:
+        """The layer for people, counted from 1."""
+        numbers = [int(part) + 1 for part in self.path.removeprefix(STAGES[self.stage]).split(".") if part.isdigit()]
+        return f"{self.stage}, transformer {numbers[0]}, block {numbers[1]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionPlan:
+    """The layers to record at every step of a run of this size, in forward order."""
+
+    layers: tuple[Layer, ...]
+    width: int  # px
+    height: int  # px
+    steps: int
+    images: int = 1
+    dtype: str = "float16"  # of what is kept
+
+    @property
+    def bytes(self) -> int:
+        return sum(x.elements for x in self.layers) * BYTES[self.dtype] * self.steps * self.images
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(x.stage for x in self.layers))
+
+
+def attention_stages(spec: UNetSpec) -> tuple[str, ...]:
+    """The stages in which this model has attention, in forward order."""
+    return tuple(stage for stage, depths in spec.depths().items() if depths[0])
+
+
+def grid(stage: str, width: int, height: int) -> tuple[int, int]:
+    """(h, w) of a stage's tokens for a picture of this size in px."""
+    scale = LATENT_FACTOR * 2 ** LEVELS[stage]
+    return height // scale, width // scale
+
+
+def size(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / 1e9:.2f} GB" if count >= 10**8 else f"{count / 1e6:.2f} MB"
+
+
+def _check_stages(spec: UNetSpec, stages: Sequence[str]) -> None:
+    there = attention_stages(spec)
+    for stage in stages:
+        if stage not in STAGES:
+            raise RequestError(f"there is no stage {stage!r}; {spec.name} has attention in {', '.join(there)}")
+        if stage not in there:
+            lacks = "no attention in" if stage in spec.depths() else "no"
+            raise RequestError(f"{spec.name} has {lacks} {stage}; it has attention in {', '.join(there)}")
+
+
+def _chosen(spec: UNetSpec, stages: Sequence[str] | None, layers: str | Sequence[str]) -> list[tuple[str, str]]:
+    """(stage, path of attn1) of the layers that were asked for, in forward order."""
+    _check_stages(spec, stages or ())
+    every = [(s, p) for s, p in spec.self_attentions() if stages is None or s in stages]
+    if layers == "all":
+        return every
+    if layers == "last":
+        return list(dict(every).items())
+    if isinstance(layers, str):
+        raise RequestError(f"layers are 'last', 'all' or a list of module paths, not {layers!r}")
+    paths = [p for _, p in every]
+    for path in layers:
+        if path not in paths:
+            near = difflib.get_close_matches(path, paths, n=1) or paths[-1:]
+            raise RequestError(f"{spec.name} has no self-attention {path!r} in these stages; near it is {near[0]}")
+    return [(s, p) for s, p in every if p in layers]
+
+
+def _build(
+    spec: UNetSpec, stages: Sequence[str] | None, layers: str | Sequence[str], cross: bool, run: AttentionPlan
+) -> AttentionPlan:
+    found = []
+    for stage, path in _chosen(spec, stages, layers):
+        heads = spec.heads[LEVELS[stage]]
+        one = Layer(
+            stage=stage,
+            path=path,
+            kind="self",
+            heads=heads,
+            dim=spec.channels[LEVELS[stage]] // heads,
+            grid=grid(stage, run.width, run.height),
+        )
+        found.append(one)
+        if cross:
+            found.append(replace(one, kind="cross", path=path.removesuffix("attn1") + "attn2"))
+    return replace(run, layers=tuple(found))
+
+
+def _smaller(
+    spec: UNetSpec, stages: Sequence[str] | None, layers: str | Sequence[str], cross: bool, run: AttentionPlan
+) -> Iterator[tuple[str, AttentionPlan]]:
+    """Plans that ask for less, each with what it gives up, the fullest first."""
+    if cross:
+        yield "the same without words", _build(spec, stages, layers, False, run)
+    if layers == "all":
+        yield "the last layer of each stage", _build(spec, stages, "last", cross, run)
+        yield "the last layer of each stage, without words", _build(spec, stages, "last", False, run)
+    own = stages or attention_stages(spec)
+    light = sorted(own, key=lambda s: grid(s, run.width, run.height))  # the coarsest first
+    for count in range(len(light) - 1, 0, -1):
+        kept = [s for s in own if s in light[:count]]
+        words = f"the last layer of {' and '.join(kept)} alone, without words"
+        yield words, _build(spec, kept, "last", False, run)
+
+
+def plan(
+    spec: UNetSpec,
+    width: int,
+    height: int,
+    steps: int,
+    *,
+    stages: Sequence[str] | None = None,
+    layers: str | Sequence[str] = "last",
+    cross: bool = True,
+    images: int = 1,
+    dtype: str = "float16",
+    budget_bytes: int = BUDGET,
+) -> AttentionPlan:
+    """What to record of a run: the last or all self-attention layers of the stages, or those of the given paths.
+
+    `cross` adds the cross-attention of the same transformer blocks, for maps of the prompt's words. RequestError for
+    a stage or layer that the model lacks, and for a plan above the budget, with one that fits.
+    """
+    run = AttentionPlan(layers=(), width=width, height=height, steps=steps, images=images, dtype=dtype)
+    found = _build(spec, stages, layers, cross, run)
+    if found.bytes <= budget_bytes:
+        return found
+    asked = (
+        f"recording {len(found.layers)} layers of {spec.name} over {steps} steps at {width}x{height} px takes "
+        f"{size(found.bytes)}, the budget is {size(budget_bytes)}"
+    )
+    for words, other in _smaller(spec, stages, layers, cross, run):
+        if other.bytes <= budget_bytes:
+            raise RequestError(f"{asked}; {words} takes {size(other.bytes)}")
+    coarsest = min(stages or attention_stages(spec), key=lambda s: grid(s, width, height))
+    least = _build(spec, [coarsest], "last", False, replace(run, steps=1))
+    fitting = budget_bytes // least.bytes
+    if not fitting:
+        raise RequestError(f"{asked}; the least, one step of one layer of {coarsest}, takes {size(least.bytes)}")
+    raise RequestError(f"{asked}; {fitting} steps of the last layer of {coarsest}, without words, fit")
+
+
+def ordered(first: UNetSpec, second: UNetSpec) -> tuple[UNetSpec, UNetSpec]:
+    """(student, teacher): which of the two is cut from the other. RequestError where neither is."""
+    for student, teacher in ((first, second), (second, first)):
+        try:
+            self_attention_pairs(student, teacher)
+        except RequestError:
+            continue
+        return student, teacher
+    raise RequestError(f"neither of {first.name} and {second.name} is cut from the other, so their layers do not pair")
+
+
+def paired_plans(
+    student: UNetSpec,
+    teacher: UNetSpec,
+    width: int,
+    height: int,
+    steps: tuple[int, int],
+    *,
+    stages: Sequence[str] | None = None,
+    layers: str | Sequence[str] = "last",
+    cross: bool = True,
+    images: int = 1,
+    dtype: str = "float16",
+    budget_bytes: int = BUDGET,
+) -> tuple[AttentionPlan, AttentionPlan]:
+    """The student's plan and the teacher's, within one budget; `steps` and results in this order.
+
+    `stages` are those of either model, `layers` the student's. The teacher's layers are those that the student's are
+    cut from, and in a stage that the student lacks its own.
+    """
+    own, theirs = attention_stages(student), attention_stages(teacher)
+    wanted = theirs if stages is None else tuple(stages)
+    _check_stages(teacher, wanted)
+    mine = [s for s in wanted if s in own]
+    if not mine:
+        raise RequestError(f"{student.name} has no attention in {' and '.join(wanted)}; it has it in {', '.join(own)}")
+    settings = {"cross": cross, "images": images, "dtype": dtype}
+    first = plan(student, width, height, steps[0], stages=mine, layers=layers, budget_bytes=budget_bytes, **settings)
+    counterpart = {path: other for _, path, other in self_attention_pairs(student, teacher)}
+    paths = [counterpart[x.path] for x in first.layers if x.kind == "self"]
+    alone = [s for s in wanted if s not in own]
+    if alone:
+        paths += [path for _, path in _chosen(teacher, alone, "all" if layers == "all" else "last")]
+    left = budget_bytes - first.bytes
+    return first, plan(teacher, width, height, steps[1], stages=wanted, layers=paths, budget_bytes=left, **settings)

@@ -1,0 +1,250 @@
+"""record: the queries and keys of a run's attention layers, taken by hooks while the run keeps its own kernels.
+
+softmax(q k^T / sqrt(d)) of what is kept is the attention exactly, at a thirtieth of its size: a 64x64 layer's maps
+take 320 MiB per step, its q and k 10 MiB. The pictures are the same to the bit.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+
+from koala.attention.plan import AttentionPlan
+from koala.attention.recorded import AttentionRecord, Frame
+from koala.costs import LATENT_FACTOR
+from koala.generate import MAX_PREVIEWS, Step, generate, resolve
+from koala.hooks import listen
+from koala.loading import LoadedModel
+from koala.presets import PRESETS
+from koala.request import GenerationRequest, RequestError
+from koala.result import GenerationResult
+from koala.specs import from_config
+from koala.timing import synchronize
+
+HALVES = ("conditional", "unconditional")
+
+
+@dataclass(kw_only=True)
+class Pass:
+    """One pass of the U-Net: what went in, and q and k of the layers as they came by."""
+
+    timestep: float
+    sample: torch.Tensor | None = None  # (images, 4, h, w), noisy, as the network sees it
+    q: dict[str, torch.Tensor] = field(default_factory=dict)
+    k: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+class Recorder:
+    """Listens to one U-Net in the thread that made it, and keeps the last `plan.steps` passes; see `record`.
+
+    The layers' hooks are set anew at each pass: a LoRA puts modules of its own in the place of those that were there.
+    """
+
+    record: AttentionRecord | None = None  # whole when the `with` block has ended
+
+    def __init__(self, unet: UNet2DConditionModel, plan: AttentionPlan, half: str):
+        if half not in HALVES:
+            raise RequestError(f"half is one of {' and '.join(HALVES)}, not {half!r}")
+        self.unet, self.plan, self.half = unet, plan, half
+        self.passes: deque[Pass] = deque(maxlen=plan.steps)
+        self.seconds = 0.0
+        self._dtype = getattr(torch, plan.dtype)
+        self._doubled = False
+        self._thread = threading.get_ident()
+        self._layers = ExitStack()
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        inputs = {"timestep": self.unet.time_proj, "sample": self.unet.conv_in}
+        with self._layers, listen(inputs, self._timed(self._heard_input)):
+            yield
+        synchronize(self.unet.device)
+
+    def _timed(self, heard: Callable) -> Callable:
+        def timed(name: str, inputs: tuple, output: torch.Tensor) -> None:
+            if threading.get_ident() != self._thread:  # another run of the same model, before or after this one
+                return
+            began = time.perf_counter()
+            heard(name, inputs, output)
+            self.seconds += time.perf_counter() - began
+
+        return timed
+
+    def _heard_input(self, name: str, inputs: tuple, output: torch.Tensor) -> None:
+        """A pass begins with its timestep; its sample tells the size, and whether guidance doubled the batch."""
+        if name == "timestep":
+            self.passes.append(Pass(timestep=float(inputs[0].flatten()[0])))
+            return
+        sample = inputs[0]  # (B, 4, h, w)
+        height, width = (side * LATENT_FACTOR for side in sample.shape[-2:])
+        if (width, height) != (self.plan.width, self.plan.height):
+            raise RequestError(
+                f"the plan is for {self.plan.width}x{self.plan.height} px and the run draws {width}x{height}; "
+                "make the plan for the run's own size"
+            )
+        self._doubled = self._is_doubled(sample)
+        self.passes[-1].sample = self._half(sample).to("cpu", copy=True)
+        self._layers.close()
+        modules = {
+            f"{x.path}.{name}": self.unet.get_submodule(f"{x.path}.{name}")
+            for x in self.plan.layers
+            for name in ("to_q", "to_k")
+        }
+        self._layers.enter_context(listen(modules, self._timed(self._heard_layer)))
+
+    def _is_doubled(self, sample: torch.Tensor) -> bool:
+        """Guidance sends every picture through twice, [unconditional; conditional]: then both halves are the same."""
+        images = self.plan.images
+        doubled = len(sample) == 2 * images and torch.equal(*sample.chunk(2))
+        if len(sample) != images and not doubled:
+            raise RequestError(
+                f"the plan is for {images} picture{'s' if images > 1 else ''} at once and a pass of the run has "
+                f"{len(sample)} rows; make the plan with the run's own number of images"
+            )
+        return doubled
+
+    def _half(self, batch: torch.Tensor) -> torch.Tensor:
+        """The rows of a batch that are kept."""
+        if not self._doubled:
+            if self.half == "unconditional":
+                raise RequestError("without guidance there is no unconditional half; record the conditional one")
+            return batch
+        return batch.chunk(2)[HALVES[::-1].index(self.half)]
+
+    def _heard_layer(self, name: str, inputs: tuple, output: torch.Tensor) -> None:
+        path, _, which = name.rpartition(".to_")
+        heads = self.unet.get_submodule(path).heads
+        rows = self._half(output).unflatten(-1, (heads, -1)).transpose(1, 2)  # (images, heads, N, d)
+        kept = rows.to(self._dtype, copy=True, memory_format=torch.contiguous_format).to("cpu", non_blocking=True)
+        getattr(self.passes[-1], which)[path] = kept
+
+    def frames(self) -> tuple[Frame, ...]:
+        """Whole passes; RequestError where a planned layer was not heard."""
+        if not self.passes:
+            raise RequestError("nothing was recorded: the model did not run within the block")
+        for one in self.passes:
+            if silent := [x for x in self.plan.layers if x.path not in one.q or x.path not in one.k]:
+                raise RequestError(
+                    f"{len(silent)} of {len(self.plan.layers)} planned layers recorded nothing, {silent[0].path} for "
+                    "one; undo fuse_qkv_projections(), and run the U-Net uncompiled"
+                )
+        return tuple({x.path: (one.q[x.path], one.k[x.path]) for x in self.plan.layers} for one in self.passes)
+
+
+@contextmanager
+def record(
+    target: LoadedModel | StableDiffusionXLPipeline,
+    plan: AttentionPlan,
+    half: str = "conditional",
+    *,
+    request: GenerationRequest | None = None,
+) -> Iterator[Recorder]:
+    """Record what this thread draws with a model; afterwards `recorder.record` has it, the last `plan.steps` passes.
+
+    `request` is what is drawn, kept with the record; a pipeline of diffusers that is called directly needs none.
+    """
+    if isinstance(target, LoadedModel):
+        pipeline, name, revision, spec = target.pipeline, target.card.name, target.revision, target.spec
+    else:
+        pipeline, revision = target, "local"
+        name = pipeline.config._name_or_path or "pipeline"
+        spec = from_config(pipeline.unet.config, name)
+    recorder = Recorder(pipeline.unet, plan, half)
+    with recorder.listening():
+        yield recorder
+    recorder.record = AttentionRecord(
+        model=name,
+        revision=revision,
+        spec=spec,
+        prompt=request.prompt if request else "",
+        seed=request.seed if request else None,
+        guidance=request.guidance if request else None,
+        width=plan.width,
+        height=plan.height,
+        images=plan.images,
+        half=half,
+        timesteps=tuple(one.timestep for one in recorder.passes),
+        tokens=prompt_tokens(pipeline, request.prompt) if request else (),
+        overhead_ms=recorder.seconds * 1000,
+        layers=plan.layers,
+        frames=recorder.frames(),
+    )
+
+
+def prompt_tokens(pipeline: StableDiffusionXLPipeline, prompt: str) -> tuple[str, ...]:
+    """The pieces that the text encoders read, from start to end; SDXL's two tokenizers cut a prompt alike."""
+    tokenizer = pipeline.tokenizer
+    ids = tokenizer(prompt, truncation=True, max_length=tokenizer.model_max_length).input_ids
+    return tuple(tokenizer.convert_ids_to_tokens(ids))
+
+
+def capture(
+    model: LoadedModel,
+    request: GenerationRequest,
+    plan: AttentionPlan,
+    half: str = "conditional",
+    *,
+    on_step: Callable[[Step], None] | None = None,
+    cancel: threading.Event | None = None,
+    num_previews: int = MAX_PREVIEWS,
+) -> tuple[GenerationResult, AttentionRecord]:
+    """Draw the request's pictures, the same as without a recorder, and record the attention behind them."""
+    request = _planned(model, request, plan)
+    with record(model, plan, half, request=request) as recorder:
+        result = generate(request, model, on_step=on_step, cancel=cancel, num_previews=num_previews)
+    return result, recorder.record
+
+
+def _planned(model: LoadedModel, request: GenerationRequest, plan: AttentionPlan) -> GenerationRequest:
+    """The request with its defaults; RequestError before the run for what could not be recorded."""
+    request = resolve(request, model.card)
+    if request.steps != plan.steps:
+        raise RequestError(f"the plan is for {plan.steps} steps and the run has {request.steps}; make both the same")
+    if PRESETS[request.preset].compiled and model.device.type == "cuda":
+        raise RequestError(f"the preset {request.preset} compiles the U-Net, which hides its layers; choose quality")
+    return request
+
+
+@torch.inference_mode()
+def same_input(
+    teacher: LoadedModel,
+    student: LoadedModel,
+    request: GenerationRequest,
+    student_plan: AttentionPlan,
+    teacher_plan: AttentionPlan,
+    *,
+    on_step: Callable[[Step], None] | None = None,
+    cancel: threading.Event | None = None,
+    num_previews: int = MAX_PREVIEWS,
+) -> tuple[GenerationResult, AttentionRecord, AttentionRecord]:
+    """The student draws; the teacher is then shown, step by step, the very input that the student saw.
+
+    Two free runs drift apart, and their attention with them. Here the network is all that differs. Both records are
+    of the conditional half; the teacher runs on that half alone.
+    """
+    request = _planned(student, request, student_plan)
+    with record(student, student_plan, request=request) as recorder:
+        result = generate(request, student, on_step=on_step, cancel=cancel, num_previews=num_previews)
+    seen = recorder.passes
+    placement, unet = teacher.place(request), teacher.pipeline.unet
+    with teacher.lock:
+        placement.enter("text", teacher)
+        context, _, pooled, _ = teacher.pipeline.encode_prompt(
+            request.prompt,
+            num_images_per_prompt=request.images,
+            do_classifier_free_guidance=False,
+            device=teacher.device,
+        )
+        sizes = torch.tensor([request.height, request.width, 0, 0, request.height, request.width])  # no crop
+        added = {"text_embeds": pooled, "time_ids": sizes.repeat(request.images, 1).to(teacher.device, teacher.dtype)}
+        placement.enter("unet", teacher)
+        with record(teacher, teacher_plan, request=request) as watching, torch.compiler.set_stance("force_eager"):
+            for one in seen:
+                sample = one.sample.to(teacher.device, teacher.dtype)
+                unet(sample, one.timestep, context, added_cond_kwargs=added)
+    return result, recorder.record, watching.record

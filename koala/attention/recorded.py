@@ -1,0 +1,143 @@
+"""AttentionRecord: what the attention layers of one run asked and offered, with all that made it; saved, loaded."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from koala.attention.plan import Layer, size
+from koala.hashing import sha256
+from koala.outputs import new_folder
+from koala.request import RequestError
+from koala.result import GenerationResult
+from koala.specs import UNetSpec
+from koala.tensorfiles import save_tensors
+
+FORMAT = "koala attention 1"
+TENSORS, ABOUT, PICTURE = "attention.safetensors", "attention.json", "picture.png"
+
+Frame = Mapping[str, tuple[torch.Tensor, torch.Tensor]]  # path -> q (images, heads, N, d), k (images, heads, M, d)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionRecord:
+    """q and k of the planned layers at every step, on the CPU. A map is softmax(q k^T / sqrt d): see `maps`."""
+
+    model: str
+    revision: str
+    spec: UNetSpec
+    prompt: str
+    seed: int | None  # None where the pipeline was called directly
+    guidance: float | None
+    width: int  # px
+    height: int  # px
+    images: int
+    half: str  # of a batch that guidance doubled: conditional or unconditional
+    timesteps: tuple[float, ...]  # one per step, of 0 to 1000
+    tokens: tuple[str, ...]  # of the prompt, from start to end; a word's last piece ends in </w>
+    overhead_ms: float  # spent on recording, of the whole run
+    layers: tuple[Layer, ...]
+    frames: tuple[Frame, ...]
+
+    @property
+    def steps(self) -> int:
+        return len(self.frames)
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.nbytes for frame in self.frames for pair in frame.values() for t in pair)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Those that were recorded, in forward order."""
+        return tuple(dict.fromkeys(x.stage for x in self.layers))
+
+    def layer(self, stage: str, kind: str = "self", path: str | None = None) -> Layer:
+        """The layer of this path, else the stage's last one; RequestError where nothing of the kind was recorded."""
+        found = [x for x in self.layers if x.stage == stage and x.kind == kind and path in (None, x.path)]
+        if not found:
+            lacks = "" if stage in self.spec.depths() else f"{self.model} has no {stage}. "
+            what = f"{stage} {path}" if path else stage
+            raise RequestError(
+                f"{lacks}This capture holds no {kind}-attention of {what}; it holds {', '.join(self.stages)}"
+            )
+        return found[-1]
+
+    def at(self, layer: Layer, step: int, image: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """q (heads, N, d) and k (heads, M, d) of a layer; steps and pictures count from 0."""
+        if not 0 <= step < self.steps:
+            raise RequestError(f"step {step} is not in this run of {self.steps}: they count from 0 to {self.steps - 1}")
+        if not 0 <= image < self.images:
+            raise RequestError(f"picture {image} is not in this run of {self.images}: they count from 0")
+        q, k = self.frames[step][layer.path]
+        return q[image], k[image]
+
+    def patch(self, layer: Layer, x: float, y: float) -> int:
+        """Index of the layer's patch under a pixel of the picture."""
+        if not (0 <= x < self.width and 0 <= y < self.height):
+            raise RequestError(f"pixel {x:g},{y:g} is outside the picture of {self.width}x{self.height} px")
+        rows, columns = layer.grid
+        return int(y * rows / self.height) * columns + int(x * columns / self.width)
+
+    def save(self, folder: Path, result: GenerationResult | None = None) -> Path:
+        """Write a new folder: tensors, JSON, and the run's picture where its result is given."""
+        with new_folder(folder, self.bytes) as out:
+            tensors = {
+                f"{step}.{path}.{name}": tensor.contiguous()
+                for step, frame in enumerate(self.frames)
+                for path, pair in frame.items()
+                for name, tensor in zip("qk", pair, strict=True)
+            }
+            save_tensors(out / TENSORS, tensors)
+            about = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("frames", "layers", "spec")}
+            about |= {"spec": asdict(self.spec), "layers": [asdict(x) for x in self.layers], "steps": self.steps}
+            about |= {"format": FORMAT, "sha256": sha256(out / TENSORS)}
+            (out / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
+            if result:
+                (out / PICTURE).write_bytes(result.png())
+        return folder
+
+    @classmethod
+    def load(cls, folder: Path, model: str | None = None) -> "AttentionRecord":
+        """A capture that `save` wrote. RequestError for one that is damaged, foreign, or not of `model` where given."""
+        if not (folder / ABOUT).is_file() or not (folder / TENSORS).is_file():
+            raise RequestError(f"{folder} is no capture: it needs {ABOUT} and {TENSORS}, as `koala attention` writes")
+        try:
+            about = json.loads((folder / ABOUT).read_text())
+            if about.pop("format") != FORMAT:
+                raise RequestError(f"{folder / ABOUT} is not of this version; capture the run again")
+            steps, digest = about.pop("steps"), about.pop("sha256")
+            layers = tuple(Layer(**x | {"grid": tuple(x["grid"])}) for x in about.pop("layers"))
+            spec = UNetSpec(**{name: _tuples(value) for name, value in about.pop("spec").items()})
+            about = {name: _tuples(value) for name, value in about.items()}
+            if sha256(folder / TENSORS) != digest:
+                raise RequestError(f"{folder / TENSORS} is damaged: it is not what was saved; copy it again")
+            tensors = load_file(folder / TENSORS)
+            frames = tuple(
+                {x.path: (tensors[f"{step}.{x.path}.q"], tensors[f"{step}.{x.path}.k"]) for x in layers}
+                for step in range(steps)
+            )
+            found = cls(spec=spec, layers=layers, frames=frames, **about)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            if isinstance(error, RequestError):
+                raise
+            raise RequestError(f"{folder / ABOUT} is damaged ({error}); copy the capture again") from error
+        if model is not None and found.model != model:
+            raise RequestError(f"{folder} is a capture of {found.model}, not of {model}; choose that model, or another")
+        return found
+
+
+def _tuples(value: object) -> object:
+    """JSON's lists as the tuples that they were."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def describe(record: AttentionRecord) -> str:
+    """One line: what was recorded and what it took."""
+    return (
+        f"{record.model}: {len(record.layers)} layers, {record.steps} steps, {size(record.bytes)}; "
+        f"recording took {record.overhead_ms:.0f} ms"
+    )
