@@ -65,6 +65,8 @@ LEVELS = {
         "koala.residence",
         "koala.result",
         "koala.attention.recorded",
+        "koala.attention.agreement",
+        "koala.attention.render",
         "koala.attention.maps",
         "koala.attention.pca",
         "koala.shapes.colour",

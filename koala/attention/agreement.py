@@ -1,0 +1,113 @@
+"""How alike teacher and student attend: Jensen-Shannon divergence and cosine of their rows, per stage and step.
+
+Layers pair by the one layer map, steps by their timesteps; rows are head means, with keys on a common grid.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import cosine_similarity
+
+from koala.attention.maps import common_grid, pooled
+from koala.attention.plan import Layer, ordered
+from koala.attention.recorded import AttentionRecord
+from koala.layer_map import self_attention_pairs
+from koala.request import RequestError
+from koala.specs import STAGES
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageAgreement:
+    """One stage, a value per step of the student; none where `absent` says why."""
+
+    stage: str
+    absent: str = ""
+    layers: int = 0  # pairs that the values are the mean of
+    timesteps: tuple[float, ...] = ()
+    divergence: tuple[float, ...] = ()  # 0 the same, 1 nothing in common
+    cosine: tuple[float, ...] = ()  # 1 the same
+
+
+def divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """(N,): Jensen-Shannon of rows (N, M) that sum to 1, in bits: 0 the same, 1 nothing in common."""
+    middle = (p + q) / 2
+    each = (torch.xlogy(x, x / middle.clamp_min(1e-30)).sum(-1) for x in (p, q))
+    return sum(each) / 2 / torch.log(torch.tensor(2.0))
+
+
+def pairs(first: AttentionRecord, second: AttentionRecord) -> dict[str, list[tuple[Layer | None, Layer | None]]]:
+    """Recorded stage -> its self-attention layers of both, paired by the layer map; None where one has none.
+
+    A layer whose partner was not recorded is left out, unless the other model lacks the whole stage.
+    """
+    student, _ = ordered(first.spec, second.spec)
+    swapped = student is not first.spec
+    mine, its = (second, first) if swapped else (first, second)
+    counterpart = {path: other for _, path, other in self_attention_pairs(mine.spec, its.spec)}
+    theirs = {x.path: x for x in its.layers if x.kind == "self"}
+    found: dict[str, list[tuple[Layer | None, Layer | None]]] = {}
+    for one in mine.layers:
+        other = theirs.get(counterpart.get(one.path, ""))
+        if one.kind == "self" and other:
+            found.setdefault(one.stage, []).append((other, one) if swapped else (one, other))
+    for other in theirs.values():
+        if not mine.spec.depths().get(other.stage, (0,))[0]:
+            found.setdefault(other.stage, []).append((other, None) if swapped else (None, other))
+    return {stage: found[stage] for stage in STAGES if stage in found}
+
+
+def _nearest(timestep: float, timesteps: tuple[float, ...]) -> int:
+    return min(range(len(timesteps)), key=lambda k: abs(timesteps[k] - timestep))
+
+
+def _compared(
+    first: AttentionRecord, second: AttentionRecord, together: list[tuple[Layer, Layer]]
+) -> list[tuple[float, float]]:
+    """(divergence, cosine) per step of the first record, the mean over rows and pairs of layers."""
+    found = []
+    for step, timestep in enumerate(first.timesteps):
+        there = _nearest(timestep, second.timesteps)
+        values = []
+        for one, other in together:
+            common = common_grid([one.grid, other.grid])
+            p = pooled(*first.at(one, step), one.grid, common)
+            q = pooled(*second.at(other, there), other.grid, common)
+            values.append((divergence(p, q).mean().item(), cosine_similarity(p, q).mean().item()))
+        found.append(tuple(sum(v) / len(values) for v in zip(*values, strict=True)))
+    return found
+
+
+def agreement(first: AttentionRecord, second: AttentionRecord) -> list[StageAgreement]:
+    """Every stage of two records of one size; RequestError where neither model is cut from the other."""
+    if (first.width, first.height) != (second.width, second.height):
+        raise RequestError(
+            f"the captures are {first.width}x{first.height} and {second.width}x{second.height} px; "
+            "capture both in one size"
+        )
+    together, found = pairs(first, second), []
+    for stage in STAGES:
+        whole = [pair for pair in together.get(stage, ()) if None not in pair]
+        if not whole:
+            found.append(StageAgreement(stage=stage, absent=_absent(stage, first, second)))
+            continue
+        values = _compared(first, second, whole)
+        found.append(
+            StageAgreement(
+                stage=stage,
+                layers=len(whole),
+                timesteps=first.timesteps,
+                divergence=tuple(round(d, 5) for d, _ in values),
+                cosine=tuple(round(c, 5) for _, c in values),
+            )
+        )
+    return found
+
+
+def _absent(stage: str, *records: AttentionRecord) -> str:
+    """Why a stage has nothing to compare."""
+    for record in records:
+        if stage not in record.spec.depths():
+            return f"{record.model} has no {stage}"
+        if not record.spec.depths()[stage][0]:
+            return f"{record.model} has no attention in {stage}"
+    return f"{stage} was not recorded in both"

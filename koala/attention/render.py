@@ -1,0 +1,142 @@
+"""Maps as pictures: heat over a picture, principal components as colours, strips and films, with a line that says what.
+
+A patch stays a square of one colour: attention has no more detail than that.
+"""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+# Nine stops of matplotlib's inferno (CC0): lightness rises evenly, so that more is brighter to every eye.
+_STOPS = (
+    (0, 0, 4),
+    (31, 12, 72),
+    (85, 15, 109),
+    (136, 34, 106),
+    (186, 54, 85),
+    (227, 89, 51),
+    (249, 140, 10),
+    (249, 201, 50),
+    (252, 255, 164),
+)
+_PLACES = np.linspace(0, len(_STOPS) - 1, 256)
+TABLE = (
+    np.column_stack([np.interp(_PLACES, range(len(_STOPS)), c) for c in np.array(_STOPS).T]).round().astype(np.uint8)
+)
+MARK = (255, 40, 40)  # of the patch that is looked from
+PAPER, INK, FAINT = (255, 255, 255), (30, 30, 30), (120, 120, 120)
+_PAD = 10
+
+
+def levels(values: torch.Tensor, *, gamma: float = 1.0, high: float | None = None) -> torch.Tensor:
+    """Values of 0 and more -> uint8, the largest (or `high`) at 255; a gamma below 1 lifts the faint ones."""
+    top = max(float(values.max()) if high is None else high, 1e-12)
+    return ((values / top).clamp(0, 1) ** gamma * 255).round().to(torch.uint8)
+
+
+def patches(colours: np.ndarray, grid: tuple[int, int], size: tuple[int, int]) -> Image.Image:
+    """uint8 (N, 3) as a picture of `size` (width, height) px, one square per patch."""
+    return Image.fromarray(np.ascontiguousarray(colours).reshape(*grid, 3)).resize(size, Image.Resampling.NEAREST)
+
+
+def heat(
+    picture: Image.Image,
+    values: torch.Tensor,
+    grid: tuple[int, int],
+    *,
+    opacity: float = 0.75,
+    gamma: float = 1.0,
+    high: float | None = None,
+) -> Image.Image:
+    """The picture under a map's colours; opacity 1 hides it."""
+    over = patches(TABLE[levels(values, gamma=gamma, high=high).numpy()], grid, picture.size)
+    return Image.blend(picture.convert("RGB"), over, opacity)
+
+
+def components(colours: torch.Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Image.Image:
+    """`pca.colours` of one frame, uint8 (N, 3), as a picture."""
+    return patches(colours.numpy(), grid, size)
+
+
+def marked(picture: Image.Image, index: int, grid: tuple[int, int]) -> Image.Image:
+    """The picture with a red box around one patch."""
+    height, width = picture.height / grid[0], picture.width / grid[1]
+    top, left = index // grid[1] * height, index % grid[1] * width
+    found = picture.convert("RGB")
+    thick = max(2, picture.width // 128)
+    ImageDraw.Draw(found).rectangle((left - 1, top - 1, left + width, top + height), outline=MARK, width=thick)
+    return found
+
+
+def _font(px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(px)
+
+
+def _wrapped(text: str, font, width: int) -> list[str]:
+    """The text in lines of at most `width` px."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+def table(
+    cells: Sequence[Sequence[Image.Image | str]],
+    *,
+    columns: Sequence[str],
+    rows: Sequence[str],
+    note: str,
+    cell: tuple[int, int] = (256, 256),
+) -> Image.Image:
+    """Pictures in rows and columns with headings, a text where one is absent; `note` says how they were made."""
+    font, small = _font(16), _font(13)
+    left = max([int(font.getlength(r)) for r in rows if r], default=0)
+    left += 2 * _PAD if left else _PAD
+    width = left + len(columns) * (cell[0] + _PAD)
+    lines = _wrapped(note, small, width - 2 * _PAD)
+    top = 16 + 2 * _PAD
+    bottom = top + len(rows) * (cell[1] + _PAD)
+    found = Image.new("RGB", (width, bottom + len(lines) * 18 + _PAD), PAPER)
+    draw = ImageDraw.Draw(found)
+    for k, text in enumerate(columns):
+        draw.text((left + k * (cell[0] + _PAD) + cell[0] / 2, top / 2), text, INK, font, anchor="mm")
+    for r, (text, line) in enumerate(zip(rows, cells, strict=True)):
+        y = top + r * (cell[1] + _PAD)
+        draw.text((_PAD, y + cell[1] / 2), text, INK, font, anchor="lm")
+        for k, one in enumerate(line):
+            x = left + k * (cell[0] + _PAD)
+            if isinstance(one, str):
+                draw.rectangle((x, y, x + cell[0] - 1, y + cell[1] - 1), outline=FAINT)
+                texts = _wrapped(one, small, cell[0] - 2 * _PAD)
+                draw.multiline_text((x + cell[0] / 2, y + cell[1] / 2), "\n".join(texts), FAINT, small, anchor="mm")
+            else:
+                found.paste(one.resize(cell, Image.Resampling.NEAREST), (x, y))
+    draw.multiline_text((_PAD, bottom), "\n".join(lines), INK, small, spacing=4)
+    return found
+
+
+def strip(frames: Sequence[Image.Image], labels: Sequence[str], note: str) -> Image.Image:
+    """Frames side by side, over steps for example."""
+    size = frames[0].size
+    scale = min(1.0, 256 / max(size))
+    cell = round(size[0] * scale), round(size[1] * scale)
+    return table([frames], columns=labels, rows=[""], note=note, cell=cell)
+
+
+def gif(frames: Sequence[Image.Image], milliseconds: int = 250) -> bytes:
+    """A film that runs for ever; all frames share one palette, so that a colour means one thing in all of them."""
+    wide = Image.new("RGB", (frames[0].width * len(frames), frames[0].height))
+    for k, frame in enumerate(frames):
+        wide.paste(frame, (k * frames[0].width, 0))
+    palette = wide.quantize(255, Image.Quantize.MEDIANCUT)
+    flat = [frame.convert("RGB").quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    buffer = io.BytesIO()
+    flat[0].save(buffer, "GIF", save_all=True, append_images=flat[1:], duration=milliseconds, loop=0, disposal=1)
+    return buffer.getvalue()

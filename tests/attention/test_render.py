@@ -1,0 +1,80 @@
+"""Pictures of maps: colours that mean more and less, patches in their place, films that read back."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from koala.attention.render import MARK, TABLE, components, gif, heat, levels, marked, strip, table
+from koala.shapes.colour import lab
+
+
+def test_more_is_brighter_to_the_eye():
+    lightness = lab(TABLE)[:, 0]
+    assert TABLE.shape == (256, 3) and TABLE.dtype == np.uint8
+    assert (np.diff(lightness) > 0).mean() > 0.9 and (np.diff(lightness[::8]) > 0).all()
+    assert lightness[0] < 5 and lightness[-1] > 95
+
+
+def test_levels_span_to_the_largest_or_to_a_given_height():
+    values = torch.tensor([0.0, 0.25, 0.5])
+    assert levels(values).tolist() == [0, 128, 255]
+    assert levels(values, high=1.0).tolist() == [0, 64, 128]
+    assert levels(values, gamma=0.5).tolist() == [0, 180, 255]
+    assert levels(torch.zeros(3)).tolist() == [0, 0, 0]
+
+
+def test_heat_lies_where_its_patch_is_and_opacity_shows_the_picture():
+    picture = Image.new("RGB", (60, 40), (0, 200, 0))
+    values = torch.zeros(6)
+    values[4] = 1.0  # second row, second column of 2x3
+    found = heat(picture, values, (2, 3), opacity=1)
+    assert found.getpixel((30, 30)) == tuple(TABLE[255]) and found.getpixel((30, 10)) == tuple(TABLE[0])
+    assert found.getpixel((20, 20)) == tuple(TABLE[255]) and found.getpixel((19, 20)) == tuple(TABLE[0])
+    assert heat(picture, values, (2, 3), opacity=0).tobytes() == picture.tobytes()
+
+
+def test_components_and_the_mark_lie_in_their_patch():
+    colours = torch.arange(18, dtype=torch.uint8).reshape(6, 3)
+    assert components(colours, (2, 3), (60, 40)).getpixel((59, 39)) == (15, 16, 17)
+    picture = Image.new("RGB", (60, 40))
+    found = np.array(marked(picture, 5, (2, 3)))
+    at = np.argwhere((found == MARK).all(-1))
+    assert at.min(0).tolist() == [19, 39] and not picture.getbbox(), "the picture itself is untouched"
+
+
+def test_a_table_has_its_pictures_headings_and_what_is_absent():
+    red = Image.new("RGB", (8, 8), (250, 0, 0))
+    found = table([[red, "no MID"], [red, red]], columns=["DW-2", "MID"], rows=["teacher", "student"], note="how " * 60)
+    plain = table([[red, red], [red, red]], columns=["DW-2", "MID"], rows=["teacher", "student"], note="how")
+    count = [(np.array(p) == (250, 0, 0)).all(-1).sum() for p in (found, plain)]
+    assert count == [3 * 256 * 256, 4 * 256 * 256]
+    assert found.width == plain.width and found.height > plain.height, "a long note has lines of its own"
+
+
+def test_a_strip_keeps_its_frames_shape():
+    frames = [Image.new("RGB", (192, 128), (k, 200, 0)) for k in (10, 60, 250)]
+    found = strip(frames, ["1", "2", "3"], "note")
+    assert (np.array(found) == (250, 200, 0)).all(-1).sum() == 192 * 128
+
+
+def test_a_film_has_every_frame_in_one_palette():
+    generator = np.random.default_rng(0)
+    frames = [Image.fromarray(np.kron(generator.integers(0, 255, (8, 8, 3), np.uint8), np.ones((4, 4, 1), np.uint8)))
+              for _ in range(3)]  # fmt: skip
+    with Image.open(io.BytesIO(gif(frames, 120))) as film:
+        assert film.n_frames == 3 and film.info["duration"] == 120 and film.info["loop"] == 0
+        gaps = []
+        for k, frame in enumerate(frames):
+            film.seek(k)
+            gaps.append(np.abs(np.array(film.convert("RGB"), int) - np.array(frame, int)).mean())
+    print(f"mean difference per frame: {gaps}")
+    assert max(gaps) < 12
+
+
+def test_equal_frames_stay_frames():
+    """A film of a map that does not move still has one frame per step."""
+    with Image.open(io.BytesIO(gif([Image.new("RGB", (8, 8), (9, 9, 9))] * 3))) as film:
+        assert film.info["duration"] * film.n_frames == pytest.approx(750)
