@@ -39,6 +39,7 @@ LEVELS = {
         "koala.hashing",
         "koala.attention",
         "koala.attention.plan",
+        "koala.attention.pairing",
         "koala.shapes",
         "koala.shapes.scene",
         "koala.shapes.captions",

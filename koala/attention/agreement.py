@@ -9,9 +9,9 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from koala.attention.maps import common_grid, pooled
+from koala.attention.pairing import paired
 from koala.attention.plan import Layer, ordered
 from koala.attention.recorded import AttentionRecord
-from koala.layer_map import self_attention_pairs
 from koala.request import RequestError
 from koala.specs import STAGES
 
@@ -36,24 +36,20 @@ def divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
 
 
 def pairs(first: AttentionRecord, second: AttentionRecord) -> dict[str, list[tuple[Layer | None, Layer | None]]]:
-    """Recorded stage -> its self-attention layers of both, paired by the layer map; None where one has none.
+    """Recorded stage -> its self-attention layers of both, paired by the layer map; None where one lacks the stage.
 
-    A layer whose partner was not recorded is left out, unless the other model lacks the whole stage.
+    A layer whose partner was not recorded is left out.
     """
-    student, _ = ordered(first.spec, second.spec)
-    swapped = student is not first.spec
-    mine, its = (second, first) if swapped else (first, second)
-    counterpart = {path: other for _, path, other in self_attention_pairs(mine.spec, its.spec)}
-    theirs = {x.path: x for x in its.layers if x.kind == "self"}
-    found: dict[str, list[tuple[Layer | None, Layer | None]]] = {}
-    for one in mine.layers:
-        other = theirs.get(counterpart.get(one.path, ""))
-        if one.kind == "self" and other:
-            found.setdefault(one.stage, []).append((other, one) if swapped else (one, other))
-    for other in theirs.values():
-        if not mine.spec.depths().get(other.stage, (0,))[0]:
-            found.setdefault(other.stage, []).append((other, None) if swapped else (None, other))
-    return {stage: found[stage] for stage in STAGES if stage in found}
+    recorded = [{x.path: x for x in r.layers if x.kind == "self"} for r in (first, second)]
+    found = {
+        stage: [
+            tuple(layers.get(path) for layers, path in zip(recorded, row, strict=True))
+            for row in rows
+            if all(path is None or path in layers for layers, path in zip(recorded, row, strict=True))
+        ]
+        for stage, rows in paired([first.spec, second.spec], every=True).items()
+    }
+    return {stage: rows for stage, rows in found.items() if rows}
 
 
 def _nearest(timestep: float, timesteps: tuple[float, ...]) -> int:
@@ -84,6 +80,7 @@ def agreement(first: AttentionRecord, second: AttentionRecord) -> list[StageAgre
             f"the captures are {first.width}x{first.height} and {second.width}x{second.height} px; "
             "capture both in one size"
         )
+    ordered(first.spec, second.spec)
     together, found = pairs(first, second), []
     for stage in STAGES:
         whole = [pair for pair in together.get(stage, ()) if None not in pair]

@@ -81,7 +81,8 @@ def size(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 10**8 else f"{count / 1e6:.2f} MB"
 
 
-def _check_stages(spec: UNetSpec, stages: Sequence[str]) -> None:
+def check_stages(spec: UNetSpec, stages: Sequence[str]) -> None:
+    """RequestError for the first stage in which the model has no attention."""
     there = attention_stages(spec)
     for stage in stages:
         if stage not in STAGES:
@@ -93,7 +94,7 @@ def _check_stages(spec: UNetSpec, stages: Sequence[str]) -> None:
 
 def _chosen(spec: UNetSpec, stages: Sequence[str] | None, layers: str | Sequence[str]) -> list[tuple[str, str]]:
     """(stage, path of attn1) of the layers that were asked for, in forward order."""
-    _check_stages(spec, stages or ())
+    check_stages(spec, stages or ())
     every = [(s, p) for s, p in spec.self_attentions() if stages is None or s in stages]
     if layers == "all":
         return every
@@ -192,39 +193,3 @@ def ordered(first: UNetSpec, second: UNetSpec) -> tuple[UNetSpec, UNetSpec]:
             continue
         return student, teacher
     raise RequestError(f"neither of {first.name} and {second.name} is cut from the other, so their layers do not pair")
-
-
-def paired_plans(
-    student: UNetSpec,
-    teacher: UNetSpec,
-    width: int,
-    height: int,
-    steps: tuple[int, int],
-    *,
-    stages: Sequence[str] | None = None,
-    layers: str | Sequence[str] = "last",
-    cross: bool = True,
-    images: int = 1,
-    dtype: str = "float16",
-    budget_bytes: int = BUDGET,
-) -> tuple[AttentionPlan, AttentionPlan]:
-    """The student's plan and the teacher's, within one budget; `steps` and results in this order.
-
-    `stages` are those of either model, `layers` the student's. The teacher's layers are those that the student's are
-    cut from, and in a stage that the student lacks its own.
-    """
-    own, theirs = attention_stages(student), attention_stages(teacher)
-    wanted = theirs if stages is None else tuple(stages)
-    _check_stages(teacher, wanted)
-    mine = [s for s in wanted if s in own]
-    if not mine:
-        raise RequestError(f"{student.name} has no attention in {' and '.join(wanted)}; it has it in {', '.join(own)}")
-    settings = {"cross": cross, "images": images, "dtype": dtype}
-    first = plan(student, width, height, steps[0], stages=mine, layers=layers, budget_bytes=budget_bytes, **settings)
-    counterpart = {path: other for _, path, other in self_attention_pairs(student, teacher)}
-    paths = [counterpart[x.path] for x in first.layers if x.kind == "self"]
-    alone = [s for s in wanted if s not in own]
-    if alone:
-        paths += [path for _, path in _chosen(teacher, alone, "all" if layers == "all" else "last")]
-    left = budget_bytes - first.bytes
-    return first, plan(teacher, width, height, steps[1], stages=wanted, layers=paths, budget_bytes=left, **settings)

@@ -5,10 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from koala.attention.plan import attention_stages, grid, ordered, paired_plans, plan
+from koala.attention.pairing import paired, plans
+from koala.attention.plan import attention_stages, grid, ordered, plan
 from koala.layer_map import self_attention_pairs
 from koala.request import RequestError
-from koala.specs import KOALA_1B, KOALA_700M, SDXL, SSD_1B, TINY_KOALA_700M, TINY_SDXL
+from koala.specs import KOALA_1B, KOALA_700M, SDXL, SSD_1B, TINY_KOALA_1B, TINY_KOALA_700M, TINY_SDXL
 
 
 def test_one_layer_per_stage_of_koala_700m_is_about_0_3_gib():
@@ -90,27 +91,44 @@ def test_a_plan_above_the_budget_names_one_that_fits(settings, budget, message):
         plan(SDXL, 1024, 1024, 25, budget_bytes=budget, **settings)
 
 
-def test_paired_plans_record_the_layers_that_the_students_are_cut_from():
-    mine, its = paired_plans(TINY_KOALA_700M, TINY_SDXL, 256, 256, (10, 25))
+def both(*specs, stages=None, every=False, steps=(2, 2), size=256, **settings):
+    return plans(specs, paired(specs, stages=stages, every=every), size, size, steps, **settings)
+
+
+def test_the_layers_beside_a_students_are_those_it_was_cut_from():
+    its, mine = both(TINY_SDXL, TINY_KOALA_700M, steps=(25, 10))
     table = {path: other for _, path, other in self_attention_pairs(TINY_KOALA_700M, TINY_SDXL)}
     own = [x.path for x in mine.layers if x.kind == "self"]
     theirs = [x.path for x in its.layers if x.kind == "self"]
     assert mine.stages == ("DW-2", "DW-3", "UP-1", "UP-2") and its.stages == attention_stages(TINY_SDXL)
     assert [table[path] for path in own] == [p for p in theirs if not p.startswith("mid_block")]
     assert "up_blocks.0.attentions.2.transformer_blocks.4.attn1" in theirs, "not the teacher's own last block, 9"
-    assert (mine.steps, its.steps) == (10, 25)
-    only, _ = paired_plans(TINY_KOALA_700M, TINY_SDXL, 256, 256, (10, 25), stages=["MID", "UP-2"], cross=False)
-    assert only.stages == ("UP-2",)
+    assert (its.steps, mine.steps) == (25, 10)
 
 
-def test_paired_plans_refuse_what_neither_has_and_what_the_first_leaves_no_room_for():
-    with pytest.raises(RequestError, match="tiny-koala-700m has no attention in MID"):
-        paired_plans(TINY_KOALA_700M, TINY_SDXL, 256, 256, (2, 2), stages=["MID"])
-    with pytest.raises(RequestError, match="tiny-sdxl has no attention in UP-3"):
-        paired_plans(TINY_KOALA_700M, TINY_SDXL, 256, 256, (2, 2), stages=["UP-3"])
-    alone = plan(KOALA_700M, 1024, 1024, 10).bytes
-    with pytest.raises(RequestError, match="of sdxl over 10 steps"):
-        paired_plans(KOALA_700M, SDXL, 1024, 1024, (10, 10), budget_bytes=alone + 10**6)
+def test_every_layer_of_the_smallest_model_has_its_row():
+    three = TINY_SDXL, TINY_KOALA_1B, TINY_KOALA_700M
+    rows = paired(three, every=True)
+    assert {s: len(r) for s, r in rows.items()} == {"DW-2": 2, "DW-3": 5, "MID": 6, "UP-1": 10, "UP-2": 4}
+    assert rows["MID"][5] == (*["mid_block.attentions.0.transformer_blocks.5.attn1"] * 2, None)
+    assert paired(three)["MID"] == rows["MID"][-1:]
+
+
+def test_models_that_are_no_cuts_of_each_other_pair_by_their_last_layers():
+    rows = paired([SSD_1B, KOALA_1B])
+    last = [[p for s, p in spec.self_attentions() if s == "UP-2"][-1] for spec in (SSD_1B, KOALA_1B)]
+    assert rows["UP-2"] == (tuple(last),) and rows["MID"][0][0] is None
+
+
+def test_stages_that_a_model_lacks_and_a_budget_that_the_first_one_took():
+    assert list(paired([TINY_KOALA_700M, TINY_SDXL], stages=["MID", "UP-2"])) == ["MID", "UP-2"]
+    with pytest.raises(RequestError, match="tiny-koala-700m has no attention in MID; it has it in DW-2"):
+        both(TINY_KOALA_700M, TINY_SDXL, stages=["MID"])
+    with pytest.raises(RequestError, match="tiny-koala-700m has no attention in UP-3"):
+        both(TINY_KOALA_700M, TINY_SDXL, stages=["UP-3"])
+    alone = plan(KOALA_700M, 1024, 1024, 2).bytes
+    with pytest.raises(RequestError, match="of sdxl over 2 steps"):
+        both(KOALA_700M, SDXL, size=1024, budget_bytes=alone + 10**6)
 
 
 def test_which_of_two_models_is_the_student():

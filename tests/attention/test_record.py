@@ -11,7 +11,8 @@ from diffusers import StableDiffusionXLPipeline
 from diffusers.models.attention_processor import AttnProcessor
 
 from koala.attention.maps import attend, probabilities
-from koala.attention.plan import paired_plans, plan
+from koala.attention.pairing import paired, plans
+from koala.attention.plan import plan
 from koala.attention.record import capture, record, same_input
 from koala.attention.recorded import AttentionRecord
 from koala.generate import generate, resolve
@@ -38,6 +39,12 @@ def asked(model, **settings) -> GenerationRequest:
 def planned(model, request, **settings):
     settings = {"images": request.images, "dtype": "float32"} | settings
     return plan(model.spec, request.width, request.height, request.steps, **settings)
+
+
+def beside(*models):
+    """Plans of paired layers for three steps at 128x128 px."""
+    specs = [m.spec for m in models]
+    return plans(specs, paired(specs), 128, 128, (3,) * len(specs), dtype="float32")
 
 
 def hooks(model) -> int:
@@ -287,7 +294,7 @@ def test_bad_use_is_refused_before_the_run(student):
 def test_on_the_same_input_a_model_agrees_with_itself(library, student):
     """The teacher's pass on the student's input is the student's own pass when both are one model."""
     request = asked(student, width=128, height=128, steps=3)
-    mine, its = paired_plans(student.spec, student.spec, 128, 128, (3, 3), dtype="float32")
+    mine, its = beside(student, student)
     result, first, second = same_input(student, student, request, mine, its)
     gaps = [
         (a.float() - b.float()).abs().max().item()
@@ -303,7 +310,7 @@ def test_on_the_same_input_a_model_agrees_with_itself(library, student):
 def test_the_teacher_sees_the_students_input_not_its_own(library, student):
     teacher = library.get("tiny-sdxl")
     request = asked(student, width=128, height=128, steps=3)
-    mine, its = paired_plans(student.spec, teacher.spec, 128, 128, (3, 3), dtype="float32")
+    mine, its = beside(student, teacher)
     _, _, shown = same_input(teacher, student, request, mine, its)
     _, free = capture(teacher, dataclasses.replace(request, model="tiny-sdxl"), its)
     layer = shown.layer("UP-2")
