@@ -6,37 +6,8 @@ import pytest
 import torch
 
 from koala.attention.agreement import agreement, divergence, pairs
-from koala.attention.plan import plan
-from koala.attention.recorded import AttentionRecord
 from koala.request import RequestError
 from koala.specs import SSD_1B, TINY_KOALA_1B, TINY_KOALA_700M, TINY_SDXL
-
-
-def made(spec, timesteps, seed=0, **settings):
-    """A record of random q and k, on 64x64 px."""
-    generator = torch.Generator().manual_seed(seed)
-    found = plan(spec, 64, 64, len(timesteps), **({"cross": False} | settings))
-
-    def pair(x):
-        return tuple(torch.randn(1, x.heads, n, x.dim, generator=generator) for n in (x.queries, x.keys))
-
-    return AttentionRecord(
-        model=spec.name,
-        revision="local",
-        spec=spec,
-        prompt="",
-        seed=0,
-        guidance=1.0,
-        width=64,
-        height=64,
-        images=1,
-        half="conditional",
-        timesteps=timesteps,
-        tokens=(),
-        overhead_ms=0.0,
-        layers=found.layers,
-        frames=tuple({x.path: pair(x) for x in found.layers} for _ in timesteps),
-    )
 
 
 def test_jensen_shannon_is_nought_for_the_same_and_one_for_nothing_in_common():
@@ -46,7 +17,7 @@ def test_jensen_shannon_is_nought_for_the_same_and_one_for_nothing_in_common():
     assert torch.allclose(divergence(p, q), torch.tensor([0.0, 1.0, 0.311278]), atol=1e-6)
 
 
-def test_a_model_agrees_with_itself():
+def test_a_model_agrees_with_itself(made):
     record = made(TINY_SDXL, (900.0, 300.0))
     found = {s.stage: s for s in agreement(record, record)}
     for stage in record.stages:
@@ -54,7 +25,7 @@ def test_a_model_agrees_with_itself():
         assert found[stage].layers == 1 and found[stage].timesteps == (900.0, 300.0)
 
 
-def test_steps_pair_by_their_nearest_timestep():
+def test_steps_pair_by_their_nearest_timestep(made):
     """The teacher's second and fourth step are put into the student's place: its steps agree with those."""
     teacher = made(TINY_SDXL, (990.0, 740.0, 490.0, 240.0))
     student = dataclasses.replace(teacher, timesteps=(700.0, 200.0), frames=(teacher.frames[1], teacher.frames[3]))
@@ -65,7 +36,7 @@ def test_steps_pair_by_their_nearest_timestep():
 
 
 @pytest.mark.parametrize("swapped", [False, True])
-def test_absent_stages_are_named_and_no_error(swapped):
+def test_absent_stages_are_named_and_no_error(made, swapped):
     student, teacher = made(TINY_KOALA_700M, (900.0,)), made(TINY_SDXL, (900.0,), layers="all")
     found = {s.stage: s for s in agreement(*((teacher, student) if swapped else (student, teacher)))}
     assert list(found) == ["DW-1", "DW-2", "DW-3", "MID", "UP-1", "UP-2", "UP-3"]
@@ -78,13 +49,13 @@ def test_absent_stages_are_named_and_no_error(swapped):
     assert len(together["MID"]) == 10 and all(pair[1 if swapped else 0] is None for pair in together["MID"])
 
 
-def test_layers_whose_partner_was_not_recorded_are_said_to_be_missing():
+def test_layers_whose_partner_was_not_recorded_are_said_to_be_missing(made):
     student, teacher = made(TINY_KOALA_1B, (900.0,)), made(TINY_SDXL, (900.0,), layers="last")
     found = {s.stage: s.absent for s in agreement(student, teacher)}
     assert found["UP-1"] == "UP-1 was not recorded in both", "the teacher's last block has no counterpart"
 
 
-def test_what_cannot_be_compared_is_refused():
+def test_what_cannot_be_compared_is_refused(made):
     with pytest.raises(RequestError, match="neither of"):
         agreement(made(dataclasses.replace(SSD_1B, channels=(16, 32, 64), heads=(1, 2, 4)), (9.0,)),
                   made(TINY_KOALA_1B, (9.0,)))  # fmt: skip

@@ -1,0 +1,312 @@
+"""The paper's figures for any models, and strips and films over their steps; every picture prints its own choices.
+
+KOALA's figure 3b and 10: principal components of self-attention, stage by stage. Figure 3c: where one marked patch
+looks. The paper names neither layer nor step, heads or half of the batch; here they stand below the picture.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from koala.attention import maps, pca
+from koala.attention.pairing import paired
+from koala.attention.plan import AttentionPlan, Layer
+from koala.attention.recorded import AttentionRecord
+from koala.attention.render import components, gif, heat, marked, table
+from koala.request import RequestError
+
+KINDS = {
+    "rows": "where the marked patch looks",
+    "received": "how much every patch is looked at by all",
+    "entropy": "how widely every patch looks: dark at one place, bright everywhere alike",
+    "distance": "how far away every patch looks, on average",
+    "pca": "three principal components as colours: patches that look at the same places are alike",
+    "words": "where each word of the prompt is drawn, by cross-attention",
+}
+MOST = 8  # steps in a strip
+MOST_WORDS = 16  # in a figure
+SIDE = 256  # px of one picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One model in a figure."""
+
+    title: str
+    picture: Image.Image
+    record: AttentionRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What a figure shows of its stages."""
+
+    kind: str = "rows"  # of KINDS
+    step: int | str = "middle"  # of the schedule, a number from 0, or "mean" of all
+    head: int | str = "mean"
+    pixel: tuple[float, float] | None = None  # x, y of the patch that is looked from; None: the middle
+    diagonal: bool = True  # False: without what a patch sees of itself
+    paper: bool = False  # components as the paper's: each step fitted alone, heads side by side
+    opacity: float = 0.75
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise RequestError(f"there is no figure {self.kind!r}; choose one of {', '.join(KINDS)}")
+
+    def at(self, record: AttentionPlan | AttentionRecord) -> tuple[float, float]:
+        return self.pixel or (record.width / 2, record.height / 2)
+
+    def steps(self, record: AttentionRecord) -> int | None:
+        """The step from 0; None for the mean of all."""
+        return {"mean": None, "middle": record.steps // 2}.get(self.step, self.step)
+
+    def check(self, run: AttentionPlan | AttentionRecord, title: str) -> None:
+        """RequestError for what cannot be drawn of a run, before it has begun where `run` is its plan."""
+        x, y = self.at(run)
+        if not (0 <= x < run.width and 0 <= y < run.height):
+            raise RequestError(f"pixel {x:g},{y:g} is outside the picture of {run.width}x{run.height} px")
+        if self.step not in ("mean", "middle") and not isinstance(self.step, int):
+            raise RequestError(f"step {self.step!r} is neither middle nor mean nor a number")
+        if isinstance(self.step, int) and not 0 <= self.step < run.steps:
+            raise RequestError(
+                f"step {self.step + 1} is not in {title}'s run of {run.steps}; choose 1 to {run.steps}, middle or mean"
+            )
+        if self.head not in ("mean", "max") and not isinstance(self.head, int):
+            raise RequestError(f"there is no head {self.head!r}; choose mean, max or a number")
+        for layer in run.layers:
+            if isinstance(self.head, int) and not 0 <= self.head < layer.heads:
+                raise RequestError(
+                    f"head {self.head + 1} is not in {layer.stage}'s {layer.heads}; choose 1 to {layer.heads}, mean or "
+                    "max, or leave the stage out"
+                )
+        if self.kind == "pca" and self.paper and self.step == "mean":
+            raise RequestError("in paper mode each step is fitted alone, so there is no mean; choose a step")
+        if self.kind == "words" and not any(x.kind == "cross" for x in run.layers):
+            raise RequestError("words need cross-attention, which is not recorded here; record it with them")
+
+
+def beside(sides: Sequence[Side], stage: str) -> list[Layer | None]:
+    """The stage's last recorded layers that stand beside each other; None where a model has no attention there."""
+    recorded = [{x.path: x for x in s.record.layers if x.kind == "self"} for s in sides]
+    rows = paired([s.record.spec for s in sides], stages=[stage], every=True)[stage]
+    for row in reversed(rows):
+        if all(path is None or path in own for path, own in zip(row, recorded, strict=True)):
+            return [own.get(path) for path, own in zip(row, recorded, strict=True)]
+    raise RequestError(f"{stage} was not recorded in all of these models; capture them together, with {stage}")
+
+
+def _absent(side: Side, stage: str) -> str:
+    has = stage in side.record.spec.depths()
+    return f"{side.title} has no attention in {stage}" if has else f"{side.title} has no {stage}"
+
+
+def _values(record: AttentionRecord, layer: Layer, step: int, choices: Choices) -> torch.Tensor:
+    """(N,) of one step."""
+    q, k = record.at(layer, step)
+    if choices.kind == "rows":
+        return maps.row(q, k, record.patch(layer, *choices.at(record)), choices.head, diagonal=choices.diagonal)
+    if choices.kind == "distance":
+        return maps.mean_distance(q, k, layer.grid, choices.head, patch=record.width / layer.grid[1])
+    return {"received": maps.received, "entropy": maps.entropy}[choices.kind](
+        q, k, choices.head, diagonal=choices.diagonal
+    )
+
+
+def _over(record: AttentionRecord, step: int | None) -> Sequence[int]:
+    return range(record.steps) if step is None else (step,)
+
+
+def _heat(sides: Sequence[Side], stage: str, choices: Choices, wanted: Sequence[Sequence[int | None]]):
+    """The pictures of wanted steps under a map, per side."""
+    found: list[list[Image.Image] | str] = []
+    for side, layer, steps in zip(sides, beside(sides, stage), wanted, strict=True):
+        if layer is None:
+            found.append(_absent(side, stage))
+            continue
+        own = []
+        for step in steps:
+            values = maps.mean([_values(side.record, layer, s, choices) for s in _over(side.record, step)])
+            own.append(heat(side.picture, values, layer.grid, opacity=choices.opacity, gamma=choices.gamma))
+        if choices.kind == "rows":
+            index = side.record.patch(layer, *choices.at(side.record))
+            own = [marked(picture, index, layer.grid) for picture in own]
+        found.append(own)
+    return found, ""
+
+
+def _components(sides: Sequence[Side], stage: str, choices: Choices, wanted: Sequence[Sequence[int | None]]):
+    """The colours of wanted steps, per side: one basis for the steps and means of all, or as the paper's."""
+    layers = beside(sides, stage)
+    painted, said = _paper(sides, layers, wanted) if choices.paper else _joint(sides, layers, choices)
+    found: list[list[Image.Image] | str] = []
+    for side, layer, colours, steps in zip(sides, layers, painted, wanted, strict=True):
+        if layer is None:
+            found.append(_absent(side, stage))
+        else:
+            found.append([components(colours[-1 if s is None else s], layer.grid, side.picture.size) for s in steps])
+    return found, f"{stage} {said}"
+
+
+def _frames(side: Side, layer: Layer | None) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [side.record.at(layer, step) for step in range(side.record.steps)] if layer else []
+
+
+def _joint(sides: Sequence[Side], layers: Sequence[Layer | None], choices: Choices):
+    common = maps.common_grid([x.grid for x in layers if x])
+    frames = [
+        [maps.pooled(q, k, x.grid, common, choices.head, diagonal=choices.diagonal) for q, k in _frames(s, x)]
+        for s, x in zip(sides, layers, strict=True)
+    ]
+    basis = pca.fit([frame for own in frames for frame in own])
+    full = [[*own, maps.mean(own)] if own else [] for own in frames]
+    rest = iter(pca.colours([frame for own in full for frame in own], basis)[0])
+    return [[next(rest) for _ in own] for own in full], _share(basis.explained)
+
+
+def _paper(sides: Sequence[Side], layers: Sequence[Layer | None], wanted: Sequence[Sequence[int | None]]):
+    painted, said = [], []
+    for side, layer, steps in zip(sides, layers, wanted, strict=True):
+        colours, shares = pca.paper_mode(_frames(side, layer))
+        painted.append(colours)
+        if layer:
+            said.append(f"{side.title} {_share(torch.tensor(shares)[list(steps)].mean(0).tolist())}")
+    return painted, ", ".join(said)
+
+
+def _share(explained: Sequence[float]) -> str:
+    total = sum(explained)
+    weak = ", little of it" if total < pca.MEANINGFUL else ""
+    return f"{' + '.join(f'{100 * e:.0f}' for e in explained)} = {100 * total:.0f} %{weak}"
+
+
+def _drawn(sides: Sequence[Side], stage: str, choices: Choices, wanted: Sequence[Sequence[int | None]]):
+    return (_components if choices.kind == "pca" else _heat)(sides, stage, choices, wanted)
+
+
+def _cell(sides: Sequence[Side]) -> tuple[int, int]:
+    width, height = sides[0].picture.size
+    scale = SIDE / max(width, height)
+    return round(width * scale), round(height * scale)
+
+
+def _note(sides: Sequence[Side], stages: Sequence[str], choices: Choices, shares: Sequence[str], steps: str) -> str:
+    """What the figure shows and every choice behind it."""
+    record = sides[0].record
+    x, y = choices.at(record)
+    heads = f"head {choices.head + 1}" if isinstance(choices.head, int) else f"{choices.head} of all heads"
+    itself = "" if choices.diagonal else ", without what a patch sees of itself"
+    what = f"{KINDS[choices.kind].capitalize()}. {heads.capitalize()}{itself}; each map is scaled to its own maximum"
+    if choices.kind == "rows":
+        what = f"{what}; marked is pixel {x:g},{y:g}"
+    if choices.kind == "pca":
+        how = f"{heads}{itself}, one basis per stage for all models and steps"
+        if choices.paper:
+            how = "heads side by side, each model and step fitted alone"
+        what = f"{KINDS['pca'].capitalize()}; {how}. Variance shown: {'; '.join(shares)}"
+    labels = [
+        f"{side.title}: {'; '.join(layer.label for layer in own if layer)}"
+        for side, own in zip(sides, zip(*(beside(sides, stage) for stage in stages), strict=True), strict=True)
+    ]
+    guidance = "" if record.guidance is None else f", guidance {record.guidance:g}"
+    return (
+        f"{what}. {steps}. Layers: {'. '.join(labels)}. {record.half.capitalize()} half. “{record.prompt}”, "
+        f"seed {record.seed}{guidance}, {record.width}x{record.height} px."
+    )
+
+
+def _when(sides: Sequence[Side], steps: Sequence[int | None]) -> str:
+    """Which step is shown of every model."""
+    found = []
+    for side, step in zip(sides, steps, strict=True):
+        count = side.record.steps
+        if step is None:
+            found.append(f"{side.title}: mean of {count} steps")
+        else:
+            found.append(f"{side.title}: step {step + 1} of {count}, t = {side.record.timesteps[step]:.0f}")
+    return "; ".join(found)
+
+
+def figure(sides: Sequence[Side], stages: Sequence[str], choices: Choices) -> Image.Image:
+    """Models as rows, their pictures and then the stages as columns, at one step."""
+    steps = [choices.steps(side.record) for side in sides]
+    columns, headings, shares = [[side.picture for side in sides]], ["picture"], []
+    for stage in stages:
+        pictures, said = _drawn(sides, stage, choices, [[step] for step in steps])
+        columns.append([own if isinstance(own, str) else own[0] for own in pictures])
+        height, width = next(x.grid for x in beside(sides, stage) if x)
+        headings.append(f"{stage} ({width}x{height})")
+        shares.append(said)
+    return table(
+        list(zip(*columns, strict=True)),
+        columns=headings,
+        rows=[side.title for side in sides],
+        note=_note(sides, stages, choices, shares, _when(sides, steps)),
+        cell=_cell(sides),
+    )
+
+
+def words(sides: Sequence[Side], stage: str, choices: Choices) -> Image.Image:
+    """Models as rows, the words of the prompt as columns, at one step."""
+    steps = [choices.steps(side.record) for side in sides]
+    every = [(text, tokens) for text, tokens in maps.words(sides[0].record.tokens) if not text.startswith("<|")]
+    said, when = every[:MOST_WORDS], _when(sides, steps)
+    if len(every) > MOST_WORDS:
+        when = f"{when}; the first {MOST_WORDS} of {len(every)} words"
+    lines = []
+    for side, layer, step in zip(sides, beside(sides, stage), steps, strict=True):
+        if layer is None:
+            lines.append([_absent(side, stage)] * len(said))
+            continue
+        record = side.record
+        cross = record.layer(stage, "cross", layer.path.removesuffix("attn1") + "attn2")
+        found = []
+        for _, tokens in said:
+            over = [maps.word_map(*record.at(cross, s), tokens, choices.head) for s in _over(record, step)]
+            found.append(heat(side.picture, maps.mean(over), cross.grid, opacity=choices.opacity, gamma=choices.gamma))
+        lines.append(found)
+    return table(
+        lines,
+        columns=[text for text, _ in said],
+        rows=[side.title for side in sides],
+        note=_note(sides, [stage], choices, [], when),
+        cell=_cell(sides),
+    )
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most so many steps, the first and the last among them."""
+    number = min(most, count)
+    return [round(k * (count - 1) / max(1, number - 1)) for k in range(number)]
+
+
+def over_steps(sides: Sequence[Side], stage: str, choices: Choices) -> tuple[Image.Image, bytes]:
+    """A strip of at most eight steps, models as rows, and a film of all steps as a GIF, models side by side.
+
+    Of a model with more steps than another those are shown that lie between.
+    """
+    count = min(side.record.steps for side in sides)
+    pictures, said = _drawn(sides, stage, choices, [_spread(side.record.steps, count) for side in sides])
+    titles = [side.title for side in sides]
+    timesteps = sides[0].record.timesteps
+    noise = [f"t = {timesteps[k]:.0f}" for k in _spread(len(timesteps), count)]
+    note = _note(sides, [stage], choices, [said], f"{count} steps; t is the noise level, of 0 to 1000")
+
+    def line(own: list[Image.Image] | str, steps: Sequence[int]) -> list[Image.Image | str]:
+        return [own if isinstance(own, str) else own[k] for k in steps]
+
+    shown = _spread(count, MOST)
+    strip = table(
+        [line(own, shown) for own in pictures],
+        columns=[noise[k] for k in shown],
+        rows=titles,
+        note=note,
+        cell=_cell(sides),
+    )
+    film = [
+        table([[line(own, [k])[0] for own in pictures]], columns=titles, rows=[noise[k]], note=note, cell=_cell(sides))
+        for k in range(count)
+    ]
+    return strip, gif(film)

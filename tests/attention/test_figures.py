@@ -1,0 +1,161 @@
+"""Figures, strips and films: models as rows, what is absent named, and every choice printed below."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from koala.attention import figures, maps
+from koala.attention.figures import KINDS, Choices, Side, beside, figure, over_steps, words
+from koala.attention.render import MARK, PAPER
+from koala.request import RequestError
+from koala.specs import TINY_KOALA_700M, TINY_SDXL
+
+TOKENS = ("<|startoftext|>", "red</w>", "cir", "cle</w>", "<|endoftext|>")
+STAGES = ("DW-2", "MID", "UP-1")
+
+
+@pytest.fixture
+def sides(made):
+    """A student of three steps beside its teacher of five, grey pictures."""
+    paths = ["up_blocks.0.attentions.2.transformer_blocks.4.attn1", "mid_block.attentions.0.transformer_blocks.9.attn1"]
+    paths += ["down_blocks.1.attentions.0.transformer_blocks.1.attn1"]
+    teacher = made(TINY_SDXL, (900.0, 700.0, 500.0, 300.0, 100.0), layers=paths, cross=True)
+    student = made(TINY_KOALA_700M, (900.0, 500.0, 100.0), seed=1, stages=["DW-2", "UP-1"], cross=True)
+    grey = Image.new("RGB", (64, 64), (128, 128, 128))
+    return [
+        Side(title=f"the {name}", picture=grey, record=replace(r, tokens=TOKENS))
+        for name, r in (("student", student), ("teacher", teacher))
+    ]
+
+
+@pytest.fixture
+def notes(monkeypatch):
+    """What the pictures print below, as they are drawn."""
+    said, table = [], figures.table
+
+    def listening(*args, note, **kwargs):
+        said.append((note, kwargs))
+        return table(*args, note=note, **kwargs)
+
+    monkeypatch.setattr(figures, "table", listening)
+    return said
+
+
+def cell(picture, row, column, left):
+    """The square of 256 px in a table."""
+    x, y = left + column * 266, 36 + row * 266
+    return np.array(picture)[y : y + 256, x : x + 256]
+
+
+def left_of(picture) -> int:
+    """Where the first picture begins: the first grey column."""
+    grey = (np.array(picture)[100] == (128, 128, 128)).all(-1)
+    return int(grey.argmax())
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "words"])
+def test_a_figure_shows_models_by_stages_and_prints_its_choices(sides, notes, kind):
+    found = figure(sides, STAGES, Choices(kind=kind, pixel=(20, 40)))
+    ((note, drawn),) = notes
+    assert drawn["columns"] == ["picture", "DW-2 (4x4)", "MID (2x2)", "UP-1 (2x2)"]
+    assert drawn["rows"] == ["the student", "the teacher"]
+    for words_ in (
+        "the student: step 2 of 3, t = 500",
+        "the teacher: step 3 of 5, t = 500",
+        "the student: DW-2, transformer 1, block 2; UP-1, transformer 2, block 5",
+        "the teacher: DW-2, transformer 1, block 2; MID, transformer 1, block 10; UP-1, transformer 3, block 5",
+        "ean of all heads",
+        "Conditional half",
+        "seed 0, guidance 1, 64x64 px",
+    ):
+        assert words_ in note
+    assert ("Variance shown: DW-2" in note) == (kind == "pca") and ("pixel 20,40" in note) == (kind == "rows")
+    left = left_of(found)
+    missing = cell(found, 0, 2, left)
+    assert (missing[2:-2, 2:-2] == PAPER).all(-1).mean() > 0.9, "MID of the student is a text on paper"
+    assert (cell(found, 1, 2, left)[2:-2, 2:-2] == PAPER).all(-1).mean() < 0.1
+
+
+def test_the_marked_patch_is_the_pixels_and_the_map_its_row(sides):
+    """In DW-2's 4x4 grid pixel 20,40 of 64 is row 2, column 1."""
+    found = figure(sides, ["DW-2"], Choices(pixel=(20, 40), opacity=1.0))
+    left = left_of(found)
+    shown = cell(found, 1, 1, left)
+    marks = np.argwhere((shown == MARK).all(-1))
+    assert marks.min(0).tolist() == [124, 60], "a pixel of the picture, four px here, around the patch"
+    record, layer = sides[1].record, beside(sides, "DW-2")[1]
+    row = maps.row(*record.at(layer, 2), 9)
+    brightest = int(row.argmax())
+    light = shown.astype(int).sum(-1)[32::64, 32::64].flatten()
+    assert int(light.argmax()) == brightest
+
+
+def test_layers_stand_beside_those_they_were_cut_from(sides):
+    mine, its = beside(sides, "UP-1")
+    assert (mine.label, its.label) == ("UP-1, transformer 2, block 5", "UP-1, transformer 3, block 5")
+    assert beside(sides, "MID")[0] is None
+    with pytest.raises(RequestError, match="UP-2 was not recorded"):
+        beside(sides, "UP-2")
+    with pytest.raises(RequestError, match="no attention in UP-3"):
+        beside(sides, "UP-3")
+
+
+def test_strips_and_films_go_over_the_steps_that_both_have(sides, notes):
+    strip, film = over_steps(sides, "UP-1", Choices(kind="pca"))
+    assert [n[1]["columns"] for n in notes[:1]] == [["t = 900", "t = 500", "t = 100"]]
+    with Image.open(io.BytesIO(film)) as opened:
+        assert opened.n_frames == 3
+    assert strip.width > 3 * 256
+    over_steps(sides, "MID", Choices(kind="rows"))
+
+
+def test_a_mean_over_steps_and_single_heads_are_shown_as_such(sides, notes):
+    figure(sides, ["UP-1"], Choices(kind="pca", step="mean", head=1))
+    assert "the teacher: mean of 5 steps" in notes[-1][0] and "head 2, one basis" in notes[-1][0]
+    figure(sides, ["UP-1"], Choices(kind="rows", head="max", diagonal=False))
+    assert "Max of all heads, without what a patch sees of itself" in notes[-1][0]
+
+
+def test_paper_mode_says_what_each_model_shows(sides, notes):
+    figure(sides, ["UP-1"], Choices(kind="pca", paper=True))
+    assert "heads side by side, each model and step fitted alone. Variance shown: UP-1 the student" in notes[-1][0]
+
+
+def test_words_are_columns(sides, notes, monkeypatch):
+    words(sides, "DW-2", Choices(kind="words"))
+    note, drawn = notes[-1]
+    assert drawn["columns"] == ["red", "circle"] and "cross-attention" in note
+    monkeypatch.setattr(figures, "MOST_WORDS", 1)
+    words(sides, "DW-2", Choices(kind="words"))
+    assert notes[-1][1]["columns"] == ["red"] and "the first 1 of 2 words" in notes[-1][0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"step": 3}, "step 4 is not in the student's run of 3"),
+        ({"step": "last"}, "step 'last' is neither"),
+        ({"pixel": (64, 0)}, "pixel 64,0 is outside the picture of 64x64 px"),
+        ({"head": 2}, "head 3 is not in DW-2's 2"),
+        ({"head": "median"}, "choose mean, max or a number"),
+        ({"kind": "pca", "paper": True, "step": "mean"}, "each step is fitted alone"),
+    ],
+)
+def test_what_cannot_be_drawn_is_known_before_the_run(sides, settings, message):
+    with pytest.raises(RequestError, match=message):
+        Choices(**settings).check(sides[0].record, "the student")
+
+
+def test_words_need_cross_attention(made):
+    with pytest.raises(RequestError, match="words need cross-attention"):
+        Choices(kind="words").check(made(TINY_SDXL, (9.0,)), "the teacher")
+    with pytest.raises(RequestError, match="there is no figure 'svd'; choose one of rows"):
+        Choices(kind="svd")
+
+
+def test_pictures_are_the_same_every_time(sides):
+    first, second = (figure(sides, STAGES, Choices(kind="pca")).tobytes() for _ in range(2))
+    assert first == second
