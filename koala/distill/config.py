@@ -154,7 +154,12 @@ def _spelled(name: str, text: str) -> object:
     """The value that `field=text` means: tuples by commas, the rest as JSON or as plain text."""
     kind = typing.get_type_hints(DistillConfig).get(name)
     if typing.get_origin(kind) is tuple:
-        return json.loads(text) if text.startswith("[") else [t.strip() for t in text.split(",") if t.strip()]
+        if not text.startswith("["):
+            return [t.strip() for t in text.split(",") if t.strip()]
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise RequestError(f"{name}={text} is no JSON list: {error}; commas alone do as well") from error
     if kind is str:
         return text
     try:

@@ -38,7 +38,7 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
             by_shape = defaultdict(list)
-            for weight in group["params"]:
+            for weight in (w for w in group["params"] if w.grad is not None):
                 by_shape[weight.shape].append(weight)
             for shape, weights in by_shape.items():
                 gradients = [w.grad for w in weights]

@@ -112,9 +112,15 @@ class RunFolder:
 
     def remove_checkpoint(self, step: int) -> None:
         """Renamed first, so that a half-removed one is never taken for a checkpoint."""
-        gone = self.path / "checkpoints" / f".removed-{step}"
+        gone = self.path / "checkpoints" / f".removed-{step}.partial"  # `remove_partials` ends what a kill interrupts
         os.rename(self.checkpoint(step), gone)
         shutil.rmtree(gone)
+
+    def forget_checkpoints_after(self, step: int) -> None:
+        """Remove those of steps that a resumed run will take again."""
+        for later in self.checkpoints():
+            if later > step:
+                self.remove_checkpoint(later)
 
     def _replace(self, name: str, text: str) -> None:
         with new_file(self.path / name) as partial:

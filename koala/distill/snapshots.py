@@ -58,6 +58,10 @@ def _like(value: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
     return value.to(there.device)
 
 
+def _sharded(student: torch.nn.Module) -> bool:
+    return hasattr(next(student.parameters()), "full_tensor")
+
+
 def student_tensors(student: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Weights by name, whole and on the CPU."""
     return {name: _whole(p) for name, p in student.state_dict().items()}
@@ -89,17 +93,19 @@ def save(
     ema: Ema | None,
     optimizers: Iterable,
     scaler: Mapping | None,
-    main: bool = True,
+    writes: bool = True,
 ) -> None:
-    """Write checkpoints/step-N whole or not at all. Every process calls it, `main` writes.
+    """Write checkpoints/step-N whole or not at all. Every process calls it, one writes.
 
     OSError where the disk is full: the earlier checkpoints are untouched.
     """
+    if not writes and not _sharded(student):
+        return
     weights = student_tensors(student)
     averaged = ema_tensors(ema) if ema else {}
     tensors, numbers = _optimizer_state(student, optimizers)
     target = run.checkpoint(position.step)
-    if not main or target.exists():
+    if not writes or target.exists():
         return
     size = sum(t.numel() * t.element_size() for d in (weights, averaged, tensors) for t in d.values())
     state = asdict(position) | {"optimizer": numbers, "scaler": dict(scaler) if scaler else None}
@@ -186,7 +192,9 @@ def load_rest(run: RunFolder, step: int, student: torch.nn.Module, ema: Ema | No
                 state = optimizer.state[parameter]
                 for key, entry in tensors.get(name, ()):
                     value = file.get_tensor(entry)
-                    state[key] = _like(value, parameter) if value.shape == parameter.shape else value
+                    state[key] = (
+                        _like(value, parameter) if value.shape == parameter.shape else value.to(parameter.device)
+                    )
                 state |= {e.partition("|")[2]: v for e, v in numbers.items() if e.partition("|")[0] == name}
 
 

@@ -13,12 +13,16 @@ from importlib.util import find_spec
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from diffusers import UNet2DConditionModel
+from filelock import FileLock, Timeout
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from koala.costs import LATENT_CHANNELS, LATENT_FACTOR
 from koala.distill import snapshots
 from koala.distill.config import DistillConfig
 from koala.distill.data import cache
+from koala.distill.data.encoded import EncodedData
 from koala.distill.data.encoders import encoder_files
 from koala.distill.data.order import BatchOrder
 from koala.distill.draws import draw
@@ -41,6 +45,7 @@ from koala.timing import StageTimer, synchronize
 
 log = logging.getLogger(__name__)
 
+_MOST_SKIPPED = 50  # the scaler halves its factor at each: 2**-50 of it is no precision any more
 _TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -61,11 +66,30 @@ def train(
     _Run(run, config, resume_from, StopSignal(config.time_limit), say).go()
 
 
-def _check_trackers(config: DistillConfig) -> None:
-    """RequestError for a tracker whose package is missing; accelerate would go on without it."""
+def _check(config: DistillConfig, accelerator: Accelerator) -> None:
+    """RequestError for what cannot run on these devices, before hours of encoding."""
     for tracker in config.trackers:
-        if find_spec(tracker) is None:
+        if find_spec(tracker) is None:  # accelerate would go on without it
             raise RequestError(f"trackers={tracker} needs {tracker}, which is not installed: pip install {tracker}")
+    each = accelerator.num_processes * config.accumulation
+    if config.batch_size % each:
+        raise RequestError(
+            f"batch_size {config.batch_size} cannot be split over {accelerator.num_processes} processes of "
+            f"{config.accumulation} passes each; choose a multiple of {each}"
+        )
+    if config.optimizer == "adamw8bit" and accelerator.device.type != "cuda":
+        raise RequestError("optimizer=adamw8bit needs a CUDA GPU; choose optimizer=adamw")
+    if accelerator.distributed_type == DistributedType.FSDP:
+        if config.optimizer != "adamw":
+            raise RequestError(f"optimizer={config.optimizer} needs whole matrices, which FSDP cuts up; choose adamw")
+        if config.ema_device == "cpu":
+            raise RequestError("ema_device=cpu does not go with FSDP, which shards the moving average already")
+
+
+def _keep_exact(accelerator: Accelerator) -> None:
+    """FSDP's own half precision would add up gradients in it, and round sizes like 1333 px before they are embedded."""
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    accelerator.state.fsdp_plugin.mixed_precision_policy = policy
 
 
 class _Run:
@@ -81,7 +105,6 @@ class _Run:
     ):
         self.run, self.config, self.stop = run, config, stop
         self.resume_from = resume_from
-        _check_trackers(config)
         this_process()  # joins the others, with a patience that Accelerator would not have
         self.accelerator = Accelerator(
             mixed_precision={"fp32": "no"}.get(config.precision, config.precision),
@@ -89,23 +112,39 @@ class _Run:
             project_dir=str(run.path),
             cpu=on_cpu(),
         )
+        _check(config, self.accelerator)
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.reporter = Reporter(run, config.num_steps, active=self.main)
         self.say = say if self.main else log.debug
+        self.skipped = 0  # steps on end that fp16's scaler left out
 
     def go(self) -> None:
         try:
-            with self.stop.listening():
+            with self.stop.listening(), self._alone():
                 self._prepare()
                 self._train()
         except Stopped as stopped:
             self.reporter.end("stopped", str(stopped))
             raise
-        except (RequestError, OSError, RuntimeError) as error:
+        except Exception as error:
+            self.reporter.active = True  # whichever process it was: the others will be ended without a word
             with suppress(OSError):  # on a full disk not even this fits; the error itself is what counts
-                self.reporter.end("failed", str(error))
+                self.reporter.end("failed", str(error) or type(error).__name__)
             raise
+        finally:
+            self.accelerator.end_training()
         self.reporter.end("done", f"{self.config.num_steps:,} steps; the student is in student/")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other trainer in the same folder; the system lets go of it when this process ends, however it does."""
+        self.run.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.run.path / ".lock", timeout=0) if self.main else nullcontext()
+        try:
+            with lock:
+                yield
+        except Timeout as error:
+            raise RequestError(f"{self.run.path} is being trained by another process; stop that one first") from error
 
     # what a run needs before its first step
 
@@ -113,18 +152,22 @@ class _Run:
         config, run, accelerator = self.config, self.run, self.accelerator
         self._prepares("cutting the student out of its teacher")
         if self.main:
-            run.path.mkdir(parents=True, exist_ok=True)
-            remove_partials(run.path / "checkpoints")
+            for folder in (run.path / "checkpoints", run.student / "unet", run.samples):
+                remove_partials(folder)
             run.write_config(config)
+            run.forget_checkpoints_after(-1 if self.resume_from is None else self.resume_from)
             if self.resume_from is None:
                 create_student(run, config)
         accelerator.wait_for_everyone()
         self.data = self._encode()
+        if self._all_stop():
+            raise Stopped(f"{self.stop.reason or 'stopped'} while encoding; what was encoded is kept")
         self.order = BatchOrder(self.data.sizes, config.batch_size, config.seed)
         self._prepares("loading the teacher")
         library = Library(str(self.device), dtype=_TORCH_DTYPES[config.teacher_precision])
         self.teacher = library.get(config.teacher)
-        network = self.teacher.pipeline.unet.to(self.device)
+        network = self.teacher.pipeline.unet
+        library.residence.bring([network])
         bare = UNet2DConditionModel.from_pretrained(run.student / "unet", torch_dtype=torch.float32).to(self.device)
         self.spec = student_spec(config.student_spec, self.teacher.spec)
         pairs = feature_pairs(config, self.spec, self.teacher.spec)
@@ -144,8 +187,8 @@ class _Run:
         self.say(message)
         self.reporter.say("preparing", message)
 
-    def _encode(self) -> cache.EncodedData:
-        """The data as latents and embeddings; what the cache has not got is encoded now, by all processes together."""
+    def _encode(self) -> EncodedData | None:
+        """The data as latents and embeddings; everyone encodes what the cache has not got; None when stopped."""
 
         def on_progress(done: int, total: int | None, message: str) -> None:
             self.reporter.say("preparing", f"{message}: {done:,}" + (f" of {total:,}" if total else "") + " pictures")
@@ -160,8 +203,8 @@ class _Run:
                 on_progress=on_progress,
                 should_stop=self.stop,
             )
-        except cache.EncodingStopped as stopped:
-            raise Stopped(f"{self.stop.reason} while encoding; what was encoded is kept") from stopped
+        except cache.EncodingStopped:
+            return None
 
     def _validator(self, library: Library) -> Validator:
         dtype = self.teacher.pipeline.unet.dtype
@@ -172,16 +215,10 @@ class _Run:
     def _wrap(self, bare: UNet2DConditionModel) -> None:
         """Student and optimizers for however many processes there are; the moving average starts from the student."""
         accelerator, config = self.accelerator, self.config
-        world = accelerator.num_processes
-        if config.batch_size % (world * config.accumulation):
-            raise RequestError(
-                f"batch_size {config.batch_size} cannot be split over {world} processes of {config.accumulation} "
-                f"passes each; choose a multiple of {world * config.accumulation}"
-            )
-        self.micro = config.batch_size // (world * config.accumulation)
+        self.micro = config.batch_size // (accelerator.num_processes * config.accumulation)
         optimizers = build_optimizers(bare, config)
-        if accelerator.distributed_type == "FSDP" and len(optimizers) > 1:
-            raise RequestError("optimizer=muon needs whole matrices, which FSDP cuts up; choose optimizer=adamw")
+        if accelerator.distributed_type == DistributedType.FSDP:
+            _keep_exact(accelerator)
         self.student, *self.optimizers = accelerator.prepare(bare, *optimizers)
         self.bare = accelerator.unwrap_model(self.student)
         self.ema = Ema(self.bare, config.ema_decay, config.ema_device) if config.ema_decay else None
@@ -196,6 +233,9 @@ class _Run:
                 self.ema.steps = self.position.ema_steps
             if scaler and self.accelerator.scaler:
                 self.accelerator.scaler.load_state_dict(scaler)
+            weights = self._kept()
+            if self.main:
+                update_student(run, weights)  # a run may have been killed between its checkpoint and this
         if self.main:
             run.forget_metrics_after(-1 if self.resume_from is None else self.position.step)
         if config.trackers:
@@ -230,12 +270,11 @@ class _Run:
                 )
                 if (measured or last) and not stopping:
                     self._validate(done)
-                if done % config.checkpoint_every == 0 or last or stopping:
+                if done % config.checkpoint_every == 0 or last or stopping or self.position.best_step == done:
                     self._checkpoint()
                 paused += time.perf_counter() - pause
                 if stopping and not last:
                     raise Stopped(f"{self.stop.reason or 'stopped'} after step {done:,}")
-        self.accelerator.end_training()
 
     def _one_step(self, step: int, rate: float, means: Means) -> float:
         """Gradients of the whole batch, in `accumulation` passes, and one step of every optimizer. Gradient norm."""
@@ -258,7 +297,14 @@ class _Run:
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        if self.ema:
+        skipped = any(optimizer.step_was_skipped for optimizer in self.optimizers)
+        self.skipped = self.skipped + 1 if skipped else 0
+        if self.skipped > _MOST_SKIPPED:
+            raise BrokenLoss(
+                f"step {step + 1}: fp16's gradients overflowed in {self.skipped} steps on end; resume with a lower "
+                "learning_rate, or start again with precision=bf16"
+            )
+        if self.ema and not skipped:
             self.ema.update(self.bare)
         return float(norm)
 
@@ -304,6 +350,7 @@ class _Run:
             self.validator.pictures("teacher", of_teacher=True)
             self.validator.pictures("before")
             self._measure(0)
+            self.validator.rest()
         self.accelerator.wait_for_everyone()
 
     def _validate(self, done: int) -> None:
@@ -313,6 +360,7 @@ class _Run:
             self.validator.show(weights)
             loss = self._measure(done)
             self.validator.pictures(f"step-{done}")
+            self.validator.rest()
             if self.position.best_loss is None or loss < self.position.best_loss:
                 self.position = dataclasses.replace(self.position, best_step=done, best_loss=loss)
             self.reporter.say("running", "")
@@ -320,22 +368,15 @@ class _Run:
 
     def _measure(self, done: int) -> float:
         """Validation losses and, where asked for, the shapes score, into metrics.jsonl. The loss."""
-        with self._teacher_stays():
-            entries = [self.validator.losses(done)]
-            if self.config.score_prompts:
-                entries.append(self.validator.score(done))
+        entries = [self.validator.losses(done)]
+        if self.config.score_prompts:
+            entries.append(self.validator.score(done))
         for entry in entries:
             self.run.log(entry)
             if self.config.trackers:
                 flat = {f"{entry['kind']}/{k}": v for k, v in entry.items() if isinstance(v, float)}
                 self.accelerator.log(flat, step=done)
         return entries[0]["loss"]
-
-    @contextmanager
-    def _teacher_stays(self) -> Iterator[None]:
-        """Drawing moves parts between device and memory as its plan wants; the teacher is needed on the device."""
-        yield
-        self.step.teacher.to(self.device)
 
     def _checkpoint(self) -> None:
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
@@ -347,7 +388,7 @@ class _Run:
             ema=self.ema,
             optimizers=self.optimizers,
             scaler=scaler,
-            main=self.main,
+            writes=self.main,
         )
         weights = self._kept()
         if self.main:

@@ -6,7 +6,7 @@ and timesteps are fixed, so that a curve moves only because the student does.
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
@@ -24,6 +24,7 @@ from koala.request import GenerationRequest
 from koala.specs import UNetSpec
 
 BUCKETS = 4  # of timesteps
+_MOST = 4  # pictures at once
 
 
 def student_model(teacher: LoadedModel, spec: UNetSpec, unet: UNet2DConditionModel, name: str) -> LoadedModel:
@@ -55,6 +56,7 @@ class Validator:
     ):
         self.run, self.config, self.data, self.step = run, config, data, step
         self.teacher, self.student = teacher, student
+        self.most = min(max(1, config.batch_size // config.accumulation), _MOST)
 
     @torch.no_grad()
     def show(self, weights: Mapping[str, torch.Tensor]) -> None:
@@ -67,15 +69,16 @@ class Validator:
     @torch.no_grad()
     def losses(self, at_step: int) -> dict:
         """A line of metrics.jsonl: every term over the held-back pictures, in all and per quarter of the timesteps."""
-        unet, device = self.student.pipeline.unet, self.step.teacher.device
-        unet.to(device)
+        unet, residence = self.student.pipeline.unet, self.teacher.library.residence
+        residence.bring([self.step.teacher, unet])
+        device = residence.device
         quarter = NUM_TIMESTEPS // BUCKETS
         found: dict[str, dict[str, float]] = {}
         half = torch.autocast(device.type, unet.dtype, enabled=unet.dtype != torch.float32)  # data come in fp32
         with self.step.hooked(unet) as losses_of:
             for bucket in range(BUCKETS):
                 sums, count = {}, 0
-                for size, rows in self.data.validation():
+                for size, rows in self._batches():
                     batch = self.data.validation_batch(size, rows, [0.0] * len(rows))
                     source = generator("validation", bucket, size, rows[0])
                     low = bucket * quarter
@@ -93,6 +96,16 @@ class Validator:
         names = next(iter(found.values()))
         means = {name: sum(b[name] for b in found.values()) / BUCKETS for name in names}
         return {"kind": "validation", "step": at_step, **means, "timesteps": found}
+
+    def _batches(self) -> Iterator[tuple[tuple[int, int], list[int]]]:
+        """The held-back pictures, no more at once than a training pass takes."""
+        for size, rows in self.data.validation():
+            for start in range(0, len(rows), self.most):
+                yield size, rows[start : start + self.most]
+
+    def rest(self) -> None:
+        """Have on the device what training needs there: the teacher alone."""
+        self.teacher.library.residence.bring([self.step.teacher])
 
     def pictures(self, prefix: str, *, of_teacher: bool = False) -> None:
         """samples/PREFIX-K.png for the K-th prompt, from the noise of seed K."""

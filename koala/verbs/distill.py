@@ -80,7 +80,8 @@ def _resumed(args: argparse.Namespace, folder: RunFolder) -> tuple[DistillConfig
         return config, None
     step = steps[-1] if args.step is None else args.step
     verify(folder, step, config)
-    if step >= config.num_steps:
+    status = folder.status()
+    if step >= config.num_steps and status and status.state == "done":
         raise RequestError(f"{folder.path} is done: {step:,} steps. Give num_steps=N with a larger N to go on")
     return config, step
 
