@@ -10,7 +10,7 @@ from torch.nn.functional import cosine_similarity
 
 from koala.attention.maps import common_grid, pooled
 from koala.attention.pairing import paired
-from koala.attention.plan import Layer, ordered
+from koala.attention.plan import Layer
 from koala.attention.recorded import AttentionRecord
 from koala.request import RequestError
 from koala.specs import STAGES
@@ -74,13 +74,12 @@ def _compared(
 
 
 def agreement(first: AttentionRecord, second: AttentionRecord) -> list[StageAgreement]:
-    """Every stage of two records of one size; RequestError where neither model is cut from the other."""
+    """Every stage of two records of one size; of models that are no cuts of each other the last layers are compared."""
     if (first.width, first.height) != (second.width, second.height):
         raise RequestError(
             f"the captures are {first.width}x{first.height} and {second.width}x{second.height} px; "
             "capture both in one size"
         )
-    ordered(first.spec, second.spec)
     together, found = pairs(first, second), []
     for stage in STAGES:
         whole = [pair for pair in together.get(stage, ()) if None not in pair]

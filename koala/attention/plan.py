@@ -130,21 +130,23 @@ def _build(
     return replace(run, layers=tuple(found))
 
 
-def _smaller(
-    spec: UNetSpec, stages: Sequence[str] | None, layers: str | Sequence[str], cross: bool, run: AttentionPlan
-) -> Iterator[tuple[str, AttentionPlan]]:
-    """Plans that ask for less, each with what it gives up, the fullest first."""
-    if cross:
-        yield "the same without words", _build(spec, stages, layers, False, run)
-    if layers == "all":
-        yield "the last layer of each stage", _build(spec, stages, "last", cross, run)
-        yield "the last layer of each stage, without words", _build(spec, stages, "last", False, run)
-    own = stages or attention_stages(spec)
-    light = sorted(own, key=lambda s: grid(s, run.width, run.height))  # the coarsest first
-    for count in range(len(light) - 1, 0, -1):
-        kept = [s for s in own if s in light[:count]]
-        words = f"the last layer of {' and '.join(kept)} alone, without words"
-        yield words, _build(spec, kept, "last", False, run)
+def _part(found: AttentionPlan, stages: Sequence[str], *, last: bool, cross: bool) -> AttentionPlan:
+    """The plan with these stages alone, with the last block of each alone, without words."""
+    blocks = {x.stage: x.path.rpartition(".")[0] for x in found.layers}
+    layers = [x for x in found.layers if x.stage in stages and (cross or x.kind == "self")]
+    return replace(found, layers=tuple(x for x in layers if not last or x.path.rpartition(".")[0] == blocks[x.stage]))
+
+
+def _smaller(found: AttentionPlan) -> Iterator[tuple[str, AttentionPlan]]:
+    """Plans that ask for less, each with what it keeps, the fullest first."""
+    yield "the same without words", _part(found, found.stages, last=False, cross=False)
+    yield "the last layer of each stage", _part(found, found.stages, last=True, cross=True)
+    yield "the last layer of each stage, without words,", _part(found, found.stages, last=True, cross=False)
+    coarse = sorted(found.stages, key=lambda s: grid(s, found.width, found.height))
+    for count in range(len(coarse) - 1, 0, -1):
+        kept = [s for s in found.stages if s in coarse[:count]]
+        words = f"the last layer of {' and '.join(kept)} alone, without words,"
+        yield words, _part(found, kept, last=True, cross=False)
 
 
 def plan(
@@ -173,13 +175,13 @@ def plan(
         f"recording {len(found.layers)} layers of {spec.name} over {steps} steps at {width}x{height} px takes "
         f"{size(found.bytes)}, the budget is {size(budget_bytes)}"
     )
-    for words, other in _smaller(spec, stages, layers, cross, run):
+    for words, other in _smaller(found):
         if other.bytes <= budget_bytes:
             raise RequestError(f"{asked}; {words} takes {size(other.bytes)}")
-    coarsest = min(stages or attention_stages(spec), key=lambda s: grid(s, width, height))
-    least = _build(spec, [coarsest], "last", False, replace(run, steps=1))
+    coarsest = min(found.stages, key=lambda s: grid(s, width, height))
+    least = replace(_part(found, [coarsest], last=True, cross=False), steps=1)
     fitting = budget_bytes // least.bytes
-    if not fitting:
+    if fitting < 1:
         raise RequestError(f"{asked}; the least, one step of one layer of {coarsest}, takes {size(least.bytes)}")
     raise RequestError(f"{asked}; {fitting} steps of the last layer of {coarsest}, without words, fit")
 

@@ -55,9 +55,12 @@ def test_layers_whose_partner_was_not_recorded_are_said_to_be_missing(made):
     assert found["UP-1"] == "UP-1 was not recorded in both", "the teacher's last block has no counterpart"
 
 
-def test_what_cannot_be_compared_is_refused(made):
-    with pytest.raises(RequestError, match="neither of"):
-        agreement(made(dataclasses.replace(SSD_1B, channels=(16, 32, 64), heads=(1, 2, 4)), (9.0,)),
-                  made(TINY_KOALA_1B, (9.0,)))  # fmt: skip
+def test_models_that_are_no_cuts_of_each_other_are_compared_by_their_last_layers(made):
+    other = dataclasses.replace(SSD_1B, channels=(16, 32, 64), heads=(1, 2, 4))
+    found = {s.stage: s for s in agreement(made(other, (9.0,)), made(TINY_KOALA_1B, (9.0,)))}
+    assert found["UP-2"].layers == 1 and found["MID"].absent == "ssd-1b has no attention in MID"
+
+
+def test_captures_of_two_sizes_are_refused(made):
     with pytest.raises(RequestError, match="64x64 and 32x64 px; capture both in one size"):
         agreement(made(TINY_SDXL, (9.0,)), dataclasses.replace(made(TINY_SDXL, (9.0,)), width=32))

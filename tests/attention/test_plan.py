@@ -80,7 +80,7 @@ def test_what_the_model_lacks_is_said(spec, settings, message):
         ),
         ({"layers": "all"}, 2 * 10**9, "the last layer of each stage takes 1.40 GB"),
         ({}, 10**9, "the same without words takes 0.92 GB"),
-        ({}, 5 * 10**8, "the last layer of DW-3 and MID and UP-1 alone, without words takes 0.39 GB"),
+        ({}, 5 * 10**8, "the last layer of DW-3 and MID and UP-1 alone, without words, takes 0.39 GB"),
         ({}, 5 * 10**7, "9 steps of the last layer of DW-3, without words, fit"),
         ({"stages": ["UP-2"], "cross": False}, 5 * 10**7, "4 steps of the last layer of UP-2, without words, fit"),
         ({}, 10**6, "the least, one step of one layer of DW-3, takes 5.24 MB"),

@@ -1,0 +1,224 @@
+"""attention: where the patches of a picture look, in one model or in several side by side."""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from koala.attention.plan import BUDGET
+from koala.console import no_bars
+from koala.registry import CARDS, find
+from koala.request import GenerationRequest, RequestError
+from koala.verbs.options import add_device, add_request, gigabytes, library, number, request_values
+from koala.verbs.output import emit, progress, say
+
+if TYPE_CHECKING:
+    from koala.attention.figures import Choices, Side
+    from koala.attention.recorded import AttentionRecord
+    from koala.result import GenerationResult
+
+HELP = "record a run's attention and draw where its patches look: figures, strips and films"
+OVER_STEPS = ("rows", "pca")  # figures that come with strips and films
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="MODEL", help="model name, folder or hub id")
+    parser.add_argument("--prompt", default=argparse.SUPPRESS, metavar="TEXT", help="what the picture shows")
+    add_request(parser, leave_out=("model", "prompt", "images"))
+    parser.add_argument("--compare", nargs="+", default=[], metavar="MODEL", help="models to set beside it")
+    parser.add_argument(
+        "--same-input", action="store_true", help="show the teacher what the student sees, instead of two free runs"
+    )
+    parser.add_argument(
+        "--captures", nargs="+", type=Path, metavar="DIR", help="draw from saved captures, instead of a new run"
+    )
+    parser.add_argument("--stages", nargs="+", metavar="STAGE", help="such as UP-1 DW-2 (default: all with attention)")
+    parser.add_argument("--all-layers", action="store_true", help="record all layers of the stages, not only the last")
+    parser.add_argument("--no-words", action="store_true", help="record no cross-attention")
+    parser.add_argument(
+        "--budget", type=gigabytes, default=BUDGET, metavar="GB", help="memory for captures (default: 2)"
+    )
+    parser.add_argument(
+        "--figure",
+        nargs="+",
+        default=OVER_STEPS,
+        metavar="KIND",
+        help="rows, pca, words, received, entropy, distance (default: rows pca)",
+    )
+    parser.add_argument("--pixel", type=pixel, metavar="X,Y", help="of the patch that rows look from (default: middle)")
+    parser.add_argument(
+        "--step", type=number, default="middle", metavar="N", help="a number from 1, middle or mean (default: middle)"
+    )
+    parser.add_argument(
+        "--head", type=number, default="mean", metavar="N", help="a number from 1, mean or max (default: mean)"
+    )
+    parser.add_argument("--paper-mode", action="store_true", help="pca: fit each step alone, heads side by side")
+    parser.add_argument("--no-diagonal", action="store_true", help="leave out what a patch sees of itself")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder for captures and figures")
+    add_device(parser)
+
+
+def pixel(text: str) -> tuple[float, float]:
+    try:
+        x, y = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no pixel; give x,y such as 128,96") from None
+    return x, y
+
+
+def run(args: argparse.Namespace) -> int:
+    given = request_values(args)
+    asked = {name for name in given if name not in ("model", "prompt")}
+    if args.captures and (args.model or args.compare or "prompt" in given or asked):
+        raise RequestError("--captures draws what was recorded; leave out the models and the settings of a run")
+    if not args.captures and not (args.model and "prompt" in given):
+        raise RequestError("name a --model and a --prompt to record, or --captures to draw from")
+    if args.out.exists() and (args.out.is_file() or any(args.out.iterdir())):
+        raise RequestError(f"{args.out} exists already; choose a new folder, or remove it first")
+    names = [] if args.captures else [args.model, *args.compare]
+    requests = [GenerationRequest(**given | {"model": name}) for name in names]
+    for request in requests:
+        find(request.model)
+    no_bars()
+    choices = _choices(args)
+    if args.captures:
+        sides, results, stages = _saved(args, choices)
+    else:
+        sides, results, stages = _recorded(args, requests, choices)
+    found = _written(args.out, sides, results, args.stages or stages, choices)
+    emit(args, found, "\n".join(_lines(found)))
+    return 0
+
+
+def _choices(args: argparse.Namespace) -> list["Choices"]:
+    """One per figure; people count steps and heads from 1."""
+    from koala.attention.figures import Choices
+
+    step, head = (v - 1 if isinstance(v, int) else v for v in (args.step, args.head))
+    settings = {"pixel": args.pixel, "diagonal": not args.no_diagonal, "paper": args.paper_mode}
+    return [Choices(kind=kind, step=step, head=head, **settings) for kind in args.figure]
+
+
+def _recorded(args: argparse.Namespace, requests: list[GenerationRequest], choices: list["Choices"]):
+    """Sides, results and stages of new runs."""
+    from koala.attention.figures import Side
+    from koala.attention.plan import size
+    from koala.attention.together import prepare
+
+    prepared = prepare(
+        requests,
+        library(args, [r.model for r in requests]),
+        stages=args.stages,
+        every=args.all_layers,
+        words=not args.no_words,
+        budget_bytes=args.budget,
+        shared=args.same_input,
+    )
+    for choice in choices:
+        for plan, title in zip(prepared.plans, prepared.titles, strict=True):
+            choice.check(plan, title)
+    say(f"recording takes {size(sum(plan.bytes for plan in prepared.plans))} of {size(args.budget)}")
+    found = prepared.run(lambda k, step: progress(prepared.titles[k])(step))
+    sides = [
+        Side(title=title, picture=result.images[0], record=record)
+        for title, (result, record) in zip(prepared.titles, found, strict=True)
+    ]
+    return sides, [result for result, _ in found], prepared.stages
+
+
+def _saved(args: argparse.Namespace, choices: list["Choices"]):
+    """Sides, no results, and the stages of captures that were saved."""
+    from PIL import Image
+
+    from koala.attention.figures import Side
+    from koala.attention.recorded import PICTURE, AttentionRecord
+
+    sides = []
+    for folder in args.captures:
+        record = AttentionRecord.load(folder)
+        if not (folder / PICTURE).is_file():
+            raise RequestError(f"{folder} lacks its {PICTURE}; save the record together with its result")
+        with Image.open(folder / PICTURE) as picture:
+            sides.append(Side(title=_title(record.model), picture=picture.convert("RGB"), record=record))
+        for choice in choices:
+            choice.check(record, record.model)
+    return sides, [], tuple(dict.fromkeys(stage for side in sides for stage in side.record.stages))
+
+
+def _title(model: str) -> str:
+    return CARDS[model].title if model in CARDS else Path(model).name
+
+
+def _written(
+    out: Path,
+    sides: list["Side"],
+    results: list["GenerationResult"],
+    stages: Sequence[str],
+    choices: list["Choices"],
+) -> dict:
+    """Draw and save everything, in one new folder that is whole or absent; what was written, as JSON."""
+    from koala.attention.figures import figure, over_steps, words
+    from koala.outputs import new_folder
+    from koala.report import entry
+
+    found: dict = {"models": [], "stages": list(stages), "figures": {}, "strips": {}, "films": {}}
+    with new_folder(out, sum(side.record.bytes for side in sides)) as folder:
+        for k, (side, result) in enumerate(zip(sides, results, strict=bool(results)), 1):
+            name = f"{k}-{Path(side.record.model).name}"
+            side.record.save(folder / name, result)
+            one = {"capture": str(out / name), "title": side.title} | _cost(side.record)
+            found["models"].append(
+                entry(result, [str(out / name / "picture.png")]) | one | {"model": side.record.model}
+            )
+        for choice in choices:
+            drawn = words(sides, stages[-1], choice) if choice.kind == "words" else figure(sides, stages, choice)
+            drawn.save(folder / f"{choice.kind}.png")
+            found["figures"][choice.kind] = str(out / f"{choice.kind}.png")
+            for stage in stages if choice.kind in OVER_STEPS else ():
+                strip, film = over_steps(sides, stage, choice)
+                name = f"{choice.kind}-{stage}"
+                strip.save(folder / f"{name}.png")
+                (folder / f"{name}.gif").write_bytes(film)
+                found["strips"][name], found["films"][name] = str(out / f"{name}.png"), str(out / f"{name}.gif")
+    return found | {"agreement": _agreements(sides)}
+
+
+def _cost(record: "AttentionRecord") -> dict:
+    return {
+        "bytes": record.bytes,
+        "overhead_ms": round(record.overhead_ms, 1),
+        "layers": [x.path for x in record.layers],
+        "half": record.half,
+    }
+
+
+def _agreements(sides: list["Side"]) -> list[dict]:
+    """Every model against the first, per stage and step."""
+    from koala.attention.agreement import agreement
+
+    return [
+        {
+            "models": [sides[0].title, other.title],
+            "stages": [dataclasses.asdict(s) for s in agreement(sides[0].record, other.record)],
+        }
+        for other in sides[1:]
+    ]
+
+
+def _lines(found: dict) -> list[str]:
+    lines = []
+    for one in found["models"]:
+        took, whole = one["overhead_ms"], one["timing"]["total_ms"]
+        lines.append(
+            f"{one['title']}: {one['capture']}, {one['bytes'] / 1e6:.1f} MB; recording took {took:.0f} ms of a run of "
+            f"{whole:.0f} ms, {100 * took / whole:.0f} %"
+        )
+    lines += [*found["figures"].values(), *found["strips"].values(), *found["films"].values()]
+    for one in found["agreement"]:
+        lines.append(f"{' and '.join(one['models'])}, Jensen-Shannon divergence (0 alike, 1 nothing in common):")
+        for stage in one["stages"]:
+            values = stage["divergence"]
+            said = stage["absent"] or f"{sum(values) / len(values):.4f} on average over {len(values)} steps"
+            lines.append(f"  {stage['stage']}: {said}")
+    return lines
