@@ -10,7 +10,19 @@ from collections.abc import Sequence
 
 from koala.console import quiet
 from koala.request import RequestError
-from koala.verbs import bench, compare, compress, distill, evaluate, fetch, generate, lora, models, similarity
+from koala.verbs import (
+    attention,
+    bench,
+    compare,
+    compress,
+    distill,
+    evaluate,
+    fetch,
+    generate,
+    lora,
+    models,
+    similarity,
+)
 from koala.verbs.output import say
 
 VERBS = {
@@ -22,6 +34,7 @@ VERBS = {
     "distill": distill,
     "lora": lora,
     "eval": evaluate,
+    "attention": attention,
     "bench": bench,
     "similarity": similarity,
 }

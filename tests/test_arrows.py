@@ -114,6 +114,7 @@ LEVELS = {
         "koala.compare",
         "koala.report",
         "koala.similarity",
+        "koala.attention.together",
         "koala.distill.step",
         "koala.distill.student_folder",
         "koala.distill.validation",
