@@ -5,12 +5,13 @@ import gradio as gr
 from koala.ui import widgets
 from koala.ui.endpoints import add_endpoints
 from koala.ui.session import Session
-from koala.ui.tabs import architecture, bench, compare, distill
+from koala.ui.tabs import architecture, attention, bench, compare, distill
 from koala.ui.theme import ASSETS, Eucalyptus
 
 # title, build(session); a new tab is one line here
 TABS = (
     ("Compare", compare.build),
+    ("Attention", attention.build),
     ("Distill", distill.build),
     ("Architecture", architecture.build),
     ("Benchmark", bench.build),

@@ -1,24 +1,29 @@
-"""The named endpoints /generate and /compare: typed, documented, the same core that the buttons call."""
+"""The named endpoints /generate, /compare and /attention: typed, documented, the core that the buttons call."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 
 import gradio as gr
 
 from koala.request import GenerationRequest, RequestError
-from koala.ui import stage
+from koala.ui import attention_plans, stage
 from koala.ui.messages import complain
 from koala.ui.session import Session
 
 
-def _draw(session: Session, requests: Sequence[GenerationRequest]) -> tuple[list, list[list[dict]]]:
-    """Results and their PNG files, in the order of the requests."""
+def _run(session: Session, requests: Sequence[GenerationRequest], draw: Callable | None = None) -> list:
+    """Results in the order of the requests."""
     results = {}
-    with closing(session.run(requests)) as updates:
+    with closing(session.run(requests, draw=draw)) as updates:
         for update in updates:
             results |= update.results
-    ordered = [results[k] for k in sorted(results)]
+    return [results[k] for k in sorted(results)]
+
+
+def _draw(session: Session, requests: Sequence[GenerationRequest]) -> tuple[list, list[list[dict]]]:
+    """Results and their PNG files, in the order of the requests."""
+    ordered = _run(session, requests)
     compared = [r.request for r in ordered] if len(ordered) > 1 else ()
     return ordered, [stage.save(r, compared) for r in ordered]
 
@@ -28,8 +33,31 @@ def _fields(values: dict) -> dict:
     return {f.name: values[f.name] for f in dataclasses.fields(GenerationRequest) if f.name in values}
 
 
+def _captured(session: Session, requests: Sequence[GenerationRequest], stages: list[str] | None, same_input: bool):
+    """The capture of these requests, which nothing keeps, and the results that came with it."""
+    from koala.compare import same_noise
+    from koala.generate import resolve
+    from koala.ui import attention_run
+
+    cards = [session.card(r.model) for r in requests]
+    requests = same_noise(requests) if len(requests) > 1 else [resolve(requests[0], cards[0])]
+    first = requests[0]
+    plans = attention_plans.plans(
+        cards,
+        first.width,
+        first.height,
+        first.steps,
+        stages=stages,
+        same_input=same_input,
+        public=not session.local,
+    )
+    found = _run(session, requests, attention_run.drawing(plans, same_input=same_input))
+    captured = attention_run.capture(requests, cards, dict(enumerate(found)), same_input=same_input)
+    return captured, [result for result, _ in found]
+
+
 def add_endpoints(session: Session) -> None:
-    """Add both endpoints to the Blocks that is being built."""
+    """Add the endpoints to the Blocks that is being built."""
 
     def generate(
         model: str,
@@ -93,5 +121,41 @@ def add_endpoints(session: Session) -> None:
         names = [[p.name for p in paths] for paths in files]
         return [stage.file_data(p) for paths in files for p in paths], report.comparison(results, names)
 
-    for function in (generate, compare):
+    def attention(
+        models: list[str],
+        prompt: str,
+        stages: list[str] | None = None,
+        pixel: list[float] | None = None,
+        step: int | None = None,
+        head: str | int = "mean",
+        same_input: bool = False,
+        negative_prompt: str = "",
+        seed: int = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        scheduler: str | None = None,
+        width: int | None = None,
+        height: int | None = None,
+    ) -> tuple[list[dict], dict]:
+        """Draw a prompt with one model, or with two on the same noise, and tell where the patch under a pixel [x, y]
+        looks: in the last self-attention layer of each stage, at a step counted from 0, in one head or in the mean or
+        max of all. Returns the pictures, then the figure of all stages, and every number as JSON. With same_input the
+        teacher is shown what its student draws."""
+        given = _fields(locals())
+        try:
+            if not isinstance(models, list) or not 1 <= len(models) <= 2:
+                raise RequestError('models must be one or two names, for example ["tiny-sdxl", "tiny-koala-700m"]')
+            requests = [session.check(GenerationRequest(model=m, **given)) for m in models]
+            capture, results = _captured(session, requests, stages, same_input)
+            from koala.ui import attention_api
+            from koala.ui.attention_files import png
+
+            found = attention_api.answer(capture, pixel, step, head)
+            figure = stage.keep(png(attention_api.picture(capture, found, pixel)), "koala-attention.png")
+        except Exception as error:
+            raise complain(error) from None
+        files = [stage.save(r, [r.request for r in results] if len(results) > 1 else ())[0] for r in results]
+        return [stage.file_data(p) for p in (*files, figure)], found
+
+    for function in (generate, compare, attention):
         gr.api(function, concurrency_id="gpu", concurrency_limit=1)

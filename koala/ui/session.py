@@ -265,14 +265,21 @@ class Session:
 
     # --- runs
 
-    def run(self, requests: Sequence[GenerationRequest], cancel: threading.Event | None = None) -> Iterator[Update]:
+    def run(
+        self,
+        requests: Sequence[GenerationRequest],
+        cancel: threading.Event | None = None,
+        draw: Callable | None = None,
+    ) -> Iterator[Update]:
         """One model, or several on one noise, as a stream of updates; previews that came too late are dropped.
 
-        Closing the iterator or setting `cancel` ends the run within one step; the latter raises Cancelled.
+        Closing the iterator or setting `cancel` ends the run within one step; the latter raises Cancelled. `draw` does
+        the work in another way than plain generation; it has `_draw`'s arguments, and its results are of its own kind.
         """
         cancel = cancel or threading.Event()
         events: queue.Queue = queue.Queue()
-        worker = threading.Thread(target=self._work, args=(requests, events, cancel), name="koala-run", daemon=True)
+        work = (requests, events, cancel, draw or _draw)
+        worker = threading.Thread(target=self._work, args=work, name="koala-run", daemon=True)
         with self.using(*(r.model for r in requests)):
             worker.start()
             try:
@@ -287,29 +294,35 @@ class Session:
                 cancel.set()
                 worker.join(timeout=60)
 
-    def _work(self, requests: Sequence[GenerationRequest], events: queue.Queue, cancel: threading.Event) -> None:
+    def _work(
+        self, requests: Sequence[GenerationRequest], events: queue.Queue, cancel: threading.Event, draw: Callable
+    ) -> None:
         try:
             library = self.library()
-            from koala.compare import compare
-            from koala.generate import generate
-
             for request in requests:
                 self._ensure(self.card(request.model))
-            if len(requests) == 1:
-                model = library.get(requests[0].model)
-                result = generate(requests[0], model, on_step=lambda s: events.put(("step", 0, s)), cancel=cancel)
-                events.put(("result", 0, result))
-            else:
-                compare(
-                    requests,
-                    library,
-                    on_step=lambda position, step: events.put(("step", position, step)),
-                    on_result=lambda position, result: events.put(("result", position, result)),
-                    cancel=cancel,
-                )
+            draw(
+                requests,
+                library,
+                on_step=lambda position, step: events.put(("step", position, step)),
+                on_result=lambda position, result: events.put(("result", position, result)),
+                cancel=cancel,
+            )
             events.put(True)
         except Exception as error:
             events.put(error)
+
+
+def _draw(requests: Sequence[GenerationRequest], library: "Library", *, on_step, on_result, cancel) -> None:
+    """One model alone, or several on one noise; the callbacks get the request's position."""
+    from koala.compare import compare
+    from koala.generate import generate
+
+    if len(requests) == 1:
+        model = library.get(requests[0].model)
+        on_result(0, generate(requests[0], model, on_step=lambda s: on_step(0, s), cancel=cancel))
+    else:
+        compare(requests, library, on_step=on_step, on_result=on_result, cancel=cancel)
 
 
 def _collect(events: queue.Queue) -> tuple[Update, Exception | bool]:

@@ -43,12 +43,18 @@ def save(result: "GenerationResult", compared: Sequence[GenerationRequest]) -> l
     """The result's pictures as PNG files with metadata, in the folder that Gradio serves and cleans."""
     paths = []
     for index in range(len(result.images)):
-        content = result.png(index, tuple(compared))
-        folder = Path(get_upload_folder()) / hashlib.sha256(content).hexdigest()
-        folder.mkdir(parents=True, exist_ok=True)
-        paths.append(folder.resolve() / file_name(result.request.model, result.request.seed + index))
-        paths[-1].write_bytes(content)
+        name = file_name(result.request.model, result.request.seed + index)
+        paths.append(keep(result.png(index, tuple(compared)), name))
     return paths
+
+
+def keep(content: bytes, name: str) -> Path:
+    """A file in the folder that Gradio serves and cleans."""
+    folder = Path(get_upload_folder()) / hashlib.sha256(content).hexdigest()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder.resolve() / name
+    path.write_bytes(content)
+    return path
 
 
 def file_data(path: Path) -> dict:

@@ -5,6 +5,7 @@ from pathlib import Path
 import gradio as gr
 
 ASSETS = Path(__file__).parent / "assets"
+VIEWER = Path(__file__).parents[1] / "attention" / "assets"  # shared with the page that opens with no server
 
 EUCALYPTUS = gr.themes.Color(
     name="eucalyptus",
@@ -172,4 +173,6 @@ class Eucalyptus(gr.themes.Base):
             button_transition="background-color 0.15s, border-color 0.15s",
             checkbox_shadow="none",
         )
-        self.custom_css = _variables() + "".join(sheet.read_text() for sheet in sorted(ASSETS.glob("*.css")))
+        self.custom_css = _variables() + "".join(
+            sheet.read_text() for sheet in (*sorted(ASSETS.glob("*.css")), VIEWER / "viewer.css")
+        )

@@ -10,6 +10,7 @@ import pytest
 import torch
 from gradio_client import Client
 from gradio_client.exceptions import AppError
+from PIL import Image
 from safetensors.torch import save_file
 
 from koala.registry import EMBEDDED
@@ -32,7 +33,7 @@ def generate(client, **change):
 
 def test_only_the_documented_endpoints_are_named(client):
     described = client.view_api(return_format="dict", print_info=False)
-    assert sorted(described["named_endpoints"]) == ["/compare", "/generate"]
+    assert sorted(described["named_endpoints"]) == ["/attention", "/compare", "/generate"]
     assert described["unnamed_endpoints"] == {}
     parameters = [p["parameter_name"] for p in described["named_endpoints"]["/generate"]["parameters"]]
     assert parameters == list(GenerationRequest.__dataclass_fields__)
@@ -68,6 +69,53 @@ def test_compare_returns_every_model_and_the_speedup(client):
     assert [m["model"] for m in result["models"]] == PAIR and len(files) == 2
     assert [m["model"] for m in result["speedup"]["models"]] == [PAIR[1]] and result["device"]
     assert [r.model for r in read_png(files[0])["compared"]] == PAIR
+
+
+def test_attention_returns_pictures_a_figure_and_every_row(client):
+    files, result = client.predict(
+        models=PAIR, prompt=HOSTILE, steps=2, guidance=1.0, pixel=[70, 200], step=1, head=0, api_name="/attention"
+    )
+    assert [Path(f).name for f in files[:2]] == ["koala-tiny-sdxl-0.png", "koala-tiny-koala-700m-0.png"]
+    assert [r.model for r in read_png(files[0])["compared"]] == PAIR and len(files) == 3
+    teacher, student = result["stages"]["UP-2"]
+    assert (teacher["grid"], student["patch"], len(student["row"])) == ([16, 16], [4, 12], 256)
+    assert sum(student["row"]) == pytest.approx(1, abs=1e-3)
+    assert student["layer"] == "up_blocks.1.attentions.1.transformer_blocks.1.attn1"
+    assert result["stages"]["MID"][1] == {"absent": "Tiny KOALA-700M has no MID"}
+    assert [m["model"] for m in result["models"]] == PAIR and result["models"][0]["recorded_bytes"] > 0
+    assert {r["stage"]: len(r["values"]) for r in result["agreement"]}["UP-2"] == 2
+    plain, _ = generate(client, model=PAIR[0], prompt=HOSTILE, steps=2)
+    with Image.open(plain[0]) as one, Image.open(files[0]) as other:
+        assert one.tobytes() == other.tobytes()
+
+
+def test_attention_of_one_model_and_one_stage(client):
+    files, result = client.predict(
+        models=PAIR[1:], prompt="a star", stages=["UP-1"], steps=1, guidance=1.0, api_name="/attention"
+    )
+    assert len(files) == 2 and list(result["stages"]) == ["UP-1"] and result["agreement"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(models=[]), "one or two names"),
+        (dict(models=["tiny-koala-700m"], stages=["MID"]), "has no MID"),
+        (dict(stages=["UP-7"]), "there is no stage"),
+        (dict(step=9), "count from 0 to 0"),
+        (dict(head=99), "head 99"),
+        (dict(pixel=[999, 0]), "outside the picture"),
+        (dict(pixel=[1, 2, 3]), "pixel must be"),
+        (dict(models=["tiny-sdxl"], same_input=True), "needs a teacher and a student"),
+        (dict(prompt=""), "prompt is empty"),
+    ],
+    ids=str,
+)
+def test_bad_questions_about_attention_are_refused_with_a_remedy(client, change, words):
+    given = dict(models=PAIR, prompt="a star", steps=1, guidance=1.0, api_name="/attention")
+    with pytest.raises(AppError) as refused:
+        client.predict(**given | change)
+    assert words.lower() in str(refused.value).lower()
 
 
 BAD = [

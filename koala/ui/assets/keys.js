@@ -2,16 +2,17 @@
   // Ctrl+Enter (or Cmd+Enter) generates, Esc stops, from anywhere on the page.
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
-      const button = document.querySelector("#k-generate");
-      if (!button || !button.offsetParent) return;
+      const button = [...document.querySelectorAll("#k-generate, #kv-start")].find((one) => one.offsetParent);
+      if (!button) return;
       event.preventDefault();
       event.stopPropagation();
       // A field hands its text over when it loses focus or after a moment; the click comes after that.
       setTimeout(() => button.click(), 120);
     }
-    if (event.key === "Escape" && document.documentElement.dataset.koala === "running") {
-      document.querySelector("#k-stop")?.click();
-    }
+    if (event.key !== "Escape") return;
+    const runs = document.documentElement.dataset;
+    if (runs.koala === "running") document.querySelector("#k-stop")?.click();
+    if (runs.attention === "running") document.querySelector("#kv-stop")?.click();
   }, true);
 
   // Each model's sliders say whose they are.

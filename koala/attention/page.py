@@ -1,0 +1,123 @@
+"""One capture as a web page that opens with no server: queries and keys lie in it, the browser does the softmax."""
+
+import base64
+import json
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+
+import torch
+
+from koala.attention import view
+from koala.attention.plan import Layer
+from koala.attention.recorded import AttentionRecord
+from koala.attention.view import Capture
+
+ASSETS = Path(__file__).parent / "assets"
+BUDGET = 24 * 10**6  # bytes of queries and keys in a page; more makes browsers slow
+PAGE_KINDS = {"row": view.KINDS["row"].heads, "pca": [view.MEAN], "received": [view.MEAN], "entropy": [view.MEAN]}
+MADE = ("pca", "received", "entropy")  # computed here, for the mean of the heads
+
+
+def page(capture: Capture, stage: str | None = None) -> str:
+    """The HTML. Where the capture is too large for one page it has one stage (`stage`) alone, and then fewer steps."""
+    stages, steps = _kept(capture, stage)
+    value = view.value("page", capture) | {"told": ""}
+    shown = stage if stage in stages else value["stage"] if value["stage"] in stages else list(stages)[-1]
+    left_out = "was left out of this page for its size; the app has it"
+    value |= {
+        "stage": shown,
+        "stages": [s if s["absent"] or s["name"] in stages else _absent(s, left_out) for s in value["stages"]],
+        "steps": len(steps),
+        "total": value["steps"],
+        "numbers": [step + 1 for step in steps],
+        "kinds": [k | {"heads": PAGE_KINDS[k["name"]]} for k in value["kinds"] if k["name"] in PAGE_KINDS],
+        "words": [],
+    }
+    frames = {s: [_row(capture, s, k, steps) for k in range(len(capture.stages[s]))] for s in stages}
+    content = {"value": value, "frames": frames}
+    if len(capture.sides) == 2:
+        content["alike"] = {"rows": [_thinned(row, steps) for row in view.alike(capture)["rows"]]}
+    script = "".join((ASSETS / name).read_text() for name in ("viewer.js", "page.js"))
+    style = "".join((ASSETS / name).read_text() for name in ("page.css", "viewer.css"))
+    record = capture.sides[0].record
+    titles = " and ".join(escape(side.title) for side in capture.sides)
+    how = f"{titles}, seed {record.seed}, {record.steps} steps, guidance {record.guidance:g}, {record.half} half"
+    return (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        f'content="width=device-width, initial-scale=1"><title>Attention: {escape(capture.prompt)}</title>'
+        f"<style>{style}</style></head><body><main><h1>{escape(capture.prompt)}</h1><p>{how}.</p>"
+        f'<div id="viewer">{(ASSETS / "viewer.html").read_text()}</div>'
+        "<p>Attention shows what goes where, not why. These maps are of one seed; early steps are mostly noise.</p>"
+        f'</main><script type="application/json" id="capture">{_json(content)}</script>'
+        f"<script>{script}</script></body></html>\n"
+    )
+
+
+def _json(value: object) -> str:
+    """JSON that no tag in it can end."""
+    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _absent(stage: Mapping, why: str) -> dict:
+    return {"name": stage["name"], "absent": f"{stage['name']} {why}"}
+
+
+def _kept(capture: Capture, stage: str | None) -> tuple[list[str], list[int]]:
+    """The stages and steps whose queries and keys fit."""
+    count = capture.sides[0].record.steps
+    size = {s: _bytes(capture, s) for s in capture.stages}
+    stages = list(capture.stages)
+    if sum(size.values()) > BUDGET:
+        stages = [stage if stage in size else max(size, key=lambda s: (size[s] <= BUDGET, size[s]))]
+    number = max(1, min(count, int(count * BUDGET / sum(size[s] for s in stages))))
+    return stages, sorted({round(k * (count - 1) / max(1, number - 1)) for k in range(number)})
+
+
+def _bytes(capture: Capture, stage: str) -> int:
+    """Of the stage's queries and keys in half precision, all steps of both models."""
+    found = 0
+    for index in range(len(capture.stages[stage])):
+        for side, layer in zip(capture.sides, capture.stages[stage][index], strict=True):
+            found += 2 * layer.elements * side.record.steps if layer else 0
+    return found
+
+
+def _row(capture: Capture, stage: str, index: int, steps: list[int]) -> list[dict]:
+    """Both models' layer: queries and keys of every step, and the maps that are made here."""
+    made = {}
+    for kind in MADE:
+        asked = {"kind": kind, "stage": stage, "layer": index}
+        each = [view.look(capture, asked | {"step": s})["sides"] for s in steps]
+        made[kind] = (each, view.look(capture, asked | {"step": view.MEAN})["sides"])
+    found = []
+    for k, layer in enumerate(capture.stages[stage][index]):
+        if layer is None:
+            found.append(made["pca"][1][k])
+            continue
+        one = {
+            "grid": list(layer.grid),
+            "heads": layer.heads,
+            "dim": layer.dim,
+            "layer": layer.label.removeprefix(f"{stage}, ").capitalize(),
+            "steps": [_qk(capture.sides[k].record, layer, s) for s in steps],
+        }
+        for kind, (each, mean) in made.items():
+            one[kind] = {"steps": [_map(e[k]) for e in each], "mean": _map(mean[k])}
+        found.append(one)
+    return found
+
+
+def _map(side: Mapping) -> dict:
+    return {"data": side["data"], "said": side["said"]}
+
+
+def _qk(record: AttentionRecord, layer: Layer, step: int) -> dict:
+    return {
+        name: base64.b64encode(tensor.to(torch.float16).contiguous().numpy().tobytes()).decode()
+        for name, tensor in zip("qk", record.at(layer, step), strict=True)
+    }
+
+
+def _thinned(row: Mapping, steps: list[int]) -> dict:
+    return {**row, **{name: [row[name][s] for s in steps] if row[name] else [] for name in ("values", "divergence")}}

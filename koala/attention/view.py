@@ -1,0 +1,464 @@
+"""Two records as one capture, and what the viewer shows of it: its value once, then the maps for whatever it asks."""
+
+import base64
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+
+import torch
+from PIL import Image, ImageDraw
+
+from koala.attention import maps, pca, render
+from koala.attention.agreement import agreement
+from koala.attention.figures import Side
+from koala.attention.pairing import paired
+from koala.attention.plan import Layer
+from koala.attention.recorded import AttentionRecord
+from koala.request import RequestError
+from koala.specs import STAGES
+
+PICTURE = 768  # px that a picture has on the page at most
+FINE = 16  # patches a side from which on UP-1, the paper's stage, is shown first
+MEAN = "mean"  # of all steps, or of all heads
+EVERY_HEAD = [MEAN, "max", "each"]
+# Okabe and Ito's colours, told apart by all eyes; segment 0 is the largest
+SEGMENTS = torch.tensor(
+    [
+        [0, 114, 178],
+        [230, 159, 0],
+        [0, 158, 115],
+        [204, 121, 167],
+        [86, 180, 233],
+        [213, 94, 0],
+        [240, 228, 66],
+        [120, 120, 120],
+    ],
+    dtype=torch.uint8,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capture:
+    """One prompt drawn by one model or by several."""
+
+    prompt: str
+    sides: tuple[Side, ...]
+    told: str = ""  # what recording cost
+    made: dict = field(default_factory=dict)  # what takes long and was computed once
+
+    @cached_property
+    def stages(self) -> dict[str, list[tuple[Layer | None, ...]]]:
+        """Stage -> rows of recorded self-attention layers that stand beside each other; None where a model has none."""
+        own = [{x.path: x for x in side.record.layers if x.kind == "self"} for side in self.sides]
+        found = {}
+        for stage, rows in paired([side.record.spec for side in self.sides], every=True).items():
+            there = [row for row in rows if all(p is None or p in mine for p, mine in zip(row, own, strict=True))]
+            if there:
+                found[stage] = [tuple(mine.get(p) for p, mine in zip(row, own, strict=True)) for row in there]
+        return found
+
+    @property
+    def bytes(self) -> int:
+        return sum(side.record.bytes for side in self.sides)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A way to look at one layer at one step."""
+
+    title: str
+    help: str
+    heads: list[str]
+    colour: bool = False  # its values are colours already
+
+
+KINDS = {
+    "row": Kind(
+        title="Where it looks",
+        help="Point at a patch of either picture, click to keep it, drag for a region, or use the arrow keys.",
+        heads=EVERY_HEAD,
+    ),
+    "received": Kind(
+        title="Looked at", help="How much all patches together look at each: dark least, bright most.", heads=EVERY_HEAD
+    ),
+    "entropy": Kind(
+        title="How widely",
+        help="Entropy of each patch's attention: the darkest look at the fewest places, the brightest most widely.",
+        heads=EVERY_HEAD,
+    ),
+    "distance": Kind(
+        title="How far", help="How far away each patch looks, on average: bright is far.", heads=EVERY_HEAD
+    ),
+    "pca": Kind(
+        title="PCA",
+        help="Patches that look at the same places have the same colour: the first three principal components, "
+        "one basis for both models and all steps.",
+        heads=[MEAN, "paper", "each"],
+        colour=True,
+    ),
+    "segments": Kind(
+        title="Segments", help="Patches gathered by where they look, with no word involved.", heads=[MEAN], colour=True
+    ),
+    "word": Kind(title="Words", help="Where this word of the prompt is drawn: cross-attention.", heads=[MEAN]),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the page shows, checked against the capture."""
+
+    kind: str
+    stage: str
+    layer: int  # of the stage's pairs
+    head: str | int
+    step: int | None  # None: the mean of all
+    box: tuple[float, float, float, float] | None  # left, top, right, bottom, as shares of the picture
+    word: int | None
+    diagonal: bool
+
+
+# --- the page's value
+
+
+def value(key: str, capture: Capture) -> dict:
+    """What the viewer needs once: pictures, stages with their layers, words, and the agreement chart."""
+    record = capture.sides[0].record
+    stages = [_stage(name, capture) for name in STAGES]
+    open_stages = [s for s in stages if not s["absent"]]
+    fine = {s["name"]: min(s["grid"]) >= FINE for s in open_stages}
+    first = next((s for s in ("UP-1", "UP-2") if fine.get(s)), open_stages[-1]["name"])
+    return {
+        "phase": "done",
+        "status": "",
+        "id": key,
+        "prompt": capture.prompt,
+        "width": record.width,
+        "height": record.height,
+        "models": [{"title": s.title, "picture": _url(s.picture)} for s in capture.sides],
+        "stages": stages,
+        "stage": first,
+        "numbers": list(range(1, record.steps + 1)),
+        "steps": record.steps,
+        "kinds": [
+            {"name": name, "title": k.title, "help": k.help, "heads": k.heads, "colour": k.colour}
+            for name, k in KINDS.items()
+        ],
+        "words": _words(capture),
+        "two": len(capture.sides) == 2,
+        "table": _encoded(torch.from_numpy(render.TABLE)),
+        "told": capture.told,
+    }
+
+
+def _url(picture: Image.Image) -> str:
+    small = picture.copy()
+    small.thumbnail((PICTURE, PICTURE))
+    buffer = io.BytesIO()
+    small.save(buffer, "WEBP", quality=92)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _stage(name: str, capture: Capture) -> dict:
+    rows = capture.stages.get(name)
+    if rows is None:
+        has = any(name in dict(s.record.spec.self_attentions()) for s in capture.sides)
+        absent = f"{name} was not recorded" if has else f"there is no attention in {name}"
+        return {"name": name, "absent": absent}
+    layers = [next(x for x in row if x) for row in rows]
+    return {
+        "name": name,
+        "absent": "",
+        "grid": list(layers[-1].grid),
+        "heads": layers[-1].heads,
+        "layers": [layer.label.removeprefix(f"{name}, ") for layer in layers],
+    }
+
+
+def _words(capture: Capture) -> list[dict]:
+    record = capture.sides[0].record
+    if not all(any(x.kind == "cross" for x in s.record.layers) for s in capture.sides):
+        return []
+    return [{"text": text, "special": text.startswith("<|")} for text, _ in maps.words(record.tokens)]
+
+
+# --- one question
+
+
+def read(capture: Capture, asked: Mapping) -> Asked:
+    """What the page asks for; RequestError says what this capture has instead."""
+    kind, stage, steps = str(asked.get("kind")), str(asked.get("stage")), capture.sides[0].record.steps
+    if kind not in KINDS:
+        raise RequestError(f"there is no view {kind!r}; choose one of {', '.join(KINDS)}")
+    if stage not in capture.stages:
+        raise RequestError(
+            f"{_stage(stage, capture)['absent'] if stage in STAGES else f'there is no stage {stage!r}'}; "
+            f"this capture has {', '.join(capture.stages)}"
+        )
+    count = len(capture.stages[stage])
+    index = _number("layer", asked.get("layer", count - 1), count)
+    step = None if asked.get("step") == MEAN else _number("step", asked.get("step", 0), steps)
+    word = None
+    if kind == "word":
+        words = _words(capture)
+        if not words:
+            raise RequestError("words were not recorded in this capture; tick Words and capture again")
+        word = _number("word", asked.get("word", 0), len(words))
+    choices = KINDS[kind].heads
+    head = asked.get("head", MEAN)
+    if head not in choices or head == "each":
+        found = next(x for x in capture.stages[stage][index] if x)
+        if "each" not in choices:
+            raise RequestError(f"{KINDS[kind].title} is the {choices[0]} of all heads")
+        head = _number("head", head, found.heads)
+    box = _box(asked.get("box")) if kind == "row" else None
+    return Asked(
+        kind=kind,
+        stage=stage,
+        layer=index,
+        head=head,
+        step=step,
+        box=box,
+        word=word,
+        diagonal=asked.get("diagonal") is not False,
+    )
+
+
+def _number(name: str, given: object, count: int) -> int:
+    if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given < count:
+        raise RequestError(f"{name} {given!r} is not in this capture; they count from 0 to {count - 1}")
+    return given
+
+
+def _box(given: object) -> tuple[float, float, float, float]:
+    whole = isinstance(given, list) and len(given) == 4 and all(isinstance(v, int | float) for v in given)
+    if not whole or not all(0 <= v < 1 for v in given) or given[0] > given[2] or given[1] > given[3]:
+        raise RequestError("this place is outside the picture; click within it")
+    return tuple(given)
+
+
+def look(capture: Capture, asked: Mapping) -> dict:
+    """The maps of both models, side by side, and what they are in words."""
+    if asked.get("kind") == "agreement":
+        return alike(capture)
+    one = read(capture, asked)
+    sides = [_side(capture, k, one) for k in range(len(capture.sides))]
+    return {"kind": "colour" if KINDS[one.kind].colour else "heat", "sides": sides, "said": said(capture, one)}
+
+
+def alike(capture: Capture) -> dict:
+    """The agreement chart: per stage a value per step, or why there is none."""
+    if len(capture.sides) != 2:
+        raise RequestError("agreement is between two models; this capture has one")
+    if "alike" not in capture.made:
+        found = agreement(*(side.record for side in capture.sides))
+        capture.made["alike"] = [
+            {"stage": a.stage, "values": list(a.cosine), "divergence": list(a.divergence), "absent": a.absent}
+            for a in found
+        ]
+    return {"rows": capture.made["alike"]}
+
+
+def heads(capture: Capture, one: Asked) -> str:
+    """How the heads of the shown layer are joined."""
+    layer = next(x for x in capture.stages[one.stage][one.layer] if x)
+    if isinstance(one.head, int):
+        return f"head {one.head + 1} of {layer.heads}"
+    if one.head == "paper":
+        return f"{layer.heads} heads side by side, each step by itself"
+    return f"{one.head} of {layer.heads} heads"
+
+
+def said(capture: Capture, one: Asked) -> str:
+    """Which map this is: stage, step, heads and patches."""
+    record = capture.sides[0].record
+    layer = next(x for x in capture.stages[one.stage][one.layer] if x)
+    when = f"mean of {record.steps} steps" if one.step is None else f"step {one.step + 1} of {record.steps}"
+    return f"{one.stage}, {when}, {heads(capture, one)}, {layer.grid[1]} × {layer.grid[0]} patches"
+
+
+def _absent(side: Side, stage: str) -> dict:
+    has = stage in side.record.spec.depths()
+    return {"absent": f"{side.title} has no attention in {stage}" if has else f"{side.title} has no {stage}"}
+
+
+def _side(capture: Capture, k: int, one: Asked) -> dict:
+    side, layer = capture.sides[k], capture.stages[one.stage][one.layer][k]
+    if layer is None:
+        return _absent(side, one.stage)
+    found, cells, note = _VIEWS[one.kind](capture, k, layer, one)
+    block = layer.label.removeprefix(f"{one.stage}, ").capitalize()
+    answer = {"grid": list(layer.grid), "data": _encoded(found), "said": f"{block}: {note}"}
+    return answer | ({"cells": list(cells)} if cells else {})
+
+
+def pictures(capture: Capture, asked: Mapping, *, opacity: float = 0.75, gamma: float = 1.0) -> list[Image.Image | str]:
+    """What the viewer shows, as pictures: each model's with its map on it, or why there is none."""
+    one, found = read(capture, asked), []
+    for k, (side, layer) in enumerate(zip(capture.sides, capture.stages[asked["stage"]][one.layer], strict=True)):
+        if layer is None:
+            found.append(_absent(side, one.stage)["absent"])
+            continue
+        values, cells, _ = _VIEWS[one.kind](capture, k, layer, one)
+        if KINDS[one.kind].colour:
+            over = render.components(values, layer.grid, side.picture.size)
+            drawn = Image.blend(side.picture.convert("RGB"), over, opacity)
+        else:
+            drawn = render.heat(side.picture, values.float(), layer.grid, opacity=opacity, gamma=gamma, high=255.0)
+        found.append(_boxed(drawn, cells, layer) if cells else drawn)
+    return found
+
+
+def _boxed(picture: Image.Image, cells: tuple[int, int, int, int], layer: Layer) -> Image.Image:
+    """The picture with the marked region's outline."""
+    height, width = picture.height / layer.grid[0], picture.width / layer.grid[1]
+    left, top, right, bottom = cells
+    edges = (left * width, top * height, right * width - 1, bottom * height - 1)
+    ImageDraw.Draw(picture).rectangle(edges, outline=render.MARK, width=max(2, picture.width // 128))
+    return picture
+
+
+def _over_steps(record: AttentionRecord, layer: Layer, step: int | None, work: Callable) -> torch.Tensor:
+    """One step's map, or the mean of all steps'."""
+    steps = range(record.steps) if step is None else (step,)
+    return maps.mean([work(*record.at(layer, s)) for s in steps])
+
+
+def heat(values: torch.Tensor, low: float = 0.0) -> torch.Tensor:
+    """Values -> uint8: `low` is 0, the largest 255."""
+    span = max(float(values.max()) - low, 1e-12)
+    return ((values - low) / span * 255).clamp(0, 255).round().to(torch.uint8)
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if share < 0.1 else f"{100 * share:.0f} %"
+
+
+def cells_of(layer: Layer, box: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
+    """left, top, right, bottom in patches, the last two exclusive."""
+    height, width = layer.grid
+    left, top, right, bottom = box
+    return int(left * width), int(top * height), int(right * width) + 1, int(bottom * height) + 1
+
+
+def row(record: AttentionRecord, layer: Layer, one: Asked) -> torch.Tensor:
+    """(N,): where the marked patch, or the mean of the marked region, looks."""
+    left, top, right, bottom = cells_of(layer, one.box)
+    mask = torch.zeros(layer.grid, dtype=torch.bool)
+    mask[top:bottom, left:right] = True
+    work = partial(maps.region, mask=mask, head=one.head, diagonal=one.diagonal)
+    return _over_steps(record, layer, one.step, work)
+
+
+def _row(capture: Capture, k: int, layer: Layer, one: Asked):
+    found = row(capture.sides[k].record, layer, one)
+    cells = cells_of(layer, one.box)
+    left, top, right, bottom = cells
+    own = float(found.unflatten(0, layer.grid)[top:bottom, left:right].sum())
+    what = "itself" if (right - left) * (bottom - top) == 1 else "the region itself"
+    most = f"{percent(float(found.max()))} on the most looked at patch"
+    note = f"{percent(own)} on {what}, {most}" if one.diagonal else f"without itself, {most}"
+    return heat(found), cells, note
+
+
+def _received(capture: Capture, k: int, layer: Layer, one: Asked):
+    found = _over_steps(capture.sides[k].record, layer, one.step, partial(maps.received, head=one.head))
+    least, most = float(found.min()), float(found.max())
+    return heat(found, least), None, f"from {least:.2f} to {most:.2f} times a fair share"
+
+
+def _entropy(capture: Capture, k: int, layer: Layer, one: Asked):
+    found = _over_steps(capture.sides[k].record, layer, one.step, partial(maps.entropy, head=one.head))
+    return (
+        heat(found, float(found.min())),
+        None,
+        f"from {float(found.min()):.2f} to {float(found.max()):.2f}, mean {float(found.mean()):.2f}; 1 is alike",
+    )
+
+
+def _distance(capture: Capture, k: int, layer: Layer, one: Asked):
+    record = capture.sides[k].record
+    patch = record.width / layer.grid[1]
+    work = partial(maps.mean_distance, grid=layer.grid, head=one.head, patch=patch)
+    found = _over_steps(record, layer, one.step, work)
+    return (
+        heat(found, float(found.min())),
+        None,
+        f"{float(found.mean()):.0f} px on average, {float(found.max()):.0f} px at most",
+    )
+
+
+def _segments(capture: Capture, k: int, layer: Layer, one: Asked):
+    rows = _over_steps(capture.sides[k].record, layer, one.step, maps.probabilities)
+    found = maps.segments(rows, layer.grid)
+    count = int(found.max()) + 1
+    return SEGMENTS[found % len(SEGMENTS)], None, f"{count} segment{'s' * (count > 1)}"
+
+
+def _word(capture: Capture, k: int, layer: Layer, one: Asked):
+    record = capture.sides[k].record
+    text, tokens = maps.words(record.tokens)[one.word]
+    cross = record.layer(one.stage, "cross", layer.path.removesuffix("attn1") + "attn2")
+    found = _over_steps(record, cross, one.step, partial(maps.word_map, tokens=tokens))
+    return heat(found), None, f"up to {percent(float(found.max()))} of a patch's attention on “{text}”"
+
+
+def _pca(capture: Capture, k: int, layer: Layer, one: Asked):
+    if one.head == "paper" and one.step is None:
+        raise RequestError(
+            "with the heads side by side each step is fitted by itself, so there is no mean; choose a step"
+        )
+    painted, explained = colours(capture, one.stage, one.layer, one.head)[k]
+    at = len(painted) - 1 if one.step is None else one.step
+    share = sum(explained[at])
+    weak = "; three colours show little of it" if share < pca.MEANINGFUL else ""
+    parts = " + ".join(f"{100 * e:.0f}" for e in explained[at])
+    return painted[at], None, f"{parts} = {100 * share:.0f} % of the variance{weak}"
+
+
+def colours(capture: Capture, stage: str, index: int, head: str | int) -> list[tuple[list[torch.Tensor], list] | None]:
+    """Per side: (N, 3) colours of every step and at last of their mean, and each one's explained shares.
+
+    One basis for all of them; head "paper" has every step fitted alone, and no mean.
+    """
+    key = (stage, index, head)
+    if key not in capture.made:
+        capture.made[key] = (_paper if head == "paper" else _joint)(capture, capture.stages[stage][index], head)
+    return capture.made[key]
+
+
+def _steps(record: AttentionRecord, layer: Layer) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [record.at(layer, step) for step in range(record.steps)]
+
+
+def _paper(capture: Capture, pair: list[Layer | None], head: str) -> list:
+    return [x and pca.paper_mode(_steps(s.record, x)) for s, x in zip(capture.sides, pair, strict=True)]
+
+
+def _joint(capture: Capture, pair: list[Layer | None], head: str | int) -> list:
+    common = maps.common_grid([x.grid for x in pair if x])
+    frames = [
+        [maps.pooled(q, k, x.grid, common, head) for q, k in _steps(s.record, x)] if x else []
+        for s, x in zip(capture.sides, pair, strict=True)
+    ]
+    basis = pca.fit([frame for side in frames for frame in side])
+    full = [[*side, maps.mean(side)] if side else [] for side in frames]
+    painted, _ = pca.colours([frame for side in full for frame in side], basis)
+    rest = iter(painted)
+    return [([next(rest) for _ in side], [basis.explained] * len(side)) if side else None for side in full]
+
+
+_VIEWS = {
+    "row": _row,
+    "received": _received,
+    "entropy": _entropy,
+    "distance": _distance,
+    "segments": _segments,
+    "word": _word,
+    "pca": _pca,
+}
+
+
+def _encoded(values: torch.Tensor) -> str:
+    """uint8 of any shape as base64."""
+    return base64.b64encode(values.contiguous().numpy().tobytes()).decode()

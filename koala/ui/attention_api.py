@@ -1,0 +1,77 @@
+"""What /attention answers: the paper's figure, and every number behind it."""
+
+from collections.abc import Mapping, Sequence
+
+from koala.attention import view
+from koala.attention.figures import Choices, figure
+from koala.attention.view import Capture
+from koala.request import RequestError
+
+DIGITS = 6  # of a share in the JSON
+
+
+def asked(capture: Capture, stage: str, pixel: Sequence[float] | None, step: int | None, head: str | int) -> dict:
+    """The viewer's question for this pixel of the picture; None is the middle, of the picture or of the run."""
+    record = capture.sides[0].record
+    place = [record.width / 2, record.height / 2] if pixel is None else pixel
+    numbers = isinstance(place, list | tuple) and all(isinstance(v, int | float) for v in place)
+    if not numbers or len(place) != 2:
+        raise RequestError(f"pixel must be [x, y] in px of the picture, not {pixel!r}")
+    box = [place[0] / record.width, place[1] / record.height] * 2
+    at = record.steps // 2 if step is None else step
+    return {"kind": "row", "stage": stage, "head": head, "step": at, "box": box}
+
+
+def answer(capture: Capture, pixel: Sequence[float] | None, step: int | None, head: str | int) -> dict:
+    """Where the patch under a pixel looks, in the last layer of every recorded stage of every model."""
+    stages = {stage: _stage(capture, stage, pixel, step, head) for stage in capture.stages}
+    record = capture.sides[0].record
+    return {
+        "prompt": capture.prompt,
+        "models": [
+            {
+                "model": side.record.model,
+                "revision": side.record.revision,
+                "seed": side.record.seed,
+                "steps": side.record.steps,
+                "guidance": side.record.guidance,
+                "recorded_bytes": side.record.bytes,
+                "recording_ms": round(side.record.overhead_ms, 1),
+            }
+            for side in capture.sides
+        ],
+        "width": record.width,
+        "height": record.height,
+        "half": record.half,
+        "step": record.steps // 2 if step is None else step,
+        "head": head,
+        "stages": stages,
+        "agreement": view.alike(capture)["rows"] if len(capture.sides) == 2 else None,
+    }
+
+
+def _stage(capture: Capture, stage: str, pixel: Sequence[float] | None, step: int | None, head: str | int) -> list:
+    question = asked(capture, stage, pixel, step, head)
+    one, found = view.read(capture, question), []
+    shown = view.look(capture, question)["sides"]
+    for side, layer, told in zip(capture.sides, capture.stages[stage][one.layer], shown, strict=True):
+        if layer is None:
+            found.append(told)
+            continue
+        row = view.row(side.record, layer, one)
+        left, top, _, _ = told["cells"]
+        found.append(
+            {
+                "layer": layer.path,
+                "grid": list(layer.grid),
+                "patch": [left, top],
+                "row": [round(v, DIGITS) for v in row.tolist()],
+            }
+        )
+    return found
+
+
+def picture(capture: Capture, found: Mapping, pixel: Sequence[float] | None):
+    """The figure of these rows."""
+    choices = Choices(step=found["step"], head=found["head"], pixel=tuple(pixel) if pixel else None)
+    return figure(capture.sides, list(capture.stages), choices)

@@ -1,0 +1,336 @@
+"""The Attention tab: draw with two models once, then see where every patch looks, at any stage, step and head."""
+
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from html import escape
+
+import gradio as gr
+
+from koala.attention.plan import AttentionPlan
+from koala.locate import availability
+from koala.request import MAX_SEED, MAX_STEPS, GenerationRequest, RequestError
+from koala.specs import STAGES
+from koala.ui import attention_plans, stage, widgets
+from koala.ui.attention_store import PUBLIC_LIMIT, Store
+from koala.ui.messages import complain, readable
+from koala.ui.session import Session
+from koala.ui.settings import whole
+from koala.ui.theme import ASSETS, VIEWER
+
+QUIET = {"api_visibility": "private", "show_progress": "hidden"}
+CHEAP = QUIET | {"concurrency_limit": None}
+WITH_ATTENTION = tuple(s for s in STAGES if s not in ("DW-1", "UP-3"))
+OWN, SAME = "own", "same"  # what the teacher is given
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the page's fields ask for."""
+
+    prompt: str
+    models: tuple[str, str]
+    seed: str
+    random: bool
+    steps: int
+    guidance: float
+    width: int | None
+    height: int | None
+    stages: list[str]
+    every: bool
+    words: bool
+    inputs: str
+
+
+class Attention:
+    """The tab's components and handlers."""
+
+    def __init__(self, session: Session, store: Store):
+        self.session, self.store = session, store
+        self.active: dict[str, threading.Event] = {}  # by the visitor's session hash
+        with gr.Row(elem_classes="k-panes"):
+            with gr.Column(elem_classes="k-controls k-ask"):
+                self._ask()
+            with gr.Column(elem_classes="k-controls k-settings"):
+                self._settings()
+            with gr.Column(elem_classes="k-results"):
+                self._results()
+        self.capture = gr.State("", delete_callback=store.drop)
+        self._wire()
+
+    # --- layout
+
+    def _ask(self) -> None:
+        self.prompt = gr.Textbox(
+            label="Prompt",
+            value=widgets.EXAMPLES[0],
+            lines=2,
+            max_lines=6,
+            elem_id="kv-prompt",
+            html_attributes=gr.InputHTMLAttributes(spellcheck=False),
+        )
+        with gr.Row(elem_classes="k-actions"):
+            self.start = gr.Button("Draw and record", variant="primary", elem_id="kv-start", scale=3, min_width=140)
+            self.stop = gr.Button("Stop", variant="stop", elem_id="kv-stop", scale=1, min_width=80)
+        self.takes = gr.HTML("", elem_id="kv-takes", apply_default_css=False)
+        self.chips = gr.HTML(widgets.chips(), js_on_load=(ASSETS / "chips.js").read_text(), apply_default_css=False)
+
+    def _settings(self) -> None:
+        first = self.session.card(self.session.models[0])
+        with gr.Column(elem_classes="k-model"):
+            self.models = [
+                gr.Dropdown(
+                    self.choices(), value=name, label=label, allow_custom_value=True, elem_id=f"kv-model-{slot}"
+                )
+                for slot, label, name in zip("ab", ("First model", "Second model"), self.session.models, strict=True)
+            ]
+            self.inputs = gr.Radio(
+                [("its own picture", OWN), ("the student's, at every step", SAME)],
+                value=OWN,
+                label="The teacher looks at",
+                info="With the same input the network is all that differs.",
+                elem_id="kv-inputs",
+            )
+            with gr.Row():
+                self.steps = gr.Slider(
+                    1, MAX_STEPS, value=first.steps, step=1, label="Steps", min_width=130, elem_id="kv-num-steps"
+                )
+                self.guidance = gr.Slider(
+                    0, 30, value=first.guidance, step=0.5, label="Guidance", min_width=130, elem_id="kv-guidance"
+                )
+        with gr.Row(elem_classes="k-seeds"):
+            self.seed = gr.Textbox(label="Seed", value="0", max_lines=1, scale=1, min_width=130, elem_id="kv-seed")
+            with gr.Column(scale=1, min_width=150, elem_classes="k-seed-side"):
+                self.random = gr.Checkbox(label="Random each time", value=False, elem_id="kv-random")
+        with gr.Accordion("What is recorded", open=False):
+            self.stages = gr.CheckboxGroup(
+                list(WITH_ATTENTION), value=list(WITH_ATTENTION), label="Stages", elem_id="kv-record"
+            )
+            self.every = gr.Checkbox(
+                label="Every layer of a stage",
+                value=False,
+                info="Otherwise the student's last one, and the teacher's layer that it was cut from.",
+                elem_id="kv-every",
+            )
+            self.words = gr.Checkbox(
+                label="Words", value=True, info="Where each word of the prompt is drawn.", elem_id="kv-with-words"
+            )
+            with gr.Row():
+                self.width = gr.Number(label="Width, px", value=first.width, min_width=90, elem_id="kv-width")
+                self.height = gr.Number(label="Height, px", value=first.height, min_width=90, elem_id="kv-height")
+
+    def _results(self) -> None:
+        def look(asked):
+            return self.look(asked)
+
+        def take(asked):
+            return self.take(asked)
+
+        self.viewer = gr.HTML(
+            self.empty(),
+            html_template=(VIEWER / "viewer.html").read_text(),
+            js_on_load=(VIEWER / "viewer.js").read_text() + (ASSETS / "attention.js").read_text(),
+            apply_default_css=False,
+            elem_id="kv-viewer",
+            server_functions=[look, take],
+        )
+
+    @property
+    def fields(self) -> list[gr.components.Component]:
+        """In the order of Asked, the two models apart."""
+        shown = [self.seed, self.random, self.steps, self.guidance, self.width, self.height]
+        return [self.prompt, *self.models, *shown, self.stages, self.every, self.words, self.inputs]
+
+    def _wire(self) -> None:
+        run = self.start.click(
+            self.run,
+            [*self.fields, self.capture],
+            [self.viewer, self.seed, self.capture],
+            concurrency_id="gpu",
+            concurrency_limit=1,
+            **QUIET,
+        )
+        self.stop.click(self.halt, [self.capture, *self.models], self.viewer, cancels=[run], queue=False, **CHEAP)
+        self.chips.click(self.example, None, self.prompt, **CHEAP)
+        decides = [*self.models, self.steps, self.width, self.height, self.stages, self.every, self.words]
+        gr.on([c.change for c in decides], self.forecast, self.fields, self.takes, queue=False, **CHEAP)
+        for model in self.models:
+            model.input(self.pick, self.models, [self.steps, self.guidance, self.width, self.height], **CHEAP)
+            model.focus(lambda: gr.Dropdown(self.choices()), None, model, queue=False, **CHEAP)
+
+    # --- what can be asked for
+
+    def choices(self) -> list[tuple[str, str]]:
+        """Models that are on this machine; other tabs may have made new ones."""
+        return [choice for choice in self.session.choices() if availability(self.session.card(choice[1]))[0]]
+
+    def example(self, event: gr.EventData) -> str:
+        return str(event._data["prompt"])
+
+    def pick(self, *names: str):
+        """A model was chosen: it loads meanwhile; the student's own steps and guidance, the first one's size."""
+        try:
+            first, second = (self.session.card(name or "") for name in names)
+            for card in (first, second):
+                self.session.want(card.name)
+        except RequestError as error:
+            raise complain(error, "Unknown model") from None
+        return second.steps, second.guidance, first.width, first.height
+
+    def plan(self, asked: Asked) -> list[AttentionPlan]:
+        """What is recorded of each model."""
+        cards = [self.session.card(name or "") for name in asked.models]
+        return attention_plans.plans(
+            cards,
+            whole(asked.width) or cards[0].width,
+            whole(asked.height) or cards[0].height,
+            whole(asked.steps),
+            stages=asked.stages,
+            every=asked.every,
+            words=asked.words,
+            same_input=asked.inputs == SAME,
+            public=not self.session.local,
+        )
+
+    def forecast(self, *values) -> str:
+        """What a capture of these settings keeps in memory; or why it cannot be made."""
+        try:
+            plans = self.plan(_read(values))
+        except RequestError as error:
+            return f'<p class="k-note k-needs">{escape(readable(error))}</p>'
+        kept = sum(p.bytes for p in plans)
+        layers = " and ".join(f"{len(p.layers)}" for p in plans)
+        return (
+            f'<p class="k-note">Keeps queries and keys of {layers} attention layers over {plans[0].steps} steps: '
+            f"<b>{kept / 1e6:,.1f} MB</b>.</p>"
+        )
+
+    # --- a capture
+
+    def empty(self, *names: str) -> dict:
+        cards = [self.session.card(n) for n in names or self.session.models]
+        return {
+            "phase": "empty",
+            "status": "Draw and record, then point at a patch of either picture. Ctrl+Enter begins, Esc stops.",
+            "width": cards[0].width,
+            "height": cards[0].height,
+            "models": [{"title": c.title} for c in cards],
+        }
+
+    def requests(self, asked: Asked) -> list[GenerationRequest]:
+        """One request per model, alike in everything else; RequestError names the first field that cannot work."""
+        seed = str(secrets.randbelow(MAX_SEED + 1)) if asked.random else asked.seed
+        if seed in (None, ""):
+            raise RequestError("the seed is empty; type any whole number, or tick Random")
+        self.session.library()  # two threads must not import diffusers at once
+        from koala.compare import same_noise
+
+        alike = {"prompt": asked.prompt or "", "seed": whole(seed), "steps": whole(asked.steps)}
+        alike |= {"guidance": asked.guidance, "width": whole(asked.width), "height": whole(asked.height)}
+        made = [GenerationRequest(model=name or "", **alike) for name in asked.models]
+        return same_noise([self.session.check(r) for r in made])
+
+    def run(self, request: gr.Request, *values) -> Iterator[dict]:
+        """The button: both pictures as they come, then everything that was recorded, at once."""
+        *given, before = values
+        asked = _read(given)
+        try:
+            plans = self.plan(asked)
+            requests = self.requests(asked)
+        except RequestError as error:
+            raise complain(error) from None
+        from koala.attention import view
+        from koala.ui import attention_run
+
+        cards = [self.session.card(r.model) for r in requests]
+        show, cancel, key = stage.Stage(requests, cards), threading.Event(), request.session_hash
+        self.active[key] = cancel
+        waits = [c.title for c in cards if self.session.state(c.name).state != "ready"]
+        begin = f"Loading {' and '.join(waits)}" if waits else f"{cards[0].title}: starting"
+        yield {self.viewer: show.say(begin), self.seed: str(requests[0].seed)}
+        work = attention_run.drawing(plans, same_input=asked.inputs == SAME)
+        found = {}
+        try:
+            with closing(self.session.run(requests, cancel, work)) as updates:
+                for update in updates:
+                    for position, step in update.steps.items():
+                        show.step(position, step)
+                    found |= update.results
+                    yield {self.viewer: show.value}
+        except Exception as error:
+            yield {self.viewer: self._back(before, "Stopped." if cancel.is_set() else "The run failed.", cards)}
+            if cancel.is_set():
+                return
+            raise complain(error, "The run failed") from None
+        finally:
+            if self.active.get(key) is cancel:
+                del self.active[key]
+        capture = attention_run.capture(requests, cards, found, same_input=asked.inputs == SAME)
+        self.store.drop(before)
+        new = self.store.add(capture)
+        yield {self.viewer: view.value(new, capture), self.capture: new}
+
+    def _back(self, before: str, status: str, cards) -> dict:
+        """After a run that came to nothing: the capture before it, where it is still kept."""
+        from koala.attention import view
+
+        try:
+            return view.value(before, self.store.get(before)) | {"status": status}
+        except RequestError:
+            return self.empty(*(c.name for c in cards)) | {"status": status, "phase": "stopped"}
+
+    def halt(self, request: gr.Request, before: str, *names: str):
+        """The Stop button; the run ends within one step, and a waiting one leaves the queue."""
+        cancel = self.active.pop(request.session_hash, None)
+        if cancel is None:
+            return gr.skip()
+        cancel.set()
+        return self._back(before, "Stopped.", [self.session.card(n) for n in names])
+
+    # --- what the page asks while one looks at a capture
+
+    def look(self, asked: object) -> dict:
+        """The maps of both models for what the page shows; a problem is an answer, too."""
+        from koala.attention import view
+
+        return self._answer(view.look, asked)
+
+    def take(self, asked: object) -> dict:
+        """A file of what the page shows: its name, type and content."""
+        from koala.ui import attention_files
+
+        return self._answer(attention_files.take, asked)
+
+    def _answer(self, work, asked: object) -> dict:
+        try:
+            if not isinstance(asked, dict):
+                raise RequestError("the page asked for nothing; reload it")
+            return work(self.store.get(asked.get("id")), asked)
+        except Exception as error:
+            return {"problem": readable(error)}
+
+
+def _read(values) -> Asked:
+    prompt, first, second, seed, random, steps, guidance, width, height, stages, every, words, inputs = values
+    return Asked(
+        prompt=prompt,
+        models=(first, second),
+        seed=seed,
+        random=random,
+        steps=steps,
+        guidance=guidance,
+        width=width,
+        height=height,
+        stages=stages,
+        every=every,
+        words=words,
+        inputs=inputs,
+    )
+
+
+def build(session: Session) -> None:
+    tab = Attention(session, Store() if session.local else Store(PUBLIC_LIMIT))
+    own_tab = gr.context.Context.block
+    own_tab.select(tab.forecast, tab.fields, tab.takes, queue=False, **CHEAP)
