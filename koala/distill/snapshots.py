@@ -40,6 +40,7 @@ class Position:
     seconds: float  # of training so far
     best_step: int | None = None
     best_loss: float | None = None
+    data: str = ""  # key of the encoded data that were learned from
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:

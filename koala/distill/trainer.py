@@ -9,14 +9,12 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from importlib.util import find_spec
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from diffusers import UNet2DConditionModel
 from filelock import FileLock, Timeout
-from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from koala.costs import LATENT_CHANNELS, LATENT_FACTOR
 from koala.distill import snapshots
@@ -30,6 +28,7 @@ from koala.distill.ema import Ema
 from koala.distill.means import Means
 from koala.distill.optimizers import build_optimizers, learning_rate
 from koala.distill.pairs import feature_pairs
+from koala.distill.preflight import check, keep_exact
 from koala.distill.processes import on_cpu, this_process
 from koala.distill.reporter import Reporter
 from koala.distill.run_folder import RunFolder
@@ -66,32 +65,6 @@ def train(
     _Run(run, config, resume_from, StopSignal(config.time_limit), say).go()
 
 
-def _check(config: DistillConfig, accelerator: Accelerator) -> None:
-    """RequestError for what cannot run on these devices, before hours of encoding."""
-    for tracker in config.trackers:
-        if find_spec(tracker) is None:  # accelerate would go on without it
-            raise RequestError(f"trackers={tracker} needs {tracker}, which is not installed: pip install {tracker}")
-    each = accelerator.num_processes * config.accumulation
-    if config.batch_size % each:
-        raise RequestError(
-            f"batch_size {config.batch_size} cannot be split over {accelerator.num_processes} processes of "
-            f"{config.accumulation} passes each; choose a multiple of {each}"
-        )
-    if config.optimizer == "adamw8bit" and accelerator.device.type != "cuda":
-        raise RequestError("optimizer=adamw8bit needs a CUDA GPU; choose optimizer=adamw")
-    if accelerator.distributed_type == DistributedType.FSDP:
-        if config.optimizer != "adamw":
-            raise RequestError(f"optimizer={config.optimizer} needs whole matrices, which FSDP cuts up; choose adamw")
-        if config.ema_device == "cpu":
-            raise RequestError("ema_device=cpu does not go with FSDP, which shards the moving average already")
-
-
-def _keep_exact(accelerator: Accelerator) -> None:
-    """FSDP's own half precision would add up gradients in it, and round sizes like 1333 px before they are embedded."""
-    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
-    accelerator.state.fsdp_plugin.mixed_precision_policy = policy
-
-
 class _Run:
     """One call of `train`: what it needs, the loop, and what it keeps."""
 
@@ -112,7 +85,7 @@ class _Run:
             project_dir=str(run.path),
             cpu=on_cpu(),
         )
-        _check(config, self.accelerator)
+        check(config, self.accelerator)
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.reporter = Reporter(run, config.num_steps, active=self.main)
         self.say = say if self.main else log.debug
@@ -218,16 +191,22 @@ class _Run:
         self.micro = config.batch_size // (accelerator.num_processes * config.accumulation)
         optimizers = build_optimizers(bare, config)
         if accelerator.distributed_type == DistributedType.FSDP:
-            _keep_exact(accelerator)
+            keep_exact(accelerator)
         self.student, *self.optimizers = accelerator.prepare(bare, *optimizers)
         self.bare = accelerator.unwrap_model(self.student)
         self.ema = Ema(self.bare, config.ema_decay, config.ema_device) if config.ema_decay else None
 
     def _start_or_resume(self) -> None:
         config, run = self.config, self.run
-        self.position = snapshots.Position(step=0, ema_steps=0, seconds=0.0)
+        self.position = snapshots.Position(step=0, ema_steps=0, seconds=0.0, data=self.data.key)
         if self.resume_from is not None:
             self.position, scaler = snapshots.position(run, self.resume_from)
+            if self.position.data != self.data.key:
+                raise RequestError(
+                    f"{config.data}, or the teacher's encoders, changed since checkpoint step-{self.resume_from} was "
+                    "written; put them back, or start a new run from this student with student_init="
+                    f"{run.student}"
+                )
             snapshots.load_rest(run, self.resume_from, self.bare, self.ema, self.optimizers)
             if self.ema:
                 self.ema.steps = self.position.ema_steps

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 from filelock import FileLock
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from koala.distill import snapshots, trainer
@@ -169,6 +170,23 @@ def test_a_tracker_gets_the_curves(small, run):
     pytest.importorskip("tensorboard")
     train(run, small(num_steps=1, trackers=("tensorboard",)))
     assert list(run.path.rglob("events.out.tfevents*"))
+
+
+def test_a_run_does_not_go_on_with_other_data(small, run, tmp_path):
+    def draw(colour):
+        Image.new("RGB", (128, 128), colour).save(folder / "b.png")
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        draw("red")
+        (folder / "b.png").rename(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text("a red circle")
+    config = small(num_steps=1, data=str(folder), captions="short", short_caption="txt", validation_pictures=1)
+    train(run, config)
+    draw("blue")
+    with pytest.raises(RequestError, match="changed since checkpoint step-1 was written.*student_init="):
+        train(run, dataclasses.replace(config, num_steps=2), resume_from=1)
 
 
 def test_a_checkpoint_of_another_run_is_refused(small, run):

@@ -80,7 +80,7 @@ def encode(
     )
     chunks = filling.run(rank, world)
     limits = dict(num_pictures=config.num_pictures, held_back=config.validation_pictures)
-    data = EncodedData(chunks, filling.empty, **limits)
+    data = EncodedData(chunks, filling.empty, key=folder.name, **limits)
     _check(config, data, chunks)
     return data
 
@@ -92,6 +92,8 @@ def _check(config: DistillConfig, data: EncodedData, chunks: list[Chunk]) -> Non
     if data.skipped + data.num_pictures < config.num_pictures:
         log.warning("%s has no %d pictures; all are used", config.data, config.num_pictures)
     if not data.num_pictures:
+        for chunk in chunks:  # the next try shall look again: files may have been missing, or the network
+            chunk.file.unlink(missing_ok=True)
         why = next((f"; the first: {why}" for chunk in chunks for why in chunk.skipped), "")
         raise RequestError(f"{config.data} holds no picture that can be used: {data.skipped} were skipped{why}")
     if not data.sizes:

@@ -53,8 +53,9 @@ class Batch:
 class EncodedData:
     """The pictures of a cache: those to learn from, and the last ones of the data, held back for validation."""
 
-    def __init__(self, chunks: Sequence[Chunk], empty: Path, *, num_pictures: int, held_back: int):
-        """`num_pictures` is how many to use at most; 0 is all."""
+    def __init__(self, chunks: Sequence[Chunk], empty: Path, *, key: str, num_pictures: int, held_back: int):
+        """`num_pictures` is how many to use at most, 0 is all; `key` changes whenever any of the data does."""
+        self.key = key
         self._files = [chunk.file for chunk in chunks]
         self._open = lru_cache(maxsize=_OPEN_FILES)(lambda file: safe_open(file, framework="pt"))
         with safe_open(empty, framework="pt") as opened:

@@ -230,6 +230,7 @@ def test_nothing_but_broken_pictures_is_refused_with_the_first_reason(tmp_path, 
         RequestError, match="no picture that can be used: 4 were skipped; the first: set.parquet, row 0"
     ):
         encoded(set_config(tmp_path, tmp_path / "set.parquet", short_caption="caption"), encoders)
+    assert not list((tmp_path / "cache").rglob("*0000*.safetensors"))  # remembered by nobody: the next try looks again
 
 
 def test_256_broken_pictures_in_a_row_are_not_remembered_as_broken(tmp_path, encoders):

@@ -1,0 +1,37 @@
+"""What is looked at and set before a run begins: what cannot work on these devices, and FSDP's precision."""
+
+from importlib.util import find_spec
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch.distributed.fsdp import MixedPrecisionPolicy
+
+from koala.distill.config import DistillConfig
+from koala.request import RequestError
+
+
+def check(config: DistillConfig, accelerator: Accelerator) -> None:
+    """RequestError for what cannot run on these devices, before hours of encoding."""
+    for tracker in config.trackers:
+        if find_spec(tracker) is None:  # accelerate would go on without it
+            raise RequestError(f"trackers={tracker} needs {tracker}, which is not installed: pip install {tracker}")
+    each = accelerator.num_processes * config.accumulation
+    if config.batch_size % each:
+        raise RequestError(
+            f"batch_size {config.batch_size} cannot be split over {accelerator.num_processes} processes of "
+            f"{config.accumulation} passes each; choose a multiple of {each}"
+        )
+    if config.optimizer == "adamw8bit" and accelerator.device.type != "cuda":
+        raise RequestError("optimizer=adamw8bit needs a CUDA GPU; choose optimizer=adamw")
+    if accelerator.distributed_type == DistributedType.FSDP:
+        if config.optimizer != "adamw":
+            raise RequestError(f"optimizer={config.optimizer} needs whole matrices, which FSDP cuts up; choose adamw")
+        if config.ema_device == "cpu":
+            raise RequestError("ema_device=cpu does not go with FSDP, which shards the moving average already")
+
+
+def keep_exact(accelerator: Accelerator) -> None:
+    """FSDP's own half precision would add up gradients in it, and round sizes like 1333 px before they are embedded."""
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    accelerator.state.fsdp_plugin.mixed_precision_policy = policy
