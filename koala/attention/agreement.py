@@ -9,9 +9,8 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from koala.attention.maps import common_grid, pooled
-from koala.attention.pairing import paired
 from koala.attention.plan import Layer
-from koala.attention.recorded import AttentionRecord
+from koala.attention.recorded import AttentionRecord, beside
 from koala.request import RequestError
 from koala.specs import STAGES
 
@@ -33,23 +32,6 @@ def divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     middle = (p + q) / 2
     each = (torch.xlogy(x, x / middle.clamp_min(1e-30)).sum(-1) for x in (p, q))
     return sum(each) / 2 / torch.log(torch.tensor(2.0))
-
-
-def pairs(first: AttentionRecord, second: AttentionRecord) -> dict[str, list[tuple[Layer | None, Layer | None]]]:
-    """Recorded stage -> its self-attention layers of both, paired by the layer map; None where one lacks the stage.
-
-    A layer whose partner was not recorded is left out.
-    """
-    recorded = [{x.path: x for x in r.layers if x.kind == "self"} for r in (first, second)]
-    found = {
-        stage: [
-            tuple(layers.get(path) for layers, path in zip(recorded, row, strict=True))
-            for row in rows
-            if all(path is None or path in layers for layers, path in zip(recorded, row, strict=True))
-        ]
-        for stage, rows in paired([first.spec, second.spec], every=True).items()
-    }
-    return {stage: rows for stage, rows in found.items() if rows}
 
 
 def _nearest(timestep: float, timesteps: tuple[float, ...]) -> int:
@@ -80,7 +62,7 @@ def agreement(first: AttentionRecord, second: AttentionRecord) -> list[StageAgre
             f"the captures are {first.width}x{first.height} and {second.width}x{second.height} px; "
             "capture both in one size"
         )
-    together, found = pairs(first, second), []
+    together, found = beside([first, second]), []
     for stage in STAGES:
         whole = [pair for pair in together.get(stage, ()) if None not in pair]
         if not whole:

@@ -11,9 +11,8 @@ import torch
 from PIL import Image
 
 from koala.attention import maps, pca
-from koala.attention.pairing import paired
-from koala.attention.plan import AttentionPlan, Layer
-from koala.attention.recorded import AttentionRecord
+from koala.attention.plan import AttentionPlan, Layer, check_stages
+from koala.attention.recorded import AttentionRecord, beside
 from koala.attention.render import components, gif, heat, marked, table
 from koala.request import RequestError
 
@@ -88,14 +87,13 @@ class Choices:
             raise RequestError("words need cross-attention, which is not recorded here; record it with them")
 
 
-def beside(sides: Sequence[Side], stage: str) -> list[Layer | None]:
+def _layers(sides: Sequence[Side], stage: str) -> tuple[Layer | None, ...]:
     """The stage's last recorded layers that stand beside each other; None where a model has no attention there."""
-    recorded = [{x.path: x for x in s.record.layers if x.kind == "self"} for s in sides]
-    rows = paired([s.record.spec for s in sides], stages=[stage], every=True)[stage]
-    for row in reversed(rows):
-        if all(path is None or path in own for path, own in zip(row, recorded, strict=True)):
-            return [own.get(path) for path, own in zip(row, recorded, strict=True)]
-    raise RequestError(f"{stage} was not recorded in all of these models; capture them together, with {stage}")
+    found = beside([side.record for side in sides]).get(stage)
+    if not found:
+        check_stages(sides[0].record.spec, [stage])
+        raise RequestError(f"{stage} was not recorded in all of these models; capture them together, with {stage}")
+    return found[-1]
 
 
 def _absent(side: Side, stage: str) -> str:
@@ -122,7 +120,7 @@ def _over(record: AttentionRecord, step: int | None) -> Sequence[int]:
 def _heat(sides: Sequence[Side], stage: str, choices: Choices, wanted: Sequence[Sequence[int | None]]):
     """The pictures of wanted steps under a map, per side."""
     found: list[list[Image.Image] | str] = []
-    for side, layer, steps in zip(sides, beside(sides, stage), wanted, strict=True):
+    for side, layer, steps in zip(sides, _layers(sides, stage), wanted, strict=True):
         if layer is None:
             found.append(_absent(side, stage))
             continue
@@ -139,7 +137,7 @@ def _heat(sides: Sequence[Side], stage: str, choices: Choices, wanted: Sequence[
 
 def _components(sides: Sequence[Side], stage: str, choices: Choices, wanted: Sequence[Sequence[int | None]]):
     """The colours of wanted steps, per side: one basis for the steps and means of all, or as the paper's."""
-    layers = beside(sides, stage)
+    layers = _layers(sides, stage)
     painted, said = _paper(sides, layers, wanted) if choices.paper else _joint(sides, layers, choices)
     found: list[list[Image.Image] | str] = []
     for side, layer, colours, steps in zip(sides, layers, painted, wanted, strict=True):
@@ -208,7 +206,7 @@ def _note(sides: Sequence[Side], stages: Sequence[str], choices: Choices, shares
         what = f"{KINDS['pca'].capitalize()}; {how}. Variance shown: {'; '.join(shares)}"
     labels = [
         f"{side.title}: {'; '.join(layer.label for layer in own if layer)}"
-        for side, own in zip(sides, zip(*(beside(sides, stage) for stage in stages), strict=True), strict=True)
+        for side, own in zip(sides, zip(*(_layers(sides, stage) for stage in stages), strict=True), strict=True)
     ]
     guidance = "" if record.guidance is None else f", guidance {record.guidance:g}"
     return (
@@ -236,7 +234,7 @@ def figure(sides: Sequence[Side], stages: Sequence[str], choices: Choices) -> Im
     for stage in stages:
         pictures, said = _drawn(sides, stage, choices, [[step] for step in steps])
         columns.append([own if isinstance(own, str) else own[0] for own in pictures])
-        height, width = next(x.grid for x in beside(sides, stage) if x)
+        height, width = next(x.grid for x in _layers(sides, stage) if x)
         headings.append(f"{stage} ({width}x{height})")
         shares.append(said)
     return table(
@@ -256,7 +254,7 @@ def words(sides: Sequence[Side], stage: str, choices: Choices) -> Image.Image:
     if len(every) > MOST_WORDS:
         when = f"{when}; the first {MOST_WORDS} of {len(every)} words"
     lines = []
-    for side, layer, step in zip(sides, beside(sides, stage), steps, strict=True):
+    for side, layer, step in zip(sides, _layers(sides, stage), steps, strict=True):
         if layer is None:
             lines.append([_absent(side, stage)] * len(said))
             continue

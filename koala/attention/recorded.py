@@ -1,14 +1,15 @@
 """AttentionRecord: what the attention layers of one run asked and offered, with all that made it; saved, loaded."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
-from koala.attention.plan import Layer, size
+from koala.attention.pairing import paired
+from koala.attention.plan import Layer
 from koala.hashing import sha256
 from koala.outputs import new_folder
 from koala.request import RequestError
@@ -130,14 +131,20 @@ class AttentionRecord:
         return found
 
 
+def beside(records: Sequence[AttentionRecord]) -> dict[str, list[tuple[Layer | None, ...]]]:
+    """Stage -> rows of recorded self-attention layers that stand beside each other; None where a model has none.
+
+    A layer whose partner was not recorded is left out.
+    """
+    recorded = [{x.path: x for x in record.layers if x.kind == "self"} for record in records]
+    found = {}
+    for stage, rows in paired([record.spec for record in records], every=True).items():
+        whole = [row for row in rows if all(p is None or p in own for p, own in zip(row, recorded, strict=True))]
+        if whole:
+            found[stage] = [tuple(own.get(p) for p, own in zip(row, recorded, strict=True)) for row in whole]
+    return found
+
+
 def _tuples(value: object) -> object:
     """JSON's lists as the tuples that they were."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def describe(record: AttentionRecord) -> str:
-    """One line: what was recorded and what it took."""
-    return (
-        f"{record.model}: {len(record.layers)} layers, {record.steps} steps, {size(record.bytes)}; "
-        f"recording took {record.overhead_ms:.0f} ms"
-    )

@@ -12,9 +12,8 @@ from PIL import Image, ImageDraw
 from koala.attention import maps, pca, render
 from koala.attention.agreement import agreement
 from koala.attention.figures import Side
-from koala.attention.pairing import paired
 from koala.attention.plan import Layer
-from koala.attention.recorded import AttentionRecord
+from koala.attention.recorded import AttentionRecord, beside
 from koala.request import RequestError
 from koala.specs import STAGES
 
@@ -50,13 +49,7 @@ class Capture:
     @cached_property
     def stages(self) -> dict[str, list[tuple[Layer | None, ...]]]:
         """Stage -> rows of recorded self-attention layers that stand beside each other; None where a model has none."""
-        own = [{x.path: x for x in side.record.layers if x.kind == "self"} for side in self.sides]
-        found = {}
-        for stage, rows in paired([side.record.spec for side in self.sides], every=True).items():
-            there = [row for row in rows if all(p is None or p in mine for p, mine in zip(row, own, strict=True))]
-            if there:
-                found[stage] = [tuple(mine.get(p) for p, mine in zip(row, own, strict=True)) for row in there]
-        return found
+        return beside([side.record for side in self.sides])
 
     @property
     def bytes(self) -> int:

@@ -55,6 +55,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--paper-mode", action="store_true", help="pca: fit each step alone, heads side by side")
     parser.add_argument("--no-diagonal", action="store_true", help="leave out what a patch sees of itself")
+    parser.add_argument("--page", action="store_true", help="also page.html: point and look, with no server")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder for captures and figures")
     add_device(parser)
 
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         sides, results, stages = _saved(args, choices)
     else:
         sides, results, stages = _recorded(args, requests, choices)
-    found = _written(args.out, sides, results, args.stages or stages, choices)
+    found = _written(args, sides, results, args.stages or stages, choices)
     emit(args, found, "\n".join(_lines(found)))
     return 0
 
@@ -118,6 +119,8 @@ def _recorded(args: argparse.Namespace, requests: list[GenerationRequest], choic
     for choice in choices:
         for plan, title in zip(prepared.plans, prepared.titles, strict=True):
             choice.check(plan, title)
+    if args.page:
+        _check_page([plan.steps for plan in prepared.plans])
     say(f"recording takes {size(sum(plan.bytes for plan in prepared.plans))} of {size(args.budget)}")
     found = prepared.run(lambda k, step: progress(prepared.titles[k])(step))
     sides = [
@@ -143,6 +146,8 @@ def _saved(args: argparse.Namespace, choices: list["Choices"]):
             sides.append(Side(title=_title(record.model), picture=picture.convert("RGB"), record=record))
         for choice in choices:
             choice.check(record, record.model)
+    if args.page:
+        _check_page([side.record.steps for side in sides])
     return sides, [], tuple(dict.fromkeys(stage for side in sides for stage in side.record.stages))
 
 
@@ -150,8 +155,13 @@ def _title(model: str) -> str:
     return CARDS[model].title if model in CARDS else Path(model).name
 
 
+def _check_page(steps: Sequence[int]) -> None:
+    if len(set(steps)) > 1:
+        raise RequestError(f"a page steps through all models alike, these have {list(steps)} steps; give one --steps")
+
+
 def _written(
-    out: Path,
+    args: argparse.Namespace,
     sides: list["Side"],
     results: list["GenerationResult"],
     stages: Sequence[str],
@@ -159,10 +169,13 @@ def _written(
 ) -> dict:
     """Draw and save everything, in one new folder that is whole or absent; what was written, as JSON."""
     from koala.attention.figures import figure, over_steps, words
+    from koala.attention.page import page
+    from koala.attention.view import Capture
     from koala.outputs import new_folder
     from koala.report import entry
 
-    found: dict = {"models": [], "stages": list(stages), "figures": {}, "strips": {}, "films": {}}
+    out = args.out
+    found: dict = {"models": [], "stages": list(stages), "figures": {}, "strips": {}, "films": {}, "page": None}
     with new_folder(out, sum(side.record.bytes for side in sides)) as folder:
         for k, (side, result) in enumerate(zip(sides, results, strict=bool(results)), 1):
             name = f"{k}-{Path(side.record.model).name}"
@@ -181,6 +194,10 @@ def _written(
                 strip.save(folder / f"{name}.png")
                 (folder / f"{name}.gif").write_bytes(film)
                 found["strips"][name], found["films"][name] = str(out / f"{name}.png"), str(out / f"{name}.gif")
+        if args.page:
+            capture = Capture(prompt=sides[0].record.prompt, sides=tuple(sides))
+            (folder / "page.html").write_text(page(capture), encoding="utf-8")
+            found["page"] = str(out / "page.html")
     return found | {"agreement": _agreements(sides)}
 
 
@@ -210,11 +227,13 @@ def _lines(found: dict) -> list[str]:
     lines = []
     for one in found["models"]:
         took, whole = one["overhead_ms"], one["timing"]["total_ms"]
+        own = one["request"]["model"] == one["model"]  # else it only looked at what the student saw
+        share = f" of a run of {whole:.0f} ms, {100 * took / whole:.0f} %" if own else ""
         lines.append(
-            f"{one['title']}: {one['capture']}, {one['bytes'] / 1e6:.1f} MB; recording took {took:.0f} ms of a run of "
-            f"{whole:.0f} ms, {100 * took / whole:.0f} %"
+            f"{one['title']}: {one['capture']}, {one['bytes'] / 1e6:.1f} MB; recording took {took:.0f} ms{share}"
         )
     lines += [*found["figures"].values(), *found["strips"].values(), *found["films"].values()]
+    lines += [found["page"]] if found["page"] else []
     for one in found["agreement"]:
         lines.append(f"{' and '.join(one['models'])}, Jensen-Shannon divergence (0 alike, 1 nothing in common):")
         for stage in one["stages"]:

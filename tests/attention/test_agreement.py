@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from koala.attention.agreement import agreement, divergence, pairs
+from koala.attention.agreement import agreement, divergence
+from koala.attention.recorded import beside
 from koala.request import RequestError
 from koala.specs import SSD_1B, TINY_KOALA_1B, TINY_KOALA_700M, TINY_SDXL
 
@@ -43,7 +44,7 @@ def test_absent_stages_are_named_and_no_error(made, swapped):
     assert found["MID"].absent == "tiny-koala-700m has no MID" and found["MID"].divergence == ()
     assert found["DW-1"].absent == f"{'tiny-sdxl' if swapped else 'tiny-koala-700m'} has no attention in DW-1"
     assert all(not found[s].absent and 0 < found[s].divergence[0] < 1 for s in ("DW-2", "DW-3", "UP-1", "UP-2"))
-    together = pairs(*((teacher, student) if swapped else (student, teacher)))
+    together = beside((teacher, student) if swapped else (student, teacher))
     mine, its = together["UP-1"][0][:: -1 if swapped else 1]
     assert its.path == "up_blocks.0.attentions.2.transformer_blocks.4.attn1" and mine.path.startswith("up_blocks.0.att")
     assert len(together["MID"]) == 10 and all(pair[1 if swapped else 0] is None for pair in together["MID"])

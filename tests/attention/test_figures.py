@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from koala.attention import figures, maps
-from koala.attention.figures import KINDS, Choices, Side, beside, figure, over_steps, words
+from koala.attention.figures import KINDS, Choices, Side, figure, over_steps, words
+from koala.attention.recorded import beside
 from koala.attention.render import MARK, PAPER
 from koala.request import RequestError
 from koala.specs import TINY_KOALA_700M, TINY_SDXL
@@ -86,7 +87,7 @@ def test_the_marked_patch_is_the_pixels_and_the_map_its_row(sides):
     shown = cell(found, 1, 1, left)
     marks = np.argwhere((shown == MARK).all(-1))
     assert marks.min(0).tolist() == [124, 60], "a pixel of the picture, four px here, around the patch"
-    record, layer = sides[1].record, beside(sides, "DW-2")[1]
+    record, layer = sides[1].record, beside([s.record for s in sides])["DW-2"][-1][1]
     row = maps.row(*record.at(layer, 2), 9)
     brightest = int(row.argmax())
     light = shown.astype(int).sum(-1)[32::64, 32::64].flatten()
@@ -94,13 +95,12 @@ def test_the_marked_patch_is_the_pixels_and_the_map_its_row(sides):
 
 
 def test_layers_stand_beside_those_they_were_cut_from(sides):
-    mine, its = beside(sides, "UP-1")
-    assert (mine.label, its.label) == ("UP-1, transformer 2, block 5", "UP-1, transformer 3, block 5")
-    assert beside(sides, "MID")[0] is None
-    with pytest.raises(RequestError, match="UP-2 was not recorded"):
-        beside(sides, "UP-2")
-    with pytest.raises(RequestError, match="no attention in UP-3"):
-        beside(sides, "UP-3")
+    rows = beside([side.record for side in sides])
+    assert [x.label for x in rows["UP-1"][0]] == ["UP-1, transformer 2, block 5", "UP-1, transformer 3, block 5"]
+    assert rows["MID"][0][0] is None and list(rows) == ["DW-2", "MID", "UP-1"]
+    for stage, message in (("UP-2", "UP-2 was not recorded"), ("UP-3", "no attention in UP-3")):
+        with pytest.raises(RequestError, match=message):
+            figure(sides, [stage], Choices())
 
 
 def test_strips_and_films_go_over_the_steps_that_both_have(sides, notes):

@@ -18,7 +18,10 @@ QUICK = [*PROMPT, "--steps", "2", "--width", "128", "--height", "64", "--device"
 def test_a_model_beside_its_teacher_gives_captures_figures_and_agreement(tmp_path, capsys):
     out = tmp_path / "out"
     command = ["attention", "--model", "tiny-sdxl", "--compare", "tiny-koala-700m", *QUICK, "--stages", "MID", "UP-2"]
-    assert main([*command, "--figure", "rows", "pca", "words", "--pixel", "40,20", "--out", str(out), "--json"]) == 0
+    assert (
+        main([*command, "--figure", "rows", "pca", "words", "--pixel", "40,20", "--page", "--out", str(out), "--json"])
+        == 0
+    )
     found = json.loads(capsys.readouterr().out)
     assert [m["model"] for m in found["models"]] == ["tiny-sdxl", "tiny-koala-700m"]
     for one in found["models"]:
@@ -34,6 +37,7 @@ def test_a_model_beside_its_teacher_gives_captures_figures_and_agreement(tmp_pat
         for path in found[kind].values():
             with Image.open(path) as picture:
                 assert getattr(picture, "n_frames", 1) == (2 if kind == "films" else 1)
+    assert PROMPT[1] in (out / "page.html").read_text() and found["page"] == str(out / "page.html")
     stages = {s["stage"]: s for s in found["agreement"][0]["stages"]}
     assert len(stages["UP-2"]["divergence"]) == 2 and stages["MID"]["absent"] == "tiny-koala-700m has no MID"
 
