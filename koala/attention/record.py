@@ -15,6 +15,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
 from koala.attention.plan import AttentionPlan
+from koala.attention.plan import plan as plan_of
 from koala.attention.recorded import AttentionRecord, Frame
 from koala.costs import LATENT_FACTOR
 from koala.generate import MAX_PREVIEWS, Step, generate, resolve
@@ -47,13 +48,19 @@ class Recorder:
 
     record: AttentionRecord | None = None  # whole when the `with` block has ended
 
-    def __init__(self, unet: UNet2DConditionModel, plan: AttentionPlan, half: str):
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        plan: AttentionPlan | None,
+        half: str,
+        planned: Callable[[int, int, int], AttentionPlan],
+    ):
         if half not in HALVES:
             raise RequestError(f"half is one of {' and '.join(HALVES)}, not {half!r}")
         self.unet, self.plan, self.half = unet, plan, half
-        self.passes: deque[Pass] = deque(maxlen=plan.steps)
+        self.passes: deque[Pass] = deque(maxlen=plan and plan.steps)
         self.seconds = 0.0
-        self._dtype = getattr(torch, plan.dtype)
+        self._planned = planned  # width, height, images -> the plan, where none was given
         self._doubled = False
         self._thread = threading.get_ident()
         self._layers = ExitStack()
@@ -82,6 +89,9 @@ class Recorder:
             return
         sample = inputs[0]  # (B, 4, h, w)
         height, width = (side * LATENT_FACTOR for side in sample.shape[-2:])
+        if self.plan is None:
+            self.plan = self._planned(width, height, len(sample) // (2 if _alike(sample) else 1))
+            self.passes = deque(self.passes, maxlen=self.plan.steps)
         if (width, height) != (self.plan.width, self.plan.height):
             raise RequestError(
                 f"the plan is for {self.plan.width}x{self.plan.height} px and the run draws {width}x{height}; "
@@ -100,7 +110,7 @@ class Recorder:
     def _is_doubled(self, sample: torch.Tensor) -> bool:
         """Guidance sends every picture through twice, [unconditional; conditional]: then both halves are the same."""
         images = self.plan.images
-        doubled = len(sample) == 2 * images and torch.equal(*sample.chunk(2))
+        doubled = len(sample) == 2 * images and _alike(sample)
         if len(sample) != images and not doubled:
             raise RequestError(
                 f"the plan is for {images} picture{'s' if images > 1 else ''} at once and a pass of the run has "
@@ -120,7 +130,9 @@ class Recorder:
         path, _, which = name.rpartition(".to_")
         heads = self.unet.get_submodule(path).heads
         rows = self._half(output).unflatten(-1, (heads, -1)).transpose(1, 2)  # (images, heads, N, d)
-        kept = rows.to(self._dtype, copy=True, memory_format=torch.contiguous_format).to("cpu", non_blocking=True)
+        kept = rows.to(getattr(torch, self.plan.dtype), copy=True, memory_format=torch.contiguous_format).to(
+            "cpu", non_blocking=True
+        )
         getattr(self.passes[-1], which)[path] = kept
 
     def frames(self) -> tuple[Frame, ...]:
@@ -136,17 +148,23 @@ class Recorder:
         return tuple({x.path: (one.q[x.path], one.k[x.path]) for x in self.plan.layers} for one in self.passes)
 
 
+def _alike(sample: torch.Tensor) -> bool:
+    """Whether both halves of a batch are the same."""
+    return len(sample) % 2 == 0 and torch.equal(*sample.chunk(2))
+
+
 @contextmanager
 def record(
     target: LoadedModel | StableDiffusionXLPipeline,
-    plan: AttentionPlan,
+    plan: AttentionPlan | None = None,
     half: str = "conditional",
     *,
     request: GenerationRequest | None = None,
 ) -> Iterator[Recorder]:
     """Record what this thread draws with a model; afterwards `recorder.record` has it, the last `plan.steps` passes.
 
-    `request` is what is drawn, kept with the record; a pipeline of diffusers that is called directly needs none.
+    `request` is what is drawn, kept with the record. A pipeline of diffusers that is called directly needs neither:
+    without a plan the last layer of each stage is recorded, in the size and steps of the call.
     """
     if isinstance(target, LoadedModel):
         pipeline, name, revision, spec = target.pipeline, target.card.name, target.revision, target.spec
@@ -154,9 +172,16 @@ def record(
         pipeline, revision = target, "local"
         name = pipeline.config._name_or_path or "pipeline"
         spec = from_config(pipeline.unet.config, name)
-    recorder = Recorder(pipeline.unet, plan, half)
+    if plan is None and isinstance(target, LoadedModel):
+        raise RequestError("a run of `generate` needs its plan, for example plan(model.spec, width, height, steps)")
+
+    def planned(width: int, height: int, images: int) -> AttentionPlan:
+        return plan_of(spec, width, height, pipeline.scheduler.num_inference_steps, images=images)
+
+    recorder = Recorder(pipeline.unet, plan, half, planned)
     with recorder.listening():
         yield recorder
+    frames, plan = recorder.frames(), recorder.plan
     recorder.record = AttentionRecord(
         model=name,
         revision=revision,
@@ -172,7 +197,7 @@ def record(
         tokens=prompt_tokens(pipeline, request.prompt) if request else (),
         overhead_ms=recorder.seconds * 1000,
         layers=plan.layers,
-        frames=recorder.frames(),
+        frames=frames,
     )
 
 

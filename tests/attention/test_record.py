@@ -1,6 +1,7 @@
 """Recording changes no pixel, and what it keeps is the attention itself."""
 
 import dataclasses
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -166,6 +167,32 @@ def test_a_plain_pipeline_is_recorded_as_it_is_called(embedded):
         draw()
     with pytest.raises(RequestError, match="did not run"), record(pipeline, two):
         pass
+
+
+@pytest.mark.parametrize(("guidance", "images"), [(5.0, 1), (1.0, 2), (5.0, 2)])
+def test_a_plain_pipeline_needs_no_plan(embedded, guidance, images):
+    pipeline = StableDiffusionXLPipeline.from_pretrained(embedded / "tiny-koala-700m")
+    pipeline.set_progress_bar_config(disable=True)
+    with record(pipeline) as recorder:
+        pipeline(PROMPT, num_inference_steps=3, width=128, height=64, guidance_scale=guidance,
+                 num_images_per_prompt=images, output_type="latent")  # fmt: skip
+    found = recorder.record
+    assert (found.steps, found.images, found.width, found.height) == (3, images, 128, 64)
+    assert found.stages == ("DW-2", "DW-3", "UP-1", "UP-2") and found.bytes == recorder.plan.bytes
+
+
+def test_a_loaded_model_needs_its_plan(student):
+    with pytest.raises(RequestError, match="needs its plan"), record(student):
+        pass
+
+
+def test_another_threads_run_of_the_same_model_is_not_recorded(student):
+    """In the app someone else may draw before or after, while this recorder waits for the model."""
+    request = asked(student, width=64, height=64)
+    with pytest.raises(RequestError, match="nothing was recorded"), record(student, planned(student, request)):
+        other = threading.Thread(target=generate, args=(request, student))
+        other.start()
+        other.join()
 
 
 def test_an_exception_leaves_no_hook_and_no_lock(student):
