@@ -58,3 +58,22 @@ def test_benchmarks_are_those_of_the_report():
     for row in found["speedup"]["rows"]:
         cells = next(line for line in text.splitlines() if line.startswith(f"| {row['model']} "))
         assert f"| {row['unet_step']:.2f}x | {row['total']:.2f}x |" in cells
+
+
+def test_distillations_figures_are_those_of_the_reports():
+    folder = ROOT / "docs" / "measurements"
+    ten, size, speed = (
+        json.loads((folder / f"distill-{name}.json").read_text()) for name in ("10-minutes", "full-size-cpu", "speed")
+    )
+    text = " ".join(README.split())
+    attributes = ten["student"]["attribute"]["by"]
+    assert ten["command"].startswith("python -m koala distill --preset 10-minutes")
+    assert ten["seconds"] <= 600
+    assert f"in {100 * ten['student']['all']['rate']:.1f} % of {ten['score']['num_prompts']} prompts" in text
+    assert f"{100 * ten['share_of_teacher']:.0f} % of what its teacher can" in text
+    assert f"the colour is right in {100 * attributes['colour']['rate']:.1f} %" in text
+    assert f"the background in {100 * attributes['background']['rate']:.1f} %" in text
+    peak = size["peak_memory_bytes"]
+    assert f"predicted at {peak['predicted'] / 1e9:.1f} GB and took {peak['measured'] / 1e9:.1f} GB" in text
+    assert f"takes {speed['ratio']:.1f}x the pictures per second" in text
+    assert f"{100 * speed['bk_sdm_share_of_encoding']:.0f} % of its time" in text
