@@ -1,0 +1,263 @@
+"""The Attention tab in a real browser: point, click, slide, play and download; by keyboard, and on a phone."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, expect, sync_playwright
+
+pytestmark = pytest.mark.browser
+
+DESKTOP, PHONE = {"width": 1280, "height": 1400}, {"width": 390, "height": 844}
+PROMPT = "a red circle left of a blue square <script>alert(1)</script>"
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def browser(chromium):
+    with sync_playwright() as playwright:
+        expect.set_options(timeout=30_000)
+        found = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def visit(browser, app):
+    """Opens the tab; in the end the console must be free of errors, and nothing was fetched from elsewhere."""
+
+    @contextmanager
+    def open_tab(viewport=DESKTOP, **settings) -> Iterator[Page]:
+        context = browser.new_context(viewport=viewport, **settings)
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        wrong: list[str] = []
+        page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda e: wrong.append(str(e)))
+        page.on("dialog", lambda d: (wrong.append(d.message), d.dismiss()))
+        page.on("request", lambda r: None if r.url.startswith((app.url, "data:", "blob:")) else wrong.append(r.url))
+        page.goto(app.url)
+        page.get_by_role("tab", name="Attention").click()
+        expect(page.locator("#kv-takes")).to_contain_text("Keeps queries and keys")
+        yield page
+        assert wrong == []
+        context.close()
+
+    return open_tab
+
+
+def draw(page: Page, steps: int = STEPS) -> None:
+    """Fill in the prompt and the steps, and draw by the keyboard."""
+    number = page.locator("#kv-num-steps input[type=number]")
+    number.fill(str(steps))
+    number.blur()
+    expect(page.locator("#kv-takes")).to_contain_text(f"over {steps} steps")
+    prompt = page.locator("#kv-prompt textarea")
+    prompt.fill(PROMPT)
+    prompt.press("Control+Enter")
+    page.locator(".kv[data-phase=done]").wait_for()
+    expect(said(page, 1)).to_contain_text("on the most looked at patch")
+
+
+def said(page: Page, side: int):
+    return page.locator(".kv-said").nth(side)
+
+
+def status(page: Page):
+    return page.locator(".kv-status")
+
+
+def shot(page: Page, side: int):
+    return page.locator(".kv-shot").nth(side)
+
+
+def place(page: Page, side: int, x: float, y: float) -> dict:
+    box = shot(page, side).bounding_box()
+    return {"x": x * box["width"], "y": y * box["height"]}
+
+
+def marks(page: Page) -> list[str]:
+    """Where both pictures have their mark, in percent."""
+    return page.locator(".kv-mark").evaluate_all("all => all.map((m) => `${m.style.left} ${m.style.top}`)")
+
+
+def pixels(page: Page) -> list[str]:
+    return page.locator(".kv-shot canvas").evaluate_all("all => all.map((c) => c.toDataURL())")
+
+
+def download(page: Page, name: str, folder):
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name=name, exact=True).click()
+    path = folder / waiting.value.suggested_filename
+    waiting.value.save_as(path)
+    return path
+
+
+def test_pointing_clicking_and_the_arrow_keys_move_both_overlays(visit):
+    with visit() as page:
+        draw(page)
+        expect(status(page)).to_have_text("UP-2, step 3 of 4, mean of 2 heads, 16 × 16 patches")
+        expect(page.get_by_role("radio", name=re.compile("^UP-1"))).to_contain_text("8×8")
+        shot(page, 0).click(position=place(page, 0, 0.28, 0.53))
+        page.mouse.move(5, 5)
+        expect(page.locator(".kv-mark").first).to_have_attribute("data-peek", "false")
+        assert marks(page) == ["25% 50%"] * 2
+        kept, text = pixels(page), said(page, 0).inner_text()
+
+        shot(page, 1).hover(position=place(page, 1, 0.9, 0.1))  # hovering the other picture moves both
+        expect(page.locator(".kv-mark").first).to_have_attribute("data-peek", "true")
+        assert marks(page) == ["87.5% 6.25%"] * 2 and pixels(page) != kept
+        page.mouse.move(5, 5)  # and what was clicked comes back
+        expect(said(page, 0)).to_have_text(text)
+        assert pixels(page) == kept
+
+        shot(page, 0).focus()
+        for key in ("ArrowRight", "ArrowRight", "ArrowUp"):
+            page.keyboard.press(key)
+        page.wait_for_function("document.querySelector('.kv-mark').style.left === '37.5%'")
+        assert marks(page) == ["37.5% 43.75%"] * 2
+        page.keyboard.press("Shift+ArrowLeft")
+        page.wait_for_function("document.querySelector('.kv-mark').style.left === '12.5%'")
+
+        box = shot(page, 0).bounding_box()  # a dragged box asks for a region
+        page.mouse.move(box["x"] + 5, box["y"] + 5)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.2, steps=4)
+        page.mouse.up()
+        expect(said(page, 0)).to_contain_text("on the region itself")
+
+
+def test_stages_heads_steps_and_views_change_what_is_shown(visit):
+    with visit() as page:
+        draw(page)
+        slider = page.get_by_role("slider", name="Step", exact=True)
+        slider.focus()
+        slider.press("ArrowLeft")
+        expect(status(page)).to_contain_text("step 2 of 4")
+        assert slider.get_attribute("aria-valuetext") == "step 2 of 4"
+        page.get_by_label("mean over steps").check()
+        expect(status(page)).to_contain_text("mean of 4 steps")
+        page.get_by_label("mean over steps").uncheck()
+        page.get_by_label("Head", exact=True).select_option("head 2")
+        expect(status(page)).to_contain_text("head 2 of 2")
+        with_itself = pixels(page)
+        page.get_by_label("without the patch itself").check()
+        expect(said(page, 0)).to_contain_text("without itself")
+        assert pixels(page) != with_itself
+
+        page.get_by_role("radio", name=re.compile("^MID")).click()
+        expect(page.locator(".kv-absent").nth(1)).to_have_text("Tiny KOALA-700M has no MID")
+        expect(status(page)).to_contain_text("MID, step 2 of 4")
+        page.get_by_role("radio", name=re.compile("^DW-1")).click(force=True)  # it cannot be chosen, and says why
+        expect(page.get_by_role("alert").filter(has_text="no attention in DW-1")).to_be_visible()
+        page.get_by_role("radio", name=re.compile("^UP-2")).click()
+        expect(status(page)).to_contain_text("UP-2")
+
+        page.get_by_role("radio", name="PCA").click()
+        expect(said(page, 1)).to_contain_text("of the variance")
+        page.get_by_role("radio", name="PCA").press("ArrowLeft")
+        expect(said(page, 1)).to_contain_text("px on average")
+        page.get_by_role("button", name="red", exact=True).click()
+        expect(said(page, 1)).to_contain_text("attention on “red”")
+        faint = pixels(page)
+        page.get_by_label("Gamma").fill("0.3")
+        assert pixels(page) != faint
+        page.get_by_label("Opacity").fill("0.2")
+        assert page.locator(".kv-shot canvas").first.evaluate("c => getComputedStyle(c).opacity") == "0.2"
+
+        page.locator('.kv-agreement td[data-stage="DW-2"][data-step="3"]').click()
+        expect(status(page)).to_contain_text("DW-2, step 4 of 4")
+        expect(page.locator(".kv-agreement")).to_contain_text("tiny-koala-700m has no MID")
+        page.get_by_role("button", name="Play").click()
+        for step in (2, 1, 3):  # the film runs on and on
+            expect(status(page)).to_contain_text(f"step {step} of 4")
+        page.get_by_role("button", name="Pause").click()
+        assert page.get_by_test_id("toast-body").count() == 0
+
+
+def test_downloads_and_the_page_that_opens_with_no_server(visit, browser, tmp_path):
+    with visit() as page:
+        draw(page)
+        shot(page, 0).click(position=place(page, 0, 0.28, 0.53))
+        page.mouse.move(5, 5)
+        expect(page.locator(".kv-mark").first).to_have_attribute("data-peek", "false")
+        shown, text = pixels(page), [said(page, k).inner_text() for k in range(2)]
+        with Image.open(download(page, "GIF", tmp_path)) as film:
+            assert film.n_frames == STEPS
+        for name in ("PNG strip", "Figure: PCA", "Figure: rows"):
+            with Image.open(download(page, name, tmp_path)) as picture:
+                assert picture.format == "PNG" and picture.width > 1000
+        file = download(page, "Web page", tmp_path)
+
+    context = browser.new_context(viewport=DESKTOP, offline=True)
+    alone, wrong = context.new_page(), []
+    alone.on("pageerror", lambda e: wrong.append(str(e)))
+    alone.on("dialog", lambda d: (wrong.append(d.message), d.dismiss()))
+    alone.goto(file.as_uri())
+    expect(alone.get_by_role("heading", level=1)).to_have_text(PROMPT)
+    shot(alone, 0).click(position=place(alone, 0, 0.28, 0.53))
+    alone.mouse.move(5, 5)
+    expect(alone.locator(".kv-mark").first).to_have_attribute("data-peek", "false")
+    assert [said(alone, k).inner_text() for k in range(2)] == text
+    assert worst(alone, shown, pixels(alone)) <= 3  # of 255: the browser's softmax against torch's
+    alone.get_by_role("radio", name="PCA").click()
+    expect(said(alone, 1)).to_contain_text("of the variance")
+    alone.get_by_role("radio", name=re.compile("^MID")).click()
+    expect(alone.locator(".kv-absent").nth(1)).to_have_text("Tiny KOALA-700M has no MID")
+    expect(alone.locator(".kv-agreement")).to_contain_text("at the right each stage's mean")
+    assert wrong == []
+    context.close()
+
+
+def worst(page: Page, some: list[str], others: list[str]) -> int:
+    """The largest difference of any channel between two lists of pictures."""
+    return page.evaluate(
+        """async ([some, others]) => {
+          const read = async (url) => {
+            const image = new Image();
+            image.src = url;
+            await image.decode();
+            const canvas = new OffscreenCanvas(image.width, image.height), context = canvas.getContext("2d");
+            context.drawImage(image, 0, 0);
+            return context.getImageData(0, 0, image.width, image.height).data;
+          };
+          let found = 0;
+          for (let k = 0; k < some.length; k += 1) {
+            const [a, b] = [await read(some[k]), await read(others[k])];
+            a.forEach((v, i) => { found = Math.max(found, Math.abs(v - b[i])); });
+          }
+          return found;
+        }""",
+        [some, others],
+    )
+
+
+def test_on_a_phone_a_tap_marks_a_patch(visit):
+    with visit(PHONE, has_touch=True, is_mobile=True, color_scheme="dark") as page:
+        draw(page, 2)
+        shot(page, 1).scroll_into_view_if_needed()
+        shot(page, 1).tap(position=place(page, 1, 0.9, 0.9))
+        page.wait_for_function("document.querySelector('.kv-mark').style.left === '87.5%'")
+        assert marks(page) == ["87.5% 87.5%"] * 2
+        assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+        first, second = (shot(page, k).bounding_box() for k in range(2))
+        assert abs(first["y"] - second["y"]) < 2 and second["width"] > 150
+
+
+def test_stop_ends_a_run_and_brings_back_what_was_there(visit):
+    with visit() as page:
+        draw(page, 1)
+        number = page.locator("#kv-num-steps input[type=number]")
+        number.fill("200")
+        number.blur()
+        expect(page.locator("#kv-takes")).to_contain_text("over 200 steps")
+        page.get_by_role("button", name="Draw and record").click()
+        page.locator(".kv[data-phase=running]").wait_for()
+        expect(page.locator(".kv-count").first).to_contain_text("/ 200")
+        page.keyboard.press("Escape")
+        page.locator(".kv[data-phase=done]").wait_for()
+        expect(said(page, 0)).to_contain_text("on the most looked at patch")
+        shot(page, 0).click(position=place(page, 0, 0.9, 0.1))
+        page.wait_for_function("document.querySelector('.kv-mark').style.left === '87.5%'")
