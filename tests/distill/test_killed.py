@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file
 
 from koala.distill.run_folder import RunFolder
@@ -79,6 +80,7 @@ def test_sigterm_saves_and_stops(small, tmp_path):
     assert f"go on with --resume {run.path}" in error.decode()
 
 
+@pytest.mark.slow
 def test_the_time_limit_saves_and_stops(small, tmp_path):
     run = RunFolder(path=tmp_path / "run")
     config = tmp_path / "config.json"

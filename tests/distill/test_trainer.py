@@ -38,7 +38,10 @@ def assert_same(mine: dict, its: dict) -> None:
     assert different == []
 
 
-@pytest.mark.parametrize("settings", [{"optimizer": "adamw"}, {"optimizer": "muon"}, {"accumulation": 2}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"optimizer": "adamw"}, {"optimizer": "muon"}, pytest.param({"accumulation": 2}, marks=pytest.mark.slow)],
+)
 def test_a_resumed_run_ends_with_the_very_same_weights(small, tmp_path, settings):
     whole, halves = (RunFolder(path=tmp_path / n) for n in ("whole", "halves"))
     train(whole, small(num_steps=4, **settings))
@@ -88,6 +91,7 @@ def test_validation_is_the_same_every_time(small, tmp_path):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_a_validation_loss_falls_while_the_student_learns(small, run):
     train(run, small(num_steps=30, optimizer="muon", learning_rate=1e-3, ema_decay=0.9, validate_every=30))
     first, last = (e for e in run.metrics() if e["kind"] == "validation")
@@ -160,6 +164,7 @@ def test_any_error_ends_the_run_with_its_words(small, run, monkeypatch):
     assert run.status().state == "failed" and "nothing" in run.status().message
 
 
+@pytest.mark.slow
 def test_muon_leaves_weights_alone_that_no_term_reaches(small, run):
     settings = dict(task_weight=0.0, output_weight=0.0, lf_at_ends=False, stages=("DW-2",), optimizer="muon")
     train(run, small(num_steps=1, **settings))
