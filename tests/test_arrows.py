@@ -71,6 +71,7 @@ LEVELS = {
         "koala.attention.figures",
         "koala.attention.maps",
         "koala.attention.pca",
+        "koala.attention.questions",
         "koala.attention.view",
         "koala.attention.page",
         "koala.shapes.colour",

@@ -10,12 +10,12 @@ import torch
 
 from koala.attention import view
 from koala.attention.plan import Layer
+from koala.attention.questions import KINDS, MEAN, Capture
 from koala.attention.recorded import AttentionRecord
-from koala.attention.view import Capture
 
 ASSETS = Path(__file__).parent / "assets"
 BUDGET = 24 * 10**6  # bytes of queries and keys in a page; more makes browsers slow
-PAGE_KINDS = {"row": view.KINDS["row"].heads, "pca": [view.MEAN], "received": [view.MEAN], "entropy": [view.MEAN]}
+PAGE_KINDS = {"row": KINDS["row"].heads, "pca": [MEAN], "received": [MEAN], "entropy": [MEAN]}
 MADE = ("pca", "received", "entropy")  # computed here, for the mean of the heads
 
 
@@ -89,7 +89,7 @@ def _row(capture: Capture, stage: str, index: int, steps: list[int]) -> list[dic
     for kind in MADE:
         asked = {"kind": kind, "stage": stage, "layer": index}
         each = [view.look(capture, asked | {"step": s})["sides"] for s in steps]
-        made[kind] = (each, view.look(capture, asked | {"step": view.MEAN})["sides"])
+        made[kind] = (each, view.look(capture, asked | {"step": MEAN})["sides"])
     found = []
     for k, layer in enumerate(capture.stages[stage][index]):
         if layer is None:

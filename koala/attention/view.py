@@ -1,10 +1,9 @@
-"""Two records as one capture, and what the viewer shows of it: its value once, then the maps for whatever it asks."""
+"""What the viewer shows of a capture: its value once, then the maps of every model for whatever it asks."""
 
 import base64
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 
 import torch
 from PIL import Image, ImageDraw
@@ -13,14 +12,13 @@ from koala.attention import maps, pca, render
 from koala.attention.agreement import agreement
 from koala.attention.figures import Side
 from koala.attention.plan import Layer
-from koala.attention.recorded import AttentionRecord, beside
+from koala.attention.questions import KINDS, Asked, Capture, read, stage_of, words_of
+from koala.attention.recorded import AttentionRecord
 from koala.request import RequestError
 from koala.specs import STAGES
 
 PICTURE = 768  # px that a picture has on the page at most
 FINE = 16  # patches a side from which on UP-1, the paper's stage, is shown first
-MEAN = "mean"  # of all steps, or of all heads
-EVERY_HEAD = [MEAN, "max", "each"]
 # Okabe and Ito's colours, told apart by all eyes; segment 0 is the largest
 SEGMENTS = torch.tensor(
     [
@@ -37,87 +35,10 @@ SEGMENTS = torch.tensor(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Capture:
-    """One prompt drawn by one model or by several."""
-
-    prompt: str
-    sides: tuple[Side, ...]
-    told: str = ""  # what recording cost
-    made: dict = field(default_factory=dict)  # what takes long and was computed once
-
-    @cached_property
-    def stages(self) -> dict[str, list[tuple[Layer | None, ...]]]:
-        """Stage -> rows of recorded self-attention layers that stand beside each other; None where a model has none."""
-        return beside([side.record for side in self.sides])
-
-    @property
-    def bytes(self) -> int:
-        return sum(side.record.bytes for side in self.sides)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kind:
-    """A way to look at one layer at one step."""
-
-    title: str
-    help: str
-    heads: list[str]
-    colour: bool = False  # its values are colours already
-
-
-KINDS = {
-    "row": Kind(
-        title="Where it looks",
-        help="Point at a patch of either picture, click to keep it, drag for a region, or use the arrow keys.",
-        heads=EVERY_HEAD,
-    ),
-    "received": Kind(
-        title="Looked at", help="How much all patches together look at each: dark least, bright most.", heads=EVERY_HEAD
-    ),
-    "entropy": Kind(
-        title="How widely",
-        help="Entropy of each patch's attention: the darkest look at the fewest places, the brightest most widely.",
-        heads=EVERY_HEAD,
-    ),
-    "distance": Kind(
-        title="How far", help="How far away each patch looks, on average: bright is far.", heads=EVERY_HEAD
-    ),
-    "pca": Kind(
-        title="PCA",
-        help="Patches that look at the same places have the same colour: the first three principal components, "
-        "one basis for both models and all steps.",
-        heads=[MEAN, "paper", "each"],
-        colour=True,
-    ),
-    "segments": Kind(
-        title="Segments", help="Patches gathered by where they look, with no word involved.", heads=[MEAN], colour=True
-    ),
-    "word": Kind(title="Words", help="Where this word of the prompt is drawn: cross-attention.", heads=[MEAN]),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What the page shows, checked against the capture."""
-
-    kind: str
-    stage: str
-    layer: int  # of the stage's pairs
-    head: str | int
-    step: int | None  # None: the mean of all
-    box: tuple[float, float, float, float] | None  # left, top, right, bottom, as shares of the picture
-    word: int | None
-    diagonal: bool
-
-
-# --- the page's value
-
-
 def value(key: str, capture: Capture) -> dict:
     """What the viewer needs once: pictures, stages with their layers, words, and the agreement chart."""
     record = capture.sides[0].record
-    stages = [_stage(name, capture) for name in STAGES]
+    stages = [stage_of(name, capture) for name in STAGES]
     open_stages = [s for s in stages if not s["absent"]]
     fine = {s["name"]: min(s["grid"]) >= FINE for s in open_stages}
     first = next((s for s in ("UP-1", "UP-2") if fine.get(s)), open_stages[-1]["name"])
@@ -137,7 +58,7 @@ def value(key: str, capture: Capture) -> dict:
             {"name": name, "title": k.title, "help": k.help, "heads": k.heads, "colour": k.colour}
             for name, k in KINDS.items()
         ],
-        "words": _words(capture),
+        "words": words_of(capture),
         "two": len(capture.sides) == 2,
         "table": _encoded(torch.from_numpy(render.TABLE)),
         "told": capture.told,
@@ -150,84 +71,6 @@ def _url(picture: Image.Image) -> str:
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", quality=92)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _stage(name: str, capture: Capture) -> dict:
-    rows = capture.stages.get(name)
-    if rows is None:
-        has = any(name in dict(s.record.spec.self_attentions()) for s in capture.sides)
-        absent = f"{name} was not recorded" if has else f"there is no attention in {name}"
-        return {"name": name, "absent": absent}
-    layers = [next(x for x in row if x) for row in rows]
-    return {
-        "name": name,
-        "absent": "",
-        "grid": list(layers[-1].grid),
-        "heads": layers[-1].heads,
-        "layers": [layer.label.removeprefix(f"{name}, ") for layer in layers],
-    }
-
-
-def _words(capture: Capture) -> list[dict]:
-    record = capture.sides[0].record
-    if not all(any(x.kind == "cross" for x in s.record.layers) for s in capture.sides):
-        return []
-    return [{"text": text, "special": text.startswith("<|")} for text, _ in maps.words(record.tokens)]
-
-
-# --- one question
-
-
-def read(capture: Capture, asked: Mapping) -> Asked:
-    """What the page asks for; RequestError says what this capture has instead."""
-    kind, stage, steps = str(asked.get("kind")), str(asked.get("stage")), capture.sides[0].record.steps
-    if kind not in KINDS:
-        raise RequestError(f"there is no view {kind!r}; choose one of {', '.join(KINDS)}")
-    if stage not in capture.stages:
-        raise RequestError(
-            f"{_stage(stage, capture)['absent'] if stage in STAGES else f'there is no stage {stage!r}'}; "
-            f"this capture has {', '.join(capture.stages)}"
-        )
-    count = len(capture.stages[stage])
-    index = _number("layer", asked.get("layer", count - 1), count)
-    step = None if asked.get("step") == MEAN else _number("step", asked.get("step", 0), steps)
-    word = None
-    if kind == "word":
-        words = _words(capture)
-        if not words:
-            raise RequestError("words were not recorded in this capture; tick Words and capture again")
-        word = _number("word", asked.get("word", 0), len(words))
-    choices = KINDS[kind].heads
-    head = asked.get("head", MEAN)
-    if head not in choices or head == "each":
-        found = next(x for x in capture.stages[stage][index] if x)
-        if "each" not in choices:
-            raise RequestError(f"{KINDS[kind].title} is the {choices[0]} of all heads")
-        head = _number("head", head, found.heads)
-    box = _box(asked.get("box")) if kind == "row" else None
-    return Asked(
-        kind=kind,
-        stage=stage,
-        layer=index,
-        head=head,
-        step=step,
-        box=box,
-        word=word,
-        diagonal=asked.get("diagonal") is not False,
-    )
-
-
-def _number(name: str, given: object, count: int) -> int:
-    if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given < count:
-        raise RequestError(f"{name} {given!r} is not in this capture; they count from 0 to {count - 1}")
-    return given
-
-
-def _box(given: object) -> tuple[float, float, float, float]:
-    whole = isinstance(given, list) and len(given) == 4 and all(isinstance(v, int | float) for v in given)
-    if not whole or not all(0 <= v < 1 for v in given) or given[0] > given[2] or given[1] > given[3]:
-        raise RequestError("this place is outside the picture; click within it")
-    return tuple(given)
 
 
 def look(capture: Capture, asked: Mapping) -> dict:

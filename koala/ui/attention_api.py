@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from koala.attention import view
 from koala.attention.figures import Choices, figure
-from koala.attention.view import Capture
+from koala.attention.questions import Capture, read
 from koala.request import RequestError
 
 DIGITS = 6  # of a share in the JSON
@@ -52,7 +52,7 @@ def answer(capture: Capture, pixel: Sequence[float] | None, step: int | None, he
 
 def _stage(capture: Capture, stage: str, pixel: Sequence[float] | None, step: int | None, head: str | int) -> list:
     question = asked(capture, stage, pixel, step, head)
-    one, found = view.read(capture, question), []
+    one, found = read(capture, question), []
     shown = view.look(capture, question)["sides"]
     for side, layer, told in zip(capture.sides, capture.stages[stage][one.layer], shown, strict=True):
         if layer is None:

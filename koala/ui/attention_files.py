@@ -11,8 +11,8 @@ from PIL import Image
 from koala.attention import view
 from koala.attention.figures import Choices, figure
 from koala.attention.page import page
+from koala.attention.questions import KINDS, Capture, read
 from koala.attention.render import gif, table
-from koala.attention.view import Capture
 from koala.request import RequestError
 
 MOST = 8  # steps in a strip
@@ -50,8 +50,8 @@ def _frames(capture: Capture, asked: Mapping, steps: list[int]) -> list[list[Ima
 def _note(capture: Capture, asked: Mapping) -> str:
     """The choices behind a picture, which it prints itself."""
     record = capture.sides[0].record
-    one = view.read(capture, asked)
-    title = view.KINDS[one.kind].title
+    one = read(capture, asked)
+    title = KINDS[one.kind].title
     layers = " and ".join(x.label for x in capture.stages[one.stage][one.layer] if x)
     return (
         f"{title}. {layers}; {view.heads(capture, one)}; {record.half} half. “{capture.prompt}”, seed {record.seed}, "
@@ -99,7 +99,7 @@ def _cell(capture: Capture) -> tuple[int, int]:
 
 def _figure(kind: str, capture: Capture, asked: Mapping) -> bytes:
     """The paper's figure over all recorded stages, at the step, heads and patch that the page shows."""
-    one = view.read(capture, {**asked, "kind": "row" if kind == "rows" else "pca"})
+    one = read(capture, {**asked, "kind": "row" if kind == "rows" else "pca"})
     record = capture.sides[0].record
     pixel = None
     if one.box:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from koala.attention import record
 from koala.attention.figures import Side
 from koala.attention.plan import AttentionPlan, ordered, size
-from koala.attention.view import Capture
+from koala.attention.questions import Capture
 from koala.registry import ModelCard
 from koala.request import GenerationRequest
 from koala.result import GenerationResult

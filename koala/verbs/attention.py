@@ -170,7 +170,7 @@ def _written(
     """Draw and save everything, in one new folder that is whole or absent; what was written, as JSON."""
     from koala.attention.figures import figure, over_steps, words
     from koala.attention.page import page
-    from koala.attention.view import Capture
+    from koala.attention.questions import Capture
     from koala.outputs import new_folder
     from koala.report import entry
 

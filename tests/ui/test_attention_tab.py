@@ -17,6 +17,7 @@ from PIL import Image
 from koala.attention import maps, page, view
 from koala.attention.figures import Side
 from koala.attention.plan import Layer
+from koala.attention.questions import KINDS, Capture
 from koala.attention.recorded import AttentionRecord
 from koala.request import RequestError
 from koala.specs import SDXL
@@ -209,13 +210,13 @@ def test_without_itself_the_patch_is_dark(ask):
     assert decoded(shown)[9 * 16 + 4] == 0 and decoded(shown).max() == 255 and "without itself" in shown["said"]
 
 
-@pytest.mark.parametrize("kind", view.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("stage", ["DW-2", "UP-1", "MID"])
 def test_every_view_of_every_stage_has_both_models_or_says_why_not(ask, kind, stage):
     for step in (0, "mean"):
         answer = ask(kind=kind, stage=stage, step=step)
         first, second = answer["sides"]
-        cells = math.prod(first["grid"]) * (3 if view.KINDS[kind].colour else 1)
+        cells = math.prod(first["grid"]) * (3 if KINDS[kind].colour else 1)
         assert len(decoded(first)) == cells
         assert second == {"absent": "Tiny KOALA-700M has no MID"} if stage == "MID" else len(decoded(second)) == cells
 
@@ -276,7 +277,7 @@ def test_a_click_on_a_full_size_layer_is_answered_in_time():
         frames=({paths[0]: (q, k)},),
     )
     side = Side(title="SDXL", picture=Image.new("RGB", (1024, 1024)), record=record)
-    capture = view.Capture(prompt="noise", sides=(side, side))
+    capture = Capture(prompt="noise", sides=(side, side))
     times = []
     for at in (0.1, 0.5, 0.9):
         begun = time.perf_counter()
