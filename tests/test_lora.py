@@ -130,7 +130,7 @@ def test_a_moved_lora_changes_the_picture_more_the_stronger_it_is(tmp_path, embe
     remap_file(tmp_path / "lora.safetensors", "koala-700m", tmp_path / "moved.safetensors")
     pipeline = loaded(embedded / "tiny-koala-700m", str(tmp_path / "moved.safetensors"))
     pictures = []
-    for strength in (0, 0.1, 0.5):
+    for strength in (0, 0.01, 0.05):  # beyond, every pixel is black or white
         pipeline.set_adapters("default_0", strength)
         generator = torch.Generator().manual_seed(3)
         picture = pipeline("a red circle", num_inference_steps=2, generator=generator, output_type="np").images[0]
@@ -139,7 +139,7 @@ def test_a_moved_lora_changes_the_picture_more_the_stronger_it_is(tmp_path, embe
     without.set_progress_bar_config(disable=True)
     plain = without("a red circle", num_inference_steps=2, generator=torch.Generator().manual_seed(3), output_type="np")
     some, more = (np.abs(pictures[0] - p).mean() for p in pictures[1:])
-    print(f"mean change of a pixel: {some:.4f} at strength 0.1, {more:.4f} at 0.5")
+    print(f"mean change of a pixel: {some:.4f} at strength 0.01, {more:.4f} at 0.05")
     assert np.abs(pictures[0] - plain.images[0]).max() < 1e-5
     assert 0.001 < some < more
 
