@@ -31,7 +31,7 @@ def pixels(result):
 
 @pytest.mark.parametrize("images", [1, 2])
 def test_quality_is_the_stock_pipeline_to_the_bit(model, images):
-    """Of a batch the stock pipeline decodes all pictures at once, which may round about a byte in ten thousand otherwise."""
+    """Of a batch the stock pipeline decodes all pictures at once: about a byte in ten thousand may round otherwise."""
     asked = resolve(request(images=images), CARDS[STUDENT])
     stock = StableDiffusionXLPipeline.from_pretrained(EMBEDDED / STUDENT)
     stock.scheduler = EulerDiscreteScheduler.from_config(stock.scheduler.config, timestep_spacing="trailing")

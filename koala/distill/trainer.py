@@ -61,8 +61,14 @@ def train(
     finite, OSError for a full disk. In each case status.json says so, and the checkpoints written so far are whole.
     """
     config = dataclasses.replace(config, threads=config.threads or torch.get_num_threads())
+    before = torch.get_num_threads()
     torch.set_num_threads(config.threads)
-    _Run(run, config, resume_from, StopSignal(config.time_limit), say).go()
+    try:
+        _Run(run, config, resume_from, StopSignal(config.time_limit), say).go()
+    finally:
+        torch.set_num_threads(
+            before
+        )  # the process may have other work, whose sums another number would round otherwise
 
 
 class _Run:

@@ -85,6 +85,7 @@ def test_a_sharded_student_learns_the_same_and_goes_on_from_a_checkpoint_of_whol
     assert_equal(run, whole)
 
 
+@pytest.mark.slow
 def test_a_batch_that_processes_cannot_share_is_refused(reference, tmp_path):
     config = tmp_path / "odd.json"
     config.write_text(json.dumps(dataclasses.replace(reference[0].config(), batch_size=3).to_dict()))

@@ -64,9 +64,10 @@ def test_accumulation_gives_the_losses_of_one_pass(small, tmp_path):
 
 
 def test_a_run_leaves_pictures_curves_a_score_and_a_pipeline_that_diffusers_loads(small, run):
-    prompts = ("a red circle", "a blue star")
+    prompts, threads = ("a red circle", "a blue star"), torch.get_num_threads()
     train(run, small(validate_every=1, validation_prompts=prompts, score_prompts=2))
     assert run.status().state == "done"
+    assert torch.get_num_threads() == threads
     kinds = [(e["kind"], e["step"]) for e in run.metrics()]
     assert ("validation", 0) in kinds and ("validation", 2) in kinds and ("score", 2) in kinds
     terms = {"loss", "task", "output", "SA", "LF"}
