@@ -25,6 +25,7 @@ from koala.request import RequestError
 INTERRUPTED = "interrupted"  # what no run writes itself: its process is gone and has not said why
 _COMMAND = (sys.executable, "-u", "-m", "koala", "distill")
 _PATIENCE = 180  # s for an estimate
+_LAST_WORD = 2  # s from a process's end to its status
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -44,7 +45,12 @@ def alive(run: RunFolder) -> bool:
     status = run.status()
     if status is None or status.state in ENDED or not status.pid:
         return False
-    return process_started(status.pid) == status.pid_started and _runs(status.pid)
+    if process_started(status.pid) == status.pid_started and _runs(status.pid):
+        return True
+    for waiter in threading.enumerate():  # one that this process began: its last word comes within moments
+        if waiter.name == _waiter(run):
+            waiter.join(timeout=_LAST_WORD)
+    return False
 
 
 def _runs(pid: int) -> bool:
@@ -62,6 +68,9 @@ def state(run: RunFolder) -> Status:
     """The status, told truly: a run whose process is gone without a word is `interrupted`."""
     status = run.status() or Status(state="preparing", step=0, num_steps=run.config().num_steps)
     if status.state in ENDED or alive(run):
+        return status
+    status = run.status() or status  # it may have ended since
+    if status.state in ENDED:
         return status
     saved = run.checkpoints()
     kept = f"its last checkpoint is of step {saved[-1]}" if saved else "it had no checkpoint yet"
@@ -169,7 +178,12 @@ def _launch(run: RunFolder, *arguments: str) -> None:
             updated=now,
         )
     )
-    threading.Thread(target=_await, args=(run, process), name=f"koala-run-{run.name}", daemon=True).start()
+    threading.Thread(target=_await, args=(run, process), name=_waiter(run), daemon=True).start()
+
+
+def _waiter(run: RunFolder) -> str:
+    """The thread that awaits a run's process, by name."""
+    return f"koala-run-{run.path}"
 
 
 def _await(run: RunFolder, process: subprocess.Popen) -> None:

@@ -9,7 +9,7 @@ from koala.distill import runs
 from koala.distill.config import DistillConfig
 from koala.distill.pairs import feature_pairs
 from koala.distill.presets import PRESETS, Preset
-from koala.distill.run_folder import RunFolder
+from koala.distill.run_folder import ENDED, RunFolder
 from koala.layout import STEMS
 from koala.locate import availability
 from koala.registry import CARDS, EMBEDDED, ModelCard, find
@@ -64,9 +64,10 @@ class Runs:
 
     def _shown(self, run: RunFolder) -> Shown:
         try:
-            config, status, alive = run.config(), runs.state(run), runs.alive(run)
+            config, status = run.config(), runs.state(run)
         except (RequestError, ValueError, TypeError) as error:
             return unreadable(run, f"its folder cannot be read: {error}")
+        alive = status.state not in (*ENDED, runs.INTERRUPTED)  # told by the same look as the state
         if not alive:
             self._asked.discard(run.name)
         elif run.name in self._asked:
