@@ -68,6 +68,7 @@ LEVELS = {
         "koala.attention.recorded",
         "koala.attention.agreement",
         "koala.attention.render",
+        "koala.attention.colours",
         "koala.attention.figures",
         "koala.attention.maps",
         "koala.attention.pca",

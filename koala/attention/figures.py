@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from koala.attention import maps, pca
+from koala.attention import colours, maps
 from koala.attention.plan import AttentionPlan, Layer, check_stages
 from koala.attention.recorded import AttentionRecord, beside
 from koala.attention.render import components, gif, heat, marked, table
@@ -96,7 +96,8 @@ def _layers(sides: Sequence[Side], stage: str) -> tuple[Layer | None, ...]:
     return found[-1]
 
 
-def _absent(side: Side, stage: str) -> str:
+def absent(side: Side, stage: str) -> str:
+    """Why a model has no attention in a stage."""
     has = stage in side.record.spec.depths()
     return f"{side.title} has no attention in {stage}" if has else f"{side.title} has no {stage}"
 
@@ -122,7 +123,7 @@ def _heat(sides: Sequence[Side], stage: str, choices: Choices, wanted: Sequence[
     found: list[list[Image.Image] | str] = []
     for side, layer, steps in zip(sides, _layers(sides, stage), wanted, strict=True):
         if layer is None:
-            found.append(_absent(side, stage))
+            found.append(absent(side, stage))
             continue
         own = []
         for step in steps:
@@ -137,47 +138,22 @@ def _heat(sides: Sequence[Side], stage: str, choices: Choices, wanted: Sequence[
 
 def _components(sides: Sequence[Side], stage: str, choices: Choices, wanted: Sequence[Sequence[int | None]]):
     """The colours of wanted steps, per side: one basis for the steps and means of all, or as the paper's."""
-    layers = _layers(sides, stage)
-    painted, said = _paper(sides, layers, wanted) if choices.paper else _joint(sides, layers, choices)
+    layers, records = _layers(sides, stage), [side.record for side in sides]
+    if choices.paper:
+        painted = colours.alone(records, layers)
+    else:
+        painted = colours.joint(records, layers, choices.head, diagonal=choices.diagonal)
     found: list[list[Image.Image] | str] = []
-    for side, layer, colours, steps in zip(sides, layers, painted, wanted, strict=True):
+    said = []
+    for side, layer, one, steps in zip(sides, layers, painted, wanted, strict=True):
         if layer is None:
-            found.append(_absent(side, stage))
-        else:
-            found.append([components(colours[-1 if s is None else s], layer.grid, side.picture.size) for s in steps])
-    return found, f"{stage} {said}"
-
-
-def _frames(side: Side, layer: Layer | None) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [side.record.at(layer, step) for step in range(side.record.steps)] if layer else []
-
-
-def _joint(sides: Sequence[Side], layers: Sequence[Layer | None], choices: Choices):
-    common = maps.common_grid([x.grid for x in layers if x])
-    frames = [
-        [maps.pooled(q, k, x.grid, common, choices.head, diagonal=choices.diagonal) for q, k in _frames(s, x)]
-        for s, x in zip(sides, layers, strict=True)
-    ]
-    basis = pca.fit([frame for own in frames for frame in own])
-    full = [[*own, maps.mean(own)] if own else [] for own in frames]
-    rest = iter(pca.colours([frame for own in full for frame in own], basis)[0])
-    return [[next(rest) for _ in own] for own in full], _share(basis.explained)
-
-
-def _paper(sides: Sequence[Side], layers: Sequence[Layer | None], wanted: Sequence[Sequence[int | None]]):
-    painted, said = [], []
-    for side, layer, steps in zip(sides, layers, wanted, strict=True):
-        colours, shares = pca.paper_mode(_frames(side, layer))
-        painted.append(colours)
-        if layer:
-            said.append(f"{side.title} {_share(torch.tensor(shares)[list(steps)].mean(0).tolist())}")
-    return painted, ", ".join(said)
-
-
-def _share(explained: Sequence[float]) -> str:
-    total = sum(explained)
-    weak = ", little of it" if total < pca.MEANINGFUL else ""
-    return f"{' + '.join(f'{100 * e:.0f}' for e in explained)} = {100 * total:.0f} %{weak}"
+            found.append(absent(side, stage))
+            continue
+        each, shares = ([own[-1 if s is None else s] for s in steps] for own in one)
+        found.append([components(c, layer.grid, side.picture.size) for c in each])
+        share = colours.share(torch.tensor(shares).mean(0).tolist())
+        said.append(f"{side.title} {share}" if choices.paper else share)
+    return found, f"{stage} {', '.join(said if choices.paper else said[:1])}"
 
 
 def _drawn(sides: Sequence[Side], stage: str, choices: Choices, wanted: Sequence[Sequence[int | None]]):
@@ -256,7 +232,7 @@ def words(sides: Sequence[Side], stage: str, choices: Choices) -> Image.Image:
     lines = []
     for side, layer, step in zip(sides, _layers(sides, stage), steps, strict=True):
         if layer is None:
-            lines.append([_absent(side, stage)] * len(said))
+            lines.append([absent(side, stage)] * len(said))
             continue
         record = side.record
         cross = record.layer(stage, "cross", layer.path.removesuffix("attn1") + "attn2")

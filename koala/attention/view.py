@@ -8,9 +8,9 @@ from functools import partial
 import torch
 from PIL import Image, ImageDraw
 
-from koala.attention import maps, pca, render
+from koala.attention import colours, maps, render
 from koala.attention.agreement import agreement
-from koala.attention.figures import Side
+from koala.attention.figures import absent
 from koala.attention.plan import Layer
 from koala.attention.questions import KINDS, Asked, Capture, read, stage_of, words_of
 from koala.attention.recorded import AttentionRecord
@@ -113,15 +113,10 @@ def said(capture: Capture, one: Asked) -> str:
     return f"{one.stage}, {when}, {heads(capture, one)}, {layer.grid[1]} × {layer.grid[0]} patches"
 
 
-def _absent(side: Side, stage: str) -> dict:
-    has = stage in side.record.spec.depths()
-    return {"absent": f"{side.title} has no attention in {stage}" if has else f"{side.title} has no {stage}"}
-
-
 def _side(capture: Capture, k: int, one: Asked) -> dict:
     side, layer = capture.sides[k], capture.stages[one.stage][one.layer][k]
     if layer is None:
-        return _absent(side, one.stage)
+        return {"absent": absent(side, one.stage)}
     found, cells, note = _VIEWS[one.kind](capture, k, layer, one)
     block = layer.label.removeprefix(f"{one.stage}, ").capitalize()
     answer = {"grid": list(layer.grid), "data": _encoded(found), "said": f"{block}: {note}"}
@@ -133,7 +128,7 @@ def pictures(capture: Capture, asked: Mapping, *, opacity: float = 0.75, gamma: 
     one, found = read(capture, asked), []
     for k, (side, layer) in enumerate(zip(capture.sides, capture.stages[asked["stage"]][one.layer], strict=True)):
         if layer is None:
-            found.append(_absent(side, one.stage)["absent"])
+            found.append(absent(side, one.stage))
             continue
         values, cells, _ = _VIEWS[one.kind](capture, k, layer, one)
         if KINDS[one.kind].colour:
@@ -244,44 +239,19 @@ def _pca(capture: Capture, k: int, layer: Layer, one: Asked):
         raise RequestError(
             "with the heads side by side each step is fitted by itself, so there is no mean; choose a step"
         )
-    painted, explained = colours(capture, one.stage, one.layer, one.head)[k]
-    at = len(painted) - 1 if one.step is None else one.step
-    share = sum(explained[at])
-    weak = "; three colours show little of it" if share < pca.MEANINGFUL else ""
-    parts = " + ".join(f"{100 * e:.0f}" for e in explained[at])
-    return painted[at], None, f"{parts} = {100 * share:.0f} % of the variance{weak}"
+    painted, explained = _painted(capture, one)[k]
+    at = -1 if one.step is None else one.step
+    return painted[at], None, f"variance shown {colours.share(explained[at])}"
 
 
-def colours(capture: Capture, stage: str, index: int, head: str | int) -> list[tuple[list[torch.Tensor], list] | None]:
-    """Per side: (N, 3) colours of every step and at last of their mean, and each one's explained shares.
-
-    One basis for all of them; head "paper" has every step fitted alone, and no mean.
-    """
-    key = (stage, index, head)
+def _painted(capture: Capture, one: Asked) -> list[colours.Painted | None]:
+    """Every model's colours of this layer, made once."""
+    key = (one.stage, one.layer, one.head)
     if key not in capture.made:
-        capture.made[key] = (_paper if head == "paper" else _joint)(capture, capture.stages[stage][index], head)
+        records, layers = [side.record for side in capture.sides], capture.stages[one.stage][one.layer]
+        paper = one.head == "paper"
+        capture.made[key] = colours.alone(records, layers) if paper else colours.joint(records, layers, one.head)
     return capture.made[key]
-
-
-def _steps(record: AttentionRecord, layer: Layer) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [record.at(layer, step) for step in range(record.steps)]
-
-
-def _paper(capture: Capture, pair: list[Layer | None], head: str) -> list:
-    return [x and pca.paper_mode(_steps(s.record, x)) for s, x in zip(capture.sides, pair, strict=True)]
-
-
-def _joint(capture: Capture, pair: list[Layer | None], head: str | int) -> list:
-    common = maps.common_grid([x.grid for x in pair if x])
-    frames = [
-        [maps.pooled(q, k, x.grid, common, head) for q, k in _steps(s.record, x)] if x else []
-        for s, x in zip(capture.sides, pair, strict=True)
-    ]
-    basis = pca.fit([frame for side in frames for frame in side])
-    full = [[*side, maps.mean(side)] if side else [] for side in frames]
-    painted, _ = pca.colours([frame for side in full for frame in side], basis)
-    rest = iter(painted)
-    return [([next(rest) for _ in side], [basis.explained] * len(side)) if side else None for side in full]
 
 
 _VIEWS = {

@@ -156,7 +156,7 @@ def test_stages_heads_steps_and_views_change_what_is_shown(visit):
         expect(status(page)).to_contain_text("UP-2")
 
         page.get_by_role("radio", name="PCA").click()
-        expect(said(page, 1)).to_contain_text("of the variance")
+        expect(said(page, 1)).to_contain_text("variance shown")
         page.get_by_role("radio", name="PCA").press("ArrowLeft")
         expect(said(page, 1)).to_contain_text("px on average")
         page.get_by_role("button", name="red", exact=True).click()
@@ -203,7 +203,7 @@ def test_downloads_and_the_page_that_opens_with_no_server(visit, browser, tmp_pa
     assert [said(alone, k).inner_text() for k in range(2)] == text
     assert worst(alone, shown, pixels(alone)) <= 3  # of 255: the browser's softmax against torch's
     alone.get_by_role("radio", name="PCA").click()
-    expect(said(alone, 1)).to_contain_text("of the variance")
+    expect(said(alone, 1)).to_contain_text("variance shown")
     alone.get_by_role("radio", name=re.compile("^MID")).click()
     expect(alone.locator(".kv-absent").nth(1)).to_have_text("Tiny KOALA-700M has no MID")
     expect(alone.locator(".kv-agreement")).to_contain_text("at the right each stage's mean")
