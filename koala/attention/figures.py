@@ -13,15 +13,16 @@ from PIL import Image
 from koala.attention import colours, maps
 from koala.attention.plan import AttentionPlan, Layer, check_stages
 from koala.attention.recorded import AttentionRecord, beside
-from koala.attention.render import components, gif, heat, marked, table
+from koala.attention.render import components, gif, heat, marked, segments, table
 from koala.request import RequestError
 
 KINDS = {
-    "rows": "where the marked patch looks",
+    "rows": "where the marked patches look",
     "received": "how much every patch is looked at by all",
     "entropy": "how widely every patch looks: dark at one place, bright everywhere alike",
     "distance": "how far away every patch looks, on average",
     "pca": "three principal components as colours: patches that look at the same places are alike",
+    "segments": "patches gathered by where they look, the largest segment in blue",
     "words": "where each word of the prompt is drawn, by cross-attention",
 }
 MOST = 8  # steps in a strip
@@ -45,7 +46,9 @@ class Choices:
     kind: str = "rows"  # of KINDS
     step: int | str = "middle"  # of the schedule, a number from 0, or "mean" of all
     head: int | str = "mean"
+    layer: int | None = None  # of each stage's recorded ones, from 0; None: the last
     pixel: tuple[float, float] | None = None  # x, y of the patch that is looked from; None: the middle
+    box: tuple[float, float, float, float] | None = None  # left, top, right, bottom of several, instead of a pixel
     diagonal: bool = True  # False: without what a patch sees of itself
     paper: bool = False  # components as the paper's: each step fitted alone, heads side by side
     opacity: float = 0.75
@@ -55,8 +58,14 @@ class Choices:
         if self.kind not in KINDS:
             raise RequestError(f"there is no figure {self.kind!r}; choose one of {', '.join(KINDS)}")
 
-    def at(self, record: AttentionPlan | AttentionRecord) -> tuple[float, float]:
-        return self.pixel or (record.width / 2, record.height / 2)
+    def place(self, run: AttentionPlan | AttentionRecord) -> tuple[float, float, float, float]:
+        """left, top, right, bottom in px of what is looked from: a pixel is a box of one."""
+        return self.box or (self.pixel or (run.width / 2, run.height / 2)) * 2
+
+    def where(self, run: AttentionPlan | AttentionRecord) -> str:
+        """What is looked from, for people."""
+        left, top, right, bottom = self.place(run)
+        return f"box {left:g},{top:g},{right:g},{bottom:g}" if self.box else f"pixel {left:g},{top:g}"
 
     def steps(self, record: AttentionRecord) -> int | None:
         """The step from 0; None for the mean of all."""
@@ -64,9 +73,13 @@ class Choices:
 
     def check(self, run: AttentionPlan | AttentionRecord, title: str) -> None:
         """RequestError for what cannot be drawn of a run, before it has begun where `run` is its plan."""
-        x, y = self.at(run)
-        if not (0 <= x < run.width and 0 <= y < run.height):
-            raise RequestError(f"pixel {x:g},{y:g} is outside the picture of {run.width}x{run.height} px")
+        left, top, right, bottom = self.place(run)
+        if not (0 <= left <= right < run.width and 0 <= top <= bottom < run.height):
+            raise RequestError(
+                f"{self.where(run)} is outside the picture of {run.width}x{run.height} px; x goes from 0 to "
+                f"{run.width - 1}, y to {run.height - 1}"
+                + (", left before right and top before bottom" * bool(self.box))
+            )
         if self.step not in ("mean", "middle") and not isinstance(self.step, int):
             raise RequestError(f"step {self.step!r} is neither middle nor mean nor a number")
         if isinstance(self.step, int) and not 0 <= self.step < run.steps:
@@ -75,6 +88,13 @@ class Choices:
             )
         if self.head not in ("mean", "max") and not isinstance(self.head, int):
             raise RequestError(f"there is no head {self.head!r}; choose mean, max or a number")
+        for stage in run.stages if self.layer is not None else ():
+            count = sum(x.stage == stage and x.kind == "self" for x in run.layers)
+            if not 0 <= self.layer < count:
+                raise RequestError(
+                    f"layer {self.layer + 1} is not among the {count} recorded of {title}'s {stage}; choose 1 to "
+                    f"{count}, or leave the stage out"
+                )
         for layer in run.layers:
             if isinstance(self.head, int) and not 0 <= self.head < layer.heads:
                 raise RequestError(
@@ -87,13 +107,15 @@ class Choices:
             raise RequestError("words need cross-attention, which is not recorded here; record it with them")
 
 
-def _layers(sides: Sequence[Side], stage: str) -> tuple[Layer | None, ...]:
-    """The stage's last recorded layers that stand beside each other; None where a model has no attention there."""
+def _layers(sides: Sequence[Side], stage: str, choices: Choices) -> tuple[Layer | None, ...]:
+    """The stage's chosen layers, which stand beside each other; None where a model has no attention there."""
     found = beside([side.record for side in sides]).get(stage)
     if not found:
         check_stages(sides[0].record.spec, [stage])
         raise RequestError(f"{stage} was not recorded in all of these models; capture them together, with {stage}")
-    return found[-1]
+    if choices.layer is not None and choices.layer >= len(found):
+        raise RequestError(f"{stage} has {len(found)} layers that were recorded in all of these models; choose one")
+    return found[-1 if choices.layer is None else choices.layer]
 
 
 def absent(side: Side, stage: str) -> str:
@@ -102,16 +124,25 @@ def absent(side: Side, stage: str) -> str:
     return f"{side.title} has no attention in {stage}" if has else f"{side.title} has no {stage}"
 
 
+_MAPS = {
+    "rows": maps.region,
+    "received": maps.received,
+    "entropy": maps.entropy,
+    "distance": maps.mean_distance,
+    "segments": maps.probabilities,
+}
+
+
 def _values(record: AttentionRecord, layer: Layer, step: int, choices: Choices) -> torch.Tensor:
-    """(N,) of one step."""
-    q, k = record.at(layer, step)
+    """(N,) of one step; for segments the rows (N, N) that they are made from."""
+    how = {"head": choices.head, "diagonal": choices.diagonal}
     if choices.kind == "rows":
-        return maps.row(q, k, record.patch(layer, *choices.at(record)), choices.head, diagonal=choices.diagonal)
+        how["mask"] = torch.zeros(layer.grid, dtype=torch.bool)
+        left, top, right, bottom = record.cells(layer, choices.place(record))
+        how["mask"][top:bottom, left:right] = True
     if choices.kind == "distance":
-        return maps.mean_distance(q, k, layer.grid, choices.head, patch=record.width / layer.grid[1])
-    return {"received": maps.received, "entropy": maps.entropy}[choices.kind](
-        q, k, choices.head, diagonal=choices.diagonal
-    )
+        how |= {"grid": layer.grid, "patch": record.width / layer.grid[1]}
+    return _MAPS[choices.kind](*record.at(layer, step), **how)
 
 
 def _over(record: AttentionRecord, step: int | None) -> Sequence[int]:
@@ -121,24 +152,35 @@ def _over(record: AttentionRecord, step: int | None) -> Sequence[int]:
 def _heat(sides: Sequence[Side], stage: str, choices: Choices, wanted: Sequence[Sequence[int | None]]):
     """The pictures of wanted steps under a map, per side."""
     found: list[list[Image.Image] | str] = []
-    for side, layer, steps in zip(sides, _layers(sides, stage), wanted, strict=True):
+    for side, layer, steps in zip(sides, _layers(sides, stage, choices), wanted, strict=True):
         if layer is None:
             found.append(absent(side, stage))
             continue
         own = []
         for step in steps:
-            values = maps.mean([_values(side.record, layer, s, choices) for s in _over(side.record, step)])
-            own.append(heat(side.picture, values, layer.grid, opacity=choices.opacity, gamma=choices.gamma))
+            values = maps.mean(_values(side.record, layer, s, choices) for s in _over(side.record, step))
+            own.append(_shown(side, values, layer, choices))
         if choices.kind == "rows":
-            index = side.record.patch(layer, *choices.at(side.record))
-            own = [marked(picture, index, layer.grid) for picture in own]
+            own = [_marked(side, picture, layer, choices) for picture in own]
         found.append(own)
     return found, ""
 
 
+def _shown(side: Side, values: torch.Tensor, layer: Layer, choices: Choices) -> Image.Image:
+    """The picture under a map."""
+    if choices.kind == "segments":
+        over = components(segments(maps.segments(values, layer.grid)), layer.grid, side.picture.size)
+        return Image.blend(side.picture.convert("RGB"), over, choices.opacity)
+    return heat(side.picture, values, layer.grid, opacity=choices.opacity, gamma=choices.gamma)
+
+
+def _marked(side: Side, picture: Image.Image, layer: Layer, choices: Choices) -> Image.Image:
+    return marked(picture, side.record.cells(layer, choices.place(side.record)), layer.grid)
+
+
 def _components(sides: Sequence[Side], stage: str, choices: Choices, wanted: Sequence[Sequence[int | None]]):
     """The colours of wanted steps, per side: one basis for the steps and means of all, or as the paper's."""
-    layers, records = _layers(sides, stage), [side.record for side in sides]
+    layers, records = _layers(sides, stage, choices), [side.record for side in sides]
     if choices.paper:
         painted = colours.alone(records, layers)
     else:
@@ -169,12 +211,13 @@ def _cell(sides: Sequence[Side]) -> tuple[int, int]:
 def _note(sides: Sequence[Side], stages: Sequence[str], choices: Choices, shares: Sequence[str], steps: str) -> str:
     """What the figure shows and every choice behind it."""
     record = sides[0].record
-    x, y = choices.at(record)
     heads = f"head {choices.head + 1}" if isinstance(choices.head, int) else f"{choices.head} of all heads"
-    itself = "" if choices.diagonal else ", without what a patch sees of itself"
-    what = f"{KINDS[choices.kind].capitalize()}. {heads.capitalize()}{itself}; each map is scaled to its own maximum"
+    itself = "" if choices.diagonal or choices.kind == "words" else ", without what a patch sees of itself"
+    what = f"{KINDS[choices.kind].capitalize()}. {heads.capitalize()}{itself}"
+    if choices.kind != "segments":
+        what = f"{what}; each map is scaled to its own maximum"
     if choices.kind == "rows":
-        what = f"{what}; marked is pixel {x:g},{y:g}"
+        what = f"{what}; marked is {choices.where(record)}"
     if choices.kind == "pca":
         how = f"{heads}{itself}, one basis per stage for all models and steps"
         if choices.paper:
@@ -182,12 +225,16 @@ def _note(sides: Sequence[Side], stages: Sequence[str], choices: Choices, shares
         what = f"{KINDS['pca'].capitalize()}; {how}. Variance shown: {'; '.join(shares)}"
     labels = [
         f"{side.title}: {'; '.join(layer.label for layer in own if layer)}"
-        for side, own in zip(sides, zip(*(_layers(sides, stage) for stage in stages), strict=True), strict=True)
+        for side, own in zip(
+            sides, zip(*(_layers(sides, stage, choices) for stage in stages), strict=True), strict=True
+        )
     ]
-    guidance = "" if record.guidance is None else f", guidance {record.guidance:g}"
+    run = [f"“{record.prompt}”"] if record.prompt else []
+    run += [] if record.seed is None else [f"seed {record.seed}"]
+    run += [] if record.guidance is None else [f"guidance {record.guidance:g}"]
     return (
-        f"{what}. {steps}. Layers: {'. '.join(labels)}. {record.half.capitalize()} half. “{record.prompt}”, "
-        f"seed {record.seed}{guidance}, {record.width}x{record.height} px."
+        f"{what}. {steps}. Layers: {'. '.join(labels)}. {record.half.capitalize()} half. "
+        f"{', '.join([*run, f'{record.width}x{record.height} px'])}."
     )
 
 
@@ -203,14 +250,23 @@ def _when(sides: Sequence[Side], steps: Sequence[int | None]) -> str:
     return "; ".join(found)
 
 
+def _pictures(sides: Sequence[Side], stages: Sequence[str], choices: Choices) -> list[Image.Image]:
+    """Every model's picture, in figures of rows with the place that is looked from, in patches of the finest stage."""
+    if choices.kind != "rows":
+        return [side.picture for side in sides]
+    layers = zip(*(_layers(sides, stage, choices) for stage in stages), strict=True)
+    finest = [max((x for x in own if x), key=lambda x: x.queries, default=None) for own in layers]
+    return [_marked(s, s.picture, x, choices) if x else s.picture for s, x in zip(sides, finest, strict=True)]
+
+
 def figure(sides: Sequence[Side], stages: Sequence[str], choices: Choices) -> Image.Image:
     """Models as rows, their pictures and then the stages as columns, at one step."""
     steps = [choices.steps(side.record) for side in sides]
-    columns, headings, shares = [[side.picture for side in sides]], ["picture"], []
+    columns, headings, shares = [_pictures(sides, stages, choices)], ["picture"], []
     for stage in stages:
         pictures, said = _drawn(sides, stage, choices, [[step] for step in steps])
         columns.append([own if isinstance(own, str) else own[0] for own in pictures])
-        height, width = next(x.grid for x in _layers(sides, stage) if x)
+        height, width = next(x.grid for x in _layers(sides, stage, choices) if x)
         headings.append(f"{stage} ({width}x{height})")
         shares.append(said)
     return table(
@@ -230,7 +286,7 @@ def words(sides: Sequence[Side], stage: str, choices: Choices) -> Image.Image:
     if len(every) > MOST_WORDS:
         when = f"{when}; the first {MOST_WORDS} of {len(every)} words"
     lines = []
-    for side, layer, step in zip(sides, _layers(sides, stage), steps, strict=True):
+    for side, layer, step in zip(sides, _layers(sides, stage, choices), steps, strict=True):
         if layer is None:
             lines.append([absent(side, stage)] * len(said))
             continue
@@ -239,7 +295,7 @@ def words(sides: Sequence[Side], stage: str, choices: Choices) -> Image.Image:
         found = []
         for _, tokens in said:
             over = [maps.word_map(*record.at(cross, s), tokens, choices.head) for s in _over(record, step)]
-            found.append(heat(side.picture, maps.mean(over), cross.grid, opacity=choices.opacity, gamma=choices.gamma))
+            found.append(_shown(side, maps.mean(over), cross, choices))
         lines.append(found)
     return table(
         lines,

@@ -5,7 +5,7 @@
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch.nn.functional import adaptive_avg_pool2d
@@ -92,12 +92,18 @@ def positions(grid: tuple[int, int]) -> torch.Tensor:
 
 
 def mean_distance(
-    q: torch.Tensor, k: torch.Tensor, grid: tuple[int, int], head: str | int = "mean", *, patch: float = 1.0
+    q: torch.Tensor,
+    k: torch.Tensor,
+    grid: tuple[int, int],
+    head: str | int = "mean",
+    *,
+    patch: float = 1.0,
+    diagonal: bool = True,
 ) -> torch.Tensor:
     """(N,): how far away a query looks, on average; in units of patches, or px where `patch` is a patch's side."""
     at = positions(grid)
     found, start = [], 0
-    for part in _all(q, k, head, True):
+    for part in _all(q, k, head, diagonal):
         found.append((part * torch.cdist(at[start : start + len(part)], at)).sum(-1))
         start += len(part)
     return torch.cat(found) * patch
@@ -128,9 +134,12 @@ def pooled(
     return torch.cat(found)
 
 
-def mean(maps: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The mean of maps of one shape, over steps for example."""
-    return torch.stack(list(maps)).mean(0)
+def mean(maps: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The mean of maps of one shape, over steps for example; one of them in memory at a time."""
+    total, count = 0, 0
+    for one in maps:
+        total, count = total + one, count + 1
+    return total / count
 
 
 def word_map(q: torch.Tensor, k: torch.Tensor, tokens: Sequence[int], head: str | int = "mean") -> torch.Tensor:

@@ -83,6 +83,13 @@ class AttentionRecord:
         rows, columns = layer.grid
         return int(y * rows / self.height) * columns + int(x * columns / self.width)
 
+    def cells(self, layer: Layer, box: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
+        """left, top, right, bottom of the layer's patches under a box in px, the last two exclusive."""
+        left, top, right, bottom = box
+        columns = layer.grid[1]
+        first, last = self.patch(layer, left, top), self.patch(layer, right, bottom)
+        return first % columns, first // columns, last % columns + 1, last // columns + 1
+
     def save(self, folder: Path, result: GenerationResult | None = None) -> Path:
         """Write a new folder: tensors, JSON, and the run's picture where its result is given."""
         with new_folder(folder, self.bytes) as out:

@@ -26,7 +26,21 @@ _PLACES = np.linspace(0, len(_STOPS) - 1, 256)
 TABLE = (
     np.column_stack([np.interp(_PLACES, range(len(_STOPS)), c) for c in np.array(_STOPS).T]).round().astype(np.uint8)
 )
-MARK = (255, 40, 40)  # of the patch that is looked from
+MARK = (255, 40, 40)  # of the patches that are looked from
+# Okabe and Ito's colours, told apart by all eyes; segment 0 is the largest
+SEGMENTS = torch.tensor(
+    [
+        [0, 114, 178],
+        [230, 159, 0],
+        [0, 158, 115],
+        [204, 121, 167],
+        [86, 180, 233],
+        [213, 94, 0],
+        [240, 228, 66],
+        [120, 120, 120],
+    ],
+    dtype=torch.uint8,
+)
 PAPER, INK, FAINT = (255, 255, 255), (30, 30, 30), (120, 120, 120)
 _PAD = 10
 
@@ -61,13 +75,18 @@ def components(colours: torch.Tensor, grid: tuple[int, int], size: tuple[int, in
     return patches(colours.numpy(), grid, size)
 
 
-def marked(picture: Image.Image, index: int, grid: tuple[int, int]) -> Image.Image:
-    """The picture with a red box around one patch."""
+def segments(labels: torch.Tensor) -> torch.Tensor:
+    """Colours (N, 3) of `maps.segments`; the ninth has the first one's again."""
+    return SEGMENTS[labels % len(SEGMENTS)]
+
+
+def marked(picture: Image.Image, cells: tuple[int, int, int, int], grid: tuple[int, int]) -> Image.Image:
+    """The picture with a red box around patches: left, top, right, bottom, the last two exclusive."""
     height, width = picture.height / grid[0], picture.width / grid[1]
-    top, left = index // grid[1] * height, index % grid[1] * width
+    left, top, right, bottom = cells
+    edges = (left * width - 1, top * height - 1, right * width, bottom * height)
     found = picture.convert("RGB")
-    thick = max(2, picture.width // 128)
-    ImageDraw.Draw(found).rectangle((left - 1, top - 1, left + width, top + height), outline=MARK, width=thick)
+    ImageDraw.Draw(found).rectangle(edges, outline=MARK, width=max(2, picture.width // 128))
     return found
 
 

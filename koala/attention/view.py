@@ -19,20 +19,6 @@ from koala.specs import STAGES
 
 PICTURE = 768  # px that a picture has on the page at most
 FINE = 16  # patches a side from which on UP-1, the paper's stage, is shown first
-# Okabe and Ito's colours, told apart by all eyes; segment 0 is the largest
-SEGMENTS = torch.tensor(
-    [
-        [0, 114, 178],
-        [230, 159, 0],
-        [0, 158, 115],
-        [204, 121, 167],
-        [86, 180, 233],
-        [213, 94, 0],
-        [240, 228, 66],
-        [120, 120, 120],
-    ],
-    dtype=torch.uint8,
-)
 
 
 def value(key: str, capture: Capture) -> dict:
@@ -223,7 +209,7 @@ def _segments(capture: Capture, k: int, layer: Layer, one: Asked):
     rows = _over_steps(capture.sides[k].record, layer, one.step, maps.probabilities)
     found = maps.segments(rows, layer.grid)
     count = int(found.max()) + 1
-    return SEGMENTS[found % len(SEGMENTS)], None, f"{count} segment{'s' * (count > 1)}"
+    return render.segments(found), None, f"{count} segment{'s' * (count > 1)}"
 
 
 def _word(capture: Capture, k: int, layer: Layer, one: Asked):

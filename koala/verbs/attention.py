@@ -2,7 +2,8 @@
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from koala.result import GenerationResult
 
 HELP = "record a run's attention and draw where its patches look: figures, strips and films"
-OVER_STEPS = ("rows", "pca")  # figures that come with strips and films
+FIGURES = ("rows", "pca")  # the paper's
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +36,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--stages", nargs="+", metavar="STAGE", help="such as UP-1 DW-2 (default: all with attention)")
     parser.add_argument("--all-layers", action="store_true", help="record all layers of the stages, not only the last")
+    parser.add_argument(
+        "--layer", type=count, metavar="N", help="of each stage, from 1, with all layers recorded (default: the last)"
+    )
     parser.add_argument("--no-words", action="store_true", help="record no cross-attention")
     parser.add_argument(
         "--budget", type=gigabytes, default=BUDGET, metavar="GB", help="memory for captures (default: 2)"
@@ -42,11 +46,15 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--figure",
         nargs="+",
-        default=OVER_STEPS,
+        default=FIGURES,
         metavar="KIND",
-        help="rows, pca, words, received, entropy, distance (default: rows pca)",
+        help="rows, pca, segments, words, received, entropy, distance (default: rows pca)",
     )
-    parser.add_argument("--pixel", type=pixel, metavar="X,Y", help="of the patch that rows look from (default: middle)")
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--pixel", type=pixel, metavar="X,Y", help="of the patch that rows look from (default: middle)")
+    place.add_argument(
+        "--box", type=box, metavar="X,Y,X,Y", help="left, top, right, bottom in px: rows are the mean of its patches"
+    )
     parser.add_argument(
         "--step", type=number, default="middle", metavar="N", help="a number from 1, middle or mean (default: middle)"
     )
@@ -55,17 +63,49 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--paper-mode", action="store_true", help="pca: fit each step alone, heads side by side")
     parser.add_argument("--no-diagonal", action="store_true", help="leave out what a patch sees of itself")
+    parser.add_argument(
+        "--opacity", type=between(0, 1), default=0.75, metavar="N", help="of a map on its picture (default: 0.75)"
+    )
+    parser.add_argument(
+        "--gamma", type=between(0.2, 2), default=1.0, metavar="N", help="below 1 lifts what is faint (default: 1)"
+    )
     parser.add_argument("--page", action="store_true", help="also page.html: point and look, with no server")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder for captures and figures")
     add_device(parser)
 
 
-def pixel(text: str) -> tuple[float, float]:
+def pixel(text: str) -> tuple[float, ...]:
+    return _numbers(text, 2, f"{text!r} is no pixel; give x,y such as 128,96")
+
+
+def box(text: str) -> tuple[float, ...]:
+    return _numbers(text, 4, f"{text!r} is no box; give left,top,right,bottom such as 64,64,128,96")
+
+
+def count(text: str) -> int:
+    if not text.isdecimal() or text.strip("0") == "":
+        raise argparse.ArgumentTypeError(f"{text!r} is no layer; they count from 1")
+    return int(text)
+
+
+def between(low: float, high: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        (found,) = _numbers(text, 1, f"{text!r} is no number from {low:g} to {high:g}")
+        if not low <= found <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number from {low:g} to {high:g}")
+        return found
+
+    return parse
+
+
+def _numbers(text: str, count: int, problem: str) -> tuple[float, ...]:
     try:
-        x, y = (float(part) for part in text.split(","))
+        found = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no pixel; give x,y such as 128,96") from None
-    return x, y
+        found = ()
+    if len(found) != count or not all(map(math.isfinite, found)):
+        raise argparse.ArgumentTypeError(problem)
+    return found
 
 
 def run(args: argparse.Namespace) -> int:
@@ -97,7 +137,9 @@ def _choices(args: argparse.Namespace) -> list["Choices"]:
     from koala.attention.figures import Choices
 
     step, head = (v - 1 if isinstance(v, int) else v for v in (args.step, args.head))
-    settings = {"pixel": args.pixel, "diagonal": not args.no_diagonal, "paper": args.paper_mode}
+    settings = {"pixel": args.pixel, "box": args.box, "layer": args.layer and args.layer - 1}
+    settings |= {"diagonal": not args.no_diagonal, "paper": args.paper_mode}
+    settings |= {"opacity": args.opacity, "gamma": args.gamma}
     return [Choices(kind=kind, step=step, head=head, **settings) for kind in args.figure]
 
 
@@ -111,7 +153,7 @@ def _recorded(args: argparse.Namespace, requests: list[GenerationRequest], choic
         requests,
         library(args, [r.model for r in requests]),
         stages=args.stages,
-        every=args.all_layers,
+        every=args.all_layers or args.layer is not None,
         words=not args.no_words,
         budget_bytes=args.budget,
         shared=args.same_input,
@@ -188,7 +230,7 @@ def _written(
             drawn = words(sides, stages[-1], choice) if choice.kind == "words" else figure(sides, stages, choice)
             drawn.save(folder / f"{choice.kind}.png")
             found["figures"][choice.kind] = str(out / f"{choice.kind}.png")
-            for stage in stages if choice.kind in OVER_STEPS else ():
+            for stage in stages if choice.kind != "words" else ():
                 strip, film = over_steps(sides, stage, choice)
                 name = f"{choice.kind}-{stage}"
                 strip.save(folder / f"{name}.png")

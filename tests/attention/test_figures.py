@@ -10,7 +10,7 @@ from PIL import Image
 from koala.attention import figures, maps
 from koala.attention.figures import KINDS, Choices, Side, figure, over_steps, words
 from koala.attention.recorded import beside
-from koala.attention.render import MARK, PAPER
+from koala.attention.render import MARK, PAPER, SEGMENTS
 from koala.request import RequestError
 from koala.specs import TINY_KOALA_700M, TINY_SDXL
 
@@ -94,6 +94,53 @@ def test_the_marked_patch_is_the_pixels_and_the_map_its_row(sides):
     assert int(light.argmax()) == brightest
 
 
+def test_a_box_looks_from_all_its_patches_and_is_drawn_in_the_picture_too(sides):
+    """Pixels 20,20 to 40,40 of 64 are the four patches in the middle of DW-2's 4x4."""
+    shown = figure(sides, ["DW-2"], Choices(box=(20, 20, 40, 40), opacity=1.0))
+    left = left_of(shown)
+    for column in (0, 1):
+        marks = np.argwhere((cell(shown, 1, column, left) == MARK).all(-1))
+        assert marks.min(0).tolist() == [60, 60] and marks.max(0).tolist() == [195, 195]
+    record, layer = sides[1].record, beside([s.record for s in sides])["DW-2"][-1][1]
+    rows = maps.probabilities(*record.at(layer, 2))[[5, 6, 9, 10]].mean(0)
+    light = cell(shown, 1, 1, left).astype(int).sum(-1)[16::64, 16::64].flatten()
+    assert int(light.argmax()) == int(rows.argmax())
+
+
+def test_another_layer_than_the_last_is_shown(made, notes):
+    record = made(TINY_KOALA_700M, (9.0,), stages=["UP-1"], layers="all")
+    side = Side(title="the student", picture=Image.new("RGB", (64, 64)), record=record)
+    for layer, label in (
+        (None, "transformer 2, block 5"),
+        (0, "transformer 1, block 1"),
+        (9, "transformer 2, block 5"),
+    ):
+        figure([side], ["UP-1"], Choices(layer=layer))
+        assert f"the student: UP-1, {label}." in notes[-1][0]
+    with pytest.raises(RequestError, match="layer 11 is not among the 10 recorded of the student's UP-1"):
+        Choices(layer=10).check(record, "the student")
+
+
+def test_segments_are_the_records_own(sides):
+    shown = cell(found := figure(sides, ["DW-2"], Choices(kind="segments", opacity=1.0)), 1, 1, left_of(found))
+    record, layer = sides[1].record, beside([s.record for s in sides])["DW-2"][-1][1]
+    labels = maps.segments(maps.probabilities(*record.at(layer, 2)), layer.grid)
+    assert np.array_equal(shown[32::64, 32::64].reshape(16, 3), SEGMENTS[labels % 8].numpy())
+
+
+def test_distance_without_the_diagonal_is_farther(sides):
+    """A patch is no distance from itself, so leaving that out can only raise the mean."""
+    record, layer = sides[1].record, beside([s.record for s in sides])["DW-2"][-1][1]
+    with_it, without = (maps.mean_distance(*record.at(layer, 0), layer.grid, diagonal=d) for d in (True, False))
+    assert (without > with_it).all()
+
+
+def test_a_record_of_a_pipeline_that_was_called_directly_prints_what_is_known(sides, notes):
+    unknown = [replace(s, record=replace(s.record, prompt="", seed=None, guidance=None)) for s in sides]
+    figure(unknown, ["UP-1"], Choices())
+    assert notes[-1][0].endswith("Conditional half. 64x64 px.")
+
+
 def test_layers_stand_beside_those_they_were_cut_from(sides):
     rows = beside([side.record for side in sides])
     assert [x.label for x in rows["UP-1"][0]] == ["UP-1, transformer 2, block 5", "UP-1, transformer 3, block 5"]
@@ -138,7 +185,10 @@ def test_words_are_columns(sides, notes, monkeypatch):
     [
         ({"step": 3}, "step 4 is not in the student's run of 3"),
         ({"step": "last"}, "step 'last' is neither"),
-        ({"pixel": (64, 0)}, "pixel 64,0 is outside the picture of 64x64 px"),
+        ({"pixel": (64, 0)}, "pixel 64,0 is outside the picture of 64x64 px; x goes from 0 to 63, y to 63"),
+        ({"box": (0, 0, 64, 9)}, "box 0,0,64,9 is outside the picture of 64x64 px"),
+        ({"box": (9, 0, 3, 9)}, "left before right and top before bottom"),
+        ({"layer": 1}, "layer 2 is not among the 1 recorded of the student's DW-2; choose 1 to 1"),
         ({"head": 2}, "head 3 is not in DW-2's 2"),
         ({"head": "median"}, "choose mean, max or a number"),
         ({"kind": "pca", "paper": True, "step": "mean"}, "each step is fitted alone"),

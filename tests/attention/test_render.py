@@ -40,7 +40,7 @@ def test_components_and_the_mark_lie_in_their_patch():
     colours = torch.arange(18, dtype=torch.uint8).reshape(6, 3)
     assert components(colours, (2, 3), (60, 40)).getpixel((59, 39)) == (15, 16, 17)
     picture = Image.new("RGB", (60, 40))
-    found = np.array(marked(picture, 5, (2, 3)))
+    found = np.array(marked(picture, (2, 1, 3, 2), (2, 3)))
     at = np.argwhere((found == MARK).all(-1))
     assert at.min(0).tolist() == [19, 39] and not picture.getbbox(), "the picture itself is untouched"
 
