@@ -6,10 +6,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
+from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from koala.attention.pairing import paired
-from koala.attention.plan import Layer
+from koala.attention.plan import Layer, attention_stages, grid
 from koala.hashing import sha256
 from koala.outputs import new_folder
 from koala.request import RequestError
@@ -17,7 +19,7 @@ from koala.result import GenerationResult
 from koala.specs import UNetSpec
 from koala.tensorfiles import save_tensors
 
-FORMAT = "koala attention 1"
+FORMAT, VERSION = "koala attention", 1
 TENSORS, ABOUT, PICTURE = "attention.safetensors", "attention.json", "picture.png"
 
 Frame = Mapping[str, tuple[torch.Tensor, torch.Tensor]]  # path -> q (images, heads, N, d), k (images, heads, M, d)
@@ -90,6 +92,20 @@ class AttentionRecord:
         first, last = self.patch(layer, left, top), self.patch(layer, right, bottom)
         return first % columns, first // columns, last % columns + 1, last // columns + 1
 
+    def check(self) -> None:
+        """ValueError where the tensors are not those of the layers: a file from elsewhere may say anything."""
+        if len(self.timesteps) != self.steps:
+            raise ValueError(f"{len(self.timesteps)} timesteps for {self.steps} steps")
+        for x in self.layers:
+            if x.stage not in attention_stages(self.spec) or x.grid != grid(x.stage, self.width, self.height):
+                raise ValueError(f"{x.path} is no layer of this run")
+            shapes = [(self.images, x.heads, count, x.dim) for count in (x.queries, x.keys)]
+            for frame in self.frames:
+                if [tuple(t.shape) for t in frame[x.path]] != shapes or not all(
+                    t.is_floating_point() for t in frame[x.path]
+                ):
+                    raise ValueError(f"{x.path} is not of the shape that it should have")
+
     def save(self, folder: Path, result: GenerationResult | None = None) -> Path:
         """Write a new folder: tensors, JSON, and the run's picture where its result is given."""
         with new_folder(folder, self.bytes) as out:
@@ -102,7 +118,7 @@ class AttentionRecord:
             save_tensors(out / TENSORS, tensors)
             about = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("frames", "layers", "spec")}
             about |= {"spec": asdict(self.spec), "layers": [asdict(x) for x in self.layers], "steps": self.steps}
-            about |= {"format": FORMAT, "sha256": sha256(out / TENSORS)}
+            about |= {"format": f"{FORMAT} {VERSION}", "sha256": sha256(out / TENSORS)}
             (out / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
             if result:
                 (out / PICTURE).write_bytes(result.png())
@@ -115,8 +131,7 @@ class AttentionRecord:
             raise RequestError(f"{folder} is no capture: it needs {ABOUT} and {TENSORS}, as `koala attention` writes")
         try:
             about = json.loads((folder / ABOUT).read_text())
-            if about.pop("format") != FORMAT:
-                raise RequestError(f"{folder / ABOUT} is not of this version; capture the run again")
+            _check_version(folder / ABOUT, about.pop("format"))
             steps, digest = about.pop("steps"), about.pop("sha256")
             layers = tuple(Layer(**x | {"grid": tuple(x["grid"])}) for x in about.pop("layers"))
             spec = UNetSpec(**{name: _tuples(value) for name, value in about.pop("spec").items()})
@@ -129,13 +144,39 @@ class AttentionRecord:
                 for step in range(steps)
             )
             found = cls(spec=spec, layers=layers, frames=frames, **about)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            found.check()
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError) as error:
             if isinstance(error, RequestError):
                 raise
             raise RequestError(f"{folder / ABOUT} is damaged ({error}); copy the capture again") from error
         if model is not None and found.model != model:
             raise RequestError(f"{folder} is a capture of {found.model}, not of {model}; choose that model, or another")
         return found
+
+
+def _check_version(file: Path, given: object) -> None:
+    name, _, version = str(given).rpartition(" ")
+    if name != FORMAT or not version.isdecimal():
+        raise RequestError(f"{file} is not of a capture; it says {given!r}, not {FORMAT} {VERSION}")
+    if int(version) > VERSION:
+        raise RequestError(f"{file} is of a newer koala, format {version}; this one reads {VERSION}: update it")
+    if int(version) < VERSION:
+        raise RequestError(f"{file} is of format {version}, this koala reads {VERSION}; capture the run again")
+
+
+def picture(folder: Path, record: AttentionRecord) -> Image.Image:
+    """The picture that was saved beside a capture."""
+    file = folder / PICTURE
+    if not file.is_file():
+        raise RequestError(f"{folder} lacks its {PICTURE}; save the record together with its result")
+    try:
+        with Image.open(file) as opened:
+            if opened.size == (record.width, record.height):
+                return opened.convert("RGB")
+            found = "x".join(map(str, opened.size))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise RequestError(f"{file} is damaged ({error}); copy the capture again") from error
+    raise RequestError(f"{file} is of {found} px, the capture of {record.width}x{record.height}: of another run")
 
 
 def beside(records: Sequence[AttentionRecord]) -> dict[str, list[tuple[Layer | None, ...]]]:

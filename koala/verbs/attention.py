@@ -174,18 +174,13 @@ def _recorded(args: argparse.Namespace, requests: list[GenerationRequest], choic
 
 def _saved(args: argparse.Namespace, choices: list["Choices"]):
     """Sides, no results, and the stages of captures that were saved."""
-    from PIL import Image
-
     from koala.attention.figures import Side
-    from koala.attention.recorded import PICTURE, AttentionRecord
+    from koala.attention.recorded import AttentionRecord, picture
 
     sides = []
     for folder in args.captures:
         record = AttentionRecord.load(folder)
-        if not (folder / PICTURE).is_file():
-            raise RequestError(f"{folder} lacks its {PICTURE}; save the record together with its result")
-        with Image.open(folder / PICTURE) as picture:
-            sides.append(Side(title=_title(record.model), picture=picture.convert("RGB"), record=record))
+        sides.append(Side(title=_title(record.model), picture=picture(folder, record), record=record))
         for choice in choices:
             choice.check(record, record.model)
     if args.page:

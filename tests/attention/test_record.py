@@ -169,6 +169,23 @@ def test_a_plain_pipeline_is_recorded_as_it_is_called(embedded):
         pass
 
 
+def test_a_compiled_layer_is_said_to_record_nothing(embedded):
+    """A hook that comes after the first call of a compiled module is never called, without a word of torch's."""
+    pipeline = StableDiffusionXLPipeline.from_pretrained(embedded / "tiny-koala-700m")
+    pipeline.set_progress_bar_config(disable=True)
+    path = "up_blocks.1.attentions.1.transformer_blocks.1.attn1"
+    pipeline.unet.get_submodule(path).compile(backend="eager")
+
+    def draw():
+        pipeline(PROMPT, num_inference_steps=1, width=64, height=64, output_type="latent")
+
+    draw()
+    silent = f"1 of 8 planned layers recorded nothing, {path} .* uncompiled"
+    with pytest.raises(RequestError, match=silent), record(pipeline):
+        draw()
+    assert not sum(len(m._forward_hooks) for m in pipeline.unet.modules())
+
+
 @pytest.mark.parametrize(("guidance", "images"), [(5.0, 1), (1.0, 2), (5.0, 2)])
 def test_a_plain_pipeline_needs_no_plan(embedded, guidance, images):
     pipeline = StableDiffusionXLPipeline.from_pretrained(embedded / "tiny-koala-700m")
@@ -274,8 +291,13 @@ def damage(folder: Path, what: str) -> None:
         ("no JSON", "is damaged"),
         ("a list", "is damaged"),
         ('"steps": 2 -> "steps": 3', "is damaged"),
-        ('"koala attention 1" -> "koala attention 0"', "not of this version"),
+        ('"koala attention 1" -> "koala attention 0"', "is of format 0, this koala reads 1; capture the run again"),
+        ('"koala attention 1" -> "koala attention 2"', "is of a newer koala, format 2; this one reads 1: update it"),
+        ('"koala attention 1" -> "koala masks 1"', "is not of a capture; it says 'koala masks 1'"),
         ('"tokens" -> "tokns"', "is damaged"),
+        ('"heads": 2 -> "heads": 4', "is damaged .*is not of the shape that it should have"),
+        ('"width": 64 -> "width": 128', "is damaged .*is no layer of this run"),
+        ('"stage": "UP-1" -> "stage": "MID"', "is damaged .*is no layer of this run"),
     ],
 )
 def test_a_damaged_capture_is_refused_by_name(student, tmp_path, what, message):

@@ -5,6 +5,7 @@ import json
 import pytest
 from PIL import Image
 
+from koala.attention.figures import Choices, Side, figure
 from koala.attention.recorded import AttentionRecord
 from koala.cli import main
 from koala.generate import generate
@@ -65,6 +66,41 @@ def test_the_teacher_on_the_students_input_is_titled_so(tmp_path, capsys):
     assert {s["stage"]: s["layers"] for s in found["agreement"][0]["stages"]}["MID"] == 1
 
 
+def test_a_box_segments_and_another_layer_are_drawn_as_asked(tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["attention", "--model", "tiny-koala-700m", *QUICK, "--stages", "UP-1", "--layer", "1", "--step", "mean"]
+    kinds = ["rows", "segments", "received", "entropy", "distance"]
+    assert main([*command, "--figure", *kinds, "--box", "0,0,40,40", "--head", "max", "--out", str(out), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found["figures"]) == kinds and [f"{k}-UP-1" for k in kinds] == list(found["films"])
+    assert len([path for path in found["models"][0]["layers"] if path.endswith("attn1")]) == 10, "all were recorded"
+    assert len({(out / f"{kind}.png").read_bytes() for kind in kinds}) == 5
+    record = AttentionRecord.load(out / "1-tiny-koala-700m")
+    with Image.open(found["models"][0]["image"]) as picture:
+        side = Side(title="Tiny KOALA-700M", picture=picture.convert("RGB"), record=record)
+    mine = figure([side], ["UP-1"], Choices(layer=0, step="mean", head="max", box=(0, 0, 40, 40)))
+    with Image.open(found["figures"]["rows"]) as drawn:
+        assert drawn.tobytes() == mine.tobytes(), "the library draws the same"
+
+
+def test_a_capture_whose_picture_is_not_its_own_is_refused(tmp_path, capsys):
+    out = tmp_path / "a"
+    assert main(["attention", *MODEL, "--stages", "UP-1", "--figure", "rows", "--out", str(out)]) == 0
+    picture = out / "1-tiny-koala-700m" / "picture.png"
+    whole = picture.read_bytes()
+    small = tmp_path / "small.png"
+    Image.new("RGB", (64, 64)).save(small)
+    for content, message in (
+        (whole[: len(whole) // 2], "picture.png is damaged"),
+        (b"no picture", "picture.png is damaged"),
+        (small.read_bytes(), "is of 64x64 px, the capture of 128x64: of another run"),
+        (None, "lacks its picture.png"),
+    ):
+        picture.unlink() if content is None else picture.write_bytes(content)
+        assert main(["attention", "--captures", str(picture.parent), "--out", str(tmp_path / "b")]) == 2
+        assert message in capsys.readouterr().err and not (tmp_path / "b").exists()
+
+
 MODEL = ["--model", "tiny-koala-700m", *QUICK]
 
 
@@ -74,6 +110,8 @@ MODEL = ["--model", "tiny-koala-700m", *QUICK]
         (["--stages", "MID"], "tiny-koala-700m has no MID; it has attention in DW-2"),
         (["--stages", "UP-3"], "tiny-koala-700m has no attention in UP-3"),
         (["--pixel", "200,10"], "pixel 200,10 is outside the picture of 128x64 px"),
+        (["--box", "9,9,128,12"], "box 9,9,128,12 is outside the picture of 128x64 px"),
+        (["--layer", "3"], "layer 3 is not among the 2 recorded of Tiny KOALA-700M's DW-2"),
         (["--step", "3"], "step 3 is not in Tiny KOALA-700M's run of 2; choose 1 to 2"),
         (["--step", "0"], "step 0 is not in"),
         (["--step", "first"], "step 'first' is neither middle nor mean"),
@@ -81,7 +119,7 @@ MODEL = ["--model", "tiny-koala-700m", *QUICK]
         (["--figure", "svd"], "there is no figure 'svd'"),
         (["--figure", "words", "--no-words"], "words need cross-attention"),
         (["--paper-mode", "--step", "mean", "--figure", "pca"], "each step is fitted alone"),
-        (["--same-input"], "name these two models"),
+        (["--same-input"], "a student"),
         (["--preset", "slow"], "unknown preset"),
         (["--captures", "x"], "leave out the models and the settings"),
     ],
@@ -104,10 +142,18 @@ def test_bad_use_without_a_run(tmp_path, capsys):
     ):
         assert main(["attention", *options]) == 2
         assert message in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="2"):
-        main(["attention", *MODEL, "--pixel", "here", "--out", str(tmp_path / "a")])
-    with pytest.raises(SystemExit, match="2"):
-        main(["attention", *MODEL, "--budget", "0", "--out", str(tmp_path / "a")])
+    for options, message in (
+        (["--pixel", "here"], "'here' is no pixel; give x,y"),
+        (["--pixel", "1,nan"], "'1,nan' is no pixel"),
+        (["--box", "1,2"], "'1,2' is no box; give left,top,right,bottom"),
+        (["--layer", "0"], "'0' is no layer; they count from 1"),
+        (["--opacity", "2"], "'2' is no number from 0 to 1"),
+        (["--gamma", "bright"], "'bright' is no number from 0.2 to 2"),
+        (["--budget", "0"], "'0' is no memory size"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(["attention", *MODEL, *options, "--out", str(tmp_path / "a")])
+        assert message in capsys.readouterr().err
 
 
 def test_a_capture_above_the_budget_is_refused_with_what_fits(tmp_path, capsys):
