@@ -3,11 +3,11 @@
 import argparse
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from koala.attention.plan import BUDGET
+from koala.attention.plan import BUDGET, size
 from koala.console import no_bars
 from koala.registry import CARDS, find
 from koala.request import GenerationRequest, RequestError
@@ -34,7 +34,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--captures", nargs="+", type=Path, metavar="DIR", help="draw from saved captures, instead of a new run"
     )
-    parser.add_argument("--stages", nargs="+", metavar="STAGE", help="such as UP-1 DW-2 (default: all with attention)")
+    parser.add_argument(
+        "--stages", nargs="+", type=str.upper, metavar="STAGE", help="such as UP-1 DW-2 (default: all with attention)"
+    )
     parser.add_argument("--all-layers", action="store_true", help="record all layers of the stages, not only the last")
     parser.add_argument(
         "--layer", type=count, metavar="N", help="of each stage, from 1, with all layers recorded (default: the last)"
@@ -110,9 +112,8 @@ def _numbers(text: str, count: int, problem: str) -> tuple[float, ...]:
 
 def run(args: argparse.Namespace) -> int:
     given = request_values(args)
-    asked = {name for name in given if name not in ("model", "prompt")}
-    if args.captures and (args.model or args.compare or "prompt" in given or asked):
-        raise RequestError("--captures draws what was recorded; leave out the models and the settings of a run")
+    if args.captures and (superfluous := _of_a_run(args, given)):
+        raise RequestError(f"--captures draws what was recorded; leave out what is of a run: {', '.join(superfluous)}")
     if not args.captures and not (args.model and "prompt" in given):
         raise RequestError("name a --model and a --prompt to record, or --captures to draw from")
     if args.out.exists() and (args.out.is_file() or any(args.out.iterdir())):
@@ -132,6 +133,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _of_a_run(args: argparse.Namespace, given: Iterable[str]) -> list[str]:
+    """The options that only a new run heeds, as they were typed."""
+    own = ("compare", "same_input", "all_layers", "no_words", "device", "vram", "dtype")
+    named = [*(n for n in given if getattr(args, n) is not None), *(n for n in own if getattr(args, n))]
+    named += ["budget"] if args.budget != BUDGET else []
+    return [f"--{name.replace('_', '-')}" for name in named]
+
+
 def _choices(args: argparse.Namespace) -> list["Choices"]:
     """One per figure; people count steps and heads from 1."""
     from koala.attention.figures import Choices
@@ -146,7 +155,6 @@ def _choices(args: argparse.Namespace) -> list["Choices"]:
 def _recorded(args: argparse.Namespace, requests: list[GenerationRequest], choices: list["Choices"]):
     """Sides, results and stages of new runs."""
     from koala.attention.figures import Side
-    from koala.attention.plan import size
     from koala.attention.together import prepare
 
     prepared = prepare(
@@ -266,15 +274,16 @@ def _lines(found: dict) -> list[str]:
         took, whole = one["overhead_ms"], one["timing"]["total_ms"]
         own = one["request"]["model"] == one["model"]  # else it only looked at what the student saw
         share = f" of a run of {whole:.0f} ms, {100 * took / whole:.0f} %" if own else ""
-        lines.append(
-            f"{one['title']}: {one['capture']}, {one['bytes'] / 1e6:.1f} MB; recording took {took:.0f} ms{share}"
-        )
+        lines.append(f"{one['title']}: {one['capture']}, {size(one['bytes'])}; recording took {took:.0f} ms{share}")
     lines += [*found["figures"].values(), *found["strips"].values(), *found["films"].values()]
     lines += [found["page"]] if found["page"] else []
     for one in found["agreement"]:
         lines.append(f"{' and '.join(one['models'])}, Jensen-Shannon divergence (0 alike, 1 nothing in common):")
         for stage in one["stages"]:
             values = stage["divergence"]
-            said = stage["absent"] or f"{sum(values) / len(values):.4f} on average over {len(values)} steps"
+            said = (
+                stage["absent"]
+                or f"{sum(values) / len(values):.4f} on average over {len(values)} step{'s' * (len(values) > 1)}"
+            )
             lines.append(f"  {stage['stage']}: {said}")
     return lines

@@ -68,7 +68,7 @@ def test_the_teacher_on_the_students_input_is_titled_so(tmp_path, capsys):
 
 def test_a_box_segments_and_another_layer_are_drawn_as_asked(tmp_path, capsys):
     out = tmp_path / "out"
-    command = ["attention", "--model", "tiny-koala-700m", *QUICK, "--stages", "UP-1", "--layer", "1", "--step", "mean"]
+    command = ["attention", "--model", "tiny-koala-700m", *QUICK, "--stages", "up-1", "--layer", "1", "--step", "mean"]
     kinds = ["rows", "segments", "received", "entropy", "distance"]
     assert main([*command, "--figure", *kinds, "--box", "0,0,40,40", "--head", "max", "--out", str(out), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -121,7 +121,7 @@ MODEL = ["--model", "tiny-koala-700m", *QUICK]
         (["--paper-mode", "--step", "mean", "--figure", "pca"], "each step is fitted alone"),
         (["--same-input"], "a student"),
         (["--preset", "slow"], "unknown preset"),
-        (["--captures", "x"], "leave out the models and the settings"),
+        (["--captures", "x"], "leave out what is of a run: --model, --prompt, --steps, --width, --height, --device"),
     ],
 )
 def test_bad_use_is_one_line_and_leaves_nothing(tmp_path, capsys, options, message):
@@ -137,6 +137,7 @@ def test_bad_use_without_a_run(tmp_path, capsys):
     for options, message in (
         (["--model", "tiny-sdxl", "--out", str(tmp_path / "a")], "name a --model and a --prompt"),
         (["--captures", str(tmp_path), "--out", str(tmp_path / "a")], "is no capture"),
+        (["--captures", str(tmp_path), "--budget", "1", "--no-words", "--out", "a"], "of a run: --no-words, --budget"),
         ([*MODEL, "--out", str(tmp_path / "full")], "exists already"),
         (["--model", "tiny-sdx", *PROMPT, "--out", str(tmp_path / "a")], "did you mean tiny-sdxl"),
     ):
