@@ -34,7 +34,8 @@ def divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     return sum(each) / 2 / torch.log(torch.tensor(2.0))
 
 
-def _nearest(timestep: float, timesteps: tuple[float, ...]) -> int:
+def nearest(timestep: float, timesteps: tuple[float, ...]) -> int:
+    """The step of another run with the most similar noise."""
     return min(range(len(timesteps)), key=lambda k: abs(timesteps[k] - timestep))
 
 
@@ -44,7 +45,7 @@ def _compared(
     """(divergence, cosine) per step of the first record, the mean over rows and pairs of layers."""
     found = []
     for step, timestep in enumerate(first.timesteps):
-        there = _nearest(timestep, second.timesteps)
+        there = nearest(timestep, second.timesteps)
         values = []
         for one, other in together:
             common = common_grid([one.grid, other.grid])

@@ -259,9 +259,11 @@ def _pictures(sides: Sequence[Side], stages: Sequence[str], choices: Choices) ->
     return [_marked(s, s.picture, x, choices) if x else s.picture for s, x in zip(sides, finest, strict=True)]
 
 
-def figure(sides: Sequence[Side], stages: Sequence[str], choices: Choices) -> Image.Image:
-    """Models as rows, their pictures and then the stages as columns, at one step."""
-    steps = [choices.steps(side.record) for side in sides]
+def figure(
+    sides: Sequence[Side], stages: Sequence[str], choices: Choices, steps: Sequence[int | None] | None = None
+) -> Image.Image:
+    """Models as rows, their pictures and then the stages as columns, at one step: each model's own in `steps`."""
+    steps = steps or [choices.steps(side.record) for side in sides]
     columns, headings, shares = [_pictures(sides, stages, choices)], ["picture"], []
     for stage in stages:
         pictures, said = _drawn(sides, stage, choices, [[step] for step in steps])

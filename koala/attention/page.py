@@ -10,7 +10,7 @@ import torch
 
 from koala.attention import view
 from koala.attention.plan import Layer
-from koala.attention.questions import KINDS, MEAN, Capture
+from koala.attention.questions import KINDS, MEAN, Capture, settings
 from koala.attention.recorded import AttentionRecord
 
 ASSETS = Path(__file__).parent / "assets"
@@ -25,12 +25,12 @@ def page(capture: Capture, stage: str | None = None) -> str:
     value = view.value("page", capture) | {"told": ""}
     shown = stage if stage in stages else value["stage"] if value["stage"] in stages else list(stages)[-1]
     left_out = "was left out of this page for its size; the app has it"
+    thinned = len(steps) < len(capture.moments)
     value |= {
         "stage": shown,
         "stages": [s if s["absent"] or s["name"] in stages else _absent(s, left_out) for s in value["stages"]],
-        "steps": len(steps),
-        "total": value["steps"],
-        "numbers": [step + 1 for step in steps],
+        "moments": [value["moments"][step] for step in steps],
+        "mean": "" if thinned else value["mean"],
         "kinds": [k | {"heads": PAGE_KINDS[k["name"]]} for k in value["kinds"] if k["name"] in PAGE_KINDS],
         "words": [],
     }
@@ -40,13 +40,13 @@ def page(capture: Capture, stage: str | None = None) -> str:
         content["alike"] = {"rows": [_thinned(row, steps) for row in view.alike(capture)["rows"]]}
     script = "".join((ASSETS / name).read_text() for name in ("viewer.js", "page.js"))
     style = "".join((ASSETS / name).read_text() for name in ("page.css", "viewer.css"))
-    record = capture.sides[0].record
-    titles = " and ".join(escape(side.title) for side in capture.sides)
-    how = f"{titles}, seed {record.seed}, {record.steps} steps, guidance {record.guidance:g}, {record.half} half"
+    titles = " and ".join(side.title for side in capture.sides)
+    heading = escape(capture.prompt or titles)  # a pipeline that was called directly tells no prompt
+    how = escape(f"{titles}, {settings(capture)}")
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-        f'content="width=device-width, initial-scale=1"><title>Attention: {escape(capture.prompt)}</title>'
-        f"<style>{style}</style></head><body><main><h1>{escape(capture.prompt)}</h1><p>{how}.</p>"
+        f'content="width=device-width, initial-scale=1"><title>Attention: {heading}</title>'
+        f"<style>{style}</style></head><body><main><h1>{heading}</h1><p>{how}.</p>"
         f'<div id="viewer">{(ASSETS / "viewer.html").read_text()}</div>'
         "<p>Attention shows what goes where, not why. These maps are of one seed; early steps are mostly noise.</p>"
         f'</main><script type="application/json" id="capture">{_json(content)}</script>'
@@ -65,7 +65,7 @@ def _absent(stage: Mapping, why: str) -> dict:
 
 def _kept(capture: Capture, stage: str | None) -> tuple[list[str], list[int]]:
     """The stages and steps whose queries and keys fit."""
-    count = capture.sides[0].record.steps
+    count = len(capture.moments)
     size = {s: _bytes(capture, s) for s in capture.stages}
     stages = list(capture.stages)
     if sum(size.values()) > BUDGET:
@@ -95,12 +95,15 @@ def _row(capture: Capture, stage: str, index: int, steps: list[int]) -> list[dic
         if layer is None:
             found.append(made["pca"][1][k])
             continue
+        own = [capture.step(k, s) for s in steps]
+        kept = sorted(set(own))  # of a run with fewer steps than another each is shown several times
         one = {
             "grid": list(layer.grid),
             "heads": layer.heads,
             "dim": layer.dim,
             "layer": layer.label.removeprefix(f"{stage}, ").capitalize(),
-            "steps": [_qk(capture.sides[k].record, layer, s) for s in steps],
+            "steps": [_qk(capture.sides[k].record, layer, s) for s in kept],
+            "at": [kept.index(s) for s in own],
         }
         for kind, (each, mean) in made.items():
             one[kind] = {"steps": [_map(e[k]) for e in each], "mean": _map(mean[k])}

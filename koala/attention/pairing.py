@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from koala.attention.plan import BUDGET, AttentionPlan, attention_stages, check_stages, plan
+from koala.attention.plan import BUDGET, AttentionPlan, attention_stages, check_stages, ordered, plan
 from koala.layer_map import self_attention_pairs
 from koala.request import RequestError
 from koala.specs import STAGES, UNetSpec
@@ -79,3 +79,29 @@ def plans(
             )
         )
     return found
+
+
+def planned(
+    specs: Sequence[UNetSpec],
+    width: int,
+    height: int,
+    steps: Sequence[int],
+    *,
+    stages: Sequence[str] | None = None,
+    every: bool = False,
+    words: bool = True,
+    shared: bool = False,
+    images: int = 1,
+    budget_bytes: int = BUDGET,
+) -> list[AttentionPlan]:
+    """One plan per model for layers that stand beside each other: the last one of each stage, or every one that pairs.
+
+    With `shared` the teacher runs on what its student sees, so it takes the student's steps.
+    """
+    if shared:
+        if len(specs) != 2 or specs[0] == specs[1]:
+            raise RequestError("the same input needs a teacher and a student of it; choose two such models")
+        student, _ = ordered(*specs)
+        steps = [steps[list(specs).index(student)]] * 2
+    rows = paired(specs, stages=stages, every=every)
+    return plans(specs, rows, width, height, steps, cross=words, images=images, budget_bytes=budget_bytes)

@@ -1,18 +1,23 @@
 """A capture, made of one record or of several, and what may be asked of it: every view, and every bound checked."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from koala.attention import maps
-from koala.attention.figures import Side
+from koala.attention.agreement import nearest
+from koala.attention.figures import Side, absent
 from koala.attention.plan import Layer
-from koala.attention.recorded import beside
+from koala.attention.recorded import AttentionRecord, beside
 from koala.request import RequestError
 from koala.specs import STAGES
 
 MEAN = "mean"  # of all steps, or of all heads
 EVERY_HEAD = [MEAN, "max", "each"]
+STROKE = 1 << 14  # points of a brush at most: every one of its grid
+
+Place = tuple[float, float]  # x, y as shares of the picture
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +27,29 @@ class Capture:
     prompt: str
     sides: tuple[Side, ...]
     told: str = ""  # what recording cost
+    files: tuple[bytes, ...] = ()  # every model's picture as a PNG that carries its request
     made: dict = field(default_factory=dict)  # what takes long and was computed once
 
     @cached_property
     def stages(self) -> dict[str, list[tuple[Layer | None, ...]]]:
         """Stage -> rows of recorded self-attention layers that stand beside each other; None where a model has none."""
         return beside([side.record for side in self.sides])
+
+    @cached_property
+    def longest(self) -> AttentionRecord:
+        """Of the run with the most steps, which the step slider counts."""
+        return max((side.record for side in self.sides), key=lambda record: record.steps)
+
+    @cached_property
+    def moments(self) -> list[tuple[int, ...]]:
+        """Each model's step at every position of the slider: of shorter runs the one whose noise is nearest."""
+        runs = [side.record.timesteps for side in self.sides]
+        lead = self.longest.timesteps
+        return [tuple(k if run is lead else nearest(t, run) for run in runs) for k, t in enumerate(lead)]
+
+    def step(self, model: int, moment: int | None) -> int | None:
+        """The model's own step; None is the mean of all."""
+        return None if moment is None else self.moments[moment][model]
 
     @property
     def bytes(self) -> int:
@@ -83,8 +105,8 @@ class Asked:
     stage: str
     layer: int  # of the stage's pairs
     head: str | int
-    step: int | None  # None: the mean of all
-    box: tuple[float, float, float, float] | None  # left, top, right, bottom, as shares of the picture
+    step: int | None  # of the slider; None: the mean of all
+    region: "Box | tuple[Place, ...]"  # a box, or the points of a brush; empty where nothing is marked
     word: int | None
     diagonal: bool
 
@@ -105,6 +127,52 @@ def stage_of(name: str, capture: Capture) -> dict:
     }
 
 
+def lacking(name: str, capture: Capture) -> str:
+    """Why there is nothing to compare in a stage."""
+    without = [s for s in capture.sides if not any(s.record.spec.depths().get(name, ()))]
+    if without and len(without) < len(capture.sides):
+        return absent(without[0], name)
+    return stage_of(name, capture)["absent"] or f"{name} was not recorded in both"
+
+
+def _each(values: Iterable[object]) -> str:
+    """One for all models, or each one's."""
+    return " and ".join(dict.fromkeys(f"{value:g}" for value in values))
+
+
+def when(capture: Capture, moment: int | None) -> str:
+    """A position of the step slider: one step for all, or the noise and each model's own step."""
+    counts = [side.record.steps for side in capture.sides]
+    if moment is None:
+        return f"mean of {_each(counts)} steps"
+    steps = [f"{step + 1} of {count}" for step, count in zip(capture.moments[moment], counts, strict=True)]
+    if len(set(steps)) == 1:
+        return f"step {steps[0]}"
+    return f"noise {capture.longest.timesteps[moment]:.0f}, steps {' and '.join(steps)}"
+
+
+def pace(capture: Capture) -> str:
+    """How runs of different lengths are set beside each other; empty where they are alike."""
+    counts = [side.record.steps for side in capture.sides]
+    if len(set(counts)) == 1:
+        return ""
+    return (
+        f"The runs have {_each(counts)} steps. The slider follows the longer one; of the other it shows the step whose "
+        "noise, of 0 to 1000, is nearest."
+    )
+
+
+def settings(capture: Capture) -> str:
+    """What the runs were made with, as far as it is known: a pipeline that was called directly tells no seed."""
+    records = [side.record for side in capture.sides]
+    seed, guidance = records[0].seed, [r.guidance for r in records]
+    found = [] if seed is None else [f"seed {seed}"]
+    found.append(f"{_each(r.steps for r in records)} steps")
+    if None not in guidance:
+        found.append(f"guidance {_each(guidance)}")
+    return ", ".join([*found, f"{records[0].half} half"])
+
+
 def words_of(capture: Capture) -> list[dict]:
     record = capture.sides[0].record
     if not all(any(x.kind == "cross" for x in s.record.layers) for s in capture.sides):
@@ -114,7 +182,7 @@ def words_of(capture: Capture) -> list[dict]:
 
 def read(capture: Capture, asked: Mapping) -> Asked:
     """What the page asks for; RequestError says what this capture has instead."""
-    kind, stage, steps = str(asked.get("kind")), str(asked.get("stage")), capture.sides[0].record.steps
+    kind, stage = str(asked.get("kind")), str(asked.get("stage"))
     if kind not in KINDS:
         raise RequestError(f"there is no view {kind!r}; choose one of {', '.join(KINDS)}")
     if stage not in capture.stages:
@@ -124,7 +192,7 @@ def read(capture: Capture, asked: Mapping) -> Asked:
         )
     count = len(capture.stages[stage])
     index = _number("layer", asked.get("layer", count - 1), count)
-    step = None if asked.get("step") == MEAN else _number("step", asked.get("step", 0), steps)
+    step = None if asked.get("step") == MEAN else _number("step", asked.get("step", 0), len(capture.moments))
     word = None
     if kind == "word":
         words = words_of(capture)
@@ -138,14 +206,13 @@ def read(capture: Capture, asked: Mapping) -> Asked:
         if "each" not in choices:
             raise RequestError(f"{KINDS[kind].title} is the {choices[0]} of all heads")
         head = _number("head", head, found.heads)
-    box = _box(asked.get("box")) if kind == "row" else None
     return Asked(
         kind=kind,
         stage=stage,
         layer=index,
         head=head,
         step=step,
-        box=box,
+        region=_region(asked) if kind == "row" else (),
         word=word,
         diagonal=asked.get("diagonal") is not False,
     )
@@ -157,8 +224,20 @@ def _number(name: str, given: object, count: int) -> int:
     return given
 
 
-def _box(given: object) -> tuple[float, float, float, float]:
-    whole = isinstance(given, list) and len(given) == 4 and all(isinstance(v, int | float) for v in given)
-    if not whole or not all(0 <= v < 1 for v in given) or given[0] > given[2] or given[1] > given[3]:
+def _region(asked: Mapping) -> Box | tuple[Place, ...]:
+    """What is marked: the patches of a box, or those under the points of a brush."""
+    if "brush" in asked and asked["brush"] is not None:
+        points = asked["brush"]
+        whole = isinstance(points, list) and all(isinstance(p, list) and len(p) == 2 for p in points)
+        if not whole or not 1 <= len(points) <= STROKE or not all(_inside(v) for p in points for v in p):
+            raise RequestError(f"a brush is 1 to {STROKE} points within the picture; paint it again")
+        return tuple((x, y) for x, y in points)
+    box = asked.get("box")
+    whole = isinstance(box, list) and len(box) == 4 and all(_inside(v) for v in box)
+    if not whole or box[0] > box[2] or box[1] > box[3]:
         raise RequestError("this place is outside the picture; click within it")
-    return tuple(given)
+    return tuple(box)
+
+
+def _inside(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value < 1

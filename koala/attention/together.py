@@ -1,17 +1,24 @@
 """Several models on one noise with their attention recorded: layers paired, one budget, free runs or one input."""
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from koala.attention.pairing import paired, plans
-from koala.attention.plan import BUDGET, AttentionPlan, ordered
+from koala.attention.figures import Side
+from koala.attention.pairing import planned
+from koala.attention.plan import BUDGET, AttentionPlan, ordered, size
+from koala.attention.questions import Capture
 from koala.attention.record import capture, same_input
 from koala.attention.recorded import AttentionRecord
 from koala.compare import same_noise
 from koala.generate import Step, resolve
 from koala.loading import Library, LoadedModel
-from koala.request import GenerationRequest, RequestError
+from koala.request import GenerationRequest
 from koala.result import GenerationResult
+from koala.specs import STAGES
+
+Found = tuple[GenerationResult, AttentionRecord]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +27,16 @@ class Together:
 
     requests: tuple[GenerationRequest, ...]  # with every default filled in
     models: tuple[LoadedModel, ...]
-    stages: tuple[str, ...]  # in which one of them has attention, in forward order
     plans: tuple[AttentionPlan, ...]
     shared: bool
 
-    def run(self, on_step: Callable[[int, Step], None]) -> list[tuple[GenerationResult, AttentionRecord]]:
+    def run(
+        self,
+        on_step: Callable[[int, Step], None],
+        *,
+        cancel: threading.Event | None = None,
+        num_previews: int = 0,
+    ) -> list[Found]:
         """Every model's pictures and record, in order; under a shared input both come from the student's run."""
         if self.shared:
             own = self._student
@@ -35,14 +47,35 @@ class Together:
                 self.requests[own],
                 self.plans[own],
                 self.plans[its],
-                on_step=lambda step: on_step(own, step),
-                num_previews=0,
+                on_step=partial(on_step, own),
+                cancel=cancel,
+                num_previews=num_previews,
             )
             return [(result, mine if k == own else theirs) for k in range(2)]
-        found = []
-        for k, (request, model, plan) in enumerate(zip(self.requests, self.models, self.plans, strict=True)):
-            found.append(capture(model, request, plan, on_step=lambda s, k=k: on_step(k, s), num_previews=0))
-        return found
+        return [
+            capture(model, request, plan, on_step=partial(on_step, k), cancel=cancel, num_previews=num_previews)
+            for k, (request, model, plan) in enumerate(zip(self.requests, self.models, self.plans, strict=True))
+        ]
+
+    def kept(self, found: Sequence[Found]) -> Capture:
+        """What `run` gave, to be looked at, with what recording cost."""
+        sides, costs = [], []
+        for k, (title, (result, record)) in enumerate(zip(self.titles, found, strict=True)):
+            sides.append(Side(title=title, picture=result.images[0], record=record))
+            guest = self.shared and k != self._student
+            part = "" if guest else f" of a run of {result.timing.total_ms / 1000:.1f} s"
+            costs.append(f"{title} {size(record.bytes)}, {record.overhead_ms:.0f} ms{part}")
+        return Capture(
+            prompt=self.requests[0].prompt,
+            sides=tuple(sides),
+            told=f"Recording took: {'; '.join(costs)}.",
+            files=tuple(result.png() for result, _ in found),
+        )
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Those that are recorded of any of them, in forward order."""
+        return tuple(stage for stage in STAGES if any(stage in plan.stages for plan in self.plans))
 
     @property
     def _student(self) -> int:
@@ -77,16 +110,18 @@ def prepare(
 
     RequestError for what cannot be recorded together, before anything runs.
     """
-    if shared and len(requests) != 2:
-        raise RequestError("one input is shared by a student and its teacher; name these two models")
     models = library.get_all([r.model for r in requests])
     full = same_noise(requests) if len(requests) > 1 else [resolve(requests[0], models[0].card)]
-    specs = [m.spec for m in models]
-    rows = paired(specs, stages=stages, every=every)
-    steps = [r.steps for r in full]
-    if shared:
-        student, _ = ordered(*specs)
-        steps = [full[specs.index(student)].steps] * 2
-    size = full[0].width, full[0].height
-    planned = plans(specs, rows, *size, steps, cross=words, images=full[0].images, budget_bytes=budget_bytes)
-    return Together(requests=tuple(full), models=tuple(models), stages=tuple(rows), plans=tuple(planned), shared=shared)
+    found = planned(
+        [m.spec for m in models],
+        full[0].width,
+        full[0].height,
+        [r.steps for r in full],
+        stages=stages,
+        every=every,
+        words=words,
+        shared=shared,
+        images=full[0].images,
+        budget_bytes=budget_bytes,
+    )
+    return Together(requests=tuple(full), models=tuple(models), plans=tuple(found), shared=shared)

@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -12,7 +13,7 @@ from koala.attention import colours, maps, render
 from koala.attention.agreement import agreement
 from koala.attention.figures import absent
 from koala.attention.plan import Layer
-from koala.attention.questions import KINDS, Asked, Capture, read, stage_of, words_of
+from koala.attention.questions import KINDS, Asked, Box, Capture, Place, lacking, pace, read, stage_of, when, words_of
 from koala.attention.recorded import AttentionRecord
 from koala.request import RequestError
 from koala.specs import STAGES
@@ -38,8 +39,9 @@ def value(key: str, capture: Capture) -> dict:
         "models": [{"title": s.title, "picture": _url(s.picture)} for s in capture.sides],
         "stages": stages,
         "stage": first,
-        "numbers": list(range(1, record.steps + 1)),
-        "steps": record.steps,
+        "moments": [when(capture, moment) for moment in range(len(capture.moments))],
+        "mean": when(capture, None),
+        "pace": pace(capture),
         "kinds": [
             {"name": name, "title": k.title, "help": k.help, "heads": k.heads, "colour": k.colour}
             for name, k in KINDS.items()
@@ -69,14 +71,19 @@ def look(capture: Capture, asked: Mapping) -> dict:
 
 
 def alike(capture: Capture) -> dict:
-    """The agreement chart: per stage a value per step, or why there is none."""
+    """The agreement chart: per stage a value per step of the longer run, or why there is none."""
     if len(capture.sides) != 2:
         raise RequestError("agreement is between two models; this capture has one")
     if "alike" not in capture.made:
-        found = agreement(*(side.record for side in capture.sides))
+        first, second = sorted((side.record for side in capture.sides), key=lambda r: r is not capture.longest)
         capture.made["alike"] = [
-            {"stage": a.stage, "values": list(a.cosine), "divergence": list(a.divergence), "absent": a.absent}
-            for a in found
+            {
+                "stage": a.stage,
+                "values": list(a.cosine),
+                "divergence": list(a.divergence),
+                "absent": a.absent and lacking(a.stage, capture),
+            }
+            for a in agreement(first, second)
         ]
     return {"rows": capture.made["alike"]}
 
@@ -93,20 +100,19 @@ def heads(capture: Capture, one: Asked) -> str:
 
 def said(capture: Capture, one: Asked) -> str:
     """Which map this is: stage, step, heads and patches."""
-    record = capture.sides[0].record
     layer = next(x for x in capture.stages[one.stage][one.layer] if x)
-    when = f"mean of {record.steps} steps" if one.step is None else f"step {one.step + 1} of {record.steps}"
-    return f"{one.stage}, {when}, {heads(capture, one)}, {layer.grid[1]} × {layer.grid[0]} patches"
+    patches = f"{layer.grid[1]} × {layer.grid[0]} patches"
+    return f"{one.stage}, {when(capture, one.step)}, {heads(capture, one)}, {patches}"
 
 
 def _side(capture: Capture, k: int, one: Asked) -> dict:
     side, layer = capture.sides[k], capture.stages[one.stage][one.layer][k]
     if layer is None:
         return {"absent": absent(side, one.stage)}
-    found, cells, note = _VIEWS[one.kind](capture, k, layer, one)
+    found, note = _VIEWS[one.kind](capture, k, layer, replace(one, step=capture.step(k, one.step)))
     block = layer.label.removeprefix(f"{one.stage}, ").capitalize()
     answer = {"grid": list(layer.grid), "data": _encoded(found), "said": f"{block}: {note}"}
-    return answer | ({"cells": list(cells)} if cells else {})
+    return answer | ({"marked": marked(layer, one.region).flatten().nonzero().flatten().tolist()} if one.region else {})
 
 
 def pictures(capture: Capture, asked: Mapping, *, opacity: float = 0.75, gamma: float = 1.0) -> list[Image.Image | str]:
@@ -116,22 +122,30 @@ def pictures(capture: Capture, asked: Mapping, *, opacity: float = 0.75, gamma: 
         if layer is None:
             found.append(absent(side, one.stage))
             continue
-        values, cells, _ = _VIEWS[one.kind](capture, k, layer, one)
+        values, _ = _VIEWS[one.kind](capture, k, layer, replace(one, step=capture.step(k, one.step)))
         if KINDS[one.kind].colour:
             over = render.components(values, layer.grid, side.picture.size)
             drawn = Image.blend(side.picture.convert("RGB"), over, opacity)
         else:
             drawn = render.heat(side.picture, values.float(), layer.grid, opacity=opacity, gamma=gamma, high=255.0)
-        found.append(_boxed(drawn, cells, layer) if cells else drawn)
+        found.append(_outlined(drawn, marked(layer, one.region)) if one.region else drawn)
     return found
 
 
-def _boxed(picture: Image.Image, cells: tuple[int, int, int, int], layer: Layer) -> Image.Image:
-    """The picture with the marked region's outline."""
-    height, width = picture.height / layer.grid[0], picture.width / layer.grid[1]
-    left, top, right, bottom = cells
-    edges = (left * width, top * height, right * width - 1, bottom * height - 1)
-    ImageDraw.Draw(picture).rectangle(edges, outline=render.MARK, width=max(2, picture.width // 128))
+def _outlined(picture: Image.Image, mask: torch.Tensor) -> Image.Image:
+    """The picture with a line around the marked patches."""
+    height, width = mask.shape
+    around = torch.nn.functional.pad(mask, (1, 1, 1, 1))
+    draw, thick = ImageDraw.Draw(picture), max(2, picture.width // 128)
+
+    def line(*corners: tuple[int, int]) -> None:  # clear of the picture's edge
+        at = [(x * (picture.width - thick) / width, y * (picture.height - thick) / height) for x, y in corners]
+        draw.rectangle((at[0][0], at[0][1], at[1][0] + thick - 1, at[1][1] + thick - 1), fill=render.MARK)
+
+    for y, x in (around[1:, 1:-1] != around[:-1, 1:-1]).nonzero().tolist():
+        line((x, y), (x + 1, y))
+    for y, x in (around[1:-1, 1:] != around[1:-1, :-1]).nonzero().tolist():
+        line((x, y), (x, y + 1))
     return picture
 
 
@@ -151,44 +165,44 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %" if share < 0.1 else f"{100 * share:.0f} %"
 
 
-def cells_of(layer: Layer, box: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
-    """left, top, right, bottom in patches, the last two exclusive."""
+def marked(layer: Layer, region: Box | tuple[Place, ...]) -> torch.Tensor:
+    """(h, w) of bool: the patches of a box, or those under a brush."""
     height, width = layer.grid
-    left, top, right, bottom = box
-    return int(left * width), int(top * height), int(right * width) + 1, int(bottom * height) + 1
+    mask = torch.zeros(layer.grid, dtype=torch.bool)
+    if isinstance(region[0], tuple):
+        for x, y in region:
+            mask[int(y * height), int(x * width)] = True
+        return mask
+    left, top, right, bottom = region
+    mask[int(top * height) : int(bottom * height) + 1, int(left * width) : int(right * width) + 1] = True
+    return mask
 
 
 def row(record: AttentionRecord, layer: Layer, one: Asked) -> torch.Tensor:
     """(N,): where the marked patch, or the mean of the marked region, looks."""
-    left, top, right, bottom = cells_of(layer, one.box)
-    mask = torch.zeros(layer.grid, dtype=torch.bool)
-    mask[top:bottom, left:right] = True
-    work = partial(maps.region, mask=mask, head=one.head, diagonal=one.diagonal)
+    work = partial(maps.region, mask=marked(layer, one.region), head=one.head, diagonal=one.diagonal)
     return _over_steps(record, layer, one.step, work)
 
 
 def _row(capture: Capture, k: int, layer: Layer, one: Asked):
     found = row(capture.sides[k].record, layer, one)
-    cells = cells_of(layer, one.box)
-    left, top, right, bottom = cells
-    own = float(found.unflatten(0, layer.grid)[top:bottom, left:right].sum())
-    what = "itself" if (right - left) * (bottom - top) == 1 else "the region itself"
+    mask = marked(layer, one.region).flatten()
+    what = "itself" if mask.sum() == 1 else "the region itself"
     most = f"{percent(float(found.max()))} on the most looked at patch"
-    note = f"{percent(own)} on {what}, {most}" if one.diagonal else f"without itself, {most}"
-    return heat(found), cells, note
+    own = f"{percent(float(found[mask].sum()))} on {what}" if one.diagonal else "without itself"
+    return heat(found), f"{own}, {most}"
 
 
 def _received(capture: Capture, k: int, layer: Layer, one: Asked):
     found = _over_steps(capture.sides[k].record, layer, one.step, partial(maps.received, head=one.head))
     least, most = float(found.min()), float(found.max())
-    return heat(found, least), None, f"from {least:.2f} to {most:.2f} times a fair share"
+    return heat(found, least), f"from {least:.2f} to {most:.2f} times a fair share"
 
 
 def _entropy(capture: Capture, k: int, layer: Layer, one: Asked):
     found = _over_steps(capture.sides[k].record, layer, one.step, partial(maps.entropy, head=one.head))
     return (
         heat(found, float(found.min())),
-        None,
         f"from {float(found.min()):.2f} to {float(found.max()):.2f}, mean {float(found.mean()):.2f}; 1 is alike",
     )
 
@@ -200,7 +214,6 @@ def _distance(capture: Capture, k: int, layer: Layer, one: Asked):
     found = _over_steps(record, layer, one.step, work)
     return (
         heat(found, float(found.min())),
-        None,
         f"{float(found.mean()):.0f} px on average, {float(found.max()):.0f} px at most",
     )
 
@@ -209,7 +222,7 @@ def _segments(capture: Capture, k: int, layer: Layer, one: Asked):
     rows = _over_steps(capture.sides[k].record, layer, one.step, maps.probabilities)
     found = maps.segments(rows, layer.grid)
     count = int(found.max()) + 1
-    return render.segments(found), None, f"{count} segment{'s' * (count > 1)}"
+    return render.segments(found), f"{count} segment{'s' * (count > 1)}"
 
 
 def _word(capture: Capture, k: int, layer: Layer, one: Asked):
@@ -217,7 +230,7 @@ def _word(capture: Capture, k: int, layer: Layer, one: Asked):
     text, tokens = maps.words(record.tokens)[one.word]
     cross = record.layer(one.stage, "cross", layer.path.removesuffix("attn1") + "attn2")
     found = _over_steps(record, cross, one.step, partial(maps.word_map, tokens=tokens))
-    return heat(found), None, f"up to {percent(float(found.max()))} of a patch's attention on “{text}”"
+    return heat(found), f"up to {percent(float(found.max()))} of a patch's attention on “{text}”"
 
 
 def _pca(capture: Capture, k: int, layer: Layer, one: Asked):
@@ -227,7 +240,7 @@ def _pca(capture: Capture, k: int, layer: Layer, one: Asked):
         )
     painted, explained = _painted(capture, one)[k]
     at = -1 if one.step is None else one.step
-    return painted[at], None, f"variance shown {colours.share(explained[at])}"
+    return painted[at], f"variance shown {colours.share(explained[at])}"
 
 
 def _painted(capture: Capture, one: Asked) -> list[colours.Painted | None]:

@@ -1,6 +1,7 @@
 """What /attention answers: the paper's figure, and every number behind it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from koala.attention import view
 from koala.attention.figures import Choices, figure
@@ -18,14 +19,14 @@ def asked(capture: Capture, stage: str, pixel: Sequence[float] | None, step: int
     if not numbers or len(place) != 2:
         raise RequestError(f"pixel must be [x, y] in px of the picture, not {pixel!r}")
     box = [place[0] / record.width, place[1] / record.height] * 2
-    at = record.steps // 2 if step is None else step
+    at = len(capture.moments) // 2 if step is None else step
     return {"kind": "row", "stage": stage, "head": head, "step": at, "box": box}
 
 
 def answer(capture: Capture, pixel: Sequence[float] | None, step: int | None, head: str | int) -> dict:
     """Where the patch under a pixel looks, in the last layer of every recorded stage of every model."""
     stages = {stage: _stage(capture, stage, pixel, step, head) for stage in capture.stages}
-    record = capture.sides[0].record
+    record, moment = capture.sides[0].record, len(capture.moments) // 2 if step is None else step
     return {
         "prompt": capture.prompt,
         "models": [
@@ -37,13 +38,14 @@ def answer(capture: Capture, pixel: Sequence[float] | None, step: int | None, he
                 "guidance": side.record.guidance,
                 "recorded_bytes": side.record.bytes,
                 "recording_ms": round(side.record.overhead_ms, 1),
+                "step": capture.step(k, moment),
             }
-            for side in capture.sides
+            for k, side in enumerate(capture.sides)
         ],
         "width": record.width,
         "height": record.height,
         "half": record.half,
-        "step": record.steps // 2 if step is None else step,
+        "step": moment,
         "head": head,
         "stages": stages,
         "agreement": view.alike(capture)["rows"] if len(capture.sides) == 2 else None,
@@ -54,12 +56,13 @@ def _stage(capture: Capture, stage: str, pixel: Sequence[float] | None, step: in
     question = asked(capture, stage, pixel, step, head)
     one, found = read(capture, question), []
     shown = view.look(capture, question)["sides"]
-    for side, layer, told in zip(capture.sides, capture.stages[stage][one.layer], shown, strict=True):
+    layers = capture.stages[stage][one.layer]
+    for k, (side, layer, told) in enumerate(zip(capture.sides, layers, shown, strict=True)):
         if layer is None:
             found.append(told)
             continue
-        row = view.row(side.record, layer, one)
-        left, top, _, _ = told["cells"]
+        row = view.row(side.record, layer, replace(one, step=capture.step(k, one.step)))
+        top, left = divmod(told["marked"][0], layer.grid[1])
         found.append(
             {
                 "layer": layer.path,
@@ -74,4 +77,5 @@ def _stage(capture: Capture, stage: str, pixel: Sequence[float] | None, step: in
 def picture(capture: Capture, found: Mapping, pixel: Sequence[float] | None):
     """The figure of these rows."""
     choices = Choices(step=found["step"], head=found["head"], pixel=tuple(pixel) if pixel else None)
-    return figure(capture.sides, list(capture.stages), choices)
+    steps = [one["step"] for one in found["models"]]
+    return figure(capture.sides, list(capture.stages), choices, steps)

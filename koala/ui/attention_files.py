@@ -11,7 +11,7 @@ from PIL import Image
 from koala.attention import view
 from koala.attention.figures import Choices, figure
 from koala.attention.page import page
-from koala.attention.questions import KINDS, Capture, read
+from koala.attention.questions import KINDS, Box, Capture, Place, read, settings
 from koala.attention.render import gif, table
 from koala.request import RequestError
 
@@ -49,24 +49,27 @@ def _frames(capture: Capture, asked: Mapping, steps: list[int]) -> list[list[Ima
 
 def _note(capture: Capture, asked: Mapping) -> str:
     """The choices behind a picture, which it prints itself."""
-    record = capture.sides[0].record
     one = read(capture, asked)
     title = KINDS[one.kind].title
     layers = " and ".join(x.label for x in capture.stages[one.stage][one.layer] if x)
-    return (
-        f"{title}. {layers}; {view.heads(capture, one)}; {record.half} half. “{capture.prompt}”, seed {record.seed}, "
-        f"{record.steps} steps, guidance {record.guidance:g}."
-    )
+    prompt = f" “{capture.prompt}”." if capture.prompt else ""
+    return f"{title}. {layers}; {view.heads(capture, one)}.{prompt} {settings(capture).capitalize()}."
+
+
+def _moment(capture: Capture, moment: int) -> str:
+    """One for all models: the step where they count alike, else the noise."""
+    alike = len({side.record.steps for side in capture.sides}) == 1
+    return f"step {moment + 1}" if alike else f"noise {capture.longest.timesteps[moment]:.0f}"
 
 
 def _strip(capture: Capture, asked: Mapping) -> bytes:
-    count = capture.sides[0].record.steps
+    count = len(capture.moments)
     number = min(MOST, count)
     steps = sorted({round(k * (count - 1) / max(1, number - 1)) for k in range(number)})
     columns = list(zip(*_frames(capture, asked, steps), strict=True))
     drawn = table(
         columns,
-        columns=[f"step {step + 1}" for step in steps],
+        columns=[_moment(capture, step) for step in steps],
         rows=[side.title for side in capture.sides],
         note=_note(capture, asked),
         cell=_cell(capture),
@@ -81,11 +84,11 @@ def png(picture: Image.Image) -> bytes:
 
 
 def _film(capture: Capture, asked: Mapping) -> bytes:
-    steps = list(range(capture.sides[0].record.steps))
+    steps = list(range(len(capture.moments)))
     titles, note = [side.title for side in capture.sides], _note(capture, asked)
     return gif(
         [
-            table([frame], columns=titles, rows=[f"{step + 1}".rjust(3)], note=note, cell=_cell(capture))
+            table([frame], columns=titles, rows=[_moment(capture, step)], note=note, cell=_cell(capture))
             for step, frame in zip(steps, _frames(capture, asked, steps), strict=True)
         ]
     )
@@ -100,21 +103,28 @@ def _cell(capture: Capture) -> tuple[int, int]:
 def _figure(kind: str, capture: Capture, asked: Mapping) -> bytes:
     """The paper's figure over all recorded stages, at the step, heads and patch that the page shows."""
     one = read(capture, {**asked, "kind": "row" if kind == "rows" else "pca"})
-    record = capture.sides[0].record
-    pixel = None
-    if one.box:
-        left, top, right, bottom = one.box
-        pixel = (left + right) / 2 * record.width, (top + bottom) / 2 * record.height
     choices = Choices(
         kind=kind,
         step="mean" if one.step is None else one.step,
         head="mean" if one.head == "paper" else one.head,
-        pixel=pixel,
         diagonal=one.diagonal or kind == "pca",
         paper=one.head == "paper",
+        **_place(capture, one.region),
         **_look(asked),
     )
-    return png(figure(capture.sides, list(capture.stages), choices))
+    steps = [capture.step(k, one.step) for k in range(len(capture.sides))]
+    return png(figure(capture.sides, list(capture.stages), choices, steps))
+
+
+def _place(capture: Capture, region: Box | tuple[Place, ...]) -> dict:
+    """What a figure marks: a patch or a box. Of a brush it is the patch that was painted last."""
+    size = (capture.longest.width, capture.longest.height)
+    if not region:
+        return {}
+    if isinstance(region[0], tuple):
+        region = region[-1] * 2
+    box = tuple(v * s for v, s in zip(region, size * 2, strict=True))
+    return {"pixel": box[:2]} if box[:2] == box[2:] else {"box": box}
 
 
 def _page(capture: Capture, asked: Mapping) -> bytes:

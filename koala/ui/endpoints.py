@@ -7,7 +7,8 @@ from contextlib import closing
 import gradio as gr
 
 from koala.request import GenerationRequest, RequestError
-from koala.ui import attention_plans, stage
+from koala.ui import stage
+from koala.ui.attention_recording import Recording
 from koala.ui.messages import complain
 from koala.ui.session import Session
 
@@ -35,25 +36,9 @@ def _fields(values: dict) -> dict:
 
 def _captured(session: Session, requests: Sequence[GenerationRequest], stages: list[str] | None, same_input: bool):
     """The capture of these requests, which nothing keeps, and the results that came with it."""
-    from koala.compare import same_noise
-    from koala.generate import resolve
-    from koala.ui import attention_run
-
-    cards = [session.card(r.model) for r in requests]
-    requests = same_noise(requests) if len(requests) > 1 else [resolve(requests[0], cards[0])]
-    first = requests[0]
-    plans = attention_plans.plans(
-        cards,
-        first.width,
-        first.height,
-        first.steps,
-        stages=stages,
-        same_input=same_input,
-        public=not session.local,
-    )
-    found = _run(session, requests, attention_run.drawing(plans, same_input=same_input))
-    captured = attention_run.capture(requests, cards, dict(enumerate(found)), same_input=same_input)
-    return captured, [result for result, _ in found]
+    recording = Recording(stages=stages, same_input=same_input, public=not session.local)
+    ((captured, results),) = _run(session, requests, recording.draw)
+    return captured, results
 
 
 def add_endpoints(session: Session) -> None:
@@ -139,7 +124,8 @@ def add_endpoints(session: Session) -> None:
     ) -> tuple[list[dict], dict]:
         """Draw a prompt with one model, or with two on the same noise, and tell where the patch under a pixel [x, y]
         looks: in the last self-attention layer of each stage, at a step counted from 0, in one head or in the mean or
-        max of all. Returns the pictures, then the figure of all stages, and every number as JSON. With same_input the
+        max of all. Of two models the steps of the longer run count, and the other's step of the most similar noise is
+        taken. Returns the pictures, then the figure of all stages, and every number as JSON. With same_input the
         teacher is shown what its student draws."""
         given = _fields(locals())
         try:

@@ -8,11 +8,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
+DESKTOP = {"width": 1280, "height": 1000}
 
 
 def free_port() -> int:
@@ -85,3 +88,35 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        expect.set_options(timeout=30_000)
+        found = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def open_tab(browser: Browser) -> Callable:
+    """Opens a tab of an app; in the end the console must be free of errors, and nothing was fetched from elsewhere."""
+
+    @contextmanager
+    def opened(server: Server, name: str, viewport: dict = DESKTOP, **settings) -> Iterator[Page]:
+        context = browser.new_context(viewport=viewport, **settings)
+        page = context.new_page()
+        page.set_default_timeout(90_000)
+        wrong: list[str] = []
+        page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda e: wrong.append(str(e)))
+        page.on("dialog", lambda d: (wrong.append(d.message), d.dismiss()))
+        page.on("request", lambda r: None if r.url.startswith((server.url, "data:", "blob:")) else wrong.append(r.url))
+        page.goto(server.url)
+        page.get_by_role("tab", name=name).click()
+        yield page
+        assert wrong == []
+        context.close()
+
+    return opened

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 pytestmark = pytest.mark.browser
 
@@ -13,36 +13,17 @@ DESKTOP, PHONE = {"width": 1280, "height": 1000}, {"width": 390, "height": 844}
 KOALA_700M, KOALA_1B, SDXL = "782,822,724", "1,161,184,324", "2,567,463,684"
 
 
-@pytest.fixture(scope="module")
-def browser(chromium):
-    with sync_playwright() as playwright:
-        expect.set_options(timeout=30_000)
-        found = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
 @pytest.fixture
-def visit(browser, app):
-    """Opens the tab; in the end the console must be free of errors, and nothing was fetched from elsewhere."""
+def visit(open_tab, app):
+    """Opens the tab."""
 
     @contextmanager
-    def open_tab(viewport=DESKTOP, **settings) -> Iterator[Page]:
-        context = browser.new_context(viewport=viewport, **settings)
-        page = context.new_page()
-        page.set_default_timeout(90_000)
-        wrong: list[str] = []
-        page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda e: wrong.append(str(e)))
-        page.on("request", lambda r: None if r.url.startswith((app.url, "data:", "blob:")) else wrong.append(r.url))
-        page.goto(app.url)
-        page.get_by_role("tab", name="Architecture").click()
-        expect(shown(page, "parameters")).to_have_text(KOALA_700M)
-        yield page
-        assert wrong == []
-        context.close()
+    def visited(viewport=DESKTOP, **settings) -> Iterator[Page]:
+        with open_tab(app, "Architecture", viewport, **settings) as page:
+            expect(shown(page, "parameters")).to_have_text(KOALA_700M)
+            yield page
 
-    return open_tab
+    return visited
 
 
 def shown(page: Page, name: str):

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 pytestmark = pytest.mark.browser
 
@@ -15,50 +15,37 @@ PROMPT = "a red circle left of a blue square <script>alert(1)</script>"
 STEPS = 4
 
 
-@pytest.fixture(scope="module")
-def browser(chromium):
-    with sync_playwright() as playwright:
-        expect.set_options(timeout=30_000)
-        found = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
 @pytest.fixture
-def visit(browser, app):
-    """Opens the tab; in the end the console must be free of errors, and nothing was fetched from elsewhere."""
+def visit(open_tab, app):
+    """Opens the tab."""
 
     @contextmanager
-    def open_tab(viewport=DESKTOP, **settings) -> Iterator[Page]:
-        context = browser.new_context(viewport=viewport, **settings)
-        page = context.new_page()
-        page.set_default_timeout(60_000)
-        wrong: list[str] = []
-        page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda e: wrong.append(str(e)))
-        page.on("dialog", lambda d: (wrong.append(d.message), d.dismiss()))
-        page.on("request", lambda r: None if r.url.startswith((app.url, "data:", "blob:")) else wrong.append(r.url))
-        page.goto(app.url)
-        page.get_by_role("tab", name="Attention").click()
-        expect(page.locator("#kv-takes")).to_contain_text("Keeps queries and keys")
-        yield page
-        assert wrong == []
-        context.close()
+    def visited(viewport=DESKTOP, **settings) -> Iterator[Page]:
+        with open_tab(app, "Attention", viewport, **settings) as page:
+            expect(page.locator("#kv-takes")).to_contain_text("Keeps queries and keys")
+            yield page
 
-    return open_tab
+    return visited
 
 
-def draw(page: Page, steps: int = STEPS) -> None:
-    """Fill in the prompt and the steps, and draw by the keyboard."""
-    number = page.locator("#kv-num-steps input[type=number]")
-    number.fill(str(steps))
-    number.blur()
-    expect(page.locator("#kv-takes")).to_contain_text(f"over {steps} steps")
+def draw(page: Page, *steps: int) -> None:
+    """Fill in the prompt and each model's steps, and draw by the keyboard."""
+    first, second = (steps or (STEPS,)) * (2 // len(steps or (STEPS,)))
+    set_steps(page, first, second)
     prompt = page.locator("#kv-prompt textarea")
     prompt.fill(PROMPT)
     prompt.press("Control+Enter")
     page.locator(".kv[data-phase=done]").wait_for()
     expect(said(page, 1)).to_contain_text("on the most looked at patch")
+
+
+def set_steps(page: Page, first: int, second: int) -> None:
+    for slot, steps in (("a", first), ("b", second)):
+        number = page.locator(f"#kv-steps-{slot} input[type=number]")
+        number.fill(str(steps))
+        number.blur()
+    both = f"{first} and {second}" if first != second else f"{first}"
+    expect(page.locator("#kv-takes")).to_contain_text(f"over {both} steps")
 
 
 def said(page: Page, side: int):
@@ -169,7 +156,7 @@ def test_stages_heads_steps_and_views_change_what_is_shown(visit):
 
         page.locator('.kv-agreement td[data-stage="DW-2"][data-step="3"]').click()
         expect(status(page)).to_contain_text("DW-2, step 4 of 4")
-        expect(page.locator(".kv-agreement")).to_contain_text("tiny-koala-700m has no MID")
+        expect(page.locator(".kv-agreement")).to_contain_text("Tiny KOALA-700M has no MID")
         page.get_by_role("button", name="Play").click()
         for step in (2, 1, 3):  # the film runs on and on
             expect(status(page)).to_contain_text(f"step {step} of 4")
@@ -249,10 +236,7 @@ def test_on_a_phone_a_tap_marks_a_patch(visit):
 def test_stop_ends_a_run_and_brings_back_what_was_there(visit):
     with visit() as page:
         draw(page, 1)
-        number = page.locator("#kv-num-steps input[type=number]")
-        number.fill("200")
-        number.blur()
-        expect(page.locator("#kv-takes")).to_contain_text("over 200 steps")
+        set_steps(page, 200, 200)
         page.get_by_role("button", name="Draw and record").click()
         page.locator(".kv[data-phase=running]").wait_for()
         expect(page.locator(".kv-count").first).to_contain_text("/ 200")

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import TimeoutError, sync_playwright
+from playwright.sync_api import TimeoutError
 
 from koala.result import read_png
 
@@ -17,14 +17,6 @@ pytestmark = pytest.mark.browser
 HOSTILE = """a red circle left of a blue square <script>alert(1)</script> ${1+1} {{x}} "q" 'q' 🐨"""
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 SERVED, FIRST = 10.0, 15.0  # s
-
-
-@pytest.fixture(scope="module")
-def browser(chromium):
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 class Visit:

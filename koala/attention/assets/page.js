@@ -33,32 +33,34 @@ function localSource({ frames, value, alike }) {
     return row.map((v) => v / sum);
   }
 
-  function cellsOf([x0, y0, x1, y1], [height, width]) {
-    const cell = (v, n) => Math.min(n - 1, Math.floor(v * n));
-    return [cell(x0, width), cell(y0, height), cell(x1, width) + 1, cell(y1, height) + 1];
+  // The patches of a box, or those under the points of a brush, in order.
+  function patchesOf({ box, brush }, [height, width]) {
+    const cell = (v, n) => Math.min(n - 1, Math.floor(v * n)), found = new Set();
+    if (brush) for (const [x, y] of brush) found.add(cell(y, height) * width + cell(x, width));
+    else for (let y = cell(box[1], height); y <= cell(box[3], height); y += 1)
+      for (let x = cell(box[0], width); x <= cell(box[2], width); x += 1) found.add(y * width + x);
+    return [...found].sort((a, b) => a - b);
   }
 
   function row(side, asked) {
-    const cells = cellsOf(asked.box, side.grid), count = side.grid[0] * side.grid[1], patches = [];
-    for (let y = cells[1]; y < cells[3]; y += 1) for (let x = cells[0]; x < cells[2]; x += 1) patches.push(y * side.grid[1] + x);
-    const steps = asked.step === "mean" ? side.steps : [side.steps[asked.step]], found = new Float32Array(count);
+    const patches = patchesOf(asked, side.grid), count = side.grid[0] * side.grid[1];
+    const steps = asked.step === "mean" ? side.steps : [side.steps[side.at[asked.step]]], found = new Float32Array(count);
     const heads = typeof asked.head === "number" ? [asked.head] : Array.from({ length: side.heads }, (_, h) => h);
     for (const step of steps) {
       const q = halves(step.q), k = halves(step.k);
       for (const patch of patches) {
         const all = heads.map((h) => attention(q, k, side, h, patch));
-        for (let j = 0; j < count; j += 1) {
-          const values = all.map((one) => one[j]);
-          const joined = asked.head === "max" ? Math.max(...values) : values.reduce((a, b) => a + b, 0) / values.length;
-          found[j] += joined / patches.length / steps.length;
-        }
+        const joined = all[0].map((_, j) => (asked.head === "max" ? Math.max(...all.map((one) => one[j]))
+          : all.reduce((sum, one) => sum + one[j], 0) / all.length));
+        if (!asked.diagonal) joined[patch] = 0;
+        const whole = joined.reduce((sum, v) => sum + v, 0);
+        joined.forEach((v, j) => { found[j] += v / whole / patches.length / steps.length; });
       }
     }
     const own = patches.reduce((sum, p) => sum + found[p], 0), most = Math.max(...found);
-    if (!asked.diagonal) for (const patch of patches) found[patch] = 0;
-    const peak = Math.max(...found) || 1;
-    return { grid: side.grid, cells, data: base64(found.map((v) => Math.round((255 * v) / peak))),
-      said: `${side.layer}: ${percent(own)} on itself, ${percent(most)} on the most looked at patch` };
+    const told = asked.diagonal ? `${percent(own)} on ${patches.length > 1 ? "the region itself" : "itself"}` : "without itself";
+    return { grid: side.grid, marked: patches, data: base64(found.map((v) => Math.round((255 * v) / most))),
+      said: `${side.layer}: ${told}, ${percent(most)} on the most looked at patch` };
   }
 
   function made(side, asked) {
@@ -71,7 +73,7 @@ function localSource({ frames, value, alike }) {
       if (asked.kind === "agreement") return alike;
       const layer = frames[asked.stage][asked.layer], one = value.stages.find((s) => s.name === asked.stage);
       const sides = layer.map((side) => (side.absent ? side : asked.kind === "row" ? row(side, asked) : made(side, asked)));
-      const when = asked.step === "mean" ? `mean of ${value.steps} steps` : `step ${value.numbers[asked.step]} of ${value.total}`;
+      const when = asked.step === "mean" ? value.mean : value.moments[asked.step];
       const head = typeof asked.head === "number" ? `head ${asked.head + 1} of ${one.heads}` : `${asked.head} of ${one.heads} heads`;
       return { kind: asked.kind === "pca" ? "colour" : "heat", sides, said: `${asked.stage}, ${when}, ${head}, ${one.grid[1]} × ${one.grid[0]} patches` };
     },

@@ -5,8 +5,11 @@ function attentionViewer(element, source) {
   const root = $(".kv"), pictures = $(".kv-pictures"), live = $("[role=status]"), steps = $(".kv-steps input[type=range]");
   const selects = [...element.querySelectorAll("select")], tune = $(".kv-tune"), play = $(".kv-play");
   const FRAME = 220, KEPT = 3000; // ms of a frame when playing; answers that are remembered
+  const FINE = 128; // points of a brush over a side of the picture: a patch or more, whatever the stage
+  const PENS = { box: "", brush: "Paint over patches of either picture, with pointer, finger or the arrow keys. A click or tap begins anew." };
   let data = {}, answers = new Map(), flying = false, wanted = null, peek = null, playing = 0, shown = null, heard = 0;
-  let state = { kind: "row", stage: "", layer: 0, head: "mean", step: 0, box: [0.5, 0.5, 0.5, 0.5], word: 0, diagonal: true };
+  let state = { kind: "row", stage: "", layer: 0, head: "mean", step: 0, box: [0.5, 0.5, 0.5, 0.5],
+    brush: null, pen: "box", word: 0, diagonal: true };
 
   const make = (tag, className, text) => {
     const node = document.createElement(tag);
@@ -22,15 +25,16 @@ function attentionViewer(element, source) {
 
   // --- what is asked, and the answer
 
-  const asked = (box) => ({
+  const region = () => (peek ? { box: peek } : state.brush ? { brush: state.brush } : { box: state.box });
+  const asked = () => ({
     id: data.id, kind: state.kind, stage: state.stage, layer: state.layer, head: state.head, step: state.step,
-    diagonal: state.diagonal, box: needsPatch() ? box : null, word: state.kind === "word" ? state.word : null,
+    diagonal: state.diagonal, ...(needsPatch() ? region() : {}), word: state.kind === "word" ? state.word : null,
   });
 
   // One request at a time; of those that come meanwhile the last one counts.
   async function ask(then) {
     if (data.phase !== "done") return;
-    const one = asked(peek || state.box), key = JSON.stringify(one);
+    const one = asked(), key = JSON.stringify(one);
     if (answers.has(key)) { wanted = null; paint(answers.get(key)); if (then) then(); return; }
     wanted = then || (() => {});
     if (flying) return;
@@ -50,7 +54,7 @@ function attentionViewer(element, source) {
     paint(answer);
     const next = wanted;
     wanted = null;
-    if (key === JSON.stringify(asked(peek || state.box))) next();
+    if (key === JSON.stringify(asked())) next();
     else ask(next);
   }
 
@@ -78,17 +82,33 @@ function attentionViewer(element, source) {
         pixels.data.set([from[at], from[at + 1], from[at + 2], 255], 4 * i);
       }
       canvas.getContext("2d").putImageData(pixels, 0, 0);
-      mark.hidden = !side.cells;
-      if (!side.cells) return;
-      const [left, top, right, bottom] = side.cells;
-      Object.assign(mark.style, { left: `${(100 * left) / width}%`, top: `${(100 * top) / height}%`,
-        width: `${(100 * (right - left)) / width}%`, height: `${(100 * (bottom - top)) / height}%` });
-      mark.dataset.peek = Boolean(peek);
+      mark.hidden = !side.marked;
+      if (side.marked) outline(mark, new Set(side.marked), width, height);
     });
     $(".kv-status").textContent = answer.said;
     if (!playing && !peek) say([answer.said, ...answer.sides.map((s, k) => `${data.models[k].title}: ${s.absent || s.said}`)].join(". "));
   }
   const again = () => shown && paint(shown);
+
+  // A frame around the marked patches; where they are no box, a line along their edge.
+  function outline(mark, patches, width, height) {
+    const xs = [...patches].map((p) => p % width), ys = [...patches].map((p) => Math.floor(p / width));
+    const left = Math.min(...xs), top = Math.min(...ys), wide = Math.max(...xs) + 1 - left, high = Math.max(...ys) + 1 - top;
+    Object.assign(mark.style, { left: `${(100 * left) / width}%`, top: `${(100 * top) / height}%`,
+      width: `${(100 * wide) / width}%`, height: `${(100 * high) / height}%` });
+    mark.dataset.peek = Boolean(peek);
+    mark.dataset.loose = patches.size < wide * high;
+    const edges = [], has = (x, y) => x >= 0 && x < width && patches.has(y * width + x);
+    for (const patch of mark.dataset.loose === "true" ? patches : []) {
+      const x = patch % width, y = Math.floor(patch / width), [i, j] = [x - left, y - top];
+      if (!has(x, y - 1)) edges.push(`M${i} ${j}h1`);
+      if (!has(x, y + 1)) edges.push(`M${i} ${j + 1}h1`);
+      if (!has(x - 1, y)) edges.push(`M${i} ${j}v1`);
+      if (!has(x + 1, y)) edges.push(`M${i + 1} ${j}v1`);
+    }
+    mark.firstChild.setAttribute("viewBox", `0 0 ${wide} ${high}`);
+    mark.querySelectorAll("path").forEach((line) => line.setAttribute("d", edges.join("")));
+  }
 
   // --- drawing the page
 
@@ -130,6 +150,7 @@ function attentionViewer(element, source) {
     caption.append(make("strong", "", model.title), make("span", "kv-count"));
     const image = make("img"), canvas = make("canvas"), mark = make("i", "kv-mark"), bar = make("span", "kv-progress");
     canvas.setAttribute("aria-hidden", "true");
+    mark.innerHTML = '<svg preserveAspectRatio="none" aria-hidden="true"><path/><path/></svg>';
     canvas.hidden = mark.hidden = image.hidden = true;
     bar.append(make("i"));
     shot.append(image, canvas, mark, make("p", "kv-absent"), make("p", "kv-empty", "the picture appears here"), bar);
@@ -182,7 +203,13 @@ function attentionViewer(element, source) {
     const names = { mean: `mean of ${one.heads}`, max: `max of ${one.heads}`, paper: "all, side by side" };
     const heads = kind.heads.filter((h) => h !== "each").map((h) => [h, names[h]]);
     if (each) for (let k = 0; k < one.heads; k += 1) heads.push([k, `head ${k + 1}`]);
-    $(".kv-help").textContent = kind.help;
+    radios($(".kv-pens"), [{ name: "box", title: "Patch or box" }, { name: "brush", title: "Brush" }], state.pen, (name) => {
+      state.pen = name;
+      drawTools();
+    });
+    $(".kv-pens").hidden = !needsPatch();
+    root.dataset.pen = needsPatch() ? state.pen : "box";
+    $(".kv-help").textContent = (needsPatch() && PENS[state.pen]) || kind.help;
     if (!heads.some(([h]) => h === state.head)) state.head = "mean";
     options($("[data-state=head]"), heads, state.head);
     $("[data-state=head]").closest("label").hidden = heads.length < 2;
@@ -195,11 +222,13 @@ function attentionViewer(element, source) {
 
   function drawStep() {
     const mean = state.step === "mean";
-    steps.max = data.steps - 1;
+    steps.max = data.moments.length - 1;
     if (!mean) steps.value = state.step;
     steps.disabled = mean;
     $(".kv-mean").checked = mean;
-    const text = mean ? `mean of ${data.steps}` : `step ${data.numbers[state.step]} of ${data.total || data.steps}`;
+    const text = mean ? data.mean : data.moments[state.step];
+    $(".kv-mean").closest("label").hidden = !data.mean;
+    $(".kv-pace").textContent = data.pace || "";
     $(".kv-steps output").textContent = text;
     steps.setAttribute("aria-valuetext", text);
     element.querySelectorAll(".kv-agreement [data-step]").forEach((cell) => {
@@ -241,7 +270,7 @@ function attentionViewer(element, source) {
       if (row.values.length) {
         row.values.forEach((value, k) => {
           const cell = make("td");
-          cell.title = `${row.stage}, step ${data.numbers[k]}: cosine ${value.toFixed(3)}, Jensen-Shannon divergence ${row.divergence[k].toFixed(3)} bits`;
+          cell.title = `${row.stage}, ${data.moments[k]}: cosine ${value.toFixed(3)}, Jensen-Shannon divergence ${row.divergence[k].toFixed(3)} bits`;
           cell.style.setProperty("--share", `${Math.round(100 * (high > low ? (value - low) / (high - low) : 1))}%`);
           Object.assign(cell.dataset, { stage: row.stage, step: k });
           line.append(cell);
@@ -250,7 +279,7 @@ function attentionViewer(element, source) {
         line.setAttribute("aria-label", `${row.stage}: ${row.values[0].toFixed(2)} at the first step, ${row.values.at(-1).toFixed(2)} at the last`);
       } else {
         const cell = make("td", "kv-none", row.absent);
-        cell.colSpan = data.steps + 1;
+        cell.colSpan = data.moments.length + 1;
         line.append(cell);
       }
       body.append(line);
@@ -258,7 +287,7 @@ function attentionViewer(element, source) {
     table.append(body);
     $(".kv-scroll").replaceChildren(table);
     $(".kv-agreement .kv-note").textContent = `Cosine between both models' attention, patch by patch, from the first step to the last: ` +
-      `faint is ${low.toFixed(2)}, full ${high.toFixed(2)}; at the right each stage's mean. Click a cell to see it.`;
+      `faint is ${low.toFixed(2)}, full ${high.toFixed(2)}; at the right each stage's mean. Click a cell to see it.${data.pace ? " Steps pair by their noise." : ""}`;
     box.hidden = false;
     drawStep();
   }
@@ -277,12 +306,12 @@ function attentionViewer(element, source) {
     button.disabled = true;
     button.textContent = "Making it …";
     try {
-      const file = await source.file({ ...asked(state.box), box: state.box, file: kind, opacity: Number($(".kv-opacity").value),
+      const file = await source.file({ ...asked(), ...region(), file: kind, opacity: Number($(".kv-opacity").value),
         gamma: Number($(".kv-gamma").value) });
       if (file.problem) complain(file.problem);
       else {
         const link = make("a");
-        link.href = URL.createObjectURL(new Blob([bytes(file.data)], { type: file.mime }));
+        link.href = file.path ? source.address(file.path) : URL.createObjectURL(new Blob([bytes(file.data)], { type: file.mime }));
         link.download = file.name;
         link.click();
         setTimeout(() => URL.revokeObjectURL(link.href), 10000);
@@ -305,32 +334,51 @@ function attentionViewer(element, source) {
       const box = shot.getBoundingClientRect(), inside = (v) => Math.min(0.9999, Math.max(0, v));
       return [inside((event.clientX - box.left) / box.width), inside((event.clientY - box.top) / box.height)];
     };
-    let from = null, moved = 0;
+    const mark = (x, y) => { state.brush = state.pen === "brush" ? [[x, y]] : null; state.box = [x, y, x, y]; };
+    // The brush goes on from one point to another; a cell of a fine grid is kept once, the last point last.
+    const stroke = (start, end) => {
+      const far = Math.max(...start.map((v, k) => Math.abs(v - end[k]))), count = Math.ceil(2 * FINE * far) || 1;
+      const found = new Map((state.brush || []).map((point) => [String(point), point]));
+      for (let k = 0; k <= count; k += 1) {
+        const point = start.map((v, i) => (Math.floor((v + ((end[i] - v) * k) / count) * FINE) + 0.5) / FINE);
+        found.delete(String(point));
+        found.set(String(point), point);
+      }
+      state.brush = [...found.values()];
+    };
+    let from = null, pen = null, moved = 0;
+    const threshold = () => 0.7 / stage().grid[1];
     shot.addEventListener("pointerdown", (event) => {
-      if (event.pointerType !== "touch" && needsPatch() && data.phase === "done") { from = at(event); moved = 0; }
+      if (data.phase !== "done" || !needsPatch() || (event.pointerType === "touch" && state.pen !== "brush")) return;
+      from = pen = at(event);
+      moved = 0;
+      shot.setPointerCapture(event.pointerId);
     });
     shot.addEventListener("pointermove", (event) => {
-      if (event.pointerType === "touch" || data.phase !== "done" || !needsPatch() || playing) return;
+      const brush = state.pen === "brush";
+      if (data.phase !== "done" || !needsPatch() || playing || (event.pointerType === "touch" && !brush)) return;
       const [x, y] = at(event);
       if (from && event.buttons) {
         moved = Math.max(moved, Math.abs(x - from[0]), Math.abs(y - from[1]));
-        if (moved > 0.7 / stage().grid[1]) {
-          peek = null;
+        if (moved <= threshold()) return;
+        peek = null;
+        if (brush) {
+          stroke(pen, [x, y]);
+          pen = [x, y];
+        } else {
+          state.brush = null;
           state.box = [Math.min(x, from[0]), Math.min(y, from[1]), Math.max(x, from[0]), Math.max(y, from[1])];
         }
-      } else peek = [x, y, x, y];
+      } else if (!brush) peek = [x, y, x, y];
       ask();
     });
-    shot.addEventListener("pointerleave", () => { if (peek) { peek = null; ask(); } from = null; });
+    shot.addEventListener("pointerleave", () => { if (peek) { peek = null; ask(); } });
     shot.addEventListener("click", (event) => {
       if (data.phase !== "done") return;
-      const dragged = from && moved > 0.7 / stage().grid[1];
+      const dragged = from && moved > threshold();
       from = null;
       peek = null;
-      if (!dragged) {
-        const [x, y] = at(event);
-        state.box = [x, y, x, y];
-      }
+      if (!dragged) mark(...at(event));
       if (!needsPatch()) { state.kind = "row"; drawTools(); }
       ask();
     });
@@ -338,13 +386,15 @@ function attentionViewer(element, source) {
       const move = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
       if (!move || data.phase !== "done") return;
       event.preventDefault();
-      const far = event.shiftKey ? 4 : 1;
+      const far = event.shiftKey ? 4 : 1, middle = [0, 1].map((k) => (state.box[k] + state.box[k + 2]) / 2);
+      const here = state.brush ? state.brush.at(-1) : middle;
       const [x, y] = [0, 1].map((k) => {
-        const count = stage().grid[1 - k], cell = Math.floor(((state.box[k] + state.box[k + 2]) / 2) * count);
+        const count = stage().grid[1 - k], cell = Math.floor(here[k] * count);
         return (Math.min(count - 1, Math.max(0, cell + far * move[k])) + 0.5) / count;
       });
       peek = null;
-      state.box = [x, y, x, y];
+      if (state.pen === "brush" && needsPatch()) stroke(here, [x, y]);
+      else mark(x, y);
       if (!needsPatch()) { state.kind = "row"; drawTools(); }
       ask();
     });
@@ -381,7 +431,7 @@ function attentionViewer(element, source) {
   }
   function frame() {
     const begun = performance.now();
-    state.step = (state.step + 1) % data.steps;
+    state.step = (state.step + 1) % data.moments.length;
     drawStep();
     ask(() => { if (playing) playing = setTimeout(frame, Math.max(0, FRAME - (performance.now() - begun))); });
   }
@@ -413,7 +463,8 @@ function attentionViewer(element, source) {
       const kept = data.stages.find((s) => s.name === state.stage && !s.absent);
       if (!kept) { state.stage = data.stage; state.layer = stage().layers.length - 1; }
       state.layer = Math.min(state.layer, stage().layers.length - 1);
-      state.step = Math.min(data.steps - 1, state.step === 0 || state.step === "mean" ? Math.floor(data.steps / 2) : state.step);
+      const count = data.moments.length;
+      state.step = Math.min(count - 1, state.step === 0 || state.step === "mean" ? Math.floor(count / 2) : state.step);
       state.word = 0;
       if (state.kind === "word") state.kind = "row";
       $(".kv-told").textContent = data.told || "";

@@ -1,5 +1,6 @@
 """The Attention tab: draw with two models once, then see where every patch looks, at any stage, step and head."""
 
+import functools
 import secrets
 import threading
 from collections.abc import Iterator
@@ -9,11 +10,13 @@ from html import escape
 
 import gradio as gr
 
-from koala.attention.plan import AttentionPlan
+from koala.attention.plan import AttentionPlan, ordered
 from koala.locate import availability
+from koala.registry import ModelCard
 from koala.request import MAX_SEED, MAX_STEPS, GenerationRequest, RequestError
 from koala.specs import STAGES
-from koala.ui import attention_plans, stage, widgets
+from koala.ui import stage, widgets
+from koala.ui.attention_recording import Recording
 from koala.ui.attention_store import PUBLIC_LIMIT, Store
 from koala.ui.messages import complain, readable
 from koala.ui.session import Session
@@ -34,8 +37,8 @@ class Asked:
     models: tuple[str, str]
     seed: str
     random: bool
-    steps: int
-    guidance: float
+    steps: tuple[int, int]
+    guidance: tuple[float, float]
     width: int | None
     height: int | None
     stages: list[str]
@@ -79,27 +82,18 @@ class Attention:
 
     def _settings(self) -> None:
         first = self.session.card(self.session.models[0])
-        with gr.Column(elem_classes="k-model"):
-            self.models = [
-                gr.Dropdown(
-                    self.choices(), value=name, label=label, allow_custom_value=True, elem_id=f"kv-model-{slot}"
-                )
-                for slot, label, name in zip("ab", ("First model", "Second model"), self.session.models, strict=True)
-            ]
-            self.inputs = gr.Radio(
-                [("its own picture", OWN), ("the student's, at every step", SAME)],
-                value=OWN,
-                label="The teacher looks at",
-                info="With the same input the network is all that differs.",
-                elem_id="kv-inputs",
-            )
-            with gr.Row():
-                self.steps = gr.Slider(
-                    1, MAX_STEPS, value=first.steps, step=1, label="Steps", min_width=130, elem_id="kv-num-steps"
-                )
-                self.guidance = gr.Slider(
-                    0, 30, value=first.guidance, step=0.5, label="Guidance", min_width=130, elem_id="kv-guidance"
-                )
+        self.models: list[gr.Dropdown] = []
+        self.steps: list[gr.Slider] = []
+        self.guidance: list[gr.Slider] = []
+        for slot, label, name in zip("ab", ("First model", "Second model"), self.session.models, strict=True):
+            self._model(slot, label, self.session.card(name))
+        self.inputs = gr.Radio(
+            [("its own picture", OWN), ("the student's, at every step", SAME)],
+            value=OWN,
+            label="The teacher looks at",
+            info="With the same input the network is all that differs, and the teacher takes the student's steps.",
+            elem_id="kv-inputs",
+        )
         with gr.Row(elem_classes="k-seeds"):
             self.seed = gr.Textbox(label="Seed", value="0", max_lines=1, scale=1, min_width=130, elem_id="kv-seed")
             with gr.Column(scale=1, min_width=150, elem_classes="k-seed-side"):
@@ -121,6 +115,30 @@ class Attention:
                 self.width = gr.Number(label="Width, px", value=first.width, min_width=90, elem_id="kv-width")
                 self.height = gr.Number(label="Height, px", value=first.height, min_width=90, elem_id="kv-height")
 
+    def _model(self, slot: str, label: str, card: ModelCard) -> None:
+        with gr.Column(elem_classes="k-model"):
+            self.models.append(
+                gr.Dropdown(
+                    self.choices(), value=card.name, label=label, allow_custom_value=True, elem_id=f"kv-model-{slot}"
+                )
+            )
+            with gr.Row():
+                for into, field, low, high, step in (
+                    (self.steps, "steps", 1, MAX_STEPS, 1),
+                    (self.guidance, "guidance", 0, 30, 0.5),
+                ):
+                    into.append(
+                        gr.Slider(
+                            low,
+                            high,
+                            value=getattr(card, field),
+                            step=step,
+                            label=field.capitalize(),
+                            min_width=130,
+                            elem_id=f"kv-{field}-{slot}",
+                        )
+                    )
+
     def _results(self) -> None:
         def look(asked):
             return self.look(asked)
@@ -139,8 +157,8 @@ class Attention:
 
     @property
     def fields(self) -> list[gr.components.Component]:
-        """In the order of Asked, the two models apart."""
-        shown = [self.seed, self.random, self.steps, self.guidance, self.width, self.height]
+        """In the order of Asked, the two models' apart."""
+        shown = [self.seed, self.random, *self.steps, *self.guidance, self.width, self.height]
         return [self.prompt, *self.models, *shown, self.stages, self.every, self.words, self.inputs]
 
     def _wire(self) -> None:
@@ -154,10 +172,22 @@ class Attention:
         )
         self.stop.click(self.halt, [self.capture, *self.models], self.viewer, cancels=[run], queue=False, **CHEAP)
         self.chips.click(self.example, None, self.prompt, **CHEAP)
-        decides = [*self.models, self.steps, self.width, self.height, self.stages, self.every, self.words]
+        chosen = [self.stages, self.every, self.words, self.inputs]
+        decides = [*self.models, *self.steps, self.width, self.height, *chosen]
         gr.on([c.change for c in decides], self.forecast, self.fields, self.takes, queue=False, **CHEAP)
-        for model in self.models:
-            model.input(self.pick, self.models, [self.steps, self.guidance, self.width, self.height], **CHEAP)
+        sliders = [*self.steps, *self.guidance]
+        gr.on(
+            [c.change for c in (*self.models, self.inputs)],
+            self.settle,
+            [*self.models, self.inputs],
+            sliders,
+            queue=False,
+            **CHEAP,
+        )
+        size = [self.width, self.height]
+        for k, model in enumerate(self.models):
+            own = [self.steps[k], self.guidance[k], *(size if k == 0 else [])]
+            model.input(functools.partial(self.pick, k), model, own, **CHEAP)
             model.focus(lambda: gr.Dropdown(self.choices()), None, model, queue=False, **CHEAP)
 
     # --- what can be asked for
@@ -169,24 +199,29 @@ class Attention:
     def example(self, event: gr.EventData) -> str:
         return str(event._data["prompt"])
 
-    def pick(self, *names: str):
-        """A model was chosen: it loads meanwhile; the student's own steps and guidance, the first one's size."""
+    def pick(self, slot: int, name: str):
+        """A model was chosen: it loads meanwhile; its own steps and guidance, and the first one's size."""
         try:
-            first, second = (self.session.card(name or "") for name in names)
-            for card in (first, second):
-                self.session.want(card.name)
+            card = self.session.card(name or "")
+            self.session.want(card.name)
         except RequestError as error:
             raise complain(error, "Unknown model") from None
-        return second.steps, second.guidance, first.width, first.height
+        return card.steps, card.guidance, *((card.width, card.height) if slot == 0 else ())
 
-    def plan(self, asked: Asked) -> list[AttentionPlan]:
-        """What is recorded of each model."""
-        cards = [self.session.card(name or "") for name in asked.models]
-        return attention_plans.plans(
-            cards,
-            whole(asked.width) or cards[0].width,
-            whole(asked.height) or cards[0].height,
-            whole(asked.steps),
+    def settle(self, first: str, second: str, inputs: str):
+        """A teacher that is shown the student's input has no steps and no guidance of its own."""
+        open_ = [True, True]
+        if inputs == SAME:
+            try:
+                specs = [self.session.card(name or "").spec for name in (first, second)]
+                student, _ = ordered(*specs)
+                open_ = [spec == student for spec in specs]
+            except (RequestError, AttributeError):
+                pass  # the forecast says what is wrong with these two
+        return [gr.Slider(interactive=each) for each in open_] * 2
+
+    def recording(self, asked: Asked) -> Recording:
+        return Recording(
             stages=asked.stages,
             every=asked.every,
             words=asked.words,
@@ -194,16 +229,23 @@ class Attention:
             public=not self.session.local,
         )
 
+    def plans(self, asked: Asked) -> list[AttentionPlan]:
+        """What is recorded of each model."""
+        cards = [self.session.card(name or "") for name in asked.models]
+        width, height = whole(asked.width) or cards[0].width, whole(asked.height) or cards[0].height
+        return self.recording(asked).plans(cards, width, height, [whole(steps) for steps in asked.steps])
+
     def forecast(self, *values) -> str:
         """What a capture of these settings keeps in memory; or why it cannot be made."""
         try:
-            plans = self.plan(_read(values))
+            plans = self.plans(_read(values))
         except RequestError as error:
             return f'<p class="k-note k-needs">{escape(readable(error))}</p>'
         kept = sum(p.bytes for p in plans)
         layers = " and ".join(f"{len(p.layers)}" for p in plans)
+        steps = " and ".join(dict.fromkeys(f"{p.steps}" for p in plans))
         return (
-            f'<p class="k-note">Keeps queries and keys of {layers} attention layers over {plans[0].steps} steps: '
+            f'<p class="k-note">Keeps queries and keys of {layers} attention layers over {steps} steps: '
             f"<b>{kept / 1e6:,.1f} MB</b>.</p>"
         )
 
@@ -227,9 +269,12 @@ class Attention:
         self.session.library()  # two threads must not import diffusers at once
         from koala.compare import same_noise
 
-        alike = {"prompt": asked.prompt or "", "seed": whole(seed), "steps": whole(asked.steps)}
-        alike |= {"guidance": asked.guidance, "width": whole(asked.width), "height": whole(asked.height)}
-        made = [GenerationRequest(model=name or "", **alike) for name in asked.models]
+        alike = {"prompt": asked.prompt or "", "seed": whole(seed)}
+        alike |= {"width": whole(asked.width), "height": whole(asked.height)}
+        made = [
+            GenerationRequest(model=name or "", steps=whole(steps), guidance=guidance, **alike)
+            for name, steps, guidance in zip(asked.models, asked.steps, asked.guidance, strict=True)
+        ]
         return same_noise([self.session.check(r) for r in made])
 
     def run(self, request: gr.Request, *values) -> Iterator[dict]:
@@ -237,12 +282,11 @@ class Attention:
         *given, before = values
         asked = _read(given)
         try:
-            plans = self.plan(asked)
+            self.plans(asked)  # says at once what cannot be recorded
             requests = self.requests(asked)
         except RequestError as error:
             raise complain(error) from None
         from koala.attention import view
-        from koala.ui import attention_run
 
         cards = [self.session.card(r.model) for r in requests]
         show, cancel, key = stage.Stage(requests, cards), threading.Event(), request.session_hash
@@ -250,14 +294,13 @@ class Attention:
         waits = [c.title for c in cards if self.session.state(c.name).state != "ready"]
         begin = f"Loading {' and '.join(waits)}" if waits else f"{cards[0].title}: starting"
         yield {self.viewer: show.say(begin), self.seed: str(requests[0].seed)}
-        work = attention_run.drawing(plans, same_input=asked.inputs == SAME)
-        found = {}
         try:
-            with closing(self.session.run(requests, cancel, work)) as updates:
+            with closing(self.session.run(requests, cancel, self.recording(asked).draw)) as updates:
                 for update in updates:
                     for position, step in update.steps.items():
                         show.step(position, step)
-                    found |= update.results
+                    for capture, _ in update.results.values():
+                        new = self.store.add(capture)
                     yield {self.viewer: show.value}
         except Exception as error:
             yield {self.viewer: self._back(before, "Stopped." if cancel.is_set() else "The run failed.", cards)}
@@ -267,9 +310,7 @@ class Attention:
         finally:
             if self.active.get(key) is cancel:
                 del self.active[key]
-        capture = attention_run.capture(requests, cards, found, same_input=asked.inputs == SAME)
         self.store.drop(before)
-        new = self.store.add(capture)
         yield {self.viewer: view.value(new, capture), self.capture: new}
 
     def _back(self, before: str, status: str, cards) -> dict:
@@ -313,14 +354,14 @@ class Attention:
 
 
 def _read(values) -> Asked:
-    prompt, first, second, seed, random, steps, guidance, width, height, stages, every, words, inputs = values
+    prompt, first, second, seed, random, *rest, width, height, stages, every, words, inputs = values
     return Asked(
         prompt=prompt,
         models=(first, second),
         seed=seed,
         random=random,
-        steps=steps,
-        guidance=guidance,
+        steps=tuple(rest[:2]),
+        guidance=tuple(rest[2:]),
         width=width,
         height=height,
         stages=stages,

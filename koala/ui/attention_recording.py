@@ -1,0 +1,77 @@
+"""What a capture of the app records, and how much of it a visitor may keep; without torch, so that the page has it."""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from koala.attention import pairing
+from koala.attention.plan import BUDGET, AttentionPlan
+from koala.registry import ModelCard
+from koala.request import GenerationRequest, RequestError
+
+if TYPE_CHECKING:
+    from koala.loading import Library
+
+PUBLIC_BUDGET = 2 * 10**8  # bytes of one capture where strangers reach the app
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """What is kept of the models that draw."""
+
+    stages: Sequence[str] | None = None  # None: all with attention
+    every: bool = False  # layer of a stage that pairs, not only the last
+    words: bool = True
+    same_input: bool = False  # the teacher is shown what its student sees
+    public: bool = False  # strangers reach the app
+
+    def __post_init__(self) -> None:
+        if self.stages is not None and not self.stages:
+            raise RequestError("no stage is chosen, so there is nothing to record; choose at least one")
+
+    @property
+    def budget(self) -> int:
+        return PUBLIC_BUDGET if self.public else BUDGET
+
+    def plans(self, cards: Sequence[ModelCard], width: int, height: int, steps: Sequence[int]) -> list[AttentionPlan]:
+        """One plan per model; RequestError for what cannot be recorded, with what can."""
+        for card in cards:
+            if card.spec is None:
+                raise RequestError(f"the name {card.title} does not tell which layers it has; choose it by its folder")
+        return pairing.planned(
+            [card.spec for card in cards],
+            width,
+            height,
+            steps,
+            stages=self.stages,
+            every=self.every,
+            words=self.words,
+            shared=self.same_input,
+            budget_bytes=self.budget,
+        )
+
+    def draw(
+        self,
+        requests: Sequence[GenerationRequest],
+        library: "Library",
+        *,
+        on_step: Callable,
+        on_result: Callable,
+        cancel: threading.Event,
+    ) -> None:
+        """The work of `Session.run`; its one result is the capture, with the pictures' own results."""
+        from koala.attention.together import prepare
+        from koala.generate import MAX_PREVIEWS
+
+        prepared = prepare(
+            requests,
+            library,
+            stages=self.stages,
+            every=self.every,
+            words=self.words,
+            budget_bytes=self.budget,
+            shared=self.same_input,
+        )
+        found = prepared.run(on_step, cancel=cancel, num_previews=MAX_PREVIEWS)
+        on_result(0, (prepared.kept(found), [result for result, _ in found]))

@@ -1,0 +1,73 @@
+"""Downloads of the Attention tab: strips, films, figures, and the page that opens with no server."""
+
+import base64
+import html
+import io
+import json
+import re
+
+import pytest
+import torch
+from PIL import Image
+
+from koala.attention import page
+from koala.ui.theme import COLOURS, VIEWER
+
+STEPS = 4
+
+
+@pytest.mark.parametrize("kind", ["row", "pca", "segments"])
+def test_a_strip_and_a_film_show_every_step(take, kind):
+    strip = Image.open(io.BytesIO(take("strip", kind=kind)))
+    film = Image.open(io.BytesIO(take("gif", kind=kind)))
+    assert strip.format == "PNG" and strip.width > STEPS * 256 and strip.height > 2 * 256
+    assert film.format == "GIF" and film.n_frames == STEPS
+
+
+@pytest.mark.parametrize("figure", ["pca", "rows"])
+def test_the_papers_figures_cover_every_stage(take, figure):
+    drawn = Image.open(io.BytesIO(take(figure)))
+    assert drawn.width > 6 * 256 and drawn.height > 2 * 256  # the picture and five stages, two models
+    assert take(figure, step=0) != take(figure, step=3)
+
+
+def test_a_download_that_is_none_says_which_there_are(tab, drawn, asked):
+    for change, said in (({"file": "svg"}, "choose one of strip, gif"), ({"opacity": "1"}, "opacity must be")):
+        answer = tab.take({"id": drawn["capture"], "file": "strip"} | asked | change)
+        assert said in answer["problem"]
+
+
+def test_the_web_page_carries_queries_and_keys_and_no_foreign_markup(take, capture):
+    text = take("page").decode()
+    assert text.count("<script") == 2 and "alert(1)" in text and "<script>alert" not in text
+    assert html.escape(capture.prompt) in text and "://" not in text, "base64 may spell http, but has no colon"
+    content = json.loads(re.search(r'id="capture">(.*?)</script>', text, re.S)[1])
+    assert content["value"]["moments"] == [f"step {k} of 4" for k in (1, 2, 3, 4)] and set(content["frames"]) == set(
+        capture.stages
+    )
+    side, layer = content["frames"]["UP-2"][0][1], capture.stages["UP-2"][0][1]
+    q, k = capture.sides[1].record.at(layer, 3)
+    for name, tensor in (("q", q), ("k", k)):
+        raw = bytearray(base64.b64decode(side["steps"][3][name]))
+        assert torch.equal(torch.frombuffer(raw, dtype=torch.float16), tensor.flatten())
+    assert content["frames"]["MID"][0][1] == {"absent": "Tiny KOALA-700M has no MID"}
+
+
+def test_a_web_page_of_a_large_capture_has_one_stage_and_fewer_steps(capture, monkeypatch):
+    monkeypatch.setattr(page, "BUDGET", page._bytes(capture, "UP-2") // 2)
+    text = page.page(capture, "UP-2")
+    content = json.loads(re.search(r'id="capture">(.*?)</script>', text, re.S)[1])
+    assert list(content["frames"]) == ["UP-2"] and content["value"]["moments"] == ["step 1 of 4", "step 4 of 4"]
+    assert not content["value"]["mean"] and len(content["frames"]["UP-2"][0][0]["steps"]) == 2
+    absent = {s["name"]: s["absent"] for s in content["value"]["stages"]}
+    assert absent["UP-1"].startswith("UP-1 was left out") and not absent["UP-2"]
+    assert [len(r["values"]) for r in content["alike"]["rows"] if r["values"]] == [2] * 4
+
+
+def test_the_web_page_has_the_apps_colours():
+    sheet = (VIEWER / "page.css").read_text()
+    light, dark = sheet.split("prefers-color-scheme: dark")
+    for mode, part in enumerate((light, dark)):
+        found = dict(re.findall(r"--k-([a-z-]+): (#[0-9a-f]{6})", part))
+        assert len(found) == 11
+        assert found == {name: COLOURS[name][mode] for name in found}

@@ -1,0 +1,87 @@
+"""What the Attention tab cannot do: it says what it can, and loses nothing."""
+
+import re
+from types import SimpleNamespace
+
+import gradio as gr
+import pytest
+
+from koala.ui.attention_store import Store
+from koala.ui.session import Session
+from koala.ui.tabs.attention import Attention
+
+STEPS = 4
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"stage": "DW-1"}, "there is no attention in DW-1; this capture has DW-2, DW-3, MID, UP-1, UP-2"),
+        ({"stage": "UP-9"}, "there is no stage 'UP-9'"),
+        ({"step": STEPS}, "step 4 is not in this capture; they count from 0 to 3"),
+        ({"step": -1}, "step -1 is not in this capture"),
+        ({"step": "<b>"}, "step '<b>' is not in this capture"),
+        ({"layer": 3}, "layer 3 is not in this capture; they count from 0 to 0"),
+        ({"head": 2}, "head 2 is not in this capture; they count from 0 to 1"),
+        ({"head": True}, "head True is not in this capture"),
+        ({"kind": "segments", "head": "max"}, "Segments is the mean of all heads"),
+        ({"box": [1.2, 0, 1.2, 0]}, "outside the picture"),
+        ({"box": [0.5, 0.5, 0.1, 0.1]}, "outside the picture"),
+        ({"box": [float("nan")] * 4}, "outside the picture"),
+        ({"box": None}, "outside the picture"),
+        ({"kind": "word", "word": 99}, "word 99 is not in this capture"),
+        ({"kind": "film"}, "there is no view 'film'"),
+        ({"kind": ["row"]}, "there is no view"),
+        ({"id": "0" * 32}, "no longer kept"),
+        ({"id": None}, "no longer kept"),
+    ],
+    ids=str,
+)
+def test_a_question_that_cannot_be_answered_says_what_can_and_loses_nothing(tab, drawn, asked, change, said):
+    answer = tab.look({"id": drawn["capture"]} | asked | change)
+    assert said in answer["problem"]
+    assert "problem" not in tab.look({"id": drawn["capture"]} | asked)
+
+
+@pytest.mark.parametrize("nothing", [None, "row", 3, []], ids=str)
+def test_a_question_that_is_none(tab, nothing):
+    assert "reload it" in tab.look(nothing)["problem"] and "reload it" in tab.take(nothing)["problem"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"prompt": ""}, "prompt is empty"),
+        ({"seed": ""}, "tick Random"),
+        ({"stages": []}, "no stage is chosen"),
+        ({"stages": ["MID"]}, "has no attention in MID"),
+        ({"width": 250}, "256 is the nearest"),
+        ({"first": "tiny-sdlx"}, "did you mean tiny-sdxl"),
+        ({"steps": 200, "width": 2048, "height": 2048, "every": True}, "the budget is"),
+        ({"second": "tiny-sdxl", "inputs": "same"}, "needs a teacher and a student"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_recorded_is_refused_and_the_capture_before_stays(tab, run, drawn, change, said):
+    with pytest.raises(gr.Error, match="(?i)" + re.escape(said)):
+        run(drawn["capture"], **change)
+    assert tab.store.get(drawn["capture"])
+
+
+def test_a_run_that_is_stopped_brings_the_capture_before_back(tab, drawn, fields):
+    updates = tab.run(SimpleNamespace(session_hash="one"), *fields(steps=40), drawn["capture"])
+    phases = [next(updates)[tab.viewer]["phase"], next(updates)[tab.viewer]["phase"]]
+    back = tab.halt(SimpleNamespace(session_hash="one"), drawn["capture"], "tiny-sdxl", "tiny-koala-700m")
+    last = [u[tab.viewer] for u in updates][-1]
+    assert phases == ["running"] * 2
+    for value in (back, last):
+        assert (value["phase"], value["id"], value["status"]) == ("done", drawn["capture"], "Stopped.")
+    assert not tab.active
+
+
+def test_strangers_keep_less(fields):
+    session = Session(device="cpu", local=False)
+    with gr.Blocks():
+        tab = Attention(session, Store())
+    told = tab.forecast(*fields(steps=200, every=True, width=512, height=512))
+    assert "the budget is 0.20 GB" in told and "k-needs" in told
