@@ -215,7 +215,7 @@ def _note(sides: Sequence[Side], stages: Sequence[str], choices: Choices, shares
     itself = "" if choices.diagonal or choices.kind == "words" else ", without what a patch sees of itself"
     what = f"{KINDS[choices.kind].capitalize()}. {heads.capitalize()}{itself}"
     if choices.kind != "segments":
-        what = f"{what}; each map is scaled to its own maximum"
+        what = f"{what}; each map goes from 0 to its own maximum"
     if choices.kind == "rows":
         what = f"{what}; marked is {choices.where(record)}"
     if choices.kind == "pca":
@@ -223,17 +223,12 @@ def _note(sides: Sequence[Side], stages: Sequence[str], choices: Choices, shares
         if choices.paper:
             how = "heads side by side, each model and step fitted alone"
         what = f"{KINDS['pca'].capitalize()}; {how}. Variance shown: {'; '.join(shares)}"
-    labels = [
-        f"{side.title}: {'; '.join(layer.label for layer in own if layer)}"
-        for side, own in zip(
-            sides, zip(*(_layers(sides, stage, choices) for stage in stages), strict=True), strict=True
-        )
-    ]
+    layers = "; ".join(f"{stage}, {_blocks(sides, stage, choices)}" for stage in stages)
     run = [f"“{record.prompt}”"] if record.prompt else []
     run += [] if record.seed is None else [f"seed {record.seed}"]
     run += [] if record.guidance is None else [f"guidance {record.guidance:g}"]
     return (
-        f"{what}. {steps}. Layers: {'. '.join(labels)}. {record.half.capitalize()} half. "
+        f"{what}. {steps}. Layers: {layers}. {record.half.capitalize()} half. "
         f"{', '.join([*run, f'{record.width}x{record.height} px'])}."
     )
 
@@ -244,10 +239,25 @@ def _when(sides: Sequence[Side], steps: Sequence[int | None]) -> str:
     for side, step in zip(sides, steps, strict=True):
         count = side.record.steps
         if step is None:
-            found.append(f"{side.title}: mean of {count} steps")
+            found.append(f"mean of {count} steps")
         else:
-            found.append(f"{side.title}: step {step + 1} of {count}, t = {side.record.timesteps[step]:.0f}")
-    return "; ".join(found)
+            found.append(f"step {step + 1} of {count}, t = {side.record.timesteps[step]:.0f}")
+    said = _together([side.title for side in sides], found)
+    return said[:1].upper() + said[1:]
+
+
+def _together(titles: Sequence[str], said: Sequence[str]) -> str:
+    """What is said of every model: once where it is the same of all, else with whose it is."""
+    if len(set(said)) == 1:
+        return said[0]
+    whose = {text: [title for title, its in zip(titles, said, strict=True) if its == text] for text in said}
+    return " and ".join(f"{text} ({', '.join(own)})" for text, own in whose.items())
+
+
+def _blocks(sides: Sequence[Side], stage: str, choices: Choices) -> str:
+    """Which transformer block each model's layer is of."""
+    shown = [(s.title, x) for s, x in zip(sides, _layers(sides, stage, choices), strict=True) if x]
+    return _together([title for title, _ in shown], [x.label.removeprefix(f"{stage}, ") for _, x in shown])
 
 
 def _pictures(sides: Sequence[Side], stages: Sequence[str], choices: Choices) -> list[Image.Image]:

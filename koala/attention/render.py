@@ -81,12 +81,15 @@ def segments(labels: torch.Tensor) -> torch.Tensor:
 
 
 def marked(picture: Image.Image, cells: tuple[int, int, int, int], grid: tuple[int, int]) -> Image.Image:
-    """The picture with a red box around patches: left, top, right, bottom, the last two exclusive."""
+    """The picture with a red box, white on both sides, around patches: left, top, right, bottom (exclusive)."""
     height, width = picture.height / grid[0], picture.width / grid[1]
     left, top, right, bottom = cells
-    edges = (left * width - 1, top * height - 1, right * width, bottom * height)
+    thick = max(2, picture.width // 128)
     found = picture.convert("RGB")
-    ImageDraw.Draw(found).rectangle(edges, outline=MARK, width=max(2, picture.width // 128))
+    draw = ImageDraw.Draw(found)
+    for out, colour, line in ((thick + 1, PAPER, thick + 2), (thick, MARK, thick)):
+        edges = (left * width - out, top * height - out, right * width + out - 1, bottom * height + out - 1)
+        draw.rectangle(edges, outline=colour, width=line)
     return found
 
 

@@ -64,10 +64,9 @@ def test_a_figure_shows_models_by_stages_and_prints_its_choices(sides, notes, ki
     assert drawn["columns"] == ["picture", "DW-2 (4x4)", "MID (2x2)", "UP-1 (2x2)"]
     assert drawn["rows"] == ["the student", "the teacher"]
     for words_ in (
-        "the student: step 2 of 3, t = 500",
-        "the teacher: step 3 of 5, t = 500",
-        "the student: DW-2, transformer 1, block 2; UP-1, transformer 2, block 5",
-        "the teacher: DW-2, transformer 1, block 2; MID, transformer 1, block 10; UP-1, transformer 3, block 5",
+        "Step 2 of 3, t = 500 (the student) and step 3 of 5, t = 500 (the teacher). ",
+        "Layers: DW-2, transformer 1, block 2; MID, transformer 1, block 10; "
+        "UP-1, transformer 2, block 5 (the student) and transformer 3, block 5 (the teacher). ",
         "ean of all heads",
         "Conditional half",
         "seed 0, guidance 1, 64x64 px",
@@ -86,7 +85,7 @@ def test_the_marked_patch_is_the_pixels_and_the_map_its_row(sides):
     left = left_of(found)
     shown = cell(found, 1, 1, left)
     marks = np.argwhere((shown == MARK).all(-1))
-    assert marks.min(0).tolist() == [124, 60], "a pixel of the picture, four px here, around the patch"
+    assert marks.min(0).tolist() == [120, 56], "two pixels of the picture, eight px here, around the patch"
     record, layer = sides[1].record, beside([s.record for s in sides])["DW-2"][-1][1]
     row = maps.row(*record.at(layer, 2), 9)
     brightest = int(row.argmax())
@@ -100,7 +99,7 @@ def test_a_box_looks_from_all_its_patches_and_is_drawn_in_the_picture_too(sides)
     left = left_of(shown)
     for column in (0, 1):
         marks = np.argwhere((cell(shown, 1, column, left) == MARK).all(-1))
-        assert marks.min(0).tolist() == [60, 60] and marks.max(0).tolist() == [195, 195]
+        assert marks.min(0).tolist() == [56, 56] and marks.max(0).tolist() == [199, 199]
     record, layer = sides[1].record, beside([s.record for s in sides])["DW-2"][-1][1]
     rows = maps.probabilities(*record.at(layer, 2))[[5, 6, 9, 10]].mean(0)
     light = cell(shown, 1, 1, left).astype(int).sum(-1)[16::64, 16::64].flatten()
@@ -116,7 +115,7 @@ def test_another_layer_than_the_last_is_shown(made, notes):
         (9, "transformer 2, block 5"),
     ):
         figure([side], ["UP-1"], Choices(layer=layer))
-        assert f"the student: UP-1, {label}." in notes[-1][0]
+        assert f"Layers: UP-1, {label}." in notes[-1][0]
     with pytest.raises(RequestError, match="layer 11 is not among the 10 recorded of the student's UP-1"):
         Choices(layer=10).check(record, "the student")
 
@@ -161,7 +160,7 @@ def test_strips_and_films_go_over_the_steps_that_both_have(sides, notes):
 
 def test_a_mean_over_steps_and_single_heads_are_shown_as_such(sides, notes):
     figure(sides, ["UP-1"], Choices(kind="pca", step="mean", head=1))
-    assert "the teacher: mean of 5 steps" in notes[-1][0] and "head 2, one basis" in notes[-1][0]
+    assert "mean of 5 steps (the teacher)" in notes[-1][0] and "head 2, one basis" in notes[-1][0]
     figure(sides, ["UP-1"], Choices(kind="rows", head="max", diagonal=False))
     assert "Max of all heads, without what a patch sees of itself" in notes[-1][0]
 

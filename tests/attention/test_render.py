@@ -42,7 +42,7 @@ def test_components_and_the_mark_lie_in_their_patch():
     picture = Image.new("RGB", (60, 40))
     found = np.array(marked(picture, (2, 1, 3, 2), (2, 3)))
     at = np.argwhere((found == MARK).all(-1))
-    assert at.min(0).tolist() == [19, 39] and not picture.getbbox(), "the picture itself is untouched"
+    assert at.min(0).tolist() == [18, 38] and not picture.getbbox(), "the picture itself is untouched"
 
 
 def test_a_table_has_its_pictures_headings_and_what_is_absent():
