@@ -5,6 +5,7 @@ A patch stays a square of one colour: attention has no more detail than that.
 
 import io
 from collections.abc import Sequence
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -93,11 +94,13 @@ def marked(picture: Image.Image, cells: tuple[int, int, int, int], grid: tuple[i
     return found
 
 
+@cache
 def _font(px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(px)
 
 
-def _wrapped(text: str, font, width: int) -> list[str]:
+@lru_cache(maxsize=64)
+def _wrapped(text: str, font, width: int) -> tuple[str, ...]:
     """The text in lines of at most `width` px."""
     lines = [""]
     for word in text.split():
@@ -106,7 +109,7 @@ def _wrapped(text: str, font, width: int) -> list[str]:
             lines[-1] = longer
         else:
             lines.append(word)
-    return lines
+    return tuple(lines)
 
 
 def table(
@@ -154,9 +157,10 @@ def strip(frames: Sequence[Image.Image], labels: Sequence[str], note: str) -> Im
 
 def gif(frames: Sequence[Image.Image], milliseconds: int = 250) -> bytes:
     """A film that runs for ever; all frames share one palette, so that a colour means one thing in all of them."""
-    wide = Image.new("RGB", (frames[0].width * len(frames), frames[0].height))
-    for k, frame in enumerate(frames):
-        wide.paste(frame, (k * frames[0].width, 0))
+    small = [frame.resize([max(1, side // 4) for side in frame.size], Image.Resampling.NEAREST) for frame in frames]
+    wide = Image.new("RGB", (small[0].width * len(small), small[0].height))
+    for k, frame in enumerate(small):
+        wide.paste(frame, (k * frame.width, 0))
     palette = wide.quantize(255, Image.Quantize.MEDIANCUT)
     flat = [frame.convert("RGB").quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     buffer = io.BytesIO()
