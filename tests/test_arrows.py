@@ -75,6 +75,7 @@ LEVELS = {
         "koala.attention.questions",
         "koala.attention.view",
         "koala.attention.page",
+        "koala.attention.archive",
         "koala.shapes.colour",
         "koala.shapes.render",
         "koala.shapes.judge",

@@ -170,7 +170,7 @@ def record(
         pipeline, name, revision, spec = target.pipeline, target.card.name, target.revision, target.spec
     else:
         pipeline, revision = target, "local"
-        name = pipeline.config._name_or_path or "pipeline"
+        name = pipeline.config.get("_name_or_path") or "pipeline"
         spec = from_config(pipeline.unet.config, name)
     if plan is None and isinstance(target, LoadedModel):
         raise RequestError("a run of `generate` needs its plan, for example plan(model.spec, width, height, steps)")

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from koala.attention.pairing import paired
 from koala.attention.plan import Layer, attention_stages, grid
+from koala.costs import TOKENS
 from koala.hashing import sha256
 from koala.outputs import new_folder
 from koala.request import RequestError
@@ -21,6 +22,7 @@ from koala.tensorfiles import save_tensors
 
 FORMAT, VERSION = "koala attention", 1
 TENSORS, ABOUT, PICTURE = "attention.safetensors", "attention.json", "picture.png"
+MOST_LAYERS = 1000  # of a network in a file from elsewhere; SDXL has 70
 
 Frame = Mapping[str, tuple[torch.Tensor, torch.Tensor]]  # path -> q (images, heads, N, d), k (images, heads, M, d)
 
@@ -94,9 +96,18 @@ class AttentionRecord:
 
     def check(self) -> None:
         """ValueError where the tensors are not those of the layers: a file from elsewhere may say anything."""
-        if len(self.timesteps) != self.steps:
+        if not self.frames or len(self.timesteps) != self.steps:
             raise ValueError(f"{len(self.timesteps)} timesteps for {self.steps} steps")
+        if sum(map(sum, self.spec.depths().values())) > MOST_LAYERS:
+            raise ValueError(f"a network of more than {MOST_LAYERS} layers")
+        if len(self.tokens) > TOKENS or not all(isinstance(text, str) for text in (self.prompt, *self.tokens)):
+            raise ValueError("the prompt is no text")
+        if not all(isinstance(number, int | float) for number in (*self.timesteps, self.seed or 0, self.guidance or 0)):
+            raise ValueError("seed, guidance and timesteps are numbers")
+        paths = {path for _, path in self.spec.self_attentions()}
         for x in self.layers:
+            if x.path.replace("attn2", "attn1") not in paths or ("attn1" in x.path) != (x.kind == "self"):
+                raise ValueError(f"{x.path} is no layer of {self.spec.name}")
             if x.stage not in attention_stages(self.spec) or x.grid != grid(x.stage, self.width, self.height):
                 raise ValueError(f"{x.path} is no layer of this run")
             shapes = [(self.images, x.heads, count, x.dim) for count in (x.queries, x.keys)]
@@ -105,6 +116,8 @@ class AttentionRecord:
                     t.is_floating_point() for t in frame[x.path]
                 ):
                     raise ValueError(f"{x.path} is not of the shape that it should have")
+                if not all(t.isfinite().all() for t in frame[x.path]):
+                    raise ValueError(f"{x.path} holds values that are no numbers")
 
     def save(self, folder: Path, result: GenerationResult | None = None) -> Path:
         """Write a new folder: tensors, JSON, and the run's picture where its result is given."""
@@ -131,7 +144,7 @@ class AttentionRecord:
             raise RequestError(f"{folder} is no capture: it needs {ABOUT} and {TENSORS}, as `koala attention` writes")
         try:
             about = json.loads((folder / ABOUT).read_text())
-            _check_version(folder / ABOUT, about.pop("format"))
+            check_version(str(folder / ABOUT), about.pop("format"), FORMAT, VERSION)
             steps, digest = about.pop("steps"), about.pop("sha256")
             layers = tuple(Layer(**x | {"grid": tuple(x["grid"])}) for x in about.pop("layers"))
             spec = UNetSpec(**{name: _tuples(value) for name, value in about.pop("spec").items()})
@@ -154,14 +167,15 @@ class AttentionRecord:
         return found
 
 
-def _check_version(file: Path, given: object) -> None:
+def check_version(file: str, given: object, form: str, reads: int) -> None:
+    """RequestError for a file that is not of this form, or of another version than the one that is read here."""
     name, _, version = str(given).rpartition(" ")
-    if name != FORMAT or not version.isdecimal():
-        raise RequestError(f"{file} is not of a capture; it says {given!r}, not {FORMAT} {VERSION}")
-    if int(version) > VERSION:
-        raise RequestError(f"{file} is of a newer koala, format {version}; this one reads {VERSION}: update it")
-    if int(version) < VERSION:
-        raise RequestError(f"{file} is of format {version}, this koala reads {VERSION}; capture the run again")
+    if name != form or not version.isdecimal():
+        raise RequestError(f"{file} is not of a capture; it says {given!r}, not {form} {reads}")
+    if int(version) > reads:
+        raise RequestError(f"{file} is of a newer koala, format {version}; this one reads {reads}: update it")
+    if int(version) < reads:
+        raise RequestError(f"{file} is of format {version}, this koala reads {reads}; capture the run again")
 
 
 def picture(folder: Path, record: AttentionRecord) -> Image.Image:

@@ -1,14 +1,16 @@
-"""Downloads of a capture: strips and films over its steps, the paper's figures, and a page that needs no server."""
+"""Downloads of a capture: strips, films, the paper's figures, a page that needs no server, and the capture itself."""
 
 import base64
 import io
 import re
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 
+from gradio.utils import get_upload_folder
 from PIL import Image
 
-from koala.attention import view
+from koala.attention import archive, view
 from koala.attention.figures import Choices, figure
 from koala.attention.page import page
 from koala.attention.questions import KINDS, Box, Capture, Place, read, settings
@@ -25,9 +27,11 @@ def take(capture: Capture, asked: Mapping) -> dict:
     if kind not in _FILES:
         raise RequestError(f"there is no download {kind!r}; choose one of {', '.join(_FILES)}")
     ending, mime, make = _FILES[kind]
-    content = make(capture, asked)
     words = re.sub(r"[^a-z0-9]+", "-", capture.prompt.lower()).strip("-")[:40].strip("-") or "picture"
     name = f"koala-attention-{words}-{kind}.{ending}"
+    content = make(capture, asked)
+    if isinstance(content, Path):  # large: it is fetched from there
+        return {"name": name, "path": str(content)}
     return {"name": name, "mime": mime, "data": base64.b64encode(content).decode()}
 
 
@@ -131,10 +135,17 @@ def _page(capture: Capture, asked: Mapping) -> bytes:
     return page(capture, asked.get("stage")).encode()
 
 
+def _capture(capture: Capture, asked: Mapping) -> Path:
+    """In the folder that Gradio serves and cleans, under the capture's own id, which cannot be guessed."""
+    out = Path(get_upload_folder()).resolve() / str(asked["id"]) / "capture.zip"
+    return out if out.exists() else archive.save(capture, out)
+
+
 _FILES = {
     "strip": ("png", "image/png", _strip),
     "gif": ("gif", "image/gif", _film),
     "pca": ("png", "image/png", partial(_figure, "pca")),
     "rows": ("png", "image/png", partial(_figure, "rows")),
     "page": ("html", "text/html", _page),
+    "capture": ("zip", "application/zip", _capture),
 }

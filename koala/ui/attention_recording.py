@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 PUBLIC_BUDGET = 2 * 10**8  # bytes of one capture where strangers reach the app
 
 
+def budget(*, public: bool) -> int:
+    """Bytes of one capture."""
+    return PUBLIC_BUDGET if public else BUDGET
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recording:
     """What is kept of the models that draw."""
@@ -29,10 +34,6 @@ class Recording:
     def __post_init__(self) -> None:
         if self.stages is not None and not self.stages:
             raise RequestError("no stage is chosen, so there is nothing to record; choose at least one")
-
-    @property
-    def budget(self) -> int:
-        return PUBLIC_BUDGET if self.public else BUDGET
 
     def plans(self, cards: Sequence[ModelCard], width: int, height: int, steps: Sequence[int]) -> list[AttentionPlan]:
         """One plan per model; RequestError for what cannot be recorded, with what can."""
@@ -48,7 +49,7 @@ class Recording:
             every=self.every,
             words=self.words,
             shared=self.same_input,
-            budget_bytes=self.budget,
+            budget_bytes=budget(public=self.public),
         )
 
     def draw(
@@ -70,7 +71,7 @@ class Recording:
             stages=self.stages,
             every=self.every,
             words=self.words,
-            budget_bytes=self.budget,
+            budget_bytes=budget(public=self.public),
             shared=self.same_input,
         )
         found = prepared.run(on_step, cancel=cancel, num_previews=MAX_PREVIEWS)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 
 import gradio as gr
 
@@ -16,9 +17,9 @@ from koala.registry import ModelCard
 from koala.request import MAX_SEED, MAX_STEPS, GenerationRequest, RequestError
 from koala.specs import STAGES
 from koala.ui import stage, widgets
-from koala.ui.attention_recording import Recording
+from koala.ui.attention_recording import Recording, budget
 from koala.ui.attention_store import PUBLIC_LIMIT, Store
-from koala.ui.messages import complain, readable
+from koala.ui.messages import complain, readable, warn
 from koala.ui.session import Session
 from koala.ui.settings import whole
 from koala.ui.theme import ASSETS, VIEWER
@@ -114,6 +115,9 @@ class Attention:
             with gr.Row():
                 self.width = gr.Number(label="Width, px", value=first.width, min_width=90, elem_id="kv-width")
                 self.height = gr.Number(label="Height, px", value=first.height, min_width=90, elem_id="kv-height")
+        self.file = gr.File(
+            label="Open a saved capture", file_types=[".zip"], height=84, elem_id="kv-open", elem_classes="k-drop"
+        )
 
     def _model(self, slot: str, label: str, card: ModelCard) -> None:
         with gr.Column(elem_classes="k-model"):
@@ -171,6 +175,7 @@ class Attention:
             **QUIET,
         )
         self.stop.click(self.halt, [self.capture, *self.models], self.viewer, cancels=[run], queue=False, **CHEAP)
+        self.file.upload(self.open, [self.file, self.capture], [self.file, self.viewer, self.capture], **CHEAP)
         self.chips.click(self.example, None, self.prompt, **CHEAP)
         chosen = [self.stages, self.every, self.words, self.inputs]
         decides = [*self.models, *self.steps, self.width, self.height, *chosen]
@@ -339,10 +344,23 @@ class Attention:
         return self._answer(view.look, asked)
 
     def take(self, asked: object) -> dict:
-        """A file of what the page shows: its name, type and content."""
+        """A file of what the page shows: its name, type and content, or where it is."""
         from koala.ui import attention_files
 
         return self._answer(attention_files.take, asked)
+
+    def open(self, file: str, before: str) -> dict:
+        """A capture that was saved; one that cannot be opened leaves what is shown as it is."""
+        from koala.attention import archive, view
+
+        try:
+            capture = archive.load(Path(file), budget(public=not self.session.local))
+        except Exception as error:
+            warn(readable(error), "This capture cannot be opened")
+            return {self.file: None}
+        self.store.drop(before)
+        new = self.store.add(capture)
+        return {self.file: None, self.viewer: view.value(new, capture), self.capture: new}
 
     def _answer(self, work, asked: object) -> dict:
         try:

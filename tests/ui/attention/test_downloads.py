@@ -6,11 +6,17 @@ import io
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from koala.attention import page
+from koala.attention.figures import Side
+from koala.attention.questions import Capture
+from koala.attention.record import record
+from koala.attention.render import MARK
+from koala.ui import attention_files
 from koala.ui.theme import COLOURS, VIEWER
 
 STEPS = 4
@@ -22,6 +28,15 @@ def test_a_strip_and_a_film_show_every_step(take, kind):
     film = Image.open(io.BytesIO(take("gif", kind=kind)))
     assert strip.format == "PNG" and strip.width > STEPS * 256 and strip.height > 2 * 256
     assert film.format == "GIF" and film.n_frames == STEPS
+
+
+def test_a_painted_region_is_outlined_in_the_strip(take):
+    painted, boxed = (
+        np.array(Image.open(io.BytesIO(take("strip", **region))).convert("RGB"))
+        for region in ({"brush": [[0.1, 0.1], [0.8, 0.8]]}, {"box": [0.1, 0.1, 0.1, 0.1]})
+    )
+    marks = [int((picture == MARK).all(-1).sum()) for picture in (painted, boxed)]
+    assert marks[0] == 2 * marks[1] > 0, "two patches apart have two outlines"
 
 
 @pytest.mark.parametrize("figure", ["pca", "rows"])
@@ -71,3 +86,23 @@ def test_the_web_page_has_the_apps_colours():
         found = dict(re.findall(r"--k-([a-z-]+): (#[0-9a-f]{6})", part))
         assert len(found) == 11
         assert found == {name: COLOURS[name][mode] for name in found}
+
+
+def test_a_pipeline_that_was_called_directly_has_a_page_and_downloads(tab, asked):
+    pipeline = tab.session.model("tiny-koala-700m").pipeline
+    with record(pipeline) as recorder:
+        picture = pipeline("a red circle", num_inference_steps=2, width=128, height=128).images[0]
+    capture = Capture(prompt="", sides=(Side(title="mine", picture=picture, record=recorder.record),))
+    text = page.page(capture)
+    assert "<h1>mine</h1><p>mine, 2 steps, conditional half.</p>" in text and "None" not in text
+    for kind in ("strip", "gif", "pca", "rows", "page"):
+        assert attention_files.take(capture, asked | {"step": 1, "file": kind})["data"]
+
+
+def test_a_page_of_runs_of_different_lengths_keeps_every_step_once(tab, run):
+    capture = tab.store.get(run(first_steps=4, second_steps=2)["capture"])
+    content = json.loads(re.search(r'id="capture">(.*?)</script>', page.page(capture), re.S)[1])
+    teacher, student = content["frames"]["UP-2"][0]
+    assert [len(side["steps"]) for side in (teacher, student)] == [4, 2]
+    assert (teacher["at"], student["at"]) == ([0, 1, 2, 3], [its for _, its in capture.moments])
+    assert len(content["value"]["moments"]) == 4 and len(student["pca"]["steps"]) == 4

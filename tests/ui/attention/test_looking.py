@@ -37,6 +37,18 @@ def test_a_region_is_the_mean_of_its_rows_and_the_mean_step_that_of_all_steps(as
     assert (decoded(shown).float() - expected).abs().max() <= 0.51
 
 
+def test_a_painted_region_is_the_patches_under_the_brush_at_every_stage(ask, capture, decoded):
+    stroke = [[0.03, 0.03], [0.03, 0.1], [0.9, 0.9]]
+    shown = ask(brush=stroke, box=None, head=1)["sides"][1]
+    assert shown["marked"] == [0, 16, 14 * 16 + 14] and "on the region itself" in shown["said"]
+    record, layer = capture.sides[1].record, capture.stages["UP-2"][0][1]
+    row = maps.probabilities(*record.at(layer, 2), 1)[shown["marked"]].mean(0)
+    assert (decoded(shown).float() - row / row.max() * 255).abs().max() <= 0.51
+    assert ask(brush=stroke, stage="UP-1")["sides"][1]["marked"] == [0, 7 * 8 + 7]
+    one = ask(brush=[[0.3, 0.6]] * 2)["sides"][1]
+    assert one == ask(box=[0.3, 0.6, 0.3, 0.6])["sides"][1] and "on itself" in one["said"]
+
+
 def test_without_itself_the_patch_is_dark(ask, decoded):
     shown = ask(diagonal=False)["sides"][0]
     assert decoded(shown)[9 * 16 + 4] == 0 and decoded(shown).max() == 255 and "without itself" in shown["said"]

@@ -29,13 +29,19 @@ STEPS = 4
         ({"box": [0.5, 0.5, 0.1, 0.1]}, "outside the picture"),
         ({"box": [float("nan")] * 4}, "outside the picture"),
         ({"box": None}, "outside the picture"),
+        ({"brush": []}, "points within the picture; paint it again"),
+        ({"brush": [[0.5, 1.0]]}, "points within the picture"),
+        ({"brush": [[0.5]]}, "points within the picture"),
+        ({"brush": [0.5, 0.5]}, "points within the picture"),
+        ({"brush": [["x", 0.5]]}, "points within the picture"),
+        ({"brush": [[0.1, 0.1]] * 20_000}, "points within the picture"),
         ({"kind": "word", "word": 99}, "word 99 is not in this capture"),
         ({"kind": "film"}, "there is no view 'film'"),
         ({"kind": ["row"]}, "there is no view"),
         ({"id": "0" * 32}, "no longer kept"),
         ({"id": None}, "no longer kept"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60],
 )
 def test_a_question_that_cannot_be_answered_says_what_can_and_loses_nothing(tab, drawn, asked, change, said):
     answer = tab.look({"id": drawn["capture"]} | asked | change)

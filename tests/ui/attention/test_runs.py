@@ -6,6 +6,7 @@ import re
 import torch
 
 from koala.attention import view
+from koala.attention.questions import read
 from koala.ui.tabs.attention import _read
 
 STEPS = 4
@@ -72,3 +73,38 @@ def test_every_layer_can_be_recorded_and_looked_at(tab, run, asked):
     assert first["sides"][0]["said"].startswith("Transformer 1, block 1:")
     assert last["sides"][0]["said"].startswith("Transformer 3, block 5:")  # KOALA's last decoder block pairs with it
     assert last["sides"][1]["said"].startswith("Transformer 2, block 5:")
+
+
+def test_runs_of_different_lengths_stand_beside_each_other_by_their_noise(tab, run, asked):
+    told = run(first_steps=5, second_steps=2)
+    capture, value = tab.store.get(told["capture"]), told["viewer"]
+    assert [side.record.steps for side in capture.sides] == [5, 2]
+    teacher, student = (side.record.timesteps for side in capture.sides)
+    for moment, (own, its) in enumerate(capture.moments):
+        assert own == moment and abs(student[its] - teacher[own]) == min(abs(t - teacher[own]) for t in student)
+    assert {its for _, its in capture.moments} == {0, 1}
+    assert (
+        value["moments"][4] == f"noise {teacher[4]:.0f}, steps 5 of 5 and 2 of 2" and "5 and 2 steps" in value["pace"]
+    )
+    assert value["mean"] == "mean of 5 and 2 steps"
+    answer = tab.look({"id": told["capture"]} | asked | {"step": 4})
+    alone = view.row(capture.sides[1].record, capture.stages["UP-2"][0][1], read(capture, asked | {"step": 1}))
+    assert answer["said"].startswith("UP-2, noise") and answer["sides"][1]["data"] == view._encoded(view.heat(alone))
+    assert {len(r["values"]) for r in view.alike(capture)["rows"] if not r["absent"]} == {5}
+
+
+def test_a_teacher_on_the_students_input_has_no_settings_of_its_own(tab, fields):
+    def open_(*chosen):
+        return [slider.interactive for slider in tab.settle(*chosen)]
+
+    assert open_("tiny-sdxl", "tiny-koala-700m", "own") == [True] * 4
+    assert open_("tiny-sdxl", "tiny-koala-700m", "same") == [False, True] * 2
+    assert open_("tiny-koala-700m", "tiny-sdxl", "same") == [True, False] * 2
+    assert open_("tiny-sdxl", "no-such-model", "same") == [True] * 4
+    assert "over 3 steps" in tab.forecast(*fields(inputs="same", first_steps=25, second_steps=3))
+    assert "over 25 and 3 steps" in tab.forecast(*fields(first_steps=25, second_steps=3))
+
+
+def test_a_model_brings_its_own_steps_and_guidance_and_the_first_one_its_size(tab):
+    assert tab.pick(0, "tiny-sdxl") == (25, 5.0, 256, 256)
+    assert tab.pick(1, "tiny-koala-700m") == (25, 5.0)

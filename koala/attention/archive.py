@@ -1,0 +1,141 @@
+"""A capture as one file: a zip of the folders that `AttentionRecord.save` writes, and what stands beside them.
+
+Unzipped, the folders are captures for `koala attention --captures`. A file comes from anywhere, so what it says of its
+own contents is checked before anything is read; nothing in it is unpickled, and no path of it is used.
+"""
+
+import io
+import json
+import re
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from koala.attention import recorded
+from koala.attention.figures import Side
+from koala.attention.plan import BUDGET, size
+from koala.attention.questions import Capture
+from koala.attention.recorded import ABOUT, PICTURE, TENSORS, AttentionRecord
+from koala.outputs import check_space, new_file
+from koala.request import RequestError
+
+FORMAT, VERSION = "koala attention archive", 1
+INDEX = "capture.json"
+MOST = {INDEX: 10**6, ABOUT: 10**7, PICTURE: 10**8}  # bytes; the rest is the tensors', within the caller's limit
+MODELS = 8  # of a capture at most
+LONGEST = 200  # characters of a title
+
+
+def save(capture: Capture, out: Path) -> Path:
+    """Write the capture as a zip: queries, keys and pictures of every model."""
+    check_space(out, 2 * capture.bytes)
+    index = {"format": f"{FORMAT} {VERSION}", "prompt": capture.prompt, "told": capture.told, "models": []}
+    with new_file(out) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as packed:
+        for number, (side, picture) in enumerate(zip(capture.sides, _pictures(capture), strict=True), 1):
+            name = f"{number}-{re.sub(r'[^A-Za-z0-9._-]+', '-', Path(side.record.model).name)[:80]}"
+            with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+                saved = side.record.save(Path(folder) / name)
+                for file in (ABOUT, TENSORS):
+                    packed.write(saved / file, f"{name}/{file}")
+            packed.writestr(f"{name}/{PICTURE}", picture)
+            index["models"].append({"folder": name, "title": side.title})
+        packed.writestr(INDEX, json.dumps(index, indent=1) + "\n")
+    return out
+
+
+def _pictures(capture: Capture) -> tuple[bytes, ...]:
+    """As PNG: those that carry their request, where the capture has them."""
+    if capture.files:
+        return capture.files
+    buffers = [io.BytesIO() for _ in capture.sides]
+    for side, buffer in zip(capture.sides, buffers, strict=True):
+        side.picture.save(buffer, "PNG")
+    return tuple(buffer.getvalue() for buffer in buffers)
+
+
+def load(file: Path, limit: int = BUDGET) -> Capture:
+    """The capture of a zip that `save` wrote, of at most `limit` bytes of tensors; RequestError for any other file."""
+    try:
+        with zipfile.ZipFile(file) as packed, tempfile.TemporaryDirectory() as folder:
+            contents = _contents(packed, limit)
+            index = _index(packed.read(contents[INDEX]))
+            check_space(Path(folder) / "1", sum(info.file_size for info in contents.values()))
+            found = [_side(packed, contents, one, Path(folder) / str(k)) for k, one in enumerate(index["models"])]
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, RequestError):
+            raise
+        raise RequestError(f"this file is no whole capture ({error}); save it again, or copy it again") from error
+    sides, files = zip(*found, strict=True)
+    capture = Capture(prompt=index["prompt"], told=index["told"], sides=sides, files=files)
+    if len({(side.record.width, side.record.height) for side in sides}) > 1 or not capture.stages:
+        raise RequestError(
+            "the models in this file do not belong together: no layers of theirs stand beside each other"
+        )
+    return capture
+
+
+def _contents(packed: zipfile.ZipFile, limit: int) -> dict[str, zipfile.ZipInfo]:
+    """What the zip holds, by name, none of it read yet: only files of a capture, each of a size that it may have."""
+    found: dict[str, zipfile.ZipInfo] = {}
+    infos = [info for info in packed.infolist() if not info.is_dir()]
+    for info in infos[: 1 + 3 * MODELS]:
+        kind = info.filename.rpartition("/")[2]
+        folder = info.filename.removesuffix(kind)
+        known = kind == INDEX and not folder or kind in (ABOUT, TENSORS, PICTURE) and _FOLDER.fullmatch(folder[:-1])
+        if not known or info.filename in found:
+            raise RequestError(f"this file is no capture: it holds {info.filename[:80]!r}")
+        if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise RequestError(f"{info.filename} is packed in a way that captures are not; save the capture again")
+        most = MOST.get(kind, limit)
+        if info.file_size > most:
+            raise RequestError(f"{info.filename} takes {size(info.file_size)}, more than the {size(most)} read here")
+        found[info.filename] = info
+    if INDEX not in found or len(infos) > len(found):
+        raise RequestError(
+            f"this file is no capture: it needs one {INDEX} and three files for each of up to {MODELS} models"
+        )
+    tensors = sum(info.file_size for name, info in found.items() if name.endswith(TENSORS))
+    if tensors > limit:
+        raise RequestError(f"this capture takes {size(tensors)}, more than the {size(limit)} read here")
+    return found
+
+
+_FOLDER = re.compile(r"[1-8]-[A-Za-z0-9._-]{0,80}")
+
+
+def _index(text: bytes) -> dict:
+    """What the capture is of; RequestError where it is damaged, or of a newer version."""
+    try:
+        index = json.loads(text)
+        recorded.check_version("this file", index["format"], FORMAT, VERSION)
+        models = [(one["folder"], one["title"]) for one in index["models"]]
+        texts = [index["prompt"], index["told"], *(text for model in models for text in model)]
+        if not 1 <= len(models) <= MODELS or not all(isinstance(text, str) for text in texts):
+            raise ValueError("it names no models")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        if isinstance(error, RequestError):
+            raise
+        raise RequestError(f"this capture's {INDEX} is damaged ({error}); save the capture again") from error
+    return index
+
+
+def _side(
+    packed: zipfile.ZipFile, contents: Mapping[str, zipfile.ZipInfo], model: Mapping[str, str], folder: Path
+) -> tuple[Side, bytes]:
+    """One model of a capture, unpacked into a new folder of our own naming."""
+    folder.mkdir()
+    for file in (ABOUT, TENSORS, PICTURE):
+        info = contents.get(f"{model['folder']}/{file}")
+        if not info:
+            raise RequestError(f"this capture lacks {model['folder'][:80]}/{file}; save it again")
+        with packed.open(info) as source, open(folder / file, "wb") as target:
+            shutil.copyfileobj(source, target)
+    try:
+        record = AttentionRecord.load(folder)
+        picture = recorded.picture(folder, record)
+    except RequestError as error:  # of the folder in the zip, not of ours
+        raise RequestError(str(error).replace(str(folder), model["folder"])) from error
+    return Side(title=model["title"][:LONGEST], picture=picture, record=record), (folder / PICTURE).read_bytes()
