@@ -22,7 +22,7 @@ KINDS = {
     "entropy": "how widely every patch looks: dark at one place, bright everywhere alike",
     "distance": "how far away every patch looks, on average",
     "pca": "three principal components as colours: patches that look at the same places are alike",
-    "segments": "patches gathered by where they look, the largest segment in blue",
+    "segments": "patches gathered by where they look (divergence up to a quarter of the largest), most of them in blue",
     "words": "where each word of the prompt is drawn, by cross-attention",
 }
 MOST = 8  # steps in a strip

@@ -115,6 +115,15 @@ def test_segments_find_the_halves_that_look_at_themselves():
     assert not maps.segments(torch.full((24, 24), 1 / 24), GRID).any(), "all alike is one segment"
 
 
+def test_segments_are_found_where_attention_is_faint():
+    """A layer of few heads mixes every row with an even one: DiffSeg's own threshold then sees one segment."""
+    side = torch.arange(24) % 6 < 2
+    own = (side[:, None] == side).float()
+    rows = 0.3 * own / own.sum(-1, keepdim=True) + 0.7 / 24
+    assert torch.equal(maps.segments(rows, GRID), side.long())
+    assert not maps.segments(rows, GRID, threshold=0.8).any()
+
+
 def test_an_unknown_head_is_refused(qk):
     for head in (3, -1, "median"):
         with pytest.raises(RequestError, match="choose mean, max, or 0 to 2"):
