@@ -5,28 +5,46 @@ from dataclasses import replace
 
 from koala.attention import view
 from koala.attention.figures import Choices, figure
-from koala.attention.questions import Capture, read
+from koala.attention.questions import MEAN, Capture, read
 from koala.request import RequestError
 
 DIGITS = 6  # of a share in the JSON
 
 
+def _from_one(name: str, given: object, count: int) -> int:
+    """People count steps and heads from 1, the viewer's questions from 0."""
+    if isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= count:
+        raise RequestError(f"{name} {given!r} is not in this capture; they count from 1 to {count}")
+    return given - 1
+
+
+def _moment(capture: Capture, step: int | str | None) -> int | None:
+    """The step from 0; None is the mean of all."""
+    if step is None:
+        return len(capture.moments) // 2
+    return None if step == MEAN else _from_one("step", step, len(capture.moments))
+
+
 def asked(capture: Capture, stage: str, pixel: Sequence[float] | None, step: int | None, head: str | int) -> dict:
-    """The viewer's question for this pixel of the picture; None is the middle, of the picture or of the run."""
+    """The viewer's question for this pixel of the picture (None is the middle) at a step from 0 (None is the mean)."""
     record = capture.sides[0].record
     place = [record.width / 2, record.height / 2] if pixel is None else pixel
     numbers = isinstance(place, list | tuple) and all(isinstance(v, int | float) for v in place)
     if not numbers or len(place) != 2:
         raise RequestError(f"pixel must be [x, y] in px of the picture, not {pixel!r}")
     box = [place[0] / record.width, place[1] / record.height] * 2
-    at = len(capture.moments) // 2 if step is None else step
-    return {"kind": "row", "stage": stage, "head": head, "step": at, "box": box}
+    layer = next(x for x in capture.stages[stage][-1] if x)
+    which = head if isinstance(head, str) else _from_one("head", head, layer.heads)
+    return {"kind": "row", "stage": stage, "head": which, "step": MEAN if step is None else step, "box": box}
 
 
-def answer(capture: Capture, pixel: Sequence[float] | None, step: int | None, head: str | int) -> dict:
-    """Where the patch under a pixel looks, in the last layer of every recorded stage of every model."""
-    stages = {stage: _stage(capture, stage, pixel, step, head) for stage in capture.stages}
-    record, moment = capture.sides[0].record, len(capture.moments) // 2 if step is None else step
+def answer(capture: Capture, pixel: Sequence[float] | None, step: int | str | None, head: str | int) -> dict:
+    """Where the patch under a pixel looks, in the last layer of every recorded stage of every model.
+
+    Steps and heads count from 1, as on the page and in the command line.
+    """
+    record, moment = capture.sides[0].record, _moment(capture, step)
+    stages = {stage: _stage(capture, stage, pixel, moment, head) for stage in capture.stages}
     return {
         "prompt": capture.prompt,
         "models": [
@@ -38,14 +56,14 @@ def answer(capture: Capture, pixel: Sequence[float] | None, step: int | None, he
                 "guidance": side.record.guidance,
                 "recorded_bytes": side.record.bytes,
                 "recording_ms": round(side.record.overhead_ms, 1),
-                "step": capture.step(k, moment),
+                "step": MEAN if moment is None else capture.step(k, moment) + 1,
             }
             for k, side in enumerate(capture.sides)
         ],
         "width": record.width,
         "height": record.height,
         "half": record.half,
-        "step": moment,
+        "step": MEAN if moment is None else moment + 1,
         "head": head,
         "stages": stages,
         "agreement": view.alike(capture)["rows"] if len(capture.sides) == 2 else None,
@@ -76,6 +94,7 @@ def _stage(capture: Capture, stage: str, pixel: Sequence[float] | None, step: in
 
 def picture(capture: Capture, found: Mapping, pixel: Sequence[float] | None):
     """The figure of these rows."""
-    choices = Choices(step=found["step"], head=found["head"], pixel=tuple(pixel) if pixel else None)
-    steps = [one["step"] for one in found["models"]]
+    step, head = (v - 1 if isinstance(v, int) else v for v in (found["step"], found["head"]))
+    choices = Choices(step=step, head=head, pixel=tuple(pixel) if pixel else None)
+    steps = [None if step == MEAN else one["step"] - 1 for one in found["models"]]
     return figure(capture.sides, list(capture.stages), choices, steps)

@@ -111,7 +111,7 @@ def add_endpoints(session: Session) -> None:
         prompt: str,
         stages: list[str] | None = None,
         pixel: list[float] | None = None,
-        step: int | None = None,
+        step: int | str | None = None,
         head: str | int = "mean",
         same_input: bool = False,
         negative_prompt: str = "",
@@ -123,10 +123,10 @@ def add_endpoints(session: Session) -> None:
         height: int | None = None,
     ) -> tuple[list[dict], dict]:
         """Draw a prompt with one model, or with two on the same noise, and tell where the patch under a pixel [x, y]
-        looks: in the last self-attention layer of each stage, at a step counted from 0, in one head or in the mean or
-        max of all. Of two models the steps of the longer run count, and the other's step of the most similar noise is
-        taken. Returns the pictures, then the figure of all stages, and every number as JSON. With same_input the
-        teacher is shown what its student draws."""
+        looks: in the last self-attention layer of each stage, at a step counted from 1 or in the "mean" of all, in one
+        head counted from 1 or in the "mean" or "max" of all. Of two models the steps of the longer run count, and the
+        other's step of the most similar noise is taken. Returns the pictures, then the figure of all stages, and every
+        number as JSON. With same_input the teacher is shown what its student draws."""
         given = _fields(locals())
         try:
             if not isinstance(models, list) or not 1 <= len(models) <= 2:

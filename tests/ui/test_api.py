@@ -73,7 +73,7 @@ def test_compare_returns_every_model_and_the_speedup(client):
 
 def test_attention_returns_pictures_a_figure_and_every_row(client):
     files, result = client.predict(
-        models=PAIR, prompt=HOSTILE, steps=2, guidance=1.0, pixel=[70, 200], step=1, head=0, api_name="/attention"
+        models=PAIR, prompt=HOSTILE, steps=2, guidance=1.0, pixel=[70, 200], step=2, head=1, api_name="/attention"
     )
     assert [Path(f).name for f in files[:2]] == ["koala-tiny-sdxl-0.png", "koala-tiny-koala-700m-0.png"]
     assert [r.model for r in read_png(files[0])["compared"]] == PAIR and len(files) == 3
@@ -81,6 +81,7 @@ def test_attention_returns_pictures_a_figure_and_every_row(client):
     assert (teacher["grid"], student["patch"], len(student["row"])) == ([16, 16], [4, 12], 256)
     assert sum(student["row"]) == pytest.approx(1, abs=1e-3)
     assert student["layer"] == "up_blocks.1.attentions.1.transformer_blocks.1.attn1"
+    assert (result["step"], [m["step"] for m in result["models"]], result["head"]) == (2, [2, 2], 1)
     assert result["stages"]["MID"][1] == {"absent": "Tiny KOALA-700M has no MID"}
     assert [m["model"] for m in result["models"]] == PAIR and result["models"][0]["recorded_bytes"] > 0
     assert {r["stage"]: len(r["values"]) for r in result["agreement"]}["UP-2"] == 2
@@ -91,8 +92,9 @@ def test_attention_returns_pictures_a_figure_and_every_row(client):
 
 def test_attention_of_one_model_and_one_stage(client):
     files, result = client.predict(
-        models=PAIR[1:], prompt="a star", stages=["UP-1"], steps=1, guidance=1.0, api_name="/attention"
+        models=PAIR[1:], prompt="a star", stages=["UP-1"], steps=2, guidance=1.0, step="mean", api_name="/attention"
     )
+    assert result["step"] == "mean" and sum(result["stages"]["UP-1"][0]["row"]) == pytest.approx(1, abs=1e-3)
     assert len(files) == 2 and list(result["stages"]) == ["UP-1"] and result["agreement"] is None
 
 
@@ -102,8 +104,9 @@ def test_attention_of_one_model_and_one_stage(client):
         (dict(models=[]), "one or two names"),
         (dict(models=["tiny-koala-700m"], stages=["MID"]), "has no MID"),
         (dict(stages=["UP-7"]), "there is no stage"),
-        (dict(step=9), "count from 0 to 0"),
-        (dict(head=99), "head 99"),
+        (dict(step=9), "step 9 is not in this capture; they count from 1 to 1"),
+        (dict(step=0), "step 0 is not in this capture; they count from 1"),
+        (dict(head=99), "head 99 is not in this capture; they count from 1 to 2"),
         (dict(pixel=[999, 0]), "outside the picture"),
         (dict(pixel=[1, 2, 3]), "pixel must be"),
         (dict(models=["tiny-sdxl"], same_input=True), "needs a teacher and a student"),
