@@ -3,12 +3,13 @@
 Nothing is decoded, so values and dtype stay what they are, and memory is one block whatever the file's size.
 """
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +19,21 @@ from koala.request import RequestError
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _BLOCK = 1 << 22  # bytes
+
+
+class Streamed(Protocol):
+    """A tensor that is written without being held whole: a stored one, or one made of such."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int: ...  # bytes
+
+    @property
+    def parameters(self) -> int: ...
+
+    def blocks(self) -> Iterator[bytes]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +49,18 @@ class StoredTensor:
     @property
     def parameters(self) -> int:
         return math.prod(self.shape)
+
+    def blocks(self) -> Iterator[bytes]:
+        """Its bytes in their order, some MB at a time."""
+        with open(self.file, "rb") as file:
+            file.seek(self.start)
+            left = self.size
+            while left:
+                block = file.read(min(left, _BLOCK))
+                if not block:
+                    raise OSError(f"{self.file} ended within a tensor; it changed while it was read")
+                yield block
+                left -= len(block)
 
 
 def refuse_pickle(path: Path) -> None:
@@ -73,29 +101,31 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         raise OSError(f"{path} could not be written: {error}") from error
 
 
-def write_tensors(path: Path, tensors: Mapping[str, StoredTensor]) -> None:
-    """A safetensors file of these tensors, byte for byte and block by block, in safetensors' own order."""
+def _ordered(tensors: Mapping[str, Streamed]) -> list[tuple[str, Streamed]]:
+    """In safetensors' own order: wide elements first, so that all lie aligned, then by name."""
+    return sorted(tensors.items(), key=lambda item: (-item[1].size / max(item[1].parameters, 1), item[0]))
 
-    def order(name: str) -> tuple[float, str]:
-        return -tensors[name].size / max(tensors[name].parameters, 1), name  # wide elements first: all lie aligned
 
-    header, offset = {"__metadata__": {"format": "pt"}}, 0
-    for name in sorted(tensors, key=order):
-        one = tensors[name]
+def content_sha256(tensors: Mapping[str, Streamed]) -> str:
+    """SHA-256 of all that `write_tensors` writes behind the header, in hexadecimal."""
+    found = hashlib.sha256()
+    for _, tensor in _ordered(tensors):
+        for block in tensor.blocks():
+            found.update(block)
+    return found.hexdigest()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Streamed], metadata: Mapping[str, str] | None = None) -> None:
+    """A safetensors file of these tensors, block by block, in safetensors' own order."""
+    header, offset = {"__metadata__": {"format": "pt", **(metadata or {})}}, 0
+    ordered = _ordered(tensors)
+    for name, one in ordered:
         header[name] = {"dtype": one.dtype, "shape": one.shape, "data_offsets": (offset, offset + one.size)}
         offset += one.size
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
-    with open(path, "wb") as out, ExitStack() as opened:
-        files = {f: opened.enter_context(open(f, "rb")) for f in {t.file for t in tensors.values()}}
+    with open(path, "wb") as out:
         out.write(len(encoded).to_bytes(8, "little") + encoded)
-        for name in sorted(tensors, key=order):
-            one = tensors[name]
-            file, left = files[one.file], one.size
-            file.seek(one.start)
-            while left:
-                block = file.read(min(left, _BLOCK))
-                if not block:
-                    raise OSError(f"{one.file} ended within {name}; it changed while it was read")
+        for _, one in ordered:
+            for block in one.blocks():
                 out.write(block)
-                left -= len(block)

@@ -1,0 +1,261 @@
+"""A whole model as one safetensors file in SDXL's original layout, as other UIs read it.
+
+Weights are stored in fp16, the VAE's too, as in Stability's own SDXL file: a UI computes a VAE in whatever type it
+finds safe, and half precision on disk does not decide that. Every tensor is renamed and streamed; none is held whole
+but the pooled text projection, which the original keeps transposed.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import koala
+from export.original_parts import VAE_PREFIX, text_2_name, text_name, vae_names
+from koala.checkpoints import UNetCheckpoint, open_unet
+from koala.hashing import digest
+from koala.layer_map import renamed
+from koala.layout import STEMS
+from koala.original_layout import PREFIX, original_names
+from koala.outputs import check_space, new_file
+from koala.registry import ModelCard, find
+from koala.request import RequestError
+from koala.specs import KOALA_1B, KOALA_700M, SDXL, SSD_1B, VEGA, UNetSpec
+from koala.tensorfiles import StoredTensor, content_sha256, stored_tensors, write_tensors
+
+HELP = "write a model as one .safetensors file for ComfyUI and other programs"
+
+# The U-Nets that ComfyUI knows, by the transformer depths of their encoders at SDXL's widths.
+_KNOWN = {
+    spec.down_depths: title
+    for spec, title in (
+        (SDXL, "SDXL"),
+        (KOALA_700M, "KOALA-700M"),
+        (KOALA_1B, "KOALA-1B"),
+        (SSD_1B, "SSD-1B"),
+        (VEGA, "Segmind-Vega"),
+    )
+}
+
+# A file in this layout says nothing of these: every reader assumes SDXL's.
+_ASSUMED = {
+    "scheduler/scheduler_config.json": {"prediction_type": "epsilon"},
+    "text_encoder/config.json": {"hidden_act": "quick_gelu"},
+    "text_encoder_2/config.json": {"hidden_act": "gelu"},
+    "vae/config.json": {"_class_name": "AutoencoderKL", "latents_mean": None, "latents_std": None},
+}
+_SCALING_FACTOR = 0.13025  # of SDXL's latents
+
+_DTYPES = {"F16": torch.float16, "F32": torch.float32, "BF16": torch.bfloat16}
+_LARGEST = 65504  # of fp16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Half:
+    """Stored tensors one after the other (rows below rows), as one tensor in fp16."""
+
+    parts: tuple[StoredTensor, ...]
+    shape: tuple[int, ...]
+    transposed: bool = False  # a matrix whose rows become columns
+    dtype: str = "F16"
+
+    @property
+    def parameters(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def size(self) -> int:
+        return 2 * self.parameters
+
+    def blocks(self) -> Iterator[bytes]:
+        """Its bytes in their order; RequestError where fp16 cannot hold a weight."""
+        halves = (_half(block, part) for part in self.parts for block in part.blocks())
+        if self.transposed:
+            rows = torch.frombuffer(bytearray(b"".join(halves)), dtype=torch.float16).view(self.shape[::-1])
+            yield rows.T.contiguous().numpy().tobytes()
+        else:
+            yield from halves
+
+
+def _half(block: bytes, part: StoredTensor) -> bytes:
+    if part.dtype == "F16":
+        return block
+    values = torch.frombuffer(bytearray(block), dtype=_DTYPES[part.dtype])
+    if not values.abs().max() <= _LARGEST:  # or is NaN
+        raise RequestError(f"{part.file} has a weight that fp16 cannot hold; a single file of it would draw nothing")
+    return values.half().numpy().tobytes()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SingleFileReport:
+    """What was written, and what ComfyUI will take it for."""
+
+    model: str
+    revision: str
+    file: str
+    bytes: int
+    content_sha256: str  # of everything behind the header
+    tensors: int
+    parameters: int
+    converted: int  # tensors that were not in fp16 before
+    detected: str | None  # ComfyUI's model; None where its tables have no such U-Net
+
+    def lines(self) -> list[str]:
+        known = f"ComfyUI takes it for {self.detected}; put it into models/checkpoints and use Load Checkpoint"
+        unknown = "its U-Net is in no table of ComfyUI's, which will refuse it; diffusers reads it with its config"
+        return [
+            f"{self.file}: {self.tensors:,} tensors, {self.parameters:,} parameters, {self.bytes / 1e6:,.1f} MB in "
+            f"fp16, {self.converted:,} tensors converted",
+            known if self.detected else unknown,
+            f"SHA-256 of the content: {self.content_sha256}",
+        ]
+
+
+def single_file(model: str, out: Path) -> SingleFileReport:
+    """Write a model (a name, a hub id that was fetched, or a folder) as one file; RequestError before it is begun."""
+    if out.suffix != ".safetensors":
+        raise RequestError(f"{out} must end in .safetensors; other formats can run code when they are read")
+    card, checkpoint = find(model), open_unet(model)
+    if checkpoint.pipeline is None:
+        raise RequestError(f"{model} is a U-Net alone; one file holds a whole model, so name a pipeline's folder")
+    _check_assumptions(checkpoint)
+    tensors = original_tensors(checkpoint)
+    size = sum(tensor.size for tensor in tensors.values())
+    check_space(out, size)
+    content = content_sha256(tensors)
+    with new_file(out) as partial:
+        write_tensors(partial, tensors, _metadata(card, checkpoint, content))
+    return SingleFileReport(
+        model=card.name,
+        revision=checkpoint.revision,
+        file=str(out),
+        bytes=out.stat().st_size,
+        content_sha256=content,
+        tensors=len(tensors),
+        parameters=sum(tensor.parameters for tensor in tensors.values()),
+        converted=sum(any(part.dtype != "F16" for part in tensor.parts) for tensor in tensors.values()),
+        detected=detected(checkpoint.spec),
+    )
+
+
+def detected(spec: UNetSpec) -> str | None:
+    """What ComfyUI takes a U-Net for; it looks at the encoder's depths and at SDXL's widths."""
+    widths = (spec.channels, spec.cross_attention_dim, spec.pooled_dim + 6 * spec.time_id_dim)
+    if widths != (SDXL.channels, SDXL.cross_attention_dim, SDXL.pooled_dim + 6 * SDXL.time_id_dim):
+        return None
+    return _KNOWN.get(spec.down_depths)
+
+
+def original_tensors(checkpoint: UNetCheckpoint) -> dict[str, Half]:
+    """Every tensor of the file by its original name. RequestError for one that the layout has no place for."""
+    rest = checkpoint.pipeline
+    vae = json.loads(rest["vae/config.json"].read_text())
+    names = {
+        "text_encoder": text_name,
+        "text_encoder_2": text_2_name,
+        "vae": _by_table(VAE_PREFIX, vae_names(len(vae["block_out_channels"]), vae["layers_per_block"])),
+    }
+    found = _placed(checkpoint.tensors, _by_table(PREFIX, original_names(checkpoint.spec)), "unet")
+    for part, name in names.items():
+        found |= _placed(stored_tensors(rest[f"{part}/{STEMS[part]}.safetensors"]), name, part)
+    return found
+
+
+def _by_table(prefix: str, table: Mapping[str, str]) -> Callable[[str], str | None]:
+    def name(key: str) -> str | None:
+        found = renamed(key, table)
+        return found and prefix + found
+
+    return name
+
+
+def _placed(stored: Mapping[str, StoredTensor], name: Callable[[str], str | None], owner: str) -> dict[str, Half]:
+    """The tensors of one component under their original names; those that share a name become one, in their order."""
+    places: dict[str, list[StoredTensor]] = {}
+    for key in sorted(stored, key=_fused_order):
+        if key.endswith("position_ids"):  # a buffer of older text encoders: 0 .. 76
+            continue
+        place = name(key)
+        if place is None:
+            raise RequestError(f"SDXL's single-file layout has no place for {key} of the {owner}; nothing was written")
+        if stored[key].dtype not in _DTYPES:
+            raise RequestError(
+                f"{key} of the {owner} is {stored[key].dtype}; a single file is made of {', '.join(_DTYPES)} weights"
+            )
+        places.setdefault(place, []).append(stored[key])
+    return {place: _joined(place, parts) for place, parts in places.items()}
+
+
+def _fused_order(key: str) -> int:
+    """Queries before keys before values, as OpenCLIP stacks them."""
+    found = re.search(r"\.([qkv])_proj\.", key)
+    return "qkv".index(found[1]) if found else 0
+
+
+def _joined(place: str, parts: list[StoredTensor]) -> Half:
+    shape = parts[0].shape
+    if place.endswith("text_projection"):
+        return Half(parts=tuple(parts), shape=shape[::-1], transposed=True)
+    if place.startswith(VAE_PREFIX) and ".attn_1." in place and len(shape) == 2:
+        shape = (*shape, 1, 1)  # the original VAE's attention is made of 1x1 convolutions
+    return Half(parts=tuple(parts), shape=(len(parts) * shape[0], *shape[1:]))
+
+
+def _check_assumptions(checkpoint: UNetCheckpoint) -> None:
+    """RequestError where a model differs from SDXL in something that the file cannot say."""
+    wanted = dict(_ASSUMED)
+    if checkpoint.spec.channels == SDXL.channels:  # the embedded models' latents have their own scale
+        wanted["vae/config.json"] = wanted["vae/config.json"] | {"scaling_factor": _SCALING_FACTOR}
+    for file, settings in wanted.items():
+        config = json.loads(checkpoint.pipeline[file].read_text())
+        for key, value in settings.items():
+            if config.get(key) != value:
+                raise RequestError(
+                    f"{checkpoint.name} has {key} {config.get(key)!r} in {file}; a single file cannot say so, and its "
+                    f"readers assume {value!r}, so it would draw wrong pictures"
+                )
+
+
+def _metadata(card: ModelCard, checkpoint: UNetCheckpoint, content: str) -> dict[str, str]:
+    """The header's words: the keys of Stability's ModelSpec that UIs show, and where every weight comes from."""
+    name = card.name if card.on_hub or card.embedded else card.title  # never the path of a folder
+    files = {tensor.file for tensor in checkpoint.tensors.values()}
+    sources = {f"unet/{file.name}": digest(file) for file in sorted(files)}
+    sources |= {n: digest(f) for n, f in sorted(checkpoint.pipeline.items()) if n.endswith(".safetensors")}
+    provenance = {
+        "model": name,
+        "revision": checkpoint.revision,
+        "unet": checkpoint.spec.notation,
+        "source_sha256": sources,
+        "version": koala.__version__,
+    }
+    spacing = "trailing timesteps (sgm_uniform)" if card.scheduler == "euler-trailing" else "leading timesteps (normal)"
+    return {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "stable-diffusion-xl-v1-base",
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.title": card.title,
+        "modelspec.license": card.licence,
+        "modelspec.resolution": f"{card.width}x{card.height}",
+        "modelspec.prediction_type": "epsilon",
+        "modelspec.usage_hint": f"Euler, {spacing}, {card.steps} steps, guidance {card.guidance:g}",
+        "modelspec.hash_sha256": f"0x{content}",
+        "koala": json.dumps(provenance, sort_keys=True),
+    }
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="MODEL", help="model name, fetched hub id, or folder")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors", help="the file to write")
+
+
+def run(args: argparse.Namespace) -> int:
+    report = single_file(args.model, args.out)
+    print(json.dumps(dataclasses.asdict(report), indent=1) if args.json else "\n".join(report.lines()))
+    return 0
