@@ -31,9 +31,13 @@ def joint(
     return [([next(rest) for _ in own], [basis.explained] * len(own)) if own else None for own in full]
 
 
-def alone(records: Sequence[AttentionRecord], layers: Sequence[Layer | None]) -> list[Painted | None]:
+def alone(
+    records: Sequence[AttentionRecord], layers: Sequence[Layer | None], *, diagonal: bool = True
+) -> list[Painted | None]:
     """Every step of every record by a basis of its own, heads side by side; there is no mean."""
-    return [pca.paper_mode(_steps(r, x)) if x else None for r, x in zip(records, layers, strict=True)]
+    return [
+        pca.paper_mode(_steps(r, x), diagonal=diagonal) if x else None for r, x in zip(records, layers, strict=True)
+    ]
 
 
 def share(explained: Sequence[float]) -> str:

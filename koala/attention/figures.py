@@ -182,7 +182,7 @@ def _components(sides: Sequence[Side], stage: str, choices: Choices, wanted: Seq
     """The colours of wanted steps, per side: one basis for the steps and means of all, or as the paper's."""
     layers, records = _layers(sides, stage, choices), [side.record for side in sides]
     if choices.paper:
-        painted = colours.alone(records, layers)
+        painted = colours.alone(records, layers, diagonal=choices.diagonal)
     else:
         painted = colours.joint(records, layers, choices.head, diagonal=choices.diagonal)
     found: list[list[Image.Image] | str] = []
@@ -221,7 +221,7 @@ def _note(sides: Sequence[Side], stages: Sequence[str], choices: Choices, shares
     if choices.kind == "pca":
         how = f"{heads}{itself}, one basis per stage for all models and steps"
         if choices.paper:
-            how = "heads side by side, each model and step fitted alone"
+            how = f"heads side by side{itself}, each model and step fitted alone"
         what = f"{KINDS['pca'].capitalize()}; {how}. Variance shown: {'; '.join(shares)}"
     layers = "; ".join(f"{stage}, {_blocks(sides, stage, choices)}" for stage in stages)
     run = [f"“{record.prompt}”"] if record.prompt else []

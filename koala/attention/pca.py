@@ -83,17 +83,21 @@ def _leading(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def paper_mode(
-    steps: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    steps: Sequence[tuple[torch.Tensor, torch.Tensor]], *, diagonal: bool = True
 ) -> tuple[list[torch.Tensor], list[tuple[float, ...]]]:
     """Colours (N, 3) uint8 and explained shares of every step's q and k, each step fitted alone, heads concatenated.
 
     As in Plug-and-Play (Tumanyan et al. 2023), which KOALA's figure 3b cites: patches are rows, the keys of all heads
     columns, and every step's colours span its own values. A step is turned onto the one before by orthogonal
-    Procrustes, so that colours do not jump; the planes shown are the same.
+    Procrustes, so that colours do not jump; the planes shown are the same. Without the `diagonal` no patch sees itself.
     """
     painted, shares, before = [], [], None
     for q, k in steps:
-        scores, explained = _leading(attend(q, k))
+        weights = attend(q, k)
+        if not diagonal:
+            weights.diagonal(dim1=-2, dim2=-1).zero_()
+            weights /= weights.sum(-1, keepdim=True)
+        scores, explained = _leading(weights)
         if before is not None:
             u, _, v = torch.linalg.svd(scores.mT @ before)
             scores = scores @ (u @ v)

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
@@ -101,11 +102,16 @@ class Recorder:
         self.passes[-1].sample = self._half(sample).to("cpu", copy=True)
         self._layers.close()
         modules = {
-            f"{x.path}.{name}": self.unet.get_submodule(f"{x.path}.{name}")
-            for x in self.plan.layers
+            f"{path}.{name}": getattr(module, name)
+            for path, module in self._attentions.items()
             for name in ("to_q", "to_k")
         }
         self._layers.enter_context(listen(modules, self._timed(self._heard_layer)))
+
+    @cached_property
+    def _attentions(self) -> dict[str, torch.nn.Module]:
+        """The planned layers by path."""
+        return {x.path: self.unet.get_submodule(x.path) for x in self.plan.layers}
 
     def _is_doubled(self, sample: torch.Tensor) -> bool:
         """Guidance sends every picture through twice, [unconditional; conditional]: then both halves are the same."""
@@ -128,7 +134,7 @@ class Recorder:
 
     def _heard_layer(self, name: str, inputs: tuple, output: torch.Tensor) -> None:
         path, _, which = name.rpartition(".to_")
-        heads = self.unet.get_submodule(path).heads
+        heads = self._attentions[path].heads
         rows = self._half(output).unflatten(-1, (heads, -1)).transpose(1, 2)  # (images, heads, N, d)
         kept = rows.to(getattr(torch, self.plan.dtype), copy=True, memory_format=torch.contiguous_format).to(
             "cpu", non_blocking=True

@@ -94,3 +94,13 @@ def test_in_paper_mode_a_step_is_turned_onto_the_one_before():
     painted, _ = paper_mode([(q, k), (q + 0.01, k - 0.01), (q, k)])
     assert (painted[0].int() - painted[1].int()).abs().float().mean() < 8
     assert (painted[0].int() - painted[2].int()).abs().float().mean() < 8
+
+
+def test_paper_mode_without_the_diagonal_is_that_of_rows_which_do_not_see_themselves():
+    q, k = layer(0)
+    rows = attend(q, k) * (1 - torch.eye(40))
+    rows = (rows / rows.sum(-1, keepdim=True)).transpose(0, 1).flatten(1)
+    values = torch.linalg.svdvals((rows - rows.mean(0)).double())
+    _, (explained,) = paper_mode([(q, k)], diagonal=False)
+    assert explained == pytest.approx((values[:3] ** 2 / values.square().sum()).tolist(), rel=1e-3)
+    assert explained != pytest.approx(paper_mode([(q, k)])[1][0], rel=1e-3)
