@@ -116,7 +116,7 @@ def test_segments_find_the_halves_that_look_at_themselves():
 
 
 def test_segments_are_found_where_attention_is_faint():
-    """A layer of few heads mixes every row with an even one: DiffSeg's own threshold then sees one segment."""
+    """A layer of few heads mixes every row with an even one: one threshold for all layers then sees one segment."""
     side = torch.arange(24) % 6 < 2
     own = (side[:, None] == side).float()
     rows = 0.3 * own / own.sum(-1, keepdim=True) + 0.7 / 24
