@@ -27,12 +27,15 @@ def take(capture: Capture, asked: Mapping) -> dict:
     if kind not in _FILES:
         raise RequestError(f"there is no download {kind!r}; choose one of {', '.join(_FILES)}")
     ending, mime, make = _FILES[kind]
-    words = re.sub(r"[^a-z0-9]+", "-", capture.prompt.lower()).strip("-")[:40].strip("-") or "picture"
-    name = f"koala-attention-{words}-{kind}.{ending}"
-    content = make(capture, asked)
+    name, content = _name(capture, kind, ending), make(capture, asked)
     if isinstance(content, Path):  # large: it is fetched from there
         return {"name": name, "path": str(content)}
     return {"name": name, "mime": mime, "data": base64.b64encode(content).decode()}
+
+
+def _name(capture: Capture, kind: str, ending: str) -> str:
+    words = re.sub(r"[^a-z0-9]+", "-", capture.prompt.lower()).strip("-")[:40].strip("-") or "picture"
+    return f"koala-attention-{words}-{kind}.{ending}"
 
 
 def _look(asked: Mapping) -> dict:
@@ -137,7 +140,7 @@ def _page(capture: Capture, asked: Mapping) -> bytes:
 
 def _capture(capture: Capture, asked: Mapping) -> Path:
     """In the folder that Gradio serves and cleans, under the capture's own id, which cannot be guessed."""
-    out = Path(get_upload_folder()).resolve() / str(asked["id"]) / "capture.zip"
+    out = Path(get_upload_folder()).resolve() / str(asked["id"]) / _name(capture, "capture", "zip")
     return out if out.exists() else archive.save(capture, out)
 
 

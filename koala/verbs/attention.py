@@ -169,8 +169,6 @@ def _recorded(args: argparse.Namespace, requests: list[GenerationRequest], choic
     for choice in choices:
         for plan, title in zip(prepared.plans, prepared.titles, strict=True):
             choice.check(plan, title)
-    if args.page:
-        _check_page([plan.steps for plan in prepared.plans])
     say(f"recording takes {size(sum(plan.bytes for plan in prepared.plans))} of {size(args.budget)}")
     found = prepared.run(lambda k, step: progress(prepared.titles[k])(step))
     sides = [
@@ -191,18 +189,11 @@ def _saved(args: argparse.Namespace, choices: list["Choices"]):
         sides.append(Side(title=_title(record.model), picture=picture(folder, record), record=record))
         for choice in choices:
             choice.check(record, record.model)
-    if args.page:
-        _check_page([side.record.steps for side in sides])
     return sides, [], tuple(dict.fromkeys(stage for side in sides for stage in side.record.stages))
 
 
 def _title(model: str) -> str:
     return CARDS[model].title if model in CARDS else Path(model).name
-
-
-def _check_page(steps: Sequence[int]) -> None:
-    if len(set(steps)) > 1:
-        raise RequestError(f"a page steps through all models alike, these have {list(steps)} steps; give one --steps")
 
 
 def _written(

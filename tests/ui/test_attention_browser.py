@@ -116,6 +116,75 @@ def test_pointing_clicking_and_the_arrow_keys_move_both_overlays(visit):
         expect(said(page, 0)).to_contain_text("on the region itself")
 
 
+def drag(page: Page, side: int, *places: tuple[float, float]) -> None:
+    """With the pointer pressed, from place to place on a picture."""
+    box = shot(page, side).bounding_box()
+    for k, (x, y) in enumerate(places):
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=4 if k else 1)
+        if not k:
+            page.mouse.down()
+    page.mouse.up()
+
+
+def test_a_region_is_painted_with_the_pointer_and_with_the_arrow_keys(visit):
+    with visit() as page:
+        draw(page, 1)
+        page.get_by_role("radio", name="Brush").click()
+        expect(page.locator(".kv-help")).to_contain_text("Paint over patches")
+        mark = page.locator(".kv-mark").first
+        drag(page, 0, (0.1, 0.1), (0.1, 0.4), (0.4, 0.4))
+        expect(said(page, 1)).to_contain_text("on the region itself")
+        expect(mark).to_have_attribute("data-loose", "true")  # an L, whose outline is no box
+        painted = mark.evaluate("m => [m.style.left, m.style.top, m.style.width, m.style.height]")
+        assert painted == ["6.25%", "6.25%", "37.5%", "37.5%"]
+        shot(page, 1).hover(position=place(page, 1, 0.9, 0.9))  # pointing does not wipe what is painted
+        drag(page, 1, (0.8, 0.8), (0.9, 0.8))  # and a second stroke adds to it
+        page.wait_for_function("document.querySelector('.kv-mark').style.width === '87.5%'")
+        shot(page, 0).click(position=place(page, 0, 0.5, 0.5))  # a click begins anew
+        page.wait_for_function("document.querySelector('.kv-mark').style.left === '50%'")
+        expect(said(page, 0)).to_contain_text("on itself")
+        shot(page, 0).focus()
+        for key in ("ArrowRight", "ArrowDown"):
+            page.keyboard.press(key)
+        expect(said(page, 0)).to_contain_text("on the region itself")
+        expect(mark).to_have_attribute("data-loose", "true")
+        page.get_by_role("radio", name=re.compile("^UP-1")).click()  # all of it lies in one of the larger patches
+        expect(said(page, 0)).to_contain_text("on itself")
+        expect(mark).to_have_attribute("data-loose", "false")
+        page.get_by_role("radio", name="Patch or box").click()
+        shot(page, 0).click(position=place(page, 0, 0.1, 0.1))
+        page.wait_for_function("document.querySelector('.kv-mark').style.left === '0%'")
+
+
+def test_runs_of_different_lengths_are_saved_and_opened_again(visit, tmp_path):
+    with visit() as page:
+        draw(page, 4, 2)
+        expect(page.locator(".kv-pace")).to_contain_text("The runs have 4 and 2 steps")
+        expect(status(page)).to_contain_text("steps 3 of 4 and")
+        with page.expect_download() as waiting:
+            page.get_by_role("button", name="Capture", exact=True).click()
+        file = tmp_path / waiting.value.suggested_filename
+        waiting.value.save_as(file)
+        assert file.name.startswith("koala-attention-a-red-circle") and file.suffix == ".zip"
+        shown, text = pixels(page), said(page, 1).inner_text()
+
+        draw(page, 1)
+        expect(page.locator(".kv-pace")).to_be_empty()
+        page.locator("#kv-prompt textarea").fill("something else")
+        page.locator("#kv-open input[type=file]").set_input_files(file)
+        expect(page.locator(".kv-pace")).to_contain_text("The runs have 4 and 2 steps")
+        expect(page.locator("#kv-prompt textarea")).to_have_value(PROMPT)
+        slider = page.get_by_role("slider", name="Step", exact=True)
+        slider.fill("2")
+        expect(said(page, 1)).to_have_text(text)
+        assert pixels(page) == shown
+
+        (tmp_path / "bad.zip").write_bytes(file.read_bytes()[:5000])
+        page.locator("#kv-open input[type=file]").set_input_files(tmp_path / "bad.zip")
+        expect(page.get_by_test_id("toast-body")).to_contain_text("no whole capture")
+        assert pixels(page) == shown
+
+
 def test_stages_heads_steps_and_views_change_what_is_shown(visit):
     with visit() as page:
         draw(page)
@@ -189,6 +258,10 @@ def test_downloads_and_the_page_that_opens_with_no_server(visit, browser, tmp_pa
     expect(alone.locator(".kv-mark").first).to_have_attribute("data-peek", "false")
     assert [said(alone, k).inner_text() for k in range(2)] == text
     assert worst(alone, shown, pixels(alone)) <= 3  # of 255: the browser's softmax against torch's
+    alone.get_by_role("radio", name="Brush").click()
+    shot(alone, 0).focus()
+    alone.keyboard.press("ArrowDown")
+    expect(said(alone, 0)).to_contain_text("on the region itself")
     alone.get_by_role("radio", name="PCA").click()
     expect(said(alone, 1)).to_contain_text("variance shown")
     alone.get_by_role("radio", name=re.compile("^MID")).click()
@@ -221,7 +294,15 @@ def worst(page: Page, some: list[str], others: list[str]) -> int:
     )
 
 
-def test_on_a_phone_a_tap_marks_a_patch(visit):
+def finger(page: Page, side: int, *places: tuple[float, float]) -> None:
+    """A finger drawn over a picture, as the touch screen tells it."""
+    box, touch = shot(page, side).bounding_box(), page.context.new_cdp_session(page)
+    points = [{"x": box["x"] + x * box["width"], "y": box["y"] + y * box["height"]} for x, y in places]
+    for kind, at in (("touchStart", points[:1]), *(("touchMove", [p]) for p in points[1:]), ("touchEnd", [])):
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": at})
+
+
+def test_on_a_phone_a_tap_marks_a_patch_and_a_finger_paints(visit):
     with visit(PHONE, has_touch=True, is_mobile=True, color_scheme="dark") as page:
         draw(page, 2)
         shot(page, 1).scroll_into_view_if_needed()
@@ -229,6 +310,10 @@ def test_on_a_phone_a_tap_marks_a_patch(visit):
         page.wait_for_function("document.querySelector('.kv-mark').style.left === '87.5%'")
         assert marks(page) == ["87.5% 87.5%"] * 2
         assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+        page.get_by_role("radio", name="Brush").tap()
+        finger(page, 0, (0.2, 0.2), (0.2, 0.8))
+        expect(said(page, 1)).to_contain_text("on the region itself")
+        page.wait_for_function("document.querySelector('.kv-mark').style.height === '62.5%'")
         first, second = (shot(page, k).bounding_box() for k in range(2))
         assert abs(first["y"] - second["y"]) < 2 and second["width"] > 150
 

@@ -175,7 +175,8 @@ class Attention:
             **QUIET,
         )
         self.stop.click(self.halt, [self.capture, *self.models], self.viewer, cancels=[run], queue=False, **CHEAP)
-        self.file.upload(self.open, [self.file, self.capture], [self.file, self.viewer, self.capture], **CHEAP)
+        opened = [self.file, self.prompt, self.viewer, self.capture]
+        self.file.upload(self.open, [self.file, self.capture], opened, **CHEAP)
         self.chips.click(self.example, None, self.prompt, **CHEAP)
         chosen = [self.stages, self.every, self.words, self.inputs]
         decides = [*self.models, *self.steps, self.width, self.height, *chosen]
@@ -360,7 +361,8 @@ class Attention:
             return {self.file: None}
         self.store.drop(before)
         new = self.store.add(capture)
-        return {self.file: None, self.viewer: view.value(new, capture), self.capture: new}
+        shown = {self.viewer: view.value(new, capture), self.capture: new}
+        return {self.file: None, self.prompt: capture.prompt or gr.skip(), **shown}
 
     def _answer(self, work, asked: object) -> dict:
         try:
