@@ -57,6 +57,8 @@ class Choices:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise RequestError(f"there is no figure {self.kind!r}; choose one of {', '.join(KINDS)}")
+        if self.kind == "pca" and self.paper and self.step == "mean":
+            raise RequestError("in paper mode each step is fitted alone, so there is no mean; choose a step")
 
     def place(self, run: AttentionPlan | AttentionRecord) -> tuple[float, float, float, float]:
         """left, top, right, bottom in px of what is looked from: a pixel is a box of one."""
@@ -101,8 +103,6 @@ class Choices:
                     f"head {self.head + 1} is not in {layer.stage}'s {layer.heads}; choose 1 to {layer.heads}, mean or "
                     "max, or leave the stage out"
                 )
-        if self.kind == "pca" and self.paper and self.step == "mean":
-            raise RequestError("in paper mode each step is fitted alone, so there is no mean; choose a step")
         if self.kind == "words" and not any(x.kind == "cross" for x in run.layers):
             raise RequestError("words need cross-attention, which is not recorded here; record it with them")
 

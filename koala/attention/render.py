@@ -147,6 +147,16 @@ def table(
     return found
 
 
+def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures one above the other."""
+    found = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), PAPER)
+    top = 0
+    for picture in pictures:
+        found.paste(picture, (0, top))
+        top += picture.height
+    return found
+
+
 def strip(frames: Sequence[Image.Image], labels: Sequence[str], note: str) -> Image.Image:
     """Frames side by side, over steps for example."""
     size = frames[0].size

@@ -4,7 +4,6 @@ import base64
 import io
 import re
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 from gradio.utils import get_upload_folder
@@ -13,8 +12,8 @@ from PIL import Image
 from koala.attention import archive, view
 from koala.attention.figures import Choices, figure
 from koala.attention.page import page
-from koala.attention.questions import KINDS, Box, Capture, Place, read, settings
-from koala.attention.render import gif, table
+from koala.attention.questions import KINDS, MEAN, Box, Capture, Place, read, settings
+from koala.attention.render import gif, stacked, table
 from koala.request import RequestError
 
 MOST = 8  # steps in a strip
@@ -107,9 +106,16 @@ def _cell(capture: Capture) -> tuple[int, int]:
     return round(record.width * scale), round(record.height * scale)
 
 
-def _figure(kind: str, capture: Capture, asked: Mapping) -> bytes:
-    """The paper's figure over all recorded stages, at the step, heads and patch that the page shows."""
-    one = read(capture, {**asked, "kind": "row" if kind == "rows" else "pca"})
+def _figures(capture: Capture, asked: Mapping) -> bytes:
+    """The paper's figures over all recorded stages, at the step, heads and patch that the page shows."""
+    return png(stacked([_figure(kind, capture, asked) for kind in ("pca", "rows")]))
+
+
+def _figure(kind: str, capture: Capture, asked: Mapping) -> Image.Image:
+    shown, head = "row" if kind == "rows" else "pca", asked.get("head")
+    if isinstance(head, str) and head not in KINDS[shown].heads:
+        head = MEAN
+    one = read(capture, {**asked, "kind": shown, "head": head})
     choices = Choices(
         kind=kind,
         step="mean" if one.step is None else one.step,
@@ -120,7 +126,7 @@ def _figure(kind: str, capture: Capture, asked: Mapping) -> bytes:
         **_look(asked),
     )
     steps = [capture.step(k, one.step) for k in range(len(capture.sides))]
-    return png(figure(capture.sides, list(capture.stages), choices, steps))
+    return figure(capture.sides, list(capture.stages), choices, steps)
 
 
 def _place(capture: Capture, region: Box | tuple[Place, ...]) -> dict:
@@ -147,8 +153,7 @@ def _capture(capture: Capture, asked: Mapping) -> Path:
 _FILES = {
     "strip": ("png", "image/png", _strip),
     "gif": ("gif", "image/gif", _film),
-    "pca": ("png", "image/png", partial(_figure, "pca")),
-    "rows": ("png", "image/png", partial(_figure, "rows")),
+    "figures": ("png", "image/png", _figures),
     "page": ("html", "text/html", _page),
     "capture": ("zip", "application/zip", _capture),
 }

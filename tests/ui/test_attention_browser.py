@@ -242,7 +242,7 @@ def test_downloads_and_the_page_that_opens_with_no_server(visit, browser, tmp_pa
         shown, text = pixels(page), [said(page, k).inner_text() for k in range(2)]
         with Image.open(download(page, "GIF", tmp_path)) as film:
             assert film.n_frames == STEPS
-        for name in ("PNG strip", "Figure: PCA", "Figure: rows"):
+        for name in ("PNG strip", "Paper figures"):
             with Image.open(download(page, name, tmp_path)) as picture:
                 assert picture.format == "PNG" and picture.width > 1000
         file = download(page, "Web page", tmp_path)

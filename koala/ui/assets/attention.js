@@ -1,5 +1,5 @@
 // The Attention tab: the viewer, answered by this app.
-const files = [["strip", "PNG strip"], ["gif", "GIF"], ["page", "Web page"], ["pca", "Figure: PCA"], ["rows", "Figure: rows"], ["capture", "Capture"]];
+const files = [["strip", "PNG strip"], ["gif", "GIF"], ["page", "Web page"], ["figures", "Paper figures"], ["capture", "Capture"]];
 const { root = "", api_prefix = "/gradio_api" } = window.gradio_config || {};
 const address = (path) => `${root}${api_prefix}/file=${encodeURI(path)}`;
 const viewer = attentionViewer(element, { look: server.look, file: server.take, files, address });

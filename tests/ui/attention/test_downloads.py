@@ -39,11 +39,17 @@ def test_a_painted_region_is_outlined_in_the_strip(take):
     assert marks[0] == 2 * marks[1] > 0, "two patches apart have two outlines"
 
 
-@pytest.mark.parametrize("figure", ["pca", "rows"])
-def test_the_papers_figures_cover_every_stage(take, figure):
-    drawn = Image.open(io.BytesIO(take(figure)))
-    assert drawn.width > 6 * 256 and drawn.height > 2 * 256  # the picture and five stages, two models
-    assert take(figure, step=0) != take(figure, step=3)
+@pytest.mark.parametrize("head", ["mean", "max", "paper", 0])
+def test_the_papers_figures_cover_every_stage(take, head):
+    """Whatever heads the page shows: rows know no paper mode and components no maximum, which then are the mean."""
+    drawn = Image.open(io.BytesIO(take("figures", head=head, step=0)))
+    assert drawn.width > 6 * 256 and drawn.height > 2 * 2 * 256  # the picture and five stages, two models, two figures
+    assert drawn.tobytes() != Image.open(io.BytesIO(take("figures", head=head, step=3))).tobytes()
+
+
+def test_the_papers_mode_has_no_mean_of_steps(tab, drawn, asked):
+    answer = tab.take({"id": drawn["capture"]} | asked | {"file": "figures", "head": "paper", "step": "mean"})
+    assert "each step is fitted alone, so there is no mean; choose a step" in answer["problem"]
 
 
 def test_a_download_that_is_none_says_which_there_are(tab, drawn, asked):
@@ -95,7 +101,7 @@ def test_a_pipeline_that_was_called_directly_has_a_page_and_downloads(tab, asked
     capture = Capture(prompt="", sides=(Side(title="mine", picture=picture, record=recorder.record),))
     text = page.page(capture)
     assert "<h1>mine</h1><p>mine, 2 steps, conditional half.</p>" in text and "None" not in text
-    for kind in ("strip", "gif", "pca", "rows", "page"):
+    for kind in ("strip", "gif", "figures", "page"):
         assert attention_files.take(capture, asked | {"step": 1, "file": kind})["data"]
 
 
