@@ -95,7 +95,7 @@ class Choices:
             if not 0 <= self.layer < count:
                 raise RequestError(
                     f"layer {self.layer + 1} is not among the {count} recorded of {title}'s {stage}; choose 1 to "
-                    f"{count}, or leave the stage out"
+                    f"{count}, record all layers, or leave the stage out"
                 )
         for layer in run.layers:
             if isinstance(self.head, int) and not 0 <= self.head < layer.heads:
@@ -109,10 +109,12 @@ class Choices:
 
 def _layers(sides: Sequence[Side], stage: str, choices: Choices) -> tuple[Layer | None, ...]:
     """The stage's chosen layers, which stand beside each other; None where a model has no attention there."""
-    found = beside([side.record for side in sides]).get(stage)
+    recorded = beside([side.record for side in sides])
+    found = recorded.get(stage)
     if not found:
         check_stages(sides[0].record.spec, [stage])
-        raise RequestError(f"{stage} was not recorded in all of these models; capture them together, with {stage}")
+        there = ", ".join(recorded) or "no stage in common"
+        raise RequestError(f"{stage} was not recorded, there is {there}; capture the models together, with {stage}")
     if choices.layer is not None and choices.layer >= len(found):
         raise RequestError(f"{stage} has {len(found)} layers that were recorded in all of these models; choose one")
     return found[-1 if choices.layer is None else choices.layer]

@@ -144,7 +144,10 @@ def test_layers_stand_beside_those_they_were_cut_from(sides):
     rows = beside([side.record for side in sides])
     assert [x.label for x in rows["UP-1"][0]] == ["UP-1, transformer 2, block 5", "UP-1, transformer 3, block 5"]
     assert rows["MID"][0][0] is None and list(rows) == ["DW-2", "MID", "UP-1"]
-    for stage, message in (("UP-2", "UP-2 was not recorded"), ("UP-3", "no attention in UP-3")):
+    for stage, message in (
+        ("UP-2", "UP-2 was not recorded, there is DW-2, MID, UP-1; capture"),
+        ("UP-3", "no attention in UP-3"),
+    ):
         with pytest.raises(RequestError, match=message):
             figure(sides, [stage], Choices())
 
