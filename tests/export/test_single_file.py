@@ -1,6 +1,5 @@
 """One file in SDXL's original layout: what ComfyUI detects in it, what diffusers reads from it, what is refused."""
 
-import argparse
 import json
 import shutil
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from export import single_file as command
+from export.command import main
 from export.single_file import detected, original_tensors, single_file
 from koala.checkpoints import UNetCheckpoint, open_unet
 from koala.layout import STEMS
@@ -318,11 +317,16 @@ def test_a_unet_alone_and_another_ending_are_refused(copy, tmp_path):
 
 
 def test_the_command_prints_its_report(written, tmp_path, capsys):
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--json", action="store_true")
-    command.add(parser)
-    arguments = ["--model", "tiny-koala-700m", "--out", str(tmp_path / "a.safetensors")]
-    assert command.run(parser.parse_args([*arguments, "--json"])) == 0
+    arguments = ["single-file", "--model", "tiny-koala-700m", "--out", str(tmp_path / "a.safetensors")]
+    assert main([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["content_sha256"] == written[1].content_sha256
-    assert command.run(parser.parse_args(arguments)) == 0
+    assert main(arguments) == 0
     assert "893 tensors, 4,008,875 parameters" in capsys.readouterr().out
+
+
+def test_an_unknown_model_is_one_line_and_exit_2(tmp_path, capsys):
+    assert main(["single-file", "--model", "koala-70m", "--out", str(tmp_path / "a.safetensors")]) == 2
+    captured = capsys.readouterr()
+    assert "did you mean koala-700m" in captured.err
+    assert captured.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,158 @@
+"""Engines out of an export's U-Net, built and timed. TensorRT and TensorRT-RTX have one Python interface."""
+
+import importlib
+import importlib.util
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from koala.hashing import digest
+from koala.outputs import new_file
+from koala.request import RequestError
+
+TENSORRT_PLAN = "unet/model.plan"
+KINDS = ("min", "opt", "max")
+
+Profile = Mapping[str, Mapping[str, tuple[int, ...]]]  # input -> {"min", "opt", "max"} -> shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Builder:
+    """A package that builds engines. TensorRT proper looks for the fastest kernels on the GPU that will run them."""
+
+    title: str
+    module: str
+    package: str
+    needs_gpu: bool
+    engine: str  # the file it makes, within the export
+
+    @property
+    def ready(self) -> bool:
+        installed = importlib.util.find_spec(self.module) is not None
+        return installed and (not self.needs_gpu or torch.cuda.is_available())
+
+
+BUILDERS = (
+    Builder(
+        title="TensorRT-RTX",
+        module="tensorrt_rtx",
+        package="tensorrt-rtx",
+        needs_gpu=False,
+        engine="unet/model.rtx.engine",
+    ),
+    Builder(title="TensorRT", module="tensorrt", package="tensorrt", needs_gpu=True, engine=TENSORRT_PLAN),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """An engine that was built; `milliseconds` is one U-Net call of the usual shape, None where no GPU is there."""
+
+    builder: str
+    version: str
+    file: str
+    bytes: int
+    sha256: str
+    layers: int  # of the network that the parser made
+    seconds: float
+    device: str | None
+    milliseconds: float | None
+
+    def line(self) -> str:
+        """The engine in words."""
+        timed = f", {self.milliseconds:.2f} ms per call of the usual shape on {self.device}" if self.device else ""
+        return (
+            f"{self.builder} {self.version}: {self.file}, {self.bytes / 1e6:,.1f} MB out of {self.layers:,} "
+            f"layers in {self.seconds:.0f} s{timed}"
+        )
+
+
+def ready_builders() -> list[Builder]:
+    """What can build here and now; RequestError with what to install."""
+    if found := [builder for builder in BUILDERS if builder.ready]:
+        return found
+    raise RequestError(
+        "nothing here can build an engine. TensorRT-RTX builds without a GPU: pip install tensorrt-rtx; TensorRT "
+        "builds on the GPU that will run the engine: pip install tensorrt"
+    )
+
+
+def build(folder: Path, onnx: str, profile: Profile, builder: Builder) -> Engine:
+    """Parse and build the U-Net, and time it where a GPU is; RequestError with the parser's or builder's words."""
+    trt = importlib.import_module(builder.module)
+    began, log = time.monotonic(), _log(trt)
+    maker = trt.Builder(log)
+    network = maker.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse_from_file(str(folder / onnx)):
+        raise RequestError(f"{builder.title} cannot read {folder / onnx}: {parser.get_error(0)}")
+    config, shapes = maker.create_builder_config(), maker.create_optimization_profile()
+    for name, each in profile.items():
+        shapes.set_shape(name, *(each[kind] for kind in KINDS))
+    config.add_optimization_profile(shapes)
+    engine = maker.build_serialized_network(network, config)
+    if engine is None:
+        raise RequestError(f"{builder.title} cannot build {folder / onnx}: {log.errors[0]}")
+    seconds = time.monotonic() - began
+    with new_file(folder / builder.engine) as partial, open(partial, "wb") as out:
+        out.write(engine)
+    usual = {name: each["opt"] for name, each in profile.items()}
+    return Engine(
+        builder=builder.title,
+        version=trt.__version__,
+        file=builder.engine,
+        bytes=engine.nbytes,
+        sha256=digest(folder / builder.engine),
+        layers=network.num_layers,
+        seconds=seconds,
+        device=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        milliseconds=latency(trt, engine, usual) if torch.cuda.is_available() else None,
+    )
+
+
+def _log(trt: ModuleType):
+    """A logger that keeps errors for the message and says nothing."""
+
+    class Log(trt.ILogger):
+        def __init__(self):
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, severity, message: str) -> None:
+            if severity <= trt.ILogger.ERROR:
+                self.errors.append(message)
+
+    return Log()
+
+
+def latency(trt: ModuleType, engine, shapes: Mapping[str, tuple[int, ...]], calls: int = 20) -> float:
+    """Milliseconds of one call on the GPU, the median after three that are not counted."""
+    loaded = trt.Runtime(_log(trt)).deserialize_cuda_engine(engine)
+    context, stream = loaded.create_execution_context(), torch.cuda.Stream()
+    types = {trt.DataType.HALF: torch.float16, trt.DataType.FLOAT: torch.float32}
+    names = [loaded.get_tensor_name(i) for i in range(loaded.num_io_tensors)]
+    for name, shape in shapes.items():
+        context.set_input_shape(name, shape)
+    buffers = {
+        name: torch.zeros(
+            tuple(context.get_tensor_shape(name)), dtype=types[loaded.get_tensor_dtype(name)], device="cuda"
+        )
+        for name in names
+    }
+    for name, buffer in buffers.items():
+        context.set_tensor_address(name, buffer.data_ptr())
+    torch.cuda.synchronize()
+    found = []
+    for _ in range(3 + calls):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record(stream)
+        context.execute_async_v3(stream.cuda_stream)
+        end.record(stream)
+        end.synchronize()
+        found.append(start.elapsed_time(end))
+    return statistics.median(found[3:])
