@@ -38,7 +38,7 @@ def page(capture: Capture, stage: str | None = None) -> str:
     content = {"value": value, "frames": frames}
     if len(capture.sides) == 2:
         content["alike"] = {"rows": [_thinned(row, steps) for row in view.alike(capture)["rows"]]}
-    script = "".join((ASSETS / name).read_text() for name in ("viewer.js", "page.js"))
+    script = "".join(path.read_text() for path in (*sorted(ASSETS.glob("viewer*.js")), ASSETS / "page.js"))
     style = "".join((ASSETS / name).read_text() for name in ("page.css", "viewer.css"))
     titles = " and ".join(side.title for side in capture.sides)
     heading = escape(capture.prompt or titles)  # a pipeline that was called directly tells no prompt

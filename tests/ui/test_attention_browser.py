@@ -65,9 +65,13 @@ def place(page: Page, side: int, x: float, y: float) -> dict:
     return {"x": x * box["width"], "y": y * box["height"]}
 
 
-def marks(page: Page) -> list[str]:
-    """Where both pictures have their mark, in percent."""
-    return page.locator(".kv-mark").evaluate_all("all => all.map((m) => `${m.style.left} ${m.style.top}`)")
+def settled(page: Page, place: str, peek: str = "false") -> None:
+    """Waits until the pictures show this place, clicked or (peek) pointed at."""
+    page.wait_for_function(
+        """([place, peek]) => [...document.querySelectorAll(".kv-mark")].every((m) =>
+          `${m.style.left} ${m.style.top}` === place && m.dataset.peek === peek)""",
+        arg=[place, peek],
+    )
 
 
 def pixels(page: Page) -> list[str]:
@@ -89,22 +93,21 @@ def test_pointing_clicking_and_the_arrow_keys_move_both_overlays(visit):
         expect(page.get_by_role("radio", name=re.compile("^UP-1"))).to_contain_text("8×8")
         shot(page, 0).click(position=place(page, 0, 0.28, 0.53))
         page.mouse.move(5, 5)
-        expect(page.locator(".kv-mark").first).to_have_attribute("data-peek", "false")
-        assert marks(page) == ["25% 50%"] * 2
+        settled(page, "25% 50%")
         kept, text = pixels(page), said(page, 0).inner_text()
 
         shot(page, 1).hover(position=place(page, 1, 0.9, 0.1))  # hovering the other picture moves both
-        expect(page.locator(".kv-mark").first).to_have_attribute("data-peek", "true")
-        assert marks(page) == ["87.5% 6.25%"] * 2 and pixels(page) != kept
+        settled(page, "87.5% 6.25%", peek="true")
+        assert pixels(page) != kept
         page.mouse.move(5, 5)  # and what was clicked comes back
+        settled(page, "25% 50%")
         expect(said(page, 0)).to_have_text(text)
         assert pixels(page) == kept
 
         shot(page, 0).focus()
         for key in ("ArrowRight", "ArrowRight", "ArrowUp"):
             page.keyboard.press(key)
-        page.wait_for_function("document.querySelector('.kv-mark').style.left === '37.5%'")
-        assert marks(page) == ["37.5% 43.75%"] * 2
+        settled(page, "37.5% 43.75%")
         page.keyboard.press("Shift+ArrowLeft")
         page.wait_for_function("document.querySelector('.kv-mark').style.left === '12.5%'")
 
@@ -238,7 +241,7 @@ def test_downloads_and_the_page_that_opens_with_no_server(visit, browser, tmp_pa
         draw(page)
         shot(page, 0).click(position=place(page, 0, 0.28, 0.53))
         page.mouse.move(5, 5)
-        expect(page.locator(".kv-mark").first).to_have_attribute("data-peek", "false")
+        settled(page, "25% 50%")
         shown, text = pixels(page), [said(page, k).inner_text() for k in range(2)]
         with Image.open(download(page, "GIF", tmp_path)) as film:
             assert film.n_frames == STEPS
@@ -255,7 +258,7 @@ def test_downloads_and_the_page_that_opens_with_no_server(visit, browser, tmp_pa
     expect(alone.get_by_role("heading", level=1)).to_have_text(PROMPT)
     shot(alone, 0).click(position=place(alone, 0, 0.28, 0.53))
     alone.mouse.move(5, 5)
-    expect(alone.locator(".kv-mark").first).to_have_attribute("data-peek", "false")
+    settled(alone, "25% 50%")
     assert [said(alone, k).inner_text() for k in range(2)] == text
     assert worst(alone, shown, pixels(alone)) <= 3  # of 255: the browser's softmax against torch's
     alone.get_by_role("radio", name="Brush").click()
@@ -307,8 +310,7 @@ def test_on_a_phone_a_tap_marks_a_patch_and_a_finger_paints(visit):
         draw(page, 2)
         shot(page, 1).scroll_into_view_if_needed()
         shot(page, 1).tap(position=place(page, 1, 0.9, 0.9))
-        page.wait_for_function("document.querySelector('.kv-mark').style.left === '87.5%'")
-        assert marks(page) == ["87.5% 87.5%"] * 2
+        settled(page, "87.5% 87.5%")
         assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
         page.get_by_role("radio", name="Brush").tap()
         finger(page, 0, (0.2, 0.2), (0.2, 0.8))

@@ -5,7 +5,6 @@ function attentionViewer(element, source) {
   const root = $(".kv"), pictures = $(".kv-pictures"), live = $("[role=status]"), steps = $(".kv-steps input[type=range]");
   const selects = [...element.querySelectorAll("select")], tune = $(".kv-tune"), play = $(".kv-play");
   const FRAME = 220, KEPT = 3000; // ms of a frame when playing; answers that are remembered
-  const FINE = 128; // points of a brush over a side of the picture: a patch or more, whatever the stage
   const PENS = { box: "", brush: "Paint over patches of either picture, with pointer, finger or the arrow keys. A click or tap begins anew." };
   let data = {}, answers = new Map(), flying = false, wanted = null, peek = null, playing = 0, shown = null, heard = 0;
   let state = { kind: "row", stage: "", layer: 0, head: "mean", step: 0, box: [0.5, 0.5, 0.5, 0.5],
@@ -83,32 +82,13 @@ function attentionViewer(element, source) {
       }
       canvas.getContext("2d").putImageData(pixels, 0, 0);
       mark.hidden = !side.marked;
+      mark.dataset.peek = Boolean(peek);
       if (side.marked) outline(mark, new Set(side.marked), width, height);
     });
     $(".kv-status").textContent = answer.said;
     if (!playing && !peek) say([answer.said, ...answer.sides.map((s, k) => `${data.models[k].title}: ${s.absent || s.said}`)].join(". "));
   }
   const again = () => shown && paint(shown);
-
-  // A frame around the marked patches; where they are no box, a line along their edge.
-  function outline(mark, patches, width, height) {
-    const xs = [...patches].map((p) => p % width), ys = [...patches].map((p) => Math.floor(p / width));
-    const left = Math.min(...xs), top = Math.min(...ys), wide = Math.max(...xs) + 1 - left, high = Math.max(...ys) + 1 - top;
-    Object.assign(mark.style, { left: `${(100 * left) / width}%`, top: `${(100 * top) / height}%`,
-      width: `${(100 * wide) / width}%`, height: `${(100 * high) / height}%` });
-    mark.dataset.peek = Boolean(peek);
-    mark.dataset.loose = patches.size < wide * high;
-    const edges = [], has = (x, y) => x >= 0 && x < width && patches.has(y * width + x);
-    for (const patch of mark.dataset.loose === "true" ? patches : []) {
-      const x = patch % width, y = Math.floor(patch / width), [i, j] = [x - left, y - top];
-      if (!has(x, y - 1)) edges.push(`M${i} ${j}h1`);
-      if (!has(x, y + 1)) edges.push(`M${i} ${j + 1}h1`);
-      if (!has(x - 1, y)) edges.push(`M${i} ${j}v1`);
-      if (!has(x + 1, y)) edges.push(`M${i + 1} ${j}v1`);
-    }
-    mark.firstChild.setAttribute("viewBox", `0 0 ${wide} ${high}`);
-    mark.querySelectorAll("path").forEach((line) => line.setAttribute("d", edges.join("")));
-  }
 
   // --- drawing the page
 
@@ -261,30 +241,7 @@ function attentionViewer(element, source) {
     let found;
     try { found = await source.look({ id, kind: "agreement" }); } catch { return; }
     if (id !== data.id || found.problem) return;
-    const table = make("table"), body = make("tbody"), all = found.rows.flatMap((r) => r.values);
-    const low = Math.min(...all), high = Math.max(...all);
-    for (const row of found.rows) {
-      const line = make("tr"), head = make("th", "", row.stage);
-      head.scope = "row";
-      line.append(head);
-      if (row.values.length) {
-        row.values.forEach((value, k) => {
-          const cell = make("td");
-          cell.title = `${row.stage}, ${data.moments[k]}: cosine ${value.toFixed(3)}, Jensen-Shannon divergence ${row.divergence[k].toFixed(3)} bits`;
-          cell.style.setProperty("--share", `${Math.round(100 * (high > low ? (value - low) / (high - low) : 1))}%`);
-          Object.assign(cell.dataset, { stage: row.stage, step: k });
-          line.append(cell);
-        });
-        line.append(make("td", "kv-sum", (row.values.reduce((a, b) => a + b, 0) / row.values.length).toFixed(3)));
-        line.setAttribute("aria-label", `${row.stage}: ${row.values[0].toFixed(2)} at the first step, ${row.values.at(-1).toFixed(2)} at the last`);
-      } else {
-        const cell = make("td", "kv-none", row.absent);
-        cell.colSpan = data.moments.length + 1;
-        line.append(cell);
-      }
-      body.append(line);
-    }
-    table.append(body);
+    const { table, low, high } = agreementTable(make, found.rows, data.moments);
     $(".kv-scroll").replaceChildren(table);
     $(".kv-agreement .kv-note").textContent = `Cosine between both models' attention, patch by patch, from the first step to the last: ` +
       `faint is ${low.toFixed(2)}, full ${high.toFixed(2)}; at the right each stage's mean. Click a cell to see it.${data.pace ? " Steps pair by their noise." : ""}`;
@@ -335,17 +292,6 @@ function attentionViewer(element, source) {
       return [inside((event.clientX - box.left) / box.width), inside((event.clientY - box.top) / box.height)];
     };
     const mark = (x, y) => { state.brush = state.pen === "brush" ? [[x, y]] : null; state.box = [x, y, x, y]; };
-    // The brush goes on from one point to another; a cell of a fine grid is kept once, the last point last.
-    const stroke = (start, end) => {
-      const far = Math.max(...start.map((v, k) => Math.abs(v - end[k]))), count = Math.ceil(2 * FINE * far) || 1;
-      const found = new Map((state.brush || []).map((point) => [String(point), point]));
-      for (let k = 0; k <= count; k += 1) {
-        const point = start.map((v, i) => (Math.floor((v + ((end[i] - v) * k) / count) * FINE) + 0.5) / FINE);
-        found.delete(String(point));
-        found.set(String(point), point);
-      }
-      state.brush = [...found.values()];
-    };
     let from = null, pen = null, moved = 0;
     const threshold = () => 0.7 / stage().grid[1];
     shot.addEventListener("pointerdown", (event) => {
@@ -363,7 +309,7 @@ function attentionViewer(element, source) {
         if (moved <= threshold()) return;
         peek = null;
         if (brush) {
-          stroke(pen, [x, y]);
+          state.brush = stroke(state.brush || [], pen, [x, y]);
           pen = [x, y];
         } else {
           state.brush = null;
@@ -393,7 +339,7 @@ function attentionViewer(element, source) {
         return (Math.min(count - 1, Math.max(0, cell + far * move[k])) + 0.5) / count;
       });
       peek = null;
-      if (state.pen === "brush" && needsPatch()) stroke(here, [x, y]);
+      if (state.pen === "brush" && needsPatch()) state.brush = stroke(state.brush || [], here, [x, y]);
       else mark(x, y);
       if (!needsPatch()) { state.kind = "row"; drawTools(); }
       ask();

@@ -150,10 +150,11 @@ class Attention:
         def take(asked):
             return self.take(asked)
 
+        scripts = (*sorted(VIEWER.glob("viewer*.js")), ASSETS / "attention.js")
         self.viewer = gr.HTML(
             self.empty(),
             html_template=(VIEWER / "viewer.html").read_text(),
-            js_on_load=(VIEWER / "viewer.js").read_text() + (ASSETS / "attention.js").read_text(),
+            js_on_load="".join(script.read_text() for script in scripts),
             apply_default_css=False,
             elem_id="kv-viewer",
             server_functions=[look, take],
