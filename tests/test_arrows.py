@@ -36,6 +36,7 @@ LEVELS = {
         "koala.similarity_figure",
         "koala.request",
         "koala.presets",
+        "koala.exported",
         "koala.hashing",
         "koala.attention",
         "koala.attention.plan",
@@ -65,6 +66,7 @@ LEVELS = {
         "koala.device",
         "koala.residence",
         "koala.result",
+        "koala.fidelity",
         "koala.attention.recorded",
         "koala.attention.agreement",
         "koala.attention.render",
@@ -100,6 +102,8 @@ LEVELS = {
         "koala.locate",
         "koala.downloads",
         "koala.loading",
+        "koala.runtimes",
+        "koala.runtimes.ort",
         "koala.schedulers",
         "koala.guidance",
         "koala.adapters",
@@ -137,6 +141,8 @@ LEVELS = {
     ),
     4: (
         "app",
+        "export.__main__",
+        "export.command",
         "koala.cli",
         "koala.verbs.*",
         "koala.__main__",
@@ -149,7 +155,7 @@ LEVELS = {
 PACKAGES = {
     1: ("torch", "numpy", "PIL", "scipy", "safetensors", "bitsandbytes", "filelock", "fsspec", "pyarrow"),
     2: ("diffusers", "huggingface_hub", "transformers", "tokenizers", "onnxruntime", "open_clip"),
-    3: ("accelerate", "datasets", "onnx", "onnxscript"),
+    3: ("accelerate", "datasets", "onnx", "onnx_ir", "onnxscript"),
     4: ("gradio", "gradio_client"),
 }
 

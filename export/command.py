@@ -1,0 +1,100 @@
+"""The export's command line: JSON on stdout, progress on stderr. Exit status: 0 done, 1 failed, 2 bad use."""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from export.options import add_depth
+from export.targets import DTYPES, TARGETS
+from koala.console import no_bars, quiet
+from koala.request import RequestError
+
+HELP = "write ONNX files of a model that other runtimes load as they are"
+# Commands beside the export itself -> the module that has HELP, add and run; imported when asked for.
+VERBS = {
+    "verify": "export.verify",
+    "tensorrt": "export.to_tensorrt",
+    "single-file": "export.single_file",
+}
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="MODEL", help="model name, fetched hub id, or folder")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder for the export")
+    parser.add_argument(
+        "--target",
+        default="universal",
+        metavar="NAME",
+        help="; ".join(f"{t.name}: {t.text}" for t in TARGETS.values()) + " (default: universal)",
+    )
+    parser.add_argument(
+        "--dtype", choices=tuple(DTYPES), help="of the weights (default: the target's; the VAE is always fp32)"
+    )
+    parser.add_argument(
+        "--components", choices=("all", "unet"), default="all", help="the whole pipeline, or its U-Net (default: all)"
+    )
+    parser.add_argument("--lora", type=Path, metavar="FILE.safetensors", help="a LoRA to fuse into the U-Net")
+    parser.add_argument("--lora-strength", type=float, default=1.0, metavar="N", help="how much of it (default: 1)")
+    add_depth(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from export.folder import Lora, export, plan
+    from export.verify import gated
+
+    lora = Lora(file=args.lora, strength=args.lora_strength) if args.lora else None
+    job = plan(args.model, target=args.target, dtype=args.dtype, components=args.components, lora=lora)
+    _say(f"{job.card.name} for {job.target.name} {job.estimate.line()}")
+
+    def check(folder: Path) -> dict[str, object]:
+        return gated(
+            folder,
+            lora=args.lora,
+            prompts=args.pictures,
+            thorough=args.thorough,
+            on_finding=lambda found: _say(found.line()),
+        )
+
+    found = export(job, args.out, check=check, on_progress=lambda progress: _say(progress.line()))
+    size = sum(f.stat().st_size for f in args.out.rglob("*") if f.is_file())
+    if args.json:
+        print(json.dumps(dataclasses.asdict(found) | {"out": str(args.out), "bytes": size}, indent=1))
+    else:
+        print(f"{args.out} holds {', '.join(found.components)}: {size / 1e6:,.1f} MB")
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    quiet()  # before a verb imports transformers
+    verb = arguments[0] if arguments and arguments[0] in VERBS else None
+    module = importlib.import_module(VERBS[verb]) if verb else sys.modules[__name__]
+    others = f"Other commands: {', '.join(f'python -m export {name}' for name in VERBS)}."
+    parser = argparse.ArgumentParser(
+        prog=f"python -m export {verb}" if verb else "python -m export",
+        description=module.HELP,
+        epilog=None if verb else others,
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    module.add(parser)
+    args = parser.parse_args(arguments[1:] if verb else arguments)
+    no_bars()
+    try:
+        return module.run(args)
+    except RequestError as error:
+        _say(f"export: {error}")
+        return 2
+    except (OSError, RuntimeError) as error:  # a full disk, a gate, a runtime's own refusal
+        _say(f"export: {error}")
+        return 1
+    except KeyboardInterrupt:
+        _say("export: stopped")
+        return 1

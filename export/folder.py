@@ -1,0 +1,220 @@
+"""A model -> a folder that other runtimes load as it is, in the layout of optimum's ORTDiffusionPipeline."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+
+from export import manifest, profile, quantise, to_onnx, wrappers
+from export.estimate import Clock, Estimate, Progress, estimate, part_bytes, stage_seconds
+from export.targets import DTYPES, Target, target_of
+from koala.exported import Component, Exported
+from koala.hashing import digest
+from koala.layout import TOKENIZERS
+from koala.loading import load_part, load_unet
+from koala.locate import Location, locate
+from koala.lora import lora_for
+from koala.outputs import new_folder
+from koala.registry import ModelCard, find
+from koala.request import RequestError
+from koala.specs import UNetSpec, from_config
+
+# ONNX component -> the part of the model that it is made of.
+COMPONENTS = {
+    "unet": "unet",
+    "text_encoder": "text_encoder",
+    "text_encoder_2": "text_encoder_2",
+    "vae_decoder": "vae",
+    "vae_encoder": "vae",
+}
+_WRAPPERS = {
+    "unet": wrappers.unet,
+    "text_encoder": wrappers.text_encoder,
+    "text_encoder_2": wrappers.text_encoder,
+    "vae_decoder": wrappers.vae_decoder,
+    "vae_encoder": wrappers.vae_encoder,
+}
+PARAMETERS = "parameters.json"  # beside the U-Net's graph: how torch's weights lie in it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """A LoRA to be fused into the U-Net."""
+
+    file: Path
+    strength: float = 1.0
+
+    def told(self) -> dict[str, object]:
+        return {"name": self.file.name, "sha256": digest(self.file), "strength": self.strength}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is to be exported. RequestError as soon as it is known that it cannot be."""
+
+    card: ModelCard
+    location: Location
+    spec: UNetSpec
+    target: Target
+    dtype: str  # of U-Net and text encoders: float16 or float32
+    components: tuple[str, ...]
+    lora: Lora | None
+
+    @property
+    def estimate(self) -> Estimate:
+        return estimate(self.spec, self.components, self.dtype)
+
+
+def plan(
+    model: str,
+    *,
+    target: str = "universal",
+    dtype: str | None = None,
+    components: str = "all",
+    lora: Lora | None = None,
+) -> Job:
+    """The job of a command: `dtype` is fp16 or fp32, `components` all or unet."""
+    chosen, short = target_of(target, dtype)
+    if components not in ("all", "unet"):
+        raise RequestError(f"components are all or unet, not {components!r}")
+    card = find(model)
+    location = locate(card)
+    config = json.loads((location.folder / "unet" / "config.json").read_text())
+    return Job(
+        card=card,
+        location=location,
+        spec=card.spec or from_config(config, card.name),
+        target=chosen,
+        dtype=DTYPES[short],
+        components=tuple(COMPONENTS) if components == "all" else ("unet",),
+        lora=lora,
+    )
+
+
+def export(
+    job: Job,
+    out: Path,
+    *,
+    check: Callable[[Path], dict[str, object]] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Exported:
+    """Write the folder `out`, whole or not at all.
+
+    `check` looks at the finished folder before it gets its name, raises where the export must not be used, and
+    returns the figures that the files are to carry.
+    """
+    job.estimate.check(out)
+    sizes = part_bytes(job.spec, job.components, job.dtype)
+    lengths = {
+        f"{stage} {name}": seconds
+        for name in job.components
+        for stage, seconds in stage_seconds(job.spec, name, sizes[name]).items()
+    }
+    clock = Clock(lengths, on_progress)
+    with new_folder(out, job.estimate.disk) as folder:
+        exported = _manifest(job)
+        components = {name: _component(job, name, folder, exported, clock) for name in job.components}
+        _settings(job, folder)
+        exported = replace(exported, components=components)
+        exported.write(folder)
+        if check:
+            exported = replace(exported, parity=check(folder))
+            unet = folder / "unet" / "model.onnx"
+            manifest.add_metadata(unet, {"koala.parity": json.dumps(exported.parity)})
+            files = components["unet"].files | {"unet/model.onnx": digest(unet)}
+            exported = replace(exported, components=components | {"unet": replace(components["unet"], files=files)})
+            exported.write(folder)
+    return exported
+
+
+def _manifest(job: Job) -> Exported:
+    card = job.card
+    return Exported(
+        model=card.name,
+        title=card.title,
+        revision=job.location.revision,
+        licence=card.licence,
+        spec=job.spec.name,
+        target=job.target.name,
+        dtype=job.target.weights or job.dtype,
+        stored_dtype=job.dtype,
+        components={},
+        source=manifest.source_hashes(job.location, {n: COMPONENTS[n] for n in job.components}),
+        defaults=manifest.defaults(card),
+        profile=profile.usual(job.spec, manifest.defaults(card)),
+        versions=manifest.versions(),
+        lora=job.lora and job.lora.told(),
+    )
+
+
+def load(job: Job, part: str) -> torch.nn.Module:
+    """A part of the model in the precision in which it is exported; the VAE in fp32, for SDXL's overflows fp16."""
+    if part == "unet":
+        unet = load_unet(job.location, getattr(torch, job.dtype))
+        return _fused(unet, job) if job.lora else unet
+    file = job.location.weights(part)
+    dtype = torch.float32 if part == "vae" else getattr(torch, job.dtype)
+    return load_part(part, file.parent if part == "vae" else job.location.folder / part, file, dtype)
+
+
+def _fused(unet: torch.nn.Module, job: Job) -> torch.nn.Module:
+    """The U-Net with the LoRA in its weights, as if it had been trained so."""
+    moved, _ = lora_for(job.lora.file, job.spec)
+    own, alphas = StableDiffusionXLPipeline.lora_state_dict(moved, unet_config=unet.config)
+    own = {key: tensor for key, tensor in own.items() if key.startswith("unet.")}
+    StableDiffusionXLPipeline.load_lora_into_unet(own, network_alphas=alphas, unet=unet, adapter_name="fused")
+    unet.fuse_lora(lora_scale=job.lora.strength)
+    unet.unload_lora()
+    return unet.requires_grad_(False)
+
+
+def _component(job: Job, name: str, folder: Path, exported: Exported, clock: Clock) -> Component:
+    """Trace, convert and write one component."""
+    clock.begin(f"trace {name}")
+    module = load(job, COMPONENTS[name])
+    program = to_onnx.trace(_WRAPPERS[name](module))
+    clock.begin(f"convert {name}")
+    graph = to_onnx.convert(program, job.target.opset)
+    dtype = str(module.dtype).removeprefix("torch.")
+    if name == "unet" and job.target.weights:
+        quantise.QUANTISERS[job.target.weights](graph.model)
+        dtype = job.target.weights
+    clock.begin(f"write {name}")
+    files = to_onnx.save(graph.model, folder / name / "model.onnx", manifest.metadata(exported))
+    if name == "unet":
+        (folder / name / PARAMETERS).write_text(json.dumps(graph.weights, indent=1) + "\n")
+    module.save_config(folder / name) if hasattr(module, "save_config") else module.config.save_pretrained(
+        folder / name
+    )
+    count = sum(math.prod(found["shape"]) for found in graph.weights.values())
+    return manifest.component(folder, files, dtype, count)
+
+
+def _settings(job: Job, folder: Path) -> None:
+    """What stands around the graphs: the pipeline's index, and with all components its tokenizers and scheduler."""
+    index = json.loads((job.location.folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    if len(job.components) == 1:
+        return
+    for name in ("scheduler", *TOKENIZERS):
+        shutil.copytree(job.location.folder / name, folder / name, ignore=_only_settings)
+    if not all((folder / name / "vocab.json").is_file() for name in TOKENIZERS):
+        for name in TOKENIZERS:  # older transformers, optimum's among them, read these two alone
+            _spell_out(folder / name)
+
+
+def _only_settings(folder: str, names: Sequence[str]) -> list[str]:
+    return [n for n in names if not n.endswith((".json", ".txt"))]
+
+
+def _spell_out(folder: Path) -> None:
+    """vocab.json and merges.txt out of tokenizer.json."""
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")

@@ -1,0 +1,1 @@
+"""What an export must pass before it is called done."""

@@ -1,0 +1,85 @@
+"""What the gates look at: an exported folder, and the model that it was made of."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnxruntime
+import torch
+
+from export.folder import COMPONENTS, Job, Lora, load, plan
+from export.targets import DTYPES
+from koala.exported import Exported
+from koala.request import RequestError
+
+LARGE = 200_000_000  # parameters of a U-Net: above, on a CPU, a denoising run takes many minutes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one gate says. `passed` is None where it was not run, and `text` says why."""
+
+    gate: str
+    passed: bool | None
+    text: str
+    figures: dict = field(default_factory=dict)
+
+    @property
+    def word(self) -> str:
+        return {True: "pass", False: "FAIL", None: "skip"}[self.passed]
+
+    def line(self) -> str:
+        return f"{self.word}  {self.gate:9}  {self.text}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One folder under test. `thorough` runs what takes minutes on a large model as well."""
+
+    folder: Path
+    exported: Exported
+    job: Job
+    prompts: int  # pictures to compare
+    thorough: bool
+
+    @property
+    def large(self) -> bool:
+        """Whether a whole denoising run is out of reach here."""
+        count = self.exported.components["unet"].parameters
+        return count > LARGE and not torch.cuda.is_available() and not self.thorough
+
+    def file(self, component: str) -> Path:
+        return self.folder / component / "model.onnx"
+
+    def source(self, component: str, dtype: str | None = None) -> torch.nn.Module:
+        """torch's own module with the weights that the file should have, computed in `dtype`."""
+        module = load(self.job, COMPONENTS[component])
+        return module.to(getattr(torch, dtype)) if dtype else module
+
+
+def open_case(folder: Path, *, lora: Path | None = None, prompts: int = 8, thorough: bool = False) -> Case:
+    """RequestError where the folder is no export, or its model is not on this machine or another one."""
+    exported = Exported.read(folder)
+    fused = exported.lora
+    if fused and lora is None:
+        raise RequestError(
+            f"{folder} has the LoRA {fused['name']} in its weights; give it, so that torch can be asked the same: "
+            f"--lora {fused['name']}"
+        )
+    short = next(name for name, dtype in DTYPES.items() if dtype == exported.stored_dtype)
+    job = plan(
+        exported.model,
+        target=exported.target,
+        dtype=short,
+        components="all" if exported.whole else "unet",
+        lora=Lora(file=lora, strength=float(fused["strength"])) if fused else None,
+    )
+    return Case(folder=folder, exported=exported, job=job, prompts=prompts, thorough=thorough)
+
+
+def session(model: Path | bytes) -> onnxruntime.InferenceSession:
+    """On the CPU: the reference that every machine has."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors
+    source = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

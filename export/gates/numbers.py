@@ -1,0 +1,178 @@
+"""What the graphs compute, against torch: the same in fp32, and in fp16 no worse than torch's own fp16."""
+
+import gc
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import torch
+
+from export.gates.case import Case, Finding, session
+from export.gates.twin import widen
+from export.profile import shapes
+from export.wrappers import text_encoder, unet, vae_decoder, vae_encoder
+
+TWIN = 1e-4  # relative L2 error of the same graph in fp32
+HALF = 5e-3  # of the file in fp16 against torch in fp32 ...
+FLOOR = 1.5  # ... and at most this many times torch's own error in fp16
+INT8 = {"dynamic-int8": 0.15, "weight-only-int8": 0.05}  # of one call; the pictures decide
+BATCHES, TOKENS, TIMESTEPS = (1, 2, 4), (77, 154), (1.0, 500.0, 999.0)
+QUICK = 512  # px: the one size of a large model on a CPU
+
+Call = Callable[[Mapping[str, torch.Tensor]], numpy.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """One call of the U-Net; sides in px."""
+
+    width: int
+    height: int
+    batch: int
+    tokens: int
+    timestep: float
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height} px, batch {self.batch}, {self.tokens} tokens, t {self.timestep:g}"
+
+
+def calls(case: Case) -> list[Shape]:
+    """Every size with every batch; tokens and timesteps take turns. Sides in px, one pair no multiple of 32."""
+    if case.large:
+        return [Shape(width=QUICK, height=QUICK, batch=1, tokens=77, timestep=500.0)]
+    side = int(case.exported.defaults["width"])
+    sizes = ((side, side), (side * 5 // 4 // 8 * 8, side * 3 // 4 // 8 * 8), (side // 2 + 24, side // 2 + 8))
+    return [
+        Shape(width=w, height=h, batch=b, tokens=TOKENS[(i + j) % 2], timestep=TIMESTEPS[(i + j) % 3])
+        for i, (w, h) in enumerate(sizes)
+        for j, b in enumerate(BATCHES)
+    ]
+
+
+def inputs(case: Case, shape: Shape) -> dict[str, torch.Tensor]:
+    """Unit noise and text, and SDXL's own size conditioning; the same for every runtime."""
+    generator = torch.Generator().manual_seed(shape.width * shape.batch)
+    size = shapes(case.job.spec, batch=shape.batch, height=shape.height, width=shape.width, tokens=shape.tokens)
+    found = {name: torch.randn(dims, generator=generator) for name, dims in size.items()}
+    sides = (shape.height, shape.width)
+    found["time_ids"] = torch.tensor([[*sides, 0, 0, *sides]] * shape.batch, dtype=torch.float32)
+    return found | {"timestep": torch.tensor(shape.timestep)}
+
+
+def _torch(module: torch.nn.Module) -> Call:
+    wrapped = unet(module).module
+
+    @torch.inference_mode()
+    def call(values: Mapping[str, torch.Tensor]) -> numpy.ndarray:
+        fixed = {"timestep", "time_ids"}
+        cast = {n: v if n in fixed else v.to(module.dtype) for n, v in values.items()}
+        return wrapped(**cast).float().numpy()
+
+    return call
+
+
+def _onnx(file: Path) -> Call:
+    opened = session(file)
+    kinds = {i.name: numpy.float16 if "float16" in i.type else numpy.float32 for i in opened.get_inputs()}
+
+    def call(values: Mapping[str, torch.Tensor]) -> numpy.ndarray:
+        return opened.run(None, {n: v.numpy().astype(kinds[n]) for n, v in values.items()})[0].astype(numpy.float32)
+
+    return call
+
+
+def error(found: numpy.ndarray, wanted: numpy.ndarray) -> float:
+    """Relative L2 error."""
+    return float(numpy.linalg.norm(found - wanted) / numpy.linalg.norm(wanted))
+
+
+def _results(case: Case, runners: Mapping[str, Callable[[], Call]]) -> Iterator[tuple[str, list[numpy.ndarray]]]:
+    """One runner after the other, each freed before the next: two full-size U-Nets need not fit at once."""
+    wanted = [inputs(case, shape) for shape in calls(case)]
+    for name, build in runners.items():
+        call = build()
+        yield name, [call(values) for values in wanted]
+        del call
+        gc.collect()
+
+
+def numbers(case: Case) -> Finding:
+    """The U-Net over sizes, batches, tokens and timesteps."""
+    half, quantised = case.exported.stored_dtype == "float16", case.exported.dtype in INT8
+    with tempfile.TemporaryDirectory(dir=case.folder.parent, prefix=f".{case.folder.name}.twin") as folder:
+        runners = {
+            "torch fp32": lambda: _torch(case.source("unet", "float32")),
+            "file": lambda: _onnx(case.file("unet")),
+        }
+        if half and not quantised:
+            runners["torch fp16"] = lambda: _torch(case.source("unet"))
+            runners["twin"] = lambda: _onnx(widen(case.file("unet"), Path(folder) / "twin.onnx"))
+        found = dict(_results(case, runners))
+    wanted = found.pop("torch fp32")
+    errors = {name: [error(a, b) for a, b in zip(results, wanted, strict=True)] for name, results in found.items()}
+    worst = {name: max(each) for name, each in errors.items()}
+    problems = [
+        f"{shape}: not finite"
+        for shape, a in zip(calls(case), found["file"], strict=True)
+        if not numpy.isfinite(a).all()
+    ]
+    if quantised:
+        problems += _above("8-bit weights", worst["file"], INT8[case.exported.dtype])
+    elif half:
+        problems += _above("the fp32 twin", worst["twin"], TWIN)
+        problems += _above("fp16", worst["file"], min(HALF, FLOOR * worst["torch fp16"]))
+    else:
+        problems += _above("fp32", worst["file"], TWIN)
+    text = "; ".join(problems) or _told(worst, len(wanted))
+    figures = {
+        "calls": [str(shape) for shape in calls(case)],
+        "errors": {name: [float(f"{e:.2g}") for e in each] for name, each in errors.items()},
+        "worst": {name: float(f"{e:.2g}") for name, e in worst.items()},
+    }
+    return Finding(gate="numbers", passed=not problems, text=text, figures=figures)
+
+
+def _above(what: str, value: float, bound: float) -> list[str]:
+    return [f"{what} is {value:.2g} off torch's fp32, above {bound:.2g}"] if not value <= bound else []
+
+
+def _told(worst: Mapping[str, float], count: int) -> str:
+    names = {"twin": "same graph in fp32", "file": "the file", "torch fp16": "torch's own fp16"}
+    each = ", ".join(f"{names[name]} {value:.1e}" for name, value in worst.items())
+    return f"largest relative error against torch in fp32, over {count} call{'s' * (count > 1)}: {each}"
+
+
+def parts(case: Case) -> Finding:
+    """Text encoders and VAE against torch, in the precision that their files have."""
+    if not case.exported.whole:
+        return Finding(gate="parts", passed=None, text="the export is of the U-Net alone")
+    wrap = {
+        "text_encoder": text_encoder,
+        "text_encoder_2": text_encoder,
+        "vae_decoder": vae_decoder,
+        "vae_encoder": vae_encoder,
+    }
+    worst = {}
+    for name, build in wrap.items():
+        traced = build(case.source(name, "float32"))
+        opened = session(case.file(name))
+        kinds = {"tensor(float16)": numpy.float16, "tensor(float)": numpy.float32, "tensor(int64)": numpy.int64}
+        given = {i.name: traced.inputs[i.name].numpy().astype(kinds[i.type]) for i in opened.get_inputs()}
+        with torch.inference_mode():
+            wanted = traced.module(**{n: torch.from_numpy(v).to(traced.inputs[n].dtype) for n, v in given.items()})
+        wanted = wanted if isinstance(wanted, tuple) else (wanted,)
+        found = opened.run(None, given)
+        worst[name] = max(error(a.astype(numpy.float32), b.numpy()) for a, b in zip(found, wanted, strict=True))
+    bounds = {
+        name: TWIN if name.startswith("vae") or case.exported.stored_dtype == "float32" else HALF for name in worst
+    }
+    problems = [p for name, value in worst.items() for p in _above(name, value, bounds[name])]
+    told = ", ".join(f"{name} {value:.1e}" for name, value in worst.items())
+    return Finding(
+        gate="parts",
+        passed=not problems,
+        text="; ".join(problems) or f"largest relative error against torch in fp32: {told}",
+        figures={"worst": {name: float(f"{value:.2g}") for name, value in worst.items()}},
+    )

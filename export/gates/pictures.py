@@ -1,0 +1,93 @@
+"""Whole pictures from the same noise: ONNX Runtime beside torch, and how far torch's own fp16 is from its fp32."""
+
+import gc
+from collections.abc import Sequence
+from statistics import mean
+
+from PIL import Image
+
+from export.gates.case import Case, Finding
+from koala.evaluate.shapes import prompts
+from koala.fidelity import psnr, ssim
+from koala.generate import generate
+from koala.loading import Library
+from koala.request import GenerationRequest
+from koala.shapes.captions import parse
+from koala.shapes.judge import judge
+
+BELOW_FLOOR = 3.0  # dB that a file may be further from torch's fp32 than torch's fp16 is
+ALLOWED = 0.01  # of the verdicts may differ; of an 8-bit model the share of right pictures may fall by ...
+ALLOWED_INT8 = 0.05
+LEAST_INT8 = 18.0  # dB
+
+
+def _draw(model, texts: Sequence[str]) -> list[Image.Image]:
+    requests = (GenerationRequest(model=model.card.name, prompt=t, seed=k) for k, t in enumerate(texts))
+    return [generate(request, model, num_previews=0).images[0] for request in requests]
+
+
+def pictures(case: Case) -> Finding:
+    """PSNR, SSIM and the judge's verdicts over prompts of the shapes world."""
+    if not case.exported.whole:
+        return Finding(gate="pictures", passed=None, text="the export is of the U-Net alone")
+    if case.large:
+        return Finding(
+            gate="pictures",
+            passed=None,
+            text="pictures of this size take many minutes on a CPU; draw them with --thorough, or on a GPU",
+        )
+    texts = [
+        t
+        for pair in zip(prompts("one_object", case.prompts), prompts("two_objects", case.prompts), strict=True)
+        for t in pair
+    ]
+    texts = texts[: case.prompts]
+    name = case.exported.model
+    wanted = _draw(Library("cpu", dtype="float32").get(name), texts)
+    gc.collect()
+    found = _draw(Library("cpu").get(str(case.folder)), texts)
+    gc.collect()
+    drawn = {"file": found}
+    if case.exported.stored_dtype == "float16":
+        drawn["torch fp16"] = _draw(Library("cpu", dtype="float16").get(name), texts)
+    figures = {who: _compared(mine, wanted, texts) for who, mine in drawn.items()}
+    return _verdict(case, figures)
+
+
+def _compared(mine: Sequence[Image.Image], wanted: Sequence[Image.Image], texts: Sequence[str]) -> dict:
+    decibels = [psnr(a, b) for a, b in zip(mine, wanted, strict=True)]
+    alike = [ssim(a, b) for a, b in zip(mine, wanted, strict=True)]
+    right = [[judge(p, t).all for p, t in zip(which, texts, strict=True) if parse(t)] for which in (mine, wanted)]
+    return {
+        "pictures": len(texts),
+        "psnr_mean": round(mean(decibels), 1),
+        "psnr_least": round(min(decibels), 1),
+        "ssim_mean": round(mean(alike), 4),
+        "ssim_least": round(min(alike), 4),
+        "verdicts_differ": sum(a != b for a, b in zip(*right, strict=True)),
+        "right": sum(right[0]),
+        "right_torch_fp32": sum(right[1]),
+    }
+
+
+def _verdict(case: Case, figures: dict[str, dict]) -> Finding:
+    mine, count = figures["file"], figures["file"]["pictures"]
+    problems = []
+    if case.exported.dtype.endswith("int8"):
+        if mine["right_torch_fp32"] - mine["right"] > max(1, ALLOWED_INT8 * count):
+            problems.append(f"{mine['right']} pictures right, {mine['right_torch_fp32']} with torch")
+        if mine["psnr_mean"] < LEAST_INT8:
+            problems.append(f"PSNR {mine['psnr_mean']} dB, below {LEAST_INT8:g}")
+    else:
+        if mine["verdicts_differ"] > max(1, ALLOWED * count):
+            problems.append(f"{mine['verdicts_differ']} of {count} verdicts differ from torch's")
+        floor = figures.get("torch fp16", {"psnr_mean": 45.0})["psnr_mean"]
+        if mine["psnr_mean"] < floor - BELOW_FLOOR:
+            problems.append(f"PSNR {mine['psnr_mean']} dB, torch's own fp16 has {floor} dB")
+    told = (
+        f"{count} pictures against torch in fp32: PSNR {mine['psnr_mean']} dB, SSIM {mine['ssim_mean']}, "
+        f"{mine['verdicts_differ']} verdicts differ"
+    )
+    if floor := figures.get("torch fp16"):
+        told += f" (torch's own fp16: {floor['psnr_mean']} dB, {floor['ssim_mean']}, {floor['verdicts_differ']})"
+    return Finding(gate="pictures", passed=not problems, text="; ".join([*problems, told]), figures=figures)

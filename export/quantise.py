@@ -1,0 +1,80 @@
+"""Linear layers in 8 bits: as stored weights alone, or with activations quantised as they come (for CPUs)."""
+
+from collections.abc import Iterator
+
+import numpy
+import onnx_ir as ir
+
+DYNAMIC, WEIGHT_ONLY = "dynamic-int8", "weight-only-int8"
+_LEVELS = 127  # symmetric: -127 .. 127, so that zero is zero
+
+
+def _linear(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Value]]:
+    """Every product with a weight matrix; products of two activations, as attention has them, are left."""
+    for node in list(model.graph):
+        if node.op_type == "MatMul" and (weight := node.inputs[1]).is_initializer() and len(weight.shape) == 2:
+            yield node, weight
+
+
+def _rounded(weight: ir.TensorProtocol) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """A matrix (inputs, outputs) as int8 and one fp32 scale per output."""
+    values = weight.numpy().astype(numpy.float32)
+    scale = numpy.maximum(abs(values).max(axis=0), numpy.finfo(numpy.float32).tiny) / _LEVELS
+    return numpy.rint(values / scale).clip(-_LEVELS, _LEVELS).astype(numpy.int8), scale
+
+
+def _initializer(model: ir.Model, name: str, values: numpy.ndarray) -> ir.Value:
+    tensor = ir.Tensor(values, name=name)
+    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(values.shape))
+    model.graph.initializers[name] = value
+    return value
+
+
+def _insert(
+    model: ir.Model, before: ir.Node, kind: str, inputs: list, attributes: dict | None = None, outputs: int = 1
+):
+    node = ir.node(kind, inputs, attributes, num_outputs=outputs)
+    for index, value in enumerate(node.outputs):
+        value.name = f"{before.name or before.outputs[0].name}.{kind}.{index}"
+    model.graph.insert_before(before, node)
+    return node.outputs if outputs > 1 else node.outputs[0]
+
+
+def weight_only(model: ir.Model) -> None:
+    """Store int8 weights and make floats of them at run time; standard operators (DequantizeLinear per channel)."""
+    for node, weight in _linear(model):
+        values, scale = _rounded(weight.const_value)
+        stored = _initializer(model, f"{weight.name}.int8", values)
+        scales = _initializer(model, f"{weight.name}.scale", scale.astype(weight.const_value.dtype.numpy()))
+        node.replace_input_with(1, _insert(model, node, "DequantizeLinear", [stored, scales], {"axis": 1}))
+        if not weight.uses():
+            del model.graph.initializers[weight.name]
+
+
+def dynamic(model: ir.Model) -> None:
+    """Multiply in integers: activations get a scale per tensor in every run (DynamicQuantizeLinear, MatMulInteger).
+
+    Convolutions stay in fp32: ONNX Runtime has no fast integer kernel for them.
+    """
+    quantised: dict[ir.Value, tuple] = {}
+    for node, weight in _linear(model):
+        values, scale = _rounded(weight.const_value)
+        stored = _initializer(model, f"{weight.name}.int8", values)
+        scales = _initializer(model, f"{weight.name}.scale", scale)
+        activation = node.inputs[0]
+        if activation not in quantised:
+            quantised[activation] = _insert(model, node, "DynamicQuantizeLinear", [activation], outputs=3)
+        integers, factor, zero = quantised[activation]
+        product = _insert(model, node, "MatMulInteger", [integers, stored, zero])
+        product = _insert(model, node, "Cast", [product], {"to": ir.DataType.FLOAT})
+        both = _insert(model, node, "Mul", [factor, scales])
+        result = _insert(model, node, "Mul", [product, both])
+        result.name = f"{node.outputs[0].name}.scaled"
+        for user, position in tuple(node.outputs[0].uses()):
+            user.replace_input_with(position, result)
+        model.graph.remove(node, safe=True)
+        if not weight.uses():
+            del model.graph.initializers[weight.name]
+
+
+QUANTISERS = {DYNAMIC: dynamic, WEIGHT_ONLY: weight_only}

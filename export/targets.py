@@ -1,0 +1,62 @@
+"""Whom an export is for: the operators and the types that a runtime takes."""
+
+from dataclasses import dataclass
+
+from koala.request import RequestError
+
+FIRST_INPUT = "sample"  # optimum reads the pipeline's dtype from the U-Net's first floating input
+DTYPES = {"fp16": "float16", "fp32": "float32"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A kind of ONNX file. `dtypes` are the types that its weights may have, the default first."""
+
+    name: str
+    opset: int
+    dtypes: tuple[str, ...]
+    text: str
+    weights: str | None = None  # "dynamic-int8" or "weight-only-int8": how the U-Net's linear layers are quantised
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target(
+            name="universal",
+            opset=20,
+            dtypes=("fp16", "fp32"),
+            text="ONNX Runtime on any device, TensorRT, TensorRT-RTX, OpenVINO: no operator outside the standard",
+        ),
+        Target(
+            name="tensorrt",
+            opset=23,
+            dtypes=("fp16", "fp32"),
+            text="TensorRT 10.13 and later and TensorRT-RTX: attention and group norm as one operator each",
+        ),
+        Target(
+            name="cpu-int8",
+            opset=20,
+            dtypes=("fp32",),
+            text="ONNX Runtime on a CPU: weights of the linear layers in 8 bits, activations quantised as they come",
+            weights="dynamic-int8",
+        ),
+        Target(
+            name="int8-weights",
+            opset=20,
+            dtypes=("fp16", "fp32"),
+            text="a small download: weights of the linear layers in 8 bits, one scale per output, computed in fp16",
+            weights="weight-only-int8",
+        ),
+    )
+}
+
+
+def target_of(name: str, dtype: str | None) -> tuple[Target, str]:
+    """The target of a name and the dtype ("fp16" or "fp32") of its weights; RequestError with what there is."""
+    if name not in TARGETS:
+        raise RequestError(f"unknown target {name!r}; choose one of {', '.join(TARGETS)}")
+    target = TARGETS[name]
+    if dtype is not None and dtype not in target.dtypes:
+        raise RequestError(f"target {name} has {' or '.join(target.dtypes)} weights, not {dtype}; leave --dtype out")
+    return target, dtype or target.dtypes[0]
