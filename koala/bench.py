@@ -21,6 +21,7 @@ from koala.generate import Cancelled, generate, resolve
 from koala.latency import Hardware, Prediction, named, predict
 from koala.loading import Library, LoadedModel
 from koala.plans import Plan
+from koala.registry import find, torch_only
 from koala.request import GenerationRequest, RequestError, Timing
 from koala.stock import stock, stock_plan
 from koala.timing import device_name
@@ -155,6 +156,8 @@ def measure(
 
     `on_run` is told what starts now.
     """
+    for name in matrix.models:
+        torch_only(find(name), "a benchmark")
     cancel = cancel or threading.Event()
     say = on_run or (lambda text: None)
     clock = _Clock(matrix.time_limit)

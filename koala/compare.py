@@ -74,15 +74,16 @@ def compare(
 ) -> list[GenerationResult]:
     """Run the requests one after the other on the same noise; callbacks get the request's position.
 
-    All models are loaded before the first starts, so that no load falls into a measured run, and follow one memory
-    plan: where not all fit on the device, the text is encoded once and one U-Net is there at a time.
+    All models are loaded before the first starts, so that no load falls into a measured run, and all of torch's follow
+    one memory plan: where not all fit on the device, the text is encoded once and one U-Net is there at a time.
     """
     requests = same_noise(requests)
     models = library.get_all([r.model for r in requests])
-    placement = library.place(models, requests)
+    together = library.place(models, requests)
     results = []
     for position, (request, model) in enumerate(zip(requests, models, strict=True)):
         watch = (lambda step, p=position: on_step(p, step)) if on_step else None
+        placement = together if model.card.runtime == "torch" else None  # an export has one of its own
         results.append(
             generate(request, model, on_step=watch, cancel=cancel, num_previews=num_previews, placement=placement)
         )

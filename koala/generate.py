@@ -18,10 +18,9 @@ from koala.decoding import decode
 from koala.guidance import TENSORS, GuidanceInterval, guided_steps
 from koala.hashing import digest
 from koala.loading import EMBEDDINGS, LoadedModel, Placement
-from koala.plans import Plan
 from koala.presets import PRESETS
 from koala.registry import ModelCard
-from koala.request import GenerationRequest, Timing
+from koala.request import GenerationRequest, RequestError, Timing
 from koala.result import GenerationResult
 from koala.schedulers import build
 from koala.timing import StageTimer, device_name
@@ -43,10 +42,25 @@ class Step:
 
 
 def resolve(request: GenerationRequest, card: ModelCard) -> GenerationRequest:
-    """The request with every None replaced by its model's default."""
+    """The request with every None replaced by its model's default; RequestError for what its runtime cannot do."""
+    if card.runtime == "onnx":
+        _check_export(request, card)
     defaults = {n: getattr(card, n) for n in ("steps", "guidance", "scheduler", "width", "height")}
     missing = {n: v for n, v in defaults.items() if getattr(request, n) is None}
     return dataclasses.replace(request, model=card.name, **missing)
+
+
+def _check_export(request: GenerationRequest, card: ModelCard) -> None:
+    """An export's graph is as it was written, and its memory is its runtime's."""
+    if request.lora:
+        raise RequestError(
+            f"{card.title} takes no LoRA at run time; fuse it into an export of its own: python -m export --model "
+            f"MODEL --lora {request.lora} --lora-strength {request.lora_strength:g} --out DIR"
+        )
+    if request.preset != "quality":
+        raise RequestError(
+            f"{card.title} runs on ONNX Runtime, and the preset {request.preset} is torch's; use --preset quality"
+        )
 
 
 def versions() -> dict[str, str]:
@@ -76,7 +90,7 @@ def _encode(
 
     Where the plan releases the text encoders, embeddings are remembered, with the time that they once took.
     """
-    remembered = model.library.embeddings if placement.plan.text == "released" else OrderedDict()
+    remembered = OrderedDict() if placement.keeps_text else model.library.embeddings
     guided = request.guidance > 1
     encoders = id(model.pipeline.text_encoder), id(model.pipeline.text_encoder_2)
     said = prompt if isinstance(prompt, str) else tuple(prompt)
@@ -179,10 +193,10 @@ class _Watch:
         cancel: threading.Event,
         num_previews: int,
         model: LoadedModel,
-        plan: Plan,
+        tile: int | None,
     ):
         self.request, self.timer, self.on_step, self.cancel = request, timer, on_step, cancel
-        self.vae, self.tile = model.tiny_vae or model.pipeline.vae, None if model.tiny_vae else plan.vae_tile
+        self.vae, self.tile = model.tiny_vae or model.pipeline.vae, None if model.tiny_vae else tile
         self.shown = {round(request.steps * k / (num_previews + 1)) for k in range(1, num_previews + 1)}
         self.latents: torch.Tensor | None = None
         self.unet_ms: list[float] = []
@@ -203,6 +217,24 @@ class _Watch:
             raise Cancelled
 
 
+def peak_memory(model: LoadedModel, timer: StageTimer) -> int | None:
+    """Bytes at the busiest moment. On a GPU only torch's own are counted, and an export's are not torch's."""
+    return None if model.device.type == "cuda" and model.card.runtime != "torch" else timer.peak_memory()
+
+
+def made_by(model: LoadedModel, placement: Placement) -> dict:
+    """What a result says of the model that drew it."""
+    return {
+        "parameters": model.parameters,
+        "revision": model.revision,
+        "dtype": model.precision,
+        "device": device_name(model.device),
+        "runtime": model.card.runtime,
+        "versions": versions() | model.software,
+        "plan": placement.plan,
+    }
+
+
 @torch.inference_mode()
 def _run(
     model: LoadedModel,
@@ -213,13 +245,13 @@ def _run(
     num_previews: int,
 ) -> GenerationResult:
     timer = StageTimer(model.device)
-    if "vae" not in placement.plan.on_device("unet"):
+    if "vae" not in placement.on_device("unet"):
         num_previews = 0  # nothing to decode them with is on the device
-    watch = _Watch(request, timer, on_step, cancel, num_previews, model, placement.plan)
+    watch = _Watch(request, timer, on_step, cancel, num_previews, model, placement.tile)
     noise = initial_noise(request, model.pipeline.unet.config.in_channels, model.pipeline.vae_scale_factor)
     pipeline, latents = run_pipeline(model, request, noise, timer=timer, step_end=watch, placement=placement)
     with timer.stage("vae"):
-        images = decode(pipeline.vae, latents, placement.plan.vae_tile)
+        images = decode(pipeline.vae, latents, placement.tile)
     timing = Timing(
         text_ms=timer.total("text"),
         unet_ms=tuple(watch.unet_ms),
@@ -227,19 +259,14 @@ def _run(
         vae_ms=timer.total("vae"),
         # what a run without anyone watching would have taken
         total_ms=timer.total("text") + timer.total("denoise") - timer.total("watching") + timer.total("vae"),
-        peak_memory_bytes=timer.peak_memory(),
+        peak_memory_bytes=peak_memory(model, timer),
         swap_ms=timer.total("swap"),
     )
     return GenerationResult(
         request=request,
         images=tuple(images),
         timing=timing,
-        parameters=model.parameters,
-        revision=model.revision,
-        dtype=str(model.dtype).removeprefix("torch."),
-        device=device_name(model.device),
-        versions=versions(),
-        plan=placement.plan,
+        **made_by(model, placement),
     )
 
 

@@ -4,7 +4,7 @@ import json
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,6 +53,19 @@ def load_part(component: str, folder: Path, weights: Path, dtype: torch.dtype) -
     return part.eval().requires_grad_(False)
 
 
+def load_unet(location: Location, dtype: torch.dtype) -> UNet2DConditionModel:
+    """The U-Net of a located model, frozen."""
+    folder = location.folder / "unet"
+    if "unet" not in location.replaced:
+        unet = UNet2DConditionModel.from_pretrained(folder, variant=location.variant, torch_dtype=dtype)
+    else:
+        with torch.device("meta"):  # no memory and no time for random values
+            unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder))
+        unet.load_state_dict(load_state_dict(location.weights("unet")), assign=True)
+        unet = unet.to(dtype)
+    return unet.eval().requires_grad_(False)
+
+
 @dataclass(kw_only=True)
 class LoadedModel:
     """A model in memory. `lock` is held by the one run that uses the device: two runs never share a U-Net at once."""
@@ -75,13 +88,23 @@ class LoadedModel:
         return self.pipeline.unet.dtype
 
     @property
+    def precision(self) -> str:
+        """Of the U-Net's weights."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def software(self) -> dict[str, str]:
+        """Versions of what decides the pixels beside torch and its libraries."""
+        return {}
+
+    @property
     def lock(self) -> threading.Lock:
         return self.library.residence.lock
 
-    def decoder(self, plan: Plan) -> torch.nn.Module:
-        return self.tiny_vae if plan.tiny_vae else self.pipeline.vae
+    def decoder(self, plan: Plan | None) -> torch.nn.Module:
+        return self.tiny_vae if plan and plan.tiny_vae else self.pipeline.vae
 
-    def parts(self, stage: str, plan: Plan) -> list[torch.nn.Module]:
+    def parts(self, stage: str, plan: Plan | None) -> list[torch.nn.Module]:
         """The modules that work in a stage: text, unet or vae."""
         if stage == "vae":
             return [self.decoder(plan), *([self.tiny_vae] if self.tiny_vae else [])]
@@ -96,14 +119,28 @@ class LoadedModel:
 class Placement:
     """A memory plan that one model follows, or several that draw the same prompt one after the other."""
 
-    plan: Plan
+    plan: Plan | None  # None for exports: their runtime decides, and everything is on the device
     models: tuple[LoadedModel, ...]
+
+    @property
+    def keeps_text(self) -> bool:
+        """Whether the text encoders stay on the device, ready for the next prompt."""
+        return self.plan is None or self.plan.text == "resident"
+
+    @property
+    def tile(self) -> int | None:
+        """Latents per side of the VAE's tiles."""
+        return self.plan.vae_tile if self.plan else None
+
+    def on_device(self, stage: str) -> tuple[str, ...]:
+        """Which of "text", "unet" and "vae" are on the device in the stage of that name."""
+        return self.plan.on_device(stage) if self.plan else tuple(STAGE_PARTS)
 
     def enter(self, stage: str, model: LoadedModel) -> None:
         """Have on the device what the plan wants there in this stage of `model`, and nothing else."""
-        there = self.plan.on_device(stage)
+        there = self.on_device(stage)
         working = [p for part in there for p in model.parts(part, self.plan)]
-        others = [part for part in there if part != "unet" or self.plan.unet == "resident"]
+        others = [part for part in there if part != "unet" or self.plan is None or self.plan.unet == "resident"]
         keep = [p for other in self.models for part in others for p in other.parts(part, self.plan)]
         model.library.residence.bring(working, keep)
 
@@ -138,7 +175,13 @@ class Library:
             if card.name not in self._models:
                 together = {card.name: card} | {other.name: other for other in map(find, beside)}
                 self._make_room(together)
-                self._models[card.name] = self._load(card, self._dtype(list(together.values())))
+                if card.runtime == "onnx":
+                    from koala.runtimes.ort import load  # onnxruntime is imported where a model asks for it
+
+                    self._models[card.name] = load(card, self)
+                else:
+                    others = [other for other in together.values() if other.runtime == "torch"]
+                    self._models[card.name] = self._load(card, self._dtype(others))
             return self._models[card.name]
 
     def forget(self, name: str) -> None:
@@ -147,11 +190,12 @@ class Library:
             self._models.pop(name, None)
 
     def get_all(self, names: Sequence[str]) -> list[LoadedModel]:
-        """Models that are to run beside each other, all in one precision."""
+        """Models that are to run beside each other, all of torch's in one precision."""
         models = [self.get(name, beside=names) for name in names]
-        if len({m.dtype for m in models}) > 1:  # one was loaded before it was known what would stand beside it
+        own = [m for m in models if m.card.runtime == "torch"]
+        if len({m.dtype for m in own}) > 1:  # one was loaded before it was known what would stand beside it
             with self._lock:
-                for model in models:
+                for model in own:
                     self._models.pop(model.card.name, None)
             models = [self.get(name, beside=names) for name in names]
         return models
@@ -170,7 +214,14 @@ class Library:
             self.embeddings.clear()
 
     def place(self, models: Sequence[LoadedModel], requests: Sequence[GenerationRequest]) -> Placement:
-        """The memory plan for these requests, whose defaults are filled in; each choice is logged with its reason."""
+        """The memory plan for these requests, whose defaults are filled in; each choice is logged with its reason.
+
+        Exports are left out of it: their runtime plans by itself.
+        """
+        planned = [(m, r) for m, r in zip(models, requests, strict=True) if m.card.runtime == "torch"]
+        if not planned:
+            return Placement(plan=None, models=tuple(models))
+        models, requests = zip(*planned, strict=True)
         first = requests[0]
         found = pair_plan(
             [m.spec for m in models],
@@ -187,7 +238,7 @@ class Library:
         )
         for choice in found.choices:
             log.info("%s: %s (%s)", choice.what, choice.value, choice.reason)
-        return Placement(plan=found, models=tuple(models))
+        return Placement(plan=found, models=models)
 
     def _dtype(self, cards: Sequence[ModelCard]) -> torch.dtype:
         """The precision of U-Net and text encoders in which all these models fit, at their own size."""
@@ -198,34 +249,28 @@ class Library:
         found = pair_plan(specs, device=self.device.type, vram_bytes=self.memory, tiny_vae=True, preset="fast", **size)
         return getattr(torch, found.dtype)
 
-    def _part(self, component: str, folder: Path, weights: Path, dtype: torch.dtype) -> torch.nn.Module:
-        """A text encoder or VAE, shared with every model whose weights file has the same hash."""
-        key = f"{component}:{digest(weights)}:{dtype}"
+    def share(self, key: str, make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
+        """The part of this key, made now if no model has it."""
         if key not in self._shared:
-            self._shared[key] = load_part(component, folder, weights, dtype)
+            self._shared[key] = make()
         return self._shared[key]
 
-    def _unet(self, location: Location, dtype: torch.dtype) -> UNet2DConditionModel:
-        if "unet" not in location.replaced:
-            return UNet2DConditionModel.from_pretrained(
-                location.folder / "unet", variant=location.variant, torch_dtype=dtype
-            )
-        with torch.device("meta"):  # no memory and no time for random values
-            unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(location.folder / "unet"))
-        unet.load_state_dict(load_state_dict(location.weights("unet")), assign=True)
-        return unet.to(dtype)
+    def part(self, component: str, folder: Path, weights: Path, dtype: torch.dtype) -> torch.nn.Module:
+        """A text encoder or VAE, shared with every model whose weights file has the same hash."""
+        key = f"{component}:{digest(weights)}:{dtype}"
+        return self.share(key, lambda: load_part(component, folder, weights, dtype))
 
     def _load(self, card: ModelCard, dtype: torch.dtype) -> LoadedModel:
         location = locate(card)
         folder, small = location.folder, tiny_vae(card)
         try:
-            unet = self._unet(location, dtype).eval().requires_grad_(False)
+            unet = load_unet(location, dtype)
             vae_file = location.weights("vae")
             encoders = (*STAGE_PARTS["text"],)
-            parts = {n: self._part(n, folder / n, location.weights(n), dtype) for n in encoders}
+            parts = {n: self.part(n, folder / n, location.weights(n), dtype) for n in encoders}
             pipeline = StableDiffusionXLPipeline(
                 unet=unet,
-                vae=self._part("vae", vae_file.parent, vae_file, dtype),
+                vae=self.part("vae", vae_file.parent, vae_file, dtype),
                 tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
                 tokenizer_2=CLIPTokenizer.from_pretrained(folder / "tokenizer_2"),
                 scheduler=EulerDiscreteScheduler.from_pretrained(folder / "scheduler"),

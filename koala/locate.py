@@ -7,6 +7,7 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
+from koala.exported import Exported
 from koala.layout import STEMS, Weights, check_pipeline, choose, listing, weights
 from koala.registry import ModelCard
 from koala.request import RequestError
@@ -18,12 +19,13 @@ class NotOnThisMachine(RequestError):
 
 @dataclass(frozen=True, kw_only=True)
 class Location:
-    """A diffusers folder, with the half-precision variant or without, at one revision."""
+    """A diffusers folder, with the half-precision variant or without, at one revision; or an export."""
 
     folder: Path
     chosen: Mapping[str, Weights]  # of the components that the folder itself gives
     replaced: Mapping[str, Path]  # component -> the file from elsewhere that the card wants instead
     revision: str  # hub commit, or "local"; commits of replaced components follow
+    exported: Exported | None = None  # of a folder that holds ONNX files instead of torch's weights
 
     @property
     def variant(self) -> str | None:
@@ -32,6 +34,11 @@ class Location:
 
     def files(self, component: str) -> tuple[Path, ...]:
         """The safetensors of a component: one file, or the U-Net's shards."""
+        if self.exported:
+            raise RequestError(
+                f"{self.folder} is an export: ONNX files, no weights for torch; name the model that it was made of: "
+                f"{self.exported.model}"
+            )
         if component in self.replaced:
             return (self.replaced[component],)
         return tuple(self.folder / name for name in self.chosen[component].files)
@@ -111,6 +118,9 @@ def locate(card: ModelCard) -> Location:
     Raises NotOnThisMachine with the command that fetches them, RequestError for a folder that is not whole.
     """
     folder = _snapshot(card) if card.on_hub else Path(card.source)
+    if card.runtime == "onnx":
+        exported = Exported.read(folder)
+        return Location(folder=folder, chosen={}, replaced={}, revision=exported.revision, exported=exported)
     try:
         chosen = choose(listing(folder), own_parts(card), card.name)
     except RequestError as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from koala.costs import parameters
+from koala.exported import MANIFEST, Exported
 from koala.request import RequestError
 from koala.specs import (
     KOALA_1B,
@@ -44,6 +45,7 @@ class ModelCard:
     vae: str | None = None  # hub id of a VAE that replaces the source's own
     tiny_vae: str | None = None  # hub id of a tiny VAE on the same latents, for previews and small memories
     teacher: str | None = None
+    runtime: str = "torch"  # or "onnx", of a folder that `python -m export` wrote
     negative_prompt: str = ""  # the authors' recommendation; a suggestion, never added silently
     scheduler: str = "euler-trailing"
     steps: int = 25
@@ -211,6 +213,8 @@ def _folder_card(folder: Path) -> ModelCard:
     known = next((c for c in CARDS.values() if c.source == str(folder)), None)
     if known:
         return known
+    if (folder / MANIFEST).is_file():
+        return _export_card(folder)
     unet = _config(folder / "unet" / "config.json")
     spec = from_config(unet, str(folder)) if unet else None
     side = 8 * (unet.get("sample_size") or 128)
@@ -226,6 +230,37 @@ def _folder_card(folder: Path) -> ModelCard:
         width=side,
         height=side,
     )
+
+
+def _export_card(folder: Path) -> ModelCard:
+    """A card for a folder that `python -m export` wrote: its model's own, as far as that is known, and its manifest."""
+    exported = Exported.read(folder)
+    known = CARDS.get(exported.model)
+    kind = ["ONNX", exported.target] if exported.target != "universal" else ["ONNX"]
+    kind += [exported.dtype] if exported.dtype not in ("float16", "dynamic-int8") else []
+    kind += [f"with {exported.lora['name']}"] if exported.lora else []
+    return ModelCard(
+        name=str(folder),
+        title=f"{exported.title} ({', '.join(kind)})",
+        source=str(folder),
+        parameters=exported.components["unet"].parameters,
+        licence=exported.licence,
+        spec=known.spec if known else from_config(_config(folder / "unet" / "config.json"), str(folder)),
+        teacher=known.teacher if known else None,
+        tiny_vae=known.tiny_vae if known else None,
+        negative_prompt=known.negative_prompt if known else "",
+        runtime="onnx",
+        **exported.defaults,
+    )
+
+
+def torch_only(card: ModelCard, doing: str) -> None:
+    """RequestError for an export, where `doing` looks into the network."""
+    if card.runtime != "torch":
+        raise RequestError(
+            f"{card.name} is an export, and {doing} needs the network itself, in torch; name the model that it was "
+            f"made of: {Exported.read(Path(card.source)).model}"
+        )
 
 
 def _pinned(model: str) -> ModelCard:

@@ -27,6 +27,7 @@ def entry(result: GenerationResult, images: Sequence[str] = ()) -> dict:
         "revision": result.revision,
         "dtype": result.dtype,
         "device": result.device,
+        "runtime": result.runtime,
         "timing": dataclasses.asdict(result.timing),
         "lora": result.lora_layers,
         "plan": dataclasses.asdict(result.plan) if result.plan else None,
@@ -46,5 +47,5 @@ def comparison(results: Sequence[GenerationResult], images: Sequence[Sequence[st
             ],
         },
         "device": first.device,
-        "versions": first.versions,
+        "versions": {name: version for r in results for name, version in r.versions.items()},
     }

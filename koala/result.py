@@ -24,6 +24,7 @@ class GenerationResult:
     revision: str  # hub commit, or "local"
     dtype: str
     device: str
+    runtime: str = "torch"  # or "onnx"
     versions: dict[str, str] = field(default_factory=dict)
     lora_sha256: str | None = None  # of the LoRA's file
     lora_layers: str | None = None  # how much of the LoRA this model has a place for
@@ -42,6 +43,7 @@ class GenerationResult:
             "revision": self.revision,
             "dtype": self.dtype,
             "device": self.device,
+            "runtime": self.runtime,
             "versions": self.versions,
             "compared": [told(c) for c in compared],
         }
@@ -82,6 +84,7 @@ def parameters_text(metadata: dict) -> str:
         **({"LoRA": f"{request['lora']} ({request['lora_strength']:g})"} if request["lora"] else {}),
         "Model revision": metadata["revision"],
         "Dtype": metadata["dtype"],
+        **({"Runtime": metadata["runtime"]} if metadata["runtime"] != "torch" else {}),
         **{f"{name} version": version for name, version in metadata["versions"].items()},
     }
     return "\n".join([*lines, ", ".join(f"{k}: {v}" for k, v in settings.items())])
@@ -110,6 +113,7 @@ def read_png(source: Path | str | bytes) -> dict:
         metadata = json.loads(text)
         metadata["request"] = GenerationRequest.from_dict(metadata["request"])
         metadata.setdefault("lora_sha256", None)
+        metadata.setdefault("runtime", "torch")
         metadata["compared"] = [GenerationRequest.from_dict(c) for c in metadata.get("compared", [])]
     except RequestError as error:
         raise RequestError(f"the settings in this PNG cannot be used: {error}") from error

@@ -8,6 +8,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # HF_HUB_OFFLINE=0 python -m pytest -m network
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import errno
 import ipaddress
@@ -36,6 +37,16 @@ INSTALL_CHROMIUM = "sudo apt-get install chromium"
 def embedded() -> Path:
     """The folder of the shipped models."""
     return ROOT / "koala" / "embedded"
+
+
+@pytest.fixture(scope="session")
+def exported_700m(tmp_path_factory) -> Path:
+    """tiny-koala-700m as ONNX files in fp16, the whole pipeline; a test that changes it takes a copy."""
+    from export.folder import export, plan
+
+    out = tmp_path_factory.mktemp("exports") / "tiny-koala-700m"
+    export(plan("tiny-koala-700m"), out)
+    return out
 
 
 def find_chromium() -> str | None:

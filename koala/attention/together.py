@@ -14,6 +14,7 @@ from koala.attention.recorded import AttentionRecord
 from koala.compare import same_noise
 from koala.generate import Step, resolve
 from koala.loading import Library, LoadedModel
+from koala.registry import find, torch_only
 from koala.request import GenerationRequest
 from koala.result import GenerationResult
 from koala.specs import STAGES
@@ -110,6 +111,8 @@ def prepare(
 
     RequestError for what cannot be recorded together, before anything runs.
     """
+    for request in requests:
+        torch_only(find(request.model), "recording its attention")
     models = library.get_all([r.model for r in requests])
     full = same_noise(requests) if len(requests) > 1 else [resolve(requests[0], models[0].card)]
     found = planned(

@@ -18,6 +18,7 @@ from koala.evaluate.settings import Settings
 from koala.hooks import tap
 from koala.layer_map import self_attention_pairs
 from koala.loading import LoadedModel, Placement
+from koala.registry import torch_only
 from koala.request import RequestError
 
 BUCKET = 100  # timesteps per bucket; each is measured at its centre
@@ -29,6 +30,8 @@ OUTPUT = "output"
 
 def pairs(student: LoadedModel, teacher: LoadedModel) -> list[tuple[str, str, str]]:
     """(stage, student's attn1, teacher's attn1); RequestError where the teacher cannot be this student's."""
+    for model in (student, teacher):
+        torch_only(model.card, "its agreement with a teacher")
     mine, its = student.spec, teacher.spec
     refusal = f"{teacher.card.name} is no teacher of {student.card.name}"
     if mine.channels != its.channels:

@@ -8,12 +8,12 @@ from diffusers import StableDiffusionXLPipeline
 
 from koala.decoding import decode
 from koala.evaluate.settings import Settings, request
-from koala.generate import initial_noise, resolve, run_pipeline, versions
+from koala.generate import initial_noise, made_by, peak_memory, resolve, run_pipeline
 from koala.guidance import guided_steps
 from koala.loading import LoadedModel, Placement
 from koala.request import MAX_IMAGES, GenerationRequest, Timing
 from koala.result import GenerationResult
-from koala.timing import StageTimer, device_name
+from koala.timing import StageTimer
 
 BATCH_PIXELS = 25 * 256 * 256
 
@@ -77,25 +77,18 @@ def draw(model: LoadedModel, requests: Sequence[GenerationRequest]) -> list[Gene
     with model.lock:
         pipeline, latents = clean_latents(model, requests, placement, timer)
         with timer.stage("vae"):
-            pictures = decode(pipeline.vae, latents, placement.plan.vae_tile)
+            pictures = decode(pipeline.vae, latents, placement.tile)
     timing = Timing(
         text_ms=timer.total("text"),
         unet_ms=tuple(timer.ms["unet"]),
         unet_calls=requests[0].steps + len(guided_steps(requests[0])),
         vae_ms=timer.total("vae"),
         total_ms=timer.total("text") + timer.total("denoise") + timer.total("vae"),
-        peak_memory_bytes=timer.peak_memory(),
+        peak_memory_bytes=peak_memory(model, timer),
         swap_ms=timer.total("swap"),
     )
-    made_by = {
-        "parameters": model.parameters,
-        "revision": model.revision,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": device_name(model.device),
-        "versions": versions(),
-        "plan": placement.plan,
-    }
+    maker = made_by(model, placement)
     return [
-        GenerationResult(request=r, images=(picture,), timing=timing, **made_by)
+        GenerationResult(request=r, images=(picture,), timing=timing, **maker)
         for r, picture in zip(requests, pictures, strict=True)
     ]

@@ -10,6 +10,7 @@ from koala.evaluate.prompt_files import prompts_for
 from koala.evaluate.settings import Settings
 from koala.generate import resolve, versions
 from koala.loading import Library, LoadedModel
+from koala.registry import torch_only
 from koala.request import GenerationRequest
 from koala.timing import device_name
 
@@ -18,6 +19,7 @@ Say = Callable[[str], None]
 
 def judge_suite(model: LoadedModel, count: int, say: Say) -> dict:
     """How exact the judge is on clean renders and after the model's VAE, and how true that VAE is."""
+    torch_only(model.card, "the VAE's round trip")
     say(f"reading {count} scenes, clean and after the VAE's round trip")
     vae = model.pipeline.vae
     placement = model.place(resolve(GenerationRequest(model=model.card.name, prompt="scenes"), model.card))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from koala.attention import pairing
 from koala.attention.plan import BUDGET, AttentionPlan
-from koala.registry import ModelCard
+from koala.registry import ModelCard, torch_only
 from koala.request import GenerationRequest, RequestError
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Recording:
     def plans(self, cards: Sequence[ModelCard], width: int, height: int, steps: Sequence[int]) -> list[AttentionPlan]:
         """One plan per model; RequestError for what cannot be recorded, with what can."""
         for card in cards:
+            torch_only(card, "recording its attention")
             if card.spec is None:
                 raise RequestError(f"the name {card.title} does not tell which layers it has; choose it by its folder")
         return pairing.planned(

@@ -4,6 +4,7 @@ torch is imported by the loading thread, so that the page is there first.
 """
 
 import dataclasses
+import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from koala import registry
+from koala.exported import exports_root, list_exports
 from koala.locate import availability
 from koala.registry import CARDS, ModelCard
 from koala.request import GenerationRequest, RequestError
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from koala.generate import Step
     from koala.loading import Library, LoadedModel
     from koala.result import GenerationResult
+
+log = logging.getLogger(__name__)
 
 EMBEDDED_PAIR = ("tiny-sdxl", "tiny-koala-700m")
 REAL_PAIRS = (("sdxl-base", "koala-700m"), ("sdxl-base", "koala-lightning-700m"))
@@ -105,15 +109,28 @@ class Session:
             raise RequestError("a LoRA works on your own machine only: start the app there and choose the file")
         return request
 
-    def choices(self) -> list[tuple[str, str]]:
-        """(label, name) of every model to choose from; what is not on this machine says so."""
+    def choices(self, *, exports: bool = False) -> list[tuple[str, str]]:
+        """(label, name) of every model to choose from; what is not on this machine says so.
+
+        `exports` adds what runs on ONNX Runtime, for who wants pictures alone and does not look into the network.
+        """
         for look in self.before_choosing:
             look()
-        names = dict.fromkeys((*self.named, *self._made, *CARDS))
-        cards = [self.card(n) for n in names]
+        names = dict.fromkeys((*self.named, *self._made, *(self._exports() if exports else ()), *CARDS))
+        cards = [card for card in map(self.card, names) if exports or card.runtime == "torch"]
         here = {c.name: availability(c)[0] for c in cards}
         cards.sort(key=lambda c: not here[c.name])
         return [(c.title if here[c.name] else f"{c.title} (not on this machine)", c.name) for c in cards]
+
+    def _exports(self) -> list[str]:
+        """The exports in this machine's usual place, for local visitors."""
+        found = []
+        for folder in list_exports(exports_root()) if self.local else ():
+            try:
+                found.append(registry.find(str(folder)).name)
+            except RequestError as error:  # one that is damaged keeps nobody from the others
+                log.warning("%s", error)
+        return found
 
     def add(self, card: ModelCard) -> None:
         """Offer a model that this app made, a folder, wherever models are chosen."""

@@ -1,12 +1,12 @@
 """compare: several models on one noise, timed."""
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 from koala.console import no_bars
-from koala.registry import find
 from koala.request import GenerationRequest
-from koala.verbs.options import add_device, add_request, library, request_values
+from koala.verbs.options import add_device, add_request, add_runtime, library, request_values, to_run
 from koala.verbs.output import claims_line, emit, plan_lines, progress, timing_line
 
 HELP = "draw the same noise with several models, timed"
@@ -19,12 +19,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_request(parser, leave_out=("model",))
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the pictures")
     add_device(parser)
+    add_runtime(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     requests = [GenerationRequest(model=m, **request_values(args)) for m in args.models]
-    for request in requests:
-        find(request.model)
+    names = to_run(args, args.models)
+    requests = [dataclasses.replace(r, model=name) for r, name in zip(requests, names, strict=True)]
     from koala.compare import compare as draw
     from koala.compare import speedup
     from koala.report import comparison
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     no_bars()
     results = draw(
         requests,
-        library(args, args.models),
+        library(args, names),
         on_step=lambda position, step: progress(requests[position].model)(step),
         num_previews=0,
     )
@@ -48,6 +49,6 @@ def run(args: argparse.Namespace) -> int:
     for result in results[1:]:
         gained = speedup(results[0].timing, result.timing)
         lines.append(f"{result.request.model} against {results[0].request.model}: {gained.sentence()}")
-    lines += plan_lines(found["models"][0])
+    lines += plan_lines(next((one for one in found["models"] if one["plan"]), found["models"][0]))
     emit(args, found, "\n".join([*lines, f"on {found['device']}; warm-up is not counted"]))
     return 0

@@ -1,11 +1,11 @@
 """generate: draw a picture."""
 
 import argparse
+import dataclasses
 
 from koala.console import no_bars
-from koala.registry import find
 from koala.request import GenerationRequest
-from koala.verbs.options import add_device, add_request, file_ending, library, request_values
+from koala.verbs.options import add_device, add_request, add_runtime, file_ending, library, request_values, to_run
 from koala.verbs.output import claims_line, emit, plan_lines, progress, timing_line
 
 HELP = "draw a picture"
@@ -21,11 +21,13 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="where the picture goes",
     )
     add_device(parser)
+    add_runtime(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    request = GenerationRequest(**request_values(args))
-    find(request.model)  # an unknown name fails before torch is even imported
+    given = GenerationRequest(**request_values(args))
+    (name,) = to_run(args, [given.model])  # an unknown one fails before torch is even imported
+    request = dataclasses.replace(given, model=name)
     from koala.generate import generate as draw
     from koala.report import entry
 

@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
                 "height": card.height,
                 "negative_prompt": card.negative_prompt,
                 "teacher": card.teacher,
+                "runtime": card.runtime,
             }
         )
     emit(args, rows, _table(rows))

@@ -6,14 +6,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from koala.exported import find_export
 from koala.registry import CARDS, find
-from koala.request import GenerationRequest
+from koala.request import GenerationRequest, RequestError
 from koala.verbs.output import fetching
 
 if TYPE_CHECKING:
     from koala.loading import Library
 
 DTYPES = ("float32", "bfloat16", "float16")
+RUNTIMES = ("torch", "onnx")
 
 
 def number(text: str) -> int | float | str:
@@ -49,6 +51,29 @@ def add_device(parser: argparse.ArgumentParser) -> None:
         "--vram", type=gigabytes, metavar="GB", help="memory to plan for, such as 8, 6, 4 or 3 (default: what is there)"
     )
     parser.add_argument("--dtype", choices=DTYPES, help="precision (default: float16 on a GPU, else what fits)")
+
+
+def add_runtime(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--runtime",
+        choices=RUNTIMES,
+        default="torch",
+        help="onnx: the newest export of each model, from exports/ or $KOALA_EXPORTS, on ONNX Runtime; a folder that "
+        "was exported runs there anyway (default: torch)",
+    )
+
+
+def to_run(args: argparse.Namespace, names: Sequence[str]) -> list[str]:
+    """The models that are meant: with --runtime onnx their exports. RequestError for options that none would heed."""
+    found = [str(find_export(find(name).name)) for name in names] if args.runtime == "onnx" else list(names)
+    if all(find(name).runtime == "onnx" for name in found):
+        for option in ("vram", "dtype"):
+            if getattr(args, option) is not None:
+                raise RequestError(
+                    f"--{option} is torch's: ONNX Runtime plans its own memory, and an export has the precision that "
+                    "it was exported in; leave it out"
+                )
+    return found
 
 
 def library(args: argparse.Namespace, names: Sequence[str]) -> "Library":

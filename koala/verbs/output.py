@@ -34,6 +34,8 @@ def timing_line(entry: dict) -> str:
 def plan_lines(entry: dict) -> list[str]:
     """The memory plan: predicted against what there is, then every choice with its reason."""
     plan = entry["plan"]
+    if plan is None:
+        return ["memory plan: ONNX Runtime's own"]
     room = f" of {plan['budget_bytes'] / 1e9:.1f} GB" if plan["budget_bytes"] else ""
     head = f"memory plan: peak of {plan['predicted_peak_bytes'] / 1e9:.1f} GB{room} predicted"
     return [head, *(f"  {c['what']}: {c['value']} ({c['reason']})" for c in plan["choices"])]

@@ -5,7 +5,7 @@ import json
 import sys
 
 from koala.console import no_bars
-from koala.registry import find
+from koala.registry import find, torch_only
 from koala.request import GenerationRequest
 from koala.verbs.options import add_device, file_ending, library
 from koala.verbs.output import emit, say
@@ -33,7 +33,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    find(args.model)
+    torch_only(find(args.model), "the similarity of its blocks")
     for k, prompt in enumerate(args.prompts or ("any",)):  # a bad field fails before the model is loaded
         GenerationRequest(model=args.model, prompt=prompt, steps=args.steps, seed=args.seed + k)
     from koala.evaluate.reports import circumstances

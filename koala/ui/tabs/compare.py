@@ -117,7 +117,7 @@ class Compare:
         card = self.session.card(name)
         with gr.Column(elem_classes="k-model"):
             self.fields[f"model_{slot}"] = gr.Dropdown(
-                self.session.choices(),
+                self.session.choices(exports=True),
                 value=card.name,
                 label=label,
                 allow_custom_value=True,
@@ -246,7 +246,7 @@ class Compare:
 
     def choices(self):
         """The models to choose from, for both lists: other tabs may have made new ones."""
-        found = self.session.choices()
+        found = self.session.choices(exports=True)
         return gr.Dropdown(choices=found), gr.Dropdown(choices=found)
 
     def pick(self, slot: str, model_a: str, model_b: str, shown: dict):
