@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 
 from koala.hashing import digest
-from koala.outputs import new_file
+from koala.outputs import check_space, new_file
 from koala.request import RequestError
 
 TENSORRT_PLAN = "unet/model.plan"
@@ -51,7 +51,7 @@ BUILDERS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """An engine that was built; `milliseconds` is one U-Net call of the usual shape, None where no GPU is there."""
+    """An engine that was built, and what one call of the usual shape takes on this machine's GPU."""
 
     builder: str
     version: str
@@ -60,12 +60,15 @@ class Engine:
     sha256: str
     layers: int  # of the network that the parser made
     seconds: float
-    device: str | None
-    milliseconds: float | None
+    device: str | None  # the GPU; None where there is none
+    milliseconds: float | None  # None where there is no GPU, or not one that can run the engine
 
     def line(self) -> str:
         """The engine in words."""
-        timed = f", {self.milliseconds:.2f} ms per call of the usual shape on {self.device}" if self.device else ""
+        if self.milliseconds is None:
+            timed = f"; {self.device} cannot run it" if self.device else ""
+        else:
+            timed = f", {self.milliseconds:.2f} ms per call of the usual shape on {self.device}"
         return (
             f"{self.builder} {self.version}: {self.file}, {self.bytes / 1e6:,.1f} MB out of {self.layers:,} "
             f"layers in {self.seconds:.0f} s{timed}"
@@ -84,6 +87,7 @@ def ready_builders() -> list[Builder]:
 
 def build(folder: Path, onnx: str, profile: Profile, builder: Builder) -> Engine:
     """Parse and build the U-Net, and time it where a GPU is; RequestError with the parser's or builder's words."""
+    check_space(folder / builder.engine, sum(file.stat().st_size for file in folder.glob(f"{onnx}*")))
     trt = importlib.import_module(builder.module)
     began, log = time.monotonic(), _log(trt)
     maker = trt.Builder(log)
@@ -130,9 +134,12 @@ def _log(trt: ModuleType):
     return Log()
 
 
-def latency(trt: ModuleType, engine, shapes: Mapping[str, tuple[int, ...]], calls: int = 20) -> float:
-    """Milliseconds of one call on the GPU, the median after three that are not counted."""
-    loaded = trt.Runtime(_log(trt)).deserialize_cuda_engine(engine)
+def latency(trt: ModuleType, engine, shapes: Mapping[str, tuple[int, ...]], calls: int = 20) -> float | None:
+    """Milliseconds of one call, the median after three that are not counted; None for a GPU that cannot run it."""
+    runtime = trt.Runtime(_log(trt))
+    loaded = runtime.deserialize_cuda_engine(engine)
+    if loaded is None:
+        return None
     context, stream = loaded.create_execution_context(), torch.cuda.Stream()
     types = {trt.DataType.HALF: torch.float16, trt.DataType.FLOAT: torch.float32}
     names = [loaded.get_tensor_name(i) for i in range(loaded.num_io_tensors)]

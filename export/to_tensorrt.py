@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import json
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,8 +218,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     sides = (args.min, args.opt, args.max)
     plan = recipe(args.folder, sides=sides, batch=tuple(args.batch), tokens=tuple(args.tokens))
-    builders = ready_builders() if args.build else ()
-    engines = tuple(build(args.folder, plan.onnx, plan.profile, builder) for builder in builders)
+    engines = []
+    for builder in ready_builders() if args.build else ():
+        print(f"building with {builder.title}; a large model takes minutes", file=sys.stderr, flush=True)
+        engines.append(build(args.folder, plan.onnx, plan.profile, builder))
     plan = dataclasses.replace(plan, engines=engines)
     write(args.folder, plan)
     written = f"{args.folder / MARKDOWN_FILE} has the lines for TensorRT, {JSON_FILE} beside it the same as data"

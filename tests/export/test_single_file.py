@@ -330,3 +330,10 @@ def test_an_unknown_model_is_one_line_and_exit_2(tmp_path, capsys):
     assert "did you mean koala-700m" in captured.err
     assert captured.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told_before_anything_is_written(copy, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
+    with pytest.raises(RequestError, match="needs 0.01 GB, and the disk at .* has 0.00 GB free"):
+        single_file(str(copy), tmp_path / "a.safetensors")
+    assert not (tmp_path / "a.safetensors").exists()

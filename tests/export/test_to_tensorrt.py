@@ -157,3 +157,10 @@ def test_without_a_builder_the_remedy_is_named_before_anything_is_written(export
     assert main(["tensorrt", str(export), "--build"]) == 2
     assert "pip install tensorrt-rtx" in capsys.readouterr().err
     assert not (export / MARKDOWN_FILE).exists()
+
+
+def test_a_full_disk_is_told_before_the_engine_is_built(rtx, export, capsys, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
+    assert main(["tensorrt", str(export), "--build"]) == 2
+    assert "make room" in capsys.readouterr().err
+    assert not (export / MARKDOWN_FILE).exists()
