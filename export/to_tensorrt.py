@@ -125,7 +125,7 @@ def recipe(
     exported.check(folder)
     config = json.loads((folder / "unet" / "config.json").read_text())
     own = (exported.profile["sample"][kind][-1] * LATENT_FACTOR for kind in KINDS)
-    wanted = tuple(side or usual for side, usual in zip(sides, own, strict=True))
+    wanted = tuple(usual if side is None else side for side, usual in zip(sides, own, strict=True))
     shapes = profile(from_config(config, exported.model), sides=wanted, batch=batch, tokens=tokens)
     return Recipe(
         model=exported.title,
