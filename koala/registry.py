@@ -237,7 +237,7 @@ def _export_card(folder: Path) -> ModelCard:
     exported = Exported.read(folder)
     known = CARDS.get(exported.model)
     kind = ["ONNX", exported.target] if exported.target != "universal" else ["ONNX"]
-    kind += [exported.dtype] if exported.dtype not in ("float16", "dynamic-int8") else []
+    kind += ["float32"] if exported.dtype == "float32" else []
     kind += [f"with {exported.lora['name']}"] if exported.lora else []
     return ModelCard(
         name=str(folder),

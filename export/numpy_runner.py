@@ -1,0 +1,158 @@
+"""Text to picture from an exported folder with numpy, ONNX Runtime and a tokenizer alone: to be read, and ported.
+
+    python export/numpy_runner.py DIR "a red circle" --seed 0 --out picture.png
+
+It imports nothing of this project, no torch and no diffusers. B is the batch: with guidance 2, otherwise 1.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the import: it reports models to its makers
+
+import numpy as np
+import onnxruntime
+from PIL import Image, PngImagePlugin
+from tokenizers import Tokenizer
+
+TYPES = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(int64)": np.int64}
+LATENT_FACTOR = 8  # px per latent
+TOKENS = 77  # that CLIP reads
+
+
+class Graph:
+    """An ONNX file; floating inputs are cast to what it declares, so that fp16, fp32 and int8 files run alike."""
+
+    def __init__(self, file: Path):
+        self.session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+    def __call__(self, **given: np.ndarray) -> dict[str, np.ndarray]:
+        cast = {i.name: np.asarray(given[i.name], TYPES[i.type]) for i in self.session.get_inputs()}
+        names = [o.name for o in self.session.get_outputs()]
+        return {name: value.astype(np.float32) for name, value in zip(names, self.session.run(None, cast), strict=True)}
+
+
+def read(file: Path) -> dict:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def tokenize(folder: Path, text: str) -> np.ndarray:
+    """Token ids (1, 77): start, text, end, then padding; what is too long is cut before the end."""
+    settings = read(folder / "tokenizer_config.json")
+
+    def token(name: str) -> str:  # some files have the word alone, some a table that holds it
+        found = settings[name]
+        return found["content"] if isinstance(found, dict) else found
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    start, end, pad = (tokenizer.token_to_id(token(n)) for n in ("bos_token", "eos_token", "pad_token"))
+    ids = [start, *tokenizer.encode(text, add_special_tokens=False).ids[: TOKENS - 2], end]
+    return np.array([ids + [pad] * (TOKENS - len(ids))])
+
+
+def encode(folder: Path, text: str) -> tuple[np.ndarray, np.ndarray]:
+    """The words (1, 77, C), last layer but one of each encoder side by side; the second's pooled text (1, P)."""
+    words, pooled = [], None
+    for encoder, tokenizer in (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")):
+        found = Graph(folder / encoder / "model.onnx")(input_ids=tokenize(folder / tokenizer, text))
+        states = [name for name in found if name.startswith("hidden_states.")]
+        words.append(found[f"hidden_states.{len(states) - 2}"])
+        pooled = found.get("text_embeds")
+    return np.concatenate(words, axis=2), pooled
+
+
+def euler(folder: Path, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Timesteps (steps) and noise levels (steps + 1) of Euler's method, evenly spaced from the noisiest (trailing)."""
+    c = read(folder / "scheduler" / "scheduler_config.json")
+    if c["beta_schedule"] != "scaled_linear" or c["prediction_type"] != "epsilon":
+        raise SystemExit(
+            f"this runner knows scaled_linear and epsilon, not {c['beta_schedule']}, {c['prediction_type']}"
+        )
+    count = c["num_train_timesteps"]
+    betas = np.linspace(c["beta_start"] ** 0.5, c["beta_end"] ** 0.5, count, dtype=np.float32) ** 2
+    signal = np.cumprod(1 - betas)
+    timesteps = np.round(np.arange(count, 0, -count / steps)) - 1
+    sigmas = np.interp(timesteps, np.arange(count), ((1 - signal) / signal) ** 0.5)
+    return timesteps.astype(np.float32), np.append(sigmas, 0).astype(np.float32)
+
+
+def draw(
+    folder: Path, prompt: str, negative_prompt: str, noise: np.ndarray, steps: int, guidance: float
+) -> Image.Image:
+    """One picture from unit noise (1, 4, h, w)."""
+    words, pooled = encode(folder, prompt)
+    height, width = (LATENT_FACTOR * side for side in noise.shape[2:])
+    sizes = np.array([[height, width, 0, 0, height, width]], np.float32)  # original size, crop, size
+    guided = guidance > 1
+    if guided:  # without a negative prompt SDXL is guided away from zeros, not from the empty text
+        away = encode(folder, negative_prompt) if negative_prompt else (np.zeros_like(words), np.zeros_like(pooled))
+        words, pooled = np.concatenate([away[0], words]), np.concatenate([away[1], pooled])
+        sizes = np.repeat(sizes, 2, axis=0)
+
+    unet = Graph(folder / "unet" / "model.onnx")
+    timesteps, sigmas = euler(folder, steps)
+    latents = noise.astype(np.float32) * sigmas[0]
+    for k, timestep in enumerate(timesteps):
+        sample = np.repeat(latents / np.sqrt(sigmas[k] ** 2 + 1), len(words), axis=0)
+        predicted = unet(
+            sample=sample, timestep=timestep, encoder_hidden_states=words, text_embeds=pooled, time_ids=sizes
+        )["out_sample"]
+        if guided:
+            without, with_text = predicted
+            predicted = (without + guidance * (with_text - without))[None]
+        latents = latents + predicted * (sigmas[k + 1] - sigmas[k])
+        print(f"step {k + 1} of {steps}", file=sys.stderr)
+
+    scale = read(folder / "vae_decoder" / "config.json")["scaling_factor"]
+    pixels = Graph(folder / "vae_decoder" / "model.onnx")(latent_sample=latents / scale)["sample"][0]
+    pixels = np.clip(pixels / 2 + 0.5, 0, 1).transpose(1, 2, 0)
+    return Image.fromarray(np.round(255 * pixels).astype(np.uint8))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="written by python -m export --model M --out DIR")
+    parser.add_argument("prompt")
+    parser.add_argument("--negative-prompt", default="")
+    parser.add_argument("--steps", type=int, help="default: the model's own, as those below")
+    parser.add_argument("--guidance", type=float)
+    parser.add_argument("--width", type=int)
+    parser.add_argument("--height", type=int)
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--seed", type=int, default=0, help="of numpy's noise: other pictures than torch's seeds draw")
+    start.add_argument("--noise", type=Path, metavar="FILE.npy", help="start from this noise (1, 4, h, w), not a seed")
+    parser.add_argument("--out", type=Path, default=Path("picture.png"), metavar="FILE.png")
+    options = parser.parse_args()
+    if not (options.folder / "export.json").is_file():
+        parser.error(f"{options.folder} is no export: it has no export.json")
+    if not (options.folder / "vae_decoder" / "model.onnx").is_file():
+        parser.error(f"{options.folder} is a U-Net alone; export all of the model with --components all")
+    for name, value in read(options.folder / "export.json")["defaults"].items():
+        if getattr(options, name, None) is None:
+            setattr(options, name, value)
+    if options.width % LATENT_FACTOR or options.height % LATENT_FACTOR:
+        parser.error(f"width and height must be multiples of {LATENT_FACTOR} px")
+    return options
+
+
+def main() -> None:
+    options = arguments()
+    if options.noise:
+        noise = np.load(options.noise)
+    else:
+        shape = (1, 4, options.height // LATENT_FACTOR, options.width // LATENT_FACTOR)
+        noise = np.random.default_rng(options.seed).standard_normal(shape)
+    picture = draw(options.folder, options.prompt, options.negative_prompt, noise, options.steps, options.guidance)
+    told = PngImagePlugin.PngInfo()
+    told.add_itxt("parameters", f"{options.prompt}\nSteps: {options.steps}, CFG scale: {options.guidance:g}")
+    picture.save(options.out, pnginfo=told)
+    print(options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Torch against ONNX in the Compare tab: which exports it offers, and to whom."""
+
+import gradio as gr
+import pytest
+
+from koala.exported import MANIFEST
+from koala.fidelity import psnr
+from koala.request import GenerationRequest, RequestError
+from koala.ui.session import Session
+from koala.ui.tabs.compare import Compare
+
+TORCH = "tiny-koala-700m"
+
+
+@pytest.fixture
+def shelf(exported_700m, monkeypatch, tmp_path):
+    """A folder of exports: a whole one, and one whose manifest was cut off."""
+    (tmp_path / TORCH).symlink_to(exported_700m, target_is_directory=True)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / MANIFEST).write_text('{"format": 1')
+    monkeypatch.setenv("KOALA_EXPORTS", str(tmp_path))
+    return tmp_path
+
+
+def test_exports_stand_beside_the_models_that_they_were_made_of(shelf):
+    session = Session()
+    before, found = session.choices(), session.choices(exports=True)
+    ((label, name),) = set(found) - set(before)
+    assert label == "Tiny KOALA-700M (ONNX)"
+    assert session.card(name).runtime == "onnx"
+    with gr.Blocks():
+        tab = Compare(session)
+    assert all((label, name) in [tuple(c) for c in one.choices] for one in tab.choices())
+
+
+def test_torch_and_onnx_draw_in_one_run(shelf):
+    session = Session().start()
+    (name,) = [n for label, n in session.choices(exports=True) if "ONNX" in label]
+    asked = [
+        GenerationRequest(model=m, prompt="a red circle", steps=2, width=64, height=64, seed=4) for m in (TORCH, name)
+    ]
+    results = {}
+    for update in session.run(asked):
+        results |= update.results
+    assert [results[k].runtime for k in range(2)] == ["torch", "onnx"]
+    assert psnr(results[0].images[0], results[1].images[0]) > 40
+    assert session.state(name).state == "ready"
+
+
+def test_visitors_of_a_public_app_see_and_name_no_export(shelf, exported_700m):
+    public = Session(local=False)
+    assert not any("ONNX" in label for label, _ in public.choices(exports=True))
+    with pytest.raises(RequestError, match="unknown model"):
+        public.card(str(shelf / TORCH))
+    named = Session([TORCH, str(exported_700m)], local=False)  # unless the app was started with it
+    assert "Tiny KOALA-700M (ONNX)" in [label for label, _ in named.choices(exports=True)]
