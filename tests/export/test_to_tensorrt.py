@@ -133,6 +133,7 @@ BAD = {
     "edited": (lambda folder: (folder / UNET).write_bytes(b"x"), [], "was changed after the export"),
     "missing": (lambda folder: (folder / UNET).unlink(), [], f"{UNET} is missing"),
     "odd size": (None, ["--opt", "260"], "must be a multiple of 8"),
+    "no size": (None, ["--min", "0"], "must be a multiple of 8 from 64"),
     "min above max": (None, ["--min", "512", "--opt", "256"], "from the smallest"),
     "no batch": (None, ["--batch", "0", "2", "4"], "at least 1"),
 }
