@@ -13,7 +13,7 @@ from koala.device import device_memory
 from koala.distill.config import DistillConfig
 from koala.distill.estimate import Estimate, estimate
 from koala.distill.processes import this_process
-from koala.registry import find
+from koala.registry import find, torch_only
 from koala.specs import UNetSpec, koala
 from koala.specs import student as student_spec
 from koala.timing import synchronize
@@ -31,8 +31,10 @@ def estimate_here(
     """
     state = this_process()
     elsewhere = processes is not None or memory_bytes is not None
-    teacher = find(config.teacher).spec or open_unet(config.teacher).spec
-    resolution = config.resolution or find(config.teacher).width
+    card = find(config.teacher)
+    torch_only(card, "distillation")
+    teacher = card.spec or open_unet(config.teacher).spec
+    resolution = config.resolution or card.width
     settings = dict(
         resolution=resolution,
         device="cuda" if elsewhere else state.device.type,

@@ -245,6 +245,7 @@ def test_what_looks_into_the_network_names_the_model_instead(library, exported_7
         ["similarity", "--model", name, "--out", str(tmp_path / "s.json")],
         ["compress", "--teacher", name, "--spec", "koala-700m", "--out", str(tmp_path / "c")],
         distill,
+        ["distill", "--estimate", *distill[3:]],
     ):
         assert main(arguments) == 2
         said = capsys.readouterr().err.strip().splitlines()[-1]
