@@ -116,7 +116,7 @@ class Session:
         """
         for look in self.before_choosing:
             look()
-        names = dict.fromkeys((*self.named, *self._made, *(self._exports() if exports else ()), *CARDS))
+        names = dict.fromkeys((*self.named, *self._made, *CARDS, *(self._exports() if exports else ())))
         cards = [card for card in map(self.card, names) if exports or card.runtime == "torch"]
         here = {c.name: availability(c)[0] for c in cards}
         cards.sort(key=lambda c: not here[c.name])
