@@ -10,18 +10,21 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionXLPipeline
 
-from export import manifest, profile, quantise, to_onnx, wrappers
+from export import manifest, quantise, to_onnx, wrappers
 from export.estimate import Clock, Estimate, Progress, estimate, part_bytes, stage_seconds
+from export.islands import PROMPT, activations, float_islands, islands
+from export.shape_profile import usual
 from export.targets import DTYPES, Target, target_of
+from koala.costs import parameters
 from koala.exported import Component, Exported
 from koala.hashing import digest
 from koala.layout import TOKENIZERS
-from koala.loading import load_part, load_unet
+from koala.loading import Library, load_part, load_unet
 from koala.locate import Location, locate
 from koala.lora import lora_for
 from koala.outputs import new_folder
 from koala.registry import ModelCard, find
-from koala.request import RequestError
+from koala.request import GenerationRequest, RequestError
 from koala.specs import UNetSpec, from_config
 
 # ONNX component -> the part of the model that it is made of.
@@ -39,6 +42,8 @@ _WRAPPERS = {
     "vae_decoder": wrappers.vae_decoder,
     "vae_encoder": wrappers.vae_encoder,
 }
+LARGE = 200_000_000  # parameters of a U-Net: above, on a CPU, a denoising run takes many minutes
+CENSUS, CENSUS_SECONDS = "measure activations", 6.0
 PARAMETERS = "parameters.json"  # beside the U-Net's graph: how torch's weights lie in it
 
 
@@ -64,6 +69,12 @@ class Job:
     dtype: str  # of U-Net and text encoders: float16 or float32
     components: tuple[str, ...]
     lora: Lora | None
+    islands: tuple[str, ...] = ()  # modules of the U-Net that stay in fp32
+
+    @property
+    def large(self) -> bool:
+        """Whether a whole denoising run is out of reach here."""
+        return parameters(self.spec) > LARGE and not torch.cuda.is_available()
 
     @property
     def estimate(self) -> Estimate:
@@ -115,7 +126,11 @@ def export(
         for name in job.components
         for stage, seconds in stage_seconds(job.spec, name, sizes[name]).items()
     }
-    clock = Clock(lengths, on_progress)
+    measured = job.dtype == "float16" and not job.large
+    clock = Clock({CENSUS: CENSUS_SECONDS} | lengths if measured else lengths, on_progress)
+    if measured:
+        clock.begin(CENSUS)
+        job = replace(job, islands=islands(census(job)))
     with new_folder(out, job.estimate.disk) as folder:
         exported = _manifest(job)
         components = {name: _component(job, name, folder, exported, clock) for name in job.components}
@@ -132,6 +147,12 @@ def export(
     return exported
 
 
+def source_hashes(job: Job) -> dict[str, str]:
+    """Weights of the model -> SHA-256, by their place in a pipeline's folder."""
+    parts = sorted({COMPONENTS[name] for name in job.components})
+    return {f"{part}/{file.name}": digest(file) for part in parts for file in job.location.files(part)}
+
+
 def _manifest(job: Job) -> Exported:
     card = job.card
     return Exported(
@@ -144,10 +165,11 @@ def _manifest(job: Job) -> Exported:
         dtype=job.target.weights or job.dtype,
         stored_dtype=job.dtype,
         components={},
-        source=manifest.source_hashes(job.location, {n: COMPONENTS[n] for n in job.components}),
+        source=source_hashes(job),
         defaults=manifest.defaults(card),
-        profile=profile.usual(job.spec, manifest.defaults(card)),
+        profile=usual(job.spec, manifest.defaults(card)),
         versions=manifest.versions(),
+        islands=job.islands,
         lora=job.lora and job.lora.told(),
     )
 
@@ -156,10 +178,20 @@ def load(job: Job, part: str) -> torch.nn.Module:
     """A part of the model in the precision in which it is exported; the VAE in fp32, for SDXL's overflows fp16."""
     if part == "unet":
         unet = load_unet(job.location, getattr(torch, job.dtype))
-        return _fused(unet, job) if job.lora else unet
+        unet = _fused(unet, job) if job.lora else unet
+        if job.islands:
+            float_islands(unet, job.islands)
+        return unet
     file = job.location.weights(part)
     dtype = torch.float32 if part == "vae" else getattr(torch, job.dtype)
     return load_part(part, file.parent if part == "vae" else job.location.folder / part, file, dtype)
+
+
+def census(job: Job) -> dict[str, float]:
+    """The U-Net's largest activations by module, on one run of the model in fp32; see `islands.activations`."""
+    lora = {"lora": str(job.lora.file), "lora_strength": job.lora.strength} if job.lora else {}
+    model = Library("cuda" if torch.cuda.is_available() else "cpu", dtype="float32").get(job.card.name)
+    return activations(model, GenerationRequest(model=job.card.name, prompt=PROMPT, **lora))
 
 
 def _fused(unet: torch.nn.Module, job: Job) -> torch.nn.Module:

@@ -10,7 +10,6 @@ import onnx
 import koala
 from koala.exported import Component, Exported
 from koala.hashing import digest
-from koala.locate import Location
 from koala.registry import ModelCard
 
 _PREFIX = "koala."
@@ -20,13 +19,6 @@ _TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
 def versions() -> dict[str, str]:
     """Of what decides the bytes of a file."""
     return {"koala": koala.__version__, **{name: version(name).partition("+")[0] for name in _TOOLS}}
-
-
-def source_hashes(location: Location, parts: Mapping[str, str]) -> dict[str, str]:
-    """Weights of the source -> SHA-256, by their place in a pipeline's folder."""
-    return {
-        f"{part}/{file.name}": digest(file) for part in sorted(set(parts.values())) for file in location.files(part)
-    }
 
 
 def defaults(card: ModelCard) -> dict[str, object]:
@@ -46,6 +38,7 @@ def metadata(exported: Exported) -> dict[str, str]:
         "defaults": exported.defaults,
         "profile": exported.profile,
         "versions": exported.versions,
+        "islands": exported.islands or None,
         "lora": exported.lora,
     }
     return {f"{_PREFIX}{k}": v if isinstance(v, str) else json.dumps(v) for k, v in told.items() if v is not None}

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,13 +67,15 @@ def convert(program: Program, opset: int) -> Graph:
 
 @contextlib.contextmanager
 def _hushed() -> Iterator[None]:
-    """torch.onnx warns about torchvision, which nothing here uses."""
+    """torch.onnx warns about torchvision, which nothing here uses, and of its own use of torch's LeafSpec."""
     loggers = [logging.getLogger(n) for n in ("torch.onnx._internal.exporter._registration", "torch.onnx")]
     before = [one.level for one in loggers]
     for one in loggers:
         one.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
+            yield
     finally:
         for one, level in zip(loggers, before, strict=True):
             one.setLevel(level)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.engines import KINDS, TENSORRT_PLAN, Engine, Profile, build, ready_builders
-from export.profile import LONGEST, profile
 from export.quantise import DYNAMIC
+from export.shape_profile import LONGEST, profile
 from koala.costs import LATENT_FACTOR, TOKENS
 from koala.exported import UNET, Exported
 from koala.outputs import new_file

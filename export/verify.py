@@ -11,22 +11,24 @@ from pathlib import Path
 import torch
 
 from export.gates.case import Case, Finding, open_case
-from export.gates.census import census
+from export.gates.census import range_census
 from export.gates.numbers import numbers, parts
 from export.gates.pictures import pictures
+from export.gates.speed import speed
 from export.gates.structure import structure
 from export.options import add_depth
 from koala.outputs import new_file
 from koala.request import RequestError
 from koala.timing import device_name
 
-HELP = "hold an export against torch: structure, numbers, range, pictures"
+HELP = "hold an export against torch: structure, numbers, range, pictures, speed"
 GATES: dict[str, Callable[[Case], Finding]] = {
     "structure": structure,
     "numbers": numbers,
     "parts": parts,
-    "range": census,
+    "range": range_census,
     "pictures": pictures,
+    "speed": speed,
 }
 
 
@@ -62,7 +64,11 @@ class Report:
 
     def parity(self) -> dict[str, object]:
         """The figures that a file carries: the worst of each gate, without times, so that they repeat."""
-        kept = {f.gate: f.figures.get("worst", f.figures) for f in self.findings if f.gate != "structure" and f.passed}
+        kept = {
+            f.gate: f.figures.get("worst", f.figures)
+            for f in self.findings
+            if f.gate not in ("structure", "speed") and f.passed
+        }
         return {"passed": [f.gate for f in self.findings if f.passed], "skipped": list(self.skipped), **kept}
 
 
@@ -128,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
         lora=args.lora,
         prompts=args.pictures,
         thorough=args.thorough,
-        on_finding=None if args.json else lambda found: print(found.line(), flush=True),
+        on_finding=lambda found: print(found.line(), file=sys.stderr if args.json else sys.stdout, flush=True),
     )
     if args.out:
         with new_file(args.out) as file:

@@ -44,6 +44,7 @@ class Exported:
     defaults: Mapping[str, object]  # scheduler, steps, guidance, width, height: how the model wants to be run
     profile: Mapping[str, Mapping[str, tuple[int, ...]]]  # input -> min, opt, max shape
     versions: Mapping[str, str]
+    islands: tuple[str, ...] = ()  # modules of the U-Net that compute in fp32, for fp16 cannot hold what they do
     lora: Mapping[str, object] | None = None  # name, SHA-256 and strength of one that was fused
     parity: Mapping[str, object] = field(default_factory=dict)  # the gates' figures
     format: int = FORMAT

@@ -1,17 +1,16 @@
 """What the gates look at: an exported folder, and the model that it was made of."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnxruntime
 import torch
 
-from export.folder import COMPONENTS, Job, Lora, load, plan
+from export.folder import COMPONENTS, Job, Lora, load, plan, source_hashes
 from export.targets import DTYPES
 from koala.exported import Exported
+from koala.hashing import digest
 from koala.request import RequestError
-
-LARGE = 200_000_000  # parameters of a U-Net: above, on a CPU, a denoising run takes many minutes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +43,15 @@ class Case:
     @property
     def large(self) -> bool:
         """Whether a whole denoising run is out of reach here."""
-        count = self.exported.components["unet"].parameters
-        return count > LARGE and not torch.cuda.is_available() and not self.thorough
+        return self.job.large and not self.thorough
 
     def file(self, component: str) -> Path:
         return self.folder / component / "model.onnx"
 
     def source(self, component: str, dtype: str | None = None) -> torch.nn.Module:
         """torch's own module with the weights that the file should have, computed in `dtype`."""
-        module = load(self.job, COMPONENTS[component])
+        job = replace(self.job, islands=()) if dtype == "float32" else self.job
+        module = load(job, COMPONENTS[component])
         return module.to(getattr(torch, dtype)) if dtype else module
 
 
@@ -65,6 +64,8 @@ def open_case(folder: Path, *, lora: Path | None = None, prompts: int = 8, thoro
             f"{folder} has the LoRA {fused['name']} in its weights; give it, so that torch can be asked the same: "
             f"--lora {fused['name']}"
         )
+    if fused and digest(lora) != fused["sha256"]:
+        raise RequestError(f"{lora} is not the LoRA {fused['name']} that {folder} has in its weights; give that file")
     short = next(name for name, dtype in DTYPES.items() if dtype == exported.stored_dtype)
     job = plan(
         exported.model,
@@ -73,6 +74,11 @@ def open_case(folder: Path, *, lora: Path | None = None, prompts: int = 8, thoro
         components="all" if exported.whole else "unet",
         lora=Lora(file=lora, strength=float(fused["strength"])) if fused else None,
     )
+    if source_hashes(job) != dict(exported.source):
+        raise RequestError(
+            f"{exported.model} on this machine has other weights than those that {folder} was made of; export it again"
+        )
+    job = replace(job, islands=tuple(exported.islands))
     return Case(folder=folder, exported=exported, job=job, prompts=prompts, thorough=thorough)
 
 

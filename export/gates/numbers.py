@@ -11,7 +11,7 @@ import torch
 
 from export.gates.case import Case, Finding, session
 from export.gates.twin import widen
-from export.profile import shapes
+from export.shape_profile import shapes
 from export.wrappers import text_encoder, unet, vae_decoder, vae_encoder
 
 TWIN = 1e-4  # relative L2 error of the same graph in fp32
@@ -61,7 +61,7 @@ def inputs(case: Case, shape: Shape) -> dict[str, torch.Tensor]:
     return found | {"timestep": torch.tensor(shape.timestep)}
 
 
-def _torch(module: torch.nn.Module) -> Call:
+def torch_call(module: torch.nn.Module) -> Call:
     wrapped = unet(module).module
 
     @torch.inference_mode()
@@ -73,7 +73,7 @@ def _torch(module: torch.nn.Module) -> Call:
     return call
 
 
-def _onnx(file: Path) -> Call:
+def onnx_call(file: Path) -> Call:
     opened = session(file)
     kinds = {i.name: numpy.float16 if "float16" in i.type else numpy.float32 for i in opened.get_inputs()}
 
@@ -103,12 +103,12 @@ def numbers(case: Case) -> Finding:
     half, quantised = case.exported.stored_dtype == "float16", case.exported.dtype in INT8
     with tempfile.TemporaryDirectory(dir=case.folder.parent, prefix=f".{case.folder.name}.twin") as folder:
         runners = {
-            "torch fp32": lambda: _torch(case.source("unet", "float32")),
-            "file": lambda: _onnx(case.file("unet")),
+            "torch fp32": lambda: torch_call(case.source("unet", "float32")),
+            "file": lambda: onnx_call(case.file("unet")),
         }
         if half and not quantised:
-            runners["torch fp16"] = lambda: _torch(case.source("unet"))
-            runners["twin"] = lambda: _onnx(widen(case.file("unet"), Path(folder) / "twin.onnx"))
+            runners["torch fp16"] = lambda: torch_call(case.source("unet"))
+            runners["twin"] = lambda: onnx_call(widen(case.file("unet"), Path(folder) / "twin.onnx"))
         found = dict(_results(case, runners))
     wanted = found.pop("torch fp32")
     errors = {name: [error(a, b) for a, b in zip(results, wanted, strict=True)] for name, results in found.items()}

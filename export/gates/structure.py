@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from export.gates.case import Case, Finding
-from export.profile import shapes
+from export.shape_profile import shapes
 from koala.exported import Component
 
 STANDARD = ("", "ai.onnx")

@@ -25,7 +25,8 @@ def widen(file: Path, out: Path) -> Path:
             elif attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype == HALF:
                 node.attributes[name] = ir.AttrTensor(name, _wide(attribute.as_tensor()))
         for value in node.outputs:
-            value.shape, value.type = None, None
+            if not value.is_graph_output():
+                value.shape, value.type = None, None
     ir.save(model, out, external_data=f"{out.name}_data", size_threshold_bytes=1024)
     return out
 
