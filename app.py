@@ -1,4 +1,4 @@
-"""The app: python app.py [--models A B --device D --host H --port N --share]."""
+"""The app: python app.py [--models A B --device D --host H --port N --share --export]."""
 
 import argparse
 import sys
@@ -25,6 +25,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     parser.add_argument("--port", type=int, help="port (default: the first free one from 7860)")
     parser.add_argument("--share", action="store_true", help="also open a public gradio.live address")
+    parser.add_argument("--export", action="store_true", help="strangers, too, may export the embedded models")
     options = parser.parse_args(arguments)
     if options.vram is not None and not 0.1 <= options.vram <= 1024:
         parser.error(f"--vram takes gigabytes, such as 8, 6, 4 or 3, not {options.vram:g}")
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         memory = int(options.vram * 1e9) if options.vram else None
         local = options.host in LOCAL and not options.share
-        session = Session(options.models, options.device, memory=memory, local=local)
+        session = Session(options.models, options.device, memory=memory, local=local, exports=options.export)
         demo = launch(session, options.host, options.port, options.share)
     except RequestError as error:
         print(f"app.py: {error}", file=sys.stderr)

@@ -44,25 +44,27 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from export.folder import Lora, export, plan
+    from export.gates.case import Finding
     from export.verify import gated
 
     lora = Lora(file=args.lora, strength=args.lora_strength) if args.lora else None
     job = plan(args.model, target=args.target, dtype=args.dtype, components=args.components, lora=lora)
     _say(f"{job.card.name} for {job.target.name} {job.estimate.line()}")
 
+    findings = []
+
+    def tell(finding: Finding) -> None:
+        findings.append(dataclasses.asdict(finding))
+        _say(finding.line())
+
     def check(folder: Path) -> dict[str, object]:
-        return gated(
-            folder,
-            lora=args.lora,
-            prompts=args.pictures,
-            thorough=args.thorough,
-            on_finding=lambda found: _say(found.line()),
-        )
+        return gated(folder, lora=args.lora, prompts=args.pictures, thorough=args.thorough, on_finding=tell)
 
     found = export(job, args.out, check=check, on_progress=lambda progress: _say(progress.line()))
     size = sum(f.stat().st_size for f in args.out.rglob("*") if f.is_file())
     if args.json:
-        print(json.dumps(dataclasses.asdict(found) | {"out": str(args.out), "bytes": size}, indent=1))
+        told = {"findings": findings, "out": str(args.out), "bytes": size}
+        print(json.dumps(dataclasses.asdict(found) | told, indent=1))
     else:
         print(f"{args.out} holds {', '.join(found.components)}: {size / 1e6:,.1f} MB")
     return 0

@@ -4,13 +4,14 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
 from koala.request import RequestError
 
 
-def _partial(out: Path) -> Path:
-    return out.with_name(f".{out.name}.{os.getpid()}.partial")
+def _partial(out: Path, process: int | None = None) -> Path:
+    return out.with_name(f".{out.name}.{process or os.getpid()}.partial")
 
 
 def check_space(out: Path, needed: int) -> None:
@@ -57,4 +58,14 @@ def new_file(out: Path) -> Iterator[Path]:
 def remove_partials(folder: Path) -> None:
     """Remove what writers that were killed left unfinished in `folder`; call it where no other writer can be."""
     for path in folder.glob(".*.partial") if folder.is_dir() else ():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        _remove(path)
+
+
+def remove_partial(out: Path, process: int) -> None:
+    """Remove what the process of this number, which was killed, left of `out`, and what it had beside that."""
+    for path in out.parent.glob(f"*{escape(_partial(out, process).name)}*"):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()

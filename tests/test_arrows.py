@@ -37,6 +37,7 @@ LEVELS = {
         "koala.request",
         "koala.presets",
         "koala.exported",
+        "koala.child",
         "koala.hashing",
         "koala.attention",
         "koala.attention.plan",

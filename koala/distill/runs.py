@@ -16,7 +16,7 @@ import threading
 import time
 from pathlib import Path
 
-import koala
+from koala.child import environment, last_words
 from koala.distill.config import DistillConfig
 from koala.distill.reporter import process_started
 from koala.distill.run_folder import ENDED, RunFolder, Status
@@ -140,19 +140,13 @@ def estimate(config: DistillConfig) -> dict:
         command = [*_COMMAND, "--estimate", "--json", "--config", str(file)]
         try:
             done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=_environment(), timeout=_PATIENCE
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment(), timeout=_PATIENCE
             )
         except subprocess.TimeoutExpired as error:
             raise RequestError(f"one step of this run is longer than {_PATIENCE} s on this machine") from error
     if done.returncode:
-        raise RequestError(_last_words(done.stderr))
+        raise RequestError(last_words(done.stderr, "koala"))
     return json.loads(done.stdout)
-
-
-def _environment() -> dict[str, str]:
-    """A process finds koala wherever it is started from."""
-    package = str(Path(koala.__file__).parents[1])
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
 
 
 def _launch(run: RunFolder, *arguments: str) -> None:
@@ -162,7 +156,7 @@ def _launch(run: RunFolder, *arguments: str) -> None:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=_environment(),
+            env=environment(),
             start_new_session=True,  # Ctrl+C in the app's terminal is not for the run
         )
     now, before = time.time(), run.checkpoints()
@@ -195,13 +189,7 @@ def _await(run: RunFolder, process: subprocess.Popen) -> None:
     if code == -signal.SIGTERM:
         ended, message = "stopped", "stopped before it had begun"
     elif code > 0:
-        ended, message = "failed", _last_words((run.path / "log.txt").read_text(errors="replace"))
+        ended, message = "failed", last_words((run.path / "log.txt").read_text(errors="replace"), "koala")
     else:
         return  # killed: `state` tells
     run.write_status(dataclasses.replace(status, state=ended, message=message, updated=time.time()))
-
-
-def _last_words(log: str) -> str:
-    """The last line of a log; the command line prints its errors as one line."""
-    last = next((line.strip() for line in reversed(log.split("\n")) if line.strip()), "it ended without a word")
-    return last.removeprefix("koala: ")

@@ -5,7 +5,7 @@ import gradio as gr
 from koala.ui import widgets
 from koala.ui.endpoints import add_endpoints
 from koala.ui.session import Session
-from koala.ui.tabs import architecture, attention, bench, compare, distill
+from koala.ui.tabs import architecture, attention, bench, compare, distill, export
 from koala.ui.theme import ASSETS, Eucalyptus
 
 # title, build(session); a new tab is one line here
@@ -15,6 +15,7 @@ TABS = (
     ("Distill", distill.build),
     ("Architecture", architecture.build),
     ("Benchmark", bench.build),
+    ("Export", export.build),
 )
 LOCAL = ("127.0.0.1", "localhost", "::1")
 

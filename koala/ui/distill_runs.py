@@ -17,7 +17,7 @@ from koala.request import RequestError
 from koala.specs import student
 from koala.ui.distill_metrics import Follower
 from koala.ui.distill_panel import STOPPING, Shown, unreadable
-from koala.ui.session import Session
+from koala.ui.session import Session, spoken
 
 PUBLIC_MINUTES = 12.0  # that a stranger's run may take
 PUBLIC_STEPS = 1000  # presets with more are for one's own machine
@@ -159,7 +159,7 @@ class Runs:
         teacher = cards["teacher"].spec
         if teacher:
             feature_pairs(config, student(config.student_spec, teacher), teacher)
-        config = dataclasses.replace(config, **{field: _spoken(card) for field, card in cards.items()})
+        config = dataclasses.replace(config, **{field: spoken(card) for field, card in cards.items()})
         if self.session.local:
             return config
         minutes = min(config.time_limit or PUBLIC_MINUTES, PUBLIC_MINUTES)
@@ -199,11 +199,6 @@ class Runs:
 
 def _model(run: RunFolder) -> str:
     return f"distilled-{run.name}"
-
-
-def _spoken(card: ModelCard) -> str:
-    """The model for another process, which knows nothing of what this app made: its folder, or its name."""
-    return card.name if card.on_hub or card.embedded else card.source
 
 
 def teacher_scores(config: DistillConfig) -> dict[str, float]:

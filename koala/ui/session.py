@@ -59,8 +59,16 @@ def _best_pair(device: str | None) -> tuple[str, str]:
     return EMBEDDED_PAIR
 
 
+def spoken(card: ModelCard) -> str:
+    """The model for another process, which knows nothing of what this app made: its folder, or its name."""
+    return card.name if card.on_hub or card.embedded else card.source
+
+
 class Session:
-    """One app's models. `local` says that only this machine's user can reach it, who may name any folder."""
+    """One app's models. `local` says that only this machine's user can reach it, who may name any folder.
+
+    `exports` lets strangers, too, export the embedded models.
+    """
 
     def __init__(
         self,
@@ -69,6 +77,7 @@ class Session:
         *,
         memory: int | None = None,
         local: bool = True,
+        exports: bool = False,
     ):
         self.named = tuple(registry.find(name).name for name in models or ())
         self.device, self.memory = device, memory
@@ -76,7 +85,7 @@ class Session:
             from koala.device import best_device
 
             best_device(device)  # a device that is not here is an error of the start, not of the first run
-        self.local = local
+        self.local, self.exports = local, exports
         self.models = self.named or _best_pair(device)
         self._made: dict[str, ModelCard] = {}  # by name: folders that this app wrote itself
         self.before_choosing: list[Callable[[], object]] = []  # who looks for models that came meanwhile
@@ -140,6 +149,10 @@ class Session:
     def remove(self, name: str) -> None:
         """Take back a model that this app made, before its folder goes."""
         registry.withdraw(self._made.pop(name))
+        self.forget(name)
+
+    def forget(self, name: str) -> None:
+        """Take a model out of memory, before its folder goes."""
         self._states.pop(name, None)
         if self._library:
             self._library.forget(name)
