@@ -7,11 +7,10 @@ from statistics import mean
 from PIL import Image
 
 from export.gates.case import Case, Finding
-from koala.evaluate.shapes import prompts
+from koala.evaluate.drawing import fitting
+from koala.evaluate.shapes import draw, prompts
 from koala.fidelity import psnr, ssim
-from koala.generate import generate
-from koala.loading import Library
-from koala.request import GenerationRequest
+from koala.loading import Library, LoadedModel
 from koala.shapes.captions import parse
 from koala.shapes.judge import judge
 
@@ -21,9 +20,14 @@ ALLOWED_INT8 = 0.05
 LEAST_INT8 = 18.0  # dB
 
 
-def _draw(model, texts: Sequence[str]) -> list[Image.Image]:
-    requests = (GenerationRequest(model=model.card.name, prompt=t, seed=k) for k, t in enumerate(texts))
-    return [generate(request, model, num_previews=0).images[0] for request in requests]
+def _draw(model: LoadedModel, texts: Sequence[str]) -> list[Image.Image]:
+    """One picture per prompt, prompt k from the noise of seed k, with the model's own steps and guidance."""
+    card, drawn = model.card, []
+    size = fitting(card.width, card.height)
+    for start in range(0, len(texts), size):
+        batch = list(texts[start : start + size])
+        drawn += draw(model, batch, start, steps=card.steps, guidance=card.guidance)
+    return drawn
 
 
 def pictures(case: Case) -> Finding:
@@ -36,12 +40,7 @@ def pictures(case: Case) -> Finding:
             passed=None,
             text="pictures of this size take many minutes on a CPU; draw them with --thorough, or on a GPU",
         )
-    texts = [
-        t
-        for pair in zip(prompts("one_object", case.prompts), prompts("two_objects", case.prompts), strict=True)
-        for t in pair
-    ]
-    texts = texts[: case.prompts]
+    texts = [*prompts("one_object", case.prompts - case.prompts // 2), *prompts("two_objects", case.prompts // 2)]
     name = case.exported.model
     wanted = _draw(Library("cpu", dtype="float32").get(name), texts)
     gc.collect()
