@@ -67,10 +67,16 @@ class Server:
         self.process.wait(timeout=20)
 
 
+def places(folder: Path) -> dict[str, str]:
+    """Where an app of the tests writes."""
+    names = {"GRADIO_TEMP_DIR": "files", "KOALA_RUNS": "runs", "KOALA_EXPORTS": "exports"}
+    return {variable: str(folder / name) for variable, name in names.items()}
+
+
 @pytest.fixture(scope="session")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("app")
-    server = Server(folder / "log.txt", GRADIO_TEMP_DIR=str(folder / "files"), KOALA_RUNS=str(folder / "runs"))
+    server = Server(folder / "log.txt", **places(folder))
     yield server
     server.stop()
 
@@ -81,8 +87,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     servers = []
 
     def start(*arguments: str) -> Server:
-        own = {"GRADIO_TEMP_DIR": str(tmp_path / "files"), "KOALA_RUNS": str(tmp_path / "runs")}
-        servers.append(Server(tmp_path / "log.txt", *arguments, **own))
+        servers.append(Server(tmp_path / "log.txt", *arguments, **places(tmp_path)))
         return servers[-1]
 
     yield start
