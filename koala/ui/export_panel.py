@@ -7,7 +7,7 @@ from html import escape
 
 from koala.exported import Exported
 from koala.ui.distill_panel import time_left
-from koala.ui.export_jobs import RUNNING, Job
+from koala.ui.export_jobs import DONE, RUNNING, Job
 from koala.ui.export_lines import Line
 from koala.ui.export_store import Found
 
@@ -99,8 +99,8 @@ def _steps(job: Job) -> str:
 
 
 def _live_gates(job: Job) -> str:
-    """One row for each gate: passed, failed, skipped, under way, or waiting."""
-    if not job.findings and not (job.checks and job.alive):
+    """One row for each gate: passed, failed, skipped, under way, or waiting. Done, they stand with the export."""
+    if job.state == DONE or not job.findings and not (job.checks and job.alive):
         return ""
     told = {f["gate"]: f for f in job.findings}
     waiting = [gate for gate in GATES if gate not in told]

@@ -149,12 +149,13 @@ class Exports:
         found = self.find(name)
         if found.bytes > LARGEST_ZIP:
             raise RequestError(f"{name} has {found.bytes / 1e9:.1f} GB; take it from its folder")
-        mark = hashlib.sha256((found.folder / MANIFEST).read_bytes()).hexdigest()
-        out = Path(get_upload_folder()).resolve() / mark / f"{name}.zip"
+        files = _files(found.folder)
+        mark = hashlib.sha256(repr([(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]).encode())
+        out = Path(get_upload_folder()).resolve() / mark.hexdigest() / f"{name}.zip"
         if not out.exists():
             check_space(out, found.bytes)
             with new_file(out) as partial, zipfile.ZipFile(partial, "w") as packed:
-                for file in _files(found.folder):
+                for file in files:
                     packed.write(file, f"{name}/{file.relative_to(found.folder).as_posix()}")
         return out
 

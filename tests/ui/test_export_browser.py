@@ -84,7 +84,9 @@ def test_an_export_passes_its_gates_before_ones_eyes(visit, root, tmp_path):
         expect(page.get_by_role("button", name="Start")).to_be_disabled()
         expect(run.locator("[data-gate=structure]")).to_have_attribute("data-word", "pass", timeout=300_000)
         expect(run).to_have_attribute("data-state", "done", timeout=300_000)
-        words = run.locator(".kx-gates li").evaluate_all("rows => rows.map(r => [r.dataset.gate, r.dataset.word])")
+        rows = page.locator(".kx-details .kx-gates li")
+        expect(rows).to_have_count(6)
+        words = rows.evaluate_all("rows => rows.map(r => [r.dataset.gate, r.dataset.word])")
         assert dict(words) == {
             "structure": "pass",
             "numbers": "pass",

@@ -269,6 +269,9 @@ def test_the_zip_holds_every_file_as_it_is(shelf):
         files = {f"one/{f.relative_to(shelf / 'one').as_posix()}" for f in (shelf / "one").rglob("*") if f.is_file()}
         assert set(found.namelist()) == files
         assert found.read("one/unet/model.onnx") == (shelf / "one" / "unet" / "model.onnx").read_bytes()
+    (shelf / "one" / "tensorrt.md").write_text("lines")  # made later, and not named in the manifest
+    with zipfile.ZipFile(Exports(Session()).pack("one")) as found:
+        assert found.read("one/tensorrt.md") == b"lines"
 
 
 def test_a_large_export_is_taken_from_its_folder(shelf, monkeypatch):

@@ -74,6 +74,9 @@ class Export:
 
     def _results(self) -> None:
         self.standing = gr.HTML("", elem_id="kx-standing", apply_default_css=False)
+        self.list = gr.HTML(
+            "", js_on_load=(ASSETS / "distill.js").read_text(), elem_id="kx-list", apply_default_css=False
+        )
         self.details = gr.HTML(export_panel.NONE_YET, elem_id="kx-details", apply_default_css=False)
         with gr.Row(elem_classes="kd-actions"):
             self.save = gr.Button("Download zip", visible=False, elem_id="kx-save", size="md")
@@ -87,9 +90,6 @@ class Export:
             self.lines = gr.HTML(
                 "", js_on_load=(ASSETS / "export.js").read_text(), elem_id="kx-lines", apply_default_css=False
             )
-        self.list = gr.HTML(
-            "", js_on_load=(ASSETS / "distill.js").read_text(), elem_id="kx-list", apply_default_css=False
-        )
         with gr.Accordion("What it printed", open=False, visible=False) as self.printed:
             self.log = gr.HTML("", elem_id="kx-log", apply_default_css=False)
         self.file = gr.DownloadButton(visible="hidden", elem_id="kx-file")
