@@ -1,9 +1,10 @@
-"""What every test stands on: no network, two threads, the embedded models, and a Chromium to drive."""
+"""What every test stands on: no network, one thread a worker, the embedded models, and a Chromium to drive."""
 
 import os
 
 # Read when torch, huggingface_hub, tokenizers and gradio are imported, so they are set before any of those.
-os.environ.setdefault("OMP_NUM_THREADS", "2")  # torch's threads
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")  # None with -n 0
+os.environ.setdefault("OMP_NUM_THREADS", "1" if WORKER else "2")  # torch's threads
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # HF_HUB_OFFLINE=0 python -m pytest -m network
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -19,6 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -44,8 +46,12 @@ def exported_700m(tmp_path_factory) -> Path:
     """tiny-koala-700m as ONNX files in fp16, the whole pipeline; a test that changes it takes a copy."""
     from export.folder import export, plan
 
-    out = tmp_path_factory.mktemp("exports") / "tiny-koala-700m"
-    export(plan("tiny-koala-700m"), out)
+    own = tmp_path_factory.getbasetemp()
+    out = (own.parent if WORKER else own) / "exports" / "tiny-koala-700m"  # a minute's work: once for all workers
+    out.parent.mkdir(exist_ok=True)
+    with FileLock(f"{out.parent}.lock"):
+        if not out.is_dir():
+            export(plan("tiny-koala-700m"), out)
     return out
 
 
