@@ -1,6 +1,7 @@
 """An export, or the check of one, as a process of its own. What it says on stderr is its progress, line by line."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -23,6 +24,11 @@ PATIENCE = 20  # s from the wish to stop to the end by force
 _PROGRESS = re.compile(r" *(\d+)%  (.+?)(?:, about (.+) left)?")
 _FINDING = re.compile(r"(pass|FAIL|skip)  (\S+) +(.+)")
 _ESTIMATE = re.compile(r"\S.* (will take about .+)")
+
+
+def within(root: Path, text: str) -> str:
+    """A message whose paths begin at the folder of exports: strangers need not know this machine's."""
+    return text.replace(f"{root}{os.sep}", "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +94,7 @@ class Job:
             self.message = "its process was killed, most often for want of memory; close other programs, or export less"
             state = FAILED
         else:
-            self.message, state = last_words("\n".join(self.log), "export"), FAILED
+            self.message, state = within(self.folder.parent, last_words("\n".join(self.log), "export")), FAILED
         self.ended = time.time()
         self.state = state
 

@@ -15,7 +15,7 @@ from koala.locate import availability
 from koala.outputs import check_space, new_file
 from koala.registry import ModelCard
 from koala.request import RequestError
-from koala.ui.export_jobs import DONE, FAILED, Job, Process
+from koala.ui.export_jobs import DONE, FAILED, Job, Process, within
 from koala.ui.session import Session, spoken
 
 PUBLIC_KEPT = 6  # exports that a public app keeps
@@ -209,7 +209,7 @@ def _found(folder: Path) -> Found:
     try:
         exported = Exported.read(folder)
     except RequestError as error:
-        problem = str(error)
+        problem = within(folder.parent, str(error))
     size = sum(file.stat().st_size for file in _files(folder))
     made = (folder / MANIFEST).stat().st_mtime
     return Found(folder=folder, exported=exported, problem=problem, bytes=size, made=made)

@@ -261,6 +261,20 @@ def test_a_target_that_tensorrt_cannot_take_says_so_instead_of_lines(shelf):
     assert "trtexec" not in lines and "TensorRT has neither" in lines
 
 
+def test_strangers_learn_no_path_of_this_machine(shelf, exported_700m):
+    for name, values in (("one", {"target": "cpu-int8", "dtype": "dynamic-int8"}), ("two", {"format": 99})):
+        shutil.copytree(exported_700m, shelf / ".public" / name)
+        manifest = shelf / ".public" / name / MANIFEST
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | values))
+    page = tab(Session(local=False, exports=True))
+    page.exports.job = job(shelf / ".public" / "three")
+    page.exports.job.hear(f"export: {shelf / '.public' / 'three'} needs 9.00 GB")
+    page.exports.job.end(1, "")
+    for name, words in (("one", "one is an export for cpu-int8"), ("two", "two/export.json is of format 99")):
+        found = repr(shown(page, name))
+        assert words in found and "Three needs 9.00 GB" in found and str(shelf.parent) not in found
+
+
 def test_the_zip_holds_every_file_as_it_is(shelf):
     packed = Exports(Session()).pack("one")
     assert packed.name == "one.zip"
@@ -300,8 +314,9 @@ def test_stop_leaves_nothing(root):
     begun = exports.start(ORDER, "visitor")
     assert begun.state == RUNNING
     deadline = time.monotonic() + 240
-    while not begun.steps and time.monotonic() < deadline:
+    while "trace unet" not in [step.text for step in begun.steps] and time.monotonic() < deadline:
         time.sleep(0.1)
+    assert [f.name for f in root.iterdir()] == [f".{begun.folder.name}.{exports._process._process.pid}.partial"]
     exports.stop("visitor")
     exports._process.wait(60)
     assert begun.state == STOPPED and begun.message == "stopped; nothing was written"

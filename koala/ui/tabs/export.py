@@ -7,6 +7,7 @@ import gradio as gr
 
 from koala.request import MAX_LORA_STRENGTH, RequestError
 from koala.ui import export_lines, export_panel
+from koala.ui.export_jobs import within
 from koala.ui.export_store import LARGEST_ZIP, Exports, Found, Order
 from koala.ui.messages import complain
 from koala.ui.session import Session
@@ -174,7 +175,7 @@ class Export:
         try:
             engines = recipe(found.folder).lines
         except RequestError as error:
-            why_not = str(error)
+            why_not = within(self.exports.root, str(error))
         return export_lines.lines(found.exported, self._where(found) or found.name, engines, why_not)
 
     def turn(self, event: gr.SelectData, chosen: str, sent: dict) -> dict:
