@@ -184,12 +184,15 @@ def _gates(exported: Exported, findings: Sequence[Mapping]) -> str:
         return '<p class="k-note">No gate has looked at this export. Check it before you use it.</p>'
     passed = [{"gate": g, "passed": True, "text": _carried(g, parity.get(g))} for g in parity.get("passed", ())]
     skipped = [{"gate": g, "passed": None, "text": "was not run"} for g in parity.get("skipped", ())]
-    rows = [gate_row(f) for f in [*passed, *skipped]]
+    order = {gate: k for k, gate in enumerate(GATES)}
+    rows = [gate_row(f) for f in sorted([*passed, *skipped], key=lambda f: order.get(f["gate"], len(order)))]
     return f"<h4>Gates, when it was exported</h4>{gate_list(rows)}"
 
 
 def _carried(gate: str, figures: Mapping | None) -> str:
     """A gate's figures as export.json carries them, in a sentence."""
+    if gate == "speed":  # of one machine, so no file carries it
+        return "Run the gates again to measure it now."
     if not figures:
         return ""
     if gate in ("numbers", "parts"):

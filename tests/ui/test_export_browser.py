@@ -73,6 +73,15 @@ def test_strangers_are_told_that_it_is_off(visit):
         expect(page.locator("#kx-start")).to_have_count(0)
 
 
+def test_the_app_may_let_strangers_export_the_embedded_models(visit):
+    with visit("--host", "0.0.0.0", "--export") as page:
+        expect(page.locator("#kx-start")).to_be_visible()
+        page.get_by_role("combobox", name="Model", exact=True).click()
+        titles = ["Tiny SDXL (teacher)", "Tiny KOALA-1B", "Tiny KOALA-700M"]
+        expect(page.get_by_role("option")).to_have_text([f"✓ {title}" for title in titles])
+        expect(page.get_by_text("Fuse a LoRA into it")).to_have_count(0)
+
+
 @pytest.mark.slow
 def test_an_export_passes_its_gates_before_ones_eyes(visit, root, tmp_path):
     with visit() as page:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -211,13 +212,22 @@ def test_an_export_is_shown_with_sizes_figures_and_lines(shelf):
 
 def test_the_figures_that_an_export_carries_are_told(shelf):
     exported = Exported.read(shelf / "one")
-    parity = {"passed": ["structure", "numbers"], "skipped": ["pictures"], "numbers": {"file": 3.5e-4, "twin": 4.2e-7}}
+    parity = {
+        "passed": ["structure", "numbers", "speed"],
+        "skipped": ["pictures"],
+        "numbers": {"file": 3.5e-4, "twin": 4.2e-7},
+    }
     values = json.loads((shelf / "one" / MANIFEST).read_text()) | {"parity": parity}
     (shelf / "one" / MANIFEST).write_text(json.dumps(values))
     assert exported.parity == {}
     details = shown(tab())["details"]
     assert "the file 3.5e-04, the same graph in fp32 4.2e-07" in details
-    assert 'data-gate="pictures" data-word="skip"' in details
+    assert re.findall(r'data-gate="(\w+)" data-word="(\w+)"', details) == [
+        ("structure", "pass"),
+        ("numbers", "pass"),
+        ("pictures", "skip"),
+        ("speed", "pass"),
+    ]
 
 
 def test_what_the_gates_found_here_has_the_ratio_first(shelf):
