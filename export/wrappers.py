@@ -46,8 +46,9 @@ class _Text(torch.nn.Module):
 
     def forward(self, input_ids):
         found = self.inner(input_ids, output_hidden_states=True)
-        pooled = found.text_embeds if isinstance(self.inner, CLIPTextModelWithProjection) else found.pooler_output
-        return found.last_hidden_state, pooled, *found.hidden_states
+        if isinstance(self.inner, CLIPTextModelWithProjection):  # pipelines take the first output for the pooled text
+            return found.text_embeds, found.last_hidden_state, *found.hidden_states
+        return found.last_hidden_state, found.pooler_output, *found.hidden_states
 
 
 class _Decoder(torch.nn.Module):
@@ -96,13 +97,14 @@ def text_encoder(inner: CLIPTextModel | CLIPTextModelWithProjection) -> Traced:
     """`input_ids` (B, tokens) int64; every layer's hidden states come out, SDXL reads the last but one."""
     projected = isinstance(inner, CLIPTextModelWithProjection)
     pooled = "text_embeds" if projected else "pooler_output"
+    first = (pooled, "last_hidden_state") if projected else ("last_hidden_state", pooled)
     states = tuple(f"hidden_states.{k}" for k in range(inner.config.num_hidden_layers + 1))
     rows = {0: "batch", 1: "sequence"}
     return Traced(
         module=_Text(inner),
         inputs={"input_ids": torch.randint(0, inner.config.vocab_size, (BATCH, TOKENS))},
         dims={"input_ids": rows},
-        outputs=("last_hidden_state", pooled, *states),
+        outputs=(*first, *states),
         output_dims={"last_hidden_state": rows, pooled: {0: "batch"}, **{name: rows for name in states}},
     )
 

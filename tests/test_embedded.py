@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from koala.hashing import digest
 from koala.loading import Library
@@ -83,6 +84,14 @@ def test_trainers_conditioning_is_the_pipelines_bit_for_bit(monkeypatch):
     assert torch.equal(context, empty)  # no negative prompt: zeros
     assert torch.equal(pooled, empty_pooled)
     assert not context.any()
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2"])
+def test_text_encoders_have_the_names_that_every_transformers_reads(part):
+    """transformers 5 saves some without their prefix; 4 then leaves them at random and only warns."""
+    with safe_open(EMBEDDED / "tiny-sdxl" / part / "model.safetensors", framework="pt") as file:
+        names = set(file.keys()) - {"text_projection.weight"}
+    assert names and all(name.startswith("text_model.") for name in names)
 
 
 def test_end_of_text_is_not_the_id_that_makes_clip_pool_elsewhere():

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 TEXT = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+PREFIX, PROJECTION = "text_model.", "text_projection.weight"
 MODEL_INDEX = {
     "_class_name": "StableDiffusionXLPipeline",
     "_diffusers_version": "0.35.0",
@@ -42,10 +44,17 @@ def edit(path: Path, *remove: str, **change) -> None:
 def save_text(source: Path, folder: Path) -> None:
     for name, kind in TEXT.items():
         kind.from_pretrained(source / name, dtype=torch.float16).save_pretrained(folder / name)
+        name_as_of_old(folder / name / "model.safetensors")
         # transformers loads what its config says, diffusers loads fp32: the config must agree with diffusers
         edit(folder / name / "config.json", dtype="float32")
     for name in ("tokenizer", "tokenizer_2"):
         shutil.copytree(source / name, folder / name, dirs_exist_ok=True)
+
+
+def name_as_of_old(file: Path) -> None:
+    """transformers 5 saves a CLIPTextModel without the prefix that it reads too, and that older ones need."""
+    tensors = {f"{PREFIX}{k.removeprefix(PREFIX)}" if k != PROJECTION else k: v for k, v in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
 
 
 def main() -> None:
