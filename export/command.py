@@ -74,9 +74,8 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    quiet()  # before a verb imports transformers
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The arguments of the export, or of the command that comes first among them; `run` is what does it."""
     verb = arguments[0] if arguments and arguments[0] in VERBS else None
     module = importlib.import_module(VERBS[verb]) if verb else sys.modules[__name__]
     others = f"Other commands: {', '.join(f'python -m export {name}' for name in VERBS)}."
@@ -86,11 +85,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog=None if verb else others,
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=module.run)
     module.add(parser)
-    args = parser.parse_args(arguments[1:] if verb else arguments)
+    return parser.parse_args(list(arguments[1:] if verb else arguments))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    quiet()  # before a verb imports transformers
+    args = parse(sys.argv[1:] if arguments is None else arguments)
     no_bars()
     try:
-        return module.run(args)
+        return args.run(args)
     except RequestError as error:
         _say(f"export: {error}")
         return 2

@@ -7,17 +7,45 @@ from pathlib import Path
 
 import pytest
 
+from export.command import parse as export_parser
 from koala.cli import parser
 from koala.registry import CARDS, EMBEDDED
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^python -m koala (.+)$", README, re.M)
+EXPORTS = re.findall(r"^python -m export (.+)$", README, re.M)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_parse(command):
     parser().parse_args(shlex.split(command, comments=True))
+
+
+@pytest.mark.parametrize("command", EXPORTS)
+def test_export_commands_parse(command):
+    export_parser(shlex.split(command))
+
+
+def test_attentions_figures_are_those_of_the_reports():
+    folder = ROOT / "docs" / "measurements"
+    found, figures = (json.loads((folder / f"attention{name}.json").read_text()) for name in ("", "-figures"))
+    text = " ".join(README.split())
+    assert f"costs {100 * (found['recording']['one_layer_per_stage']['ratio_of_medians'] - 1):.0f} % of a run" in text
+    assert f"a click {round(found['click']['full_size_layer']['median_ms'], 1)} ms on a full-size layer" in text
+    size = found["full_size"]
+    assert size["predicted_bytes"] == size["tensor_bytes"]
+    assert f"{size['predicted_bytes'] / 1e9:.2f} GB for one layer a stage of KOALA-700M over 10 steps" in text
+    by, other = (figures["divergence_from_the_teacher"][s] for s in ("SA", "LF"))
+    assert [stage for stage in by if by[stage] > other[stage]] == ["MID"]
+    assert "more like its teacher at every stage but MID" in text
+
+
+def test_optimum_drew_at_a_size_that_is_no_multiple_of_32():
+    found = json.loads((ROOT / "docs" / "measurements" / "optimum.json").read_text())
+    odd = next(p for p in found["pictures"] if p["width"] % 32 and p["height"] % 32)
+    assert f"also at {odd['width']}x{odd['height']} px" in " ".join(README.split())
+    assert min(p["psnr_db_against_torch"] for p in found["pictures"]) > 40
 
 
 def test_there_are_commands_of_every_verb():
