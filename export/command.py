@@ -58,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
         _say(finding.line())
 
     def check(folder: Path) -> dict[str, object]:
-        return gated(folder, lora=args.lora, prompts=args.pictures, thorough=args.thorough, on_finding=tell)
+        return gated(
+            folder, model=args.model, lora=args.lora, prompts=args.pictures, thorough=args.thorough, on_finding=tell
+        )
 
     found = export(job, args.out, check=check, on_progress=lambda progress: _say(progress.line()))
     size = sum(f.stat().st_size for f in args.out.rglob("*") if f.is_file())

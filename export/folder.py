@@ -156,7 +156,7 @@ def source_hashes(job: Job) -> dict[str, str]:
 def _manifest(job: Job) -> Exported:
     card = job.card
     return Exported(
-        model=card.name,
+        model=card.name if card.on_hub or card.embedded else Path(card.source).name,
         title=card.title,
         revision=job.location.revision,
         licence=card.licence,

@@ -75,6 +75,7 @@ class Report:
 def verify(
     folder: Path,
     *,
+    model: str | None = None,
     lora: Path | None = None,
     prompts: int = 8,
     thorough: bool = False,
@@ -86,7 +87,7 @@ def verify(
     Raises RequestError where the folder is no export, its files are not those of the manifest, or its model is not
     on this machine.
     """
-    case = open_case(folder, lora=lora, prompts=prompts, thorough=thorough)
+    case = open_case(folder, model=model, lora=lora, prompts=prompts, thorough=thorough)
     if hashes:
         case.exported.check(folder)
     findings, seconds = [], {}
@@ -123,6 +124,7 @@ def gated(folder: Path, **settings) -> dict[str, object]:
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="an export")
+    parser.add_argument("--model", metavar="MODEL", help="what it was made of, where that was a folder")
     parser.add_argument("--lora", type=Path, metavar="FILE.safetensors", help="the LoRA that was fused into it, if any")
     add_depth(parser)
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the report there as well")
@@ -131,6 +133,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     report = verify(
         args.folder,
+        model=args.model,
         lora=args.lora,
         prompts=args.pictures,
         thorough=args.thorough,

@@ -31,7 +31,7 @@ class Component:
 class Exported:
     """What an export is and where it comes from; export.json."""
 
-    model: str  # name of the registry, hub id, or a folder's own name
+    model: str  # name of the registry, hub id, or a folder's last name: files that travel tell no one's paths
     title: str
     revision: str  # hub commit, or "local"
     licence: str
@@ -108,7 +108,7 @@ def find_export(name: str) -> Path:
     if (Path(name) / MANIFEST).is_file():
         return Path(name)
     for folder in list_exports(exports_root()):
-        if Exported.read(folder).model == name:
+        if Exported.read(folder).model == (Path(name).resolve().name if Path(name).is_dir() else name):
             return folder
     short = Path(name).name
     raise RequestError(

@@ -3,8 +3,7 @@
 import os
 
 # Read when torch, huggingface_hub, tokenizers and gradio are imported, so they are set before any of those.
-WORKER = os.environ.get("PYTEST_XDIST_WORKER")  # None with -n 0
-os.environ.setdefault("OMP_NUM_THREADS", "1" if WORKER else "2")  # torch's threads
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")  # torch's threads
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # HF_HUB_OFFLINE=0 python -m pytest -m network
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -22,6 +21,7 @@ from types import SimpleNamespace
 import pytest
 from filelock import FileLock
 
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")  # None with -n0
 ROOT = Path(__file__).resolve().parents[1]
 
 CHROMIUMS = (

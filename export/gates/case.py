@@ -10,6 +10,7 @@ from export.folder import COMPONENTS, Job, Lora, load, plan, source_hashes
 from export.targets import DTYPES
 from koala.exported import Exported
 from koala.hashing import digest
+from koala.registry import find
 from koala.request import RequestError
 
 
@@ -55,8 +56,18 @@ class Case:
         return module.to(getattr(torch, dtype)) if dtype else module
 
 
-def open_case(folder: Path, *, lora: Path | None = None, prompts: int = 8, thorough: bool = False) -> Case:
-    """RequestError where the folder is no export, or its model is not on this machine or another one."""
+def open_case(
+    folder: Path,
+    *,
+    model: str | None = None,
+    lora: Path | None = None,
+    prompts: int = 8,
+    thorough: bool = False,
+) -> Case:
+    """RequestError where the folder is no export, or its model is not on this machine or another one.
+
+    `model` says where it is, for one that no name stands for.
+    """
     exported = Exported.read(folder)
     fused = exported.lora
     if fused and lora is None:
@@ -68,7 +79,7 @@ def open_case(folder: Path, *, lora: Path | None = None, prompts: int = 8, thoro
         raise RequestError(f"{lora} is not the LoRA {fused['name']} that {folder} has in its weights; give that file")
     short = next(name for name, dtype in DTYPES.items() if dtype == exported.stored_dtype)
     job = plan(
-        exported.model,
+        model or _name(exported),
         target=exported.target,
         dtype=short,
         components="all" if exported.whole else "unet",
@@ -80,6 +91,16 @@ def open_case(folder: Path, *, lora: Path | None = None, prompts: int = 8, thoro
         )
     job = replace(job, islands=tuple(exported.islands))
     return Case(folder=folder, exported=exported, job=job, prompts=prompts, thorough=thorough)
+
+
+def _name(exported: Exported) -> str:
+    """The model that the manifest names, if a name it is."""
+    try:
+        return find(exported.model).name
+    except RequestError as error:
+        raise RequestError(
+            f"this export was made of a folder called {exported.model}; say where it is now: --model FOLDER"
+        ) from error
 
 
 def session(model: Path | bytes) -> onnxruntime.InferenceSession:

@@ -42,7 +42,7 @@ def pictures(case: Case) -> Finding:
             text="pictures of this size take many minutes on a CPU; draw them with --thorough, or on a GPU",
         )
     texts = [*prompts("one_object", case.prompts - case.prompts // 2), *prompts("two_objects", case.prompts // 2)]
-    name = case.exported.model
+    name = case.job.card.name
     wanted = _draw(Library("cpu", dtype="float32").get(name), texts)
     gc.collect()
     found = _draw(Library("cpu").get(str(case.folder)), texts)

@@ -152,6 +152,18 @@ def test_an_export_of_other_weights_is_not_compared(exported_700m, tmp_path):
         open_case(copy)
 
 
+def test_a_folders_export_tells_no_path_and_asks_where_the_folder_is(exported_700m, embedded, tmp_path):
+    """Symptom: the model of a folder was named by its path, in a file that others get."""
+    mine = shutil.copytree(embedded / "tiny-koala-700m", tmp_path / "my-koala")
+    told = folder._manifest(folder.plan(str(mine)))
+    assert told.model == "my-koala" and str(tmp_path) not in json.dumps(dataclasses.asdict(told))
+    copy = copy_of(exported_700m, tmp_path)
+    dataclasses.replace(Exported.read(copy), model="my-koala").write(copy)
+    with pytest.raises(RequestError, match="--model FOLDER"):
+        open_case(copy)
+    assert open_case(copy, model=str(mine)).job.card.source == str(mine)
+
+
 def test_a_fused_lora_must_be_given_to_be_compared(exported_700m, tmp_path):
     copy = copy_of(exported_700m, tmp_path)
     told = {"name": "style.safetensors", "sha256": "0" * 64, "strength": 1.0}

@@ -115,7 +115,7 @@ def open_tab(browser: Browser) -> Callable:
         page.set_default_timeout(90_000)
         wrong: list[str] = []
         page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda e: wrong.append(str(e)))
+        page.on("pageerror", lambda e: wrong.append(e.stack or str(e)))
         page.on("dialog", lambda d: (wrong.append(d.message), d.dismiss()))
         page.on("request", lambda r: None if r.url.startswith((server.url, "data:", "blob:")) else wrong.append(r.url))
         page.goto(server.url)
