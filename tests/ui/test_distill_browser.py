@@ -118,6 +118,7 @@ def test_a_run_is_watched_left_and_found_again(visit, root):
         captions = page.locator(".kd-grid li").first.locator("figcaption")
         expect(captions).to_have_text(["teacher", "before training", "step 80"])
         page.get_by_role("tab", name="Compare").click()
+        page.wait_for_timeout(3000)  # until the page rests; a faster visitor may find it resting
         trainer.step(120)
         tab(page)
         expect(standing(page)).to_contain_text("120 of 200")

@@ -36,6 +36,7 @@ def visit(open_tab, serve):
     return visited
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_an_export_is_looked_at_taken_along_and_deleted(visit, root, exported_700m, viewport, tmp_path):
     for name in ("first", "second"):

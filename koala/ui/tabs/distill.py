@@ -123,8 +123,7 @@ class Distill:
         fields = list(self.fields.values())
         self.timer.tick(self.look, page, shown, queue=False, **CHEAP)
         if tabs:
-            # the last tab counts, also where an earlier one's answer is late: else a page rests that is looked at
-            tabs.select(self.turn, page, shown, queue=False, **CHEAP | {"trigger_mode": "always_last"})
+            tabs.select(self.turn, page, shown, queue=False, **CHEAP)
         self.all.click(self.choose, page, shown, queue=False, **CHEAP)
         self.preset.input(self.fill, self.preset, [self.told, *fields], queue=False, **CHEAP)
         # in the queue, but in no line of it: a complaint from outside the queue reaches the page without its words

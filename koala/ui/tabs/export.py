@@ -106,8 +106,7 @@ class Export:
         asked = [self.model, self.target, self.dtype, self.components, self.lora, self.strength]
         self.timer.tick(self.look, page, shown, queue=False, **CHEAP)
         if tabs:
-            # the last tab counts, also where an earlier one's answer is late: else a page rests that is looked at
-            tabs.select(self.turn, page, shown, queue=False, **CHEAP | {"trigger_mode": "always_last"})
+            tabs.select(self.turn, page, shown, queue=False, **CHEAP)
         self.list.click(self.choose, page, shown, queue=False, **CHEAP)
         self.model.focus(lambda: gr.Dropdown(self.exports.models()), None, self.model, queue=False, **CHEAP)
         self.target.input(self.aim, self.target, [self.told, self.dtype], queue=False, **CHEAP)
