@@ -1,5 +1,7 @@
 """A benchmark as HTML: bars on one scale with the prediction marked, a table, and what was left out."""
 
+import base64
+import json
 from collections.abc import Callable, Sequence
 from html import escape
 
@@ -112,5 +114,15 @@ def panel(found: dict, title: Callable[[str], str]) -> str:
         f"{bars(rows, title)}{_sentences(found, title)}{table(rows, title)}{left_out}"
         f'<p class="k-note">On {escape(found["device"])}, {escape(found["date"])}. Medians of up to '
         f"{found['matrix']['repeats']} runs, the models in turn. {memory}Speed behind the prediction: "
-        f"{escape(sources)}.{ratio} The same from a terminal: <code>{escape(found['command'])}</code></p></section>"
+        f"{escape(sources)}.{ratio} The same from a terminal: <code>{escape(found['command'])}</code></p>"
+        f"{_file(found)}</section>"
+    )
+
+
+def _file(found: dict) -> str:
+    """The report to take home. It is part of the page, so that it is never older than the rows above it."""
+    content = base64.b64encode((json.dumps(found, indent=1) + "\n").encode()).decode()
+    return (
+        f'<a class="kb-json" download="koala-bench.json" href="data:application/json;base64,{content}">'
+        "Download as JSON</a>"
     )

@@ -242,9 +242,8 @@ def test_a_visitor_measures_and_takes_the_json_home(page):
     begin(page)
     expect(page.locator("#kb-status")).to_have_text("Done.", timeout=120_000)
     assert page.locator(".kb-row").count() == page.locator("#kb-panel tbody tr").count() == 4
-    page.wait_for_timeout(3000)  # the file follows the rows
     with page.expect_download() as waiting:
-        page.locator("#kb-json").click()
+        page.get_by_role("link", name="Download as JSON").click()
     report = json.loads(waiting.value.path().read_text())
     assert [(r["model"], r["preset"]) for r in report["rows"]] == [
         (model, preset) for preset in ("quality", "stock") for model in ("tiny-sdxl", "tiny-koala-700m")

@@ -88,7 +88,7 @@ def public():
 def tab(session, tmp_path, monkeypatch):
     monkeypatch.setenv("KOALA_RUNS", str(tmp_path))
     with gr.Blocks():
-        return Distill(session, "Distill")
+        return Distill(session)
 
 
 def named(tab, update: dict) -> dict:
@@ -436,7 +436,7 @@ def test_a_run_whose_student_draws_is_not_deleted(session, tmp_path):
 def test_strangers_choose_among_short_presets_and_few_settings(public, tmp_path, monkeypatch):
     monkeypatch.setenv("KOALA_RUNS", str(tmp_path))
     with gr.Blocks():
-        tab = Distill(public, "Distill")
+        tab = Distill(public)
     assert tuple(sorted(tab.fields)) == tuple(sorted(distill_fields.PUBLIC))
     assert [p.name for p in tab.runs.presets] == ["2-minutes", "10-minutes"]
     for refused in ("koala", "no-such", None):

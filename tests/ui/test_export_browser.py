@@ -36,6 +36,12 @@ def visit(open_tab, serve):
     return visited
 
 
+def turn_to_compare(page: Page) -> None:
+    """Its choices arrive before a list is opened: Gradio's open list fails over choices that become fewer."""
+    with page.expect_response(lambda r: "/run/" in r.url and "(ONNX)" in r.text()):
+        page.get_by_role("tab", name="Compare").click()
+
+
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_an_export_is_looked_at_taken_along_and_deleted(visit, root, exported_700m, viewport, tmp_path):
     for name in ("first", "second"):
@@ -62,8 +68,7 @@ def test_an_export_is_looked_at_taken_along_and_deleted(visit, root, exported_70
         page.get_by_role("button", name="Delete it").click()
         expect(details.locator("h3")).to_have_text("second")
         assert [folder.name for folder in list_exports(root)] == ["second"]
-        page.get_by_role("tab", name="Compare").click()
-        page.wait_for_timeout(3000)  # Gradio's open list fails over choices that become fewer: let them arrive first
+        turn_to_compare(page)
         page.get_by_role("combobox", name="Second model").click()
         expect(page.get_by_role("option", name="Tiny KOALA-700M (ONNX)")).to_have_count(1)
 
@@ -112,7 +117,6 @@ def test_an_export_passes_its_gates_before_ones_eyes(visit, root, tmp_path):
         with zipfile.ZipFile(tmp_path / "taken.zip") as found:
             manifest = json.loads(found.read(f"tiny-koala-700m-universal-fp16-unet/{MANIFEST}"))
         assert list(manifest["components"]) == ["unet"] and "numbers" in manifest["parity"]["passed"]
-        page.get_by_role("tab", name="Compare").click()
-        page.wait_for_timeout(3000)  # Gradio's open list fails over choices that become fewer: let them arrive first
+        turn_to_compare(page)
         page.get_by_role("combobox", name="Second model").click()
         expect(page.get_by_role("option", name="Tiny KOALA-700M (ONNX)")).to_have_count(1)

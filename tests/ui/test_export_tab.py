@@ -56,7 +56,7 @@ def shelf(root, exported_700m):
 
 def tab(session: Session | None = None) -> Export:
     with gr.Blocks():
-        return Export(session or Session(), "Export")
+        return Export(session or Session())
 
 
 def job(folder, **settings) -> Job:

@@ -195,13 +195,16 @@ class Attention:
         for k, model in enumerate(self.models):
             own = [self.steps[k], self.guidance[k], *(size if k == 0 else [])]
             model.input(functools.partial(self.pick, k), model, own, **CHEAP)
-            model.focus(lambda: gr.Dropdown(self.choices()), None, model, queue=False, **CHEAP)
 
     # --- what can be asked for
 
     def choices(self) -> list[tuple[str, str]]:
         """Models that are on this machine; other tabs may have made new ones."""
         return [choice for choice in self.session.choices() if availability(self.session.card(choice[1]))[0]]
+
+    def choose(self) -> list[gr.Dropdown]:
+        """The models to choose from, for both lists."""
+        return [gr.Dropdown(self.choices())] * 2
 
     def example(self, event: gr.EventData) -> str:
         return str(event._data["prompt"])
@@ -396,3 +399,4 @@ def build(session: Session) -> None:
     tab = Attention(session, Store() if session.local else Store(PUBLIC_LIMIT))
     own_tab = gr.context.Context.block
     own_tab.select(tab.forecast, tab.fields, tab.takes, queue=False, **CHEAP)
+    own_tab.select(tab.choose, None, tab.models, queue=False, **CHEAP)

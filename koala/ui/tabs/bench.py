@@ -1,17 +1,13 @@
 """The Benchmark tab: a small matrix of models, sizes and presets, measured here and now beside its prediction."""
 
 import dataclasses
-import hashlib
-import json
 import queue
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from pathlib import Path
 
 import gradio as gr
-from gradio.utils import get_upload_folder
 
 from koala.bench_matrix import MAX_REPEATS, PRESET_NAMES, Matrix
 from koala.locate import availability
@@ -93,8 +89,7 @@ class Bench:
             with gr.Column(elem_classes="k-results"):
                 self.status = gr.HTML(status(""), elem_id="kb-status", apply_default_css=False)
                 self.panel = gr.HTML(bench_chart.EMPTY, elem_id="kb-panel", apply_default_css=False)
-                self.json = gr.DownloadButton("Download as JSON", visible=False, size="sm", elem_id="kb-json")
-        shown = [self.status, self.panel, self.json]
+        shown = [self.status, self.panel]
         given = [self.models, self.sizes, self.presets, self.batch, self.steps, self.repeats, self.limit]
         # in the queue, but in no line of it: a complaint from outside the queue reaches the page without its words
         asked = self.start.click(self.wait, given, [*shown, self.start], **CHEAP)
@@ -103,7 +98,6 @@ class Bench:
         )
         run.failure(self.fail, None, [self.status, self.start], queue=False, **CHEAP)
         self.stop.click(self.halt, None, [self.status, self.start], queue=False, **CHEAP)
-        self.models.focus(lambda: gr.Dropdown(self.choices()), None, self.models, **CHEAP)
         gr.context.Context.root_block.unload(self.leave)
 
     def choices(self) -> list[tuple[str, str]]:
@@ -137,7 +131,6 @@ class Bench:
         return {
             self.status: status("Waiting for the device …", running=True),
             self.panel: bench_chart.EMPTY,
-            self.json: gr.DownloadButton(visible=False),
             self.start: gr.Button(interactive=False),
         }
 
@@ -213,17 +206,14 @@ class Bench:
             run.events.put(error)
 
     def _shown(self, matrix: Matrix, cells: list) -> dict:
-        """The panel and the file, from the cells so far."""
+        """The panel, from the cells so far."""
         from koala.bench_report import report
         from koala.evaluate.reports import circumstances
 
         found = report(matrix, cells, random_weights=False)
         said = command(matrix, [self.session.card(name) for name in matrix.models])
         found |= circumstances([], self.session.library()) | {"command": said}
-        return {
-            self.panel: bench_chart.panel(found, self.title),
-            self.json: gr.DownloadButton(value=str(_save(found)), visible=True),
-        }
+        return {self.panel: bench_chart.panel(found, self.title)}
 
 
 def status(text: str, *, running: bool = False) -> str:
@@ -246,15 +236,6 @@ def command(matrix: Matrix, cards: Sequence[ModelCard]) -> str:
     return "".join(cuts) + " ".join([*words, "--out bench.json"])
 
 
-def _save(found: dict) -> Path:
-    """The report in the folder that Gradio serves and cleans."""
-    text = json.dumps(found, indent=1) + "\n"
-    folder = Path(get_upload_folder()) / hashlib.sha256(text.encode()).hexdigest()
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder.resolve() / "koala-bench.json"
-    path.write_text(text)
-    return path
-
-
 def build(session: Session) -> None:
-    Bench(session)
+    tab, own_tab = Bench(session), gr.context.Context.block
+    own_tab.select(lambda: gr.Dropdown(tab.choices()), None, tab.models, queue=False, **CHEAP)

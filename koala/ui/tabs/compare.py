@@ -392,4 +392,5 @@ def build(session: Session) -> None:
     fields = [tab.fields[name] for name in FIELDS]
     page, own_tab = gr.context.Context.root_block, gr.context.Context.block
     page.load(tab.open_link, None, [*fields, tab.random], **CHEAP)
-    gr.on([page.load, own_tab.select], tab.choices, None, [tab.fields["model_a"], tab.fields["model_b"]], **CHEAP)
+    pair = [tab.fields["model_a"], tab.fields["model_b"]]
+    gr.on([page.load, own_tab.select], tab.choices, None, pair, queue=False, **CHEAP)

@@ -23,10 +23,10 @@ LAST = "last"  # of the choices where to go on from
 
 
 class Distill:
-    """The tab's components and handlers. `tabs` is the row of tabs that it is in, None in a page of its own."""
+    """The tab's components and handlers. `tab` is what it is in, None in a page of its own."""
 
-    def __init__(self, session: Session, title: str, tabs: gr.Tabs | None = None):
-        self.session, self.title = session, title
+    def __init__(self, session: Session, tab: gr.Tab | None = None):
+        self.session = session
         self.runs = Runs(session)
         self.fields: dict[str, gr.components.FormComponent] = {}
         with gr.Row(elem_classes="k-panes kd-panes"):
@@ -36,7 +36,7 @@ class Distill:
                 self._settings()
             with gr.Column(elem_classes="k-results"):
                 self._results()
-        self._wire(tabs)
+        self._wire(tab)
         session.before_choosing.append(self.runs.all)
         self.runs.all()  # students of earlier days are models, too
 
@@ -115,15 +115,17 @@ class Distill:
         self.beside = gr.State("")
         self.sent = gr.State({})  # marks of what this page shows: only what changed is sent again
 
-    def _wire(self, tabs: gr.Tabs | None) -> None:
+    def _wire(self, tab: gr.Tab | None) -> None:
         page = [self.chosen, self.beside, self.sent]
         panels = [self.standing, self.all, self.curves, self.pictures, self.about, self.noise, self.pace, self.log]
         buttons = [self.start, self.stop, self.resume, self.step, self.reuse, self.ask_delete, self.sure, self.more]
         shown = [*panels, *buttons, self.timer, *page]
         fields = list(self.fields.values())
         self.timer.tick(self.look, page, shown, queue=False, **CHEAP)
-        if tabs:
-            tabs.select(self.turn, page, shown, queue=False, **CHEAP)
+        if tab:
+            tab.select(self.turn, page, shown, queue=False, **CHEAP)
+            if teacher := self.fields.get("teacher"):
+                tab.select(lambda: gr.Dropdown(self.teachers()), None, teacher, queue=False, **CHEAP)
         self.all.click(self.choose, page, shown, queue=False, **CHEAP)
         self.preset.input(self.fill, self.preset, [self.told, *fields], queue=False, **CHEAP)
         # in the queue, but in no line of it: a complaint from outside the queue reaches the page without its words
@@ -135,9 +137,6 @@ class Distill:
         self.ask_delete.click(self.ask, self.chosen, [self.sure, self.question], **CHEAP)
         self.keep.click(lambda: gr.Row(visible=False), None, self.sure, queue=False, **CHEAP)
         self.delete.click(self.remove, page, shown, **CHEAP)
-        if "teacher" in self.fields:
-            teacher = self.fields["teacher"]
-            teacher.focus(lambda: gr.Dropdown(self.teachers()), None, teacher, queue=False, **CHEAP)
 
     # --- what can be asked for
 
@@ -212,10 +211,8 @@ class Distill:
         """Compare, with the student beside its teacher."""
         return "?" + urlencode({"models": f"{self.session.card(shown.model).teacher},{shown.model}"})
 
-    def turn(self, event: gr.SelectData, chosen: str, beside: str, sent: dict) -> dict:
-        """A tab was chosen: this one looks at its runs, any other lets it rest."""
-        if event.value != self.title:
-            return {self.timer: gr.Timer(active=False)}
+    def turn(self, chosen: str, beside: str, sent: dict) -> dict:
+        """The tab was chosen: all of it is told again, for the page may have missed something."""
         return self.look(chosen, beside, {})
 
     def choose(self, event: gr.EventData, chosen: str, beside: str, sent: dict) -> dict:
@@ -285,5 +282,4 @@ class Distill:
 
 def build(session: Session) -> None:
     """Inside its gr.Tab."""
-    tab = gr.context.Context.block
-    Distill(session, tab.label, tab.parent)
+    Distill(session, gr.context.Context.block)

@@ -23,10 +23,10 @@ SAVE = """(file) => { if (!file) return;
 
 
 class Export:
-    """The tab's components and handlers. `tabs` is the row of tabs that it is in, None in a page of its own."""
+    """The tab's components and handlers. `tab` is what it is in, None in a page of its own."""
 
-    def __init__(self, session: Session, title: str, tabs: gr.Tabs | None = None):
-        self.session, self.title = session, title
+    def __init__(self, session: Session, tab: gr.Tab | None = None):
+        self.session = session
         self.exports = Exports(session)
         if not self.exports.open:
             gr.HTML(export_panel.OFF, elem_id="kx-off", apply_default_css=False)
@@ -36,7 +36,7 @@ class Export:
                 self._ask()
             with gr.Column(elem_classes="k-results"):
                 self._results()
-        self._wire(tabs)
+        self._wire(tab)
 
     # --- components
 
@@ -98,17 +98,17 @@ class Export:
         self.chosen = gr.State("")
         self.sent = gr.State({})  # marks of what this page shows: only what changed is sent again
 
-    def _wire(self, tabs: gr.Tabs | None) -> None:
+    def _wire(self, tab: gr.Tab | None) -> None:
         page = [self.chosen, self.sent]
         panels = [self.standing, self.details, self.lines, self.list, self.log]
         buttons = [self.start, self.stop, self.save, self.check, self.ask_delete, self.sure, self.more, self.printed]
         shown = [*panels, *buttons, self.timer, *page]
         asked = [self.model, self.target, self.dtype, self.components, self.lora, self.strength]
         self.timer.tick(self.look, page, shown, queue=False, **CHEAP)
-        if tabs:
-            tabs.select(self.turn, page, shown, queue=False, **CHEAP)
+        if tab:
+            tab.select(self.turn, page, shown, queue=False, **CHEAP)
+            tab.select(lambda: gr.Dropdown(self.exports.models()), None, self.model, queue=False, **CHEAP)
         self.list.click(self.choose, page, shown, queue=False, **CHEAP)
-        self.model.focus(lambda: gr.Dropdown(self.exports.models()), None, self.model, queue=False, **CHEAP)
         self.target.input(self.aim, self.target, [self.told, self.dtype], queue=False, **CHEAP)
         # in the queue, but in no line of it: a complaint from outside the queue reaches the page without its words
         self.start.click(self.begin, [*page, *asked], shown, **CHEAP)
@@ -178,10 +178,8 @@ class Export:
             why_not = within(self.exports.root, str(error))
         return export_lines.lines(found.exported, self._where(found) or found.name, engines, why_not)
 
-    def turn(self, event: gr.SelectData, chosen: str, sent: dict) -> dict:
-        """A tab was chosen: this one looks at its exports, any other lets it rest."""
-        if event.value != self.title:
-            return {self.timer: gr.Timer(active=False)}
+    def turn(self, chosen: str, sent: dict) -> dict:
+        """The tab was chosen: all of it is told again, for the page may have missed something."""
         return self.look(chosen, {})
 
     def choose(self, event: gr.EventData, chosen: str, sent: dict) -> dict:
@@ -264,5 +262,4 @@ def _tell(target: str) -> str:
 
 def build(session: Session) -> None:
     """Inside its gr.Tab."""
-    tab = gr.context.Context.block
-    Export(session, tab.label, tab.parent)
+    Export(session, gr.context.Context.block)
