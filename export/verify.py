@@ -17,6 +17,7 @@ from export.gates.pictures import pictures
 from export.gates.speed import speed
 from export.gates.structure import structure
 from export.options import add_depth
+from koala.device import give_back
 from koala.outputs import new_file
 from koala.request import RequestError
 from koala.timing import device_name
@@ -92,6 +93,7 @@ def verify(
         case.exported.check(folder)
     findings, seconds = [], {}
     for name, gate in GATES.items():
+        give_back()
         begun = time.perf_counter()
         try:
             finding = gate(case)

@@ -17,6 +17,7 @@ from diffusers import UNet2DConditionModel
 
 from koala.bench_matrix import STOCK, Matrix
 from koala.calibration import Yardstick
+from koala.device import give_back
 from koala.generate import Cancelled, generate, resolve
 from koala.latency import Hardware, Prediction, named, predict
 from koala.loading import Library, LoadedModel
@@ -274,7 +275,7 @@ def _take_turns(
             except RuntimeError as error:
                 if "out of memory" not in str(error) and "allocate memory" not in str(error):
                     raise
-                torch.cuda.empty_cache()
+                give_back()
                 running.remove(cell)
                 cells.remove(cell)
                 yield cell.skipped("out of memory", out_of_memory=True)

@@ -1,5 +1,7 @@
 """Which device computes, and how much memory it has."""
 
+import ctypes
+import gc
 import sys
 from pathlib import Path
 
@@ -38,3 +40,15 @@ def device_memory(device: torch.device) -> int | None:
         limits = [int(f.read_text()) for f in _CONTAINER if f.is_file() and f.read_text().strip().isdigit()]
         return min((n for n in (free, *limits) if n is not None), default=None)
     return None
+
+
+def give_back() -> None:
+    """What was freed goes back to the machine, which else stays this process's own.
+
+    glibc keeps blocks below 32 MB, which is most of a U-Net: 2 GB of a freed KOALA-700M.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # musl has none
+        trim(0)

@@ -1,6 +1,5 @@
 """What the graphs compute, against torch: the same in fp32, and in fp16 no worse than torch's own fp16."""
 
-import gc
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from export.gates.case import Case, Finding, session
 from export.gates.twin import widen
 from export.shape_profile import shapes
 from export.wrappers import text_encoder, unet, vae_decoder, vae_encoder
+from koala.device import give_back
 
 TWIN = 1e-4  # relative L2 error of the same graph in fp32
 HALF = 5e-3  # of the file in fp16 against torch in fp32 ...
@@ -95,7 +95,7 @@ def _results(case: Case, runners: Mapping[str, Callable[[], Call]]) -> Iterator[
         call = build()
         yield name, [call(values) for values in wanted]
         del call
-        gc.collect()
+        give_back()
 
 
 def numbers(case: Case) -> Finding:

@@ -1,12 +1,12 @@
 """Whole pictures from the same noise: ONNX Runtime beside torch, and how far torch's own fp16 is from its fp32."""
 
-import gc
 from collections.abc import Sequence
 from statistics import mean
 
 from PIL import Image
 
 from export.gates.case import Case, Finding
+from koala.device import give_back
 from koala.evaluate.drawing import fitting
 from koala.evaluate.shapes import draw, prompts
 from koala.fidelity import psnr, ssim
@@ -44,9 +44,9 @@ def pictures(case: Case) -> Finding:
     texts = [*prompts("one_object", case.prompts - case.prompts // 2), *prompts("two_objects", case.prompts // 2)]
     name = case.job.card.name
     wanted = _draw(Library("cpu", dtype="float32").get(name), texts)
-    gc.collect()
+    give_back()
     found = _draw(Library("cpu").get(str(case.folder)), texts)
-    gc.collect()
+    give_back()
     drawn = {"file": found}
     if case.exported.stored_dtype == "float16":
         drawn["torch fp16"] = _draw(Library("cpu", dtype="float16").get(name), texts[:FLOOR])

@@ -1,6 +1,5 @@
 """A teacher's text encoders and VAE without its U-Net: captions and pictures -> what the U-Net reads."""
 
-import gc
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline
 from transformers import CLIPTokenizer
 
+from koala.device import give_back
 from koala.hashing import digest
 from koala.loading import load_part
 from koala.locate import Location, locate
@@ -69,9 +69,7 @@ class Encoders:
     def release(self) -> None:
         """Free the memory; nothing can be encoded afterwards."""
         self.pipeline = None
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        give_back()
 
 
 @contextmanager
