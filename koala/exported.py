@@ -107,11 +107,17 @@ def find_export(name: str) -> Path:
     """The export that a model's name or a folder means; RequestError with the command that makes one."""
     if (Path(name) / MANIFEST).is_file():
         return Path(name)
+    damaged = ""
     for folder in list_exports(exports_root()):
-        if Exported.read(folder).model == (Path(name).resolve().name if Path(name).is_dir() else name):
+        try:
+            found = Exported.read(folder)
+        except RequestError as error:  # one that is damaged keeps nobody from the others
+            damaged += f" ({error})"
+            continue
+        if found.model == (Path(name).resolve().name if Path(name).is_dir() else name):
             return folder
     short = Path(name).name
     raise RequestError(
         f"there is no export of {name} in {exports_root()}; make it with "
-        f"python -m export --model {name} --out {exports_root() / short}"
+        f"python -m export --model {name} --out {exports_root() / short}{damaged}"
     )

@@ -3,7 +3,7 @@
 import gradio as gr
 import pytest
 
-from koala.exported import MANIFEST
+from koala.exported import MANIFEST, find_export
 from koala.fidelity import psnr
 from koala.request import GenerationRequest, RequestError
 from koala.ui.session import Session
@@ -56,3 +56,10 @@ def test_visitors_of_a_public_app_see_and_name_no_export(shelf, exported_700m):
         public.card(str(shelf / TORCH))
     named = Session([TORCH, str(exported_700m)], local=False)  # unless the app was started with it
     assert "Tiny KOALA-700M (ONNX)" in [label for label, _ in named.choices(exports=True)]
+
+
+def test_a_damaged_export_keeps_nobody_from_its_neighbours(shelf):
+    """Symptom: `--runtime onnx` failed over another export's manifest."""
+    assert find_export(TORCH) == shelf / TORCH
+    with pytest.raises(RequestError, match="no export of tiny-sdxl .*broken.* is damaged"):
+        find_export("tiny-sdxl")

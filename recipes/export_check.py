@@ -1,0 +1,84 @@
+"""A model in every export through every gate, over many pictures, and the pace of each beside torch.
+
+    python recipes/export_check.py --work exports/check --out docs/measurements/export-embedded.json
+
+What --work has already is kept, so that it goes on where it was stopped: about eight minutes a target on one core. The
+paces are measured in the end, one after the other, with all threads.
+"""
+
+import argparse
+import datetime
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from export.gates.case import open_case
+from export.gates.speed import speed
+from export.targets import TARGETS
+from koala.exported import MANIFEST, Exported
+from koala.generate import versions
+from koala.timing import device_name
+
+EXPORTS = {f"{t.name}-{dtype}": (t.name, dtype) for t in TARGETS.values() for dtype in t.dtypes}
+
+
+def run(*arguments: str) -> None:
+    """A command of the export; its progress goes to this terminal."""
+    done = subprocess.run([sys.executable, "-m", "export", *arguments], stdout=sys.stderr, check=False)
+    if done.returncode:
+        sys.exit(f"python -m export {' '.join(arguments)} ended with {done.returncode}")
+
+
+def checked(model: str, name: str, work: Path, pictures: int) -> Path:
+    """The export of this name, with its report beside it."""
+    target, dtype = EXPORTS[name]
+    folder = work / name
+    if not (folder / MANIFEST).is_file():
+        run("--model", model, "--out", str(folder), "--target", target, "--dtype", dtype)
+    report = folder.with_suffix(".json")
+    if not report.is_file():
+        run("verify", str(folder), "--pictures", str(pictures), "--out", str(report))
+    return folder
+
+
+def told(folder: Path) -> dict:
+    """Sizes, the gates' figures, and the pace now."""
+    report = json.loads(folder.with_suffix(".json").read_text())
+    figures = {f["gate"]: f["figures"] for f in report["findings"]}
+    unet = Exported.read(folder).components["unet"]
+    return {
+        "bytes": sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()),
+        "unet_bytes": sum((folder / file).stat().st_size for file in unet.files),
+        "passed": report["passed"],
+        "numbers": figures["numbers"]["worst"],
+        "pictures": figures["pictures"],
+        "speed": speed(open_case(folder)).figures,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny-koala-700m")
+    parser.add_argument("--exports", nargs="+", default=list(EXPORTS), choices=EXPORTS, metavar="NAME")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the exports and their reports")
+    parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
+    args = parser.parse_args()
+
+    folders = {name: checked(args.model, name, args.work, args.pictures) for name in args.exports}
+    report = {
+        "command": "python " + " ".join(sys.argv),
+        "device": device_name(torch.device("cpu")),
+        "versions": versions(),
+        "date": datetime.date.today().isoformat(),
+        "model": args.model,
+        "exports": {name: told(folder) for name, folder in folders.items()},
+    }
+    args.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
