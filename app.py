@@ -1,7 +1,8 @@
-"""The app: python app.py [--models A B --device D --host H --port N --share --export]."""
+"""The app: python app.py [--models A B --device D --host H --port N --share --export --auth-file FILE]."""
 
 import argparse
 import sys
+from pathlib import Path
 
 from koala.console import quiet
 
@@ -26,10 +27,34 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, help="port (default: the first free one from 7860)")
     parser.add_argument("--share", action="store_true", help="also open a public gradio.live address")
     parser.add_argument("--export", action="store_true", help="strangers, too, may export the embedded models")
+    own = parser.add_mutually_exclusive_group()
+    own.add_argument(
+        "--auth",
+        metavar="USER:PASSWORD",
+        help="only who says this may enter; other users of this machine "
+        "see it among its processes, --auth-file does not show it",
+    )
+    own.add_argument("--auth-file", type=Path, metavar="FILE", help="the same from a file, one USER:PASSWORD per line")
     options = parser.parse_args(arguments)
     if options.vram is not None and not 0.1 <= options.vram <= 1024:
         parser.error(f"--vram takes gigabytes, such as 8, 6, 4 or 3, not {options.vram:g}")
     return options
+
+
+def users(options: argparse.Namespace) -> list[tuple[str, str]] | None:
+    """Who may enter, with their passwords; None lets everybody in. RequestError for what is neither."""
+    lines = [options.auth] if options.auth is not None else None
+    if options.auth_file:
+        try:
+            lines = [line for line in options.auth_file.read_text().splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise RequestError(f"--auth-file {options.auth_file} cannot be read: {error}") from error
+    if lines is None:
+        return None
+    found = [line.partition(":")[::2] for line in lines]
+    if not found or not all(user and password for user, password in found):
+        raise RequestError("a user is named as USER:PASSWORD, neither of them empty; a file holds one per line")
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         memory = int(options.vram * 1e9) if options.vram else None
         local = options.host in LOCAL and not options.share
         session = Session(options.models, options.device, memory=memory, local=local, exports=options.export)
-        demo = launch(session, options.host, options.port, options.share)
+        demo = launch(session, options.host, options.port, options.share, users(options))
     except RequestError as error:
         print(f"app.py: {error}", file=sys.stderr)
         return 2

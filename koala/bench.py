@@ -24,6 +24,7 @@ from koala.loading import Library, LoadedModel
 from koala.plans import Plan
 from koala.registry import find, torch_only
 from koala.request import GenerationRequest, RequestError, Timing
+from koala.shortage import ran_out
 from koala.stock import stock, stock_plan
 from koala.timing import device_name
 
@@ -273,7 +274,7 @@ def _take_turns(
                 running.remove(cell)  # its time is up: the runs before this one count
                 continue
             except RuntimeError as error:
-                if "out of memory" not in str(error) and "allocate memory" not in str(error):
+                if not ran_out(error):
                     raise
                 give_back()
                 running.remove(cell)

@@ -1,6 +1,7 @@
 """GenerationRequest and Timing: the contract of CLI, app, evaluation, benchmarks and runtimes."""
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 
 from koala.presets import PRESETS
@@ -11,6 +12,7 @@ MAX_IMAGES = 16
 MIN_SIDE, MAX_SIDE, SIDE_MULTIPLE = 64, 2048, 32  # px; the U-Net halves the eight-fold latents twice
 MAX_SEED = 2**32 - 1
 MAX_LORA_STRENGTH = 4.0
+_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair: JSON can say it, no encoder of text takes it
 SCHEDULERS = ("euler-trailing", "euler-leading", "ddim-trailing", "dpmpp-2m-trailing")
 
 
@@ -88,6 +90,8 @@ def check(request: GenerationRequest) -> None:
     for name in ("model", "prompt", "negative_prompt"):
         if not isinstance(getattr(request, name), str):
             raise RequestError(f"the {name.replace('_', ' ')} must be text, not {getattr(request, name)!r}")
+        if _HALF.search(getattr(request, name)):
+            raise RequestError(f"the {name.replace('_', ' ')} holds half a character, which is no text; type it again")
     if not request.model.strip():
         raise RequestError("no model was named; `python -m koala models` lists them")
     if not request.prompt.strip():
@@ -122,14 +126,15 @@ def check(request: GenerationRequest) -> None:
     _whole("images", request.images, 1, MAX_IMAGES, "run again with the next seed for more")
     if request.scheduler is not None and request.scheduler not in SCHEDULERS:
         raise RequestError(f"unknown scheduler {request.scheduler!r}; choose one of {', '.join(SCHEDULERS)}")
-    if request.preset not in PRESETS:
+    if not isinstance(request.preset, str) or request.preset not in PRESETS:
         raise RequestError(f"unknown preset {request.preset!r}; choose one of {', '.join(PRESETS)}")
     if request.lora is not None and not (isinstance(request.lora, str) and request.lora.endswith(".safetensors")):
         raise RequestError(
             f"a LoRA must be a .safetensors file, not {request.lora!r}; other formats can run code when they are read"
         )
     strength = request.lora_strength
-    if isinstance(strength, bool) or not isinstance(strength, int | float) or abs(strength) > MAX_LORA_STRENGTH:
+    number = isinstance(strength, int | float) and not isinstance(strength, bool)
+    if not number or not abs(strength) <= MAX_LORA_STRENGTH:  # NaN is within no bounds
         raise RequestError(
             f"the LoRA strength must be a number from -{MAX_LORA_STRENGTH:g} to {MAX_LORA_STRENGTH:g}, "
             f"not {strength!r}; 0.5 to 1 is usual"

@@ -35,6 +35,7 @@ LEVELS = {
         "koala.outputs",
         "koala.similarity_figure",
         "koala.request",
+        "koala.shortage",
         "koala.presets",
         "koala.exported",
         "koala.child",

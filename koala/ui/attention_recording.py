@@ -32,6 +32,9 @@ class Recording:
     public: bool = False  # strangers reach the app
 
     def __post_init__(self) -> None:
+        named = isinstance(self.stages, list | tuple) and all(isinstance(stage, str) for stage in self.stages)
+        if self.stages is not None and not named:
+            raise RequestError(f'stages must be a list of names, for example ["UP-1", "DW-2"], not {self.stages!r}')
         if self.stages is not None and not self.stages:
             raise RequestError("no stage is chosen, so there is nothing to record; choose at least one")
 

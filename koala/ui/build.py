@@ -32,13 +32,23 @@ def build(session: Session) -> gr.Blocks:
     return demo.queue(api_open=False, max_size=20)
 
 
-def launch(session: Session, host: str = "127.0.0.1", port: int | None = None, share: bool = False) -> gr.Blocks:
-    """Serve the page, then start to load the models. Returns at once; `block_thread` waits."""
+def launch(
+    session: Session,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    share: bool = False,
+    users: list[tuple[str, str]] | None = None,
+) -> gr.Blocks:
+    """Serve the page, then start to load the models. Returns at once; `block_thread` waits.
+
+    `users` are names and passwords; None lets everybody in.
+    """
     demo = build(session)
     demo.launch(
         server_name=host,
         server_port=port,
         share=share,
+        auth=users,
         theme=Eucalyptus(),
         js=(ASSETS / "keys.js").read_text(),
         prevent_thread_lock=True,

@@ -9,6 +9,7 @@ import gradio as gr
 from koala.request import GenerationRequest, RequestError
 from koala.ui import stage
 from koala.ui.attention_recording import Recording
+from koala.ui.limits import check_public_models
 from koala.ui.messages import complain
 from koala.ui.session import Session
 
@@ -91,6 +92,8 @@ def add_endpoints(session: Session) -> None:
         try:
             if not isinstance(models, list):
                 raise RequestError('models must be a list of names, for example ["tiny-sdxl", "tiny-koala-700m"]')
+            if not session.local:
+                check_public_models(models)
             requests = [GenerationRequest(model=m, **given) for m in models]
             for request in requests:
                 session.check(request)

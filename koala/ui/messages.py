@@ -6,6 +6,7 @@ from html import escape
 import gradio as gr
 
 from koala.request import RequestError
+from koala.shortage import ran_out
 
 log = logging.getLogger(__name__)
 LONGEST = 700  # characters that a person may be asked to read
@@ -15,8 +16,8 @@ def readable(error: Exception) -> str:
     """An exception as a sentence with a remedy; what is not a RequestError is logged whole."""
     if isinstance(error, RequestError):
         return str(error)
-    if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
-        log.warning("out of memory", exc_info=error)
+    if ran_out(error):
+        log.warning("memory ran out: %s", error)
         return (
             "there is not enough memory for this request; choose a smaller width and height, fewer images, "
             "or smaller models, and try again"

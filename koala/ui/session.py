@@ -17,6 +17,8 @@ from koala.exported import exports_root, list_exports
 from koala.locate import availability
 from koala.registry import CARDS, ModelCard
 from koala.request import GenerationRequest, RequestError
+from koala.ui.limits import check_public
+from koala.ui.memory import told
 from koala.ui.messages import readable
 
 if TYPE_CHECKING:
@@ -113,7 +115,9 @@ class Session:
 
     def check(self, request: GenerationRequest) -> GenerationRequest:
         """The request, where this visitor may make it: files of this machine are for local visitors alone."""
-        self.card(request.model)
+        card = self.card(request.model)
+        if not self.local:
+            check_public(request, card)
         if request.lora and not self.local:
             raise RequestError("a LoRA works on your own machine only: start the app there and choose the file")
         return request
@@ -340,7 +344,7 @@ class Session:
             )
             events.put(True)
         except Exception as error:
-            events.put(error)
+            events.put(told(error, requests, self._library))
 
 
 def _draw(requests: Sequence[GenerationRequest], library: "Library", *, on_step, on_result, cancel) -> None:

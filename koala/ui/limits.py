@@ -1,0 +1,32 @@
+"""What one request of a public app may cost: others wait for the same device."""
+
+from collections.abc import Sequence
+
+from koala.registry import ModelCard
+from koala.request import GenerationRequest, RequestError
+
+PUBLIC_STEPS = 50
+PUBLIC_PICTURES = 4  # in one request, of the model's own size; fewer of a larger one
+PUBLIC_MODELS = 4  # of one comparison
+OWN_MACHINE = "; on your own machine there is no such limit"
+
+
+def check_public(request: GenerationRequest, card: ModelCard) -> None:
+    """RequestError for a request that takes too long for a public app, with what it may ask for."""
+    steps = card.steps if request.steps is None else request.steps
+    if steps > PUBLIC_STEPS:
+        raise RequestError(f"this public server draws at most {PUBLIC_STEPS} steps, not {steps}{OWN_MACHINE}")
+    width, height = request.width or card.width, request.height or card.height
+    if request.images * width * height > PUBLIC_PICTURES * card.width * card.height:
+        raise RequestError(
+            f"this public server draws at most {PUBLIC_PICTURES} pictures of {card.width}x{card.height} px with "
+            f"{card.title} at once, or fewer larger ones, not {request.images} of {width}x{height} px{OWN_MACHINE}"
+        )
+
+
+def check_public_models(names: Sequence[str]) -> None:
+    """RequestError for a comparison of too many models for a public app."""
+    if len(names) > PUBLIC_MODELS:
+        raise RequestError(
+            f"this public server compares at most {PUBLIC_MODELS} models at once, not {len(names)}{OWN_MACHINE}"
+        )

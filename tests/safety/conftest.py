@@ -1,0 +1,70 @@
+"""A public app, as strangers reach it: python app.py --host 0.0.0.0, once for all tests that attack it."""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from tests.ui.conftest import Server, places
+
+STUDENT, TEACHER = "tiny-koala-700m", "tiny-sdxl"
+QUICK = {"prompt": "a red circle", "steps": 1, "guidance": 1.0, "width": 64, "height": 64}
+
+
+class Refused(Exception):
+    """An error in the app's own words."""
+
+
+class Public(Server):
+    """The running app and its API, spoken to in plain HTTP: any JSON may be sent."""
+
+    def post(self, path: str, body: bytes, kind: str = "application/json") -> tuple[int, bytes]:
+        request = urllib.request.Request(self.url + path, data=body, headers={"Content-Type": kind})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    def get(self, path: str) -> tuple[int, bytes]:
+        try:
+            with urllib.request.urlopen(self.url + path, timeout=60) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    def call(self, name: str, values: dict) -> list:
+        """An endpoint's answer; Refused with its words where it has none, AssertionError where there are no words."""
+        status, body = self.post(f"gradio_api/call/v2/{name}", json.dumps(values).encode())
+        if status != 200:
+            raise Refused(f"{status} {body.decode()[:500]}")
+        event = json.loads(body)["event_id"]
+        status, body = self.get(f"gradio_api/call/{name}/{event}")
+        kind, _, data = body.decode().rpartition("event: ")[2].partition("\ndata: ")
+        if kind == "complete":
+            return json.loads(data)
+        words = json.loads(data)
+        assert words, f"{kind} without a word: {body.decode()[-500:]}"
+        raise Refused(words.get("error") if isinstance(words, dict) else str(words))
+
+    def draws(self, seed: int = 3) -> dict:
+        """The app is alive: the result of a plain request."""
+        _, result = self.call("generate", {"model": STUDENT, **QUICK, "seed": seed})
+        assert result["request"]["seed"] == seed
+        return result
+
+    @property
+    def traceback(self) -> str:
+        """What went wrong inside, from the log."""
+        return self.log.read_text().partition("Traceback")[2]
+
+
+@pytest.fixture(scope="package")
+def public(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Public]:
+    folder = tmp_path_factory.mktemp("public")
+    server = Public(folder / "log.txt", "--host", "0.0.0.0", **places(folder))
+    server.draws()
+    yield server
+    server.stop()
