@@ -1,6 +1,6 @@
 """A model in every export through every gate, over many pictures, and the pace of each beside torch.
 
-    python recipes/export_check.py --work exports/check --out docs/measurements/export-embedded.json
+    python -m recipes.export_check --work exports/check --out docs/measurements/export-embedded.json
 
 What --work has already is kept, so that it goes on where it was stopped: about eight minutes a target on one core. The
 paces are measured in the end, one after the other, with all threads.
@@ -70,7 +70,7 @@ def main() -> None:
 
     folders = {name: checked(args.model, name, args.work, args.pictures) for name in args.exports}
     report = {
-        "command": "python " + " ".join(sys.argv),
+        "command": "python -m recipes.export_check " + " ".join(sys.argv[1:]),
         "device": device_name(torch.device("cpu")),
         "versions": versions(),
         "date": datetime.date.today().isoformat(),

@@ -1,6 +1,6 @@
 """What exporting a full-size U-Net takes on a machine without a GPU, and what the gates say of the file.
 
-    python recipes/full_size_export.py --work exports/full-size --models koala-700m koala-1b \
+    python -m recipes.full_size_export --work exports/full-size --models koala-700m koala-1b \
         --out docs/measurements/export-full-size.json
 
 The weights are random, in files of the real format: neither time nor memory depends on their values. `--tensorrt` also
@@ -76,7 +76,7 @@ def main() -> None:
             found[name]["engine_seconds"], found[name]["engine_peak_memory_bytes"] = round(seconds), peak
         print(name, json.dumps(found[name]), file=sys.stderr)
     report = {
-        "command": "python " + " ".join(sys.argv),
+        "command": "python -m recipes.full_size_export " + " ".join(sys.argv[1:]),
         "device": device_name(best_device("cpu")),
         "versions": versions(),
         "date": datetime.date.today().isoformat(),
