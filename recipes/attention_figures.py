@@ -1,6 +1,6 @@
 """KOALA's figures 3b, 3c and 10 on the embedded world: self-attention of a teacher and of two students of it.
 
-    python recipes/attention_figures.py --runs runs/attention --out runs/attention-figures
+    python -m recipes.attention_figures --runs runs/attention --out runs/attention-figures
 
 The students are alike but for what they are distilled by: self-attention (SA), or the last features of the stages
 (LF), which BK-SDM matches. Each is 200 steps of the preset "2-minutes" from the same cut, six minutes on one core; one
@@ -63,7 +63,7 @@ def _report(args: argparse.Namespace, found: dict) -> dict:
     """What the figures are of, and how far each student's attention is from the teacher's."""
     settings = " ".join(args.settings)
     return {
-        "command": f"python recipes/attention_figures.py --runs runs/attention --out figures {settings}".rstrip(),
+        "command": f"python -m recipes.attention_figures --runs runs/attention --out figures {settings}".rstrip(),
         "device": device_name(torch.device("cpu")),
         "versions": versions(),
         "date": datetime.date.today().isoformat(),

@@ -1,6 +1,6 @@
 """What the attention laboratory costs: recording beside a plain run, a click, and a capture's bytes against its plan.
 
-    python recipes/attention_speed.py --out docs/measurements/attention.json
+    python -m recipes.attention_speed --out docs/measurements/attention.json
 
 One thread and time of the CPU, so that other programs do not count; only saving and loading are seconds of the wall.
 Recording is a ratio of runs in turns. The full size is one 64x64 layer of ten heads, and KOALA-700M at 1024 px over ten
@@ -178,7 +178,7 @@ def main() -> None:
     torch.set_num_threads(1)
     library = Library("cpu")
     report = {
-        "command": f"python recipes/attention_speed.py --rounds {args.rounds} --clicks {args.clicks}",
+        "command": f"python -m recipes.attention_speed --rounds {args.rounds} --clicks {args.clicks}",
         "device": device_name(library.device),
         "versions": versions(),
         "date": datetime.date.today().isoformat(),

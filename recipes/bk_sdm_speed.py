@@ -1,6 +1,6 @@
 """Pictures per second of the trainer beside BK-SDM's training loop, on the same pictures, batch and machine, in turns.
 
-    python recipes/bk_sdm_speed.py --out docs/measurements/distill-speed.json
+    python -m recipes.bk_sdm_speed --out docs/measurements/distill-speed.json
 
 The loop is that of BK-SDM's kd_train_text_to_image.py (Kim et al., 2024), restated on SDXL's conditioning: every step
 reads its pictures, encodes them with the VAE and their captions with both text encoders; forward hooks keep the output
@@ -227,7 +227,7 @@ def main() -> None:
         found = measure(config, pictures, work, args.rounds, args.steps, clock)
     report = {
         "command": (
-            f"python recipes/bk_sdm_speed.py --teacher {args.teacher} --spec {args.spec} "
+            f"python -m recipes.bk_sdm_speed --teacher {args.teacher} --spec {args.spec} "
             f"--batch-size {args.batch_size} --resolution {args.resolution} --steps {args.steps} "
             f"--rounds {args.rounds} --threads {args.threads}"
         ),

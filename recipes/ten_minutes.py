@@ -1,6 +1,6 @@
 """What ten minutes of distillation on two cores give: the preset run, then the shapes score of its student.
 
-    python recipes/ten_minutes.py --run runs/ten-minutes --out docs/measurements/distill-10-minutes.json
+    python -m recipes.ten_minutes --run runs/ten-minutes --out docs/measurements/distill-10-minutes.json
 
 From surgery alone, beside the teacher's own score. A run that is done already is only scored.
 """

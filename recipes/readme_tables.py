@@ -1,0 +1,106 @@
+"""The README's tables, out of the registry and the reports, each between a pair of markers.
+
+python -m recipes.readme_tables
+python -m recipes.readme_tables --check     # exit 1 where the README differs
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+from koala.registry import CARDS, EMBEDDED
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+MARKERS = re.compile(r"(<!-- table: (?P<name>\w+) -->\n)(?P<table>.*?)(<!-- /table -->)", re.DOTALL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, fail where the README differs")
+    args = parser.parse_args()
+    text = README.read_text(encoding="utf-8")
+    found = MARKERS.sub(lambda m: f"{m[1]}{TABLES[m['name']]()}{m[4]}", text)
+    if not args.check:
+        README.write_text(found, encoding="utf-8")
+    elif found != text:
+        sys.exit("README.md's tables differ from registry and reports: python -m recipes.readme_tables")
+
+
+def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """GitHub's; the first column is of names, and the others' numbers stand to the right."""
+    ruler = ["---", *("--:" if all(row[k][:1].isdigit() for row in rows) else "---" for k in range(1, len(heads)))]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (heads, ruler, *rows))
+
+
+def models() -> str:
+    """Every name with what its authors recommend; versions that differ in nothing shown share a line."""
+    lines: dict[tuple[str, ...], list[str]] = {}
+    for card in CARDS.values():
+        shown = (
+            f"{card.parameters / 1e6:,.1f} M",
+            str(card.steps),
+            f"{card.guidance:g}",
+            f"{card.width} px",
+            card.licence,
+        )
+        lines.setdefault(shown, []).append(f"`{card.name}`")
+    rows = [(", ".join(names), *shown) for shown, names in lines.items()]
+    return _table(("model", "U-Net", "steps", "guidance", "size", "licence"), rows)
+
+
+def scores() -> str:
+    """Rates of whole prompts that hold, of every embedded model."""
+    rows = []
+    for card in (card for card in CARDS.values() if card.embedded):
+        report = json.loads((EMBEDDED / "scores" / f"{card.name}.json").read_text())
+        rates = [report["scores"][suite]["all"]["rate"] for suite in ("one_object", "two_objects", "held_out")]
+        role = "student" if card.teacher else "teacher"
+        rows.append(
+            (
+                f"`{card.name}`, {role}",
+                f"{card.parameters:,}",
+                str(report["num_prompts"]),
+                *(f"{100 * rate:.1f} %" for rate in rates),
+            )
+        )
+    heads = (
+        "model",
+        "U-Net parameters",
+        "prompts a suite",
+        "one object",
+        "two objects, a relation",
+        "pairs never seen",
+    )
+    return _table(heads, rows)
+
+
+def exports() -> str:
+    """Every export of one model, held against torch in fp32."""
+    report = json.loads((ROOT / "docs" / "measurements" / "export-embedded.json").read_text())
+    rows = []
+    for name, found in report["exports"].items():
+        target, _, dtype = name.rpartition("-")
+        pictures = found["pictures"]["file"]
+        rows.append(
+            (
+                f"`{target}`, {dtype}",
+                f"{found['unet_bytes'] / 1e6:.1f} MB",
+                f"{pictures['psnr_mean']:.1f} dB",
+                f"{pictures['verdicts_differ']} of {pictures['pictures']}",
+                f"{pictures['right']} against {pictures['right_torch_fp32']}",
+                f"{found['speed']['ratio']:.1f}x",
+            )
+        )
+    return _table(
+        ("export", "U-Net", "pictures, PSNR", "verdicts that differ", "prompts right", "pace of a step"), rows
+    )
+
+
+TABLES = {"models": models, "scores": scores, "exports": exports}
+
+
+if __name__ == "__main__":
+    main()
