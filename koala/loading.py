@@ -200,6 +200,11 @@ class Library:
             models = [self.get(name, beside=names) for name in names]
         return models
 
+    def settle(self, names: Sequence[str]) -> None:
+        """Load these models and have all their parts on the device from now on."""
+        models = [self.get(name, beside=names) for name in names]
+        self.residence.settle(part for m in models for stage in STAGE_PARTS for part in m.parts(stage, None))
+
     def _make_room(self, wanted: Mapping[str, ModelCard]) -> None:
         """Forget the large models that nobody wants now, and the parts that only they used."""
         large = [m for m in self._models.values() if m.parameters > LARGE and m.card.name not in wanted]

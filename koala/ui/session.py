@@ -3,6 +3,7 @@
 torch is imported by the loading thread, so that the page is there first.
 """
 
+import contextvars
 import dataclasses
 import logging
 import queue
@@ -69,7 +70,8 @@ def spoken(card: ModelCard) -> str:
 class Session:
     """One app's models. `local` says that only this machine's user can reach it, who may name any folder.
 
-    `exports` lets strangers, too, export the embedded models.
+    `exports` lets strangers, too, export the embedded models. `library` is one that holds its models already; `wrap`
+    changes how a run draws, draw -> draw, where the device is not this process's own.
     """
 
     def __init__(
@@ -80,6 +82,8 @@ class Session:
         memory: int | None = None,
         local: bool = True,
         exports: bool = False,
+        library: "Library | None" = None,
+        wrap: Callable[[Callable], Callable] | None = None,
     ):
         self.named = tuple(registry.find(name).name for name in models or ())
         self.device, self.memory = device, memory
@@ -93,7 +97,7 @@ class Session:
         self.before_choosing: list[Callable[[], object]] = []  # who looks for models that came meanwhile
         self.device_type: str | None = None  # known once torch is there
         self._used: list[tuple[str, ...]] = []  # the models of every run under way
-        self._library: Library | None = None
+        self._library, self._wrap = library, wrap
         self._failure: Exception | None = None
         self._there = threading.Event()
         self.loras: dict[str, str] = {}  # SHA-256 -> file of every LoRA that has run
@@ -233,8 +237,14 @@ class Session:
             raise self._failure
         return self._library
 
+    def own_device(self, what: str) -> None:
+        """RequestError where this process has no device of its own for `what`, only one that is lent for each run."""
+        if self._wrap:
+            raise RequestError(f"{what} needs a GPU for longer than this server is lent one; start the app at home")
+
     def model(self, name: str) -> "LoadedModel":
         """A model in memory, loaded now if it was not. Raises RequestError with the remedy."""
+        self.own_device("this measurement")
         card = self.card(name)
         self._ensure(card)
         return self.library().get(card.name)
@@ -253,7 +263,7 @@ class Session:
             from koala.loading import Library
 
             no_bars()
-            self._library = Library(self.device, memory=self.memory)
+            self._library = self._library or Library(self.device, memory=self.memory)
             self.device_type = self._library.device.type
         except Exception as error:
             self._failure = error
@@ -313,7 +323,8 @@ class Session:
         cancel = cancel or threading.Event()
         events: queue.Queue = queue.Queue()
         work = (requests, events, cancel, draw or _draw)
-        worker = threading.Thread(target=self._work, args=work, name="koala-run", daemon=True)
+        visit = contextvars.copy_context()  # whose visitor it is: ZeroGPU asks
+        worker = threading.Thread(target=visit.run, args=(self._work, *work), name="koala-run", daemon=True)
         with self.using(*(r.model for r in requests)):
             worker.start()
             try:
@@ -335,6 +346,7 @@ class Session:
             library = self.library()
             for request in requests:
                 self._ensure(self.card(request.model))
+            draw = self._wrap(draw) if self._wrap else draw
             draw(
                 requests,
                 library,

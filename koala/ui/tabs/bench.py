@@ -196,6 +196,7 @@ class Bench:
 
     def _work(self, run: "_Run") -> None:
         try:
+            self.session.own_device("a benchmark")
             library = self.session.library()
             from koala.bench import measure
 

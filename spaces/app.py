@@ -1,0 +1,54 @@
+"""The Space: the same app as `python app.py`, for strangers. On ZeroGPU it draws with the real checkpoints.
+
+It never imports what stands beside it under the name `spaces`: that is Hugging Face's package, and on ZeroGPU it has to
+come before torch.
+"""
+
+import os
+
+ZEROGPU = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")  # as the package itself reads it
+if ZEROGPU:
+    import spaces
+
+from koala.console import quiet  # noqa: E402
+
+quiet()  # before Gradio and transformers are imported
+
+from koala.ui.build import launch  # noqa: E402
+from koala.ui.session import Session  # noqa: E402
+
+REAL = ("sdxl-base", "koala-700m", "koala-1b")
+EMBEDDED = ("tiny-sdxl", "tiny-koala-700m", "tiny-koala-1b")
+MEMORY = 48 * 10**9  # bytes of the GPU that ZeroGPU lends
+EXPORTS = os.environ.get("KOALA_EXPORT") == "1"  # a variable of the Space: visitors may export the embedded models
+
+
+def on_zerogpu() -> Session:
+    """Every model is put on the GPU before the page is served: the forks that draw get them from this process."""
+    from functools import partial
+
+    from koala.downloads import fetch
+    from koala.loading import Library
+    from koala.locate import availability
+    from koala.registry import CARDS
+    from koala.ui import zerogpu
+
+    for name in REAL:
+        if not availability(CARDS[name])[0]:
+            fetch(CARDS[name], tiny_vae=True)
+    library = Library("cuda", memory=MEMORY, dtype="float16")
+    library.settle((*REAL, *EMBEDDED))
+
+    @spaces.GPU(duration=zerogpu.seconds)
+    def drawn(requests, draw):
+        """Requests and how to draw them -> what happens, step by step."""
+        yield from zerogpu.events(requests, draw, library)
+
+    wrap = partial(zerogpu.drawing, drawn)
+    return Session(REAL[:2], local=False, exports=EXPORTS, library=library, wrap=wrap)
+
+
+# local=False: whoever comes is a stranger, so Distill is a bounded toy, and no path, LoRA or download is taken.
+session = on_zerogpu() if ZEROGPU else Session(local=False, exports=EXPORTS)
+if __name__ == "__main__":
+    launch(session, os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0")).block_thread()

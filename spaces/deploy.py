@@ -1,0 +1,105 @@
+"""Build the Space as a folder that needs nothing else, and push it."""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the koala of this repository, whatever is installed
+
+from koala.outputs import new_folder  # noqa: E402
+from koala.request import RequestError  # noqa: E402
+
+SPACE = ("README.md", "app.py", "requirements.txt")  # of this folder
+WHOLE = ("LICENSE", "NOTICE.md", "koala", "export")  # of the repository
+STAMP = ".koala-space.json"  # tells a bundle from any other folder
+SWITCH = "# zerogpu: "  # begins the lines of README.md that only a Space on ZeroGPU has
+HARDWARE = {False: "cpu-basic", True: "zero-a10g"}  # as huggingface_hub still names ZeroGPU
+
+
+def readme(zerogpu: bool) -> str:
+    """The Space's README with the front matter of its hardware."""
+    lines = (ROOT / "spaces" / "README.md").read_text(encoding="utf-8").splitlines(keepends=True)
+    if zerogpu:
+        return "".join(line.removeprefix(SWITCH) for line in lines)
+    return "".join(line for line in lines if not line.startswith(SWITCH))
+
+
+def sources() -> Iterator[tuple[str, Path]]:
+    """(path in the bundle, file) of all that is copied; README.md comes from `readme`."""
+    for name in SPACE:
+        yield name, ROOT / "spaces" / name
+    for name in WHOLE:
+        whole = ROOT / name
+        for file in sorted(whole.rglob("*")) if whole.is_dir() else [whole]:
+            if file.is_file() and "__pycache__" not in file.parts and file.suffix != ".pyc":
+                yield file.relative_to(ROOT).as_posix(), file
+
+
+def build(out: Path, *, zerogpu: bool = False) -> None:
+    """Write the bundle; a folder there is replaced if it is an earlier bundle, and refused if it is not."""
+    if (out / STAMP).is_file():
+        shutil.rmtree(out)
+    files = dict(sources())
+    with new_folder(out, sum(f.stat().st_size for f in files.values())) as folder:
+        for name, file in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, folder / name)
+        (folder / "README.md").write_text(readme(zerogpu), encoding="utf-8")
+        (folder / STAMP).write_text(json.dumps({"hardware": HARDWARE[zerogpu]}) + "\n")
+
+
+def push(folder: Path, repo: str) -> str:
+    """Mirror a bundle to a Space, which is made if it is missing; the Space's address."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+    hardware = json.loads((folder / STAMP).read_text())["hardware"]
+    api = HfApi()
+    try:
+        made = api.create_repo(repo, repo_type="space", space_sdk="gradio", space_hardware=hardware, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo,
+            repo_type="space",
+            folder_path=folder,
+            delete_patterns="*",
+            ignore_patterns=["**/__pycache__/**", "runs/**", "exports/**", ".gradio/**"],  # of a bundle that has run
+            commit_message="The Space as its repository builds it",
+        )
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise RequestError(f"{repo} could not be pushed: {first}; hf auth login with a token that may write") from error
+    return str(made)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="deploy.py", description="Build the Hugging Face Space, and push it.")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the bundle goes")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="then mirror it to this Space")
+    parser.add_argument("--zerogpu", action="store_true", help="for ZeroGPU and the real checkpoints, not CPU Basic")
+    parser.add_argument("--dry-run", action="store_true", help="only say which files it would have, and how large")
+    options = parser.parse_args(arguments)
+    try:
+        if options.dry_run:
+            sizes = {name: file.stat().st_size for name, file in sources()}
+            print("\n".join(f"{size:>12,}  {name}" for name, size in sizes.items()))
+        else:
+            build(options.out, zerogpu=options.zerogpu)
+            sizes = {f: f.stat().st_size for f in options.out.rglob("*") if f.is_file()}
+        print(f"{len(sizes)} files, {sum(sizes.values()) / 1e6:.1f} MB", "" if options.dry_run else f"in {options.out}")
+        if options.push and not options.dry_run:
+            print(f"The Space is at {push(options.out, options.push)}")
+    except RequestError as error:
+        print(f"deploy.py: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"deploy.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""The bundle: whole, alone, replaceable, and its app serves a comparison to a stranger."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+
+from recipes import space_check
+
+ZEROGPU_TORCH = ("2.8.0", "2.9.1", "2.10.0", "2.11.0")  # the platform's documentation, August 2026
+NOT_IN_THE_SPACE = {"peft", "datasets", "onnxruntime-gpu"}  # LoRAs and data sets are for one's own machine
+
+
+def pins(text: str) -> dict[str, str]:
+    return dict(re.findall(r"^([\w-]+)==([\w.]+)", text, re.M))
+
+
+def front_matter(text: str) -> dict[str, str]:
+    """The scalars of a README's front matter."""
+    block = re.fullmatch(r"---\n(.*?)\n---\n.*", text, re.S)[1]
+    return dict(re.findall(r'^(\w+): "?(.+?)"?$', block, re.M))
+
+
+def test_the_bundle_has_all_that_the_app_needs_and_no_rubbish(bundle):
+    names = {f.relative_to(bundle).as_posix() for f in bundle.rglob("*") if f.is_file()}
+    assert {"README.md", "app.py", "requirements.txt", "LICENSE", "NOTICE.md", "koala/ui/session.py"} <= names
+    assert {f"koala/embedded/tiny-{n}/unet/diffusion_pytorch_model.safetensors" for n in ("sdxl", "koala-1b")} <= names
+    assert not [n for n in names if "__pycache__" in n or n.startswith(("tests", "spaces", "recipes", "docs"))]
+
+
+def test_a_dry_run_tells_files_and_size_and_writes_nothing(deploy, bundle, tmp_path):
+    done = deploy("--out", tmp_path / "new", "--dry-run")
+    assert done.returncode == 0 and not (tmp_path / "new").exists()
+    assert "koala/registry.py" in done.stdout and re.search(r"^\d+ files, \d+\.\d MB", done.stdout, re.M)
+
+
+def test_an_earlier_bundle_is_replaced_and_another_folder_is_not(deploy, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    done = deploy("--out", tmp_path / "mine")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "exists already" in done.stderr
+    assert [f.name for f in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+    assert deploy("--out", tmp_path / "space").returncode == 0
+    (tmp_path / "space" / "stale.py").write_text("")
+    assert deploy("--out", tmp_path / "space", "--zerogpu").returncode == 0
+    assert not (tmp_path / "space" / "stale.py").exists()
+    assert front_matter((tmp_path / "space" / "README.md").read_text())["suggested_hardware"] == "zero-a10g"
+
+
+def test_the_pins_are_what_zerogpu_runs_and_otherwise_our_own(bundle):
+    space, own = (
+        pins((bundle / "requirements.txt").read_text()),
+        pins((space_check.ROOT / "requirements.txt").read_text()),
+    )
+    assert space.pop("torch") in ZEROGPU_TORCH and own.pop("torch")
+    assert set(own) - set(space) == NOT_IN_THE_SPACE
+    assert {n: v for n, v in space.items() if own[n] != v} == {}
+
+
+def test_the_front_matter_is_of_a_gradio_space_with_our_gradio(bundle):
+    text = (bundle / "README.md").read_text()
+    found = front_matter(text)
+    assert found["sdk"] == "gradio" and found["app_file"] == "app.py" and found["python_version"] == "3.12"
+    assert found["sdk_version"] == pins((bundle / "requirements.txt").read_text())["gradio"]
+    assert len(found["short_description"]) <= 60 and "suggested_hardware" not in found and "zerogpu:" not in text
+
+
+def test_our_folder_never_hides_the_package_of_its_name(tmp_path):
+    """The repository comes first on the path, the package later, as in site-packages."""
+    (tmp_path / "spaces").mkdir()
+    (tmp_path / "spaces" / "__init__.py").write_text("GPU = 'the package'")
+    path = os.pathsep.join([str(space_check.ROOT), str(tmp_path)])
+    command = [sys.executable, "-c", "import spaces; print(spaces.GPU)"]
+    done = subprocess.run(command, cwd=space_check.ROOT, env=os.environ | {"PYTHONPATH": path}, capture_output=True)
+    assert done.stdout.decode().strip() == "the package", done.stderr
+
+
+@pytest.fixture(scope="module")
+def space(bundle, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("running")
+    with space_check.running(sys.executable, bundle, folder / "app.log", SYSTEM="spaces") as (url, _):
+        yield url, folder
+    assert "Traceback" not in (folder / "app.log").read_text()
+
+
+def test_the_space_draws_a_comparison_from_the_bundle_alone(space):
+    url, folder = space
+    found = space_check.compare(url, folder, steps=2)
+    assert [m["model"] for m in found["models"]] == space_check.PAIR and found["speedup"]
+
+
+def test_whoever_visits_is_a_stranger(space):
+    url, folder = space
+    client = Client(url, verbose=False)
+    given = dict(prompt="a red circle", steps=1, api_name="/generate")
+    for model in (str(folder), "someone/their-model"):
+        with pytest.raises(AppError, match="(?i)unknown model"):
+            client.predict(model=model, **given)
+    with pytest.raises(AppError, match="your own machine"):
+        client.predict(model="tiny-sdxl", lora="/etc/style.safetensors", **given)
+    texts = json.dumps(client.config["components"])
+    assert "/koala/embedded" not in texts  # no path of the server
+
+
+@pytest.mark.slow
+@pytest.mark.network
+@pytest.mark.browser
+def test_the_space_works_in_a_fresh_environment_of_its_own(tmp_path, chromium):
+    out = tmp_path / "space.json"
+    command = [sys.executable, space_check.ROOT / "recipes" / "space_check.py", "--chromium", chromium, "--out", out]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(out.read_text())
+    assert found["with_spaces"]["versions"]["spaces"] and found["without_spaces"]["versions"]["spaces"] is None
