@@ -40,6 +40,8 @@ _ENDINGS = {
     "magnitude": (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight"),
 }
 
+_DAMAGED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)  # by hostile JSON
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoraReport:
@@ -157,17 +159,26 @@ def read_lora(path: Path) -> dict[str, torch.Tensor]:
         raise RequestError(f"there is no file {path}")
     stored_tensors(path)
     weights = load_file(path)
-    settings = json.loads(_metadata(path).get(_SETTINGS, "{}"))
+    try:
+        _scale(weights, json.loads(_metadata(path).get(_SETTINGS, "{}")))
+    except (*_DAMAGED, re.error) as error:
+        raise RequestError(f"the settings in {path} are damaged ({error}); download it again") from error
+    return weights
+
+
+def _scale(weights: dict[str, torch.Tensor], settings: Mapping) -> None:
+    """Multiply peft's scales into the upper factors."""
     for key in [k for k in weights if k.endswith(".lora_A.weight")]:
         part, _, module = key.removesuffix(".lora_A.weight").partition(".")
         patterns = settings.get(f"{part}.alpha_pattern") or {}
+        if repeats := [pattern for pattern in patterns if re.search(r"[*+?{]", pattern)]:
+            raise ValueError(f"{repeats[0][:80]!r} could be tried for hours; a pattern of a scale names its layers")
         special = (alpha for pattern, alpha in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", module))
         rank = weights[key].shape[0]
         alpha = next(special, settings.get(f"{part}.lora_alpha", rank))
         scale = alpha / (rank**0.5 if settings.get(f"{part}.use_rslora") else rank)
         if scale != 1 and f"{part}.lora_alpha" in settings:
             weights[f"{part}.{module}.lora_B.weight"] *= scale
-    return weights
 
 
 def remap_file(lora: Path, spec: str, out: Path, teacher: UNetSpec | None = None) -> LoraReport:

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from koala.plans import Plan
-from koala.request import GenerationRequest, RequestError, Timing
+from koala.request import MAX_SIDE, GenerationRequest, RequestError, Timing
 
 KEY = "koala"  # the PNG text chunk that holds the JSON; "parameters" holds the same for people and other UIs
 
@@ -98,6 +98,8 @@ def read_png(source: Path | str | bytes) -> dict:
     try:
         file = io.BytesIO(source) if isinstance(source, bytes) else source
         with Image.open(file, formats=("PNG",)) as picture:
+            if max(picture.size) > MAX_SIDE:  # nothing of ours, and its pixels might fill the memory
+                raise ValueError(f"it has {picture.width}x{picture.height} px, pictures from here at most {MAX_SIDE}")
             picture.load()
             text = picture.text.get(KEY)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -114,9 +116,11 @@ def read_png(source: Path | str | bytes) -> dict:
         metadata["request"] = GenerationRequest.from_dict(metadata["request"])
         metadata.setdefault("lora_sha256", None)
         metadata.setdefault("runtime", "torch")
+        if not isinstance(metadata["lora_sha256"], str | None):
+            raise TypeError("a hash is text")
         metadata["compared"] = [GenerationRequest.from_dict(c) for c in metadata.get("compared", [])]
     except RequestError as error:
         raise RequestError(f"the settings in this PNG cannot be used: {error}") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise RequestError("the settings in this PNG are damaged; choose the original file") from error
     return metadata

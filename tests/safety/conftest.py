@@ -49,16 +49,45 @@ class Public(Server):
         assert words, f"{kind} without a word: {body.decode()[-500:]}"
         raise Refused(words.get("error") if isinstance(words, dict) else str(words))
 
+    def upload(self, name: str, content: bytes) -> str:
+        """A file in the app's upload folder, as the page's drop zones send it: its path there."""
+        head = f'--b\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
+        status, body = self.post(
+            "gradio_api/upload", head + content + b"\r\n--b--\r\n", "multipart/form-data; boundary=b"
+        )
+        if status != 200:
+            raise Refused(f"{status} {body.decode()[:500]}")
+        return json.loads(body)[0]
+
+    def event(self, elem_id: str, trigger: str, data: list, visitor: str) -> list[dict]:
+        """What a component's event answers a page of this visitor, message by message."""
+        config = json.loads(self.get("config")[1])
+        ids = [c["id"] for c in config["components"] if c["props"].get("elem_id") == elem_id]
+        (found,) = (d["id"] for d in config["dependencies"] if [ids[0], trigger] in d["targets"])
+        body = {"data": data, "fn_index": found, "session_hash": visitor, "trigger_id": ids[0], "event_data": None}
+        status, answer = self.post("gradio_api/queue/join", json.dumps(body).encode())
+        if status != 200:
+            raise Refused(f"{status} {answer.decode()[:500]}")
+        _, stream = self.get(f"gradio_api/queue/data?session_hash={visitor}")
+        lines = [line[6:] for line in stream.decode().splitlines() if line.startswith("data: ")]
+        return [json.loads(line) for line in lines]
+
+    def refusal(self, elem_id: str, file: dict, visitor: str, *more) -> str:
+        """What a drop zone says of a file that it does not take: an error's words, or those of a toast."""
+        messages = self.event(elem_id, "upload", [file, *more], visitor)
+        toasts = [m["log"] for m in messages if m["msg"] == "log"]
+        last = next(m for m in messages if m["msg"] == "process_completed")
+        return "; ".join([*toasts, *([] if last["success"] else [str(last["output"].get("error"))])])
+
     def draws(self, seed: int = 3) -> dict:
         """The app is alive: the result of a plain request."""
         _, result = self.call("generate", {"model": STUDENT, **QUICK, "seed": seed})
         assert result["request"]["seed"] == seed
         return result
 
-    @property
-    def traceback(self) -> str:
-        """What went wrong inside, from the log."""
-        return self.log.read_text().partition("Traceback")[2]
+    def tracebacks(self) -> int:
+        """How often something went wrong inside, from the log."""
+        return self.log.read_text().count("Traceback")
 
 
 @pytest.fixture(scope="package")

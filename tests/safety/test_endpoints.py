@@ -61,9 +61,10 @@ def attack(public, name: str, values: dict) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def alive_afterwards(public):
+    before = public.tracebacks()
     yield
     assert public.draws()
-    assert public.traceback == ""
+    assert public.tracebacks() == before, public.log.read_text()
 
 
 @STEADY
