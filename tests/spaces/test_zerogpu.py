@@ -191,6 +191,7 @@ print(json.dumps({"sent": spaces.sent, "lent": spaces.lent, "local": app.session
 """
 
 
+@pytest.mark.slow
 def test_everything_is_on_the_gpu_before_the_page_is_served(bundle, embedded, tmp_path):
     for repo, folder in CACHED.items():
         place = tmp_path / "hub" / f"models--{repo.replace('/', '--')}"
