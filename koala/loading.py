@@ -26,6 +26,7 @@ from koala.plans import Plan, pair_plan
 from koala.registry import ModelCard, find
 from koala.request import GenerationRequest, RequestError
 from koala.residence import Residence
+from koala.shortage import ran_out
 from koala.specs import UNetSpec, from_config
 
 log = logging.getLogger(__name__)
@@ -285,6 +286,8 @@ class Library:
             )
             tiny = AutoencoderTiny.from_pretrained(small, torch_dtype=dtype).eval() if small else None
         except (OSError, ValueError, RuntimeError, KeyError) as error:
+            if ran_out(error):
+                raise  # the files are whole
             raise RequestError(
                 f"{card.name} could not be loaded from {folder}: {error}. Copy or download its files again"
             ) from error
