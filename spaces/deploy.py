@@ -55,7 +55,7 @@ def build(out: Path, *, zerogpu: bool = False) -> None:
 def push(folder: Path, repo: str) -> str:
     """Mirror a bundle to a Space, which is made if it is missing; the Space's address."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+    from huggingface_hub.errors import HFValidationError, HTTPError
 
     hardware = json.loads((folder / STAMP).read_text())["hardware"]
     api = HfApi()
@@ -69,9 +69,10 @@ def push(folder: Path, repo: str) -> str:
             ignore_patterns=["**/__pycache__/**", "runs/**", "exports/**", ".gradio/**"],  # of a bundle that has run
             commit_message="The Space as its repository builds it",
         )
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError) as error:
+    except (HTTPError, HFValidationError) as error:
         first = str(error).strip().splitlines()[0]
-        raise RequestError(f"{repo} could not be pushed: {first}; hf auth login with a token that may write") from error
+        remedy = f"the bundle is in {folder}; check name and network, and `hf auth login` with a token that may write"
+        raise RequestError(f"{repo} could not be pushed: {first.rstrip('.')}; {remedy}") from error
     return str(made)
 
 

@@ -94,3 +94,9 @@ def test_a_token_that_may_not_write_is_one_line(hub, tmp_path):
     done = push(endpoint, tmp_path / "space")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "hf auth login" in done.stderr
     assert (tmp_path / "space" / "app.py").is_file()
+
+
+def test_without_a_network_the_bundle_is_there_and_the_cause_is_one_line(tmp_path):
+    done = push("http://127.0.0.1:9", tmp_path / "space")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "Connection refused" in done.stderr
+    assert (tmp_path / "space" / "app.py").is_file()

@@ -24,6 +24,8 @@ from koala.ui.attention_recording import Recording
 from koala.ui.session import Session
 
 PAIR = ("tiny-sdxl", "tiny-koala-700m")
+# A fork of a process in which other tests left threads may wait for a lock that nobody gives back: run the file alone.
+FORKS = pytest.mark.slow
 
 
 class Lent:
@@ -81,6 +83,7 @@ def results(session, asked, draw=None):
     return steps, [found[k] for k in sorted(found)]
 
 
+@FORKS
 def test_a_comparison_in_a_fork_is_the_same_comparison(lent):
     session, gpu = lent
     _, here = results(Session(PAIR, local=False, library=session.library()).start(), requests())
@@ -94,6 +97,7 @@ def test_a_comparison_in_a_fork_is_the_same_comparison(lent):
     assert max(d.max() for d in differences) == 0
 
 
+@FORKS
 def test_a_capture_of_attention_crosses_over(lent):
     session, _ = lent
     recording = Recording(stages=["UP-2"], public=True)
@@ -101,6 +105,7 @@ def test_a_capture_of_attention_crosses_over(lent):
     assert [r.request.model for r in drawn] == list(PAIR) and captured
 
 
+@FORKS
 def test_stop_ends_the_fork_and_the_next_run_works(lent):
     session, gpu = lent
     cancel = threading.Event()
@@ -115,6 +120,7 @@ def test_stop_ends_the_fork_and_the_next_run_works(lent):
     assert len(results(session, requests(steps=1))[1]) == 2
 
 
+@FORKS
 def test_an_error_in_the_fork_comes_back_as_words(lent):
     session, _ = lent
     with pytest.raises(RequestError, match="the run failed with ZeroDivisionError"):
