@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 EMBEDDED_PAIR = ("tiny-sdxl", "tiny-koala-700m")
 REAL_PAIRS = (("sdxl-base", "koala-700m"), ("sdxl-base", "koala-lightning-700m"))
+OWN_LICENCE = "Apache-2.0"  # of this project: its code and its embedded models
 HEARTBEAT = 0.5  # s between updates of a run that has nothing to report, so that a closed page is noticed
 
 
@@ -60,6 +61,13 @@ def _best_pair(device: str | None) -> tuple[str, str]:
             if best_device(device).type != "cpu":
                 return pair
     return EMBEDDED_PAIR
+
+
+def _label(card: ModelCard, here: bool) -> str:
+    """A model in a list; what one must know before choosing it stands in brackets."""
+    notes = [] if card.licence == OWN_LICENCE else [f"licence: {card.licence}"]
+    notes += [] if here else ["not on this machine"]
+    return f"{card.title} ({'; '.join(notes)})" if notes else card.title
 
 
 def spoken(card: ModelCard) -> str:
@@ -127,7 +135,7 @@ class Session:
         return request
 
     def choices(self, *, exports: bool = False) -> list[tuple[str, str]]:
-        """(label, name) of every model to choose from; what is not on this machine says so.
+        """(label, name) of every model to choose from, with its licence where that is not this project's own.
 
         `exports` adds what runs on ONNX Runtime, for who wants pictures alone and does not look into the network.
         """
@@ -137,7 +145,7 @@ class Session:
         cards = [card for card in map(self.card, names) if exports or card.runtime == "torch"]
         here = {c.name: availability(c)[0] for c in cards}
         cards.sort(key=lambda c: not here[c.name])
-        return [(c.title if here[c.name] else f"{c.title} (not on this machine)", c.name) for c in cards]
+        return [(_label(card, here[card.name]), card.name) for card in cards]
 
     def _exports(self) -> list[str]:
         """The exports in this machine's usual place, for local visitors."""

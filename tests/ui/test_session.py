@@ -7,7 +7,7 @@ import time
 import pytest
 
 from koala.generate import Cancelled
-from koala.registry import EMBEDDED
+from koala.registry import CARDS, EMBEDDED
 from koala.request import GenerationRequest, RequestError
 from koala.ui.session import Session
 from koala.ui.stage import Stage
@@ -97,6 +97,15 @@ def test_a_model_that_is_not_here_says_what_it_needs(session):
         assert "koala fetch" in state.detail
     label = next(label for label, name in session.choices() if name == "sdxl-base")
     assert ("not on this machine" in label) == (state.state == "needs")
+
+
+def test_a_licence_that_is_not_ours_is_told_where_the_model_is_chosen():
+    labels = {name: label for label, name in Session().choices()}
+    assert {name for name, label in labels.items() if "licence" not in label} == {
+        card.name for card in CARDS.values() if card.licence == "Apache-2.0"
+    }
+    assert "licence: CreativeML Open RAIL++-M, non-commercial" in labels["koala-lightning-700m"]
+    assert labels["tiny-sdxl"] == CARDS["tiny-sdxl"].title
 
 
 def test_visitors_from_elsewhere_cannot_name_folders(tmp_path):
