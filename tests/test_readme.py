@@ -48,6 +48,37 @@ def test_optimum_drew_at_a_size_that_is_no_multiple_of_32():
     assert min(p["psnr_db_against_torch"] for p in found["pictures"]) > 40
 
 
+def test_full_size_exports_took_what_is_said():
+    found = json.loads((ROOT / "docs" / "measurements" / "export-full-size.json").read_text())["models"]
+    small, large = found["koala-700m"], found["koala-1b"]
+    text = " ".join(README.split())
+    assert (
+        f"KOALA-700M takes {small['seconds'] / 60:.0f} minutes of one core with its gates and "
+        f"{small['peak_memory_bytes'] / 1e9:.1f} GB of memory, and becomes one file of "
+        f"{small['files']['unet/model.onnx'] / 1e9:.2f} GB; KOALA-1B {large['seconds'] / 60:.0f} minutes and "
+        f"{large['peak_memory_bytes'] / 1e9:.1f} GB, with one data file of "
+        f"{large['files']['unet/model.onnx_data'] / 1e9:.2f} GB"
+    ) in text
+    for each in (small, large):
+        errors = each["parity"]["numbers"]
+        assert errors["file"] < errors["torch fp16"]  # nearer to torch's fp32
+        (engine,) = each["engines"]
+        assert engine["builder"] == "TensorRT-RTX" and engine["bytes"] > 2 * each["parameters"]
+    assert "KOALA-700M's in half a minute" in text and 20 < small["engine_seconds"] < 40
+
+
+def test_every_export_keeps_within_its_bounds():
+    found = json.loads((ROOT / "docs" / "measurements" / "export-embedded.json").read_text())["exports"]
+    for name, each in found.items():
+        pictures = each["pictures"]["file"]
+        assert each["passed"] and pictures["pictures"] == 200
+        if "int8" in name:
+            assert abs(pictures["right"] - pictures["right_torch_fp32"]) <= 10  # 5 points
+        else:
+            assert pictures["verdicts_differ"] <= 2
+    assert max(each["speed"]["ratio"] for name, each in found.items() if name.endswith("fp32")) >= 1.3
+
+
 def test_there_are_commands_of_every_verb():
     assert {c.split()[0] for c in COMMANDS} >= {"models", "generate", "compare", "eval"}
 
