@@ -40,10 +40,13 @@ SHORTER = {
     "python -m koala generate": "--steps 2",
     "python -m koala compare": "--steps 2",
     "python -m koala attention": "--steps 2",
+    "python -m koala eval --model tiny-koala-700m --suite agreement": "--num-prompts 1",
     "python -m koala eval": "--num-prompts 1 --steps 2",
-    "python -m koala similarity": "--num-prompts 1 --steps 1",
+    "python -m koala similarity": "--prompts circle --steps 2",
     "python -m koala bench": "--steps 1 --repeats 1",
-    "python -m koala distill --preset": "num_steps=2 num_pictures=4 batch_size=2 validate_every=0 score_prompts=0",
+    "python -m koala distill --preset": (
+        "num_steps=2 num_pictures=8 batch_size=2 validation_pictures=2 validate_every=0 score_prompts=0"
+    ),
     "python -m koala distill --resume": "num_steps=3",
 }
 STAND_INS = {"sdxl-base": "tiny-sdxl", "koala-lightning-700m": "tiny-koala-700m"}
