@@ -135,6 +135,8 @@ def arguments() -> argparse.Namespace:
     for name, value in read(options.folder / "export.json")["defaults"].items():
         if getattr(options, name, None) is None:
             setattr(options, name, value)
+    if options.steps < 1:
+        parser.error("--steps must be at least 1")
     if options.width % LATENT_FACTOR or options.height % LATENT_FACTOR:
         parser.error(f"width and height must be multiples of {LATENT_FACTOR} px")
     return options

@@ -6,8 +6,14 @@ import argparse
 def add_depth(parser: argparse.ArgumentParser) -> None:
     """How much the gates do."""
     parser.add_argument(
-        "--pictures", type=int, default=8, metavar="N", help="pictures that the last gate draws (default: 8)"
+        "--pictures", type=_count, default=8, metavar="N", help="pictures that the last gate draws (default: 8)"
     )
     parser.add_argument(
         "--thorough", action="store_true", help="draw with a large model on a CPU, too: many minutes a picture"
     )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of pictures; give 1 or more")
+    return int(text)

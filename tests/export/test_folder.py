@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from export import folder, to_onnx, wrappers
+from export.command import parse
 from export.estimate import estimate
 from export.folder import PARAMETERS, Lora, export, plan
 from koala.exported import MANIFEST, UNET, Exported
@@ -168,6 +169,14 @@ def test_what_is_too_large_for_one_file_gets_one_data_file(text_program, tmp_pat
 def test_what_cannot_be_exported_is_said_at_once(settings, said):
     with pytest.raises(RequestError, match=said):
         plan("tiny-koala-700m", **settings)
+
+
+@pytest.mark.parametrize("count", ["0", "-3", "some"])
+def test_a_gate_that_would_draw_nothing_is_bad_use(count, capsys):
+    """Symptom: `--pictures 0` exported for a minute and ended in a traceback."""
+    with pytest.raises(SystemExit) as stopped:
+        parse(["verify", "DIR", f"--pictures={count}"])
+    assert stopped.value.code == 2 and "give 1 or more" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_there_is_not_written_over(tmp_path):

@@ -64,6 +64,7 @@ def test_defaults_are_the_model_s_and_bad_use_is_one_line(tmp_path, exported_700
     for arguments, said in (
         ([str(tmp_path), "x"], "is no export"),
         ([str(exported_700m), "x", "--width", "100"], "multiples of 8"),
+        ([str(exported_700m), "x", "--steps", "0"], "at least 1"),
     ):
         done = run(*arguments, cwd=tmp_path)
         assert done.returncode == 2 and said in done.stderr
