@@ -76,7 +76,8 @@ def test_every_export_keeps_within_its_bounds():
             assert abs(pictures["right"] - pictures["right_torch_fp32"]) <= 10  # 5 points
         else:
             assert pictures["verdicts_differ"] <= 2
-    assert max(each["speed"]["ratio"] for name, each in found.items() if name.endswith("fp32")) >= 1.3
+        assert [pace["threads"] for pace in each["speed"]] == [1, 2]
+    assert all(min(p["ratio"] for p in found[f"{target}-fp32"]["speed"]) >= 1.3 for target in ("universal", "cpu-int8"))
 
 
 def test_there_are_commands_of_every_verb():
