@@ -10,7 +10,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from koala import registry
@@ -21,18 +21,16 @@ from koala.request import GenerationRequest, RequestError
 from koala.ui.limits import check_public
 from koala.ui.memory import told
 from koala.ui.messages import readable
+from koala.ui.updates import Update, collect
 
 if TYPE_CHECKING:
-    from koala.generate import Step
     from koala.loading import Library, LoadedModel
-    from koala.result import GenerationResult
 
 log = logging.getLogger(__name__)
 
 EMBEDDED_PAIR = ("tiny-sdxl", "tiny-koala-700m")
 REAL_PAIRS = (("sdxl-base", "koala-700m"), ("sdxl-base", "koala-lightning-700m"))
 OWN_LICENCE = "Apache-2.0"  # of this project: its code and its embedded models
-HEARTBEAT = 0.5  # s between updates of a run that has nothing to report, so that a closed page is noticed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +40,6 @@ class ModelState:
     title: str
     state: str
     detail: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Update:
-    """What happened since the last update: the newest step of each model that moved, and finished results."""
-
-    steps: dict[int, "Step"] = field(default_factory=dict)
-    results: dict[int, "GenerationResult"] = field(default_factory=dict)
 
 
 def _best_pair(device: str | None) -> tuple[str, str]:
@@ -337,7 +327,7 @@ class Session:
             worker.start()
             try:
                 while True:
-                    update, ended = _collect(events)
+                    update, ended = collect(events)
                     yield update
                     if isinstance(ended, Exception):
                         raise ended
@@ -377,28 +367,3 @@ def _draw(requests: Sequence[GenerationRequest], library: "Library", *, on_step,
         on_result(0, generate(requests[0], model, on_step=lambda s: on_step(0, s), cancel=cancel))
     else:
         compare(requests, library, on_step=on_step, on_result=on_result, cancel=cancel)
-
-
-def _collect(events: queue.Queue) -> tuple[Update, Exception | bool]:
-    """Everything that waits in the queue as one update, and how the run ended if it did."""
-    update = Update()
-    ended: Exception | bool = False
-    try:
-        waiting = [events.get(timeout=HEARTBEAT)]
-        while not events.empty():
-            waiting.append(events.get())
-    except queue.Empty:
-        waiting = []
-    for event in waiting:
-        if not isinstance(event, tuple):
-            ended = event
-            continue
-        kind, position, what = event
-        if kind == "result":
-            update.results[position] = what
-            continue
-        older = update.steps.get(position)
-        if older and not what.preview:
-            what = dataclasses.replace(what, preview=older.preview)
-        update.steps[position] = what
-    return update, ended

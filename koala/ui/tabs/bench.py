@@ -15,7 +15,8 @@ from koala.registry import ModelCard
 from koala.request import MAX_STEPS, RequestError
 from koala.ui import bench_chart
 from koala.ui.messages import complain
-from koala.ui.session import HEARTBEAT, Session
+from koala.ui.session import Session
+from koala.ui.updates import HEARTBEAT
 
 QUIET = {"api_visibility": "private", "show_progress": "hidden"}
 CHEAP = QUIET | {"concurrency_limit": None}
