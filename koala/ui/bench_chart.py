@@ -108,12 +108,13 @@ def panel(found: dict, title: Callable[[str], str]) -> str:
     shared = any(row["memory_of"] == "process" for row in rows)
     tiny = any(find(row["model"]).embedded for row in rows)
     ratio = " The ratio of the tiny models is their own; the real models have theirs." if tiny else ""
+    repeats = found["matrix"]["repeats"]
     memory = "Memory is that of the whole app, with every model in it. " if shared else ""
     return (
         '<section class="k-panel" aria-labelledby="kb-title"><h3 id="kb-title">Time per run</h3>'
         f"{bars(rows, title)}{_sentences(found, title)}{table(rows, title)}{left_out}"
         f'<p class="k-note">On {escape(found["device"])}, {escape(found["date"])}. Medians of up to '
-        f"{found['matrix']['repeats']} runs, the models in turn. {memory}Speed behind the prediction: "
+        f"{repeats} run{'s' * (repeats > 1)}, the models in turn. {memory}Speed behind the prediction: "
         f"{escape(sources)}.{ratio} The same from a terminal: <code>{escape(found['command'])}</code></p>"
         f"{_file(found)}</section>"
     )
