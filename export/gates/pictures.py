@@ -5,12 +5,15 @@ from statistics import mean
 
 from PIL import Image
 
+from export.folder import Lora
 from export.gates.case import Case, Finding
+from koala.adapters import adapted
 from koala.device import give_back
 from koala.evaluate.drawing import fitting
 from koala.evaluate.shapes import draw, prompts
 from koala.fidelity import psnr, ssim
 from koala.loading import Library, LoadedModel
+from koala.request import GenerationRequest
 from koala.shapes.captions import parse
 from koala.shapes.judge import judge
 
@@ -21,13 +24,18 @@ ALLOWED_INT8 = 0.05
 LEAST_INT8 = 18.0  # dB
 
 
-def _draw(model: LoadedModel, texts: Sequence[str]) -> list[Image.Image]:
-    """One picture per prompt, prompt k from the noise of seed k, with the model's own steps and guidance."""
+def _draw(model: LoadedModel, texts: Sequence[str], lora: Lora | None = None) -> list[Image.Image]:
+    """One picture per prompt, prompt k from the noise of seed k, with the model's own steps and guidance.
+
+    `lora` is put on torch's model; a file has it in its weights.
+    """
     card, drawn = model.card, []
+    settings = {"lora": str(lora.file), "lora_strength": lora.strength} if lora else {}
     size = fitting(card.width, card.height)
-    for start in range(0, len(texts), size):
-        batch = list(texts[start : start + size])
-        drawn += draw(model, batch, start, steps=card.steps, guidance=card.guidance)
+    with adapted(model, GenerationRequest(model=card.name, prompt=texts[0], **settings)):
+        for start in range(0, len(texts), size):
+            batch = list(texts[start : start + size])
+            drawn += draw(model, batch, start, steps=card.steps, guidance=card.guidance)
     return drawn
 
 
@@ -42,14 +50,14 @@ def pictures(case: Case) -> Finding:
             text="pictures of this size take many minutes on a CPU; draw them with --thorough, or on a GPU",
         )
     texts = [*prompts("one_object", case.prompts - case.prompts // 2), *prompts("two_objects", case.prompts // 2)]
-    name = case.job.card.name
-    wanted = _draw(Library("cpu", dtype="float32").get(name), texts)
+    name, lora = case.job.card.name, case.job.lora
+    wanted = _draw(Library("cpu", dtype="float32").get(name), texts, lora)
     give_back()
     found = _draw(Library("cpu").get(str(case.folder)), texts)
     give_back()
     drawn = {"file": found}
     if case.exported.stored_dtype == "float16":
-        drawn["torch fp16"] = _draw(Library("cpu", dtype="float16").get(name), texts[:FLOOR])
+        drawn["torch fp16"] = _draw(Library("cpu", dtype="float16").get(name), texts[:FLOOR], lora)
     figures = {who: _compared(mine, wanted[: len(mine)], texts[: len(mine)]) for who, mine in drawn.items()}
     return _verdict(case, figures)
 

@@ -11,15 +11,20 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from export import folder, quantise
-from export.gates import numbers, structure
+from export.gates import numbers, pictures, structure
 from export.gates.case import Finding, open_case
 from export.gates.twin import widen
 from export.islands import float_islands, islands
 from export.verify import Report, verify
 from koala.exported import MANIFEST, UNET, Exported
+from koala.fidelity import psnr
+from koala.loading import Library
 from koala.request import RequestError
+from koala.specs import TINY_SDXL
+from tests.test_lora import ATTENTION, factors, kohya
 
 
 def copy_of(export: Path, to: Path) -> Path:
@@ -263,3 +268,18 @@ def test_every_gate_passes_on_an_embedded_model(exported_700m):
     report = verify(exported_700m, prompts=4)
     print("\n".join(report.lines()))
     assert report.passed and not report.skipped
+
+
+def test_torch_draws_with_the_lora_that_a_file_has_in_its_weights(tmp_path):
+    """Symptom: every whole export with a LoRA failed its pictures, for torch drew without."""
+    lora = folder.Lora(file=tmp_path / "lora.safetensors", strength=0.5)
+    save_file(kohya(factors(TINY_SDXL, ATTENTION)), lora.file)
+    text = ["a red circle"]
+    model, fused = (Library("cpu", dtype="float32").get("tiny-koala-700m") for _ in range(2))
+    job = dataclasses.replace(folder.plan("tiny-koala-700m", lora=lora), dtype="float32")
+    fused.pipeline.unet.load_state_dict(folder.load(job, "unet").state_dict())
+    (wanted,), (plain,), (found,) = (
+        pictures._draw(*how) for how in ((fused, text), (model, text), (model, text, lora))
+    )
+    print(f"with the LoRA {psnr(found, wanted):.1f} dB, without {psnr(plain, wanted):.1f} dB")
+    assert psnr(found, wanted) > 40 > 20 > psnr(plain, wanted)
