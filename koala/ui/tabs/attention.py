@@ -202,10 +202,6 @@ class Attention:
         """Models that are on this machine; other tabs may have made new ones."""
         return [choice for choice in self.session.choices() if availability(self.session.card(choice[1]))[0]]
 
-    def choose(self) -> list[gr.Dropdown]:
-        """The models to choose from, for both lists."""
-        return [gr.Dropdown(self.choices())] * 2
-
     def example(self, event: gr.EventData) -> str:
         return str(event._data["prompt"])
 
@@ -399,4 +395,4 @@ def build(session: Session) -> None:
     tab = Attention(session, Store() if session.local else Store(PUBLIC_LIMIT))
     own_tab = gr.context.Context.block
     own_tab.select(tab.forecast, tab.fields, tab.takes, queue=False, **CHEAP)
-    own_tab.select(tab.choose, None, tab.models, queue=False, **CHEAP)
+    own_tab.select(lambda: [gr.Dropdown(tab.choices())] * 2, None, tab.models, queue=False, **CHEAP)
