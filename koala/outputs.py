@@ -26,21 +26,38 @@ def check_space(out: Path, needed: int) -> None:
 
 
 @contextmanager
-def new_folder(out: Path, needed: int) -> Iterator[Path]:
-    """A folder to write `needed` bytes into, which becomes `out` if the block ends well and is removed if not."""
+def new_folder(out: Path, needed: int, *, replace: bool = False) -> Iterator[Path]:
+    """A folder to write `needed` bytes into, which becomes `out` if the block ends well and is removed if not.
+
+    A folder that is there with something in it is refused, or with `replace` stays until the new one is whole.
+    """
     out = out.absolute()
-    if out.is_file() or out.is_dir() and any(out.iterdir()):
+    if out.is_file() or not replace and out.is_dir() and any(out.iterdir()):
         raise RequestError(f"{out} exists already; choose a new folder, or remove it first")
     check_space(out, needed)
     partial = _partial(out)
     try:
         partial.mkdir(parents=True)
         yield partial
-        if out.is_dir():  # an empty one
-            out.rmdir()
-        partial.rename(out)
+        if replace and out.is_dir():
+            _swap(partial, out)
+        else:
+            if out.is_dir():  # an empty one
+                out.rmdir()
+            partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _swap(new: Path, out: Path) -> None:
+    """Put a whole folder where another is, which goes when its successor is there."""
+    earlier = out.rename(out.with_name(f".earlier{new.name}"))
+    try:
+        new.rename(out)
+    except OSError:
+        earlier.rename(out)
+        raise
+    shutil.rmtree(earlier)
 
 
 @contextmanager

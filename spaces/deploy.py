@@ -40,11 +40,10 @@ def sources() -> Iterator[tuple[str, Path]]:
 
 
 def build(out: Path, *, zerogpu: bool = False) -> None:
-    """Write the bundle; a folder there is replaced if it is an earlier bundle, and refused if it is not."""
-    if (out / STAMP).is_file():
-        shutil.rmtree(out)
-    files = dict(sources())
-    with new_folder(out, sum(f.stat().st_size for f in files.values())) as folder:
+    """Write the bundle; it takes the place of an earlier bundle once it is whole, and of no other folder."""
+    files, out = dict(sources()), out.resolve()
+    needed, replace = sum(f.stat().st_size for f in files.values()), (out / STAMP).is_file()
+    with new_folder(out, needed, replace=replace) as folder:
         for name, file in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, folder / name)

@@ -42,6 +42,28 @@ def test_nothing_is_left_when_the_writing_stops(tmp_path, stop):
     assert (tmp_path / "old").read_text() == "old"
 
 
+@pytest.mark.parametrize("stop", [OSError("disk full"), KeyboardInterrupt()], ids=["disk full", "Ctrl-C"])
+def test_a_folder_replaces_the_old_one_when_it_is_whole_and_not_before(tmp_path, stop):
+    out = tmp_path / "out"
+    with new_folder(out, 0) as folder:
+        (folder / "a").write_text("old")
+    with pytest.raises(type(stop)), new_folder(out, 0, replace=True) as folder:
+        (folder / "a").write_text("half")
+        raise stop
+    assert (out / "a").read_text() == "old"
+    with new_folder(out, 0, replace=True) as folder:
+        (folder / "b").write_text("new")
+        assert (out / "a").read_text() == "old"
+    assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["out", "out/b"]
+
+
+def test_a_folder_that_another_process_filled_meanwhile_is_not_replaced(tmp_path):
+    with pytest.raises(OSError), new_folder(tmp_path / "out", 0):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "theirs").write_text("theirs")
+    assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["out", "out/theirs"]
+
+
 def test_a_file_replaces_the_old_one(tmp_path):
     for text in ("old", "new"):
         with new_file(tmp_path / "a.txt") as file:

@@ -50,6 +50,22 @@ def test_an_earlier_bundle_is_replaced_and_another_folder_is_not(deploy, tmp_pat
     assert deploy("--out", tmp_path / "space", "--zerogpu").returncode == 0
     assert not (tmp_path / "space" / "stale.py").exists()
     assert front_matter((tmp_path / "space" / "README.md").read_text())["suggested_hardware"] == "zero-a10g"
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["mine", "space"]
+
+
+def test_a_bundle_that_cannot_be_finished_leaves_the_earlier_one(deploy, tmp_path):
+    """A file may have 64 kB here, and the weights have more."""
+    out = tmp_path / "space"
+    out.mkdir()
+    for name in (".koala-space.json", "app.py"):
+        (out / name).write_text("{}")
+    done = deploy("--out", out, largest=1 << 16)
+    assert done.returncode == 1 and "File too large" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert sorted(f.relative_to(tmp_path).as_posix() for f in tmp_path.rglob("*")) == [
+        "space",
+        "space/.koala-space.json",
+        "space/app.py",
+    ]
 
 
 def test_the_pins_are_what_zerogpu_runs_and_otherwise_our_own(bundle):
