@@ -8,20 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionXLPipeline
 
 from export import manifest, quantise, to_onnx, wrappers
 from export.estimate import Clock, Estimate, Progress, estimate, part_bytes, stage_seconds
 from export.islands import PROMPT, activations, float_islands, islands
 from export.shape_profile import usual
 from export.targets import DTYPES, Target, target_of
+from koala.adapters import put_on
 from koala.costs import parameters
 from koala.exported import Component, Exported
 from koala.hashing import digest
 from koala.layout import TOKENIZERS
 from koala.loading import Library, load_part, load_unet
 from koala.locate import Location, locate
-from koala.lora import lora_for
 from koala.outputs import new_folder
 from koala.registry import ModelCard, find
 from koala.request import GenerationRequest, RequestError
@@ -196,10 +195,7 @@ def census(job: Job) -> dict[str, float]:
 
 def _fused(unet: torch.nn.Module, job: Job) -> torch.nn.Module:
     """The U-Net with the LoRA in its weights, as if it had been trained so."""
-    moved, _ = lora_for(job.lora.file, job.spec)
-    own, alphas = StableDiffusionXLPipeline.lora_state_dict(moved, unet_config=unet.config)
-    own = {key: tensor for key, tensor in own.items() if key.startswith("unet.")}
-    StableDiffusionXLPipeline.load_lora_into_unet(own, network_alphas=alphas, unet=unet, adapter_name="fused")
+    put_on(unet, job.lora.file, job.spec, "fused")
     unet.fuse_lora(lora_scale=job.lora.strength)
     unet.unload_lora()
     return unet.requires_grad_(False)

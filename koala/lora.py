@@ -6,6 +6,7 @@ beside the factors) and in the styles of diffusers and peft (unet.*); they keep 
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ _ENDINGS = {
     "magnitude": (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight"),
 }
 
+_NAME = re.compile(r"[\w.-]+", re.ASCII)  # of a tensor, in all styles
 _DAMAGED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)  # by hostile JSON
 
 
@@ -152,13 +154,18 @@ def _origin(path: Path, weights: Weights, student: UNetSpec) -> UNetSpec:
 def read_lora(path: Path) -> dict[str, torch.Tensor]:
     """A LoRA's tensors; a scale that peft keeps in the file's metadata is in the upper factors here.
 
-    Raises RequestError for a file that is no whole safetensors file.
+    Raises RequestError for a file that is no whole safetensors file, and for keys and scales that no LoRA has.
     """
     refuse_pickle(path)
     if not path.is_file():
         raise RequestError(f"there is no file {path}")
-    stored_tensors(path)
+    for key in stored_tensors(path):
+        if not _NAME.fullmatch(key):  # peft takes the names of layers for regular expressions
+            raise RequestError(f"the key {key[:80]!r} in {path} names no layer; take the LoRA from where it was made")
     weights = load_file(path)
+    for key, tensor in weights.items():
+        if key.endswith(_ENDINGS["alpha"]) and not (tensor.numel() == 1 and _is_scale(tensor.item())):
+            raise RequestError(f"{key} in {path} is no scale: one number is, finite and not below 0; download it again")
     try:
         _scale(weights, json.loads(_metadata(path).get(_SETTINGS, "{}")))
     except (*_DAMAGED, re.error) as error:
@@ -171,14 +178,20 @@ def _scale(weights: dict[str, torch.Tensor], settings: Mapping) -> None:
     for key in [k for k in weights if k.endswith(".lora_A.weight")]:
         part, _, module = key.removesuffix(".lora_A.weight").partition(".")
         patterns = settings.get(f"{part}.alpha_pattern") or {}
-        if repeats := [pattern for pattern in patterns if re.search(r"[*+?{]", pattern)]:
-            raise ValueError(f"{repeats[0][:80]!r} could be tried for hours; a pattern of a scale names its layers")
+        if tried := [pattern for pattern in patterns if re.search(r"[*+?{(]", pattern)]:
+            raise ValueError(f"{tried[0][:80]!r} could be tried for hours; a pattern of a scale names its layers")
         special = (alpha for pattern, alpha in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", module))
         rank = weights[key].shape[0]
         alpha = next(special, settings.get(f"{part}.lora_alpha", rank))
+        if not _is_scale(alpha):
+            raise ValueError(f"{str(alpha)[:80]!r} is no scale of {key}; one number is, finite and not below 0")
         scale = alpha / (rank**0.5 if settings.get(f"{part}.use_rslora") else rank)
         if scale != 1 and f"{part}.lora_alpha" in settings:
             weights[f"{part}.{module}.lora_B.weight"] *= scale
+
+
+def _is_scale(alpha: object) -> bool:
+    return isinstance(alpha, int | float) and 0 <= alpha < math.inf
 
 
 def remap_file(lora: Path, spec: str, out: Path, teacher: UNetSpec | None = None) -> LoraReport:
@@ -278,6 +291,8 @@ def _layers(weights: Weights, teacher: UNetSpec) -> dict[str, dict[str, torch.Te
 
 def _fits(parts: Weights, shape: tuple[int, ...]) -> bool:
     up, down = parts["up"].shape, parts["down"].shape
+    if "magnitude" in parts and parts["magnitude"].numel() not in shape[:2]:  # one per output, or per input
+        return False
     return len(up) == len(down) == len(shape) and (up[0], down[1], up[1]) == (shape[0], shape[1], down[0])
 
 

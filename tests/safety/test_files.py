@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import struct
 import zipfile
 import zlib
@@ -229,6 +230,15 @@ LIARS = {
     "settings that are a list": peft("[]"),
     "a scale that is text": peft('{"unet.lora_alpha": "x"}'),
     "a pattern that is tried for hours": peft('{"unet.lora_alpha": 1, "unet.alpha_pattern": {"(.*.*)*x": 2}}'),
+    "a pattern of alternatives, tried for hours": peft(
+        '{"unet.lora_alpha": 1, "unet.alpha_pattern": {"' + "(a|a)" * 40 + '": 2}}'
+    ),
+    "a scale that is no number": peft('{"unet.lora_alpha": NaN}'),
+    "a scale without an end": peft('{"unet.lora_alpha": 1, "unet.alpha_pattern": {"attn1.to_q": Infinity}}'),
+    "a scale below nothing": peft('{"unet.lora_alpha": -1}'),
+    "a magnitude of another layer": safetensors(
+        FACTORS | {f"{NAME}.lora_magnitude_vector": tensor(256, 284, [7])}, bytes(284)
+    ),
     "a pattern that is none": peft('{"unet.lora_alpha": 1, "unet.alpha_pattern": {"(": 2}}'),
     "factors of no rank": safetensors({f"{NAME}.lora_A.weight": tensor(0, 0, [0, 32])}),
     "a factor that is a scalar": safetensors({f"{NAME}.lora_A.weight": tensor(0, 4, [])}, bytes(4)),
@@ -241,14 +251,61 @@ def own_machine():
     return Session([STUDENT, STUDENT], device="cpu").start()
 
 
+def asked_with(lora: Path) -> GenerationRequest:
+    return GenerationRequest(model=STUDENT, prompt="a star", steps=1, width=64, height=64, lora=str(lora))
+
+
 @pytest.mark.parametrize("name", LIARS)
 def test_a_lora_that_lies_is_refused_in_words(own_machine, tmp_path, name):
     file = tmp_path / "style.safetensors"
     file.write_bytes(LIARS[name])
-    asked = GenerationRequest(model=STUDENT, prompt="a star", steps=1, width=64, height=64, lora=str(file))
     with pytest.raises(RequestError) as told:
-        list(own_machine.run([own_machine.check(asked)]))
+        list(own_machine.run([own_machine.check(asked_with(file))]))
     assert "style.safetensors" in str(told.value) or "LoRA" in str(told.value)
+
+
+PATTERNS = (
+    "unet.*",
+    "unet.down_blocks.+",
+    "unet.a?",
+    "unet.a{9}",
+    "unet.(a|a)",
+    "text_encoder.(a*)*",
+    "lora_te1_[",
+    "",
+)
+OTHERS = ("unet.\x1b[31m", "unet.<img src=x onerror=alert(1)>", "unet.a\n", "unet.\u202e", "lora_unet_é", " ")
+
+
+@pytest.mark.parametrize("key", PATTERNS + OTHERS)
+def test_a_key_that_is_a_pattern_is_refused_by_its_name(own_machine, tmp_path, key):
+    """peft takes layers' names for regular expressions."""
+    file = tmp_path / "style.safetensors"
+    own = {f"{key}.lora_A.weight": tensor(256, 384, [1, 32]), f"{key}.lora_B.weight": tensor(384, 512, [32, 1])}
+    file.write_bytes(safetensors(FACTORS | own, bytes(512)))
+    with pytest.raises(RequestError) as told:
+        list(own_machine.run([asked_with(file)]))
+    assert repr(key)[1:-1] in str(told.value) and str(told.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "alpha", [(float("nan"),), (float("inf"),), (float("-inf"),), (-1.0,), (), (1.0, 1.0)], ids=str
+)
+@pytest.mark.parametrize("layer", [NAME, "lora_unet_" + NAME.removeprefix("unet.").replace(".", "_"), "lora_te1_x"])
+def test_an_alpha_that_is_no_scale_is_refused_by_its_name(tmp_path, layer, alpha):
+    file = tmp_path / "style.safetensors"
+    beside = {f"{layer}.alpha": tensor(256, 256 + 4 * len(alpha), [len(alpha)])}
+    file.write_bytes(safetensors(FACTORS | beside, bytes(256) + struct.pack(f"<{len(alpha)}f", *alpha)))
+    with pytest.raises(RequestError, match=rf"{re.escape(layer)}\.alpha in .+ is no scale"):
+        read_lora(file)
+
+
+def test_keys_of_a_text_encoder_reach_neither_peft_nor_a_picture(own_machine, tmp_path):
+    """diffusers stops at such keys; the text encoders are shared, so a request's LoRA leaves them alone anyway."""
+    file = tmp_path / "style.safetensors"
+    file.write_bytes(safetensors(FACTORS | {"lora_te_x": tensor(256, 260, [1])}, bytes(260)))
+    (result,) = [r for update in own_machine.run([asked_with(file)]) for r in update.results.values()]
+    assert result.lora_layers
 
 
 @STEADY
