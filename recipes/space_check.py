@@ -4,7 +4,7 @@
     python recipes/space_check.py --environment DIR --out docs/measurements/space.json
 
 The bundle is built by spaces/deploy.py, started as the platform does (SYSTEM=spaces), asked for a comparison by
-gradio_client and then by a browser, whose console must stay silent.
+gradio_client, and then by a browser for a comparison and a distillation, while its console must stay silent.
 """
 
 import argparse
@@ -23,6 +23,10 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 PAIR = ["tiny-sdxl", "tiny-koala-700m"]
@@ -78,8 +82,9 @@ def compare(url: str, files: Path, steps: int = 4) -> dict:
     return found
 
 
-def browse(url: str, chromium: str) -> list[str]:
-    """A comparison as a visitor makes it: what the console said, and what was fetched from elsewhere."""
+@contextmanager
+def visit(url: str, chromium: str) -> Iterator[tuple["Page", list[str]]]:
+    """The page in a browser; what its console says, and what it fetches from elsewhere."""
     from playwright.sync_api import sync_playwright
 
     wrong: list[str] = []
@@ -91,11 +96,24 @@ def browse(url: str, chromium: str) -> list[str]:
         page.on("pageerror", lambda e: wrong.append(str(e)))
         page.on("request", lambda r: None if r.url.startswith((url, "data:", "blob:")) else wrong.append(r.url))
         page.goto(url)
-        page.get_by_label("Prompt", exact=True).fill(PROMPT)
-        page.get_by_role("button", name="Generate").click()
-        page.locator(".k-stage[data-phase=done]").wait_for()
+        yield page, wrong
         browser.close()
-    return wrong
+
+
+def draw(page: "Page") -> None:
+    """A comparison as a visitor makes it."""
+    page.get_by_label("Prompt", exact=True).fill(PROMPT)
+    page.get_by_role("button", name="Generate").click()
+    page.locator(".k-stage[data-phase=done]").wait_for()
+
+
+def distil(page: "Page") -> None:
+    """A distillation as a visitor begins it: watched until it learns, and stopped."""
+    page.get_by_role("tab", name="Distill").click()
+    page.get_by_role("button", name="Start").click()
+    page.locator(".kd-run[data-state=running]").wait_for(timeout=300_000)
+    page.get_by_role("button", name="Stop").click()
+    page.locator(".kd-run[data-state=stopped]").wait_for()
 
 
 def install(python: str, folder: Path, bundle: Path) -> str:
@@ -124,11 +142,15 @@ def check(python: str, bundle: Path, work: Path, chromium: str | None) -> dict:
     """One environment: versions, seconds until the page and the first pictures, and what the browser had to say."""
     versions = json.loads(subprocess.run([python, "-c", VERSIONS], check=True, capture_output=True, text=True).stdout)
     log = work / "app.log"
-    with running(python, bundle, log, SYSTEM="spaces") as (url, served):
+    with running(python, bundle, log, SYSTEM="spaces", KOALA_RUNS=str(work / "runs")) as (url, served):
         begun = time.perf_counter()
         found = compare(url, work)
         pictures = time.perf_counter() - begun
-        console = browse(url, chromium) if chromium else None
+        console = None
+        if chromium:
+            with visit(url, chromium) as (page, console):
+                draw(page)
+                distil(page)
     if console or "Traceback" in log.read_text():
         raise RuntimeError(f"{console}\n{log.read_text()}")
     return {
@@ -136,7 +158,7 @@ def check(python: str, bundle: Path, work: Path, chromium: str | None) -> dict:
         "seconds_until_page": round(served, 1),
         "seconds_from_page_to_first_comparison": round(pictures, 1),
         "speedup_total": round(found["speedup"]["models"][0]["total"], 2),
-        "browser": "a comparison, with a silent console" if chromium else None,
+        "browser": "a comparison and a distillation, with a silent console" if chromium else None,
     }
 
 
@@ -159,7 +181,7 @@ def main() -> None:
         beside = check(own, bundle, work, args.chromium)
         files = [f for f in bundle.rglob("*") if f.is_file() and "__pycache__" not in f.parts]
         found = {
-            "command": "python recipes/space_check.py",
+            "command": "python " + " ".join(sys.argv),
             "date": datetime.date.today().isoformat(),
             "device": f"{platform.machine()}, CPU, {len(os.sched_getaffinity(0))} core",
             "bundle": {"files": len(files), "bytes": sum(f.stat().st_size for f in files)},

@@ -37,7 +37,7 @@ OFF = (
     '<section class="k-panel kd-empty"><h3>Export is off on this server</h3><p>It takes minutes of computing. On your '
     "own machine <code>python app.py</code> has it, or a terminal: <code>python -m export --model tiny-koala-700m "
     "--out exports/tiny-koala-700m</code>. Who runs this server turns it on for the embedded models with "
-    "<code>--export</code>.</p></section>"
+    "<code>--export</code>, on a Space with the variable <code>KOALA_EXPORT=1</code>.</p></section>"
 )
 _RUNNERS = {"file": "the file", "torch fp16": "torch's own fp16", "twin": "the same graph in fp32"}
 _WORDS = {True: ("pass", "k-yes", "✓"), False: ("FAIL", "k-no", "✗"), None: ("skip", "kx-skip", "–")}

@@ -121,6 +121,39 @@ def test_whoever_visits_is_a_stranger(space):
         client.predict(model="tiny-sdxl", lora="/etc/style.safetensors", **given)
     texts = json.dumps(client.config["components"])
     assert "/koala/embedded" not in texts  # no path of the server
+    assert "kx-off" in texts and "kx-start" not in texts and "KOALA_EXPORT=1" in texts  # the export, and what opens it
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_a_student_is_distilled_from_the_bundle_alone(bundle, tmp_path, chromium):
+    runs, log = tmp_path / "runs", tmp_path / "app.log"
+    with (
+        space_check.running(sys.executable, bundle, log, SYSTEM="spaces", KOALA_RUNS=str(runs)) as (url, _),
+        space_check.visit(url, chromium) as (page, wrong),
+    ):
+        space_check.distil(page)
+    ((run, status),) = ((f.parent, json.loads(f.read_text())) for f in runs.glob(".public/*/status.json"))
+    assert status["state"] == "stopped" and 0 < status["step"] < status["num_steps"]
+    assert (run / "student" / "unet" / "diffusion_pytorch_model.safetensors").is_file()
+    assert not wrong and "Traceback" not in log.read_text() + (run / "log.txt").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_one_variable_lets_strangers_export_from_the_bundle(bundle, tmp_path, chromium):
+    exports, log = tmp_path / "exports", tmp_path / "app.log"
+    switches = {"KOALA_EXPORT": "1", "KOALA_EXPORTS": str(exports)}
+    with (
+        space_check.running(sys.executable, bundle, log, SYSTEM="spaces", **switches) as (url, _),
+        space_check.visit(url, chromium) as (page, wrong),
+    ):
+        page.get_by_role("tab", name="Export").click()
+        page.get_by_label("U-Net alone").check()
+        page.get_by_role("button", name="Start").click()
+        page.locator(".kx-job[data-state=done]").wait_for(timeout=600_000)
+    assert [f.parent.name for f in exports.glob(".public/*/export.json")] == ["tiny-koala-700m-universal-fp16-unet"]
+    assert not wrong and "Traceback" not in log.read_text()
 
 
 @pytest.mark.slow
