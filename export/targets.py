@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from koala.request import RequestError
 
-FIRST_INPUT = "sample"  # optimum reads the pipeline's dtype from the U-Net's first floating input
 DTYPES = {"fp16": "float16", "fp32": "float32"}
 
 

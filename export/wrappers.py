@@ -73,7 +73,7 @@ def unet(inner: UNet2DConditionModel) -> Traced:
     """`sample` (B, 4, h, w), `timestep` a scalar, text (B, tokens, C) and pooled (B, P), `time_ids` (B, 6)."""
     config, dtype = inner.config, inner.dtype
     pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-    inputs = {
+    inputs = {  # `sample` first: optimum reads the pipeline's dtype from the first floating input
         "sample": torch.randn(BATCH, config.in_channels, *LATENTS, dtype=dtype),
         "timestep": torch.tensor(500.0),
         "encoder_hidden_states": torch.randn(BATCH, TOKENS, config.cross_attention_dim, dtype=dtype),

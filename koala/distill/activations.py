@@ -24,10 +24,12 @@ class Widths:
 
     @property
     def mixed(self) -> bool:
+        """Whether norms stand in another precision than the rest."""
         return self.norm != self.value
 
 
 def widths(precision: str, device: str) -> Widths:
+    """Of a config's precision, under autocast on this kind of device."""
     value = 4 if precision == "fp32" else 2
     return Widths(value=value, norm=value if device == "cpu" else 4)
 
@@ -50,11 +52,6 @@ def _transformer_block(spec: UNetSpec, block: Block, w: Widths) -> int:
     text = 2 * TOKENS * (block.channels + (spec.cross_attention_dim if w.value == 2 else 0))  # k, v; what is cast
     sums = 2 * heads * block.tokens * 4  # of each row of attention, in fp32
     return norms + w.value * ((self_attention + cross_attention + feed_forward) * tokens + text) + sums
-
-
-def _around(block: Block, w: Widths) -> int:
-    """Of a transformer beside its blocks: norm, projection in, projection out."""
-    return (w.norm + 2 * w.value) * block.channels * block.tokens
 
 
 def saved_bytes(spec: UNetSpec, *, width: int, height: int, w: Widths, checkpointing: bool = False) -> int:

@@ -47,9 +47,9 @@ class Reporter:
         else:
             self._write(**changes)
 
-    def end(self, state: str, message: str, step: int | None = None) -> None:
+    def end(self, state: str, message: str) -> None:
         """The last word: done, stopped or failed."""
-        self._write(state=state, message=message, seconds_left=None, step=self.status.step if step is None else step)
+        self._write(state=state, message=message, seconds_left=None)
 
     def _write(self, **changes) -> None:
         self.status = dataclasses.replace(self.status, **changes, updated=time.time())

@@ -16,16 +16,14 @@ from koala.distill.config import DistillConfig
 from koala.outputs import new_file
 from koala.request import RequestError
 
-# `preparing` encodes data; `stopped` on request or by the time limit
-STATES = ("preparing", "running", "done", "stopped", "failed")
-ENDED = ("done", "stopped", "failed")
+ENDED = ("done", "stopped", "failed")  # the states in which nothing runs any more
 
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
     """status.json: how a run stands. Times are seconds since the epoch."""
 
-    state: str
+    state: str  # preparing (cuts, encodes, loads), running, or how it ended
     step: int
     num_steps: int
     message: str = ""  # what is being done, or why it ended
@@ -68,6 +66,13 @@ class RunFolder:
         """Steps of the checkpoints, the oldest first."""
         names = (p.name for p in (self.path / "checkpoints").glob("step-*") if p.is_dir())
         return sorted(int(n.removeprefix("step-")) for n in names)
+
+    def check_checkpoint(self, step: int) -> None:
+        """RequestError where there is no checkpoint of this step, with the steps that there are."""
+        there = self.checkpoints()
+        if step not in there:
+            steps = ", ".join(map(str, there)) or "none"
+            raise RequestError(f"{self.path} has no checkpoint of step {step}; it has {steps}")
 
     def config(self) -> DistillConfig:
         """RequestError where the folder holds no run."""

@@ -108,11 +108,8 @@ def resume(run: RunFolder, step: int | None = None) -> None:
     """Go on from the last checkpoint, or from that of `step`; a run that had none begins again."""
     if alive(run):
         raise RequestError(f"{run.name} is running already")
-    saved = run.checkpoints()
-    if step is not None and step not in saved:
-        raise RequestError(
-            f"{run.name} has no checkpoint of step {step}; it has {', '.join(map(str, saved)) or 'none'}"
-        )
+    if step is not None:
+        run.check_checkpoint(step)
     _launch(run, *(["--step", str(step)] if step is not None else []))
 
 

@@ -66,9 +66,7 @@ def train(
     try:
         _Run(run, config, resume_from, StopSignal(config.time_limit), say).go()
     finally:
-        torch.set_num_threads(
-            before
-        )  # the process may have other work, whose sums another number would round otherwise
+        torch.set_num_threads(before)  # for other work of this process, whose sums another number would round otherwise
 
 
 class _Run:

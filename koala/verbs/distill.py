@@ -72,10 +72,9 @@ def _resumed(args: argparse.Namespace, folder: RunFolder) -> tuple[DistillConfig
     for field, value in config.to_dict().items():
         if value != own.to_dict()[field] and field not in FREE_FIELDS:
             raise RequestError(f"{field} cannot change when a run goes on; start a new one with --out")
+    if args.step is not None:
+        folder.check_checkpoint(args.step)
     steps = folder.checkpoints()
-    if args.step is not None and args.step not in steps:
-        there = ", ".join(map(str, steps)) or "none"
-        raise RequestError(f"{folder.path} has no checkpoint of step {args.step}; it has {there}")
     if not steps:
         return config, None
     step = steps[-1] if args.step is None else args.step
