@@ -14,7 +14,7 @@ import errno
 import ipaddress
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,6 +33,12 @@ CHROMIUMS = (
     "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
 )
 INSTALL_CHROMIUM = "sudo apt-get install chromium"
+# A minute and more each: begun last, they would leave the other worker with nothing to do.
+LONG_FILES = ("test_docs.py", "test_killed.py", "test_processes.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG_FILES)
 
 
 @pytest.fixture(scope="session")
@@ -42,17 +48,30 @@ def embedded() -> Path:
 
 
 @pytest.fixture(scope="session")
-def exported_700m(tmp_path_factory) -> Path:
-    """tiny-koala-700m as ONNX files in fp16, the whole pipeline; a test that changes it takes a copy."""
+def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """name, make -> a folder that the first worker to ask makes for all; a test that changes it takes a copy."""
+    own = tmp_path_factory.getbasetemp()
+    root = own.parent if WORKER else own
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        found, partial = root / name, root / f"{name}.partial"
+        found.parent.mkdir(exist_ok=True)
+        with FileLock(root / f"{name.replace('/', '-')}.lock"):
+            if not found.is_dir():
+                shutil.rmtree(partial, ignore_errors=True)
+                make(partial)
+                partial.rename(found)
+        return found
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported_700m(once) -> Path:
+    """tiny-koala-700m as ONNX files in fp16, the whole pipeline."""
     from export.folder import export, plan
 
-    own = tmp_path_factory.getbasetemp()
-    out = (own.parent if WORKER else own) / "exports" / "tiny-koala-700m"  # a minute's work: once for all workers
-    out.parent.mkdir(exist_ok=True)
-    with FileLock(f"{out.parent}.lock"):
-        if not out.is_dir():
-            export(plan("tiny-koala-700m"), out)
-    return out
+    return once("exports/tiny-koala-700m", lambda folder: export(plan("tiny-koala-700m"), folder))
 
 
 def find_chromium() -> str | None:

@@ -5,15 +5,6 @@ import json
 import pytest
 
 from koala.cli import main
-from koala.distill.run_folder import RunFolder
-from koala.distill.trainer import train
-
-
-@pytest.fixture
-def run(small, tmp_path) -> RunFolder:
-    run = RunFolder(path=tmp_path / "run")
-    train(run, small(num_steps=1))
-    return run
 
 
 def test_an_estimate_needs_neither_the_model_nor_a_folder(capsys):
@@ -45,15 +36,15 @@ def test_the_fields_are_listed(capsys):
         (["--out", "{new}", "--preset", "2-minutes", "trackers=wandb"], "pip install wandb"),
     ],
 )
-def test_bad_use_is_one_line_with_its_remedy(run, tmp_path, capsys, arguments, message):
-    filled = [a.format(new=tmp_path / "new", run=run.path) for a in arguments]
+def test_bad_use_is_one_line_with_its_remedy(trained, tmp_path, capsys, arguments, message):
+    filled = [a.format(new=tmp_path / "new", run=trained.path) for a in arguments]
     assert main(["distill", *filled]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("koala: ") and message in error
-    assert run.checkpoints() == [1]
+    assert trained.checkpoints() == [1]
 
 
-def test_a_run_goes_on_with_more_steps(run, capsys):
-    assert main(["distill", "--resume", str(run.path), "num_steps=2", "--json"]) == 0
+def test_a_run_goes_on_with_more_steps(copy, capsys):
+    assert main(["distill", "--resume", str(copy.path), "num_steps=2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["state"] == "done"
-    assert run.checkpoints() == [1, 2]
+    assert copy.checkpoints() == [1, 2]

@@ -12,9 +12,7 @@ from koala.distill.data.encoders import encoder_files
 from koala.distill.data.order import BatchOrder
 from koala.distill.draws import draw
 from koala.distill.pairs import feature_pairs
-from koala.distill.run_folder import RunFolder
 from koala.distill.step import BrokenLoss, DistillationStep, alphas_cumprod, check_gradients
-from koala.distill.trainer import train
 from koala.loading import Library
 from koala.specs import TINY_KOALA_700M, TINY_SDXL
 from koala.surgery import cut
@@ -89,11 +87,9 @@ def plain_step(config, teacher, batch, draws) -> UNet2DConditionModel:
     return student
 
 
-def test_one_step_of_the_trainer_equals_plain_pytorch(small, teacher, tmp_path):
-    config = small(num_steps=1)
-    run = RunFolder(path=tmp_path / "run")
-    train(run, config)
-    mine = load_file(run.checkpoint(1) / "student.safetensors")
+def test_one_step_of_the_trainer_equals_plain_pytorch(trained, teacher):
+    config = trained.config()
+    mine = load_file(trained.checkpoint(1) / "student.safetensors")
     its = plain_step(config, teacher, *batch_and_draws(config)).state_dict()
     differences = {name: (mine[name] - its[name]).abs() for name in its}
     largest = max(d.max().item() for d in differences.values())
