@@ -65,7 +65,7 @@ def test_accumulation_gives_the_losses_of_one_pass(small, tmp_path):
 
 def test_a_run_leaves_pictures_curves_a_score_and_a_pipeline_that_diffusers_loads(small, run):
     prompts, threads = ("a red circle", "a blue star"), torch.get_num_threads()
-    train(run, small(validate_every=1, validation_prompts=prompts, score_prompts=2))
+    train(run, small(validate_every=1, validation_pictures=4, validation_prompts=prompts, score_prompts=2))
     assert run.status().state == "done"
     assert torch.get_num_threads() == threads
     kinds = [(e["kind"], e["step"]) for e in run.metrics()]
@@ -83,13 +83,10 @@ def test_a_run_leaves_pictures_curves_a_score_and_a_pipeline_that_diffusers_load
     assert all(torch.equal(p, kept[n].half().float()) for n, p in pipeline.unet.named_parameters())
 
 
-def test_validation_is_the_same_every_time(small, tmp_path):
-    losses = []
-    for number in range(2):
-        run = RunFolder(path=tmp_path / str(number))
-        train(run, small(num_steps=1))
-        losses.append([e for e in run.metrics() if e["kind"] == "validation"])
-    assert losses[0] == losses[1]
+def test_validation_is_the_same_every_time(trained, run):
+    train(run, trained.config())
+    losses = [[e for e in r.metrics() if e["kind"] == "validation"] for r in (trained, run)]
+    assert losses[0] == losses[1] and len(losses[0]) == 2
 
 
 @pytest.mark.slow
@@ -140,9 +137,8 @@ def test_the_best_student_is_kept_where_validations_and_checkpoints_fall_apart(s
     assert run.checkpoints() == sorted({best, 4})
 
 
-def test_a_run_that_was_killed_after_its_last_checkpoint_is_finished(small, run):
-    config = small(num_steps=1)
-    train(run, config)
+def test_a_run_that_was_killed_after_its_last_checkpoint_is_finished(copy):
+    run, config = copy, copy.config()
     weights = run.student / "unet" / "diffusion_pytorch_model.safetensors"
     finished = weights.read_bytes()
     weights.write_bytes((EMBEDDED / "tiny-koala-700m" / "unet" / weights.name).read_bytes())  # what a cut would be
@@ -195,17 +191,15 @@ def test_a_run_does_not_go_on_with_other_data(small, run, tmp_path):
         train(run, dataclasses.replace(config, num_steps=2), resume_from=1)
 
 
-def test_a_checkpoint_of_another_run_is_refused(small, run):
-    config = small(num_steps=1)
-    train(run, config)
+def test_a_checkpoint_of_another_run_is_refused(trained):
+    config = trained.config()
     with pytest.raises(RequestError, match="belongs to another run: its learning_rate is 0.0001, this run's 0.5"):
-        snapshots.verify(run, 1, dataclasses.replace(config, learning_rate=0.5))
-    snapshots.verify(run, 1, dataclasses.replace(config, num_steps=7, log_every=3))
+        snapshots.verify(trained, 1, dataclasses.replace(config, learning_rate=0.5))
+    snapshots.verify(trained, 1, dataclasses.replace(config, num_steps=7, log_every=3))
 
 
-def test_a_full_disk_stops_with_the_last_checkpoint_whole(small, run):
-    config = small(num_steps=1)
-    train(run, config)
+def test_a_full_disk_stops_with_the_last_checkpoint_whole(copy):
+    run, config = copy, copy.config()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, hard))  # less than the student's weights
     try:
@@ -221,9 +215,8 @@ def test_a_full_disk_stops_with_the_last_checkpoint_whole(small, run):
     assert run.status().state == "done"
 
 
-def test_a_loss_that_breaks_ends_the_run_with_its_name(small, run):
-    config = small(num_steps=1)
-    train(run, config)
+def test_a_loss_that_breaks_ends_the_run_with_its_name(copy):
+    run, config = copy, copy.config()
     file = run.checkpoint(1) / "student.safetensors"
     weights = load_file(file)
     weights["down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0.bias"][0] = float("inf")
@@ -240,11 +233,9 @@ def test_a_spec_that_is_no_part_of_the_teacher_is_refused(small, run):
         train(run, small(student_spec="0,2,12/-/12+12,2+2,0+0"))
 
 
-def test_a_student_goes_on_from_another_one(small, tmp_path):
-    first, second = (RunFolder(path=tmp_path / n) for n in ("first", "second"))
-    train(first, small(num_steps=1))
-    train(second, small(num_steps=1, student_init=str(first.student), learning_rate=1e-9))
-    there, here = (load_file(r.student / "unet" / "diffusion_pytorch_model.safetensors") for r in (first, second))
+def test_a_student_goes_on_from_another_one(small, trained, run, tmp_path):
+    train(run, small(num_steps=1, student_init=str(trained.student), learning_rate=1e-9))
+    there, here = (load_file(r.student / "unet" / "diffusion_pytorch_model.safetensors") for r in (trained, run))
     assert max((there[n] - here[n]).abs().max().item() for n in there) < 1e-6
     with pytest.raises(RequestError, match="choose a model of the same spec"):
-        train(RunFolder(path=tmp_path / "third"), small(student_spec="koala-1b", student_init=str(first.student)))
+        train(RunFolder(path=tmp_path / "third"), small(student_spec="koala-1b", student_init=str(trained.student)))
