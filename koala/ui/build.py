@@ -7,6 +7,7 @@ from koala.ui.endpoints import add_endpoints
 from koala.ui.session import Session
 from koala.ui.tabs import architecture, attention, bench, compare, distill, export
 from koala.ui.theme import ASSETS, Eucalyptus
+from koala.ui.visitors import share
 
 # title, build(session); a new tab is one line here
 TABS = (
@@ -29,7 +30,10 @@ def build(session: Session) -> gr.Blocks:
                 with gr.Tab(title):
                     fill(session)
         add_endpoints(session)
-    return demo.queue(api_open=False, max_size=20)
+    demo.queue(api_open=False, max_size=20)
+    if not session.local:
+        share(demo._queue)
+    return demo
 
 
 def launch(
