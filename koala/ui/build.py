@@ -4,6 +4,7 @@ import gradio as gr
 
 from koala.ui import widgets
 from koala.ui.endpoints import add_endpoints
+from koala.ui.limits import PUBLIC_UPLOAD
 from koala.ui.session import Session
 from koala.ui.tabs import architecture, attention, bench, compare, distill, export
 from koala.ui.theme import ASSETS, Eucalyptus
@@ -62,7 +63,7 @@ def launch(
         run_history=False,
         ssr_mode=False,
         pwa=False,
-        max_file_size="2gb" if session.local else "10mb",  # a LoRA, or only a PNG
+        max_file_size="2gb" if session.local else f"{PUBLIC_UPLOAD}mb",  # a LoRA, or only a PNG
         allowed_paths=[],
         footer_links=["api"],
     )

@@ -1,14 +1,38 @@
-"""What one request of a public app may cost: others wait for the same device."""
+"""What one request of a public app may cost, others wait for the same device; and the words that say so beforehand."""
 
 from collections.abc import Sequence
 
 from koala.registry import ModelCard
-from koala.request import GenerationRequest, RequestError
+from koala.request import MAX_IMAGES, MAX_SIDE, MAX_STEPS, GenerationRequest, RequestError
 
 PUBLIC_STEPS = 50
 PUBLIC_PICTURES = 4  # in one request, of the model's own size; fewer of a larger one
 PUBLIC_MODELS = 4  # of one comparison
+PUBLIC_UPLOAD = 10  # MB
 OWN_MACHINE = "; on your own machine there is no such limit"
+
+
+def most_steps(*, local: bool) -> int:
+    return MAX_STEPS if local else PUBLIC_STEPS
+
+
+def most_pictures(*, local: bool) -> str:
+    """How many pictures and how large ones can be asked for."""
+    if local:
+        return f"At most {MAX_IMAGES} images, {MAX_SIDE} px wide and high."
+    return f"At most {PUBLIC_PICTURES} images of the first model's size on this server, or fewer larger ones."
+
+
+def largest_picture(*, local: bool) -> str:
+    """How large the one picture of each model can be asked for."""
+    if local:
+        return f"At most {MAX_SIDE} px wide and high."
+    return f"At most {PUBLIC_PICTURES} times the pixels of the first model's size on this server."
+
+
+def largest_upload(*, local: bool) -> str:
+    """The end of an upload's label."""
+    return "" if local else f", at most {PUBLIC_UPLOAD} MB"
 
 
 def check_public(request: GenerationRequest, card: ModelCard) -> None:

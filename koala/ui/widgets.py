@@ -34,6 +34,11 @@ def chips() -> str:
     return f'<div class="k-chips" role="group" aria-label="Example prompts">{"".join(rows)}</div>'
 
 
+def bounds(text: str) -> str:
+    """What can be asked for at most, under the fields that ask."""
+    return f'<p class="k-bounds">{escape(text)}</p>'
+
+
 def header() -> str:
     return (
         '<header class="k-header"><h1>KOALA</h1>'

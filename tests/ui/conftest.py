@@ -16,6 +16,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
 DESKTOP = {"width": 1280, "height": 1000}
+FAULTS = (Path(__file__).parent / "faults.js").read_text()
 
 
 def free_port() -> int:
@@ -104,6 +105,26 @@ def browser(chromium: str) -> Iterator[Browser]:
         found.close()
 
 
+def watch(page: Page, server: Server) -> list[str]:
+    """Everything that goes wrong on a page from now on: errors, dialogs, and what it asks of anybody else."""
+    wrong: list[str] = []
+    page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda e: wrong.append(e.stack or str(e)))
+    page.on("dialog", lambda d: (wrong.append(f"dialog {d.message}"), d.dismiss()))
+    page.on("request", lambda r: None if r.url.startswith((server.url, "data:", "blob:")) else wrong.append(r.url))
+    return wrong
+
+
+def faults(page: Page) -> list[str]:
+    """What cannot be read on the page as it stands, in light and in dark: see faults.js."""
+    found = []
+    for theme in ("dark", "light"):
+        page.emulate_media(color_scheme=theme)
+        page.wait_for_function("dark => document.body.classList.contains('dark') === dark", arg=theme == "dark")
+        found += [f"{theme}: {fault}" for fault in page.evaluate(FAULTS)]
+    return found
+
+
 @pytest.fixture
 def open_tab(browser: Browser) -> Callable:
     """Opens a tab of an app; in the end the console must be free of errors, and nothing was fetched from elsewhere."""
@@ -113,11 +134,7 @@ def open_tab(browser: Browser) -> Callable:
         context = browser.new_context(viewport=viewport, **settings)
         page = context.new_page()
         page.set_default_timeout(90_000)
-        wrong: list[str] = []
-        page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda e: wrong.append(e.stack or str(e)))
-        page.on("dialog", lambda d: (wrong.append(d.message), d.dismiss()))
-        page.on("request", lambda r: None if r.url.startswith((server.url, "data:", "blob:")) else wrong.append(r.url))
+        wrong = watch(page, server)
         page.goto(server.url)
         page.get_by_role("tab", name=name).click()
         yield page

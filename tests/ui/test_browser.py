@@ -11,6 +11,7 @@ from PIL import Image
 from playwright.sync_api import TimeoutError
 
 from koala.result import read_png
+from tests.ui.conftest import faults, watch
 
 pytestmark = pytest.mark.browser
 
@@ -27,19 +28,10 @@ class Visit:
         self.context = browser.new_context(viewport=viewport, permissions=list(permissions), color_scheme=theme)
         self.page = self.context.new_page()
         self.page.set_default_timeout(90_000)
-        self.errors: list[str] = []
-        self.outside: list[str] = []
-        self.page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
-        self.page.on("pageerror", lambda e: self.errors.append(str(e)))
-        self.page.on("dialog", lambda d: (self.errors.append(f"dialog {d.message}"), d.dismiss()))
-        self.page.on("request", self._request)
+        self.wrong = watch(self.page, app)
         self.page.goto(app.url + query)
         self.prompt.wait_for()
         self.stage.wait_for()
-
-    def _request(self, request):
-        if not request.url.startswith((self.app.url, "data:", "blob:")):
-            self.outside.append(request.url)
 
     @property
     def prompt(self):
@@ -85,8 +77,7 @@ class Visit:
         return text
 
     def close(self):
-        assert self.outside == [], self.outside
-        assert self.errors == [], self.errors
+        assert self.wrong == []
         self.context.close()
 
 
@@ -301,6 +292,6 @@ def test_a_phone_shows_everything_without_sideways_scrolling(visit, theme):
     here.phase("done")
     for view in ("Slider", "Flip", "Side by side"):
         page.get_by_role("radio", name=view).click()
-        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        assert faults(page) == []
     box = page.locator(".k-frame").bounding_box()
     assert 0 <= box["y"] < PHONE["height"]  # the page moved to the pictures

@@ -14,9 +14,9 @@ import gradio as gr
 from koala.attention.plan import AttentionPlan, ordered
 from koala.locate import availability
 from koala.registry import ModelCard
-from koala.request import MAX_SEED, MAX_STEPS, GenerationRequest, RequestError
+from koala.request import MAX_SEED, GenerationRequest, RequestError
 from koala.specs import STAGES
-from koala.ui import stage, widgets
+from koala.ui import limits, stage, widgets
 from koala.ui.attention_recording import Recording, budget
 from koala.ui.attention_store import PUBLIC_LIMIT, Store
 from koala.ui.messages import complain, readable, warn
@@ -115,8 +115,13 @@ class Attention:
             with gr.Row():
                 self.width = gr.Number(label="Width, px", value=first.width, min_width=90, elem_id="kv-width")
                 self.height = gr.Number(label="Height, px", value=first.height, min_width=90, elem_id="kv-height")
+            gr.HTML(widgets.bounds(limits.largest_picture(local=self.session.local)), apply_default_css=False)
         self.file = gr.File(
-            label="Open a saved capture", file_types=[".zip"], height=84, elem_id="kv-open", elem_classes="k-drop"
+            label=f"Open a saved capture{limits.largest_upload(local=self.session.local)}",
+            file_types=[".zip"],
+            height=84,
+            elem_id="kv-open",
+            elem_classes="k-drop",
         )
 
     def _model(self, slot: str, label: str, card: ModelCard) -> None:
@@ -128,7 +133,7 @@ class Attention:
             )
             with gr.Row():
                 for into, field, low, high, step in (
-                    (self.steps, "steps", 1, MAX_STEPS, 1),
+                    (self.steps, "steps", 1, limits.most_steps(local=self.session.local), 1),
                     (self.guidance, "guidance", 0, 30, 0.5),
                 ):
                     into.append(

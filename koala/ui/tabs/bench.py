@@ -13,7 +13,7 @@ from koala.bench_matrix import MAX_REPEATS, PRESET_NAMES, Matrix
 from koala.locate import availability
 from koala.registry import ModelCard
 from koala.request import MAX_STEPS, RequestError
-from koala.ui import bench_chart
+from koala.ui import bench_chart, widgets
 from koala.ui.messages import complain
 from koala.ui.session import Session
 from koala.ui.updates import HEARTBEAT
@@ -84,6 +84,8 @@ class Bench:
                     self.limit = gr.Number(
                         label="Limit, s", value=120, minimum=1, maximum=MAX_SECONDS, precision=0, min_width=90
                     )
+                most = f"At most {MAX_MODELS} models, {MAX_STEPS} steps, {MAX_REPEATS} runs and {MAX_SECONDS} s in all."
+                gr.HTML(widgets.bounds(most), apply_default_css=False)
                 with gr.Row(elem_classes="k-actions"):
                     self.start = gr.Button("Start", variant="primary", elem_id="kb-start", scale=3, min_width=140)
                     self.stop = gr.Button("Stop", variant="stop", elem_id="kb-stop", scale=1, min_width=80)

@@ -9,9 +9,9 @@ from contextlib import closing
 import gradio as gr
 
 from koala.presets import PRESETS
-from koala.request import MAX_LORA_STRENGTH, MAX_SEED, MAX_STEPS, SCHEDULERS, RequestError
+from koala.request import MAX_LORA_STRENGTH, MAX_SEED, SCHEDULERS, RequestError
 from koala.result import read_png
-from koala.ui import settings, stage, widgets
+from koala.ui import limits, settings, stage, widgets
 from koala.ui.messages import complain, warn
 from koala.ui.session import Session
 from koala.ui.settings import FIELDS, OWN_SCHEDULER
@@ -81,6 +81,7 @@ class Compare:
                 own["width"] = gr.Number(label="Width, px", value=first.width, min_width=90)
                 own["height"] = gr.Number(label="Height, px", value=first.height, min_width=90)
                 own["images"] = gr.Number(label="Images", value=1, min_width=90)
+            gr.HTML(widgets.bounds(limits.most_pictures(local=self.session.local)), apply_default_css=False)
             own["preset"] = gr.Dropdown(
                 list(PRESETS),
                 value="quality",
@@ -106,7 +107,7 @@ class Compare:
                 visible=self.session.local,
             )
         self.upload = gr.File(
-            label="Restore settings from a saved PNG",
+            label=f"Restore settings from a saved PNG{limits.largest_upload(local=self.session.local)}",
             file_types=[".png"],
             height=84,
             elem_id="k-restore",
@@ -124,8 +125,9 @@ class Compare:
                 elem_id=f"k-model-{slot}",
             )
             with gr.Row():
-                # the request's own bounds: Gradio refuses what lies outside, and any saved picture fits
-                for field, low, high, step in (("steps", 1, MAX_STEPS, 1), ("guidance", 0, 30, 0.5)):
+                # Gradio refuses what lies outside; on one's own machine any saved picture fits
+                most = limits.most_steps(local=self.session.local)
+                for field, low, high, step in (("steps", 1, most, 1), ("guidance", 0, 30, 0.5)):
                     self.fields[f"{field}_{slot}"] = gr.Slider(
                         low,
                         high,

@@ -9,9 +9,9 @@ from koala.distill.config import DistillConfig
 from koala.distill.presets import PRESETS
 from koala.locate import availability
 from koala.request import RequestError
-from koala.ui import distill_curves, distill_fields, distill_panel
+from koala.ui import distill_curves, distill_fields, distill_panel, widgets
 from koala.ui.distill_panel import Shown
-from koala.ui.distill_runs import Runs, teacher_scores
+from koala.ui.distill_runs import PUBLIC_MINUTES, Runs, teacher_scores
 from koala.ui.messages import complain
 from koala.ui.session import Session
 from koala.ui.theme import ASSETS
@@ -67,8 +67,10 @@ class Distill:
                     self._field(name, config)
         if not self.session.local:
             gr.HTML(
-                "<p>Runs on this server are short and one at a time. On your own machine the app trains anything: "
-                "other teachers, your own pictures, every setting.</p>",
+                widgets.bounds(
+                    f"Runs on this server take at most {PUBLIC_MINUTES:g} minutes, one at a time. On your own machine "
+                    "the app trains anything: other teachers, your own pictures, every setting."
+                ),
                 apply_default_css=False,
             )
             return
