@@ -47,6 +47,7 @@ class Matrix:
                 self.request(self.models[0], size, images)
 
     def request(self, model: str, size: int | None, images: int, preset: str = "quality") -> GenerationRequest:
+        """One cell's run; without a size it is the model's own."""
         return GenerationRequest(
             model=model, prompt=PROMPT, steps=self.steps, width=size, height=size, images=images, preset=preset
         )

@@ -41,6 +41,7 @@ VERBS = {
 
 
 def parser() -> argparse.ArgumentParser:
+    """The parser of every verb; a verb is one entry of the table above."""
     top = argparse.ArgumentParser(prog="python -m koala", description="KOALA: small, fast SDXL.")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, verb in VERBS.items():
@@ -52,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; its exit status is as the module says."""
     args = parser().parse_args(arguments)
     quiet()
     try:

@@ -30,19 +30,23 @@ class Block:
 
 
 def convolution(inside: int, outside: int, tokens: int, kernel: int = 3) -> tuple[int, int]:
+    """(parameters, FLOPs) of a convolution over so many tokens."""
     weights = inside * outside * kernel**2
     return weights + outside, 2 * weights * tokens
 
 
 def linear(inside: int, outside: int, rows: int, bias: bool = True) -> tuple[int, int]:
+    """(parameters, FLOPs) of a linear layer over so many rows."""
     return inside * outside + bias * outside, 2 * inside * outside * rows
 
 
 def norm(channels: int) -> tuple[int, int]:
+    """(parameters, FLOPs) of a norm, whose FLOPs are not counted."""
     return 2 * channels, 0
 
 
 def add(*parts: tuple[int, int]) -> tuple[int, int]:
+    """(parameters, FLOPs) of all these together."""
     return sum(p for p, _ in parts), sum(f for _, f in parts)
 
 

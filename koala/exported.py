@@ -77,6 +77,7 @@ class Exported:
             raise RequestError(f"{file} is damaged ({error}); export the model again") from error
 
     def write(self, folder: Path) -> None:
+        """Write the manifest into the folder of the export."""
         (folder / MANIFEST).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
     def check(self, folder: Path) -> None:

@@ -42,10 +42,12 @@ class Prediction:
 
     @property
     def unet_total_ms(self) -> float:
+        """Of all steps together."""
         return sum(self.unet_ms)
 
     @property
     def total_ms(self) -> float:
+        """Of text encoders, U-Net and VAE."""
         return self.text_ms + self.unet_total_ms + self.vae_ms
 
 

@@ -82,10 +82,12 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
+        """Where the model works."""
         return self.library.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the U-Net's weights."""
         return self.pipeline.unet.dtype
 
     @property
@@ -100,9 +102,11 @@ class LoadedModel:
 
     @property
     def lock(self) -> threading.Lock:
+        """The device's: whoever draws holds it, as parts are shared and move."""
         return self.library.residence.lock
 
     def decoder(self, plan: Plan | None) -> torch.nn.Module:
+        """The VAE that a plan decodes with, the tiny one or its own."""
         return self.tiny_vae if plan and plan.tiny_vae else self.pipeline.vae
 
     def parts(self, stage: str, plan: Plan | None) -> list[torch.nn.Module]:
@@ -164,6 +168,7 @@ class Library:
         self._lock = threading.Lock()
 
     def loaded(self, name: str) -> bool:
+        """Whether the model of this name is in memory."""
         return name in self._models
 
     def get(self, name: str, beside: Sequence[str] = ()) -> LoadedModel:

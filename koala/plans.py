@@ -241,6 +241,7 @@ class _Job:
 
 
 def gigabytes(count: int) -> str:
+    """A number of bytes for people, in GB."""
     return f"{count / GB:.1f} GB"
 
 

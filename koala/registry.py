@@ -55,6 +55,7 @@ class ModelCard:
 
     @property
     def embedded(self) -> bool:
+        """Whether the weights come with this repository."""
         return Path(self.source).parent == EMBEDDED
 
     @property
@@ -279,6 +280,8 @@ def find(model: str) -> ModelCard:
 
     Raises RequestError with the nearest names.
     """
+    if not model.strip():  # "." to pathlib
+        raise RequestError("the model has no name; `python -m koala models` lists them, a folder or a hub id works too")
     if model.lower() in _NAMES:
         return _NAMES[model.lower()]
     if model in _OFFERED:

@@ -48,6 +48,7 @@ class GenerationRequest:
         check(self)
 
     def to_dict(self) -> dict:
+        """The request as JSON has it; `from_dict` takes it back."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -75,6 +76,7 @@ class Timing:
 
     @property
     def unet_total_ms(self) -> float:
+        """Of all steps together."""
         return sum(self.unet_ms)
 
 

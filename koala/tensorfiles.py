@@ -28,12 +28,15 @@ class Streamed(Protocol):
     shape: tuple[int, ...]
 
     @property
-    def size(self) -> int: ...  # bytes
+    def size(self) -> int:
+        """Bytes."""
 
     @property
-    def parameters(self) -> int: ...
+    def parameters(self) -> int:
+        """The number of its elements."""
 
-    def blocks(self) -> Iterator[bytes]: ...
+    def blocks(self) -> Iterator[bytes]:
+        """Its bytes in their order, some MB at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,7 @@ class StoredTensor:
 
     @property
     def parameters(self) -> int:
+        """The number of its elements."""
         return math.prod(self.shape)
 
     def blocks(self) -> Iterator[bytes]:

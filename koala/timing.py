@@ -70,6 +70,7 @@ class StageTimer:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        """Measure what is inside, to the end of the device's work, as the stage `name`."""
         synchronize(self.device)
         start = time.perf_counter()
         yield
@@ -96,6 +97,7 @@ class StageTimer:
                 hook.remove()
 
     def total(self, name: str) -> float:
+        """All that was measured as the stage `name`, in ms."""
         return sum(self.ms.get(name, ()))
 
     def peak_memory(self) -> int | None:

@@ -27,10 +27,12 @@ class Layer:
 
     @property
     def queries(self) -> int:
+        """The number of patches that ask."""
         return self.grid[0] * self.grid[1]
 
     @property
     def keys(self) -> int:
+        """The number of patches, or tokens of the prompt, that are asked."""
         return self.queries if self.kind == "self" else TOKENS
 
     @property
@@ -58,10 +60,12 @@ class AttentionPlan:
 
     @property
     def bytes(self) -> int:
+        """Of all that will be kept."""
         return sum(x.elements for x in self.layers) * BYTES[self.dtype] * self.steps * self.images
 
     @property
     def stages(self) -> tuple[str, ...]:
+        """Those that are recorded, in forward order."""
         return tuple(dict.fromkeys(x.stage for x in self.layers))
 
 

@@ -53,6 +53,7 @@ class Capture:
 
     @property
     def bytes(self) -> int:
+        """Of the records of all its models."""
         return sum(side.record.bytes for side in self.sides)
 
 
@@ -112,6 +113,7 @@ class Asked:
 
 
 def stage_of(name: str, capture: Capture) -> dict:
+    """What the page is told of one stage: its layers, or why it has none."""
     rows = capture.stages.get(name)
     if rows is None:
         has = any(name in dict(s.record.spec.self_attentions()) for s in capture.sides)
@@ -174,6 +176,7 @@ def settings(capture: Capture) -> str:
 
 
 def words_of(capture: Capture) -> list[dict]:
+    """The prompt's words, or none where a model's cross-attention was not recorded."""
     record = capture.sides[0].record
     if not all(any(x.kind == "cross" for x in s.record.layers) for s in capture.sides):
         return []

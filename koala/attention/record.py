@@ -68,6 +68,7 @@ class Recorder:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
+        """Record every step that runs inside."""
         inputs = {"timestep": self.unet.time_proj, "sample": self.unet.conv_in}
         with self._layers, listen(inputs, self._timed(self._heard_input)):
             yield

@@ -49,10 +49,12 @@ class AttentionRecord:
 
     @property
     def steps(self) -> int:
+        """The number of steps that were recorded."""
         return len(self.frames)
 
     @property
     def bytes(self) -> int:
+        """Of all queries and keys."""
         return sum(t.nbytes for frame in self.frames for pair in frame.values() for t in pair)
 
     @property

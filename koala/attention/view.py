@@ -162,6 +162,7 @@ def heat(values: torch.Tensor, low: float = 0.0) -> torch.Tensor:
 
 
 def percent(share: float) -> str:
+    """A share for people, with a decimal below 10 %."""
     return f"{100 * share:.1f} %" if share < 0.1 else f"{100 * share:.0f} %"
 
 

@@ -80,6 +80,7 @@ class Reference:
     broken: tuple[str, ...] = ()
 
     def report(self) -> dict:
+        """What it is made of, as JSON has it."""
         return {"source": self.source, "pictures": len(self.embeddings), "broken": list(self.broken)}
 
 

@@ -53,6 +53,7 @@ class Shapes:
         self.settings, self.say = settings, say
 
     def score(self, model: LoadedModel, steps: int | None = None) -> dict:
+        """The share of claims that hold, by kind."""
         chosen = self.settings
         return shapes.evaluate(
             model,
@@ -89,6 +90,7 @@ class Clip:
         return clip.Reference(embeddings=torch.cat(found), source=teacher.card.name)
 
     def score(self, model: LoadedModel, steps: int | None = None) -> dict:
+        """The pictures' agreement with their prompts and, with a reference, CMMD."""
         texts = [p.text for p in prompts_for(model, self.settings.prompts, self.settings.num_prompts, default=PROMPTS)]
         if self.embedder and len(texts) < 2:
             raise RequestError("CMMD needs at least two prompts; give more, or neither --teacher nor --reference")
@@ -121,6 +123,7 @@ class HPSv2:
         self.scorer = hps.load(library.device)
 
     def score(self, model: LoadedModel, steps: int | None = None) -> dict:
+        """The mean preference for the pictures, with its interval."""
         texts = [p.text for p in prompts_for(model, self.settings.prompts, self.settings.num_prompts, default=PROMPTS)]
         asked = requests_for(model, texts, self.settings, steps=steps)
         values = torch.cat([self.scorer.score(*batch) for batch in drawn(model, asked, self.settings, self.say)])

@@ -88,6 +88,7 @@ def reads(suite: str, settings: Settings) -> tuple[str, ...]:
 
 
 def flag(name: str) -> str:
+    """A setting's name on the command line."""
     return f"--{name.replace('_', '-')}"
 
 

@@ -143,6 +143,7 @@ class OrtTextEncoder(_Graph):
     def forward(
         self, input_ids: torch.Tensor, output_hidden_states: bool = True
     ) -> CLIPTextModelOutput | BaseModelOutputWithPooling:
+        """The states of (n, tokens) of ids, in the classes of transformers."""
         found = self.compute({"input_ids": input_ids})
         states = tuple(found[name] for name in self.outputs if name.startswith("hidden_states."))
         last = found["last_hidden_state"]
@@ -157,6 +158,7 @@ class OrtVAE(_Graph):
     """The decoder of a VAE."""
 
     def decode(self, latents: torch.Tensor) -> DecoderOutput:
+        """(n, 4, h, w) of unscaled latents to (n, 3, 8h, 8w) of pictures."""
         height, width = (LATENT_FACTOR * side for side in latents.shape[2:])
         found = self.compute({"latent_sample": latents}, pixel_height=height, pixel_width=width)
         return DecoderOutput(sample=found["sample"])
@@ -170,10 +172,12 @@ class OrtModel(LoadedModel):
 
     @property
     def precision(self) -> str:
+        """Of the exported weights."""
         return self.exported.dtype
 
     @property
     def software(self) -> dict[str, str]:
+        """The runtime beside torch, as its kernels decide pixels too."""
         return {"onnxruntime": onnxruntime.__version__}
 
 

@@ -78,6 +78,7 @@ class Verdict:
 
     @property
     def all(self) -> bool:
+        """Whether every claim holds."""
         return all(r.holds for r in self.results)
 
     @property

@@ -57,6 +57,7 @@ class SceneObject:
 
     @property
     def radius(self) -> float:
+        """In px, by its size."""
         return SIZES[self.size]
 
 
@@ -71,6 +72,7 @@ class Scene:
 
     @property
     def pairs(self) -> frozenset[tuple[str, str]]:
+        """The (shape, colour) there are, in no order."""
         return frozenset((o.shape, o.colour) for o in self.objects)
 
 

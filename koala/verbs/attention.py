@@ -77,20 +77,25 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def pixel(text: str) -> tuple[float, ...]:
+    """x,y of a picture, in px."""
     return _numbers(text, 2, f"{text!r} is no pixel; give x,y such as 128,96")
 
 
 def box(text: str) -> tuple[float, ...]:
+    """left,top,right,bottom in a picture, in px."""
     return _numbers(text, 4, f"{text!r} is no box; give left,top,right,bottom such as 64,64,128,96")
 
 
 def count(text: str) -> int:
+    """The number of a layer, from 1."""
     if not text.isdecimal() or text.strip("0") == "":
         raise argparse.ArgumentTypeError(f"{text!r} is no layer; they count from 1")
     return int(text)
 
 
 def between(low: float, high: float) -> Callable[[str], float]:
+    """The parser of a number within these limits."""
+
     def parse(text: str) -> float:
         (found,) = _numbers(text, 1, f"{text!r} is no number from {low:g} to {high:g}")
         if not low <= found <= high:

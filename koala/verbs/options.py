@@ -29,6 +29,7 @@ def number(text: str) -> int | float | str:
 
 
 def add_request(parser: argparse.ArgumentParser, *, leave_out: Sequence[str] = ()) -> None:
+    """One option for every field of a request; one not given stays out, so that the model's own default holds."""
     for field in dataclasses.fields(GenerationRequest):
         if field.name in leave_out:
             continue
@@ -46,6 +47,7 @@ def add_request(parser: argparse.ArgumentParser, *, leave_out: Sequence[str] = (
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
+    """Where to run, in which precision and in how much memory."""
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 or mps (default: the best one here)")
     parser.add_argument(
         "--vram", type=gigabytes, metavar="GB", help="memory to plan for, such as 8, 6, 4 or 3 (default: what is there)"
@@ -54,6 +56,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def add_runtime(parser: argparse.ArgumentParser) -> None:
+    """What runs the model."""
     parser.add_argument(
         "--runtime",
         choices=RUNTIMES,
@@ -105,6 +108,7 @@ def gigabytes(text: str) -> int:
 
 
 def request_values(args: argparse.Namespace) -> dict:
+    """The fields of a request that were given."""
     names = {f.name for f in dataclasses.fields(GenerationRequest)}
     return {n: v for n, v in vars(args).items() if n in names}
 

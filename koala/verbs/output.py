@@ -7,6 +7,7 @@ import time
 
 
 def say(text: str) -> None:
+    """One line of progress or trouble, on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -16,10 +17,12 @@ def emit(args: argparse.Namespace, values: object, text: str) -> None:
 
 
 def seconds(ms: float) -> str:
+    """A time for people, from ms."""
     return f"{ms:.0f} ms" if ms < 1000 else f"{ms / 1000:.2f} s"
 
 
 def timing_line(entry: dict) -> str:
+    """Where the time of one picture went."""
     t = entry["timing"]
     unet = sum(t["unet_ms"])
     memory = f", peak memory {t['peak_memory_bytes'] / 1e6:.0f} MB" if t["peak_memory_bytes"] else ""
@@ -42,6 +45,7 @@ def plan_lines(entry: dict) -> list[str]:
 
 
 def claims_line(entry: dict) -> str:
+    """Which claims of the prompt the picture keeps, and what was seen instead."""
     if entry["claims"] is None:
         return "no verdict: the prompt names no shape that the judge knows"
     return "; ".join(
@@ -51,6 +55,8 @@ def claims_line(entry: dict) -> str:
 
 
 def progress(name: str):
+    """Says how far a picture is, every five steps and at its end."""
+
     def on_step(step) -> None:
         if step.index == step.total or step.index % 5 == 0:
             say(f"{name}: step {step.index} of {step.total}")
