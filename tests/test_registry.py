@@ -39,6 +39,12 @@ def test_a_folder_of_ones_own_tells_its_native_size_its_spec_and_its_scheduler(t
     assert card.scheduler == "euler-leading"
 
 
+@pytest.mark.parametrize("name", ["", "  "])
+def test_an_empty_name_is_not_the_folder_that_one_is_in(name):
+    with pytest.raises(RequestError, match="no name.*koala models"):
+        find(name)
+
+
 @pytest.mark.parametrize("name", ["tiny-sdlx", "koala700m"])
 def test_an_unknown_name_gets_its_neighbours_and_the_list(name):
     with pytest.raises(RequestError) as caught:

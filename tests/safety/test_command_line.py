@@ -1,0 +1,94 @@
+"""The command lines under any arguments: refused in words and an exit status, no traceback."""
+
+import argparse
+import contextlib
+import dataclasses
+import importlib
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import export.command
+import koala.cli
+from koala.request import GenerationRequest, RequestError
+from koala.verbs.options import request_values
+from tests.safety.test_endpoints import HOSTILE_NUMBER, HOSTILE_TEXT, STEADY
+
+ABSENT = st.sampled_from(["no-such-model", "no/such-model", "no-such@main", "../../../etc/passwd", "", "🐨" * 500])
+TEXT = HOSTILE_TEXT | HOSTILE_NUMBER.map(str) | st.text(max_size=20)
+VALUE = TEXT.filter(lambda text: not re.search("[\x00\ud800-\udfff]", text))  # what no shell can say
+MODELS = {"--model", "--models", "--teacher"}  # always one that is not there: only refusals are looked for
+
+
+def option(draw, action: argparse.Action) -> list[str]:
+    """One option as it is typed, with values that nobody expects."""
+    if action.nargs == 0:
+        return [action.option_strings[-1]]
+    values = draw(st.lists(VALUE, min_size=1, max_size=3 if action.nargs else 1))
+    if MODELS & set(action.option_strings):
+        values = [draw(ABSENT)]
+    elif action.choices and draw(st.booleans()):
+        values = [str(draw(st.sampled_from(list(action.choices))))]
+    return [*action.option_strings[-1:], *values]
+
+
+@st.composite
+def line(draw, parser: argparse.ArgumentParser) -> list[str]:
+    """What is required, and up to four options more, in any order."""
+    actions = [a for a in parser._actions if a.dest not in ("help", "fields")]  # those print and end
+    asked = [a for a in actions if a.required or MODELS & set(a.option_strings)]
+    asked += draw(st.lists(st.sampled_from([a for a in actions if a.option_strings]), max_size=4))
+    return [word for action in draw(st.permutations(asked)) for word in option(draw, action)]
+
+
+def refused(main, arguments: list[str], capsys) -> None:
+    """AssertionError for an end without words or with another status; any other exception is a traceback."""
+    try:
+        status = main(arguments)
+    except SystemExit as end:  # argparse
+        status = end.code
+    said = capsys.readouterr().err
+    assert status in (1, 2) and len(said) > 10 and "Traceback" not in said, (status, said)
+
+
+FIELDS = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(GenerationRequest)]
+VERBS = koala.cli.parser()._subparsers._group_actions[0].choices
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS.keys() - {"models"}))  # which takes nothing that could be refused
+def test_any_arguments_of_a_verb_are_refused_in_words(verb, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    @STEADY
+    @given(arguments=line(VERBS[verb]))
+    def attack(arguments):
+        refused(koala.cli.main, [verb, *arguments], capsys)
+
+    attack()
+
+
+@STEADY
+@given(values=st.dictionaries(st.sampled_from(FIELDS), TEXT, min_size=1))
+def test_a_request_of_hostile_values_is_one_or_is_refused_in_words(values):
+    """Written as --flag=value, so that a value with a dash reaches the field and its check."""
+    line = ["generate", "--model=tiny-sdxl", "--prompt=a", "--out=a.png", *(f"{k}={v}" for k, v in values.items())]
+    with contextlib.suppress(SystemExit, RequestError):
+        request = GenerationRequest(**request_values(koala.cli.parser().parse_args(line)))
+        assert GenerationRequest.from_dict(request.to_dict()) == request
+
+
+@pytest.mark.parametrize("verb", [None, *export.command.VERBS])
+def test_any_arguments_of_the_export_are_refused_in_words(verb, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(export.command.VERBS[verb]) if verb else export.command
+    parser = argparse.ArgumentParser()
+    module.add(parser)
+
+    @STEADY
+    @given(arguments=line(parser))
+    def attack(arguments):
+        refused(export.command.main, [*([verb] if verb else []), *arguments], capsys)
+
+    attack()
