@@ -1,63 +1,30 @@
 """The cache of encoded data: its key, what it gives back, and what survives a kill."""
 
-import errno
 import io
-import json
 import logging
-import os
 import shutil
 import struct
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from koala.distill.config import DistillConfig
 from koala.distill.data import cache, filling
 from koala.distill.data.buckets import fit
-from koala.distill.data.cache import EncodingStopped, encode
-from koala.distill.data.encoded import EncodedData
+from koala.distill.data.cache import EncodingStopped
 from koala.distill.data.encoders import encoder_files
 from koala.distill.data.samples import upright
 from koala.distill.data.sources import source_for
 from koala.request import RequestError
 
-from .worlds import COLOURS, parquet_file, png, shard, text_folder
+from .worlds import COLOURS, config, encoded, files, folders, parquet_file, png, set_config, shard, text_folder
 
 SQUARE = (128, 128)
-FILLER = Path(__file__).with_name("filler.py")
-ROOT = Path(__file__).resolve().parents[3]
-
-
-def config(tmp_path, **values) -> DistillConfig:
-    defaults = dict(cache=str(tmp_path / "cache"), resolution=128, num_pictures=12, validation_pictures=4)
-    return DistillConfig(**defaults | values)
-
-
-def set_config(tmp_path, data, **values) -> DistillConfig:
-    """Of a small set on disk, at 64 px."""
-    defaults = dict(data=str(data), resolution=64, num_pictures=0, validation_pictures=1, captions="short")
-    return config(tmp_path, **defaults | {"short_caption": "txt"} | values)
-
-
-def encoded(config: DistillConfig, encoders, **settings) -> EncodedData:
-    return encode(config, encoders, device="cpu", **settings)
-
-
-def folders(tmp_path) -> list[Path]:
-    return sorted((tmp_path / "cache").iterdir())
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in sorted(folder.glob("*.safetensors"))}
 
 
 class Unusable:
@@ -336,116 +303,13 @@ def test_a_file_that_was_cut_off_is_named(tmp_path, encoders, kind):
         encoded(set_config(tmp_path, file), encoders)
 
 
-# --- processes
-
-
-def start(tmp_path, wanted: DistillConfig, pause: float = 0) -> subprocess.Popen:
-    file = tmp_path / "config.json"
-    file.write_text(json.dumps(wanted.to_dict()))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(FILLER), str(file), str(pause)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-    assert process.stdout.readline() == "0 24 loading the encoders\n"
-    return process
-
-
-def go(process: subprocess.Popen) -> None:
-    assert process.stdout.readline() == "ready\n"
-    process.stdin.write("go\n")
-    process.stdin.flush()
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, encoders) -> dict[str, bytes]:
-    """The files of a cache that one process filled in one go: 24 pictures in six parts."""
-    tmp_path = tmp_path_factory.mktemp("undisturbed")
-    encoded(processes_config(tmp_path), encoders)
-    return files(folders(tmp_path)[0])
-
-
-def processes_config(tmp_path) -> DistillConfig:
-    """Row groups of four pictures: many small parts."""
-    rows = [{"image": png(COLOURS[n % 6], (64, 40 + n)), "txt": f"number {n}"} for n in range(24)]
-    file = parquet_file(tmp_path / "set.parquet", rows)
-    os.utime(file, (1, 1))
-    return set_config(tmp_path, file)
-
-
-@pytest.mark.slow
-def test_killed_in_the_middle_the_next_one_goes_on_and_ends_with_the_same_bytes(tmp_path, encoders, undisturbed):
-    wanted = processes_config(tmp_path)
-    for kill_after in (3, 9):
-        with start(tmp_path, wanted, pause=0.05) as process:
-            go(process)
-            seen = next(line for line in process.stdout if int(line.split()[0]) >= kill_after)
-            process.kill()
-        assert "encoding" in seen
-    folder = folders(tmp_path)[0]
-    before = files(folder)
-    assert 2 < len(before) < len(undisturbed)
-    (folder / ".file-00000-00005.0000.safetensors.1.partial").write_bytes(b"half")
-    times = {name: (folder / name).stat().st_mtime_ns for name in before}
-    assert encoded(wanted, encoders).num_pictures == 24
-    assert files(folder) == undisturbed
-    assert times == {name: (folder / name).stat().st_mtime_ns for name in before}  # nothing was made twice
-    assert not list(folder.glob("*.partial"))
-
-
-@pytest.mark.slow
-def test_two_processes_at_once_share_the_work(tmp_path, undisturbed):
-    wanted = processes_config(tmp_path)
-    with start(tmp_path, wanted, pause=0.3) as first, start(tmp_path, wanted, pause=0.3) as second:
-        for process in (first, second):
-            go(process)
-        told = [list(process.stdout) for process in (first, second)]
-    assert [lines[-1] for lines in told] == ["pictures 24\n"] * 2
-    assert files(folders(tmp_path)[0]) == undisturbed
-    worked = [sum("encoding" in line for line in lines) // 2 for lines in told]  # one batch, one file
-    print("parts that each process encoded:", worked)
-    assert min(worked) > 0 and sum(worked) == 6
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_ranks_begin_with_their_own_parts_and_end_with_all(tmp_path, encoders, rank, undisturbed):
-    wanted = processes_config(tmp_path)
-    stopping: Iterator[bool] = iter([False] * 2)
-    with pytest.raises(EncodingStopped):
-        encoded(wanted, encoders, rank=rank, world=2, should_stop=lambda: next(stopping, True))
-    data = encoded(wanted, encoders, rank=rank, world=2)
-    assert data.num_pictures == 24 and files(folders(tmp_path)[0]) == undisturbed
-
-
-def test_a_damaged_file_is_made_again(tmp_path, encoders, undisturbed):
-    wanted = processes_config(tmp_path)
-    encoded(wanted, encoders)
-    folder = folders(tmp_path)[0]
-    for name, damage in (("file-00000-00001.0000", b""), ("file-00000-00002.0000", b"\0" * 5000)):
-        (folder / f"{name}.safetensors").write_bytes(damage)
-    encoded(wanted, encoders)
-    assert files(folder) == undisturbed
+# --- the disk and the user
 
 
 def test_a_full_disk_is_said_before_the_work_begins(tmp_path, encoders, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
     with pytest.raises(RequestError, match="make room"):
         encoded(config(tmp_path), Unusable(encoders))
-
-
-def test_a_disk_that_fills_up_leaves_whole_files(tmp_path, encoders, monkeypatch):
-    wanted = processes_config(tmp_path)
-    save, calls = filling.save_file, iter(range(100))
-
-    def failing(tensors, file, metadata):
-        save(tensors, file, metadata=metadata)
-        if next(calls) == 3:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(filling, "save_file", failing)
-        with pytest.raises(OSError, match="No space left"):
-            encoded(wanted, encoders)
-    assert not list(folders(tmp_path)[0].glob("*.partial"))
-    assert encoded(wanted, encoders).num_pictures == 24
 
 
 def test_progress_counts_up_to_all_pictures(tmp_path, encoders):

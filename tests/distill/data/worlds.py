@@ -1,4 +1,4 @@
-"""Small data sets on disk: one picture per colour, in every form that a source reads."""
+"""Small data sets on disk, one picture per colour, in every form that a source reads; and the caches made of them."""
 
 import io
 import json
@@ -8,6 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 from PIL import Image
 from pyarrow import parquet
+
+from koala.distill.config import DistillConfig
+from koala.distill.data.cache import encode
+from koala.distill.data.encoded import EncodedData
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "white")
 
@@ -43,3 +47,26 @@ def shard(file: Path, samples: dict[str, dict[str, bytes | dict]]) -> Path:
                 member.size = len(data)
                 out.addfile(member, io.BytesIO(data))
     return file
+
+
+def config(tmp_path, **values) -> DistillConfig:
+    defaults = dict(cache=str(tmp_path / "cache"), resolution=128, num_pictures=12, validation_pictures=4)
+    return DistillConfig(**defaults | values)
+
+
+def set_config(tmp_path, data, **values) -> DistillConfig:
+    """Of a small set on disk, at 64 px."""
+    defaults = dict(data=str(data), resolution=64, num_pictures=0, validation_pictures=1, captions="short")
+    return config(tmp_path, **defaults | {"short_caption": "txt"} | values)
+
+
+def encoded(config: DistillConfig, encoders, **settings) -> EncodedData:
+    return encode(config, encoders, device="cpu", **settings)
+
+
+def folders(tmp_path) -> list[Path]:
+    return sorted((tmp_path / "cache").iterdir())
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.glob("*.safetensors"))}
