@@ -48,10 +48,12 @@ def _count(number: int, units: tuple[str, ...]) -> str:
 
 
 def parameters_text(number: int) -> str:
+    """782.1 M, 1.16 B."""
     return _count(number, ("", "k", "M", "B"))
 
 
 def flops_text(number: int) -> str:
+    """2.39 TFLOP."""
     return _count(number, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"))
 
 

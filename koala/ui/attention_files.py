@@ -84,6 +84,7 @@ def _strip(capture: Capture, asked: Mapping) -> bytes:
 
 
 def png(picture: Image.Image) -> bytes:
+    """A picture as the bytes of a PNG file."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()

@@ -24,6 +24,7 @@ class Store:
 
     @property
     def bytes(self) -> int:
+        """Of all captures that are kept; more than `limit` only where there is but one."""
         return sum(capture.bytes for capture in self._kept.values())
 
     def add(self, capture: "Capture") -> str:
@@ -36,6 +37,7 @@ class Store:
         return key
 
     def get(self, key: object) -> "Capture":
+        """The capture of this id, which is now the last to go; RequestError where it is gone or never was."""
         with self._lock:
             if not isinstance(key, str) or key not in self._kept:
                 raise RequestError("this capture is no longer kept, others needed its memory; capture it again")

@@ -40,6 +40,7 @@ class Line:
 
     @property
     def css(self) -> str:
+        """Its classes: kd-a is the shown run, kd-b the one beside it, kd-dots a validation."""
         return f"kd-{'b' if self.beside else 'a'}{' kd-dots' if self.dots else ''}"
 
 

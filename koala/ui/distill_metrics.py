@@ -27,10 +27,12 @@ class Metrics:
     score: list[dict] = field(default_factory=list)
 
     def curve(self, kind: str, name: str) -> Curve:
+        """`name` in the entries of a kind (train, validation, score); entries without a finite number are left out."""
         found = ((e["step"], e.get(name)) for e in getattr(self, kind))
         return [(step, v) for step, v in found if isinstance(v, int | float) and math.isfinite(v)]
 
     def last(self, kind: str) -> dict | None:
+        """The newest entry of a kind (train, validation, score), None where there is none yet."""
         entries = getattr(self, kind)
         return entries[-1] if entries else None
 

@@ -47,6 +47,7 @@ class Shown:
 
     @property
     def name(self) -> str:
+        """Of the run's folder; handlers know a run by it."""
         return self.run.name
 
 
@@ -61,6 +62,7 @@ def time_left(seconds: float) -> str:
 
 
 def spec_title(spec: str) -> str:
+    """KOALA-700M for koala-700m; a spec that has no title stays as it is written."""
     return TITLES.get(spec, spec)
 
 

@@ -57,6 +57,7 @@ class Runs:
         return [self._shown(run) for run in runs.list_runs(self.root)]
 
     def find(self, name: str) -> RunFolder:
+        """The run of this name; RequestError where it is gone."""
         for run in runs.list_runs(self.root):
             if run.name == name:
                 return run
@@ -106,18 +107,21 @@ class Runs:
         return runs.estimate(self._checked(config))
 
     def stop(self, name: str, visitor: str) -> None:
+        """Have a run save and end after its step; RequestError where `may_stop` says no, or it is not running."""
         if not self.may_stop(name, visitor):
             raise RequestError("somebody else started this run; it ends by itself within minutes")
         runs.stop(self.find(name))
         self._asked.add(name)
 
     def resume(self, name: str, step: int | None = None) -> None:
+        """Go on from the last checkpoint, or that of `step`. RequestError on a public server, or beside a live run."""
         self._own_machine()
         with self._lock:
             self._one_at_a_time()
             runs.resume(self.find(name), step)
 
     def delete(self, name: str) -> None:
+        """Remove a run and its student. RequestError on a public server, where it is running, or its student draws."""
         self._own_machine()
         with self._lock:
             self._delete(self.find(name))

@@ -59,6 +59,7 @@ class Job:
 
     @property
     def alive(self) -> bool:
+        """Whether its process has not ended yet; one that was asked to stop is still alive."""
         return self.state in (RUNNING, STOPPING)
 
     def hear(self, line: str) -> None:

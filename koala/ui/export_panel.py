@@ -44,6 +44,7 @@ _WORDS = {True: ("pass", "k-yes", "✓"), False: ("FAIL", "k-no", "✗"), None: 
 
 
 def size(count: int) -> str:
+    """Bytes -> 83.1 MB, 5.14 GB, in powers of ten."""
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
@@ -112,10 +113,12 @@ def _live_gates(job: Job) -> str:
 
 
 def gate_list(rows: Sequence[str]) -> str:
+    """The rows, an <li> each, as one list."""
     return f'<ul class="kx-gates" aria-label="Gates">{"".join(rows)}</ul>'
 
 
 def gate_row(finding: Mapping) -> str:
+    """One finding of a gate as an <li>: pass, FAIL, or skip where `passed` is None."""
     word, kind, mark = _WORDS[finding["passed"]]
     return _gate(finding["gate"], word, kind, mark, finding["text"])
 

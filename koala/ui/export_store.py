@@ -34,6 +34,7 @@ class Found:
 
     @property
     def name(self) -> str:
+        """Of the folder; handlers know an export by it."""
         return self.folder.name
 
 
@@ -49,6 +50,7 @@ class Order:
     lora_strength: float = 1.0
 
     def arguments(self, card: ModelCard, out: Path) -> list[str]:
+        """The words after `python -m export` that write this order of a model into the folder `out`."""
         words = ["--json", "--model", spoken(card), "--out", str(out), "--target", self.target]
         words += ["--dtype", self.dtype, "--components", self.components]
         return words + (["--lora", self.lora, f"--lora-strength={self.lora_strength:g}"] if self.lora else [])
@@ -89,6 +91,7 @@ class Exports:
         return [_found(folder) for folder in list_exports(self.root)]
 
     def find(self, name: str) -> Found:
+        """The export of this name; RequestError where it is gone."""
         for found in self.all():
             if found.name == name:
                 return found
@@ -132,6 +135,7 @@ class Exports:
             return self._begin(job, ["verify", "--json", str(found.folder), *(["--lora", lora] if lora else [])])
 
     def stop(self, visitor: str) -> None:
+        """Ask the job under way to end; RequestError where there is none, or to a stranger who did not begin it."""
         job = self.job
         if job is None or not job.alive:
             raise RequestError("nothing is being exported just now")
@@ -140,6 +144,7 @@ class Exports:
         self._process.stop()
 
     def delete(self, name: str) -> None:
+        """Remove an export's folder. RequestError on a public server, or where its gates or its model are at work."""
         self._own_machine()
         with self._lock:
             self._delete(self.find(name))

@@ -13,6 +13,7 @@ OWN_MACHINE = "; on your own machine there is no such limit"
 
 
 def most_steps(*, local: bool) -> int:
+    """How many steps of a picture can be asked for."""
     return MAX_STEPS if local else PUBLIC_STEPS
 
 

@@ -33,8 +33,10 @@ def safe(text: str) -> str:
 
 
 def complain(error: Exception, title: str = "That does not work") -> gr.Error:
+    """The error for a handler to raise: a toast of 12 s with a remedy in it."""
     return gr.Error(safe(readable(error)), title=title, duration=12, print_exception=False)
 
 
 def warn(text: str, title: str) -> None:
+    """A toast at once; the handler that shows it goes on."""
     gr.Warning(safe(text), title=title)

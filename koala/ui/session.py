@@ -207,6 +207,7 @@ class Session:
         return [c for c in cards if c.on_hub and self.state(c.name).state == "needs"]
 
     def state(self, name: str) -> ModelState:
+        """How a model stands; waiting, too, where nobody has wanted it yet. RequestError for an unknown name."""
         card = self.card(name)
         return self._states.get(card.name) or ModelState(title=card.title, state="waiting")
 

@@ -90,6 +90,7 @@ class Stage:
 
     @property
     def value(self) -> dict:
+        """The stage as it is now, a copy that later steps leave alone."""
         return copy.deepcopy(self._value) | {"status": self._status}
 
     def say(self, status: str, phase: str = "running") -> dict:
@@ -102,6 +103,7 @@ class Stage:
         return self.value
 
     def step(self, position: int, step: "Step") -> None:
+        """A step is done by the model at `position`; its last preview stays where this step has none."""
         model = self._value["models"][position]
         model["step"], model["steps"] = step.index, step.total
         if step.preview:
@@ -109,6 +111,7 @@ class Stage:
         self._status = f"{model['title']}: step {step.index} of {step.total}"
 
     def result(self, position: int, result: "GenerationResult", files: Sequence[Path]) -> None:
+        """The model at `position` is done: pictures, a file each, in the preview's place, and its seconds in all."""
         model = self._value["models"][position]
         model["step"], model["preview"] = model["steps"], None
         model["images"] = [

@@ -45,6 +45,7 @@ class Students:
 
     @property
     def all(self) -> list[Student]:
+        """Those that are there now, the oldest first."""
         return list(self._made.values())
 
     def make(self, spec: UNetSpec) -> Student:

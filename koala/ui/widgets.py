@@ -40,6 +40,7 @@ def bounds(text: str) -> str:
 
 
 def header() -> str:
+    """The app's name and what it is for, above the tabs."""
     return (
         '<header class="k-header"><h1>KOALA</h1>'
         "<p>Stable Diffusion XL and its distilled students on the same noise, honestly timed.</p></header>"
@@ -57,6 +58,7 @@ def states(models: Sequence["ModelState"], note: str) -> str:
 
 
 def duration(ms: float) -> str:
+    """840 ms, 1.32 s."""
     return f"{ms / 1000:.2f} s" if ms >= 1000 else f"{ms:.0f} ms"
 
 

@@ -208,4 +208,5 @@ def curves(found: dict) -> str:
 
 
 def build(session: Session) -> None:
+    """Inside its gr.Tab."""
     Architecture(session)

@@ -208,6 +208,7 @@ class Attention:
         return [choice for choice in self.session.choices() if availability(self.session.card(choice[1]))[0]]
 
     def example(self, event: gr.EventData) -> str:
+        """An example was chosen: its prompt."""
         return str(event._data["prompt"])
 
     def pick(self, slot: int, name: str):
@@ -232,6 +233,7 @@ class Attention:
         return [gr.Slider(interactive=each) for each in open_] * 2
 
     def recording(self, asked: Asked) -> Recording:
+        """What is kept of both models; RequestError where no stage is chosen."""
         return Recording(
             stages=asked.stages,
             every=asked.every,
@@ -263,6 +265,7 @@ class Attention:
     # --- a capture
 
     def empty(self, *names: str) -> dict:
+        """The viewer before a capture of these models, or of the app's own; RequestError for an unknown name."""
         cards = [self.session.card(n) for n in names or self.session.models]
         return {
             "phase": "empty",
@@ -397,6 +400,7 @@ def _read(values) -> Asked:
 
 
 def build(session: Session) -> None:
+    """Inside its gr.Tab; choosing the tab renews the forecast and the lists of models."""
     tab = Attention(session, Store() if session.local else Store(PUBLIC_LIMIT))
     own_tab = gr.context.Context.block
     own_tab.select(tab.forecast, tab.fields, tab.takes, queue=False, **CHEAP)

@@ -108,6 +108,7 @@ class Bench:
         return [choice for choice in self.session.choices() if availability(self.session.card(choice[1]))[0]]
 
     def title(self, name: str) -> str:
+        """Of the model of this name; RequestError for an unknown one."""
         return self.session.card(name).title
 
     def wait(self, request: gr.Request, models, sizes, presets, batch, steps, repeats, limit) -> dict:
@@ -221,6 +222,7 @@ class Bench:
 
 
 def status(text: str, *, running: bool = False) -> str:
+    """The line that says how the benchmark stands, as HTML; Ready where there is no text."""
     return f'<p class="kb-status" role="status" data-running="{str(running).lower()}">{escape(text) or "Ready."}</p>'
 
 
@@ -241,5 +243,6 @@ def command(matrix: Matrix, cards: Sequence[ModelCard]) -> str:
 
 
 def build(session: Session) -> None:
+    """Inside its gr.Tab; choosing the tab renews the list of models."""
     tab, own_tab = Bench(session), gr.context.Context.block
     own_tab.select(lambda: gr.Dropdown(tab.choices()), None, tab.models, queue=False, **CHEAP)

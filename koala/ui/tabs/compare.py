@@ -193,6 +193,7 @@ class Compare:
     # --- handlers
 
     def example(self, event: gr.EventData) -> str:
+        """An example was chosen: its prompt."""
         return str(event._data["prompt"])
 
     def explain(self, preset: str):
@@ -201,6 +202,7 @@ class Compare:
         return gr.Dropdown(info=known.label.capitalize()) if known else gr.skip()
 
     def empty(self, *names: str) -> dict:
+        """The stage before a run of these models, or of the app's own; RequestError for an unknown name."""
         cards = [self.session.card(n) for n in names or self.session.models]
         models = [
             {"name": c.name, "title": c.title, "step": 0, "steps": 0, "preview": None, "images": []} for c in cards
@@ -214,6 +216,7 @@ class Compare:
         }
 
     def show_states(self, *names: str) -> str:
+        """What these models are doing, or the app's own, as HTML; unknown names are left out."""
         found = []
         for name in names or self.session.models:
             try:
@@ -223,6 +226,7 @@ class Compare:
         return widgets.states(found, self.session.note)
 
     def tick(self, model_a: str, model_b: str):
+        """Each second until no model loads: states, the Download button where a model is missing, the timer."""
         names = [n for n in (model_a, model_b) if n]
         try:
             missing = self.session.downloadable(names)
@@ -266,6 +270,7 @@ class Compare:
         return *settings.defaults(card, slot).values(), hint, blank, gr.Timer(active=True)
 
     def reuse_seed(self, last: str):
+        """The last run's seed into its field, and Random off; before the first run nothing but a notice."""
         if not last:
             gr.Info("There is no last seed yet; generate once.")
             return gr.skip(), gr.skip()
@@ -390,6 +395,7 @@ def _strip(history: list) -> list:
 
 
 def build(session: Session) -> None:
+    """Inside its gr.Tab. The query of a link fills the fields; choosing the tab renews the lists of models."""
     tab = Compare(session)
     fields = [tab.fields[name] for name in FIELDS]
     page, own_tab = gr.context.Context.root_block, gr.context.Context.block

@@ -148,6 +148,7 @@ class Distill:
         return [(title, card.name) for title, card in cards if not card.teacher and availability(card)[0]]
 
     def tell(self, preset: str | None) -> str:
+        """What a preset does, as HTML; None is an earlier run's settings."""
         text = PRESETS[preset].text if preset in PRESETS else "Settings of an earlier run: change what you like."
         return f"<p>{text}</p>"
 
