@@ -236,14 +236,14 @@ class Session:
             raise self._failure
         return self._library
 
-    def own_device(self, what: str) -> None:
-        """RequestError where this process has no device of its own for `what`, only one that is lent for each run."""
+    def require_own_device(self, what: str) -> None:
+        """RequestError on ZeroGPU, which lends a GPU to one drawing at a time: `what` would hold it for longer."""
         if self._wrap:
             raise RequestError(f"{what} needs a GPU for longer than this server is lent one; start the app at home")
 
     def model(self, name: str) -> "LoadedModel":
         """A model in memory, loaded now if it was not. Raises RequestError with the remedy."""
-        self.own_device("this measurement")
+        self.require_own_device("this measurement")
         card = self.card(name)
         self._ensure(card)
         return self.library().get(card.name)

@@ -136,7 +136,7 @@ def test_what_needs_the_gpu_for_longer_is_refused_in_words(lent):
     with pytest.raises(RequestError, match="at home"):
         session.model("tiny-sdxl")
     with pytest.raises(RequestError, match="benchmark"):
-        session.own_device("a benchmark")
+        session.require_own_device("a benchmark")
 
 
 @pytest.mark.parametrize("title", zerogpu.REFUSALS)

@@ -200,7 +200,7 @@ class Bench:
 
     def _work(self, run: "_Run") -> None:
         try:
-            self.session.own_device("a benchmark")
+            self.session.require_own_device("a benchmark")
             library = self.session.library()
             from koala.bench import measure
 
