@@ -14,11 +14,15 @@ from koala.ui.session import Session  # noqa: E402
 
 
 class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, without the usage."""
+
     def error(self, message: str):
+        """Print it on stderr with a pointer to --help, and exit with 2."""
         self.exit(2, f"{self.prog}: {message}; {self.prog} --help shows what is possible\n")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The app's options. SystemExit for an unknown one, or a --vram outside 0.1 to 1024 GB."""
     parser = Parser(prog="app.py", description="KOALA and its SDXL teacher, side by side and honestly timed.")
     parser.add_argument("--models", nargs=2, metavar=("A", "B"), help="two names, folders or hub ids to begin with")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps; the best one here by default")
@@ -58,6 +62,7 @@ def users(options: argparse.Namespace) -> list[tuple[str, str]] | None:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Serve the app until it is stopped; exit status 0, or 2 where it cannot start as asked."""
     options = parse(arguments)
     try:
         memory = int(options.vram * 1e9) if options.vram else None

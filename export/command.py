@@ -23,6 +23,7 @@ VERBS = {
 
 
 def add(parser: argparse.ArgumentParser) -> None:
+    """The options of the export itself."""
     parser.add_argument("--model", required=True, metavar="MODEL", help="model name, fetched hub id, or folder")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder for the export")
     parser.add_argument(
@@ -43,6 +44,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Prints what the new folder holds and its size in MB, or JSON; exit status 0."""
     from export.folder import Lora, export, plan
     from export.gates.case import Finding
     from export.verify import gated
@@ -93,6 +95,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; its exit status is as the module says."""
     quiet()  # before a verb imports transformers
     args = parse(sys.argv[1:] if arguments is None else arguments)
     no_bars()

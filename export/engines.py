@@ -33,6 +33,7 @@ class Builder:
 
     @property
     def ready(self) -> bool:
+        """Whether it is installed, and has the GPU that it needs."""
         installed = importlib.util.find_spec(self.module) is not None
         return installed and (not self.needs_gpu or torch.cuda.is_available())
 

@@ -34,6 +34,7 @@ class Estimate:
     seconds: float
 
     def line(self) -> str:
+        """For people, as the end of a sentence."""
         return (
             f"will take about {self.memory / 1e9:.1f} GB of memory, {self.disk / 1e9:.2f} GB of disk and "
             f"{_spoken(self.seconds)}, gates not counted"
@@ -95,6 +96,7 @@ class Progress:
     left: float | None
 
     def line(self) -> str:
+        """For people."""
         left = f", about {_spoken(self.left)} left" if self.left is not None else ""
         return f"{self.done:4.0%}  {self.text}{left}"
 

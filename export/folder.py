@@ -54,6 +54,7 @@ class Lora:
     strength: float = 1.0
 
     def told(self) -> dict[str, object]:
+        """File name, SHA-256 and strength, as the export's files tell them."""
         return {"name": self.file.name, "sha256": digest(self.file), "strength": self.strength}
 
 
@@ -77,6 +78,7 @@ class Job:
 
     @property
     def estimate(self) -> Estimate:
+        """What the job takes, predicted from the sizes of its components in its dtype."""
         return estimate(self.spec, self.components, self.dtype)
 
 

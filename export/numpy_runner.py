@@ -36,6 +36,7 @@ class Graph:
 
 
 def read(file: Path) -> dict:
+    """A JSON file."""
     return json.loads(file.read_text(encoding="utf-8"))
 
 
@@ -115,6 +116,7 @@ def draw(
 
 
 def arguments() -> argparse.Namespace:
+    """What to draw, from which folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="DIR", help="written by python -m export --model M --out DIR")
     parser.add_argument("prompt")
@@ -143,6 +145,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Draw the picture, save it with its prompt, and print its path."""
     options = arguments()
     if options.noise:
         noise = np.load(options.noise)

@@ -67,10 +67,12 @@ class Half:
 
     @property
     def parameters(self) -> int:
+        """How many numbers it holds."""
         return math.prod(self.shape)
 
     @property
     def size(self) -> int:
+        """Bytes."""
         return 2 * self.parameters
 
     def blocks(self) -> Iterator[bytes]:
@@ -107,6 +109,7 @@ class SingleFileReport:
     detected: str | None  # ComfyUI's model; None where its tables have no such U-Net
 
     def lines(self) -> list[str]:
+        """For people."""
         known = f"ComfyUI takes it for {self.detected}; put it into models/checkpoints and use Load Checkpoint"
         unknown = "its U-Net is in no table of ComfyUI's, which will refuse it; diffusers reads it with its config"
         return [
@@ -251,11 +254,13 @@ def _metadata(card: ModelCard, checkpoint: UNetCheckpoint, content: str) -> dict
 
 
 def add(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
     parser.add_argument("--model", required=True, metavar="MODEL", help="model name, fetched hub id, or folder")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors", help="the file to write")
 
 
 def run(args: argparse.Namespace) -> int:
+    """Prints the report of the file that was written, or JSON; exit status 0."""
     report = single_file(args.model, args.out)
     print(json.dumps(dataclasses.asdict(report), indent=1) if args.json else "\n".join(report.lines()))
     return 0

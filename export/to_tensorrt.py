@@ -200,6 +200,7 @@ def write(folder: Path, plan: Recipe) -> None:
 
 
 def add(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
     parser.add_argument("folder", type=Path, metavar="DIR", help="an export")
     for kind, word in zip(KINDS, ("smallest", "usual", "largest"), strict=True):
         parser.add_argument(f"--{kind}", type=int, metavar="PX", help=f"{word} side (default: the export's)")
@@ -216,6 +217,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Prints where the recipe is and the engines that were built, or JSON; exit status 0."""
     sides = (args.min, args.opt, args.max)
     plan = recipe(args.folder, sides=sides, batch=tuple(args.batch), tokens=tuple(args.tokens))
     engines = []

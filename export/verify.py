@@ -50,10 +50,12 @@ class Report:
 
     @property
     def passed(self) -> bool:
+        """Whether no gate failed."""
         return all(f.passed is not False for f in self.findings)
 
     @property
     def skipped(self) -> tuple[str, ...]:
+        """Gates that were not run."""
         return tuple(f.gate for f in self.findings if f.passed is None)
 
     def lines(self) -> list[str]:
@@ -61,6 +63,7 @@ class Report:
         return [finding.line() for finding in self.findings]
 
     def to_dict(self) -> dict:
+        """Every field, for the report's file and `--json`."""
         return asdict(self) | {"passed": self.passed, "skipped": self.skipped}
 
     def parity(self) -> dict[str, object]:
@@ -125,6 +128,7 @@ def gated(folder: Path, **settings) -> dict[str, object]:
 
 
 def add(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
     parser.add_argument("folder", type=Path, metavar="DIR", help="an export")
     parser.add_argument("--model", metavar="MODEL", help="what it was made of, where that was a folder")
     parser.add_argument("--lora", type=Path, metavar="FILE.safetensors", help="the LoRA that was fused into it, if any")
@@ -133,6 +137,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Prints every gate's finding and the verdict, or JSON; exit status 0, or 1 where a gate fails."""
     report = verify(
         args.folder,
         model=args.model,

@@ -76,6 +76,7 @@ def push(folder: Path, repo: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; exit status 0, 1 where a file cannot be read or written, 2 for a refusal or failed push."""
     parser = argparse.ArgumentParser(prog="deploy.py", description="Build the Hugging Face Space, and push it.")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the bundle goes")
     parser.add_argument("--push", metavar="OWNER/NAME", help="then mirror it to this Space")

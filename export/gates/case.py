@@ -25,9 +25,11 @@ class Finding:
 
     @property
     def word(self) -> str:
+        """pass, FAIL or skip."""
         return {True: "pass", False: "FAIL", None: "skip"}[self.passed]
 
     def line(self) -> str:
+        """For people."""
         return f"{self.word}  {self.gate:9}  {self.text}"
 
 
@@ -47,6 +49,7 @@ class Case:
         return self.job.large and not self.thorough
 
     def file(self, component: str) -> Path:
+        """The ONNX file of a component."""
         return self.folder / component / "model.onnx"
 
     def source(self, component: str, dtype: str | None = None) -> torch.nn.Module:

@@ -62,6 +62,7 @@ def inputs(case: Case, shape: Shape) -> dict[str, torch.Tensor]:
 
 
 def torch_call(module: torch.nn.Module) -> Call:
+    """The U-Net as torch computes it, in its own precision."""
     wrapped = unet(module).module
 
     @torch.inference_mode()
@@ -74,6 +75,7 @@ def torch_call(module: torch.nn.Module) -> Call:
 
 
 def onnx_call(file: Path) -> Call:
+    """The U-Net as ONNX Runtime computes it, with inputs in the types that the file asks for."""
     opened = session(file)
     kinds = {i.name: numpy.float16 if "float16" in i.type else numpy.float32 for i in opened.get_inputs()}
 

@@ -113,6 +113,7 @@ class DistillConfig:
         check(self)
 
     def to_dict(self) -> dict:
+        """Every field as JSON has it: what config.json holds."""
         return dataclasses.asdict(self)
 
     @classmethod

@@ -44,13 +44,16 @@ class Estimate:
 
     @property
     def predicted_peak_bytes(self) -> int:
+        """On the device, at the busiest moment."""
         return max(self.moments.values())
 
     @property
     def fits(self) -> bool:
+        """Whether the peak is within the budget; true where none is known."""
         return self.budget_bytes is None or self.predicted_peak_bytes <= self.budget_bytes
 
     def to_dict(self) -> dict:
+        """Every field and what follows from them, for `--json`."""
         return dataclasses.asdict(self) | {"predicted_peak_bytes": self.predicted_peak_bytes, "fits": self.fits}
 
     def check(self) -> None:

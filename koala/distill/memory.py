@@ -38,22 +38,27 @@ class RunMemory:
 
     @property
     def side(self) -> dict[str, int]:
+        """Width and height of the pictures in px, as keyword arguments."""
         return {"width": self.resolution, "height": self.resolution}
 
     @property
     def passes(self) -> int:
+        """How many passes a process splits one step into."""
         return self.config.accumulation
 
     @property
     def pictures_per_pass(self) -> int:
+        """On one device, rounded up."""
         return -(-self.config.batch_size // (self.world * self.passes))
 
     @property
     def budget(self) -> int | None:
+        """What a run may use of the memory, less a spare share and the device's context; None where none is known."""
         return None if self.memory is None else max(int(self.memory * (1 - SPARE)) - CONTEXT[self.device], 0)
 
     @cached_property
     def weights(self) -> int:
+        """How many parameters the student has, not bytes."""
         return parameters(self.student)
 
     def split(self, count: float) -> int:
@@ -62,6 +67,7 @@ class RunMemory:
 
     @cached_property
     def ema(self) -> int:
+        """Bytes of the moving average, in fp32."""
         return self.split(4 * self.weights) if self.config.ema_decay else 0
 
     @property
@@ -91,16 +97,19 @@ class RunMemory:
 
     @property
     def on_host(self) -> bool:
+        """Whether the moving average is in host memory beside a GPU."""
         return self.device != "cpu" and self.config.ema_device == "cpu"
 
     @cached_property
     def host(self) -> dict[str, int]:
+        """In host memory beside a GPU, by part."""
         if self.device == "cpu":
             return {}
         return ({"moving average": self.ema} if self.on_host and self.ema else {}) | self.drawing
 
     @cached_property
     def gradients(self) -> int:
+        """Of the student, in fp32."""
         return self.split(4 * self.weights)
 
     @cached_property
@@ -119,6 +128,7 @@ class RunMemory:
 
     @cached_property
     def recomputed(self) -> int:
+        """Of one picture: the largest block that checkpointing computes again in the backward pass."""
         w = widths(self.config.precision, self.device)
         return recomputed_bytes(self.student, **self.side, w=w) if self.config.gradient_checkpointing else 0
 
@@ -140,6 +150,7 @@ class RunMemory:
 
     @property
     def workspace(self) -> float:
+        """What an allocator takes for each byte that lives in it."""
         return WORKSPACE if self.device == "cuda" else 1.0
 
     @cached_property
@@ -152,6 +163,7 @@ class RunMemory:
         return int(_MUON_WORK * 8 * wide**2 * count)
 
     def at_times(self, pictures: int) -> dict[str, int]:
+        """On the device within a step, by part, with so many pictures per pass."""
         saved = self.saved(self.config.gradient_checkpointing) + self.recomputed
         return {
             "gradients": self.gradients,
@@ -197,10 +209,12 @@ class RunMemory:
         return PROCESS[self.device] + (parts.text_cost[0] + parts.vae.parameters) * each + int(live * self.workspace)
 
     def peak(self, pictures: int) -> int:
+        """Bytes at the busiest moment, with so many pictures per pass."""
         return max(self.moments(pictures).values())
 
     @property
     def fits(self) -> bool:
+        """Whether the peak is within the budget; true where none is known."""
         return self.budget is None or self.peak(self.pictures_per_pass) <= self.budget
 
     def batch_that_fits(self) -> int | None:

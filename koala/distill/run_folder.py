@@ -43,6 +43,7 @@ class RunFolder:
 
     @property
     def name(self) -> str:
+        """What people call the run: its folder's name."""
         return self.path.name
 
     @property
@@ -57,9 +58,11 @@ class RunFolder:
 
     @property
     def metrics_file(self) -> Path:
+        """One JSON object per line; see `metrics`."""
         return self.path / "metrics.jsonl"
 
     def checkpoint(self, step: int) -> Path:
+        """The folder of the checkpoint of a step."""
         return self.path / "checkpoints" / f"step-{step}"
 
     def checkpoints(self) -> list[int]:
@@ -82,6 +85,7 @@ class RunFolder:
         return DistillConfig.from_dict(json.loads(file.read_text()))
 
     def write_config(self, config: DistillConfig) -> None:
+        """Replace config.json."""
         self._replace("config.json", json.dumps(config.to_dict(), indent=1) + "\n")
 
     def status(self) -> Status | None:
@@ -90,6 +94,7 @@ class RunFolder:
         return Status(**json.loads(file.read_text())) if file.is_file() else None
 
     def write_status(self, status: Status) -> None:
+        """Replace status.json."""
         self._replace("status.json", json.dumps(dataclasses.asdict(status), indent=1) + "\n")
 
     def metrics(self) -> Iterator[dict]:

@@ -69,6 +69,7 @@ def student_tensors(student: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def ema_tensors(ema: Ema) -> dict[str, torch.Tensor]:
+    """The moving average, whole on the CPU, by parameter name."""
     return {name: _whole(w) for name, w in ema.weights.items()}
 
 

@@ -24,6 +24,7 @@ FIGURES = ("rows", "pca")  # the paper's
 
 
 def add(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
     parser.add_argument("--model", metavar="MODEL", help="model name, folder or hub id")
     parser.add_argument("--prompt", default=argparse.SUPPRESS, metavar="TEXT", help="what the picture shows")
     add_request(parser, leave_out=("model", "prompt", "images"))
@@ -116,6 +117,7 @@ def _numbers(text: str, count: int, problem: str) -> tuple[float, ...]:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Prints the captures, the figures' files and the models' agreement, or JSON; exit status 0."""
     given = request_values(args)
     if args.captures and (superfluous := _of_a_run(args, given)):
         raise RequestError(f"--captures draws what was recorded; leave out what is of a run: {', '.join(superfluous)}")

@@ -16,6 +16,7 @@ HELP = "measure latency and memory over models x sizes x batches x presets, besi
 
 
 def add(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
     parser.add_argument(
         "--models", nargs="+", required=True, metavar="MODEL", help="the first is the baseline of the speed-ups"
     )
@@ -49,6 +50,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Prints the table, or JSON; exit status 0. Its files keep what was measured even where an error ends it."""
     names = [find(model).name for model in args.models]
     values = {f.name: getattr(args, f.name) for f in dataclasses.fields(Matrix)}
     matrix = Matrix(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()} | {"models": tuple(names)})

@@ -13,6 +13,7 @@ HELP = "draw the same noise with several models, timed"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
     parser.add_argument(
         "--models", nargs="+", required=True, metavar="MODEL", help="two or more; the first is the baseline"
     )
@@ -23,6 +24,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Prints each model's file, timing and claims, and the speed-ups over the first, or JSON; exit status 0."""
     requests = [GenerationRequest(model=m, **request_values(args)) for m in args.models]
     names = to_run(args, args.models)
     requests = [dataclasses.replace(r, model=name) for r, name in zip(requests, names, strict=True)]

@@ -12,6 +12,7 @@ HELP = "cut a KOALA out of a teacher, without training"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
     parser.add_argument(
         "--teacher",
         required=True,
@@ -29,6 +30,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Prints what was kept of the teacher and the new folder, or JSON; exit status 0."""
     from koala.surgery import compress
 
     no_bars()

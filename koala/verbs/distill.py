@@ -17,6 +17,7 @@ HELP = "distil a teacher into a student cut out of it; one process, or many unde
 
 
 def add(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
     fields = ", ".join(f.name for f in dataclasses.fields(DistillConfig))
     start = parser.add_mutually_exclusive_group(required=True)
     start.add_argument("--out", type=Path, metavar="RUN", help="new folder for the run")
@@ -34,6 +35,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Prints the run's last status, the estimate or the fields, or JSON; exit status 0, 1 for a broken loss."""
     if args.fields:
         return _list_fields(args)
     folder = RunFolder(path=args.resume or args.out or Path())

@@ -17,6 +17,7 @@ HELP = "score a model, or several over the number of steps"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
     parser.add_argument("--model", nargs="+", required=True, metavar="MODEL", help="model name or folder")
     parser.add_argument(
         "--suite",
@@ -57,6 +58,7 @@ def _report_file(suite: str, out: Path | None) -> Path | None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Prints the suite's results and where its report is, or the report as JSON; exit status 0."""
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Settings) if hasattr(args, f.name)}
     settings = Settings(**given)
     check(args.suite, args.model, settings)

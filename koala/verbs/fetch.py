@@ -10,6 +10,7 @@ HELP = "download models into the hub's cache on this machine: only the files tha
 
 
 def add(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
     parser.add_argument(
         "models", nargs="+", metavar="MODEL", help="name, hub id (owner/name), or one at a revision (@)"
     )
@@ -18,6 +19,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Prints each model's folder, with --dry-run its files and the bytes missing, or JSON; exit status 0."""
     cards = [find(name) for name in args.models]
     from koala.downloads import fetch, plan_download
 

@@ -12,6 +12,7 @@ HELP = "draw a picture"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
     add_request(parser)
     parser.add_argument(
         "--out",
@@ -25,6 +26,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Prints the files, where the time went, the memory plan and the claims, or JSON; exit status 0."""
     given = GenerationRequest(**request_values(args))
     (name,) = to_run(args, [given.model])  # an unknown one fails before torch is even imported
     request = dataclasses.replace(given, model=name)

@@ -12,6 +12,7 @@ HELP = "move an SDXL LoRA onto a KOALA"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
     parser.add_argument(
         "--lora", type=Path, required=True, metavar="FILE.safetensors", help="LoRA of the teacher's U-Net, any style"
     )
@@ -32,6 +33,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Prints what was moved and the new file, or JSON; exit status 0."""
     from koala.lora import remap_file
 
     report = remap_file(args.lora, args.spec, args.out, SPECS.get(args.teacher_spec))

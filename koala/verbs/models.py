@@ -13,10 +13,12 @@ HELP = "list every model by name, with its size, licence and whether it is here;
 
 
 def add(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
     parser.add_argument("models", nargs="*", metavar="MODEL", help="only these: names, folders or hub ids")
 
 
 def run(args: argparse.Namespace) -> int:
+    """Prints a table, one row per model, or JSON; exit status 0, whether the models are here or not."""
     cards = [find(name) for name in args.models] or list(CARDS.values())
     from koala.locate import locate
     from koala.request import RequestError

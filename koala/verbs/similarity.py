@@ -14,6 +14,7 @@ HELP = "measure how little each transformer block changes its input: JSON and an
 
 
 def add(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
     parser.add_argument("--model", required=True, metavar="MODEL", help="model name, hub id or folder")
     parser.add_argument(
         "--prompts", nargs="+", metavar="TEXT", help="prompts to average over (default: eight of the model's world)"
@@ -33,6 +34,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Prints the two files and what the figure shows, or the curves as JSON; exit status 0."""
     torch_only(find(args.model), "the similarity of its blocks")
     for k, prompt in enumerate(args.prompts or ("any",)):  # a bad field fails before the model is loaded
         GenerationRequest(model=args.model, prompt=prompt, steps=args.steps, seed=args.seed + k)

@@ -30,9 +30,13 @@ class EncoderSource(Protocol):
     """What `encode` takes the encoders from, once it knows that something is missing: `encoders.EncoderFiles`."""
 
     @property
-    def identity(self) -> dict: ...
+    def identity(self) -> dict:
+        """JSON that changes whenever what the encoders make of a picture or a caption does."""
+        ...
 
-    def load(self, device: torch.device | str) -> Encoders: ...
+    def load(self, device: torch.device | str) -> Encoders:
+        """The encoders, read into memory for this device. RequestError for files that cannot be read."""
+        ...
 
 
 def default_folder() -> Path:

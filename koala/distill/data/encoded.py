@@ -107,6 +107,7 @@ class EncodedData:
 
 
 def name_of(bucket: Bucket) -> str:
+    """(256, 320) -> 256x320: a bucket in file names."""
     return f"{bucket[0]}x{bucket[1]}"
 
 

@@ -16,6 +16,7 @@ def files_under(folder: Path) -> list[Path]:
 
 
 def ending(file: Path) -> str:
+    """a/B.JPG -> jpg."""
     return file.suffix.removeprefix(".").lower()
 
 
