@@ -13,13 +13,13 @@ import gradio as gr
 
 from koala.attention.plan import AttentionPlan, ordered
 from koala.locate import availability
-from koala.registry import ModelCard
 from koala.request import MAX_SEED, GenerationRequest, RequestError
 from koala.specs import STAGES
 from koala.ui import limits, stage, widgets
 from koala.ui.attention_recording import Recording, budget
 from koala.ui.attention_store import PUBLIC_LIMIT, Store
 from koala.ui.messages import complain, readable, warn
+from koala.ui.model_choice import model_choice
 from koala.ui.session import Session
 from koala.ui.settings import whole
 from koala.ui.theme import ASSETS, VIEWER
@@ -87,7 +87,16 @@ class Attention:
         self.steps: list[gr.Slider] = []
         self.guidance: list[gr.Slider] = []
         for slot, label, name in zip("ab", ("First model", "Second model"), self.session.models, strict=True):
-            self._model(slot, label, self.session.card(name))
+            chosen = model_choice(
+                self.session.card(name),
+                self.choices(),
+                label=label,
+                slot=slot,
+                prefix="kv",
+                local=self.session.local,
+            )
+            for into, part in zip((self.models, self.steps, self.guidance), chosen, strict=True):
+                into.append(part)
         self.inputs = gr.Radio(
             [("its own picture", OWN), ("the student's, at every step", SAME)],
             value=OWN,
@@ -123,30 +132,6 @@ class Attention:
             elem_id="kv-open",
             elem_classes="k-drop",
         )
-
-    def _model(self, slot: str, label: str, card: ModelCard) -> None:
-        with gr.Column(elem_classes="k-model"):
-            self.models.append(
-                gr.Dropdown(
-                    self.choices(), value=card.name, label=label, allow_custom_value=True, elem_id=f"kv-model-{slot}"
-                )
-            )
-            with gr.Row():
-                for into, field, low, high, step in (
-                    (self.steps, "steps", 1, limits.most_steps(local=self.session.local), 1),
-                    (self.guidance, "guidance", 0, 30, 0.5),
-                ):
-                    into.append(
-                        gr.Slider(
-                            low,
-                            high,
-                            value=getattr(card, field),
-                            step=step,
-                            label=field.capitalize(),
-                            min_width=130,
-                            elem_id=f"kv-{field}-{slot}",
-                        )
-                    )
 
     def _results(self) -> None:
         def look(asked):

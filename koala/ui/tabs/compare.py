@@ -13,6 +13,7 @@ from koala.request import MAX_LORA_STRENGTH, MAX_SEED, SCHEDULERS, RequestError
 from koala.result import read_png
 from koala.ui import limits, settings, stage, widgets
 from koala.ui.messages import complain, warn
+from koala.ui.model_choice import model_choice
 from koala.ui.session import Session
 from koala.ui.settings import FIELDS, OWN_SCHEDULER
 from koala.ui.theme import ASSETS
@@ -60,7 +61,14 @@ class Compare:
     def _settings(self) -> None:
         own = self.fields
         for slot, label, name in zip("ab", ("First model", "Second model"), self.session.models, strict=True):
-            self._model(slot, label, name)
+            own[f"model_{slot}"], own[f"steps_{slot}"], own[f"guidance_{slot}"] = model_choice(
+                self.session.card(name),
+                self.session.choices(exports=True),
+                label=label,
+                slot=slot,
+                prefix="k",
+                local=self.session.local,
+            )
         with gr.Row(elem_classes="k-seeds"):
             own["seed"] = gr.Textbox(label="Seed", value="0", max_lines=1, scale=1, min_width=130, elem_id="k-seed")
             with gr.Column(scale=1, min_width=150, elem_classes="k-seed-side"):
@@ -113,30 +121,6 @@ class Compare:
             elem_id="k-restore",
             elem_classes="k-drop",
         )
-
-    def _model(self, slot: str, label: str, name: str) -> None:
-        card = self.session.card(name)
-        with gr.Column(elem_classes="k-model"):
-            self.fields[f"model_{slot}"] = gr.Dropdown(
-                self.session.choices(exports=True),
-                value=card.name,
-                label=label,
-                allow_custom_value=True,
-                elem_id=f"k-model-{slot}",
-            )
-            with gr.Row():
-                # Gradio refuses what lies outside; on one's own machine any saved picture fits
-                most = limits.most_steps(local=self.session.local)
-                for field, low, high, step in (("steps", 1, most, 1), ("guidance", 0, 30, 0.5)):
-                    self.fields[f"{field}_{slot}"] = gr.Slider(
-                        low,
-                        high,
-                        value=getattr(card, field),
-                        step=step,
-                        label=field.capitalize(),
-                        min_width=130,
-                        elem_id=f"k-{field}-{slot}",
-                    )
 
     def _results(self) -> None:
         self.states = gr.HTML(self.show_states(), elem_id="k-state", apply_default_css=False)
