@@ -45,7 +45,8 @@ SHORTER = {
     "python -m koala similarity": "--prompts circle --steps 2",
     "python -m koala bench": "--steps 1 --repeats 1",
     "python -m koala distill --preset": (
-        "num_steps=2 num_pictures=8 batch_size=2 validation_pictures=2 validate_every=0 score_prompts=0"
+        "num_steps=2 num_pictures=8 batch_size=2 resolution=128 "
+        "validation_pictures=2 validation_prompts=circle validate_every=0 score_prompts=0"
     ),
     "python -m koala distill --resume": "num_steps=3",
 }

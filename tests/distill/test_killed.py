@@ -1,34 +1,61 @@
 """Killed at any moment and resumed, a run ends with the very same weights; SIGTERM saves and stops."""
 
+import contextlib
 import json
-import os
+import multiprocessing
 import random
 import signal
-import subprocess
 import sys
 import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from koala.cli import main
 from koala.distill.run_folder import RunFolder
 
-ROOT = Path(__file__).resolve().parents[2]
 KILLS = 5
+FORKS = multiprocessing.get_context("forkserver")  # every run is a process of its own, with torch in it from the start
+FORKS.set_forkserver_preload(["koala.distill.trainer", "koala.distill.forecast"])
 
 
-def start(*arguments: str) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "koala", "distill", *arguments]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def distill(said: Path, *arguments: str) -> None:
+    """`koala distill`: all that a process does; its words go into a file."""
+    with said.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        sys.exit(main(["distill", *arguments]))
 
 
-def wait_until(process: subprocess.Popen, condition) -> None:
+@pytest.fixture
+def said(tmp_path) -> Path:
+    """What the last process said."""
+    return tmp_path / "said.txt"
+
+
+@pytest.fixture
+def start(said) -> Callable[..., BaseProcess]:
+    """The arguments of `koala distill` -> the process that runs it."""
+
+    def started(*arguments: str) -> BaseProcess:
+        process = FORKS.Process(target=distill, args=(said, *arguments), daemon=True)
+        process.start()
+        return process
+
+    return started
+
+
+def end_of(process: BaseProcess, seconds: float = 240) -> int | None:
+    """Its exit status; None if it goes on."""
+    process.join(seconds)
+    return process.exitcode
+
+
+def wait_until(process: BaseProcess, said: Path, condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
     while not condition():
-        assert process.poll() is None, process.communicate()[1].decode()
-        assert time.monotonic() < deadline
+        assert process.is_alive() and time.monotonic() < deadline, said.read_text()
         time.sleep(0.02)
 
 
@@ -37,25 +64,21 @@ def running(run: RunFolder, pid: int) -> bool:
     return bool(status and status.pid == pid and status.state == "running")
 
 
-def test_a_run_killed_at_random_moments_ends_bit_identical(small, tmp_path):
+def test_a_run_killed_at_random_moments_ends_bit_identical(small, tmp_path, start, said):
     config = tmp_path / "config.json"
     config.write_text(json.dumps(small(num_steps=30, checkpoint_every=3, optimizer="muon").to_dict()))
     whole, killed = (RunFolder(path=tmp_path / n) for n in ("whole", "killed"))
-    undisturbed = start("--config", str(config), "--out", str(whole.path))
-    assert undisturbed.wait(240) == 0, undisturbed.communicate()[1].decode()
+    assert end_of(start("--config", str(config), "--out", str(whole.path))) == 0, said.read_text()
     rng = random.Random()  # no fixed seed: every run of this test tries other moments
     arguments = ("--config", str(config), "--out", str(killed.path))
     for _ in range(KILLS):
         process = start(*arguments)
-        wait_until(process, lambda process=process: running(killed, process.pid))
+        wait_until(process, said, lambda process=process: running(killed, process.pid))
         time.sleep(rng.uniform(0, 1.0))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert process.returncode == -signal.SIGKILL, "it ended before it was killed; the test needs more steps"
-        process.communicate()
+        process.kill()
+        assert end_of(process) == -signal.SIGKILL, "it ended before it was killed; the test needs more steps"
         arguments = ("--resume", str(killed.path))
-    process = start(*arguments)
-    assert process.wait(240) == 0, process.communicate()[1].decode()
+    assert end_of(start(*arguments)) == 0, said.read_text()
     for name in ("student", "ema", "optimizer"):
         mine, its = (load_file(r.checkpoint(30) / f"{name}.safetensors") for r in (killed, whole))
         assert mine.keys() == its.keys()
@@ -65,28 +88,25 @@ def test_a_run_killed_at_random_moments_ends_bit_identical(small, tmp_path):
     assert not list((killed.path / "checkpoints").glob(".*"))
 
 
-def test_sigterm_saves_and_stops(small, tmp_path):
+def test_sigterm_saves_and_stops(small, tmp_path, start, said):
     run = RunFolder(path=tmp_path / "run")
     config = tmp_path / "config.json"
     config.write_text(json.dumps(small(num_steps=500, checkpoint_every=400).to_dict()))
     process = start("--config", str(config), "--out", str(run.path))
-    wait_until(process, lambda: running(run, process.pid) and run.status().step >= 1)
+    wait_until(process, said, lambda: running(run, process.pid) and run.status().step >= 1)
     process.terminate()
-    out, error = process.communicate(timeout=60)
-    assert process.returncode == 0, error.decode()
+    assert end_of(process, 60) == 0, said.read_text()
     status = run.status()
     assert status.state == "stopped" and "SIGTERM" in status.message
     assert run.checkpoints() == [status.step] and 0 < status.step < 500
-    assert f"go on with --resume {run.path}" in error.decode()
+    assert f"go on with --resume {run.path}" in said.read_text()
 
 
 @pytest.mark.slow
-def test_the_time_limit_saves_and_stops(small, tmp_path):
+def test_the_time_limit_saves_and_stops(small, tmp_path, start, said):
     run = RunFolder(path=tmp_path / "run")
     config = tmp_path / "config.json"
     config.write_text(json.dumps(small(num_steps=100_000, time_limit=0.2).to_dict()))
-    process = start("--config", str(config), "--out", str(run.path))
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 0, error.decode()
+    assert end_of(start("--config", str(config), "--out", str(run.path)), 120) == 0, said.read_text()
     assert run.status().state == "stopped" and "time limit" in run.status().message
     assert run.checkpoints() == [run.status().step]
