@@ -48,7 +48,7 @@ def running(python: str, bundle: Path, log: Path, **environment: str) -> Iterato
         command, settings = [python, "app.py"], without | outside | environment
         process = subprocess.Popen(command, cwd=bundle, env=settings, stdout=file, stderr=subprocess.STDOUT)
     try:
-        while not _answers(url):
+        while not answers(url):
             late = time.perf_counter() - begun > LONGEST
             if late or process.poll() is not None:
                 raise RuntimeError(f"the Space did not start:\n{log.read_text()}")
@@ -59,7 +59,8 @@ def running(python: str, bundle: Path, log: Path, **environment: str) -> Iterato
         process.wait(timeout=20)
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Whether there is a page."""
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:
             return answer.status == 200
@@ -100,9 +101,9 @@ def visit(url: str, chromium: str) -> Iterator[tuple["Page", list[str]]]:
         browser.close()
 
 
-def draw(page: "Page") -> None:
+def draw(page: "Page", prompt: str = PROMPT) -> None:
     """A comparison as a visitor makes it."""
-    page.get_by_label("Prompt", exact=True).fill(PROMPT)
+    page.get_by_label("Prompt", exact=True).fill(prompt)
     page.get_by_role("button", name="Generate").click()
     page.locator(".k-stage[data-phase=done]").wait_for()
 
