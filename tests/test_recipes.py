@@ -1,5 +1,6 @@
 """The embedded models' chain from nothing: a few steps of each stage, then folders that plain diffusers runs."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import DDPMScheduler, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 
 from koala.hashing import digest
+from koala.registry import EMBEDDED
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "embedded"
 NAMES = ("tiny-sdxl", "tiny-koala-700m")
@@ -68,3 +70,32 @@ def test_distillation_starts_from_the_teachers_cut_and_moves_every_kind_of_layer
     for key in (attention, "conv_in.weight", "up_blocks.2.resnets.1.conv1.weight"):
         mine = teacher[key.replace("resnets.1", "resnets.2")] if "up_blocks" in key else teacher[key]
         assert not torch.equal(student[key], mine), f"{key} has not learned"
+
+
+def test_training_sees_what_sampling_will_from_pure_noise_to_the_picture(monkeypatch):
+    """A network that predicts what it is taught draws the picture exactly, and meets no state that it did not see."""
+    monkeypatch.syspath_prepend(str(RECIPES))
+    from unet import from_pure_noise
+
+    folder = EMBEDDED / "tiny-sdxl" / "scheduler"
+    alphas = DDPMScheduler.from_pretrained(folder).alphas_cumprod.double()
+    sampler = EulerDiscreteScheduler.from_pretrained(folder)
+    sampler.set_timesteps(7)
+    latents, noise = torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    state = noise * sampler.init_noise_sigma
+    for t in sampler.timesteps:
+        seen = sampler.scale_model_input(state, t)
+        noisy, wanted = from_pure_noise(latents, noise, t.long().repeat(2), alphas)
+        torch.testing.assert_close(seen, noisy, rtol=0, atol=1e-5)
+        state = sampler.step(wanted, t, state).prev_sample.double()
+    torch.testing.assert_close(state, latents, rtol=0, atol=1e-5)
+
+
+def test_what_is_said_of_the_relation_are_the_reports_figures():
+    folder = EMBEDDED.parents[1] / "docs"
+    errors = json.loads((folder / "measurements" / "embedded-relation.json").read_text())["clean_latent_error"]
+    before, after = (round(100 * (errors[s]["999"]["reversed"] / errors[s]["999"]["caption"] - 1), 1) for s in errors)
+    said = " ".join((RECIPES / "README.md").read_text().split())
+    assert f"at t = 999 was {before} % larger after stage f, {after:.0f} % after stage g" in said
+    said = (folder / "decisions.md").read_text()
+    assert f"by {before} %; after 3,800 steps on the straight path from noise to picture by {after:.0f} %" in said

@@ -33,7 +33,6 @@ from koala.specs import SPECS
 from koala.surgery import cut
 
 MIN_SNR_GAMMA = 5.0
-NOISE_OFFSET = 0.05
 EMPTY_PROMPTS = 0.1
 
 
@@ -73,6 +72,23 @@ def draw_timesteps(count: int, generator: torch.Generator, noisiest: float = 0.0
     drawn = torch.where(torch.rand(count, generator=generator) < 0.5, uniform, high)
     layout = torch.rand(count, generator=generator) < noisiest
     return (torch.where(layout, 0.8 + 0.2 * uniform, drawn) * 1000).long().clamp(0, 999)
+
+
+def from_pure_noise(
+    latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, alphas_cumprod: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the U-Net sees and what it shall predict, both (B, 4, h, w), where the last timestep is noise alone.
+
+    DDPM's own last step keeps 7 % of the picture, enough to see on which side an object stands: a network that is
+    trained on it never needs the caption for that, and then draws from pure noise (Lin et al. 2024). Here the latents
+    fade in with 1 - sigma / sigma_max, the straight path from noise to picture (flow matching, Lipman et al. 2023).
+    Euler's step on an epsilon prediction follows this path exactly when the prediction is noise - latents / sigma_max.
+    """
+    signal = alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+    sigma = ((1 - signal) / signal).sqrt()
+    sigma_max = ((1 - alphas_cumprod[-1]) / alphas_cumprod[-1]).sqrt()
+    noisy = signal.sqrt() * (1 - sigma / sigma_max) * latents + (1 - signal).sqrt() * noise
+    return noisy, noise - latents / sigma_max
 
 
 class Ema:
@@ -174,15 +190,14 @@ def main() -> None:
             context, pooled = conditioner(captions)
             latents = data.latents[rows].float()
             noise = torch.randn(latents.shape, generator=generator)
-            noise += NOISE_OFFSET * torch.randn(size, 4, 1, 1, generator=generator)
             timesteps = draw_timesteps(size, generator, args.noisiest)
-            noisy = schedule.add_noise(latents, noise, timesteps)
+            noisy, wanted = from_pure_noise(latents, noise, timesteps, alphas)
             time_ids = torch.tensor([[data.height, data.width, 0, 0, data.height, data.width]]).repeat(size, 1)
             added = {"text_embeds": pooled, "time_ids": time_ids}
             weight = snr_weight(alphas, timesteps, gamma=MIN_SNR_GAMMA, high_noise=args.high_noise)
             student_features.clear()
             predicted = unet(noisy, timesteps, context, added_cond_kwargs=added).sample
-            terms = {"task": noise_loss(predicted, noise, weight)}
+            terms = {"task": noise_loss(predicted, wanted, weight)}
             if teacher is not None:
                 teacher_features.clear()
                 with torch.no_grad():

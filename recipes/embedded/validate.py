@@ -2,28 +2,36 @@
 
     python recipes/embedded/validate.py --models koala/embedded/tiny-sdxl --unets WORK/c WORK/d --out FILE.json
 
-Mean squared error of x0 per timestep, on fixed scenes, captions and noise: a figure that moves long before scores do.
+Mean squared error of x0 per timestep, on fixed scenes, captions and noise, and the same with every relation reversed
+("left of" for "right of"): what the network takes from the caption's relation. They move long before scores do.
 """
 
 import argparse
 import datetime
 import json
 import random
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from unet import Conditioner
+from unet import Conditioner, from_pure_noise
 
 from koala.shapes.captions import STYLES, caption
 from koala.shapes.render import render_array
 from koala.shapes.scene import random_scene
 from koala.timing import device_name
 
-TIMESTEPS = (950, 850, 700, 500, 250)
+TIMESTEPS = (999, 950, 850, 700, 500, 250)
 SCENES = 64
+OTHER_SIDE = {"left": "right", "right": "left", "above": "below", "below": "above", "under": "above", "over": "below"}
+
+
+def reversed_relation(text: str) -> str:
+    """The caption of the same objects with the first on the second one's other side."""
+    return re.sub(r"\b(left|right|above|below|under|over)\b", lambda m: OTHER_SIDE[m[0]], text)
 
 
 @torch.inference_mode()
@@ -38,24 +46,29 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     rng, generator = random.Random("validation"), torch.Generator().manual_seed(0)
     scenes = [random_scene(rng, 2) for _ in range(SCENES)]
-    context, pooled = Conditioner(args.models)([caption(s, STYLES[i % 2], rng) for i, s in enumerate(scenes)])
+    captions = [caption(s, STYLES[i % 2], rng) for i, s in enumerate(scenes)]
+    conditioner = Conditioner(args.models)
+    true, false = conditioner(captions), conditioner([reversed_relation(c) for c in captions])
     vae = AutoencoderKL.from_pretrained(args.models / "vae", torch_dtype=torch.float32)
     pictures = torch.from_numpy(np.stack([render_array(s) for s in scenes])).permute(0, 3, 1, 2) * 2 - 1
     latents = torch.cat([vae.encode(p).latent_dist.mode() for p in pictures.split(8)]) * vae.config.scaling_factor
     noise = torch.randn(latents.shape, generator=generator)
     schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     time_ids = torch.tensor([[256, 256, 0, 0, 256, 256]]).repeat(SCENES, 1)
-    added = {"text_embeds": pooled, "time_ids": time_ids}
     found = {}
     for folder in args.unets:
         unet = UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32)
         errors = {}
         for t in TIMESTEPS:
             timesteps = torch.full((SCENES,), t)
-            noisy = schedule.add_noise(latents, noise, timesteps)
-            predicted = unet(noisy, timesteps, context, added_cond_kwargs=added).sample
+            noisy, wanted = from_pure_noise(latents, noise, timesteps, schedule.alphas_cumprod)
             signal = schedule.alphas_cumprod[t]
-            errors[t] = round(((predicted - noise).square().mean() * (1 - signal) / signal).item(), 4)
+            errors[t] = {}
+            for said, (context, pooled) in (("caption", true), ("reversed", false)):
+                added = {"text_embeds": pooled, "time_ids": time_ids}
+                predicted = unet(noisy, timesteps, context, added_cond_kwargs=added).sample
+                error = (predicted - wanted).square().mean() * (1 - signal) / signal
+                errors[t][said] = round(error.item(), 4)
         found[folder.name] = errors
         print(folder.name, errors, flush=True)
     report = {
