@@ -3,7 +3,9 @@
 import os
 
 # Read when torch, huggingface_hub, tokenizers and gradio are imported, so they are set before any of those.
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")  # torch's threads
+if "PYTEST_XDIST_WORKER" in os.environ:  # torch's threads; two workers of two each would wait for each other
+    os.environ["OMP_NUM_THREADS"] = "1"  # set, since a worker inherits what the process that began it has set below
+os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # HF_HUB_OFFLINE=0 python -m pytest -m network
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
