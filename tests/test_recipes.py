@@ -17,38 +17,42 @@ RECIPES = Path(__file__).parents[1] / "recipes" / "embedded"
 NAMES = ("tiny-sdxl", "tiny-koala-700m")
 
 
+# The stages' scripts with their arguments, one after another in one process, each as if it were begun alone.
+STAGES = """
+import json, runpy, sys
+sys.path.insert(0, sys.argv[1])
+for script, *arguments in json.load(sys.stdin):
+    sys.argv = [f"{sys.path[0]}/{script}", *arguments]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     """The folder in which every stage has run once."""
     folder = tmp_path_factory.mktemp("work")
-
-    def stage(script, *arguments):
-        done = subprocess.run(
-            [sys.executable, str(RECIPES / script), *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            env=os.environ | {"PYTHONPATH": str(RECIPES.parents[1])},
-        )
-        assert done.returncode == 0, f"{script}: {done.stderr[-2000:]}"
-
-    text, vae, latents = folder / "text", folder / "vae", folder / "latents" / "64x64-1"
-    stage("text.py", "--out", text, "--steps", 2, "--batch-size", 4)
+    text, vae, white, latents, packed = (folder / n for n in ("text", "vae", "white", "latents/128x128-1", "packed"))
+    teacher, student = folder / "teacher", folder / "student"
     rate = ("--learning-rate", 1e-3)
-    stage("vae.py", "--out", vae, "--steps", 2, "--crop", 64, "--batch-size", 2, *rate)
-    stage("whiten.py", "--vae", vae, "--out", folder / "white", "--count", 16)
-    sets = (f"{folder / 'latents' / '128x128-1'}=4*1",)
-    stage(
-        "latents.py", "--vae", folder / "white", "--out", latents.with_name("128x128-1"), "--count", 16, "--shard", 16
+    train = ("--text", text, "--sets", f"{latents}=4*1", "--steps", 2, *rate)
+    unets = (f"tiny-sdxl={teacher}", f"tiny-koala-700m={student}")
+    stages = [
+        ("text.py", "--out", text, "--steps", 2, "--batch-size", 4),
+        ("vae.py", "--out", vae, "--steps", 2, "--crop", 64, "--batch-size", 2, *rate),
+        ("whiten.py", "--vae", vae, "--out", white, "--count", 16),
+        ("latents.py", "--vae", white, "--out", latents, "--count", 16, "--shard", 16),
+        ("unet.py", "--name", "tiny-sdxl", "--out", teacher, *train),
+        ("unet.py", "--name", "tiny-koala-700m", "--teacher", teacher, "--out", student, *train),
+        ("assemble.py", "--text", text, "--vae", white, "--unet", *unets, "--names", *NAMES, "--out", packed),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", STAGES, str(RECIPES)],
+        input=json.dumps([list(map(str, stage)) for stage in stages]),
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(RECIPES.parents[1])},
     )
-    train = ("--text", text, "--sets", *sets, "--steps", 2, *rate)
-    stage("unet.py", "--name", "tiny-sdxl", "--out", folder / "teacher", *train)
-    student = folder / "student"
-    stage("unet.py", "--name", "tiny-koala-700m", "--teacher", folder / "teacher", "--out", student, *train)
-    unets = (f"tiny-sdxl={folder / 'teacher'}", f"tiny-koala-700m={student}")
-    packed = folder / "packed"
-    stage(
-        "assemble.py", "--text", text, "--vae", folder / "white", "--unet", *unets, "--names", *NAMES, "--out", packed
-    )
+    assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 
