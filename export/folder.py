@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 
-from export import manifest, quantise, to_onnx, wrappers
+from export import manifest, quantise, to_onnx
 from export.estimate import Clock, Estimate, Progress, estimate, part_bytes, stage_seconds
 from export.islands import PROMPT, activations, float_islands, islands
 from export.shape_profile import usual
 from export.targets import DTYPES, Target, target_of
+from export.wrappers import WRAPPERS
 from koala.adapters import put_on
 from koala.costs import parameters
 from koala.exported import Component, Exported
@@ -33,13 +34,6 @@ COMPONENTS = {
     "text_encoder_2": "text_encoder_2",
     "vae_decoder": "vae",
     "vae_encoder": "vae",
-}
-_WRAPPERS = {
-    "unet": wrappers.unet,
-    "text_encoder": wrappers.text_encoder,
-    "text_encoder_2": wrappers.text_encoder,
-    "vae_decoder": wrappers.vae_decoder,
-    "vae_encoder": wrappers.vae_encoder,
 }
 LARGE = 200_000_000  # parameters of a U-Net: above, on a CPU, a denoising run takes many minutes
 CENSUS, CENSUS_SECONDS = "measure activations", 6.0
@@ -207,7 +201,7 @@ def _component(job: Job, name: str, folder: Path, exported: Exported, clock: Clo
     """Trace, convert and write one component."""
     clock.begin(f"trace {name}")
     module = load(job, COMPONENTS[name])
-    program = to_onnx.trace(_WRAPPERS[name](module))
+    program = to_onnx.trace(WRAPPERS[name](module))
     clock.begin(f"convert {name}")
     graph = to_onnx.convert(program, job.target.opset)
     dtype = str(module.dtype).removeprefix("torch.")

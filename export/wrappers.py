@@ -1,6 +1,6 @@
 """A model's parts as plain functions of named tensors, with the example inputs that they are traced on."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -133,3 +133,13 @@ def vae_encoder(inner: AutoencoderKL) -> Traced:
         outputs=("latent_parameters",),
         output_dims={"latent_parameters": latents},
     )
+
+
+# ONNX component -> how the part that it is made of is wrapped.
+WRAPPERS: Mapping[str, Callable[..., Traced]] = {
+    "unet": unet,
+    "text_encoder": text_encoder,
+    "text_encoder_2": text_encoder,
+    "vae_decoder": vae_decoder,
+    "vae_encoder": vae_encoder,
+}

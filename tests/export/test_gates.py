@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from export import folder, quantise
+from export import folder, quantise, wrappers
 from export.gates import numbers, pictures, structure
 from export.gates.case import Finding, open_case
 from export.gates.twin import widen
@@ -248,15 +248,15 @@ def test_an_island_holds_what_fp16_cannot():
     loud = folder.load(dataclasses.replace(case, dtype="float32"), "unet")
     with torch.no_grad():
         loud.get_submodule(f"{name}.conv1").weight *= 4000
-    given = {n: v for n, v in folder.wrappers.unet(loud).inputs.items()}
+    given = {n: v for n, v in wrappers.unet(loud).inputs.items()}
     torch.manual_seed(0)
     with torch.inference_mode():
-        wanted = folder.wrappers.unet(loud).module(**given)
+        wanted = wrappers.unet(loud).module(**given)
         half = loud.half()
         cast = {n: v if n in ("timestep", "time_ids") else v.half() for n, v in given.items()}
-        without = folder.wrappers.unet(half).module(**cast)
+        without = wrappers.unet(half).module(**cast)
         float_islands(half, [name])
-        found = folder.wrappers.unet(half).module(**cast)
+        found = wrappers.unet(half).module(**cast)
     assert not torch.isfinite(without).all()
     error = numbers.error(found.float().numpy(), wanted.numpy())
     print(f"with an island {error:.1e} off")
