@@ -3,19 +3,10 @@
 import dataclasses
 import os
 import time
-from pathlib import Path
 
-from koala.distill.run_folder import RunFolder, Status
+from koala.distill.run_folder import RunFolder, Status, process_started
 
 INTERVAL = 1.0  # seconds between two writes for steps
-
-
-def process_started(pid: int) -> float:
-    """When a process began, in its system's own count; 0 where nobody says. Tells processes of one number apart."""
-    try:
-        return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    except (OSError, IndexError, ValueError):
-        return 0.0
 
 
 class Reporter:

@@ -35,6 +35,14 @@ class Status:
     updated: float = 0.0
 
 
+def process_started(pid: int) -> float:
+    """When a process began, in its system's own count; 0 where nobody says. Tells processes of one number apart."""
+    try:
+        return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return 0.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
     """Paths and records of one run."""

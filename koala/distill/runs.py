@@ -18,8 +18,7 @@ from pathlib import Path
 
 from koala.child import environment, last_words
 from koala.distill.config import DistillConfig
-from koala.distill.reporter import process_started
-from koala.distill.run_folder import ENDED, RunFolder, Status
+from koala.distill.run_folder import ENDED, RunFolder, Status, process_started
 from koala.request import RequestError
 
 INTERRUPTED = "interrupted"  # what no run writes itself: its process is gone and has not said why

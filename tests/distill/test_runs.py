@@ -15,8 +15,7 @@ import pytest
 from koala.distill import runs
 from koala.distill.config import DistillConfig
 from koala.distill.presets import PRESETS
-from koala.distill.reporter import process_started
-from koala.distill.run_folder import RunFolder, Status
+from koala.distill.run_folder import RunFolder, Status, process_started
 from koala.request import RequestError
 
 TINY = dataclasses.replace(

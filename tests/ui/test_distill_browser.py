@@ -16,8 +16,7 @@ from playwright.sync_api import Page, expect
 
 from koala.distill import runs
 from koala.distill.presets import PRESETS
-from koala.distill.reporter import process_started
-from koala.distill.run_folder import RunFolder, Status
+from koala.distill.run_folder import RunFolder, Status, process_started
 from koala.registry import EMBEDDED
 from tests.ui.conftest import faults
 

@@ -17,8 +17,7 @@ from koala.cli import parser
 from koala.distill import runs
 from koala.distill.config import DistillConfig, read
 from koala.distill.presets import PRESETS
-from koala.distill.reporter import process_started
-from koala.distill.run_folder import RunFolder, Status
+from koala.distill.run_folder import RunFolder, Status, process_started
 from koala.registry import EMBEDDED
 from koala.request import RequestError
 from koala.ui import distill_curves, distill_fields, distill_panel
