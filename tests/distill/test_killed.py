@@ -1,13 +1,12 @@
 """Killed at any moment and resumed, a run ends with the very same weights; SIGTERM saves and stops."""
 
-import contextlib
 import json
-import multiprocessing
 import random
 import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -16,16 +15,15 @@ from safetensors.torch import load_file
 
 from koala.cli import main
 from koala.distill.run_folder import RunFolder
+from tests.distill import forked
+from tests.distill.forked import end_of
 
 KILLS = 5
-FORKS = multiprocessing.get_context("forkserver")  # every run is a process of its own, with torch in it from the start
-FORKS.set_forkserver_preload(["koala.distill.trainer", "koala.distill.forecast"])
 
 
-def distill(said: Path, *arguments: str) -> None:
-    """`koala distill`: all that a process does; its words go into a file."""
-    with said.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        sys.exit(main(["distill", *arguments]))
+def distill(*arguments: str) -> None:
+    """`koala distill`: all that a process does."""
+    sys.exit(main(["distill", *arguments]))
 
 
 @pytest.fixture
@@ -37,19 +35,7 @@ def said(tmp_path) -> Path:
 @pytest.fixture
 def start(said) -> Callable[..., BaseProcess]:
     """The arguments of `koala distill` -> the process that runs it."""
-
-    def started(*arguments: str) -> BaseProcess:
-        process = FORKS.Process(target=distill, args=(said, *arguments), daemon=True)
-        process.start()
-        return process
-
-    return started
-
-
-def end_of(process: BaseProcess, seconds: float = 240) -> int | None:
-    """Its exit status; None if it goes on."""
-    process.join(seconds)
-    return process.exitcode
+    return partial(forked.start, said, distill)
 
 
 def wait_until(process: BaseProcess, said: Path, condition: Callable[[], bool]) -> None:

@@ -3,26 +3,33 @@
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
+from koala.distill.config import read
+from koala.distill.processes import this_process
 from koala.distill.run_folder import RunFolder
 from koala.distill.trainer import train
+from tests.distill import forked
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 4
+STUDENT = "0,1,1/-/1+1,1+1,0+0"  # sharded, every parameter costs 10 ms a step, whatever its size
 FSDP2 = json.loads((ROOT / "recipes" / "full_scale" / "fsdp2-8.json").read_text())["fsdp_config"]
 
 
-def launch(*arguments: str, **environment: str) -> None:
-    """Two CPU processes, as `accelerate launch` starts them on GPUs."""
+def launch(*arguments: str) -> None:
+    """Two CPU processes of `python ...`, as `accelerate launch` starts them on GPUs."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *arguments]
     variables = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=variables | environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -32,9 +39,8 @@ def reference(small_cache, tmp_path_factory) -> tuple[RunFolder, Path]:
     from tests.distill.conftest import SMALL, DistillConfig
 
     folder = tmp_path_factory.mktemp("processes")
-    config = DistillConfig(
-        **SMALL | dict(cache=str(small_cache), batch_size=4, num_steps=STEPS, checkpoint_every=2, empty_prompts=0.3)
-    )
+    settings = dict(student_spec=STUDENT, batch_size=4, num_steps=STEPS, checkpoint_every=2, empty_prompts=0.3)
+    config = DistillConfig(**SMALL | dict(cache=str(small_cache)) | settings)
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
     run = RunFolder(path=folder / "one")
     train(run, config)
@@ -66,22 +72,47 @@ def test_two_processes_learn_what_one_does(reference, tmp_path):
     assert_equal(run, reference[0])
 
 
-def test_a_sharded_student_learns_the_same_and_goes_on_from_a_checkpoint_of_whole_ones(reference, tmp_path):
-    whole, config = reference
-    variables = {"ACCELERATE_USE_FSDP": "true"} | {
+def sharded(config: str, run: str, *step: str) -> None:
+    """One process of a sharded run.
+
+    accelerate shards on GPUs only, by its own choice: torch's FSDP2 and every line of the trainer run on CPUs as well.
+    So here accelerate is told that these are GPUs, after the processes have found each other.
+    """
+    this_process()
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    train(RunFolder(path=Path(run)), read(Path(config)), resume_from=int(*step) if step else None)
+
+
+def launch_sharded(folder: Path, *arguments: str) -> None:
+    """Two processes as a launcher leaves them, which sets where they meet and what they shall shard."""
+    variables = {"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "true", "OMP_NUM_THREADS": "1"} | {
         f"FSDP_{name.removeprefix('fsdp_').upper()}": str(value).lower() if isinstance(value, bool) else str(value)
         for name, value in FSDP2.items()
     }
     variables["FSDP_TRANSFORMER_CLS_TO_WRAP"] = variables.pop("FSDP_TRANSFORMER_LAYER_CLS_TO_WRAP")
-    script = str(Path(__file__).with_name("sharded_on_cpu.py"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    variables |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    said = [folder / f"said-{rank}.txt" for rank in range(2)]
+    processes = [
+        forked.start(file, sharded, *arguments, RANK=str(rank), LOCAL_RANK=str(rank), **variables)
+        for rank, file in enumerate(said)
+    ]
+    ends = [forked.end_of(process) for process in processes]
+    assert ends == [0, 0], "\n".join(file.read_text()[-3000:] for file in said)
+
+
+def test_a_sharded_student_learns_the_same_and_goes_on_from_a_checkpoint_of_whole_ones(reference, tmp_path):
+    whole, config = reference
     run = RunFolder(path=tmp_path / "sharded")
-    launch(script, str(config), str(run.path), **variables)
+    launch_sharded(tmp_path, str(config), str(run.path))
     assert_equal(run, whole)
     for step in (2, STEPS):  # the first half of it by one process that shards nothing
         for file in (whole.checkpoint(step)).iterdir():
             (run.checkpoint(step) / file.name).write_bytes(file.read_bytes())
     run.remove_checkpoint(STEPS)
-    launch(script, str(config), str(run.path), "2", **variables)
+    launch_sharded(tmp_path, str(config), str(run.path), "2")
     assert_equal(run, whole)
 
 
