@@ -8,10 +8,10 @@ steps, of random queries and keys.
 """
 
 import argparse
-import datetime
 import json
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,12 +29,12 @@ from koala.attention.record import capture
 from koala.attention.recorded import AttentionRecord
 from koala.attention.together import prepare
 from koala.console import no_bars
-from koala.generate import generate, resolve, versions
+from koala.evaluate.reports import circumstances
+from koala.generate import generate, resolve
 from koala.loading import Library
 from koala.outputs import new_file
 from koala.request import GenerationRequest
 from koala.specs import KOALA_700M
-from koala.timing import device_name
 
 PROMPT = "a red circle left of a blue square"
 TEACHER, STUDENT = "tiny-sdxl", "tiny-koala-700m"
@@ -177,11 +177,7 @@ def main() -> None:
     no_bars()
     torch.set_num_threads(1)
     library = Library("cpu")
-    report = {
-        "command": f"python -m recipes.attention_speed --rounds {args.rounds} --clicks {args.clicks}",
-        "device": device_name(library.device),
-        "versions": versions(),
-        "date": datetime.date.today().isoformat(),
+    report = circumstances(sys.argv[1:], library, program="recipes.attention_speed") | {
         "milliseconds": "of the CPU, one thread",
         "full_size": memory(),
         "recording": recording(library, args.rounds),

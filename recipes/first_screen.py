@@ -8,8 +8,8 @@ times: of five comparisons each model's fastest run, which is what a shared mach
 """
 
 import argparse
-import datetime
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from koala.attention.questions import Capture
 from koala.attention.render import components, table
 from koala.attention.together import prepare
 from koala.compare import compare, speedup
+from koala.evaluate.reports import circumstances
 from koala.evaluate.shapes import prompts
 from koala.generate import generate
 from koala.loading import Library
@@ -53,10 +54,7 @@ def main() -> None:
     picture, share = _picture(results, capture)
     with new_file(args.out) as file:
         picture.quantize(256, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
-    found = {
-        "command": "python -m recipes.first_screen --out docs/images/first-screen.png "
-        "--report docs/measurements/first-screen.json",
-        "date": datetime.date.today().isoformat(),
+    found = circumstances(sys.argv[1:], library, program="recipes.first_screen") | {
         "machine": device_name(torch.device("cpu")),
         "repeats": REPEATS,
         "rule": f"the first prompt of the suite {SUITE}, from the noise of its number, that all three draw right",

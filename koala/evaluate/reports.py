@@ -60,10 +60,10 @@ def evaluate(
     return METRICS[suite](settings, library, say).score(model)
 
 
-def circumstances(arguments: list[str], library: Library) -> dict:
-    """Command, device, versions and date of a measurement."""
+def circumstances(arguments: list[str], library: Library, *, program: str = "koala") -> dict:
+    """Command, device, versions and date of a measurement; `program` is the module that was asked."""
     return {
-        "command": " ".join(["python -m koala", *arguments]),
+        "command": " ".join([f"python -m {program}", *arguments]),
         "device": device_name(library.device),
         "versions": versions(),
         "date": datetime.date.today().isoformat(),
