@@ -71,70 +71,95 @@ def _transformer(channels: int, depth: int, context: int, tokens: int) -> tuple[
     return add(norm(channels), *[out] * 2, *[block] * depth)
 
 
-def blocks(spec: UNetSpec, *, width: int, height: int) -> Iterator[Block]:
-    """Every part in forward order, for a picture of this size in px."""
-    first, embedding = spec.channels[0], 4 * spec.channels[0]
-    sides = [(width // LATENT_FACTOR) // 2**k for k in range(3)], [(height // LATENT_FACTOR) // 2**k for k in range(3)]
-    tokens = [w * h for w, h in zip(*sides, strict=True)]
-    depths = spec.depths()
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """The parts of one network with their costs; `at` counts resolutions from the finest, `tokens` has each one's."""
+
+    spec: UNetSpec
+    tokens: tuple[int, ...]
+
+    @property
+    def embedding(self) -> int:
+        """Width of the embedding of time, size and text."""
+        return 4 * self.spec.channels[0]
 
     def part(
-        stage: str, kind: str, path: str, at: int, cost: tuple[int, int], depth: int = 0, inside: int | None = None
+        self,
+        stage: str,
+        kind: str,
+        path: str,
+        at: int,
+        cost: tuple[int, int],
+        depth: int = 0,
+        inside: int | None = None,
     ) -> Block:
         return Block(
             stage=stage,
             kind=kind,
             path=path,
-            inside=inside or spec.channels[at],
-            channels=spec.channels[at],
+            inside=inside or self.spec.channels[at],
+            channels=self.spec.channels[at],
             depth=depth,
-            tokens=tokens[at],
+            tokens=self.tokens[at],
             parameters=cost[0],
             flops=cost[1],
         )
 
-    def resnet(stage: str, index: int, at: int, inside: int) -> Block:
-        cost = _resnet(inside, spec.channels[at], embedding, tokens[at])
-        return part(stage, "resnet", f"{STAGES[stage]}.resnets.{index}", at, cost, inside=inside)
+    def resnet(self, stage: str, index: int, at: int, inside: int) -> Block:
+        cost = _resnet(inside, self.spec.channels[at], self.embedding, self.tokens[at])
+        return self.part(stage, "resnet", f"{STAGES[stage]}.resnets.{index}", at, cost, inside=inside)
 
-    def attention(stage: str, index: int, at: int, depth: int) -> Iterator[Block]:
+    def attention(self, stage: str, index: int, at: int, depth: int) -> Iterator[Block]:
         if depth:
-            cost = _transformer(spec.channels[at], depth, spec.cross_attention_dim, tokens[at])
-            yield part(stage, "attention", f"{STAGES[stage]}.attentions.{index}", at, cost, depth)
+            cost = _transformer(self.spec.channels[at], depth, self.spec.cross_attention_dim, self.tokens[at])
+            yield self.part(stage, "attention", f"{STAGES[stage]}.attentions.{index}", at, cost, depth)
 
-    def sampler(stage: str, kind: str, at: int, to: int) -> Block:
-        cost = convolution(spec.channels[at], spec.channels[at], tokens[to])
-        return part(stage, kind, f"{STAGES[stage]}.{kind}s.0", at, cost)
+    def sampler(self, stage: str, kind: str, at: int, to: int) -> Block:
+        cost = convolution(self.spec.channels[at], self.spec.channels[at], self.tokens[to])
+        return self.part(stage, kind, f"{STAGES[stage]}.{kind}s.0", at, cost)
 
-    time = add(linear(first, embedding, 1), linear(embedding, embedding, 1))
-    added = add(linear(spec.pooled_dim + 6 * spec.time_id_dim, embedding, 1), linear(embedding, embedding, 1))
-    yield part("in", "embedding", "time_embedding", 0, time)
-    yield part("in", "embedding", "add_embedding", 0, added)
-    yield part("in", "convolution", "conv_in", 0, convolution(LATENT_CHANNELS, first, tokens[0]))
+    def embeddings(self) -> Iterator[Block]:
+        """Of the time, and of size and pooled text."""
+        for path, inside in (
+            ("time_embedding", self.spec.channels[0]),
+            ("add_embedding", self.spec.pooled_dim + 6 * self.spec.time_id_dim),
+        ):
+            cost = add(linear(inside, self.embedding, 1), linear(self.embedding, self.embedding, 1))
+            yield self.part("in", "embedding", path, 0, cost)
+
+
+def blocks(spec: UNetSpec, *, width: int, height: int) -> Iterator[Block]:
+    """Every part in forward order, for a picture of this size in px."""
+    sides = [(width // LATENT_FACTOR) // 2**k for k in range(3)], [(height // LATENT_FACTOR) // 2**k for k in range(3)]
+    make = _Parts(spec=spec, tokens=tuple(w * h for w, h in zip(*sides, strict=True)))
+    first, depths = spec.channels[0], spec.depths()
+
+    yield from make.embeddings()
+    yield make.part("in", "convolution", "conv_in", 0, convolution(LATENT_CHANNELS, first, make.tokens[0]))
     inside = first
     for at, stage in enumerate(("DW-1", "DW-2", "DW-3")):
         for index, depth in enumerate(depths[stage]):
-            yield resnet(stage, index, at, inside)
-            yield from attention(stage, index, at, depth)
+            yield make.resnet(stage, index, at, inside)
+            yield from make.attention(stage, index, at, depth)
             inside = spec.channels[at]
         if at < 2:
-            yield sampler(stage, "downsampler", at, at + 1)
+            yield make.sampler(stage, "downsampler", at, at + 1)
     if spec.mid_depth is not None:
-        yield resnet("MID", 0, 2, inside)
+        yield make.resnet("MID", 0, 2, inside)
         if spec.mid_depth:
-            yield from attention("MID", 0, 2, spec.mid_depth)
-            yield resnet("MID", 1, 2, inside)
+            yield from make.attention("MID", 0, 2, spec.mid_depth)
+            yield make.resnet("MID", 1, 2, inside)
     for at, stage in zip((2, 1, 0), ("UP-1", "UP-2", "UP-3"), strict=True):
         own, from_below = spec.channels[at], spec.channels[max(at - 1, 0)]
         for index, depth in enumerate(depths[stage]):
             skip = from_below if index == len(depths[stage]) - 1 else own
-            yield resnet(stage, index, at, inside + skip)
-            yield from attention(stage, index, at, depth)
+            yield make.resnet(stage, index, at, inside + skip)
+            yield from make.attention(stage, index, at, depth)
             inside = own
         if at:
-            yield sampler(stage, "upsampler", at, at - 1)
-    yield part("out", "convolution", "conv_norm_out", 0, norm(first))
-    yield part("out", "convolution", "conv_out", 0, convolution(first, LATENT_CHANNELS, tokens[0]))
+            yield make.sampler(stage, "upsampler", at, at - 1)
+    yield make.part("out", "convolution", "conv_norm_out", 0, norm(first))
+    yield make.part("out", "convolution", "conv_out", 0, convolution(first, LATENT_CHANNELS, make.tokens[0]))
 
 
 def parameters(spec: UNetSpec) -> int:
