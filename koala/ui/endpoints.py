@@ -42,10 +42,14 @@ def _captured(session: Session, requests: Sequence[GenerationRequest], stages: l
     return captured, results
 
 
-def add_endpoints(session: Session) -> None:
-    """Add the endpoints to the Blocks that is being built."""
+class Endpoints:
+    """Each method is an endpoint of its name; its signature and docstring are what the API tells of it."""
+
+    def __init__(self, session: Session):
+        self.session = session
 
     def generate(
+        self,
         model: str,
         prompt: str,
         negative_prompt: str = "",
@@ -63,8 +67,8 @@ def add_endpoints(session: Session) -> None:
         """Draw pictures with one model. Returns the PNG files, each with its whole request, and the result as JSON."""
         given = _fields(locals())
         try:
-            request = session.check(GenerationRequest(**given))
-            results, files = _draw(session, [request])
+            request = self.session.check(GenerationRequest(**given))
+            results, files = _draw(self.session, [request])
         except Exception as error:
             raise complain(error) from None
         from koala import report
@@ -72,6 +76,7 @@ def add_endpoints(session: Session) -> None:
         return [stage.file_data(p) for p in files[0]], report.entry(results[0], [p.name for p in files[0]])
 
     def compare(
+        self,
         models: list[str],
         prompt: str,
         negative_prompt: str = "",
@@ -92,16 +97,16 @@ def add_endpoints(session: Session) -> None:
         try:
             if not isinstance(models, list):
                 raise RequestError('models must be a list of names, for example ["tiny-sdxl", "tiny-koala-700m"]')
-            if not session.local:
+            if not self.session.local:
                 check_public_models(models)
             requests = [GenerationRequest(model=m, **given) for m in models]
             for request in requests:
-                session.check(request)
+                self.session.check(request)
             if len(requests) < 2:
                 from koala.compare import same_noise
 
                 same_noise(requests)  # says what a comparison needs
-            results, files = _draw(session, requests)
+            results, files = _draw(self.session, requests)
         except Exception as error:
             raise complain(error) from None
         from koala import report
@@ -110,6 +115,7 @@ def add_endpoints(session: Session) -> None:
         return [stage.file_data(p) for paths in files for p in paths], report.comparison(results, names)
 
     def attention(
+        self,
         models: list[str],
         prompt: str,
         stages: list[str] | None = None,
@@ -134,8 +140,8 @@ def add_endpoints(session: Session) -> None:
         try:
             if not isinstance(models, list) or not 1 <= len(models) <= 2:
                 raise RequestError('models must be one or two names, for example ["tiny-sdxl", "tiny-koala-700m"]')
-            requests = [session.check(GenerationRequest(model=m, **given)) for m in models]
-            capture, results = _captured(session, requests, stages, same_input)
+            requests = [self.session.check(GenerationRequest(model=m, **given)) for m in models]
+            capture, results = _captured(self.session, requests, stages, same_input)
             from koala.ui import attention_api
             from koala.ui.attention_files import png
 
@@ -146,5 +152,9 @@ def add_endpoints(session: Session) -> None:
         files = [stage.save(r, [r.request for r in results] if len(results) > 1 else ())[0] for r in results]
         return [stage.file_data(p) for p in (*files, figure)], found
 
-    for function in (generate, compare, attention):
+
+def add_endpoints(session: Session) -> None:
+    """Add the endpoints to the Blocks that is being built."""
+    own = Endpoints(session)
+    for function in (own.generate, own.compare, own.attention):
         gr.api(function, concurrency_id="gpu", concurrency_limit=1)
