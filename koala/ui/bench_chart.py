@@ -15,6 +15,14 @@ EMPTY = (
 )
 
 
+def off(models: Sequence[str]) -> str:
+    """In the panel's place where nothing can be measured: where it can, and with which command."""
+    return (
+        '<p class="kb-hint">On your own machine <code>python app.py</code> measures all of this, or a terminal: '
+        f"<code>python -m koala bench --models {escape(' '.join(models))} --out bench.json</code></p>"
+    )
+
+
 def _gigabytes(count: float | None) -> str:
     return "–" if count is None else f"{count / 1e9:.2f} GB"
 

@@ -236,10 +236,16 @@ class Session:
             raise self._failure
         return self._library
 
+    def lent_too_short(self, what: str) -> str:
+        """On ZeroGPU, which lends a GPU to one drawing at a time: why it cannot do `what`. Elsewhere nothing."""
+        return (
+            f"{what} needs a GPU for longer than this server is lent one; start the app at home" if self._wrap else ""
+        )
+
     def require_own_device(self, what: str) -> None:
-        """RequestError on ZeroGPU, which lends a GPU to one drawing at a time: `what` would hold it for longer."""
-        if self._wrap:
-            raise RequestError(f"{what} needs a GPU for longer than this server is lent one; start the app at home")
+        """RequestError on ZeroGPU: `what` would hold the GPU for longer than one drawing."""
+        if why_not := self.lent_too_short(what):
+            raise RequestError(why_not)
 
     def model(self, name: str) -> "LoadedModel":
         """A model in memory, loaded now if it was not. Raises RequestError with the remedy."""

@@ -198,6 +198,19 @@ def test_more_models_than_the_list_allows_are_refused(tab):
         press_start(tab, list(CARDS)[: MAX_MODELS + 1])
 
 
+def test_where_a_gpu_is_only_lent_the_page_says_so_from_the_beginning_and_start_is_off(tab):
+    """Symptom: on ZeroGPU the tab said only after Start, and a wait in the line, that it cannot measure there."""
+    with gr.Blocks():
+        lent = Bench(Session(local=False, wrap=lambda draw: draw))
+    assert "A benchmark needs a GPU for longer" in lent.status.value and "at home" in lent.status.value
+    assert "python -m koala bench --models tiny-sdxl tiny-koala-700m" in lent.panel.value
+    assert not lent.start.interactive and not lent.stop.interactive
+    with pytest.raises(gr.Error, match="at home"):
+        press_start(lent)
+    assert not lent.waiting
+    assert tab.start.interactive and tab.stop.interactive and tab.status.value == status("")
+
+
 @pytest.fixture(scope="module")
 def tab():
     session = Session(device="cpu").start()

@@ -21,6 +21,7 @@ from koala.ui.updates import HEARTBEAT
 QUIET = {"api_visibility": "private", "show_progress": "hidden"}
 CHEAP = QUIET | {"concurrency_limit": None}
 STOPPING = "Stopping …"
+WHAT = "a benchmark"  # what a GPU would be asked for
 SIZES = (128, 192, 256, 512, 768, 1024)
 BATCHES = (1, 2, 4)
 MAX_MODELS = 4
@@ -48,6 +49,7 @@ class Bench:
         self.waiting: dict[str, _Run] = {}  # by the visitor's session hash
         self.active: dict[str, _Run] = {}
         native = session.card(session.models[0]).width
+        why_not = session.lent_too_short(WHAT)
         with gr.Row(elem_classes="k-panes kb-panes"):
             with gr.Column(elem_classes="k-controls k-ask"):
                 self.models = gr.Dropdown(
@@ -87,11 +89,16 @@ class Bench:
                 most = f"At most {MAX_MODELS} models, {MAX_STEPS} steps, {MAX_REPEATS} runs and {MAX_SECONDS} s in all."
                 gr.HTML(widgets.bounds(most), apply_default_css=False)
                 with gr.Row(elem_classes="k-actions"):
-                    self.start = gr.Button("Start", variant="primary", elem_id="kb-start", scale=3, min_width=140)
-                    self.stop = gr.Button("Stop", variant="stop", elem_id="kb-stop", scale=1, min_width=80)
+                    usable = {"interactive": not why_not}
+                    self.start = gr.Button(
+                        "Start", variant="primary", elem_id="kb-start", scale=3, min_width=140, **usable
+                    )
+                    self.stop = gr.Button("Stop", variant="stop", elem_id="kb-stop", scale=1, min_width=80, **usable)
             with gr.Column(elem_classes="k-results"):
-                self.status = gr.HTML(status(""), elem_id="kb-status", apply_default_css=False)
-                self.panel = gr.HTML(bench_chart.EMPTY, elem_id="kb-panel", apply_default_css=False)
+                said = why_not and f"{why_not[:1].upper()}{why_not[1:]}."
+                self.status = gr.HTML(status(said), elem_id="kb-status", apply_default_css=False)
+                empty = bench_chart.off(session.models) if why_not else bench_chart.EMPTY
+                self.panel = gr.HTML(empty, elem_id="kb-panel", apply_default_css=False)
         shown = [self.status, self.panel]
         given = [self.models, self.sizes, self.presets, self.batch, self.steps, self.repeats, self.limit]
         # in the queue, but in no line of it: a complaint from outside the queue reaches the page without its words
@@ -114,6 +121,7 @@ class Bench:
     def wait(self, request: gr.Request, models, sizes, presets, batch, steps, repeats, limit) -> dict:
         """The Start button, answered at once: the matrix is checked, and waits for its turn on the device."""
         try:
+            self.session.require_own_device(WHAT)
             if len(models) > MAX_MODELS:
                 raise RequestError(f"choose at most {MAX_MODELS} models")
             if not sizes:
@@ -200,7 +208,6 @@ class Bench:
 
     def _work(self, run: "_Run") -> None:
         try:
-            self.session.require_own_device("a benchmark")
             library = self.session.library()
             from koala.bench import measure
 
