@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import asdict
@@ -20,6 +21,7 @@ from koala.request import RequestError
 from koala.specs import KOALA_700M, SDXL, TINY_KOALA_1B, TINY_KOALA_700M, TINY_SDXL
 from koala.surgery import compress, cut
 from koala.tensorfiles import stored_tensors
+from tests import forked
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -233,29 +235,23 @@ def test_a_teacher_file_that_lacks_a_tensor_is_refused_and_nothing_is_written(tm
     assert [p.name for p in tmp_path.iterdir()] == ["broken.safetensors"]
 
 
-DISK_FULL = """
-import resource, signal, sys
-from pathlib import Path
-from koala.surgery import compress
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))  # as a disk that fills while we write
-try:
-    compress("tiny-sdxl", "koala-700m", Path(sys.argv[1]))
-except OSError as error:
-    print("stopped:", error)
-"""
+def compress_on_a_full_disk(student: str) -> None:
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))  # as a disk that fills while we write
+    try:
+        compress("tiny-sdxl", "koala-700m", Path(student))
+    except OSError as error:
+        print("stopped:", error)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no limit on a file's size to set")
 def test_a_disk_that_fills_midway_leaves_nothing(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", DISK_FULL, tmp_path / "student"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[1],
-    )
-    assert done.stdout.startswith("stopped:"), done.stderr
-    assert not list(tmp_path.iterdir())
+    said = tmp_path / "said.txt"
+    assert forked.end_of(forked.start(said, compress_on_a_full_disk, str(tmp_path / "student"))) == 0
+    assert "stopped: [Errno" in said.read_text()
+    assert list(tmp_path.iterdir()) == [said]
 
 
 MEASURED = """

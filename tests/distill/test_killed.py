@@ -3,7 +3,6 @@
 import json
 import random
 import signal
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -15,15 +14,15 @@ from safetensors.torch import load_file
 
 from koala.cli import main
 from koala.distill.run_folder import RunFolder
-from tests.distill import forked
-from tests.distill.forked import end_of
+from tests import forked
+from tests.forked import end_of
 
 KILLS = 5
 
 
-def distill(*arguments: str) -> None:
+def distill(*arguments: str) -> int:
     """`koala distill`: all that a process does."""
-    sys.exit(main(["distill", *arguments]))
+    return main(["distill", *arguments])
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from koala.distill.config import read
 from koala.distill.processes import this_process
 from koala.distill.run_folder import RunFolder
 from koala.distill.trainer import train
-from tests.distill import forked
+from tests import forked
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 4

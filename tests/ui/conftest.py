@@ -1,4 +1,4 @@
-"""The real app, started as a person would start it: python app.py, once for all tests that talk to it."""
+"""The real app, started as a person would start it, once for all tests that talk to it; and apps of a test's own."""
 
 import os
 import socket
@@ -9,14 +9,22 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from app import main
+from tests import forked
+
 ROOT = Path(__file__).resolve().parents[2]
 DESKTOP = {"width": 1280, "height": 1000}
 FAULTS = (Path(__file__).parent / "faults.js").read_text()
+
+
+def serve_app(*arguments: str) -> int:
+    return main(list(arguments))
 
 
 def free_port() -> int:
@@ -33,20 +41,19 @@ class Server:
         self.url = f"http://127.0.0.1:{port}/"
         self.log = log
         begun = time.perf_counter()
-        with open(log, "w") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "app.py", "--port", str(port), *arguments],
-                cwd=ROOT,
-                env=os.environ | environment,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
+        self.process = self.start("--port", str(port), *arguments, **environment)
         while not self._answers():
-            assert self.process.poll() is None, log.read_text()
+            assert self.alive(), log.read_text()
             assert time.perf_counter() - begun < 120, log.read_text()
             time.sleep(0.1)
         self.served_s = time.perf_counter() - begun
         self.served_cpu_s = self.cpu_s()
+
+    def start(self, *arguments: str, **environment: str) -> BaseProcess:
+        return forked.start(self.log, serve_app, *arguments, **environment)
+
+    def alive(self) -> bool:
+        return self.process.is_alive()
 
     def _answers(self) -> bool:
         try:
@@ -65,6 +72,27 @@ class Server:
 
     def stop(self) -> None:
         self.process.terminate()
+        assert forked.end_of(self.process, 20) is not None
+
+
+class Typed(Server):
+    """One that was started as a person starts it: python app.py."""
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen:
+        with open(self.log, "w") as file:
+            return subprocess.Popen(
+                [sys.executable, "app.py", *arguments],
+                cwd=ROOT,
+                env=os.environ | environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def stop(self) -> None:
+        self.process.terminate()
         self.process.wait(timeout=20)
 
 
@@ -77,7 +105,7 @@ def places(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("app")
-    server = Server(folder / "log.txt", **places(folder))
+    server = Typed(folder / "log.txt", **places(folder))
     yield server
     server.stop()
 
