@@ -169,3 +169,20 @@ def test_a_phone_has_the_tall_drawing_and_no_sideways_scrolling(visit, theme):
         press(page, "DW-3", "ArrowLeft", 1)
         expect(shown(page, "command")).to_contain_text("--spec 0,2,4/-/5+5,2+2,0+0")
         assert page.evaluate("getComputedStyle(document.querySelector('.ka-shape')).transitionDuration") == "0s"
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_on_a_phone_a_taps_answer_is_a_short_bar_and_hides_no_part_of_the_drawing(visit, theme):
+    """Symptom: the card of a block stood over a quarter of the screen, and over the drawing that it explains."""
+    with visit(PHONE, color_scheme=theme, has_touch=True) as page:
+        bar, legend = page.locator(".ka-said"), page.locator(".ka-legend")
+        first = page.locator('.ka-tall .ka-part[data-path="down_blocks.0.resnets.0"]')
+        first.evaluate("part => scrollBy(0, part.getBoundingClientRect().top - 300)")
+        first.tap()
+        assert "DW-1: residual block 1 of 2" in bar.inner_text() and " · " in bar.inner_text()
+        box = bar.bounding_box()
+        assert box["height"] < 80 and box["y"] + box["height"] == pytest.approx(PHONE["height"], abs=2)  # in sight
+        page.locator(".ka-depths").evaluate("depths => depths.scrollIntoView({ block: 'center' })")
+        below, facts_below = legend.bounding_box(), page.locator(".ka-detail dl").bounding_box()
+        assert below["y"] + below["height"] <= bar.bounding_box()["y"] < facts_below["y"]
+        assert "Tokens" in page.locator(".ka-detail dl").inner_text()

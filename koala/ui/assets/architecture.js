@@ -61,6 +61,7 @@ function detail() {
   if (!part) return;
   show("part", part.title);
   show("state", part.state);
+  show("brief", part.facts.slice(0, 2).map(([, value]) => value).join(" · ")); // parameters and arithmetic, on a phone
   $(".ka-detail").dataset.state = part.state;
   facts.replaceChildren(...part.facts.flatMap(([name, value]) => {
     const row = make("div");
