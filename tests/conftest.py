@@ -13,6 +13,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import errno
+import gc
 import ipaddress
 import shutil
 import socket
@@ -41,6 +42,12 @@ LONG_FILES = ("test_docs.py", "test_killed.py", "test_processes.py")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONG_FILES)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: no later collection of garbage looks through its half a million objects again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
