@@ -8,7 +8,7 @@ from koala.ui.limits import PUBLIC_UPLOAD
 from koala.ui.session import Session
 from koala.ui.tabs import architecture, attention, bench, compare, distill, export
 from koala.ui.theme import ASSETS, Eucalyptus
-from koala.ui.visitors import share
+from koala.ui.visitors import Share
 
 # title, build(session); a new tab is one line here
 TABS = (
@@ -33,7 +33,7 @@ def build(session: Session) -> gr.Blocks:
         add_endpoints(session)
     demo.queue(api_open=False, max_size=20)
     if not session.local:
-        share(demo._queue)
+        session.share = Share(demo._queue)
     return demo
 
 

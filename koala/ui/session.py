@@ -25,6 +25,7 @@ from koala.ui.updates import Update, collect
 
 if TYPE_CHECKING:
     from koala.loading import Library, LoadedModel
+    from koala.ui.visitors import Share
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ class Session:
         self._made: dict[str, ModelCard] = {}  # by name: folders that this app wrote itself
         self.before_choosing: list[Callable[[], object]] = []  # who looks for models that came meanwhile
         self.device_type: str | None = None  # known once torch is there
+        self.share: Share | None = None  # of each visitor, where strangers reach the app
         self._used: list[tuple[str, ...]] = []  # the models of every run under way
         self._library, self._wrap = library, wrap
         self._failure: Exception | None = None

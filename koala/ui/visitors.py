@@ -1,8 +1,14 @@
-"""Each visitor's share of a public app's queue, so that one alone cannot keep the others out."""
+"""Each visitor's share of a public app, in its queue and beside it, so that one alone cannot keep the others out."""
 
 import os
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from gradio.queueing import Queue
+
+from koala.request import RequestError
 
 MOST = 4  # requests of one visitor that wait or run; the queue has five times as many places
 TOO_MANY = (
@@ -21,21 +27,45 @@ def visitor(request, username: str | None) -> str:
     return username or forwarded or (request.client.host if request.client else "")
 
 
-def share(queue: Queue) -> None:
-    """Refuse what a visitor asks for beyond their share; events that nobody waits behind are free."""
-    push = queue.push
+class Share:
+    """Each visitor's share of a public app: what they ask for beyond it is refused, in the queue and beside it."""
 
-    async def pushed(body, request, username):
-        asked = queue.blocks.fns.get(body.fn_index)
-        if asked and asked.concurrency_limit is not None:
-            who = visitor(request, username)
-            theirs = [
-                event
-                for event in queue.event_ids_to_events.values()
-                if event.fn.concurrency_limit is not None and visitor(event.request, event.username) == who
-            ]
-            if len(theirs) >= MOST:
-                return False, TOO_MANY, "error"
-        return await push(body=body, request=request, username=username)
+    def __init__(self, queue: Queue):
+        self._queue, self._push = queue, queue.push
+        self._beside: Counter[str] = Counter()  # what runs outside the queue, by visitor
+        self._lock = threading.Lock()
+        queue.push = self._pushed
 
-    queue.push = pushed
+    @contextmanager
+    def beside(self, request) -> Iterator[None]:
+        """Meanwhile the visitor has a request of which the queue does not know; RequestError beyond their share."""
+        who = visitor(request, _username(request))
+        with self._lock:
+            if self._used_up(who):
+                raise RequestError(TOO_MANY)
+            self._beside[who] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._beside[who] -= 1
+                self._beside += Counter()  # forgets who has nothing left
+
+    async def _pushed(self, body, request, username):
+        """The queue's own `push`; events that nobody waits behind are free."""
+        asked = self._queue.blocks.fns.get(body.fn_index)
+        if asked and asked.concurrency_limit is not None and self._used_up(visitor(request, username)):
+            return False, TOO_MANY, "error"
+        return await self._push(body=body, request=request, username=username)
+
+    def _used_up(self, who: str) -> bool:
+        queued = sum(
+            event.fn.concurrency_limit is not None and visitor(event.request, event.username) == who
+            for event in list(self._queue.event_ids_to_events.values())
+        )
+        return queued + self._beside[who] >= MOST
+
+
+def _username(request) -> str | None:
+    """Who said a password: Gradio keeps the name under a token that it gave the browser as a cookie."""
+    return next((request.app.tokens[c] for c in request.cookies.values() if c in request.app.tokens), None)

@@ -1,11 +1,16 @@
 """Many visitors at once: each gets the picture that it asked for, or is told that there is no place for more."""
 
+import asyncio
 import io
 import json
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
+import gradio as gr
 import httpx
 import pytest
+from gradio.data_classes import PredictBodyInternal
+from gradio.routes import App
 from gradio_client import Client
 from PIL import Image
 from starlette.datastructures import Headers
@@ -13,9 +18,9 @@ from starlette.requests import Request
 
 from koala.generate import generate
 from koala.loading import Library
-from koala.request import GenerationRequest
+from koala.request import GenerationRequest, RequestError
 from koala.result import read_png
-from koala.ui.visitors import MOST, TOO_MANY, visitor
+from koala.ui.visitors import MOST, TOO_MANY, Share, visitor
 from tests.safety.conftest import QUICK, STUDENT, TEACHER
 
 CLIENTS = 20
@@ -103,10 +108,78 @@ def test_one_visitor_does_not_fill_the_queue(public):
     assert join(asked(0), f"192.0.2.77, {greedy}") == refused  # their own claim stands before what the proxy adds
     both = {"models": [STUDENT, TEACHER], **QUICK}
     assert [join(both, door=door) for door in ("compare", "attention")] == [refused] * 2
+    for ask in ("look", "take"):  # the Attention tab's, which Gradio answers outside its queue
+        assert served(public, ask, greedy) == {"problem": TOO_MANY}
+        assert "no longer kept" in served(public, ask, address(0))["problem"]
     assert public.draws()
     for _, event in joined:
         assert "event: complete" in public.get(f"gradio_api/call/generate/{event['event_id']}")[1].decode()
     assert public.call("generate", asked(0), greedy)
+    assert "no longer kept" in served(public, "look", greedy)["problem"]
+
+
+def served(public, ask: str, who: str) -> dict:
+    """What the Attention tab answers a visitor who asks for a capture that is not there."""
+    (viewer,) = (c["id"] for c in json.loads(public.get("config")[1])["components"] if is_viewer(c))
+    body = {"data": {"id": "0" * 32}, "component_id": viewer, "session_hash": "page", "fn_name": ask}
+    status, answer = public.post("gradio_api/component_server", json.dumps(body).encode(), address=who)
+    assert status == 200, answer
+    return json.loads(answer)
+
+
+def is_viewer(component: dict) -> bool:
+    return component["props"].get("elem_id") == "kv-viewer"
+
+
+@pytest.fixture
+def shared():
+    """A queue with an event, each visitor's share of it, and a request of a visitor."""
+    with gr.Blocks() as demo:
+        gr.Button().click(lambda: None)
+    demo.queue()
+    app = App.create_app(demo)
+    app.tokens["secret"] = "koala"
+
+    def request(host: str, **headers: str) -> Request:
+        return Request({"type": "http", "client": (host, 1), "headers": Headers(headers).raw, "app": app})
+
+    return demo._queue, Share(demo._queue), request
+
+
+def test_what_runs_beside_the_queue_counts_in_a_visitors_share(shared):
+    """Symptom: one visitor could have the app compute as many attention maps at once as it has threads."""
+    queue, share, request = shared
+    greedy, other = request("203.0.113.9"), request("203.0.113.10")
+
+    def push(who: Request) -> tuple:
+        body = PredictBodyInternal(fn_index=0, data=[], session_hash="page", request=who)
+        return asyncio.run(queue.push(body=body, request=who, username=None))
+
+    with ExitStack() as looks:
+        for _ in range(MOST):
+            looks.enter_context(share.beside(greedy))
+        with pytest.raises(RequestError, match=f"{MOST} requests"), share.beside(greedy):
+            pass
+        assert push(greedy) == (False, TOO_MANY, "error")
+        with share.beside(other):
+            assert push(other)[0]
+    assert push(greedy)[0]  # each look gave its place back, one that was refused had none
+    for _ in range(MOST):
+        with pytest.raises(ZeroDivisionError), share.beside(greedy):
+            _ = 1 / 0
+    with share.beside(greedy):
+        pass
+
+
+def test_a_look_counts_for_the_name_that_came_with_a_password_wherever_it_comes_from(shared):
+    _, share, request = shared
+    with ExitStack() as looks:
+        for k in range(MOST):
+            looks.enter_context(share.beside(request(f"10.0.0.{k}", cookie="access-token-x=secret")))
+        with pytest.raises(RequestError), share.beside(request("10.0.0.99", cookie="access-token-x=secret")):
+            pass
+        with share.beside(request("10.0.0.99", cookie="access-token-x=guessed")):
+            pass
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import functools
 import secrets
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -134,11 +134,12 @@ class Attention:
         )
 
     def _results(self) -> None:
-        def look(asked):
-            return self.look(asked)
+        # Gradio calls these outside its queue; the share of a public app's visitor counts them all the same.
+        def look(asked, request: gr.Request):
+            return self.look(asked, request)
 
-        def take(asked):
-            return self.take(asked)
+        def take(asked, request: gr.Request):
+            return self.take(asked, request)
 
         scripts = (*sorted(VIEWER.glob("viewer*.js")), ASSETS / "attention.js")
         self.viewer = gr.HTML(
@@ -331,17 +332,17 @@ class Attention:
 
     # --- what the page asks while one looks at a capture
 
-    def look(self, asked: object) -> dict:
+    def look(self, asked: object, request: gr.Request | None = None) -> dict:
         """The maps of both models for what the page shows; a problem is an answer, too."""
         from koala.attention import view
 
-        return self._answer(view.look, asked)
+        return self._answer(view.look, asked, request)
 
-    def take(self, asked: object) -> dict:
+    def take(self, asked: object, request: gr.Request | None = None) -> dict:
         """A file of what the page shows: its name, type and content, or where it is."""
         from koala.ui import attention_files
 
-        return self._answer(attention_files.take, asked)
+        return self._answer(attention_files.take, asked, request)
 
     def open(self, file: str, before: str) -> dict:
         """A capture that was saved; one that cannot be opened leaves what is shown as it is."""
@@ -357,11 +358,13 @@ class Attention:
         shown = {self.viewer: view.value(new, capture), self.capture: new}
         return {self.file: None, self.prompt: capture.prompt or gr.skip(), **shown}
 
-    def _answer(self, work, asked: object) -> dict:
+    def _answer(self, work, asked: object, request: gr.Request | None) -> dict:
+        share = self.session.share
         try:
             if not isinstance(asked, dict):
                 raise RequestError("the page asked for nothing; reload it")
-            return work(self.store.get(asked.get("id")), asked)
+            with share.beside(request) if share else nullcontext():
+                return work(self.store.get(asked.get("id")), asked)
         except Exception as error:
             return {"problem": readable(error)}
 
