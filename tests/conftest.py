@@ -36,12 +36,11 @@ CHROMIUMS = (
     "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
 )
 INSTALL_CHROMIUM = "sudo apt-get install chromium"
-# A minute and more each: begun last, they would leave the other worker with nothing to do.
-LONG_FILES = ("test_docs.py", "test_killed.py", "test_processes.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in LONG_FILES)
+    """Long files first: begun last, one of them would leave the other worker with nothing to do."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 def pytest_collection_finish() -> None:

@@ -19,6 +19,8 @@ from export.command import main as export_main
 from koala.cli import main as koala_main
 from koala.registry import CARDS
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/benchmarks.md", "docs/cookbook.md")
 COOKBOOK = (ROOT / "docs" / "cookbook.md").read_text(encoding="utf-8")

@@ -13,6 +13,8 @@ from diffusers import DDPMScheduler, EulerDiscreteScheduler, StableDiffusionXLPi
 from koala.hashing import digest
 from koala.registry import EMBEDDED
 
+pytestmark = pytest.mark.long
+
 RECIPES = Path(__file__).parents[1] / "recipes" / "embedded"
 NAMES = ("tiny-sdxl", "tiny-koala-700m")
 

@@ -17,6 +17,8 @@ from koala.distill.run_folder import RunFolder
 from tests import forked
 from tests.forked import end_of
 
+pytestmark = pytest.mark.long
+
 KILLS = 5
 
 

@@ -19,6 +19,8 @@ from koala.distill.run_folder import RunFolder
 from koala.distill.trainer import train
 from tests import forked
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 4
 STUDENT = "0,1,1/-/1+1,1+1,0+0"  # sharded, every parameter costs 10 ms a step, whatever its size

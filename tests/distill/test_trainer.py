@@ -18,6 +18,8 @@ from koala.distill.trainer import train
 from koala.registry import EMBEDDED
 from koala.request import RequestError
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def run(tmp_path) -> RunFolder:

@@ -12,6 +12,8 @@ from gradio_client.exceptions import AppError
 
 from recipes import space_check
 
+pytestmark = pytest.mark.long
+
 ZEROGPU_TORCH = ("2.8.0", "2.9.1", "2.10.0", "2.11.0")  # the platform's documentation, August 2026
 NOT_IN_THE_SPACE = {"peft", "datasets", "onnxruntime-gpu"}  # LoRAs and data sets are for one's own machine
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 DESKTOP, PHONE = {"width": 1280, "height": 1400}, {"width": 390, "height": 844}
 PROMPT = "a red circle left of a blue square <script>alert(1)</script>"

@@ -17,6 +17,8 @@ from koala.ui import bench_chart
 from koala.ui.session import Session
 from koala.ui.tabs.bench import MAX_MODELS, Bench, command, status
 
+pytestmark = pytest.mark.long
+
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 

@@ -13,7 +13,7 @@ from playwright.sync_api import TimeoutError, expect
 from koala.result import read_png
 from tests.ui.conftest import faults, watch
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 HOSTILE = """a red circle left of a blue square <script>alert(1)</script> ${1+1} {{x}} "q" 'q' 🐨"""
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}

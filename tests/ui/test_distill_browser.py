@@ -20,7 +20,7 @@ from koala.distill.run_folder import RunFolder, Status, process_started
 from koala.registry import EMBEDDED
 from tests.ui.conftest import faults
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 DESKTOP, PHONE = {"width": 1280, "height": 1000}, {"width": 390, "height": 844}
 CONFIG = dataclasses.replace(PRESETS["10-minutes"].config, num_steps=200)

@@ -13,7 +13,7 @@ from playwright.sync_api import Page, expect
 from koala.exported import MANIFEST, list_exports
 from tests.ui.conftest import faults
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 DESKTOP, PHONE = {"width": 1280, "height": 1000}, {"width": 390, "height": 844}
 
