@@ -61,6 +61,8 @@ class Shapes:
             steps=steps or (chosen.steps or (shapes.STEPS,))[0],
             guidance=chosen.guidance,
             preset=chosen.preset or "quality",
+            width=chosen.width,
+            height=chosen.height,
             batch_size=chosen.batch_size,
             on_batch=lambda suite, done, total: self.say(f"{model.card.name}, {suite}: {done} of {total}"),
         )

@@ -64,7 +64,7 @@ _REFERENCES = ("teacher", "reference", "clip")
 SUITES = {
     "shapes": Suite(
         help="which claims hold in its pictures",
-        reads=("num_prompts", "steps", "guidance", "preset", "batch_size"),
+        reads=("num_prompts", "steps", "guidance", "preset", "width", "height", "batch_size"),
     ),
     "judge": Suite(help="how exact the judge of shapes is, before and after its VAE", reads=("num_prompts",)),
     "agreement": Suite(

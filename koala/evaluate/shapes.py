@@ -9,7 +9,7 @@ from PIL import Image
 from koala.evaluate import drawing
 from koala.generate import resolve
 from koala.loading import LoadedModel
-from koala.request import GenerationRequest
+from koala.request import GenerationRequest, RequestError
 from koala.shapes.captions import CLAIM_KINDS, STYLES, caption, parse
 from koala.shapes.judge import verdict
 from koala.shapes.scene import HELD_OUT, TRAINING_PAIRS, random_scene
@@ -21,22 +21,34 @@ STEPS = 25
 BOOTSTRAPS = 2000
 
 
-def prompts(suite: str, count: int) -> list[str]:
-    """The fixed prompts of a suite: short and detailed captions in turn."""
+def prompts(suite: str, count: int, *, width: int = 256, height: int = 256) -> list[str]:
+    """The fixed prompts of a suite: short and detailed captions in turn, of scenes that fit this canvas in px.
+
+    Raises RequestError where the canvas cannot hold the suite's objects.
+    """
     num_objects, pairs = _SETTING[suite]
     rng = random.Random(f"suite/{suite}")
-    return [caption(random_scene(rng, num_objects, pairs=pairs), STYLES[i % len(STYLES)], rng) for i in range(count)]
+    try:
+        scenes = (random_scene(rng, num_objects, width=width, height=height, pairs=pairs) for _ in range(count))
+        return [caption(scene, STYLES[i % len(STYLES)], rng) for i, scene in enumerate(scenes)]
+    except ValueError as error:
+        raise RequestError(f"the suite {suite} cannot be drawn: {error}") from error
 
 
 def draw(
-    model: LoadedModel, texts: list[str], first_seed: int, *, steps: int, guidance: float, preset: str = "quality"
+    model: LoadedModel,
+    texts: list[str],
+    first_seed: int,
+    *,
+    steps: int,
+    guidance: float,
+    preset: str = "quality",
+    width: int | None = None,
+    height: int | None = None,
 ) -> list[Image.Image]:
     """One picture per prompt as a single batch; prompt k starts from the noise of seed `first_seed + k`."""
-    name = model.card.name
-    requests = [
-        GenerationRequest(model=name, prompt=t, seed=first_seed + k, steps=steps, guidance=guidance, preset=preset)
-        for k, t in enumerate(texts)
-    ]
+    same = dict(model=model.card.name, steps=steps, guidance=guidance, preset=preset, width=width, height=height)
+    requests = [GenerationRequest(prompt=t, seed=first_seed + k, **same) for k, t in enumerate(texts)]
     return [result.images[0] for result in drawing.draw(model, [resolve(r, model.card) for r in requests])]
 
 
@@ -82,18 +94,26 @@ def evaluate(
     steps: int = STEPS,
     guidance: float | None = None,
     preset: str = "quality",
+    width: int | None = None,
+    height: int | None = None,
     batch_size: int | None = None,
     on_batch: Callable[[str, int, int], None] | None = None,
 ) -> dict:
-    """Score a model at its own guidance: `count` prompts per suite, prompt k from the same noise for every model."""
+    """Score a model at its own guidance: `count` prompts per suite, prompt k from the same noise for every model.
+
+    A size in px other than the model's own has its own prompts, of scenes that fit it. RequestError where none do.
+    """
     guidance = model.card.guidance if guidance is None else guidance
-    batch_size = batch_size or drawing.fitting(model.card.width, model.card.height)
+    canvas = {name: value for name, value in (("width", width), ("height", height)) if value is not None}
+    width, height = width or model.card.width, height or model.card.height
+    batch_size = batch_size or drawing.fitting(width, height)
     scores = {}
-    for suite in suites:
-        texts, verdicts = prompts(suite, count), []
+    for suite, texts in [(suite, prompts(suite, count, **canvas)) for suite in suites]:
+        verdicts = []
         for start in range(0, count, batch_size):
             batch = texts[start : start + batch_size]
-            pictures = draw(model, batch, start, steps=steps, guidance=guidance, preset=preset)
+            settings = dict(steps=steps, guidance=guidance, preset=preset, width=width, height=height)
+            pictures = draw(model, batch, start, **settings)
             verdicts += [verdict(p, parse(t)) for p, t in zip(pictures, batch, strict=True)]
             if on_batch:
                 on_batch(suite, len(verdicts), count)
@@ -106,5 +126,7 @@ def evaluate(
         "guidance": guidance,
         "scheduler": model.card.scheduler,
         "preset": preset,
+        "width": width,
+        "height": height,
         "scores": scores,
     }

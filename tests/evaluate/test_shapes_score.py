@@ -5,6 +5,7 @@ import pytest
 
 from koala.evaluate import shapes
 from koala.loading import Library
+from koala.request import RequestError
 from koala.shapes.captions import parse
 from koala.shapes.render import render
 from koala.shapes.scene import HELD_OUT, Scene, SceneObject
@@ -20,6 +21,21 @@ def test_suites_are_fixed_and_ask_for_what_their_names_say():
     assert {(m.shape, m.colour) for d in held for m in d.objects} == HELD_OUT
     assert not {(m.shape, m.colour) for d in one + two for m in d.objects} & HELD_OUT
     assert sum(d.background is not None for d in one) == 100  # every second prompt is detailed
+
+
+def test_another_canvas_has_prompts_of_its_own_that_fit_it():
+    """Two large shapes do not stand above each other in 192 px, so no prompt of that canvas asks for it."""
+    sizes = {
+        (m.size, n.size)
+        for p in shapes.prompts("two_objects", 400, width=320, height=192)
+        for d in [parse(p)]
+        for (_, word, _) in d.relations
+        if word in ("above", "below")
+        for m, n in [d.objects]
+    }
+    assert sizes and ("large", "large") not in sizes
+    with pytest.raises(RequestError, match="cannot be drawn: 2 objects do not fit 64x64 px"):
+        shapes.prompts("two_objects", 1, width=64, height=64)
 
 
 def test_pictures_do_not_depend_on_the_batch_that_they_were_drawn_in():

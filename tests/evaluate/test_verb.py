@@ -76,6 +76,19 @@ def test_prompts_fill_a_folder_with_its_report(tmp_path, capsys):
     assert read_png(next((out / "samples").iterdir()))["request"].steps == 1
 
 
+def test_shapes_may_be_drawn_on_another_canvas(capsys, monkeypatch):
+    sizes = set()
+    monkeypatch.setattr("koala.evaluate.shapes.verdict", lambda picture, _: sizes.add(picture.size) or Right())
+    chosen = ["--num-prompts", 1, "--steps", 1, "--width", 320, "--height", 192, "--json"]
+    assert run(*STUDENT, "--suite", "shapes", *chosen) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert sizes == {(320, 192)} == {(report["width"], report["height"])}
+
+
+class Right:
+    all, results = True, ()
+
+
 def test_judge_reads_scenes_before_and_after_the_vae(capsys):
     assert run(*STUDENT, "--suite", "judge", "--num-prompts", 3) == 0
     said = capsys.readouterr().out
