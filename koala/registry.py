@@ -48,6 +48,7 @@ class ModelCard:
     runtime: str = "torch"  # or "onnx", of a folder that `python -m export` wrote
     negative_prompt: str = ""  # the authors' recommendation; a suggestion, never added silently
     scheduler: str = "euler-trailing"
+    noising: str = "ddpm"  # or "straight": how pictures faded into noise while it learned (koala.distill.noising)
     steps: int = 25
     guidance: float = 7.5
     width: int = 1024
@@ -80,6 +81,7 @@ def _tiny(name: str, title: str, parameters: int, spec: UNetSpec, teacher: str |
         licence="Apache-2.0",
         spec=spec,
         teacher=teacher,
+        noising="straight",
         guidance=5.0,
         width=256,
         height=256,

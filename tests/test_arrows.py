@@ -85,6 +85,7 @@ LEVELS = {
         "koala.shapes.judge",
         "koala.distill.losses",
         "koala.distill.muon",
+        "koala.distill.noising",
         "koala.distill.data.samples",
         "koala.distill.data.shapes",
         "koala.distill.data.encoded",

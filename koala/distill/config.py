@@ -21,6 +21,7 @@ SA_MAPPINGS = ("bottom", "interleave", "up")  # KOALA, table 11c
 NORMALISATIONS = ("teacher", "raw")
 CAPTION_STYLES = ("short", "detailed", "mixed")
 TIMESTEPS = ("uniform", "high-noise")
+NOISINGS = ("teacher", "ddpm", "straight")
 SCHEDULES = ("constant", "cosine")
 OPTIMIZERS = ("adamw", "adamw8bit", "muon")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -61,6 +62,9 @@ class DistillConfig:
     high_noise_lift: float = _doc("raises that weighting at high noise; 1 weighs velocity evenly there", 0.0)
     noise_offset: float = _doc("share of noise that is constant over the picture", 0.0)
     timesteps: str = _choice("how t is drawn", TIMESTEPS, "uniform")
+    noising: str = _choice(
+        "how pictures fade: as the teacher's did, in SDXL's way, or down to noise alone", NOISINGS, "teacher"
+    )
 
     data: str = _doc(
         "shapes, a folder of pictures, a .parquet file or folder of them, WebDataset shards (path/{000..099}.tar) "

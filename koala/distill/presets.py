@@ -33,7 +33,6 @@ _SHAPES = dict(
     warmup_steps=20,
     min_snr_gamma=5.0,
     high_noise_lift=0.5,
-    noise_offset=0.05,
     timesteps="high-noise",
     ema_decay=0.99,
     precision="fp32",

@@ -12,6 +12,7 @@ from koala.distill.config import DistillConfig
 from koala.distill.data.encoded import Batch
 from koala.distill.draws import Draws
 from koala.distill.losses import by_kind, feature_losses, noise_loss, snr_weight
+from koala.distill.noising import Noising, ddpm
 from koala.distill.pairs import Pair
 from koala.hooks import tap
 from koala.request import RequestError
@@ -51,11 +52,18 @@ def alphas_cumprod(scheduler_config: dict) -> torch.Tensor:
 
 
 class DistillationStep:
-    """What a step computes, whatever the student: the frozen teacher, the pairs and the noise schedule."""
+    """What a step computes, whatever the student: the frozen teacher, the pairs, the noise and its schedule."""
 
-    def __init__(self, config: DistillConfig, teacher: torch.nn.Module, pairs: list[Pair], alphas: torch.Tensor):
+    def __init__(
+        self,
+        config: DistillConfig,
+        teacher: torch.nn.Module,
+        pairs: list[Pair],
+        alphas: torch.Tensor,
+        noising: Noising = ddpm,
+    ):
         self.config, self.teacher, self.pairs = config, teacher, pairs
-        self.alphas = alphas
+        self.alphas, self.noising = alphas, noising
         # A teacher that only feeds terms of weight 0 is not run at all.
         self.taught = bool(config.output_weight or (config.feature_weight and pairs))
 
@@ -85,8 +93,7 @@ class DistillationStep:
         latents, noise, timesteps = (x.to(device) for x in (batch.latents, draws.noise, draws.timesteps))
         context, pooled, time_ids = (x.to(device) for x in (batch.context, batch.pooled, batch.time_ids))
         alphas = self.alphas.to(device)
-        signal = alphas[timesteps].view(-1, 1, 1, 1)
-        noisy = signal.sqrt() * latents + (1 - signal).sqrt() * noise  # (B, 4, h, w), DDPM's forward process
+        noisy, wanted = self.noising(latents, noise, timesteps, alphas)
         weight = snr_weight(alphas, timesteps, gamma=config.min_snr_gamma, high_noise=config.high_noise_lift)
         mine.clear()
         its.clear()
@@ -94,7 +101,7 @@ class DistillationStep:
         predicted = student(noisy, timesteps, context, added_cond_kwargs=added).sample
         terms, pairs, total = {}, {}, 0.0
         if config.task_weight:
-            terms["task"] = noise_loss(predicted, noise, weight)
+            terms["task"] = noise_loss(predicted, wanted, weight)
             total = total + config.task_weight * terms["task"]
         if self.taught:
             output = self._teach(noisy, timesteps, context, added)

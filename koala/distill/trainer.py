@@ -26,6 +26,7 @@ from koala.distill.data.order import BatchOrder
 from koala.distill.draws import draw
 from koala.distill.ema import Ema
 from koala.distill.means import Means
+from koala.distill.noising import NOISINGS
 from koala.distill.optimizers import build_optimizers, learning_rate
 from koala.distill.pairs import feature_pairs
 from koala.distill.preflight import check, keep_exact
@@ -148,7 +149,9 @@ class _Run:
         bare = UNet2DConditionModel.from_pretrained(run.student / "unet", torch_dtype=torch.float32).to(self.device)
         self.spec = student_spec(config.student_spec, self.teacher.spec)
         pairs = feature_pairs(config, self.spec, self.teacher.spec)
-        self.step = DistillationStep(config, network, pairs, alphas_cumprod(self.teacher.pipeline.scheduler.config))
+        alphas = alphas_cumprod(self.teacher.pipeline.scheduler.config)
+        noising = NOISINGS[self.teacher.card.noising if config.noising == "teacher" else config.noising]
+        self.step = DistillationStep(config, network, pairs, alphas, noising)
         if config.gradient_checkpointing:
             bare.enable_gradient_checkpointing()
         self.validator = self._validator(library) if self.main else None

@@ -8,11 +8,11 @@ student stands in for its teacher where the teacher goes; where the student itse
 B batch, P prompts, T timesteps, L self-attention layers of the student.
 """
 
-import math
 from collections.abc import Callable, Mapping
 
 import torch
 
+from koala.distill.noising import NOISINGS
 from koala.evaluate.drawing import batches, clean_latents, placement_for, requests_for
 from koala.evaluate.settings import Settings
 from koala.hooks import tap
@@ -104,7 +104,7 @@ def measure(
     mine, its = [path for _, path, _ in layers], [path for _, _, path in layers]
     watched = [(OUTPUT, OUTPUT), *zip(mine, its, strict=True)]
     found = torch.empty(2, len(TIMESTEPS), len(watched), len(prompts))
-    signal = teacher.pipeline.scheduler.alphas_cumprod
+    alphas, noising = teacher.pipeline.scheduler.alphas_cumprod, NOISINGS[teacher.card.noising]
     done = 0
     for batch in batches(requests_for(teacher, prompts, settings), settings.batch_size):
         say(f"agreement: {done} of {len(prompts)} prompts; {teacher.card.name} draws the next {len(batch)}")
@@ -116,8 +116,7 @@ def measure(
         asked = [conditioning(m, placement, texts, width, height) for m in (student, teacher)]
         here = slice(done, done + len(batch))
         for at, timestep in enumerate(TIMESTEPS):
-            level = float(signal[timestep])
-            noisy = math.sqrt(level) * latents + math.sqrt(1 - level) * noise
+            noisy, _ = noising(latents, noise, torch.full((len(batch),), timestep), alphas)
             s = predict(student, placement, mine, noisy, timestep, asked[0])
             t = predict(teacher, placement, its, noisy, timestep, asked[1])
             for layer, (a, b) in enumerate(watched):

@@ -26,6 +26,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from koala.distill.config import DistillConfig
 from koala.distill.losses import by_kind, feature_losses, noise_loss, snr_weight
 from koala.distill.muon import Muon
+from koala.distill.noising import straight
 from koala.distill.pairs import feature_pairs
 from koala.hooks import tap
 from koala.shapes.captions import STYLES, caption
@@ -72,23 +73,6 @@ def draw_timesteps(count: int, generator: torch.Generator, noisiest: float = 0.0
     drawn = torch.where(torch.rand(count, generator=generator) < 0.5, uniform, high)
     layout = torch.rand(count, generator=generator) < noisiest
     return (torch.where(layout, 0.8 + 0.2 * uniform, drawn) * 1000).long().clamp(0, 999)
-
-
-def from_pure_noise(
-    latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, alphas_cumprod: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the U-Net sees and what it shall predict, both (B, 4, h, w), where the last timestep is noise alone.
-
-    DDPM's own last step keeps 7 % of the picture, enough to see on which side an object stands: a network that is
-    trained on it never needs the caption for that, and then draws from pure noise (Lin et al. 2024). Here the latents
-    fade in with 1 - sigma / sigma_max, the straight path from noise to picture (flow matching, Lipman et al. 2023).
-    Euler's step on an epsilon prediction follows this path exactly when the prediction is noise - latents / sigma_max.
-    """
-    signal = alphas_cumprod[timesteps].view(-1, 1, 1, 1)
-    sigma = ((1 - signal) / signal).sqrt()
-    sigma_max = ((1 - alphas_cumprod[-1]) / alphas_cumprod[-1]).sqrt()
-    noisy = signal.sqrt() * (1 - sigma / sigma_max) * latents + (1 - signal).sqrt() * noise
-    return noisy, noise - latents / sigma_max
 
 
 class Ema:
@@ -191,7 +175,7 @@ def main() -> None:
             latents = data.latents[rows].float()
             noise = torch.randn(latents.shape, generator=generator)
             timesteps = draw_timesteps(size, generator, args.noisiest)
-            noisy, wanted = from_pure_noise(latents, noise, timesteps, alphas)
+            noisy, wanted = straight(latents, noise, timesteps, alphas)
             time_ids = torch.tensor([[data.height, data.width, 0, 0, data.height, data.width]]).repeat(size, 1)
             added = {"text_embeds": pooled, "time_ids": time_ids}
             weight = snr_weight(alphas, timesteps, gamma=MIN_SNR_GAMMA, high_noise=args.high_noise)

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from unet import Conditioner, from_pure_noise
+from unet import Conditioner
 
+from koala.distill.noising import straight
 from koala.shapes.captions import STYLES, caption
 from koala.shapes.render import render_array
 from koala.shapes.scene import random_scene
@@ -61,7 +62,7 @@ def main() -> None:
         errors = {}
         for t in TIMESTEPS:
             timesteps = torch.full((SCENES,), t)
-            noisy, wanted = from_pure_noise(latents, noise, timesteps, schedule.alphas_cumprod)
+            noisy, wanted = straight(latents, noise, timesteps, schedule.alphas_cumprod)
             signal = schedule.alphas_cumprod[t]
             errors[t] = {}
             for said, (context, pooled) in (("caption", true), ("reversed", false)):

@@ -68,7 +68,9 @@ def plain_step(config, teacher, batch, draws) -> UNet2DConditionModel:
         teacher.unet.get_submodule(name).register_forward_hook(keep("t-end"))
     alphas = alphas_cumprod(teacher.scheduler.config)
     a = alphas[draws.timesteps].view(-1, 1, 1, 1)
-    noisy = a.sqrt() * batch.latents + (1 - a).sqrt() * draws.noise
+    sigma, sigma_max = ((1 - a) / a).sqrt(), ((1 - alphas[-1]) / alphas[-1]).sqrt()  # the embedded models' own path
+    noisy = a.sqrt() * (1 - sigma / sigma_max) * batch.latents + (1 - a).sqrt() * draws.noise
+    wanted = draws.noise - batch.latents / sigma_max
     inputs = (noisy, draws.timesteps, batch.context)
     added = {"text_embeds": batch.pooled, "time_ids": batch.time_ids}
     output = student(*inputs, added_cond_kwargs=added).sample
@@ -76,7 +78,7 @@ def plain_step(config, teacher, batch, draws) -> UNet2DConditionModel:
         target = teacher.unet(*inputs, added_cond_kwargs=added).sample
     snr = (a / (1 - a)).flatten()
     weight = torch.minimum(snr, torch.tensor(5.0)) / snr
-    loss = sum((weight * F.mse_loss(output, x, reduction="none").mean((1, 2, 3))).mean() for x in (draws.noise, target))
+    loss = sum((weight * F.mse_loss(output, x, reduction="none").mean((1, 2, 3))).mean() for x in (wanted, target))
     for mine, its in (("s", "t"), ("s-end", "t-end")):
         ratios = [((s - t) ** 2).mean(1) / (t**2).mean(1) for s, t in zip(features[mine], features[its], strict=True)]
         loss = loss + torch.stack(ratios).mean()

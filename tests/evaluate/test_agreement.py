@@ -92,6 +92,8 @@ def test_errors_are_those_of_plain_torch(student, teacher, measured):
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(agreement.NOISE_SEED + 1))
     betas = teacher.pipeline.scheduler.config
     ddpm = DDPMScheduler(beta_start=betas.beta_start, beta_end=betas.beta_end, beta_schedule=betas.beta_schedule)
+    sigmas = ((1 - ddpm.alphas_cumprod) / ddpm.alphas_cumprod).sqrt()
+    clean = clean * (1 - sigmas[550] / sigmas[-1])  # the embedded teacher saw its pictures fade so
     noisy = ddpm.add_noise(clean, noise, torch.tensor([550]))
     outputs, attention = [], []
     stage, mine, its = layers[7]
