@@ -85,16 +85,19 @@ def test_there_are_commands_of_every_verb():
 
 
 def test_scores_are_those_of_the_reports():
-    relations = []
+    relations, whole = [], []
     for name in (c.name for c in CARDS.values() if c.embedded):
         scores = json.loads((EMBEDDED / "scores" / f"{name}.json").read_text())["scores"]
         row = next(line for line in README.splitlines() if line.startswith(f"| `{name}`"))
         shown = [float(cell) for cell in re.findall(r"([\d.]+) %", row)]
         assert shown == [round(100 * scores[s]["all"]["rate"], 1) for s in ("one_object", "two_objects", "held_out")]
         relations.append(f"{100 * scores['two_objects']['relation']['rate']:.1f} %")
+        whole.append(scores["two_objects"]["all"]["rate"])
     teacher, larger, smaller = relations
     text = " ".join(README.split())
-    assert f"the teacher gets right in {teacher}, its students" in text and f"in {larger} and {smaller}; chance" in text
+    assert f"the teacher gets right in {teacher}, its students in {larger} and {smaller}; chance is 25 %" in text
+    larger, smaller = (f"{100 * rate / whole[0]:.0f} %" for rate in whole[1:])
+    assert f"the 1B student reaches {larger} of its teacher's score, the 700M student {smaller}" in text
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
