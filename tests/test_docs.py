@@ -29,7 +29,7 @@ COOKBOOK = (ROOT / "docs" / "cookbook.md").read_text(encoding="utf-8")
 ELSEWHERE = {
     "python3 -m venv": ".ci/run pastes it into a fresh clone",
     ". .venv/bin/activate": "changes the shell alone",
-    "python -m koala fetch": "tests/test_downloads.py, from a hub on this machine",
+    "python -m koala fetch": "tests/downloads/test_fetch.py, from a hub on this machine",
     "python -m koala lora": "tests/test_verbs_lora.py",
     "python -m koala distill --config recipes/full_scale": "tests/distill/test_full_scale_recipes.py",
     "python -m export --model tiny-koala-700m --out exports": "the fixture exported_700m",

@@ -1,18 +1,11 @@
-"""From the hub to a picture: which files are asked for, what a broken connection costs, and every refusal in one line.
-
-Each command is a process of its own, as huggingface_hub reads its environment once; the hub is ours, on the loopback.
-"""
+"""From the hub to a picture: which files are asked for, and what a broken connection costs."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -20,75 +13,7 @@ from koala.generate import generate
 from koala.loading import Library
 from koala.registry import EMBEDDED
 from koala.request import GenerationRequest
-from tests.hub_server import Hub
-
-OWN = "someone/small-koala"
-SMALL = [
-    "model_index.json",
-    "scheduler/scheduler_config.json",
-    *(f"{part}/config.json" for part in ("text_encoder", "text_encoder_2", "unet")),
-    *(
-        f"{folder}/{file}"
-        for folder in ("tokenizer", "tokenizer_2")
-        for file in ("merges.txt", "tokenizer.json", "tokenizer_config.json", "vocab.json")
-    ),
-]
-TEXT = ["text_encoder/model.fp16.safetensors", "text_encoder_2/model.fp16.safetensors"]
-UNET, VAE = (f"{part}/diffusion_pytorch_model.fp16.safetensors" for part in ("unet", "vae"))
-CHUNK = 10 * 2**20  # bytes that huggingface_hub writes at once
-
-
-def published(model: str, folder: Path) -> Path:
-    """An embedded model as the hub has one: half-precision files beside every other format that is not wanted."""
-    shutil.copytree(EMBEDDED / model, folder)
-    for file in list(folder.glob("*/*.safetensors")):
-        file.rename(file.with_suffix(".fp16.safetensors"))
-        for other in (".safetensors", ".bin", ".fp16.bin", ".onnx", ".msgpack"):
-            file.with_suffix(other).write_bytes(b"not wanted" + other.encode())
-    for extra in ("vae_decoder/model.onnx", "sd_xl_base_1.0.safetensors", "README.md", "unet/openvino.bin"):
-        (folder / extra).parent.mkdir(exist_ok=True)
-        (folder / extra).write_bytes(b"not wanted " + extra.encode())
-    return folder
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory) -> Path:
-    return published("tiny-koala-700m", tmp_path_factory.mktemp("hub") / "student")
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory) -> Path:
-    return published("tiny-sdxl", tmp_path_factory.mktemp("hub") / "teacher")
-
-
-@pytest.fixture
-def hub():
-    with Hub() as found:
-        yield found
-
-
-@pytest.fixture
-def run(hub, tmp_path):
-    """Run Python, with this hub and an empty cache: run("-m", "koala", ...); a dead hub or none by `environment`."""
-
-    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-        own = {
-            "HF_ENDPOINT": hub.endpoint,
-            "HF_HOME": str(tmp_path / "home"),
-            "HF_HUB_OFFLINE": "0",
-            "HF_TOKEN": "",
-        }
-        removed = ("HF_HUB_CACHE", "TRANSFORMERS_OFFLINE", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
-        kept = {k: v for k, v in os.environ.items() if k not in removed}
-        command = [sys.executable, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, env=kept | own | environment, timeout=120)
-
-    return run
-
-
-def blobs(tmp_path: Path) -> list[Path]:
-    return sorted((tmp_path / "home" / "hub").glob("models--*/blobs/*"))
-
+from tests.downloads.conftest import CHUNK, OWN, SMALL, TEXT, UNET, VAE, blobs
 
 SETTINGS = dict(prompt="a red circle", steps=2, width=128, height=128)
 
@@ -335,69 +260,4 @@ def test_a_dry_run_lists_sizes_and_fetches_no_weights(hub, run, student):
     sizes = {f["name"]: f["size"] for f in plan["files"]}
     assert sizes[UNET] == (student / UNET).stat().st_size
     assert plan["missing_bytes"] == sum(sizes.values()) - sizes["model_index.json"]
-    assert hub.fetched(OWN) == ["model_index.json"]
-
-
-def one_line(done: subprocess.CompletedProcess, *parts: str) -> None:
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
-    (line,) = done.stderr.strip().splitlines()
-    assert all(part in line for part in parts), line
-
-
-def test_what_the_hub_refuses_is_one_line_with_what_to_type(hub, run, student, tmp_path):
-    hub.add(OWN, student)
-    hub.add("someone/gated", student, refuse=(401, "GatedRepo"))
-    hub.add("someone/forbidden", student, refuse=(403, ""))
-    pickled = shutil.copytree(student, tmp_path / "pickled")
-    for file in pickled.glob("unet/*.safetensors"):
-        file.unlink()
-    hub.add("someone/pickled", pickled)
-    flux = shutil.copytree(student, tmp_path / "flux")
-    (flux / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    hub.add("someone/flux", flux)
-    (tmp_path / "words").mkdir()
-    (tmp_path / "words" / "README.md").write_text("words")
-    hub.add("someone/words", tmp_path / "words")
-
-    fetch = ("-m", "koala", "fetch")
-    one_line(run(*fetch, "someone/gated"), "accept its licence at", f"{hub.endpoint}/someone/gated", "hf auth login")
-    one_line(run(*fetch, "someone/forbidden"), "(403)", "hf auth login")
-    one_line(
-        run(*fetch, "etri-vilab/koala-700"),
-        "there is no folder etri-vilab/koala-700 and no such model at",
-        "koala-700m (etri-vilab/koala-700m)",
-    )
-    one_line(run(*fetch, f"{OWN}@v9"), "no revision 'v9'", "whole commit")
-    one_line(run(*fetch, "someone/pickled"), "as a pickle only (unet/", "only safetensors")
-    one_line(run(*fetch, "someone/flux"), "is a FluxPipeline")
-    one_line(run(*fetch, "someone/words"), "is no diffusers pipeline")
-    assert not any(r.what.endswith(("tensors", ".bin")) and r.repo.endswith(("pickled", "flux")) for r in hub.requests)
-
-
-def test_no_network_is_one_line_with_what_to_type(hub, run):
-    hotel = run("-m", "koala", "fetch", OWN, HF_ENDPOINT=f"{hub.endpoint}/login")
-    one_line(hotel, "/login is no hub", f"python -m koala fetch {OWN}")
-    for model in ("koala-700m", OWN):
-        dead = run("-m", "koala", "fetch", model, HF_ENDPOINT="http://127.0.0.1:9")
-        one_line(
-            dead, f"{model} cannot be fetched to this machine", "cannot be reached", f"python -m koala fetch {model}"
-        )
-        offline = run("-m", "koala", "fetch", model, HF_HUB_OFFLINE="1")
-        one_line(offline, "HF_HUB_OFFLINE is set", f"python -m koala fetch {model}")
-
-
-FULL_DISK = f"""
-import shutil
-from collections import namedtuple
-from koala.cli import main
-
-shutil.disk_usage = lambda path: namedtuple("usage", "total used free")(10**6, 0, 10**6)
-raise SystemExit(main(["fetch", {OWN!r}]))
-"""
-
-
-def test_a_full_disk_is_refused_before_the_weights_come(hub, run, student):
-    hub.add(OWN, student)
-    one_line(run("-c", FULL_DISK), "are missing and", "of free space", "HF_HOME=")
     assert hub.fetched(OWN) == ["model_index.json"]
