@@ -16,6 +16,7 @@ from koala.lora import lora_for, read_lora, remap, remap_file, teacher_of
 from koala.original_layout import original_names
 from koala.request import RequestError
 from koala.specs import KOALA_700M, SDXL, SPECS, TINY_KOALA_1B, TINY_KOALA_700M, TINY_SDXL
+from tests.test_tensorfiles import Bomb
 
 RANK, ALPHA = 2, 0.5
 
@@ -335,11 +336,6 @@ def test_what_cannot_be_moved_is_refused(tmp_path, make, says):
 def test_a_lora_of_a_named_other_teacher_is_refused():
     with pytest.raises(RequestError, match="fit no layer of sdxl"):
         remap(kohya(factors(TINY_SDXL, "attn1")), SPECS["koala-700m"], SDXL)
-
-
-class Bomb:
-    def __reduce__(self):
-        return pytest.fail, ("a pickle was unpickled",)
 
 
 def test_broken_and_unsafe_files_are_refused(tmp_path):

@@ -1,24 +1,16 @@
 """Topology: exact parameter counts, the number of self-attention layers, and what a spec refuses."""
 
-import functools
 import json
 
 import pytest
-import torch
-from diffusers import UNet2DConditionModel
 
 from koala.costs import parameters
 from koala.registry import CARDS
 from koala.request import RequestError
-from koala.specs import SPECS, UNetSpec, from_config, student
+from koala.specs import SPECS, from_config, student
+from tests.test_costs import on_meta
 
 SELF_ATTENTIONS = {"sdxl": 70, "koala-1b": 30, "koala-700m": 21, "bk-sdxl": 46, "ssd-1b": 34, "segmind-vega": 15}
-
-
-@functools.cache
-def on_meta(spec: UNetSpec) -> UNet2DConditionModel:
-    with torch.device("meta"):
-        return UNet2DConditionModel(**spec.config())
 
 
 @pytest.mark.parametrize("card", [c for c in CARDS.values() if c.spec], ids=lambda c: c.name)
