@@ -74,18 +74,18 @@ def edit(folder: Path, **change) -> None:
 
 
 def test_the_judge_sees_the_same_in_pictures_of_both_runtimes(library, onnx):
-    own = library.get(TORCH)
-    asked = [
-        [resolve(request(m.card.name, prompt=p, steps=10, seed=k), m.card) for k, p in enumerate(PROMPTS)]
-        for m in (own, onnx)
-    ]
-    drawn = [clean_latents(m, r, placement_for([m], r)) for m, r in zip((own, onnx), asked, strict=True)]
-    difference = drawn[0][1] - drawn[1][1]
-    error = difference.norm() / drawn[0][1].norm()
-    print(f"clean latents apart: relative {error:.2e}, max {difference.abs().max():.2e}, mean {difference.mean():.2e}")
-    assert error < 5e-3
+    """The file is fp16: how far that alone takes a picture is the weights' own, and torch's fp16 tells."""
+    own, half = library.get(TORCH), Library("cpu", dtype="float16").get(TORCH)
+    drawn = []
+    for m in (own, onnx, half):
+        asked = [resolve(request(m.card.name, prompt=p, steps=10, seed=k), m.card) for k, p in enumerate(PROMPTS)]
+        drawn.append(clean_latents(m, asked, placement_for([m], asked)))
+    clean = drawn[0][1]
+    error, floor = ((latents.float() - clean).norm() / clean.norm() for _, latents in drawn[1:])
+    print(f"clean latents apart: relative {error:.2e}, torch's own fp16 {floor:.2e}")
+    assert error < floor
     with torch.inference_mode():
-        pictures = [decode(pipeline.vae, latents) for pipeline, latents in drawn]
+        pictures = [decode(pipeline.vae, latents) for pipeline, latents in drawn[:2]]
     apart = [psnr(x, y) for x, y in zip(*pictures, strict=True)]
     print(f"PSNR: mean {np.mean(apart):.1f} dB, least {min(apart):.1f} dB")
     assert min(apart) > 40
