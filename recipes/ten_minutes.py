@@ -41,7 +41,7 @@ def main() -> None:
     its = json.loads((EMBEDDED / "scores" / "tiny-sdxl.json").read_text())["scores"]["one_object"]
     found = {
         "command": f"python -m koala distill --preset {PRESET} --out {run.name}",
-        "scored_by": "python " + " ".join(sys.argv),
+        "scored_by": " ".join(["python -m recipes.ten_minutes", *sys.argv[1:]]),
         "device": device_name(library.device),
         "versions": versions(),
         "date": datetime.date.today().isoformat(),
