@@ -48,8 +48,8 @@ def app(command: str, folder: Path) -> dict[str, float]:
         page = time.perf_counter()
         drawing = (
             "from gradio_client import Client\n"
-            f"Client({PAGE!r}, verbose=False).predict(models=['tiny-koala-700m'], prompt='a red circle',"
-            " api_name='/compare')"
+            f"Client({PAGE!r}, verbose=False).predict(model='tiny-koala-700m', prompt='a red circle',"
+            " api_name='/generate')"
         )
         subprocess.run([folder / ".venv" / "bin" / "python", "-c", drawing], cwd=folder, check=True)
         drawn = time.perf_counter()
