@@ -177,6 +177,15 @@ def test_the_first_change_of_contributing_works(tmp_path):
     assert (tmp_path / "draft.png").is_file()
 
 
+def test_a_fresh_clone_was_ready_within_the_five_minutes():
+    """The blocks that were pasted and timed are those that stand there now."""
+    found = json.loads((ROOT / "docs" / "measurements" / "fresh-clone.json").read_text())
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    assert found["contributing"]["block"] in page and found["readme_app"]["block"] in (ROOT / "README.md").read_text()
+    assert f"took {found['contributing']['seconds']:.0f} s on two cores" in page
+    assert found["contributing"]["seconds"] < 300
+
+
 def test_every_block_of_every_page_is_run_by_a_test():
     """Those of the cookbook and the README above, of the others below; a new page or language needs its own test."""
     found = {page: {s.language for s in snippets((ROOT / page).read_text())} for page in PAGES}
