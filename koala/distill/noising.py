@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import torch
 
+from koala.registry import ModelCard
+
 # latents and noise (B, 4, h, w), timesteps (B,), alphas_cumprod (1000,) -> what is seen, what is wanted, (B, 4, h, w)
 Noising = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
@@ -34,3 +36,8 @@ def straight(
 
 
 NOISINGS: dict[str, Noising] = {"ddpm": ddpm, "straight": straight}
+
+
+def noising_of(teacher: ModelCard, chosen: str = "teacher") -> Noising:
+    """The one that was chosen by name; "teacher" is the one that this teacher learned with."""
+    return NOISINGS[teacher.noising if chosen == "teacher" else chosen]

@@ -26,7 +26,7 @@ from koala.distill.data.order import BatchOrder
 from koala.distill.draws import draw
 from koala.distill.ema import Ema
 from koala.distill.means import Means
-from koala.distill.noising import NOISINGS
+from koala.distill.noising import noising_of
 from koala.distill.optimizers import build_optimizers, learning_rate
 from koala.distill.pairs import feature_pairs
 from koala.distill.preflight import check, keep_exact
@@ -150,8 +150,7 @@ class _Run:
         self.spec = student_spec(config.student_spec, self.teacher.spec)
         pairs = feature_pairs(config, self.spec, self.teacher.spec)
         alphas = alphas_cumprod(self.teacher.pipeline.scheduler.config)
-        noising = NOISINGS[self.teacher.card.noising if config.noising == "teacher" else config.noising]
-        self.step = DistillationStep(config, network, pairs, alphas, noising)
+        self.step = DistillationStep(config, network, pairs, alphas, noising_of(self.teacher.card, config.noising))
         if config.gradient_checkpointing:
             bare.enable_gradient_checkpointing()
         self.validator = self._validator(library) if self.main else None

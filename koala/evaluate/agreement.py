@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from koala.distill.noising import NOISINGS
+from koala.distill.noising import noising_of
 from koala.evaluate.drawing import batches, clean_latents, placement_for, requests_for
 from koala.evaluate.settings import Settings
 from koala.hooks import tap
@@ -104,7 +104,7 @@ def measure(
     mine, its = [path for _, path, _ in layers], [path for _, _, path in layers]
     watched = [(OUTPUT, OUTPUT), *zip(mine, its, strict=True)]
     found = torch.empty(2, len(TIMESTEPS), len(watched), len(prompts))
-    alphas, noising = teacher.pipeline.scheduler.alphas_cumprod, NOISINGS[teacher.card.noising]
+    alphas, noising = teacher.pipeline.scheduler.alphas_cumprod, noising_of(teacher.card)
     done = 0
     for batch in batches(requests_for(teacher, prompts, settings), settings.batch_size):
         say(f"agreement: {done} of {len(prompts)} prompts; {teacher.card.name} draws the next {len(batch)}")

@@ -104,8 +104,9 @@ def evaluate(
     A size in px other than the model's own has its own prompts, of scenes that fit it. RequestError where none do.
     """
     guidance = model.card.guidance if guidance is None else guidance
-    canvas = {name: value for name, value in (("width", width), ("height", height)) if value is not None}
+    own = width is None and height is None
     width, height = width or model.card.width, height or model.card.height
+    canvas = {} if own else {"width": width, "height": height}
     batch_size = batch_size or drawing.fitting(width, height)
     scores = {}
     for suite, texts in [(suite, prompts(suite, count, **canvas)) for suite in suites]:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, EulerDiscreteScheduler
 
-from koala.distill.noising import NOISINGS, ddpm, straight
+from koala.distill import config
+from koala.distill.noising import NOISINGS, ddpm, noising_of, straight
 from koala.registry import CARDS, EMBEDDED
 
 SCHEDULER = EMBEDDED / "tiny-sdxl" / "scheduler"
@@ -43,3 +44,10 @@ def test_ddpm_is_the_schedulers_own_and_shows_the_picture_to_its_last_step():
 def test_every_model_names_a_noising_that_there_is():
     assert {card.noising for card in CARDS.values()} == set(NOISINGS)
     assert all((card.noising == "straight") == card.embedded for card in CARDS.values())
+
+
+def test_a_teachers_own_noising_is_taken_unless_another_is_chosen():
+    assert set(config.NOISINGS) == {"teacher", *NOISINGS}
+    assert (noising_of(CARDS["tiny-sdxl"]), noising_of(CARDS["sdxl-base"])) == (straight, ddpm)
+    for name, chosen in NOISINGS.items():
+        assert noising_of(CARDS["tiny-sdxl"], name) is noising_of(CARDS["sdxl-base"], name) is chosen

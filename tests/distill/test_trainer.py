@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import resource
+import shutil
 
 import pytest
 import torch
@@ -63,6 +64,15 @@ def test_accumulation_gives_the_losses_of_one_pass(small, tmp_path):
     differences = [abs(a - b) for a, b in zip(*losses, strict=True)]
     print(f"max difference {max(differences):.3g}, mean {sum(differences) / len(differences):.3g}")
     assert max(differences) < 1e-5
+
+
+def test_pictures_fade_as_the_teachers_did_or_as_was_chosen(trained, run):
+    """`trained` says nothing of it, and its teacher learned on the straight path."""
+    for chosen, same in (("straight", True), ("ddpm", False)):
+        train(run, dataclasses.replace(trained.config(), noising=chosen))
+        mine, its = (next(e["loss"] for e in r.metrics() if e["kind"] == "train") for r in (run, trained))
+        assert (mine == its) is same
+        shutil.rmtree(run.path)
 
 
 def test_a_run_leaves_pictures_curves_a_score_and_a_pipeline_that_diffusers_loads(small, run):

@@ -38,6 +38,15 @@ def test_another_canvas_has_prompts_of_its_own_that_fit_it():
         shapes.prompts("two_objects", 1, width=64, height=64)
 
 
+def test_a_side_that_is_not_given_is_the_models_own(monkeypatch):
+    model, asked = Library("cpu").get("tiny-koala-700m"), []
+    monkeypatch.setattr(shapes, "prompts", lambda suite, count, **canvas: asked.append(canvas) or [])
+    for size in ({}, {"width": 320}, {"width": 256, "height": 192}):
+        report = shapes.evaluate(model, count=0, suites=("one_object",), **size)
+        assert (report["width"], report["height"]) == (size.get("width", 256), size.get("height", 256))
+    assert asked == [{}, {"width": 320, "height": 256}, {"width": 256, "height": 192}]
+
+
 def test_pictures_do_not_depend_on_the_batch_that_they_were_drawn_in():
     model = Library("cpu").get("tiny-koala-700m")
     texts = shapes.prompts("one_object", 4)

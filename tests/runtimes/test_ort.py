@@ -81,9 +81,10 @@ def test_the_judge_sees_the_same_in_pictures_of_both_runtimes(library, onnx):
         asked = [resolve(request(m.card.name, prompt=p, steps=10, seed=k), m.card) for k, p in enumerate(PROMPTS)]
         drawn.append(clean_latents(m, asked, placement_for([m], asked)))
     clean = drawn[0][1]
-    error, floor = ((latents.float() - clean).norm() / clean.norm() for _, latents in drawn[1:])
-    print(f"clean latents apart: relative {error:.2e}, torch's own fp16 {floor:.2e}")
-    assert error < floor
+    error, floor = ((x.float() - clean).flatten(1).norm(dim=1) / clean.flatten(1).norm(dim=1) for _, x in drawn[1:])
+    print(f"clean latents apart, relative: {error.tolist()}; torch's own fp16: {floor.tolist()}")
+    assert (error < floor).all()
+    assert error.median() < 2.5e-3
     with torch.inference_mode():
         pictures = [decode(pipeline.vae, latents) for pipeline, latents in drawn[:2]]
     apart = [psnr(x, y) for x, y in zip(*pictures, strict=True)]
