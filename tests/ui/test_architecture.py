@@ -1,5 +1,6 @@
 """What the Architecture tab says: exact counts, honest sources, only what a teacher can give, and a cut that is one."""
 
+import gc
 import json
 import os
 import re
@@ -112,7 +113,16 @@ def test_a_stage_may_lose_its_attention_and_get_it_back():
     assert change(change(SDXL, {"mid": "alone"}), {"mid": "attention"}) == SDXL
 
 
-def test_every_slider_position_has_figures_in_time():
+@pytest.fixture
+def no_collection():
+    """As timeit measures: what other tests left in this process is collected before and after."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_every_slider_position_has_figures_in_time(no_collection):
     """Whatever is chosen in whatever order: a spec that the teacher can give, within the server's time."""
     slowest = 0.0
     for mid in architecture.MID_CHOICES:
