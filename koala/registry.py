@@ -82,7 +82,7 @@ def _tiny(name: str, title: str, parameters: int, spec: UNetSpec, teacher: str |
         spec=spec,
         teacher=teacher,
         noising="straight",
-        guidance=5.0,
+        guidance=2.0,
         width=256,
         height=256,
     )

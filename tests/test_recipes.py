@@ -86,3 +86,14 @@ def test_what_is_said_of_the_relation_are_the_reports_figures():
     assert f"at t = 999 was {before} % larger after stage f, {after:.0f} % after stage g" in said
     said = (folder / "decisions.md").read_text()
     assert f"by {before} %; after 3,800 steps on the straight path from noise to picture by {after:.0f} %" in said
+
+
+def test_guidance_is_chosen_by_rates_at_every_value_asked(tmp_path):
+    out = tmp_path / "guidance.json"
+    command = [sys.executable, "-m", "recipes.embedded.guidance", "--models", "tiny-koala-700m", "--num-prompts", "2"]
+    subprocess.run([*command, "--guidance", "1", "2", "--out", out], check=True, cwd=RECIPES.parents[1])
+    found = json.loads(out.read_text())
+    assert found["series"] == "choice" and found["command"].startswith("python -m recipes.embedded.guidance --models")
+    scores = found["scores"]["tiny-koala-700m"]
+    assert list(scores) == ["1", "2"]
+    assert all(s["two_objects"]["all"]["count"] == 2 for s in scores.values())

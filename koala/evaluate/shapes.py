@@ -21,13 +21,14 @@ STEPS = 25
 BOOTSTRAPS = 2000
 
 
-def prompts(suite: str, count: int, *, width: int = 256, height: int = 256) -> list[str]:
+def prompts(suite: str, count: int, *, width: int = 256, height: int = 256, series: str = "suite") -> list[str]:
     """The fixed prompts of a suite: short and detailed captions in turn, of scenes that fit this canvas in px.
 
-    Raises RequestError where the canvas cannot hold the suite's objects.
+    Another series has other prompts of the same kind, for choices that the score itself must not decide. Raises
+    RequestError where the canvas cannot hold the suite's objects.
     """
     num_objects, pairs = _SETTING[suite]
-    rng = random.Random(f"suite/{suite}")
+    rng = random.Random(f"{series}/{suite}")
     try:
         scenes = (random_scene(rng, num_objects, width=width, height=height, pairs=pairs) for _ in range(count))
         return [caption(scene, STYLES[i % len(STYLES)], rng) for i, scene in enumerate(scenes)]
@@ -97,6 +98,7 @@ def evaluate(
     width: int | None = None,
     height: int | None = None,
     batch_size: int | None = None,
+    series: str = "suite",
     on_batch: Callable[[str, int, int], None] | None = None,
 ) -> dict:
     """Score a model at its own guidance: `count` prompts per suite, prompt k from the same noise for every model.
@@ -109,7 +111,7 @@ def evaluate(
     canvas = {} if own else {"width": width, "height": height}
     batch_size = batch_size or drawing.fitting(width, height)
     scores = {}
-    for suite, texts in [(suite, prompts(suite, count, **canvas)) for suite in suites]:
+    for suite, texts in [(suite, prompts(suite, count, series=series, **canvas)) for suite in suites]:
         verdicts = []
         for start in range(0, count, batch_size):
             batch = texts[start : start + batch_size]

@@ -60,7 +60,7 @@ def test_every_picture_carries_its_request_and_is_the_one_that_it_asks_for(model
     for name, prompt, seed in (("a red circle_000001", TWO[0], 8), ("a blue star, above a ring_000002", TWO[1], 7)):
         request = read_png(tmp_path / "samples" / f"{name}.png")["request"]
         assert (request.prompt, request.seed, request.steps) == (prompt.text, seed, 1)
-        assert (request.model, request.width, request.guidance) == ("tiny-koala-700m", 64, 5.0)
+        assert (request.model, request.width, request.guidance) == ("tiny-koala-700m", 64, 2.0)
 
 
 def test_a_stopped_run_draws_only_what_is_missing_or_cut_off(model, tmp_path, monkeypatch):

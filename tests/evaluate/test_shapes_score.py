@@ -21,6 +21,7 @@ def test_suites_are_fixed_and_ask_for_what_their_names_say():
     assert {(m.shape, m.colour) for d in held for m in d.objects} == HELD_OUT
     assert not {(m.shape, m.colour) for d in one + two for m in d.objects} & HELD_OUT
     assert sum(d.background is not None for d in one) == 100  # every second prompt is detailed
+    assert not {*shapes.prompts("two_objects", 200)} & {*shapes.prompts("two_objects", 200, series="choice")}
 
 
 def test_another_canvas_has_prompts_of_its_own_that_fit_it():
@@ -40,7 +41,7 @@ def test_another_canvas_has_prompts_of_its_own_that_fit_it():
 
 def test_a_side_that_is_not_given_is_the_models_own(monkeypatch):
     model, asked = Library("cpu").get("tiny-koala-700m"), []
-    monkeypatch.setattr(shapes, "prompts", lambda suite, count, **canvas: asked.append(canvas) or [])
+    monkeypatch.setattr(shapes, "prompts", lambda suite, count, *, series, **canvas: asked.append(canvas) or [])
     for size in ({}, {"width": 320}, {"width": 256, "height": 192}):
         report = shapes.evaluate(model, count=0, suites=("one_object",), **size)
         assert (report["width"], report["height"]) == (size.get("width", 256), size.get("height", 256))
@@ -71,7 +72,7 @@ def test_perfect_pictures_score_one_and_wrong_ones_what_is_right_about_them(monk
             )
         )
 
-    monkeypatch.setattr(shapes, "prompts", lambda suite, count: ["a red circle left of a blue ring"] * count)
+    monkeypatch.setattr(shapes, "prompts", lambda suite, count, **_: ["a red circle left of a blue ring"] * count)
     monkeypatch.setattr(shapes, "draw", lambda *a, **k: [picture("red", 50), picture("red", 206)])
     scores = shapes.evaluate(model, count=2, suites=("two_objects",), batch_size=2)["scores"]["two_objects"]
     assert scores["all"]["rate"] == 0.5
@@ -82,7 +83,7 @@ def test_perfect_pictures_score_one_and_wrong_ones_what_is_right_about_them(monk
 def test_attributes_are_told_apart_by_what_they_say(monkeypatch):
     model = Library("cpu").get("tiny-koala-700m")
     scene = Scene(objects=(SceneObject(shape="circle", colour="red", size="large", x=90, y=128),), background="sky")
-    monkeypatch.setattr(shapes, "prompts", lambda suite, count: ["a red circle on a night background"] * count)
+    monkeypatch.setattr(shapes, "prompts", lambda suite, count, **_: ["a red circle on a night background"] * count)
     monkeypatch.setattr(shapes, "draw", lambda *a, **k: [render(scene)] * 2)
     found = shapes.evaluate(model, count=2, suites=("one_object",), batch_size=2)["scores"]["one_object"]["attribute"]
     assert {what: each["rate"] for what, each in found["by"].items()} == {"shape": 1, "colour": 1, "background": 0}

@@ -180,7 +180,7 @@ def test_a_cut_is_the_teachers_weights_and_is_made_once():
     one = made.make(TINY_KOALA_700M)
     assert made.make(student("koala-700m", TINY_SDXL)) is one and [s.card for s in made.all] == [one.card]
     print(f"cut in {one.seconds:.2f} s")
-    assert one.card.parameters == 1_967_636 and one.card.teacher == "tiny-sdxl" and one.card.guidance == 5.0
+    assert one.card.parameters == 1_967_636 and one.card.teacher == "tiny-sdxl" and one.card.guidance == 2.0
     weights = "unet/diffusion_pytorch_model.safetensors"
     with (
         safe_open(f"{one.card.source}/{weights}", "pt") as mine,

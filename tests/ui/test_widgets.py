@@ -206,11 +206,11 @@ def test_bad_fields_are_refused_with_a_remedy(change, words):
 
 def test_a_bad_link_is_used_as_far_as_it_is_good():
     query = dict(
-        prompt="a star", seed="x", width="13", models="tiny-koala-1b,nothing-like-it", steps="9,0", guidance="a,2"
+        prompt="a star", seed="x", width="13", models="tiny-koala-1b,nothing-like-it", steps="9,0", guidance="a,3"
     )
     found, complaints = settings.from_query(query, find)
     assert found["prompt"] == "a star" and found["model_a"] == "tiny-koala-1b" and found["steps_a"] == 9
-    assert found["guidance_b"] == 2.0 and "seed" not in found and found["guidance_a"] == 5.0
+    assert found["guidance_b"] == 3.0 and "seed" not in found and found["guidance_a"] == 2.0
     assert len(complaints) == 5, complaints
 
 

@@ -106,5 +106,5 @@ def test_a_teacher_on_the_students_input_has_no_settings_of_its_own(tab, fields)
 
 
 def test_a_model_brings_its_own_steps_and_guidance_and_the_first_one_its_size(tab):
-    assert tab.pick(0, "tiny-sdxl") == (25, 5.0, 256, 256)
-    assert tab.pick(1, "tiny-koala-700m") == (25, 5.0)
+    assert tab.pick(0, "tiny-sdxl") == (25, 2.0, 256, 256)
+    assert tab.pick(1, "tiny-koala-700m") == (25, 2.0)

@@ -21,7 +21,7 @@ def test_a_trained_student_is_a_model_and_an_untrained_cut_is_not(session, tmp_p
     session.before_choosing.append(found.all)
     assert ("a-1 (distilled)", "distilled-a-1") in session.choices()  # wherever models are chosen
     card = session.card("distilled-a-1")
-    assert (card.teacher, card.steps, card.guidance, card.width) == ("tiny-sdxl", 25, 5.0, 256)
+    assert (card.teacher, card.steps, card.guidance, card.width) == ("tiny-sdxl", 25, 2.0, 256)
     found.delete("a-1")
     with pytest.raises(RequestError, match="unknown model"):
         session.card("distilled-a-1")
