@@ -82,10 +82,16 @@ def euler(folder: Path, steps: int) -> tuple[np.ndarray, np.ndarray]:
     return timesteps.astype(np.float32), np.append(sigmas, 0).astype(np.float32)
 
 
+def ancestral(high: np.ndarray, low: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Steps between noise levels, the ancestral way: the level that each goes down to, the fresh noise it adds."""
+    fresh = np.sqrt(low**2 * (high**2 - low**2) / high**2)
+    return np.sqrt(low**2 - fresh**2), fresh
+
+
 def draw(
     folder: Path, prompt: str, negative_prompt: str, noise: np.ndarray, steps: int, guidance: float
 ) -> Image.Image:
-    """One picture from unit noise (1, 4, h, w)."""
+    """One picture from unit noise: (1, 4, h, w) by Euler, (1 + steps, 4, h, w) by ancestral steps."""
     words, pooled = encode(folder, prompt)
     height, width = (LATENT_FACTOR * side for side in noise.shape[2:])
     sizes = np.array([[height, width, 0, 0, height, width]], np.float32)  # original size, crop, size
@@ -97,7 +103,9 @@ def draw(
 
     unet = Graph(folder / "unet" / "model.onnx")
     timesteps, sigmas = euler(folder, steps)
-    latents = noise.astype(np.float32) * sigmas[0]
+    start, *stirring = noise.astype(np.float32)
+    lower, fresh = ancestral(sigmas[:-1], sigmas[1:]) if stirring else (sigmas[1:], None)
+    latents = start[None] * sigmas[0]
     for k, timestep in enumerate(timesteps):
         sample = np.repeat(latents / np.sqrt(sigmas[k] ** 2 + 1), len(words), axis=0)
         predicted = unet(
@@ -106,7 +114,9 @@ def draw(
         if guided:
             without, with_text = predicted
             predicted = (without + guidance * (with_text - without))[None]
-        latents = latents + predicted * (sigmas[k + 1] - sigmas[k])
+        latents = latents + predicted * (lower[k] - sigmas[k])
+        if stirring:
+            latents = latents + fresh[k] * stirring[k]
         print(f"step {k + 1} of {steps}", file=sys.stderr)
 
     scale = read(folder / "vae_decoder" / "config.json")["scaling_factor"]
@@ -127,7 +137,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--height", type=int)
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--seed", type=int, default=0, help="of numpy's noise: other pictures than torch's seeds draw")
-    start.add_argument("--noise", type=Path, metavar="FILE.npy", help="start from this noise (1, 4, h, w), not a seed")
+    start.add_argument("--noise", type=Path, metavar="FILE.npy", help="noise as draw() takes it, not a seed's")
     parser.add_argument("--out", type=Path, default=Path("picture.png"), metavar="FILE.png")
     options = parser.parse_args()
     if not (options.folder / "export.json").is_file():
@@ -147,10 +157,13 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Draw the picture, save it with its prompt, and print its path."""
     options = arguments()
+    count = 1 + options.steps if options.scheduler == "euler-ancestral-trailing" else 1
     if options.noise:
         noise = np.load(options.noise)
+        if len(noise) not in (1, 1 + options.steps):
+            sys.exit(f"{options.noise} holds {len(noise)} noises; write 1, or {1 + options.steps} for ancestral steps")
     else:
-        shape = (1, 4, options.height // LATENT_FACTOR, options.width // LATENT_FACTOR)
+        shape = (count, 4, options.height // LATENT_FACTOR, options.width // LATENT_FACTOR)
         noise = np.random.default_rng(options.seed).standard_normal(shape)
     picture = draw(options.folder, options.prompt, options.negative_prompt, noise, options.steps, options.guidance)
     told = PngImagePlugin.PngInfo()

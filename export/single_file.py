@@ -54,6 +54,11 @@ _SCALING_FACTOR = 0.13025  # of SDXL's latents
 
 _DTYPES = {"F16": torch.float16, "F32": torch.float32, "BF16": torch.bfloat16}
 _LARGEST = 65504  # of fp16
+_SAMPLERS = {  # as UIs name them
+    "euler-trailing": "Euler, trailing timesteps (sgm_uniform)",
+    "euler-leading": "Euler, leading timesteps (normal)",
+    "euler-ancestral-trailing": "Euler ancestral, trailing timesteps (sgm_uniform)",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +243,6 @@ def _metadata(card: ModelCard, checkpoint: UNetCheckpoint, content: str) -> dict
         "source_sha256": sources,
         "version": koala.__version__,
     }
-    spacing = "trailing timesteps (sgm_uniform)" if card.scheduler == "euler-trailing" else "leading timesteps (normal)"
     return {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": "stable-diffusion-xl-v1-base",
@@ -247,7 +251,7 @@ def _metadata(card: ModelCard, checkpoint: UNetCheckpoint, content: str) -> dict
         "modelspec.license": card.licence,
         "modelspec.resolution": f"{card.width}x{card.height}",
         "modelspec.prediction_type": "epsilon",
-        "modelspec.usage_hint": f"Euler, {spacing}, {card.steps} steps, guidance {card.guidance:g}",
+        "modelspec.usage_hint": f"{_SAMPLERS[card.scheduler]}, {card.steps} steps, guidance {card.guidance:g}",
         "modelspec.hash_sha256": f"0x{content}",
         "koala": json.dumps(provenance, sort_keys=True),
     }

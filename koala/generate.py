@@ -3,7 +3,7 @@
 import dataclasses
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,7 @@ from koala.presets import PRESETS
 from koala.registry import ModelCard
 from koala.request import GenerationRequest, RequestError, Timing
 from koala.result import GenerationResult
-from koala.schedulers import build
+from koala.schedulers import EulerAncestral, build
 from koala.timing import StageTimer, device_name
 
 MAX_PREVIEWS = 6  # per run: a preview costs a VAE decode
@@ -68,15 +68,23 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "diffusers", "transformers")}
 
 
-def initial_noise(request: GenerationRequest, channels: int, factor: int) -> torch.Tensor:
-    """Unit noise (images, channels, H / factor, W / factor), drawn on the CPU so that every device gets the same."""
+def noise_sources(request: GenerationRequest) -> list[torch.Generator]:
+    """One per picture, of its own seed and on the CPU, so that every batch and every device gets the same noise."""
+    return [torch.Generator().manual_seed(s) for s in range(request.seed, request.seed + request.images)]
+
+
+def initial_noise(
+    request: GenerationRequest, channels: int, factor: int, sources: Sequence[torch.Generator] | None = None
+) -> torch.Tensor:
+    """Unit noise (images, channels, H / factor, W / factor). An ancestral sampler's steps draw on from `sources`."""
     shape = (1, channels, request.height // factor, request.width // factor)
-    seeds = range(request.seed, request.seed + request.images)
-    return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
+    return torch.cat([torch.randn(shape, generator=s) for s in sources or noise_sources(request)])
 
 
 def _clean(pipeline, before: torch.Tensor, after: torch.Tensor, index: int) -> torch.Tensor:
     """What the picture would be without its remaining noise: Euler's step is a line, followed to sigma 0."""
+    if isinstance(pipeline.scheduler, EulerAncestral):
+        return pipeline.scheduler.clean
     if not isinstance(pipeline.scheduler, EulerDiscreteScheduler):
         return after
     high, low = pipeline.scheduler.sigmas[index : index + 2].tolist()
@@ -131,18 +139,18 @@ def _compiled(model: LoadedModel, request: GenerationRequest):
 def run_pipeline(
     model: LoadedModel,
     request: GenerationRequest,
-    noise: torch.Tensor,
     *,
     prompt: str | list[str] | None = None,
+    sources: list[torch.Generator] | None = None,
     timer: StageTimer | None = None,
     step_end: Callable | None = None,
     placement: Placement | None = None,
 ) -> tuple[StableDiffusionXLPipeline, torch.Tensor]:
     """Text, then every denoising step: a pipeline of this run's own and the clean latents (B, 4, h, w).
 
-    `prompt` may be a list, one per row of `noise`. The pipeline and its scheduler are new, the parts are shared; its
-    `vae` is the one to decode with, and is on the device when this returns. Hold `model.lock`; `generate` puts a
-    LoRA on.
+    For a batch of several requests `prompt` is a list, with a source of noise for each. The pipeline and its scheduler
+    are new, the parts are shared; its `vae` is the one to decode with, and is on the device when this returns. Hold
+    `model.lock`; `generate` puts a LoRA on.
     """
     placement = placement or model.place(request)
     timer = timer or StageTimer(model.device)
@@ -154,6 +162,8 @@ def run_pipeline(
         **parts, text_encoder=None, text_encoder_2=None, scheduler=scheduler, add_watermarker=False
     )
     pipeline.set_progress_bar_config(disable=True)
+    sources = sources or noise_sources(request)
+    noise = initial_noise(request, pipeline.unet.config.in_channels, pipeline.vae_scale_factor, sources)
     embeds = _encode(model, request, request.prompt if prompt is None else prompt, placement, timer)
     interval = GuidanceInterval(request, embeds)
 
@@ -172,6 +182,7 @@ def run_pipeline(
             width=request.width,
             height=request.height,
             latents=noise.to(model.device, model.dtype),
+            generator=sources,
             output_type="latent",
             callback_on_step_end=after_step,
             callback_on_step_end_tensor_inputs=["latents", *TENSORS],
@@ -248,8 +259,7 @@ def _run(
     if "vae" not in placement.on_device("unet"):
         num_previews = 0  # nothing to decode them with is on the device
     watch = _Watch(request, timer, on_step, cancel, num_previews, model, placement.tile)
-    noise = initial_noise(request, model.pipeline.unet.config.in_channels, model.pipeline.vae_scale_factor)
-    pipeline, latents = run_pipeline(model, request, noise, timer=timer, step_end=watch, placement=placement)
+    pipeline, latents = run_pipeline(model, request, timer=timer, step_end=watch, placement=placement)
     with timer.stage("vae"):
         images = decode(pipeline.vae, latents, placement.tile)
     timing = Timing(

@@ -81,6 +81,7 @@ def _tiny(name: str, title: str, parameters: int, spec: UNetSpec, teacher: str |
         licence="Apache-2.0",
         spec=spec,
         teacher=teacher,
+        scheduler="euler-ancestral-trailing",
         noising="straight",
         guidance=2.0,
         width=256,
@@ -211,6 +212,14 @@ def _config(file: Path) -> dict:
     return found
 
 
+def _sampler(config: dict) -> str:
+    """The scheduler (request.SCHEDULERS) that a folder's own comes nearest to."""
+    if config.get("timestep_spacing", "trailing") == "leading":
+        return "euler-leading"
+    ancestral = config.get("_class_name") == "EulerAncestralDiscreteScheduler"
+    return "euler-ancestral-trailing" if ancestral else "euler-trailing"
+
+
 def _folder_card(folder: Path) -> ModelCard:
     """A card for a folder in diffusers' layout: spec, native size and scheduler as its own configs tell them."""
     known = next((c for c in CARDS.values() if c.source == str(folder)), None)
@@ -221,7 +230,6 @@ def _folder_card(folder: Path) -> ModelCard:
     unet = _config(folder / "unet" / "config.json")
     spec = from_config(unet, str(folder)) if unet else None
     side = 8 * (unet.get("sample_size") or 128)
-    spacing = _config(folder / "scheduler" / "scheduler_config.json").get("timestep_spacing", "trailing")
     return ModelCard(
         name=str(folder),
         title=folder.name,
@@ -229,7 +237,7 @@ def _folder_card(folder: Path) -> ModelCard:
         parameters=parameters(spec) if spec else None,
         licence="see its folder",
         spec=spec,
-        scheduler="euler-leading" if spacing == "leading" else "euler-trailing",
+        scheduler=_sampler(_config(folder / "scheduler" / "scheduler_config.json")),
         width=side,
         height=side,
     )

@@ -1,10 +1,42 @@
 """Scheduler names -> diffusers schedulers on a pipeline's own noise schedule."""
 
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, SchedulerMixin
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    SchedulerMixin,
+)
+from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncestralDiscreteSchedulerOutput
+
+
+class EulerAncestral(EulerAncestralDiscreteScheduler):
+    """Euler that goes a little too far and adds fresh noise, step by step: what went wrong early can still be mended.
+
+    `clean` is the last step's estimate of the picture (B, C, h, w), None before the first step.
+    """
+
+    clean: torch.Tensor | None = None
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: torch.Tensor,
+        sample: torch.Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        return_dict: bool = True,
+    ) -> EulerAncestralDiscreteSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+        """One step; fresh noise comes from `generator`, one for all pictures or one for each."""
+        done = super().step(model_output, timestep, sample, generator=generator)
+        self.clean = done.pred_original_sample
+        return done if return_dict else (done.prev_sample, done.pred_original_sample)
+
 
 _KINDS = {
     "euler-trailing": (EulerDiscreteScheduler, {"timestep_spacing": "trailing"}),
     "euler-leading": (EulerDiscreteScheduler, {"timestep_spacing": "leading", "steps_offset": 1}),
+    "euler-ancestral-trailing": (EulerAncestral, {"timestep_spacing": "trailing"}),
     "ddim-trailing": (DDIMScheduler, {"timestep_spacing": "trailing", "clip_sample": False}),
     "dpmpp-2m-trailing": (DPMSolverMultistepScheduler, {"timestep_spacing": "trailing"}),
 }

@@ -10,7 +10,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch.nn.functional import cosine_similarity
 
-from koala.generate import initial_noise, resolve, run_pipeline
+from koala.generate import resolve, run_pipeline
 from koala.hooks import tap
 from koala.loading import LoadedModel
 from koala.request import GenerationRequest
@@ -69,7 +69,6 @@ def similarities(model: LoadedModel, request: GenerationRequest) -> dict[str, to
     request = resolve(request, model.card)
     unet = model.pipeline.unet
     chains = {path: _chain(path, depth) for stage in transformers(unet).values() for path, depth in stage}
-    noise = initial_noise(request, unet.config.in_channels, model.pipeline.vae_scale_factor)
     found: dict[str, list[torch.Tensor]] = {path: [] for path in chains}
     with model.lock, tap({name: unet.get_submodule(name) for chain in chains.values() for name in chain}) as seen:
 
@@ -81,7 +80,7 @@ def similarities(model: LoadedModel, request: GenerationRequest) -> dict[str, to
             seen.clear()
             return {}
 
-        run_pipeline(model, request, noise, step_end=step_end)
+        run_pipeline(model, request, step_end=step_end)
     return {path: torch.stack(rows) for path, rows in found.items()}
 
 

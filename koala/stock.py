@@ -5,7 +5,7 @@ import threading
 import torch
 
 from koala.compilation import compiled
-from koala.generate import Cancelled, initial_noise
+from koala.generate import Cancelled, initial_noise, noise_sources
 from koala.loading import LoadedModel
 from koala.plans import Plan, pair_plan
 from koala.request import GenerationRequest, Timing
@@ -21,7 +21,8 @@ def stock(model: LoadedModel, request: GenerationRequest, cancel: threading.Even
     scheduler = build(request.scheduler, model.pipeline.scheduler.config)
     pipeline = type(model.pipeline)(**model.pipeline.components | {"scheduler": scheduler}, add_watermarker=False)
     pipeline.set_progress_bar_config(disable=True)
-    noise = initial_noise(request, pipeline.unet.config.in_channels, pipeline.vae_scale_factor)
+    sources = noise_sources(request)
+    noise = initial_noise(request, pipeline.unet.config.in_channels, pipeline.vae_scale_factor, sources)
 
     def step_end(*_) -> dict:
         if cancel.is_set():
@@ -45,6 +46,7 @@ def stock(model: LoadedModel, request: GenerationRequest, cancel: threading.Even
             height=request.height,
             num_images_per_prompt=request.images,
             latents=noise.to(model.device, model.dtype),
+            generator=sources,
             callback_on_step_end=step_end,
         )
     return Timing(

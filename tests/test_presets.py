@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+from diffusers import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, StableDiffusionXLPipeline
 
 from koala.decoding import decode
-from koala.generate import generate, initial_noise, resolve
+from koala.generate import generate, initial_noise, noise_sources, resolve
 from koala.guidance import guided_steps
 from koala.loading import Library
 from koala.presets import PRESETS
@@ -29,19 +29,25 @@ def pixels(result):
     return np.stack([np.asarray(i).astype(int) for i in result.images])
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("euler-trailing", EulerDiscreteScheduler), ("euler-ancestral-trailing", EulerAncestralDiscreteScheduler)],
+)
 @pytest.mark.parametrize("images", [1, 2])
-def test_quality_is_the_stock_pipeline_to_the_bit(model, images):
+def test_quality_is_the_stock_pipeline_to_the_bit(model, images, name, kind):
     """The stock pipeline's latents, decoded one by one as we do: a whole batch at once rounds some bytes otherwise."""
-    asked = resolve(request(images=images), CARDS[STUDENT])
+    asked = resolve(request(images=images, scheduler=name), CARDS[STUDENT])
     stock = StableDiffusionXLPipeline.from_pretrained(EMBEDDED / STUDENT)
-    stock.scheduler = EulerDiscreteScheduler.from_config(stock.scheduler.config, timestep_spacing="trailing")
+    stock.scheduler = kind.from_config(stock.scheduler.config, timestep_spacing="trailing")
+    sources = noise_sources(asked)
     stock.set_progress_bar_config(disable=True)
     latents = stock(
         asked.prompt,
         num_inference_steps=asked.steps,
         guidance_scale=asked.guidance,
         num_images_per_prompt=images,
-        latents=initial_noise(asked, 4, 8),
+        latents=initial_noise(asked, 4, 8, sources),
+        generator=sources,
         output_type="latent",
     ).images
     with torch.inference_mode():
@@ -81,7 +87,7 @@ def test_the_guided_interval_may_begin_later(model, monkeypatch):
 
     late = dataclasses.replace(PRESETS["fast"], guided=(0.25, 0.75))
     monkeypatch.setitem(PRESETS, "fast", late)
-    asked = resolve(request(preset="fast", steps=8), CARDS[STUDENT])
+    asked = resolve(request(preset="fast", steps=8, scheduler="euler-trailing"), CARDS[STUDENT])
     assert list(guided_steps(asked)) == [2, 3, 4, 5]
     model.warm.clear()
     found = generate(asked, model)

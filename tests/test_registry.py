@@ -27,16 +27,27 @@ def test_aliases_are_nobody_elses_name():
     assert {find(a).name for a in aliases} == {"sdxl-base", "sdxl-lightning-4step", "segmind-vega"}
 
 
-def test_a_folder_of_ones_own_tells_its_native_size_its_spec_and_its_scheduler(tmp_path):
-    config = json.loads((EMBEDDED / "tiny-koala-700m" / "unet" / "config.json").read_text())
+@pytest.mark.parametrize(
+    ("config", "scheduler"),
+    [
+        ({"timestep_spacing": "leading"}, "euler-leading"),
+        ({"timestep_spacing": "trailing", "_class_name": "EulerDiscreteScheduler"}, "euler-trailing"),
+        (
+            {"timestep_spacing": "trailing", "_class_name": "EulerAncestralDiscreteScheduler"},
+            "euler-ancestral-trailing",
+        ),
+    ],
+)
+def test_a_folder_of_ones_own_tells_its_native_size_its_spec_and_its_scheduler(tmp_path, config, scheduler):
+    unet = json.loads((EMBEDDED / "tiny-koala-700m" / "unet" / "config.json").read_text())
     (tmp_path / "unet").mkdir()
     (tmp_path / "scheduler").mkdir()
-    (tmp_path / "unet" / "config.json").write_text(json.dumps(config | {"sample_size": 64}))
-    (tmp_path / "scheduler" / "scheduler_config.json").write_text('{"timestep_spacing": "leading"}')
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(unet | {"sample_size": 64}))
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
     card = find(str(tmp_path))
     assert (card.width, card.height, card.source) == (512, 512, str(tmp_path))
     assert (replace(card.spec, name=TINY_KOALA_700M.name), card.parameters) == (TINY_KOALA_700M, 1_967_636)
-    assert card.scheduler == "euler-leading"
+    assert card.scheduler == scheduler
 
 
 @pytest.mark.parametrize("name", ["", "  "])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from koala import cli
-from koala.generate import initial_noise, resolve, run_pipeline
+from koala.generate import resolve, run_pipeline
 from koala.loading import Library
 from koala.request import GenerationRequest
 from koala.similarity import SHAPES, measure, similarities, transformers
@@ -51,7 +51,7 @@ def test_the_curve_is_the_cosine_between_a_blocks_input_and_output(teacher, guid
     handles = [block.register_forward_hook(watch(k)) for k, block in enumerate(blocks)]
     resolved = resolve(request, teacher.card)
     with torch.inference_mode():
-        run_pipeline(teacher, resolved, initial_noise(resolved, 4, 8))
+        run_pipeline(teacher, resolved)
     for handle in handles:
         handle.remove()
     gap = (found - expected).abs()

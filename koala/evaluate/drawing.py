@@ -8,7 +8,7 @@ from diffusers import StableDiffusionXLPipeline
 
 from koala.decoding import decode
 from koala.evaluate.settings import Settings, request
-from koala.generate import initial_noise, made_by, peak_memory, resolve, run_pipeline
+from koala.generate import made_by, noise_sources, peak_memory, resolve, run_pipeline
 from koala.guidance import guided_steps
 from koala.loading import LoadedModel, Placement
 from koala.request import MAX_IMAGES, GenerationRequest, Timing
@@ -61,10 +61,8 @@ def clean_latents(
 
     Hold the model's lock.
     """
-    channels, factor = model.pipeline.unet.config.in_channels, model.pipeline.vae_scale_factor
-    noise = torch.cat([initial_noise(r, channels, factor) for r in requests])
-    prompts = [r.prompt for r in requests]
-    return run_pipeline(model, requests[0], noise, prompt=prompts, timer=timer, placement=placement)
+    prompts, sources = [r.prompt for r in requests], [s for r in requests for s in noise_sources(r)]
+    return run_pipeline(model, requests[0], prompt=prompts, sources=sources, timer=timer, placement=placement)
 
 
 @torch.inference_mode()

@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, EulerAncestralDiscreteScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -25,7 +25,7 @@ MODEL_INDEX = {
     "feature_extractor": [None, None],
     "force_zeros_for_empty_prompt": True,
     "image_encoder": [None, None],
-    "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+    "scheduler": ["diffusers", "EulerAncestralDiscreteScheduler"],
     "text_encoder": ["transformers", "CLIPTextModel"],
     "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
     "tokenizer": ["transformers", "CLIPTokenizer"],
@@ -72,7 +72,7 @@ def main() -> None:
     if args.vae:
         AutoencoderKL.from_pretrained(args.vae, torch_dtype=torch.float32).half().save_pretrained(first / "vae")
         edit(first / "vae" / "config.json", "_name_or_path")
-    EulerDiscreteScheduler(
+    EulerAncestralDiscreteScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",

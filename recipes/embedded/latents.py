@@ -26,7 +26,7 @@ def scene(seed: str, index: int, num_objects: int, width: int, height: int) -> S
 
 
 class LatentSet:
-    """All shards of one folder named WIDTHxHEIGHT-OBJECTS; `refresh` finds shards that were added since."""
+    """All shards of one folder named WIDTHxHEIGHT-OBJECTS, whichever there are; `refresh` finds those added since."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -35,18 +35,19 @@ class LatentSet:
         self.num_objects = int(objects)
         self.latents = torch.empty(0, 4, self.height // 8, self.width // 8, dtype=torch.float16)
         self.scenes: list[Scene] = []
-        self._shards = 0
+        self._known: set[Path] = set()
         self.refresh()
 
     def refresh(self) -> None:
-        files = sorted(self.folder.glob("*.safetensors"))
-        added = [load_file(f)["latents"] for f in files[self._shards :]]
-        self._shards = len(files)
-        self.latents = torch.cat([self.latents, *added])
-        self.scenes += [
-            scene(self.folder.name, i, self.num_objects, self.width, self.height)
-            for i in range(len(self.scenes), len(self.latents))
-        ]
+        for path in sorted(set(self.folder.glob("*.safetensors")) - self._known):
+            added = load_file(path)["latents"]
+            first = int(path.stem) * len(added)
+            self.latents = torch.cat([self.latents, added])
+            self.scenes += [
+                scene(self.folder.name, i, self.num_objects, self.width, self.height)
+                for i in range(first, first + len(added))
+            ]
+            self._known.add(path)
 
 
 @torch.no_grad()
@@ -55,6 +56,7 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder named WIDTHxHEIGHT-OBJECTS")
     parser.add_argument("--count", type=int, required=True)
+    parser.add_argument("--first", type=int, default=0, help="scene to begin with, a multiple of --shard")
     parser.add_argument("--shard", type=int, default=1024, help="scenes per file")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -64,7 +66,7 @@ def main() -> None:
     size, objects = args.out.name.split("-")
     width, height = map(int, size.split("x"))
     args.out.mkdir(parents=True, exist_ok=True)
-    for start in range(0, args.count, args.shard):
+    for start in range(args.first, args.first + args.count, args.shard):
         path = args.out / f"{start // args.shard:04d}.safetensors"
         if path.exists():
             continue

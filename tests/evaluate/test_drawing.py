@@ -32,7 +32,7 @@ def test_batches_are_as_asked_or_as_large_as_25_small_pictures(requests):
 
 def test_prompts_start_from_consecutive_seeds_at_the_models_own_settings(model, requests):
     assert [r.seed for r in requests] == [5, 6, 7]
-    assert {(r.steps, r.guidance, r.scheduler, r.images) for r in requests} == {(2, 2.0, "euler-trailing", 1)}
+    assert {(r.steps, r.guidance, r.scheduler, r.images) for r in requests} == {(2, 2.0, "euler-ancestral-trailing", 1)}
 
 
 def test_a_picture_is_the_same_alone_and_in_a_batch(model, requests):

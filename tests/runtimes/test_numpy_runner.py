@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from koala.fidelity import psnr
-from koala.generate import generate, initial_noise
+from koala.generate import generate, initial_noise, noise_sources
 from koala.loading import Library
 from koala.request import GenerationRequest
 from koala.result import GenerationResult
@@ -38,7 +38,9 @@ SMALL = {"steps": 4, "width": 160, "height": 128}
 def apart(export: Path, drawn: GenerationResult, folder: Path) -> float:
     """PSNR in dB between a result and what the runner draws of the same request and noise, in an empty folder."""
     asked = drawn.request
-    np.save(folder / "noise.npy", initial_noise(asked, 4, 8).numpy())
+    sources = noise_sources(asked)
+    noises = 1 + asked.steps if asked.scheduler == "euler-ancestral-trailing" else 1
+    np.save(folder / "noise.npy", np.concatenate([initial_noise(asked, 4, 8, sources).numpy() for _ in range(noises)]))
     given = ["--negative-prompt", asked.negative_prompt, "--guidance", str(asked.guidance), "--steps", str(asked.steps)]
     done = run(str(export), asked.prompt, *given, "--noise", "noise.npy", "--out", "a.png", cwd=folder)
     assert done.returncode == 0, done.stderr
