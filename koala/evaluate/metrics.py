@@ -60,6 +60,7 @@ class Shapes:
             count=chosen.num_prompts or 500,
             steps=steps or (chosen.steps or (shapes.STEPS,))[0],
             guidance=chosen.guidance,
+            scheduler=chosen.scheduler,
             preset=chosen.preset or "quality",
             width=chosen.width,
             height=chosen.height,
@@ -83,9 +84,8 @@ class Clip:
 
     def _of_teacher(self, texts: list[str]) -> clip.Reference:
         """The teacher's pictures at its own settings, from other noise than the student's."""
-        chosen = replace(
-            self.settings, steps=None, guidance=None, preset=None, seed=(self.settings.seed or 0) + len(texts)
-        )
+        own = dict.fromkeys(("steps", "guidance", "scheduler", "preset"))
+        chosen = replace(self.settings, **own, seed=(self.settings.seed or 0) + len(texts))
         teacher = self.library.get(self.settings.teacher)
         asked = requests_for(teacher, texts, chosen)
         found = [self.embedder.embed_pictures(p) for p, _ in drawn(teacher, asked, chosen, self.say)]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from koala.presets import PRESETS
-from koala.request import GenerationRequest, RequestError
+from koala.request import SCHEDULERS, GenerationRequest, RequestError
 
 LAYOUTS = ("t2i-compbench", "geneval")
 METRICS = ("shapes", "clip", "hpsv2")
@@ -30,6 +30,7 @@ class Settings:
         "denoising steps; the suite steps takes a list (default: the model's own)", int, nargs="+"
     )
     guidance: float | None = _option("classifier-free guidance (default: the model's own)", float)
+    scheduler: str | None = _option("the sampler (default: the model's own)", choices=SCHEDULERS)
     seed: int | None = _option("noise of the first picture, counted up from there (default 0)", int)
     width: int | None = _option("picture width in px (default: the model's own)", int)
     height: int | None = _option("picture height in px (default: the model's own)", int)
@@ -59,12 +60,13 @@ class Suite:
     many: bool = False  # takes several models
 
 
-_DRAWING = ("num_prompts", "prompts", "steps", "guidance", "preset", "seed", "width", "height", "batch_size")
+_SAMPLING = ("steps", "guidance", "scheduler", "preset", "width", "height", "batch_size")
+_DRAWING = ("num_prompts", "prompts", "seed", *_SAMPLING)
 _REFERENCES = ("teacher", "reference", "clip")
 SUITES = {
     "shapes": Suite(
         help="which claims hold in its pictures",
-        reads=("num_prompts", "steps", "guidance", "preset", "width", "height", "batch_size"),
+        reads=("num_prompts", *_SAMPLING),
     ),
     "judge": Suite(help="how exact the judge of shapes is, before and after its VAE", reads=("num_prompts",)),
     "agreement": Suite(
@@ -125,6 +127,7 @@ def request(
         seed=(settings.seed or 0) + offset,
         steps=steps or (settings.steps or (None,))[0],
         guidance=settings.guidance,
+        scheduler=settings.scheduler,
         preset=settings.preset or "quality",
         width=settings.width,
         height=settings.height,

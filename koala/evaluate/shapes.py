@@ -43,13 +43,15 @@ def draw(
     *,
     steps: int,
     guidance: float,
+    scheduler: str | None = None,
     preset: str = "quality",
     width: int | None = None,
     height: int | None = None,
 ) -> list[Image.Image]:
     """One picture per prompt as a single batch; prompt k starts from the noise of seed `first_seed + k`."""
-    same = dict(model=model.card.name, steps=steps, guidance=guidance, preset=preset, width=width, height=height)
-    requests = [GenerationRequest(prompt=t, seed=first_seed + k, **same) for k, t in enumerate(texts)]
+    same = dict(steps=steps, guidance=guidance, scheduler=scheduler, preset=preset, width=width, height=height)
+    name = model.card.name
+    requests = [GenerationRequest(model=name, prompt=t, seed=first_seed + k, **same) for k, t in enumerate(texts)]
     return [result.images[0] for result in drawing.draw(model, [resolve(r, model.card) for r in requests])]
 
 
@@ -94,6 +96,7 @@ def evaluate(
     suites: tuple[str, ...] = SUITES,
     steps: int = STEPS,
     guidance: float | None = None,
+    scheduler: str | None = None,
     preset: str = "quality",
     width: int | None = None,
     height: int | None = None,
@@ -101,11 +104,12 @@ def evaluate(
     series: str = "suite",
     on_batch: Callable[[str, int, int], None] | None = None,
 ) -> dict:
-    """Score a model at its own guidance: `count` prompts per suite, prompt k from the same noise for every model.
+    """Score a model at its own guidance and sampler: `count` prompts a suite, prompt k from the same noise for all.
 
     A size in px other than the model's own has its own prompts, of scenes that fit it. RequestError where none do.
     """
     guidance = model.card.guidance if guidance is None else guidance
+    scheduler = scheduler or model.card.scheduler
     own = width is None and height is None
     width, height = width or model.card.width, height or model.card.height
     canvas = {} if own else {"width": width, "height": height}
@@ -115,8 +119,8 @@ def evaluate(
         verdicts = []
         for start in range(0, count, batch_size):
             batch = texts[start : start + batch_size]
-            settings = dict(steps=steps, guidance=guidance, preset=preset, width=width, height=height)
-            pictures = draw(model, batch, start, **settings)
+            settings = dict(steps=steps, guidance=guidance, scheduler=scheduler, preset=preset)
+            pictures = draw(model, batch, start, **settings, width=width, height=height)
             verdicts += [verdict(p, parse(t)) for p, t in zip(pictures, batch, strict=True)]
             if on_batch:
                 on_batch(suite, len(verdicts), count)
@@ -127,7 +131,7 @@ def evaluate(
         "num_prompts": count,
         "steps": steps,
         "guidance": guidance,
-        "scheduler": model.card.scheduler,
+        "scheduler": scheduler,
         "preset": preset,
         "width": width,
         "height": height,
