@@ -9,7 +9,6 @@ each student's attention is from the teacher's. num_steps=900 as a last argument
 """
 
 import argparse
-import datetime
 import json
 import statistics
 import subprocess
@@ -20,9 +19,8 @@ import torch
 from PIL import Image
 
 from koala.distill.run_folder import RunFolder
-from koala.generate import versions
+from koala.evaluate.reports import circumstances
 from koala.specs import STAGES
-from koala.timing import device_name
 
 STUDENTS = {"SA": ["features=SA"], "LF": ["features=LF", f"stages={','.join(STAGES)}"]}
 SAME = ["student_spec=koala-1b", "lf_at_ends=false", "num_steps=200", "validate_every=0"]
@@ -61,12 +59,7 @@ def main() -> None:
 
 def _report(args: argparse.Namespace, found: dict) -> dict:
     """What the figures are of, and how far each student's attention is from the teacher's."""
-    settings = " ".join(args.settings)
-    return {
-        "command": f"python -m recipes.attention_figures --runs runs/attention --out figures {settings}".rstrip(),
-        "device": device_name(torch.device("cpu")),
-        "versions": versions(),
-        "date": datetime.date.today().isoformat(),
+    return circumstances(sys.argv[1:], torch.device("cpu"), program="recipes.attention_figures") | {
         "teacher": TEACHER,
         "students": {name: [*SAME, *own, *args.settings] for name, own in STUDENTS.items()},
         "prompt": args.prompt,

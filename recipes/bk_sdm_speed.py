@@ -9,11 +9,11 @@ blocks' mean squared errors; AdamW, clipping and a moving average. Leave its enc
 """
 
 import argparse
-import datetime
 import json
 import logging
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -30,14 +30,14 @@ from koala.console import no_bars
 from koala.distill.config import DistillConfig
 from koala.distill.run_folder import RunFolder
 from koala.distill.trainer import train
-from koala.generate import versions
+from koala.evaluate.reports import circumstances
 from koala.locate import locate
 from koala.outputs import new_file
 from koala.registry import find
 from koala.shapes.captions import caption
 from koala.shapes.render import render
 from koala.shapes.scene import random_scene
-from koala.timing import device_name, synchronize
+from koala.timing import synchronize
 
 PICTURES = 64
 LEARNING_RATE = 5e-5  # BK-SDM's
@@ -225,15 +225,7 @@ def main() -> None:
             log_every=1,
         )
         found = measure(config, pictures, work, args.rounds, args.steps, clock)
-    report = {
-        "command": (
-            f"python -m recipes.bk_sdm_speed --teacher {args.teacher} --spec {args.spec} "
-            f"--batch-size {args.batch_size} --resolution {args.resolution} --steps {args.steps} "
-            f"--rounds {args.rounds} --threads {args.threads}"
-        ),
-        "device": device_name(clock.device),
-        "versions": versions(),
-        "date": datetime.date.today().isoformat(),
+    report = circumstances(sys.argv[1:], clock.device, program="recipes.bk_sdm_speed") | {
         "student": config.student_spec,
         "features": list(config.features),
         "precision": {"koala": config.precision, "koala_teacher": config.teacher_precision, "bk_sdm_teacher": "fp32"},

@@ -7,7 +7,6 @@ paces are measured in the end, one after the other, with one thread and with all
 """
 
 import argparse
-import datetime
 import json
 import os
 import subprocess
@@ -19,9 +18,8 @@ import torch
 from export.gates.case import open_case
 from export.gates.speed import speed
 from export.targets import TARGETS
+from koala.evaluate.reports import circumstances
 from koala.exported import MANIFEST, Exported
-from koala.generate import versions
-from koala.timing import device_name
 
 EXPORTS = {f"{t.name}-{dtype}": (t.name, dtype) for t in TARGETS.values() for dtype in t.dtypes}
 
@@ -76,11 +74,7 @@ def main() -> None:
     args = parser.parse_args()
 
     folders = {name: checked(args.model, name, args.work, args.pictures) for name in args.exports}
-    report = {
-        "command": "python -m recipes.export_check " + " ".join(sys.argv[1:]),
-        "device": device_name(torch.device("cpu")),
-        "versions": versions(),
-        "date": datetime.date.today().isoformat(),
+    report = circumstances(sys.argv[1:], torch.device("cpu"), program="recipes.export_check") | {
         "model": args.model,
         "exports": {name: told(folder) for name, folder in folders.items()},
     }

@@ -8,7 +8,6 @@ builds an engine, for which tensorrt-rtx must be installed.
 """
 
 import argparse
-import datetime
 import json
 import os
 import shutil
@@ -19,10 +18,9 @@ from pathlib import Path
 
 from export.targets import TARGETS
 from koala.device import best_device
+from koala.evaluate.reports import circumstances
 from koala.exported import Exported
-from koala.generate import versions
 from koala.random_weights import RandomLibrary
-from koala.timing import device_name
 
 
 def make(name: str, folder: Path) -> None:
@@ -75,11 +73,7 @@ def main() -> None:
             found[name]["engines"] = json.loads(printed)["engines"]
             found[name]["engine_seconds"], found[name]["engine_peak_memory_bytes"] = round(seconds), peak
         print(name, json.dumps(found[name]), file=sys.stderr)
-    report = {
-        "command": "python -m recipes.full_size_export " + " ".join(sys.argv[1:]),
-        "device": device_name(best_device("cpu")),
-        "versions": versions(),
-        "date": datetime.date.today().isoformat(),
+    report = circumstances(sys.argv[1:], best_device("cpu"), program="recipes.full_size_export") | {
         "weights": "random",
         "models": found,
     }

@@ -55,6 +55,14 @@ def embedded() -> Path:
     return ROOT / "koala" / "embedded"
 
 
+@pytest.fixture(scope="module")
+def library():
+    """The models of one file of tests, on the CPU: what is put into them is in no other file's."""
+    from koala.loading import Library
+
+    return Library("cpu")
+
+
 @pytest.fixture(scope="session")
 def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
     """name, make -> a folder that the first worker to ask makes for all; a test that changes it takes a copy."""

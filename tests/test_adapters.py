@@ -8,13 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from koala.generate import generate
-from koala.loading import Library
 from koala.request import GenerationRequest, RequestError
-
-
-@pytest.fixture(scope="module")
-def library():
-    return Library("cpu")
 
 
 @pytest.fixture(scope="module")

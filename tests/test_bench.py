@@ -39,11 +39,6 @@ CIRCUMSTANCES = {
 
 
 @pytest.fixture(scope="module")
-def library() -> Library:
-    return Library("cpu")
-
-
-@pytest.fixture(scope="module")
 def told() -> list[str]:
     return []
 

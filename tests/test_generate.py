@@ -9,16 +9,10 @@ import pytest
 
 from koala.compare import compare, same_noise, speedup
 from koala.generate import Cancelled, generate, initial_noise, resolve
-from koala.loading import Library
 from koala.registry import CARDS
 from koala.request import SCHEDULERS, GenerationRequest, RequestError, Timing
 
 STUDENT = "tiny-koala-700m"
-
-
-@pytest.fixture(scope="module")
-def library():
-    return Library("cpu")
 
 
 def request(**change):

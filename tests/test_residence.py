@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from koala.generate import generate, resolve
-from koala.loading import Library, Placement
+from koala.loading import Placement
 from koala.registry import CARDS
 from koala.request import GenerationRequest
 from koala.residence import Residence
@@ -33,11 +33,6 @@ def test_what_stays_is_not_moved_again():
     residence.bring([vae], keep=[unet])
     assert (text.sent, unet.sent, vae.sent) == (["cuda", "cpu"], ["cuda"], ["cuda"])
     assert set(residence.here) == {unet, vae}
-
-
-@pytest.fixture(scope="module")
-def library():
-    return Library("cpu")
 
 
 def place(library, text, unet):

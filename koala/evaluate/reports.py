@@ -4,6 +4,8 @@ import datetime
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+
 from koala.evaluate import agreement, judge_accuracy, picture_folder, steps
 from koala.evaluate.metrics import METRICS
 from koala.evaluate.prompt_files import prompts_for
@@ -60,11 +62,11 @@ def evaluate(
     return METRICS[suite](settings, library, say).score(model)
 
 
-def circumstances(arguments: list[str], library: Library, *, program: str = "koala") -> dict:
+def circumstances(arguments: list[str], device: torch.device, *, program: str = "koala") -> dict:
     """Command, device, versions and date of a measurement; `program` is the module that was asked."""
     return {
         "command": " ".join([f"python -m {program}", *arguments]),
-        "device": device_name(library.device),
+        "device": device_name(device),
         "versions": versions(),
         "date": datetime.date.today().isoformat(),
     }

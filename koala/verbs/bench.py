@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     finally:  # what was measured is kept, whatever ended it
         if cells:
             found = report(matrix, cells, random_weights=args.random_weights)
-            found |= circumstances(sys.argv[1:], models)
+            found |= circumstances(sys.argv[1:], models.device)
             texts = {args.out: json.dumps(found, indent=1), args.out.with_suffix(".md"): markdown(found)}
             for file, text in texts.items():
                 with new_file(file) as partial:

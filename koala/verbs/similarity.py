@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     for found in measure(model, prompts, steps=args.steps, seed=args.seed):
         say(f"{len(found['prompts'])} of {len(prompts)} prompts")
     picture = args.out.with_suffix(".svg")
-    found |= {"figure": str(picture), "shows": sentence(found)} | circumstances(sys.argv[1:], model.library)
+    found |= {"figure": str(picture), "shows": sentence(found)} | circumstances(sys.argv[1:], model.device)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(found, indent=1) + "\n")
     picture.write_text(figure(found))

@@ -44,7 +44,7 @@ def main() -> None:
             said = (f"{k} {100 * v['all']['rate']:.1f} %" for k, v in scores.items())
             print(name, scheduler, f"guidance {guidance:g}:", *said, flush=True)
     report = {"num_prompts": args.num_prompts, "steps": STEPS, "series": SERIES, "models": found}
-    report |= circumstances(sys.argv[1:], library, program="recipes.embedded.sampling")
+    report |= circumstances(sys.argv[1:], library.device, program="recipes.embedded.sampling")
     with new_file(args.out) as file:
         file.write_text(json.dumps(report, indent=1) + "\n")
 

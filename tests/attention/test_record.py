@@ -24,11 +24,6 @@ PROMPT = "a red circle left of a blue square"
 
 
 @pytest.fixture(scope="module")
-def library():
-    return Library("cpu")
-
-
-@pytest.fixture(scope="module")
 def student(library):
     return library.get("tiny-koala-700m")
 

@@ -11,17 +11,11 @@ from koala.evaluate import agreement
 from koala.evaluate.drawing import clean_latents, placement_for, requests_for
 from koala.evaluate.prompt_files import of_shapes
 from koala.evaluate.settings import Settings
-from koala.loading import Library
 from koala.request import RequestError
 from koala.specs import SDXL
 
 SMALL = Settings(width=64, height=64)
 PROMPTS = [p.text for p in of_shapes(2)]
-
-
-@pytest.fixture(scope="module")
-def library():
-    return Library("cpu")
 
 
 @pytest.fixture(scope="module")

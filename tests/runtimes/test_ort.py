@@ -42,11 +42,6 @@ PROMPTS = (
 
 
 @pytest.fixture(scope="module")
-def library() -> Library:
-    return Library("cpu")
-
-
-@pytest.fixture(scope="module")
 def onnx(library, exported_700m) -> OrtModel:
     return library.get(str(exported_700m))
 

@@ -23,6 +23,7 @@ from koala.ui.architecture import BEGIN, TITLES, change, read, view
 from koala.ui.session import Session
 from koala.ui.tabs.architecture import Architecture, template
 from koala.ui.tabs.bench import command
+from tests.ui.handlers import Sent
 
 CARD = "rtx-4090"
 
@@ -209,13 +210,6 @@ def test_the_oldest_student_that_nobody_uses_makes_room(monkeypatch):
         with session.using(made.all[1].card.name), pytest.raises(RequestError, match="keeps 2 students.*in use"):
             made.make(first)
     assert made.make(first).card.name == old.name
-
-
-class Sent:
-    """What a browser's event carries."""
-
-    def __init__(self, **data):
-        self._data = data
 
 
 @pytest.fixture(scope="module")

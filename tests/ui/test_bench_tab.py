@@ -16,6 +16,7 @@ from koala.registry import CARDS, find
 from koala.ui import bench_chart
 from koala.ui.session import Session
 from koala.ui.tabs.bench import MAX_MODELS, Bench, command, status
+from tests.ui.handlers import Visitor, named
 
 pytestmark = pytest.mark.long
 
@@ -129,20 +130,10 @@ def test_only_models_of_this_machine_are_offered(tab):
     assert tab.sizes.value == [128, 256]
 
 
-class Visitor:
-    """What a handler knows of who sent an event."""
-
-    session_hash = "one"
-
-
 def press_start(tab, models=("tiny-koala-700m",), **change) -> dict:
     """The Start button's answer, by the component's name."""
     given = {"sizes": [128], "presets": ["quality"], "batch": [1], "steps": 2, "repeats": 1, "limit": 60} | change
     return named(tab, tab.wait(Visitor, list(models), *given.values()))
-
-
-def named(tab, update: dict) -> dict:
-    return {name: update[c] for name, c in vars(tab).items() if isinstance(c, gr.components.Component) and c in update}
 
 
 def running(tab):

@@ -8,7 +8,7 @@ from playwright.sync_api import Page, expect
 
 from koala.ui.build import TABS
 from tests.ui.conftest import FAULTS, Server, faults, places, watch
-from tests.ui.distill.test_browser import Trainer
+from tests.ui.distill.conftest import Trainer
 
 pytestmark = pytest.mark.browser
 

@@ -16,7 +16,7 @@ from koala.registry import EMBEDDED
 from koala.request import GenerationRequest
 from koala.result import KEY
 from koala.ui.build import TABS
-from tests.ui.distill.test_browser import Trainer
+from tests.ui.distill.conftest import Trainer
 
 pytestmark = pytest.mark.browser
 

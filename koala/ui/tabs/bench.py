@@ -224,7 +224,7 @@ class Bench:
 
         found = report(matrix, cells, random_weights=False)
         said = command(matrix, [self.session.card(name) for name in matrix.models])
-        found |= circumstances([], self.session.library()) | {"command": said}
+        found |= circumstances([], self.session.library().device) | {"command": said}
         return {self.panel: bench_chart.panel(found, self.title)}
 
 

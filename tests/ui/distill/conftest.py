@@ -1,8 +1,10 @@
 """The Distill tab without a browser, and runs as the trainer leaves them."""
 
+import dataclasses
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import gradio as gr
@@ -15,21 +17,54 @@ from koala.distill.run_folder import RunFolder, Status, process_started
 from koala.registry import EMBEDDED
 from koala.ui.session import Session
 from koala.ui.tabs.distill import Distill
+from tests.ui.handlers import named
 
 QUICK = PRESETS["2-minutes"].config
+WATCHED = dataclasses.replace(PRESETS["10-minutes"].config, num_steps=200)
 
 
-class Visitor:
-    """What a handler knows of who sent an event."""
+class Trainer:
+    """What a trainer does to its folder, by hand; this process stands for its own."""
 
-    session_hash = "one"
+    def __init__(self, root: Path, name: str, state: str = "running", step: int = 0):
+        self.run = RunFolder(path=root / name)
+        self.run.path.mkdir(parents=True)
+        self.run.write_config(WATCHED)
+        self.status = Status(
+            state=state,
+            step=0,
+            num_steps=WATCHED.num_steps,
+            pid=os.getpid(),
+            pid_started=process_started(os.getpid()),
+            started=time.time(),
+            steps_per_second=0.5,
+        )
+        self.step(step)
 
+    def step(self, to: int, **status) -> None:
+        for step in range(self.status.step + 1, to + 1):
+            terms = {"task": 1 / step, "output": 2 / step, "SA": 0.5, "LF": 0.25}
+            self.run.log({"kind": "train", "step": step, "loss": sum(terms.values()), **terms, "seconds": step * 2.0})
+        left = (WATCHED.num_steps - to) / 0.5
+        self.status = dataclasses.replace(self.status, step=to, seconds_left=left, **status)
+        self.run.write_status(self.status)
 
-class Sent:
-    """An event of the list of runs, or of the row of tabs."""
+    def validate(self, rate: float) -> None:
+        step = self.status.step
+        terms = {"loss": 1.0, "task": 0.5, "output": 0.5}
+        self.run.log({"kind": "validation", "step": step, **terms, "timesteps": {"0-499": terms, "500-999": terms}})
+        self.run.log({"kind": "score", "step": step, "one_object": rate, "two_objects": 0.0})
 
-    def __init__(self, value: str = "", **data):
-        self.value, self._data = value, data
+    def draw(self, stem: str, colour: str) -> None:
+        self.run.samples.mkdir(exist_ok=True)
+        (self.run.samples / "prompts.json").write_text(json.dumps(WATCHED.validation_prompts))
+        for k in range(len(WATCHED.validation_prompts)):
+            Image.new("RGB", (64, 64), colour).save(self.run.samples / f"{stem}-{k}.png")
+
+    def keep(self) -> None:
+        if not self.run.student.exists():
+            shutil.copytree(EMBEDDED / "tiny-koala-700m", self.run.student)
+        self.run.checkpoint(self.status.step).mkdir(parents=True)
 
 
 def written(root: Path, name: str, config: DistillConfig = QUICK, **status) -> RunFolder:
@@ -78,10 +113,6 @@ def tab(session, tmp_path, monkeypatch):
     monkeypatch.setenv("KOALA_RUNS", str(tmp_path))
     with gr.Blocks():
         return Distill(session)
-
-
-def named(tab, update: dict) -> dict:
-    return {name: update[c] for name, c in vars(tab).items() if isinstance(c, gr.blocks.Block) and c in update}
 
 
 def look(tab, chosen: str = "", beside: str = "", sent: dict | None = None) -> dict:

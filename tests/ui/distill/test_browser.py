@@ -1,29 +1,21 @@
 """The Distill tab in a real browser: watch a run, leave and come back, compare, delete; and, slow, train a student."""
 
-import dataclasses
-import json
 import os
 import re
-import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from playwright.sync_api import Page, expect
 
 from koala.distill import runs
-from koala.distill.presets import PRESETS
-from koala.distill.run_folder import RunFolder, Status, process_started
-from koala.registry import EMBEDDED
 from tests.ui.conftest import faults
+from tests.ui.distill.conftest import Trainer
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 DESKTOP, PHONE = {"width": 1280, "height": 1000}, {"width": 390, "height": 844}
-CONFIG = dataclasses.replace(PRESETS["10-minutes"].config, num_steps=200)
 
 
 @pytest.fixture
@@ -48,50 +40,6 @@ def visit(open_tab, serve):
 def tab(page: Page) -> None:
     page.get_by_role("tab", name="Distill").click()
     page.locator(".kd-run, .kd-empty").first.wait_for()
-
-
-class Trainer:
-    """What a trainer does to its folder, by hand; this process stands for its own."""
-
-    def __init__(self, root: Path, name: str, state: str = "running", step: int = 0):
-        self.run = RunFolder(path=root / name)
-        self.run.path.mkdir(parents=True)
-        self.run.write_config(CONFIG)
-        self.status = Status(
-            state=state,
-            step=0,
-            num_steps=CONFIG.num_steps,
-            pid=os.getpid(),
-            pid_started=process_started(os.getpid()),
-            started=time.time(),
-            steps_per_second=0.5,
-        )
-        self.step(step)
-
-    def step(self, to: int, **status) -> None:
-        for step in range(self.status.step + 1, to + 1):
-            terms = {"task": 1 / step, "output": 2 / step, "SA": 0.5, "LF": 0.25}
-            self.run.log({"kind": "train", "step": step, "loss": sum(terms.values()), **terms, "seconds": step * 2.0})
-        left = (CONFIG.num_steps - to) / 0.5
-        self.status = dataclasses.replace(self.status, step=to, seconds_left=left, **status)
-        self.run.write_status(self.status)
-
-    def validate(self, rate: float) -> None:
-        step = self.status.step
-        terms = {"loss": 1.0, "task": 0.5, "output": 0.5}
-        self.run.log({"kind": "validation", "step": step, **terms, "timesteps": {"0-499": terms, "500-999": terms}})
-        self.run.log({"kind": "score", "step": step, "one_object": rate, "two_objects": 0.0})
-
-    def draw(self, stem: str, colour: str) -> None:
-        self.run.samples.mkdir(exist_ok=True)
-        (self.run.samples / "prompts.json").write_text(json.dumps(CONFIG.validation_prompts))
-        for k in range(len(CONFIG.validation_prompts)):
-            Image.new("RGB", (64, 64), colour).save(self.run.samples / f"{stem}-{k}.png")
-
-    def keep(self) -> None:
-        if not self.run.student.exists():
-            shutil.copytree(EMBEDDED / "tiny-koala-700m", self.run.student)
-        self.run.checkpoint(self.status.step).mkdir(parents=True)
 
 
 def standing(page: Page):

@@ -11,7 +11,8 @@ import pytest
 from koala.distill import runs
 from koala.distill.presets import PRESETS
 from koala.ui import distill_fields, distill_panel
-from tests.ui.distill.conftest import QUICK, Sent, Visitor, living, look, named, with_samples, written
+from tests.ui.distill.conftest import QUICK, living, look, with_samples, written
+from tests.ui.handlers import Sent, Visitor, named
 
 
 def test_the_first_visit_says_what_this_is(tab):

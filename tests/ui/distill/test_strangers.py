@@ -13,7 +13,8 @@ from koala.request import RequestError
 from koala.ui import distill_fields
 from koala.ui.distill_runs import PUBLIC_KEPT, PUBLIC_MINUTES, PUBLIC_STEPS, Runs
 from koala.ui.tabs.distill import Distill
-from tests.ui.distill.conftest import QUICK, Visitor, look, written
+from tests.ui.distill.conftest import QUICK, look, written
+from tests.ui.handlers import Visitor
 
 
 def test_strangers_choose_among_short_presets_and_few_settings(public, tmp_path, monkeypatch):
