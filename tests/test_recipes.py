@@ -88,14 +88,16 @@ def test_what_is_said_of_the_relation_are_the_reports_figures():
     assert f"by {before} %; after 3,800 steps on the straight path from noise to picture by {after:.0f} %" in said
 
 
-def test_sampling_is_chosen_by_rates_of_every_choice_asked(tmp_path):
-    out = tmp_path / "sampling.json"
-    command = [sys.executable, "-m", "recipes.embedded.sampling", "--models", "tiny-koala-700m", "--num-prompts", "2"]
-    command += ["--guidance", "1", "2", "--scheduler", "euler-trailing", "euler-ancestral-trailing", "--out", out]
+def test_a_grid_has_the_rates_of_every_combination_asked(tmp_path):
+    out = tmp_path / "grid.json"
+    command = [sys.executable, "-m", "recipes.embedded.grid", "--models", "tiny-koala-700m", "--num-prompts", "1"]
+    command += ["--guidance", "1", "2", "--scheduler", "euler-trailing", "euler-ancestral-trailing"]
+    command += ["--size", "160x192", "--series", "choice", "--out", out]
     subprocess.run(command, check=True, cwd=RECIPES.parents[1])
     found = json.loads(out.read_text())
-    assert found["series"] == "choice" and found["command"].startswith("python -m recipes.embedded.sampling --models")
+    assert found["series"] == "choice" and found["command"].startswith("python -m recipes.embedded.grid --models")
     rows = found["models"]["tiny-koala-700m"]
     asked = [("euler-trailing", 1), ("euler-trailing", 2), ("euler-ancestral-trailing", 1)]
     assert [(r["scheduler"], r["guidance"]) for r in rows] == [*asked, ("euler-ancestral-trailing", 2)]
-    assert all(r["scores"]["two_objects"]["all"]["count"] == 2 for r in rows)
+    assert all((r["width"], r["height"]) == (160, 192) for r in rows)
+    assert all(r["scores"]["two_objects"]["all"]["count"] == 1 for r in rows)

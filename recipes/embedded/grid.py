@@ -1,0 +1,65 @@
+r"""Rates of the embedded models over samplers, guidances and sizes: every combination, on the same prompts and noise.
+
+Their sampler and guidance are chosen on prompts that are of the suites' kind but in none of them:
+
+    python -m recipes.embedded.grid --scheduler euler-trailing euler-ancestral-trailing --guidance 1.5 2 3 \
+        --series choice --out docs/measurements/embedded-sampling.json
+
+How they do on other canvases, each with prompts whose scenes fit it:
+
+    python -m recipes.embedded.grid --size 320x192 192x320 --num-prompts 500 --out docs/measurements/embedded-sizes.json
+
+What is not asked is the model's own; rates are of whole prompts and of every kind of claim.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+from pathlib import Path
+
+from koala.evaluate.reports import circumstances
+from koala.evaluate.shapes import STEPS, SUITES, evaluate
+from koala.loading import Library
+from koala.outputs import new_file
+from koala.registry import CARDS
+from koala.request import SCHEDULERS
+
+
+def size(text: str) -> tuple[int, int]:
+    """Width and height in px out of "320x192"."""
+    width, height = map(int, text.split("x"))
+    return width, height
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=[c.name for c in CARDS.values() if c.embedded])
+    parser.add_argument("--scheduler", nargs="+", choices=SCHEDULERS, default=[None])
+    parser.add_argument("--guidance", type=float, nargs="+", default=[None])
+    parser.add_argument("--size", type=size, nargs="+", default=[(None, None)], metavar="WIDTHxHEIGHT")
+    parser.add_argument("--suites", nargs="+", choices=SUITES, default=["two_objects"])
+    parser.add_argument("--series", default="suite", help="another word than suite draws other prompts")
+    parser.add_argument("--num-prompts", type=int, default=128)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+
+    library, found = Library("cpu"), {}
+    for name in args.models:
+        model = library.get(name)
+        rows = found[model.card.name] = []
+        for scheduler, guidance, (width, height) in itertools.product(args.scheduler, args.guidance, args.size):
+            chosen = dict(scheduler=scheduler, guidance=guidance, width=width, height=height)
+            same = dict(count=args.num_prompts, suites=tuple(args.suites), series=args.series)
+            report = evaluate(model, **chosen, **same)
+            rows.append({key: report[key] for key in (*chosen, "scores")})
+            rates = (f"{k} {100 * v['all']['rate']:.1f} %" for k, v in report["scores"].items())
+            print(name, *(str(report[key]) for key in chosen), *rates, flush=True)
+    report = {"num_prompts": args.num_prompts, "steps": STEPS, "series": args.series, "models": found}
+    report |= circumstances(sys.argv[1:], library.device, program="recipes.embedded.grid")
+    with new_file(args.out) as file:
+        file.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
