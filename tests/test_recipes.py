@@ -88,6 +88,20 @@ def test_what_is_said_of_the_relation_are_the_reports_figures():
     assert f"by {before} %; after 3,800 steps on the straight path from noise to picture by {after:.0f} %" in said
 
 
+def test_what_is_said_of_ancestral_steps_are_the_reports_figures():
+    folder = EMBEDDED.parents[1] / "docs"
+    plain = json.loads((folder / "measurements" / "embedded-plain-euler.json").read_text())
+    ancestral = json.loads((EMBEDDED / "scores" / "tiny-sdxl.json").read_text())
+    assert (plain["scheduler"], ancestral["scheduler"]) == ("euler-trailing", "euler-ancestral-trailing")
+    relation, whole = (
+        [f"{100 * r['scores']['two_objects'][kind]['rate']:.1f} %" for r in (plain, ancestral)]
+        for kind in ("relation", "all")
+    )
+    said = (folder / "decisions.md").read_text()
+    assert f"the teacher's relations went from {relation[0]} right" in said and f"to {relation[1]}, whole" in said
+    assert f"whole prompts with two objects from {whole[0]} to {whole[1]}" in said
+
+
 def test_a_grid_has_the_rates_of_every_combination_asked(tmp_path):
     out = tmp_path / "grid.json"
     command = [sys.executable, "-m", "recipes.embedded.grid", "--models", "tiny-koala-700m", "--num-prompts", "1"]

@@ -111,7 +111,7 @@ def test_steps_of_two_models_is_one_command_with_a_plot(tmp_path, tiny_clip):
 @pytest.mark.parametrize("suite", SUITES)
 def test_every_option_is_read_by_its_suite_or_refused_by_name(suite, capsys, tmp_path):
     """No option of a suite does nothing: whatever it does not read ends in one line that names it."""
-    values = {"layout": "geneval", "metric": "shapes", "preset": "fast"}
+    values = {"layout": "geneval", "metric": "shapes", "preset": "fast", "scheduler": "ddim-trailing"}
     reads = {*SUITES[suite].reads, *(("metric", *SUITES["shapes"].reads) if suite == "steps" else ())}
     for name in Settings.__dataclass_fields__:
         if name in reads:

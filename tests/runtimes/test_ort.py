@@ -69,11 +69,17 @@ def edit(folder: Path, **change) -> None:
 
 
 def test_the_judge_sees_the_same_in_pictures_of_both_runtimes(library, onnx):
-    """The file is fp16: how far that alone takes a picture is the weights' own, and torch's fp16 tells."""
+    """The file is fp16: how far that alone takes a picture is the weights' own, and torch's fp16 tells.
+
+    By plain Euler: an ancestral step's fresh noise makes a rounding, of whichever runtime, a matter of luck.
+    """
     own, half = library.get(TORCH), Library("cpu", dtype="float16").get(TORCH)
     drawn = []
     for m in (own, onnx, half):
-        asked = [resolve(request(m.card.name, prompt=p, steps=10, seed=k), m.card) for k, p in enumerate(PROMPTS)]
+        asked = [
+            resolve(request(m.card.name, prompt=p, steps=10, seed=k, scheduler="euler-trailing"), m.card)
+            for k, p in enumerate(PROMPTS)
+        ]
         drawn.append(clean_latents(m, asked, placement_for([m], asked)))
     clean = drawn[0][1]
     error, floor = ((x.float() - clean).flatten(1).norm(dim=1) / clean.flatten(1).norm(dim=1) for _, x in drawn[1:])
