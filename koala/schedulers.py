@@ -14,7 +14,8 @@ from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncest
 class EulerAncestral(EulerAncestralDiscreteScheduler):
     """Euler that goes a little too far and adds fresh noise, step by step: what went wrong early can still be mended.
 
-    `clean` is the last step's estimate of the picture (B, C, h, w), None before the first step.
+    k-diffusion's `sample_euler_ancestral` with eta 1, as diffusers has it. `clean` is the last step's estimate of the
+    picture (B, C, h, w), None before the first step.
     """
 
     clean: torch.Tensor | None = None
