@@ -78,6 +78,19 @@ def test_distillation_starts_from_the_teachers_cut_and_moves_every_kind_of_layer
         assert not torch.equal(student[key], mine), f"{key} has not learned"
 
 
+def test_the_noise_that_decides_layout_or_edges_is_shown_as_often_as_asked(monkeypatch):
+    monkeypatch.syspath_prepend(str(RECIPES))
+    from unet import draw_timesteps
+
+    for noisiest, cleanest in ((0, 0), (1, 0), (0, 1), (0.5, 0.5), (0.25, 0.25)):
+        drawn = draw_timesteps(20_000, torch.Generator().manual_seed(0), noisiest, cleanest)
+        assert 0 <= drawn.min() and drawn.max() <= 999
+        rest = 1 - noisiest - cleanest
+        high, low = ((drawn >= 800).float().mean().item(), (drawn < 500).float().mean().item())
+        assert abs(high - (noisiest + 0.26 * rest)) < 0.02, (noisiest, cleanest, high)
+        assert abs(low - (cleanest + 0.36 * rest)) < 0.02, (noisiest, cleanest, low)
+
+
 def test_what_is_said_of_the_relation_are_the_reports_figures():
     folder = EMBEDDED.parents[1] / "docs"
     errors = json.loads((folder / "measurements" / "embedded-relation.json").read_text())["clean_latent_error"]

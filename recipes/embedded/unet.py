@@ -66,13 +66,20 @@ class Conditioner:
         return context, pooled
 
 
-def draw_timesteps(count: int, generator: torch.Generator, noisiest: float = 0.0) -> torch.Tensor:
-    """Half uniform, half logit-normal towards high noise, a share from the noisiest fifth instead. (B,) in 0..999"""
+def draw_timesteps(
+    count: int, generator: torch.Generator, noisiest: float = 0.0, cleanest: float = 0.0
+) -> torch.Tensor:
+    """Half uniform, half logit-normal towards high noise; shares from the noisiest fifth and the cleaner half instead.
+
+    (B,) in 0..999
+    """
     uniform = torch.rand(count, generator=generator)
     high = torch.sigmoid(torch.randn(count, generator=generator) + 0.8)
     drawn = torch.where(torch.rand(count, generator=generator) < 0.5, uniform, high)
-    layout = torch.rand(count, generator=generator) < noisiest
-    return (torch.where(layout, 0.8 + 0.2 * uniform, drawn) * 1000).long().clamp(0, 999)
+    special = torch.rand(count, generator=generator)
+    drawn = torch.where(special < noisiest, 0.8 + 0.2 * uniform, drawn)
+    drawn = torch.where(special > 1 - cleanest, 0.5 * uniform, drawn)
+    return (drawn * 1000).long().clamp(0, 999)
 
 
 class Ema:
@@ -113,6 +120,7 @@ def main() -> None:
     parser.add_argument("--ema", type=float, default=0.998)
     parser.add_argument("--high-noise", type=float, default=0.5, help="lift of the loss where count is decided")
     parser.add_argument("--noisiest", type=float, default=0.0, help="share of t from 800 up, which decide layout")
+    parser.add_argument("--cleanest", type=float, default=0.0, help="share of t below 500, which decide edges")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--threads", type=int, default=1)
@@ -174,7 +182,7 @@ def main() -> None:
             context, pooled = conditioner(captions)
             latents = data.latents[rows].float()
             noise = torch.randn(latents.shape, generator=generator)
-            timesteps = draw_timesteps(size, generator, args.noisiest)
+            timesteps = draw_timesteps(size, generator, args.noisiest, args.cleanest)
             noisy, wanted = straight(latents, noise, timesteps, alphas)
             time_ids = torch.tensor([[data.height, data.width, 0, 0, data.height, data.width]]).repeat(size, 1)
             added = {"text_embeds": pooled, "time_ids": time_ids}

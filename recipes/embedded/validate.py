@@ -25,7 +25,7 @@ from koala.shapes.render import render_array
 from koala.shapes.scene import random_scene
 from koala.timing import device_name
 
-TIMESTEPS = (999, 950, 850, 700, 500, 250)
+TIMESTEPS = (999, 950, 850, 700, 500, 250, 100, 40)
 SCENES = 64
 OTHER_SIDE = {"left": "right", "right": "left", "above": "below", "below": "above", "under": "above", "over": "below"}
 
