@@ -84,7 +84,7 @@ def test_the_noise_that_decides_layout_or_edges_is_shown_as_often_as_asked(monke
 
     for noisiest, cleanest in ((0, 0), (1, 0), (0, 1), (0.5, 0.5), (0.25, 0.25)):
         drawn = draw_timesteps(20_000, torch.Generator().manual_seed(0), noisiest, cleanest)
-        assert 0 <= drawn.min() and drawn.max() <= 999
+        assert drawn.min() >= 0 and drawn.max() <= 999
         rest = 1 - noisiest - cleanest
         high, low = ((drawn >= 800).float().mean().item(), (drawn < 500).float().mean().item())
         assert abs(high - (noisiest + 0.26 * rest)) < 0.02, (noisiest, cleanest, high)
