@@ -100,6 +100,17 @@ def test_scores_are_those_of_the_reports():
     assert f"the 1B student reaches {larger} of its teacher's score, the 700M student {smaller}" in text
 
 
+def test_scores_at_other_sizes_are_those_of_the_report():
+    found = json.loads((ROOT / "docs" / "measurements" / "embedded-sizes.json").read_text())
+    text = " ".join(README.split())
+    said = []
+    for name in ("tiny-sdxl", "tiny-koala-1b", "tiny-koala-700m"):
+        rates = {(r["width"], r["height"]): r["scores"]["two_objects"]["all"]["rate"] for r in found["models"][name]}
+        said.append(" and ".join(f"{100 * rates[size]:.1f} %" for size in ((320, 192), (192, 320))))
+    prompts = f"{said[0]} of {found['num_prompts']} prompts, 1B in {said[1]}, 700M in {said[2]}"
+    assert f"sizes of no training picture, the teacher draws two objects wholly right in {prompts}" in text
+
+
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
 def test_linked_files_exist(target):
     assert (ROOT / target).exists()
