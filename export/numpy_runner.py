@@ -84,8 +84,7 @@ def euler(folder: Path, steps: int) -> tuple[np.ndarray, np.ndarray]:
 
 def ancestral(high: np.ndarray, low: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Steps between noise levels, the ancestral way: the level that each goes down to, the fresh noise it adds."""
-    fresh = np.sqrt(low**2 * (high**2 - low**2) / high**2)
-    return np.sqrt(low**2 - fresh**2), fresh
+    return low**2 / high, low * np.sqrt(1 - (low / high) ** 2)
 
 
 def draw(
