@@ -2,16 +2,19 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 
 from koala.hashing import digest
 from koala.registry import EMBEDDED
+from koala.shapes.captions import caption
+from koala.shapes.render import render_array
 
 pytestmark = pytest.mark.long
 
@@ -34,18 +37,22 @@ def work(tmp_path_factory):
     """The folder in which every stage has run once."""
     folder = tmp_path_factory.mktemp("work")
     text, vae, white, latents, packed = (folder / n for n in ("text", "vae", "white", "latents/128x128-1", "packed"))
-    teacher, student = folder / "teacher", folder / "student"
+    teacher, student, sharp = folder / "teacher", folder / "student", folder / "sharp"
+    redrawn = folder / "redrawn" / latents.name
     rate = ("--learning-rate", 1e-3)
     train = ("--text", text, "--sets", f"{latents}=4*1", "--steps", 2, *rate)
+    sharpen = ("--freeze-encoder", "--steps", 6, "--crop", 256, "--batch-size", 1, "--learning-rate", 2e-4)
     unets = (f"tiny-sdxl={teacher}", f"tiny-koala-700m={student}")
     stages = [
         ("text.py", "--out", text, "--steps", 2, "--batch-size", 4),
         ("vae.py", "--out", vae, "--steps", 2, "--crop", 64, "--batch-size", 2, *rate),
         ("whiten.py", "--vae", vae, "--out", white, "--count", 16),
-        ("latents.py", "--vae", white, "--out", latents, "--count", 16, "--shard", 16),
+        ("latents.py", "--vae", white, "--out", latents, "--count", 32, "--shard", 32),
         ("unet.py", "--name", "tiny-sdxl", "--out", teacher, *train),
         ("unet.py", "--name", "tiny-koala-700m", "--teacher", teacher, "--out", student, *train),
         ("assemble.py", "--text", text, "--vae", white, "--unet", *unets, "--names", *NAMES, "--out", packed),
+        ("redraw.py", "--models", packed, "--name", NAMES[1], "--set", latents, "--shards", "0000", "--out", redrawn),
+        ("vae.py", "--init", white, "--out", sharp, *sharpen, "--redrawn", redrawn),
     ]
     done = subprocess.run(
         [sys.executable, "-c", STAGES, str(RECIPES)],
@@ -76,6 +83,33 @@ def test_distillation_starts_from_the_teachers_cut_and_moves_every_kind_of_layer
     for key in (attention, "conv_in.weight", "up_blocks.2.resnets.1.conv1.weight"):
         mine = teacher[key.replace("resnets.1", "resnets.2")] if "up_blocks" in key else teacher[key]
         assert not torch.equal(student[key], mine), f"{key} has not learned"
+
+
+def test_only_the_decoder_learns_of_redrawn_latents(work):
+    before, after = (AutoencoderKL.from_pretrained(work / name) for name in ("white", "sharp"))
+    for part in ("encoder", "quant_conv", "decoder"):
+        mine, its = (torch.nn.utils.parameters_to_vector(getattr(v, part).parameters()) for v in (before, after))
+        assert torch.equal(mine, its) is (part != "decoder")
+
+
+def test_redrawn_latents_are_the_stored_ones_but_for_what_the_last_steps_do(monkeypatch):
+    monkeypatch.syspath_prepend(str(RECIPES))
+    from latents import scene
+    from redraw import Redrawing
+
+    scenes = [scene("256x256-1", i, 1, 256, 256) for i in range(4)]
+    pictures = torch.stack([torch.from_numpy(render_array(s)).permute(2, 0, 1) for s in scenes]) * 2 - 1
+    folder = EMBEDDED / "tiny-koala-700m"
+    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
+    redraw = Redrawing(EMBEDDED, "tiny-koala-700m", folder / "unet")
+    captions = [caption(s, "detailed", random.Random(0)) for s in scenes]
+    with torch.inference_mode():
+        latents = vae.encode(pictures).latent_dist.mode() * vae.config.scaling_factor  # of variance 1
+        errors = []
+        for steps in (1, 7):
+            redrawn = redraw(latents, captions, steps, torch.Generator().manual_seed(0))
+            errors.append((redrawn - latents).square().mean().item())
+    assert 0 < errors[0] < 0.006 < errors[1] < 0.03
 
 
 def test_the_noise_that_decides_layout_or_edges_is_shown_as_often_as_asked(monkeypatch):

@@ -40,14 +40,16 @@ class LatentSet:
 
     def refresh(self) -> None:
         for path in sorted(set(self.folder.glob("*.safetensors")) - self._known):
-            added = load_file(path)["latents"]
-            first = int(path.stem) * len(added)
-            self.latents = torch.cat([self.latents, added])
-            self.scenes += [
-                scene(self.folder.name, i, self.num_objects, self.width, self.height)
-                for i in range(first, first + len(added))
-            ]
+            latents, scenes = self.shard(path.stem)
+            self.latents = torch.cat([self.latents, latents])
+            self.scenes += scenes
             self._known.add(path)
+
+    def shard(self, number: str) -> tuple[torch.Tensor, list[Scene]]:
+        """Latents (N, 4, h, w) and scenes of one file."""
+        latents = load_file(self.folder / f"{number}.safetensors")["latents"]
+        indices = range(int(number) * len(latents), (int(number) + 1) * len(latents))
+        return latents, [scene(self.folder.name, i, self.num_objects, self.width, self.height) for i in indices]
 
 
 @torch.no_grad()

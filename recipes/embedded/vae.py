@@ -3,8 +3,9 @@
     python recipes/embedded/vae.py --out WORK/vae --steps 1300 --crop 64 --batch-size 16 --learning-rate 2e-3
 
 `--init` starts from weights with a fresh optimizer; the weights of the best validation score are kept. Whole
-pictures (`--crop 256`) come last: GroupNorm's statistics of a crop are not those of a picture. The commands that
-made the shipped weights, with times and scores, stand in recipes/embedded/README.md.
+pictures (`--crop 256`) come last: GroupNorm's statistics of a crop are not those of a picture. At the very end the
+decoder alone also learns what the U-Nets' latents should have shown (`--freeze-encoder --redrawn FOLDER ...`, folders
+of redraw.py). The commands that made the shipped weights, with times and scores, stand in recipes/embedded/README.md.
 """
 
 import argparse
@@ -21,9 +22,10 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
+from latents import LatentSet
 
 from koala.shapes.render import object_mask, render_array
-from koala.shapes.scene import random_scene
+from koala.shapes.scene import Scene, random_scene
 
 CONFIG = dict(
     in_channels=3,
@@ -40,6 +42,8 @@ CONFIG = dict(
 OBJECT_WEIGHT = 3.0
 KL_WEIGHT = 1e-4  # of the mean over latent values
 CROPS_PER_SCENE = 2
+REDRAWN = 2 / 3  # share of batches, where there are redrawn latents
+HELD = 24  # pictures of a validation, of each kind
 
 
 @torch.no_grad()
@@ -100,17 +104,59 @@ def batch(rng: random.Random, size: int, crop: int) -> tuple[torch.Tensor, torch
     return x, torch.from_numpy(np.stack(masks[:size]))[:, None]
 
 
+def shown(scenes: list[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whole pictures (B, 3, H, W) in -1..1 of these scenes, and their object masks (B, 1, H, W)."""
+    pictures, masks = [render_array(s) for s in scenes], [object_mask(s) for s in scenes]
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) * 2 - 1, torch.from_numpy(np.stack(masks))[:, None]
+
+
+class Redrawn:
+    """Latents as U-Nets leave them, of several folders, with the scenes that they should show."""
+
+    def __init__(self, folders: list[Path], scaling_factor: float):
+        self.sets, self.scaling_factor = [LatentSet(f) for f in folders], scaling_factor
+
+    def batch(self, rng: random.Random, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Latents for the decoder, pictures and object masks; never of those that are held for validation."""
+        chosen = rng.choice(self.sets)
+        return self._rows(chosen, [rng.randrange(len(chosen.scenes) - HELD) for _ in range(size)])
+
+    def held(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The same of the last ones, from every folder in turn."""
+        share = -(-HELD // len(self.sets))
+        parts = [self._rows(s, list(range(len(s.scenes) - share, len(s.scenes)))) for s in self.sets]
+        return tuple(torch.cat(each) for each in zip(*parts, strict=True))
+
+    def _rows(self, chosen: LatentSet, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return chosen.latents[rows].float() / self.scaling_factor, *shown([chosen.scenes[i] for i in rows])
+
+
 @torch.no_grad()
-def validate(vae: AutoencoderKL, count: int = 24) -> dict[str, float]:
-    """PSNR in dB over whole pictures and inside objects, after the round trip through the latent mode."""
-    x, mask = batch(random.Random(12345), count, 256)
-    y = torch.cat([vae.decode(vae.encode(p).latent_dist.mode()).sample for p in x.split(4)]).clamp(-1, 1)
+def validate(vae: AutoencoderKL, redrawn: Redrawn | None = None) -> dict[str, float]:
+    """PSNR in dB over whole pictures and inside objects, after the round trip through the latent mode.
+
+    With redrawn latents the same of what the decoder makes of them.
+    """
+    x, mask = batch(random.Random(12345), HELD, 256)
+    found = fidelity(vae, torch.cat([vae.encode(p).latent_dist.mode() for p in x.split(4)]), x, mask)
+    if redrawn:
+        found |= {f"{name}_redrawn": value for name, value in fidelity(vae, *redrawn.held()).items()}
+    return found
+
+
+def fidelity(vae: AutoencoderKL, latents: torch.Tensor, x: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:
+    """PSNR in dB of decoded latents, over whole pictures and inside objects."""
+    y = torch.cat([vae.decode(z).sample for z in latents.split(4)]).clamp(-1, 1)
     squared = ((x - y) / 2).square().mean(1, keepdim=True)
-    inside = mask > 0.99
     return {
         "psnr": float((-10 * squared.mean((1, 2, 3)).log10()).mean()),
-        "psnr_objects": float(-10 * squared[inside].mean().log10()),
+        "psnr_objects": float(-10 * squared[mask > 0.99].mean().log10()),
     }
+
+
+def quality(score: dict[str, float]) -> float:
+    """What decides which weights are kept: the PSNR, and that of redrawn latents alike."""
+    return score["psnr"] + score.get("psnr_redrawn", 0.0)
 
 
 def main() -> None:
@@ -122,10 +168,13 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, required=True)
     parser.add_argument("--learning-rate", type=float, required=True)
     parser.add_argument("--freeze-encoder", action="store_true", help="sharpen the decoder of latents already in use")
+    parser.add_argument("--redrawn", type=Path, nargs="+", help="folders of redraw.py; only the decoder learns of them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--validate-every", type=int, default=250)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
+    if args.redrawn and not (args.freeze_encoder and args.crop == 256):
+        parser.error("--redrawn needs --freeze-encoder and --crop 256: redrawn latents are of whole pictures")
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
@@ -136,9 +185,11 @@ def main() -> None:
         vae = AutoencoderKL(**CONFIG)
         colour_path(vae)
     vae = vae.to(memory_format=torch.channels_last)
-    best = validate(vae)["psnr"]
+    redrawn = Redrawn(args.redrawn, vae.config.scaling_factor) if args.redrawn else None
+    score = validate(vae, redrawn)
+    best = quality(score)
     vae.save_pretrained(args.out)
-    print(json.dumps({"step": 0, "psnr": best}), flush=True)
+    print(json.dumps({"step": 0, **score}), flush=True)
     if args.freeze_encoder:
         for part in (vae.encoder, vae.quant_conv):
             part.requires_grad_(False)
@@ -154,12 +205,16 @@ def main() -> None:
     )
     start = time.time()
     for step in range(1, args.steps + 1):
-        x, mask = batch(rng, args.batch_size, args.crop)
-        x = x.to(memory_format=torch.channels_last)
-        posterior = vae.encode(x).latent_dist
-        error = vae.decode(posterior.sample()).sample - x
+        if redrawn and rng.random() < REDRAWN:
+            z, x, mask = redrawn.batch(rng, args.batch_size)
+            kl = torch.zeros(())
+        else:
+            x, mask = batch(rng, args.batch_size, args.crop)
+            posterior = vae.encode(x.to(memory_format=torch.channels_last)).latent_dist
+            z = posterior.sample()
+            kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
+        error = vae.decode(z.to(memory_format=torch.channels_last)).sample - x
         weight = 1 + (OBJECT_WEIGHT - 1) * mask
-        kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
         loss = (weight * (error.abs() + 5 * error.square())).mean() + KL_WEIGHT * kl
         optimizer.zero_grad()
         loss.backward()
@@ -167,10 +222,10 @@ def main() -> None:
         optimizer.step()
         schedule.step()
         if step % args.validate_every == 0 or step == args.steps:
-            score = validate(vae)
-            kept = score["psnr"] > best
+            score = validate(vae, redrawn)
+            kept = quality(score) > best
             if kept:
-                best = score["psnr"]
+                best = quality(score)
                 vae.save_pretrained(args.out)
             print(
                 json.dumps(

@@ -63,13 +63,13 @@ class Public(Server):
             raise Refused(f"{status} {body.decode()[:500]}")
         return json.loads(body)[0]
 
-    def event(self, elem_id: str, trigger: str, data: list, visitor: str) -> list[dict]:
+    def event(self, elem_id: str, trigger: str, data: list, visitor: str, address: str = "192.0.2.1") -> list[dict]:
         """What a component's event answers a page of this visitor, message by message."""
         config = json.loads(self.get("config")[1])
         ids = [c["id"] for c in config["components"] if c["props"].get("elem_id") == elem_id]
         (found,) = (d["id"] for d in config["dependencies"] if [ids[0], trigger] in d["targets"])
         body = {"data": data, "fn_index": found, "session_hash": visitor, "trigger_id": ids[0], "event_data": None}
-        status, answer = self.post("gradio_api/queue/join", json.dumps(body).encode())
+        status, answer = self.post("gradio_api/queue/join", json.dumps(body).encode(), address=address)
         if status != 200:
             raise Refused(f"{status} {answer.decode()[:500]}")
         _, stream = self.get(f"gradio_api/queue/data?session_hash={visitor}")

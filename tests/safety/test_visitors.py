@@ -21,7 +21,7 @@ from koala.loading import Library
 from koala.request import GenerationRequest, RequestError
 from koala.result import read_png
 from koala.ui.visitors import MOST, TOO_MANY, Share, visitor
-from tests.safety.conftest import QUICK, STUDENT, TEACHER
+from tests.safety.conftest import QUICK, STUDENT, TEACHER, Refused
 
 CLIENTS = 20
 PROMPTS = ("a red circle", "a blue square", "a green star", "a yellow triangle")
@@ -108,6 +108,8 @@ def test_one_visitor_does_not_fill_the_queue(public):
     assert join(asked(0), f"192.0.2.77, {greedy}") == refused  # their own claim stands before what the proxy adds
     both = {"models": [STUDENT, TEACHER], **QUICK}
     assert [join(both, door=door) for door in ("compare", "attention")] == [refused] * 2
+    with pytest.raises(Refused, match=TOO_MANY):
+        public.event("kv-open", "upload", [None, ""], "page", greedy)  # a saved capture, of some megabytes
     for ask in ("look", "take"):  # the Attention tab's, which Gradio answers outside its queue
         assert served(public, ask, greedy) == {"problem": TOO_MANY}
         assert "no longer kept" in served(public, ask, address(0))["problem"]

@@ -7,6 +7,7 @@ import re
 import shlex
 import time
 
+import gradio as gr
 import pytest
 from safetensors import safe_open
 
@@ -21,7 +22,7 @@ from koala.specs import KOALA_700M, SDXL, SPECS, TINY_KOALA_700M, TINY_SDXL, stu
 from koala.ui import architecture, architecture_svg, students, widgets
 from koala.ui.architecture import BEGIN, TITLES, change, read, view
 from koala.ui.session import Session
-from koala.ui.tabs.architecture import Architecture, template
+from koala.ui.tabs.architecture import EMPTY, Architecture, template
 from koala.ui.tabs.bench import command
 from tests.ui.handlers import Sent
 
@@ -214,8 +215,6 @@ def test_the_oldest_student_that_nobody_uses_makes_room(monkeypatch):
 
 @pytest.fixture(scope="module")
 def tab():
-    import gradio as gr
-
     session = Session(device="cpu", local=False).start()
     with gr.Blocks():
         yield Architecture(session)
@@ -236,6 +235,14 @@ def test_a_student_made_in_the_tab_is_in_the_lists_of_a_public_server_too(tab):
     assert os.path.dirname(folder) not in json.dumps(value) and os.sep not in name
     with pytest.raises(RequestError, match="on this server the names are"):
         tab.session.card(folder)
+
+
+def test_where_a_gpu_is_only_lent_the_page_says_so_and_the_measurement_is_off(tab):
+    """Symptom: on ZeroGPU only a click, and a wait in the line, told that nothing can be measured there."""
+    with gr.Blocks():
+        lent = Architecture(Session(local=False, wrap=lambda draw: draw))
+    assert not lent.measure.interactive and "This measurement needs a GPU for longer" in lent.curves.value
+    assert tab.measure.interactive and tab.curves.value == EMPTY
 
 
 def test_a_student_draws_by_its_name_and_no_path_of_the_server_is_told(tab):

@@ -11,7 +11,7 @@ from koala.latency import HARDWARE
 from koala.request import RequestError
 from koala.specs import SDXL, STAGES, TINY_SDXL, student
 from koala.ui import architecture, architecture_svg, students
-from koala.ui.messages import complain, readable
+from koala.ui.messages import complain, readable, safe
 from koala.ui.session import Session
 from koala.ui.theme import ASSETS
 
@@ -87,8 +87,11 @@ class Architecture:
                 "little is lost with it.</p></section>",
                 apply_default_css=False,
             )
-            self.measure = gr.Button("Measure on Tiny SDXL", elem_id="k-similarity", size="md")
-            self.curves = gr.HTML(EMPTY, elem_id="k-curves", apply_default_css=False)
+            why_not = session.lent_too_short("this measurement")
+            usable = {"interactive": not why_not}
+            self.measure = gr.Button("Measure on Tiny SDXL", elem_id="k-similarity", size="md", **usable)
+            said = f'<p class="ka-hint">{safe(why_not)}.</p>' if why_not else EMPTY
+            self.curves = gr.HTML(said, elem_id="k-curves", apply_default_css=False)
         self.page.input(
             self.change, None, self.page, queue=False, trigger_mode="multiple", concurrency_limit=None, **QUIET
         )

@@ -168,7 +168,7 @@ class Attention:
         )
         self.stop.click(self.halt, [self.capture, *self.models], self.viewer, cancels=[run], queue=False, **CHEAP)
         opened = [self.file, self.prompt, self.viewer, self.capture]
-        self.file.upload(self.open, [self.file, self.capture], opened, **CHEAP)
+        self.file.upload(self.open, [self.file, self.capture], opened, concurrency_limit=1, **QUIET)
         self.chips.click(self.example, None, self.prompt, **CHEAP)
         chosen = [self.stages, self.every, self.words, self.inputs]
         decides = [*self.models, *self.steps, self.width, self.height, *chosen]
