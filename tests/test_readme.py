@@ -107,8 +107,9 @@ def test_scores_at_other_sizes_are_those_of_the_report():
     for name in ("tiny-sdxl", "tiny-koala-1b", "tiny-koala-700m"):
         rates = {(r["width"], r["height"]): r["scores"]["two_objects"]["all"]["rate"] for r in found["models"][name]}
         said.append(" and ".join(f"{100 * rates[size]:.1f} %" for size in ((320, 192), (192, 320))))
-    prompts = f"{said[0]} of {found['num_prompts']} prompts, 1B in {said[1]}, 700M in {said[2]}"
-    assert f"sizes of no training picture, the teacher draws two objects wholly right in {prompts}" in text
+    rates = f"{said[0]} of {found['num_prompts']} prompts, 1B in {said[1]}, 700M in {said[2]}"
+    when = "before the last stage of training had shown them any"
+    assert f"At 320x192 and 192x320 px, {when}, the teacher drew two objects wholly right in {rates}" in text
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))

@@ -38,7 +38,7 @@ def work(tmp_path_factory):
     folder = tmp_path_factory.mktemp("work")
     text, vae, white, latents, packed = (folder / n for n in ("text", "vae", "white", "latents/128x128-1", "packed"))
     teacher, student, sharp = folder / "teacher", folder / "student", folder / "sharp"
-    redrawn = folder / "redrawn" / latents.name
+    redrawn, further, mean = folder / "redrawn" / latents.name, folder / "further", folder / "mean"
     rate = ("--learning-rate", 1e-3)
     train = ("--text", text, "--sets", f"{latents}=4*1", "--steps", 2, *rate)
     sharpen = ("--freeze-encoder", "--steps", 6, "--crop", 256, "--batch-size", 1, "--learning-rate", 2e-4)
@@ -49,7 +49,9 @@ def work(tmp_path_factory):
         ("whiten.py", "--vae", vae, "--out", white, "--count", 16),
         ("latents.py", "--vae", white, "--out", latents, "--count", 32, "--shard", 32),
         ("unet.py", "--name", "tiny-sdxl", "--out", teacher, *train),
-        ("unet.py", "--name", "tiny-koala-700m", "--teacher", teacher, "--out", student, *train),
+        ("unet.py", "--name", NAMES[1], "--teacher", teacher, "--out", student, *train),
+        ("unet.py", "--name", NAMES[1], "--teacher", teacher, "--init", student, "--out", further, *train),
+        ("average.py", "--unets", student, further, "--out", mean),
         ("assemble.py", "--text", text, "--vae", white, "--unet", *unets, "--names", *NAMES, "--out", packed),
         ("redraw.py", "--models", packed, "--name", NAMES[1], "--set", latents, "--shards", "0000", "--out", redrawn),
         ("vae.py", "--init", white, "--out", sharp, *sharpen, "--redrawn", redrawn),
@@ -83,6 +85,13 @@ def test_distillation_starts_from_the_teachers_cut_and_moves_every_kind_of_layer
     for key in (attention, "conv_in.weight", "up_blocks.2.resnets.1.conv1.weight"):
         mine = teacher[key.replace("resnets.1", "resnets.2")] if "up_blocks" in key else teacher[key]
         assert not torch.equal(student[key], mine), f"{key} has not learned"
+
+
+def test_the_mean_of_two_unets_lies_between_them(work):
+    first, second, mean = (UNet2DConditionModel.from_pretrained(work / n) for n in ("student", "further", "mean"))
+    for mine, its, between in zip(first.parameters(), second.parameters(), mean.parameters(), strict=True):
+        assert torch.allclose(between, (mine + its) / 2, atol=1e-7)
+    assert not torch.equal(first.conv_in.weight, second.conv_in.weight)
 
 
 def test_only_the_decoder_learns_of_redrawn_latents(work):
@@ -137,8 +146,10 @@ def test_what_is_said_of_the_relation_are_the_reports_figures():
 
 def test_what_is_said_of_ancestral_steps_are_the_reports_figures():
     folder = EMBEDDED.parents[1] / "docs"
-    plain = json.loads((folder / "measurements" / "embedded-plain-euler.json").read_text())
-    ancestral = json.loads((EMBEDDED / "scores" / "tiny-sdxl.json").read_text())
+    plain, ancestral = (
+        json.loads((folder / "measurements" / f"embedded-{kind}-euler.json").read_text())
+        for kind in ("plain", "ancestral")
+    )
     assert (plain["scheduler"], ancestral["scheduler"]) == ("euler-trailing", "euler-ancestral-trailing")
     relation, whole = (
         [f"{100 * r['scores']['two_objects'][kind]['rate']:.1f} %" for r in (plain, ancestral)]

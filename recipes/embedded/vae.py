@@ -207,15 +207,15 @@ def main() -> None:
     for step in range(1, args.steps + 1):
         if redrawn and rng.random() < REDRAWN:
             z, x, mask = redrawn.batch(rng, args.batch_size)
-            kl = torch.zeros(())
+            kl, squares = torch.zeros(()), 0.0  # where an edge may be here or there, the mean of both is a blur
         else:
             x, mask = batch(rng, args.batch_size, args.crop)
             posterior = vae.encode(x.to(memory_format=torch.channels_last)).latent_dist
             z = posterior.sample()
-            kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
+            kl, squares = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean(), 5.0
         error = vae.decode(z.to(memory_format=torch.channels_last)).sample - x
         weight = 1 + (OBJECT_WEIGHT - 1) * mask
-        loss = (weight * (error.abs() + 5 * error.square())).mean() + KL_WEIGHT * kl
+        loss = (weight * (error.abs() + squares * error.square())).mean() + KL_WEIGHT * kl
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
