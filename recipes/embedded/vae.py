@@ -115,6 +115,9 @@ class Redrawn:
 
     def __init__(self, folders: list[Path], scaling_factor: float):
         self.sets, self.scaling_factor = [LatentSet(f) for f in folders], scaling_factor
+        for each in self.sets:
+            if len(each.scenes) <= HELD:
+                raise SystemExit(f"{each.folder} holds {len(each.scenes)} pictures; redraw more than {HELD}")
 
     def batch(self, rng: random.Random, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Latents for the decoder, pictures and object masks; never of those that are held for validation."""
