@@ -1,8 +1,10 @@
 r"""Train an embedded U-Net on stored latents: the teacher from nothing, or a student by self-attention distillation.
 
-    python recipes/embedded/unet.py --models koala/embedded --name tiny-sdxl --out WORK/teacher-a --steps 8000 \
-        --sets WORK/latents/128x128-1=48*2 WORK/latents/160x160-2=32*3 --learning-rate 1e-3
-    python recipes/embedded/unet.py --models koala/embedded --name tiny-koala-700m --teacher WORK/teacher-b/unet ...
+    python recipes/embedded/unet.py --text WORK/text --name tiny-sdxl --out WORK/teacher-a --steps 3000 \
+        --sets WORK/latents/128x128-1=32*1 WORK/latents/160x160-2=24*1 --learning-rate 1e-3
+    python recipes/embedded/unet.py --text WORK/text --name tiny-koala-700m --teacher WORK/teacher-d \
+        --out WORK/koala-700m-d --sets WORK/latents/256x256-2=16*1.6 WORK/latents/256x256-1=16*0.5 \
+        --steps 700 --learning-rate 1e-3
 
 A set is FOLDER=BATCH*WEIGHT. `--init UNET` starts from weights with a fresh optimizer and warm-up, so that a chain
 of stages needs only weights to survive. Conditions come from the pipeline's own conventions: `hidden_states[-2]`
