@@ -15,6 +15,7 @@ from koala.hashing import digest
 from koala.registry import EMBEDDED
 from koala.shapes.captions import caption
 from koala.shapes.render import render_array
+from recipes.embedded import grid
 
 pytestmark = pytest.mark.long
 
@@ -160,16 +161,42 @@ def test_what_is_said_of_ancestral_steps_are_the_reports_figures():
     assert f"whole prompts with two objects from {whole[0]} to {whole[1]}" in said
 
 
-def test_a_grid_has_the_rates_of_every_combination_asked(tmp_path):
+@pytest.fixture
+def rates(tmp_path, monkeypatch):
+    """Runs a small grid and gives its report; a report given to it is what it finds there."""
     out = tmp_path / "grid.json"
-    command = [sys.executable, "-m", "recipes.embedded.grid", "--models", "tiny-koala-700m", "--num-prompts", "1"]
-    command += ["--guidance", "1", "2", "--scheduler", "euler-trailing", "euler-ancestral-trailing"]
-    command += ["--size", "160x192", "--series", "choice", "--out", out]
-    subprocess.run(command, check=True, cwd=RECIPES.parents[1])
-    found = json.loads(out.read_text())
+    asked = ["--models", "tiny-koala-700m", "--num-prompts", "1", "--guidance", "1", "2", "--size", "160x192"]
+    asked += ["--scheduler", "euler-trailing", "euler-ancestral-trailing", "--series", "choice", "--out", str(out)]
+
+    def run(there: dict | None = None) -> dict:
+        if there:
+            out.write_text(json.dumps(there))
+        monkeypatch.setattr(sys, "argv", ["grid.py", *asked])
+        grid.main()
+        return json.loads(out.read_text())
+
+    return run
+
+
+def test_a_grid_has_the_rates_of_every_combination_asked(rates):
+    found = rates()
     assert found["series"] == "choice" and found["command"].startswith("python -m recipes.embedded.grid --models")
     rows = found["models"]["tiny-koala-700m"]
     asked = [("euler-trailing", 1), ("euler-trailing", 2), ("euler-ancestral-trailing", 1)]
     assert [(r["scheduler"], r["guidance"]) for r in rows] == [*asked, ("euler-ancestral-trailing", 2)]
     assert all((r["width"], r["height"]) == (160, 192) for r in rows)
     assert all(r["scores"]["two_objects"]["all"]["count"] == 1 for r in rows)
+
+
+def test_a_grid_goes_on_where_it_was_stopped_unless_the_weights_have_changed(rates, monkeypatch):
+    drawn = []
+    scores = {"two_objects": {"all": {"rate": 1.0}}}
+    monkeypatch.setattr(grid, "evaluate", lambda model, **asked: drawn.append(asked) or {"scores": scores})
+    found = rates()
+    rows = found["models"]["tiny-koala-700m"]
+    assert len(drawn) == len(rows) == 4
+    marked = rows[1] | {"scores": {"two_objects": {"all": {"rate": 0.5}}}}
+    stopped = found | {"models": {"tiny-koala-700m": [marked]}}
+    assert rates(stopped)["models"]["tiny-koala-700m"] == [rows[0], marked, *rows[2:]] and len(drawn) == 7
+    stopped["weights"]["tiny-koala-700m"]["unet/diffusion_pytorch_model.safetensors"] = "of other weights"
+    assert rates(stopped)["models"]["tiny-koala-700m"] == rows and len(drawn) == 11

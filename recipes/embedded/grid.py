@@ -9,7 +9,8 @@ How they do on other canvases, each with prompts whose scenes fit it:
 
     python -m recipes.embedded.grid --size 320x192 192x320 --num-prompts 500 --out docs/measurements/embedded-sizes.json
 
-What is not asked is the model's own; rates are of whole prompts and of every kind of claim.
+What is not asked is the model's own; rates are of whole prompts and of every kind of claim. The report is written after
+every combination, and begun again with --out it goes on: rates of the same weights, prompts and versions are kept.
 """
 
 import argparse
@@ -20,7 +21,8 @@ from pathlib import Path
 
 from koala.evaluate.reports import circumstances
 from koala.evaluate.shapes import STEPS, SUITES, evaluate
-from koala.loading import Library
+from koala.hashing import digest
+from koala.loading import Library, LoadedModel
 from koala.outputs import new_file
 from koala.registry import CARDS
 from koala.request import SCHEDULERS
@@ -30,6 +32,22 @@ def size(text: str) -> tuple[int, int]:
     """Width and height in px out of "320x192"."""
     width, height = map(int, text.split("x"))
     return width, height
+
+
+def weights(model: LoadedModel) -> dict[str, str]:
+    """SHA-256 of the files that decide a model's pictures."""
+    folder = Path(model.card.source)
+    return {str(file.relative_to(folder)): digest(file) for file in sorted(folder.glob("*/*.safetensors"))}
+
+
+def earlier(out: Path, report: dict) -> dict[str, list[dict]]:
+    """Rows by model of what `out` has of the same weights, prompts and versions; none where there is no such file."""
+    found = json.loads(out.read_text()) if out.is_file() else {}
+    if any(found.get(key) != report[key] for key in ("num_prompts", "steps", "series", "suites", "versions")):
+        return {}
+    return {
+        name: rows for name, rows in found["models"].items() if found["weights"][name] == report["weights"].get(name)
+    }
 
 
 def main() -> None:
@@ -44,21 +62,28 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
 
-    library, found = Library("cpu"), {}
-    for name in args.models:
-        model = library.get(name)
-        rows = found[model.card.name] = []
-        for scheduler, guidance, (width, height) in itertools.product(args.scheduler, args.guidance, args.size):
-            chosen = dict(scheduler=scheduler, guidance=guidance, width=width, height=height)
-            same = dict(count=args.num_prompts, suites=tuple(args.suites), series=args.series)
-            report = evaluate(model, **chosen, **same)
-            rows.append({key: report[key] for key in (*chosen, "scores")})
-            rates = (f"{k} {100 * v['all']['rate']:.1f} %" for k, v in report["scores"].items())
-            print(name, *(str(report[key]) for key in chosen), *rates, flush=True)
-    report = {"num_prompts": args.num_prompts, "steps": STEPS, "series": args.series, "models": found}
+    library = Library("cpu")
+    models = {model.card.name: model for model in library.get_all(args.models)}
+    report = {"num_prompts": args.num_prompts, "steps": STEPS, "series": args.series, "suites": args.suites}
     report |= circumstances(sys.argv[1:], library.device, program="recipes.embedded.grid")
-    with new_file(args.out) as file:
-        file.write_text(json.dumps(report, indent=1) + "\n")
+    report |= {"weights": {name: weights(model) for name, model in models.items()}}
+    combinations = list(itertools.product(args.scheduler, args.guidance, args.size))
+    report["models"] = earlier(args.out, report)
+    for name, model in models.items():
+        kept, rows = report["models"].get(name, []), []
+        for scheduler, guidance, (width, height) in combinations:
+            asked = dict(scheduler=scheduler, guidance=guidance, width=width, height=height)
+            chosen = {key: getattr(model.card, key) if value is None else value for key, value in asked.items()}
+            row = next((r for r in kept if r | chosen == r), None)
+            if row is None:
+                same = dict(count=args.num_prompts, suites=tuple(args.suites), series=args.series)
+                row = chosen | {"scores": evaluate(model, **chosen, **same)["scores"]}
+            rows.append(row)
+            report["models"][name] = rows + [r for r in kept if r not in rows]
+            with new_file(args.out) as file:
+                file.write_text(json.dumps(report, indent=1) + "\n")
+            rates = (f"{k} {100 * v['all']['rate']:.1f} %" for k, v in row["scores"].items())
+            print(name, *(str(value) for value in chosen.values()), *rates, flush=True)
 
 
 if __name__ == "__main__":
