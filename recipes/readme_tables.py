@@ -52,29 +52,20 @@ def models() -> str:
 
 
 def scores() -> str:
-    """Rates of whole prompts that hold, of every embedded model."""
-    rows = []
+    """Rates of whole prompts that hold, of every embedded model; of two objects also the relation, and other sizes."""
+    sizes = json.loads((ROOT / "docs" / "measurements" / "embedded-sizes.json").read_text())["models"]
+    rows, teacher = [], None
     for card in (card for card in CARDS.values() if card.embedded):
-        report = json.loads((EMBEDDED / "scores" / f"{card.name}.json").read_text())
-        rates = [report["scores"][suite]["all"]["rate"] for suite in ("one_object", "two_objects", "held_out")]
+        found = json.loads((EMBEDDED / "scores" / f"{card.name}.json").read_text())["scores"]
+        two = found["two_objects"]
+        teacher = teacher or two["all"]["rate"]
+        wide, tall = (row["scores"]["two_objects"]["all"]["rate"] for row in sizes[card.name])
+        rates = (found["one_object"]["all"]["rate"], two["all"]["rate"], two["all"]["rate"] / teacher)
+        rates += (two["relation"]["rate"], wide, tall, found["held_out"]["all"]["rate"])
         role = "student" if card.teacher else "teacher"
-        rows.append(
-            (
-                f"`{card.name}`, {role}",
-                f"{card.parameters:,}",
-                str(report["num_prompts"]),
-                *(f"{100 * rate:.1f} %" for rate in rates),
-            )
-        )
-    heads = (
-        "model",
-        "U-Net parameters",
-        "prompts a suite",
-        "one object",
-        "two objects, a relation",
-        "pairs never seen",
-    )
-    return _table(heads, rows)
+        rows.append((f"`{card.name}`, {role}", f"{card.parameters:,}", *(f"{100 * rate:.1f} %" for rate in rates)))
+    heads = ("model", "U-Net parameters", "one object", "two objects", "of the teacher's", "their relation")
+    return _table((*heads, "two at 320x192", "two at 192x320", "pairs never seen"), rows)
 
 
 def exports() -> str:
