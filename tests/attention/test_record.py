@@ -360,7 +360,7 @@ def test_the_teacher_sees_the_students_input_not_its_own(library, student):
     layer = shown.layer("UP-2")
     gaps = [(shown.at(layer, s)[0] - free.at(layer, s)[0]).abs().mean().item() for s in range(3)]
     print(f"mean difference of q, per step: {gaps}")
-    assert gaps[0] < 1e-5 < gaps[1] < gaps[2], "both start from one noise, then drift apart"
+    assert gaps[0] < 1e-5 and min(gaps[1:]) > 0.01, "both start from one noise, then each has its own input"
     assert shown.model == "tiny-sdxl" and "MID" in shown.stages and hooks(teacher) == 0
 
 
