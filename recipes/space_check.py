@@ -112,7 +112,9 @@ def distil(page: "Page") -> None:
     """A distillation as a visitor begins it: watched until it learns, and stopped."""
     page.get_by_role("tab", name="Distill").click()
     page.get_by_role("button", name="Start").click()
-    page.locator(".kd-run[data-state=running]").wait_for(timeout=300_000)
+    page.locator(".kd-run[data-state=running], .kd-run[data-state=failed]").wait_for(timeout=300_000)
+    if page.locator(".kd-run[data-state=failed]").count():
+        raise RuntimeError(f"the distillation failed: {page.locator('.kd-run').inner_text()}")
     page.get_by_role("button", name="Stop").click()
     page.locator(".kd-run[data-state=stopped]").wait_for()
 

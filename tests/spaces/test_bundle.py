@@ -98,6 +98,19 @@ def test_our_folder_never_hides_the_package_of_its_name(tmp_path):
     assert done.stdout.decode().strip() == "the package", done.stderr
 
 
+def test_the_app_and_the_trainer_of_the_bundle_need_nothing_that_the_space_lacks(bundle, tmp_path):
+    program = f"""
+import sys
+sys.modules |= dict.fromkeys({sorted(NOT_IN_THE_SPACE - {"onnxruntime-gpu"})})  # as if they were not installed
+import koala.distill.trainer, koala.ui.build
+from koala.distill.config import DistillConfig
+from koala.distill.data.sources import source_for
+assert source_for(DistillConfig(num_steps=1), 256).parts
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=bundle, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="module")
 def space(bundle, tmp_path_factory):
     folder = tmp_path_factory.mktemp("running")

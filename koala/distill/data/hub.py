@@ -9,10 +9,8 @@ import datasets
 from koala.distill.config import DistillConfig
 from koala.distill.data.files import files_under, fingerprint
 from koala.distill.data.rows import check_columns, inner, sample_of
-from koala.distill.data.samples import Part, Sample, Source, caption_fields
+from koala.distill.data.samples import HUB, Part, Sample, Source, caption_fields
 from koala.request import RequestError
-
-PREFIX = "hub:"
 
 
 def hub_source(config: DistillConfig) -> Source:
@@ -20,7 +18,7 @@ def hub_source(config: DistillConfig) -> Source:
 
     RequestError for a data set that is not there or lacks a column; an OSError is the network's.
     """
-    address, _, revision = config.data.removeprefix(PREFIX).partition("@")
+    address, _, revision = config.data.removeprefix(HUB).partition("@")
     name, subset = address, None
     folder = Path(address)  # `datasets` takes one in a data set's place
     if not folder.is_dir():

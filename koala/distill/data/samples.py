@@ -7,6 +7,8 @@ from PIL import Image, ImageOps
 
 from koala.distill.config import DistillConfig
 
+HUB = "hub:"  # stands before the address of a hub data set
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:

@@ -5,9 +5,8 @@ from pathlib import Path
 from koala.distill.config import DistillConfig
 from koala.distill.data.files import ending, files_under
 from koala.distill.data.folder import folder_source
-from koala.distill.data.hub import PREFIX, hub_source
 from koala.distill.data.parquet import parquet_source
-from koala.distill.data.samples import Source
+from koala.distill.data.samples import HUB, Source
 from koala.distill.data.shapes import shapes_source
 from koala.distill.data.webdataset import braces, webdataset_source
 from koala.request import RequestError
@@ -17,7 +16,9 @@ def source_for(config: DistillConfig, resolution: int) -> Source:
     """Where the pictures come from; RequestError where there are none, or their captions are missing."""
     if config.data == "shapes":
         return shapes_source(config, resolution)
-    if config.data.startswith(PREFIX):
+    if config.data.startswith(HUB):
+        from koala.distill.data.hub import hub_source  # `datasets` is slow to import, and not in the Space
+
         return hub_source(config)
     path = Path(config.data).expanduser()
     if path.name.endswith((".tar", ".tar.gz", ".tgz")):
