@@ -2,9 +2,9 @@
 
     python -m recipes.export_check --work exports/check --out docs/measurements/export-embedded.json
 
-What --work has already is kept, so that it goes on where it was stopped: about five minutes a target on one core. The
-figures are those that the gates wrote into each file as it was made; only the paces are measured in the end, one after
-the other, with one thread and with all.
+What --work has already is kept, so that it goes on where it was stopped: five to fifteen minutes a target on one core.
+The figures are those that the gates wrote into each file as it was made; only the paces are measured in the end, one
+after the other, with one thread and with all.
 """
 
 import argparse
