@@ -122,7 +122,7 @@ def distil(page: "Page") -> None:
 def install(python: str, folder: Path, bundle: Path) -> str:
     """A fresh environment with the bundle's pins alone; its interpreter."""
     subprocess.run([python, "-m", "venv", folder], check=True)
-    own = str(folder / "bin" / "python")
+    own = str(folder.absolute() / "bin" / "python")  # the app runs in the bundle
     subprocess.run([own, "-m", "pip", "install", "--quiet", "-r", bundle / "requirements.txt"], check=True)
     return own
 
