@@ -23,6 +23,7 @@ from koala.specs import (
 )
 
 EMBEDDED = Path(__file__).parent / "embedded"
+SURGERY = "surgery.json"  # beside a student: what `koala.surgery.compress` cut it out of
 
 _TEXT_ENCODERS, _VAE = 817_720_320, 83_653_863  # parameters of SDXL's: CLIP-L and OpenCLIP-G together; the VAE
 _HUB_ID = re.compile(r"(?=.{3,96}$)(?!.*(--|\.\.|\.git$))\w([\w.-]*\w)?/\w([\w.-]*\w)?")  # as huggingface_hub allows
@@ -220,8 +221,21 @@ def _sampler(config: dict) -> str:
     return "euler-ancestral-trailing" if ancestral else "euler-trailing"
 
 
+def _inherited(folder: Path, spec: UNetSpec | None) -> dict[str, object]:
+    """How a student that `koala.surgery` cut wants to be run: as the published one of its teacher and depths, or as
+    its teacher. Empty for a folder that was no cut, or whose teacher is unknown here."""
+    teacher = _NAMES.get(str(_config(folder / SURGERY).get("teacher")).partition("@")[0].lower())
+    if spec is None or teacher is None:
+        return {}
+    published = (c for c in CARDS.values() if c.teacher == teacher.name and c.spec.notation == spec.notation)
+    like = next(published, teacher)
+    settings = {f: getattr(like, f) for f in ("negative_prompt", "scheduler", "noising", "steps", "guidance")}
+    return {"teacher": teacher.name, "licence": teacher.licence} | settings
+
+
 def _folder_card(folder: Path) -> ModelCard:
-    """A card for a folder in diffusers' layout: spec, native size and scheduler as its own configs tell them."""
+    """A card for a folder in diffusers' layout: spec, native size and scheduler as its own configs tell them, and a
+    student's settings as its teacher's card does."""
     known = next((c for c in CARDS.values() if c.source == str(folder)), None)
     if known:
         return known
@@ -230,16 +244,16 @@ def _folder_card(folder: Path) -> ModelCard:
     unet = _config(folder / "unet" / "config.json")
     spec = from_config(unet, str(folder)) if unet else None
     side = 8 * (unet.get("sample_size") or 128)
+    own = {"licence": "see its folder", "scheduler": _sampler(_config(folder / "scheduler" / "scheduler_config.json"))}
     return ModelCard(
         name=str(folder),
         title=folder.name,
         source=str(folder),
         parameters=parameters(spec) if spec else None,
-        licence="see its folder",
         spec=spec,
-        scheduler=_sampler(_config(folder / "scheduler" / "scheduler_config.json")),
         width=side,
         height=side,
+        **own | _inherited(folder, spec),
     )
 
 

@@ -16,6 +16,7 @@ from koala.checkpoints import UNetCheckpoint, open_unet
 from koala.layer_map import kept_blocks, layer_map, renamed
 from koala.layout import STEMS
 from koala.outputs import new_folder
+from koala.registry import SURGERY
 from koala.request import RequestError
 from koala.specs import STAGES, UNetSpec
 from koala.specs import student as student_spec
@@ -134,7 +135,7 @@ def compress(teacher: str, spec: str, out: Path) -> SurgeryReport:
             shutil.copyfile(file, folder / name)
             if name in _TEXT_CONFIGS:
                 _load_in_single(folder / name)
-        (folder / "surgery.json").write_text(json.dumps(asdict(report), indent=1) + "\n")
+        (folder / SURGERY).write_text(json.dumps(asdict(report), indent=1) + "\n")
     return report
 
 

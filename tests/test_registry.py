@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from koala.costs import parameters
-from koala.registry import CARDS, EMBEDDED, find
+from koala.registry import CARDS, EMBEDDED, SURGERY, find
 from koala.request import RequestError
-from koala.specs import TINY_KOALA_700M
+from koala.specs import KOALA_700M, TINY_KOALA_700M, TINY_SDXL, student
 
 
 def test_cards_are_found_by_name_by_folder_and_by_hub_id():
@@ -48,6 +48,38 @@ def test_a_folder_of_ones_own_tells_its_native_size_its_spec_and_its_scheduler(t
     assert (card.width, card.height, card.source) == (512, 512, str(tmp_path))
     assert (replace(card.spec, name=TINY_KOALA_700M.name), card.parameters) == (TINY_KOALA_700M, 1_967_636)
     assert card.scheduler == scheduler
+
+
+def _student(folder, spec, teacher):
+    (folder / "unet").mkdir(parents=True)
+    (folder / "unet" / "config.json").write_text(json.dumps(spec.config() | {"sample_size": 32}))
+    (folder / SURGERY).write_text(json.dumps({"teacher": teacher}))
+    return find(str(folder))
+
+
+_RUN = ("scheduler", "noising", "steps", "guidance", "negative_prompt")
+
+
+@pytest.mark.parametrize("teacher", ["tiny-sdxl", "Tiny-SDXL@main"])
+def test_a_student_folder_is_run_as_its_teacher(tmp_path, teacher):
+    card, its = _student(tmp_path, student("0,1,2/-/2+2,1+1,0+0", TINY_SDXL), teacher), CARDS["tiny-sdxl"]
+    assert [getattr(card, f) for f in _RUN] == [getattr(its, f) for f in _RUN]
+    assert (its.guidance, its.noising) == (2.0, "straight")  # not what a card says by itself
+    assert (card.teacher, card.licence, card.source) == ("tiny-sdxl", its.licence, str(tmp_path))
+
+
+def test_a_student_of_published_depths_is_run_as_the_published_one(tmp_path):
+    """A teacher of four steps makes no student of four steps by itself: KOALA's authors draw theirs in ten, guided."""
+    card = _student(tmp_path, KOALA_700M, "sdxl-lightning-4step")
+    assert (card.steps, card.guidance) == (10, 3.5)
+    assert [getattr(card, f) for f in _RUN] == [getattr(CARDS["koala-lightning-700m"], f) for f in _RUN]
+    assert card.licence == CARDS["sdxl-lightning-4step"].licence  # the weights are one's own, not theirs
+
+
+@pytest.mark.parametrize("teacher", ["/gone/teacher", "somebody/sdxl", None, ["tiny-sdxl"], {}])
+def test_a_student_of_an_unknown_teacher_is_a_folder_like_any_other(tmp_path, teacher):
+    card = _student(tmp_path, KOALA_700M, teacher)
+    assert (card.teacher, card.guidance, card.noising, card.licence) == (None, 7.5, "ddpm", "see its folder")
 
 
 @pytest.mark.parametrize("name", ["", "  "])

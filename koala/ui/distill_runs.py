@@ -192,13 +192,9 @@ class Runs:
 
     def _card(self, run: RunFolder, config: DistillConfig, name: str) -> ModelCard:
         card = find(str(run.student))
-        try:
-            teacher = find(config.teacher)
-        except RequestError:  # a folder that is gone
-            teacher = card
-        settings = {f: getattr(teacher, f) for f in ("scheduler", "steps", "guidance", "licence")}
-        settings |= {side: config.resolution or getattr(teacher, side) for side in ("width", "height")}
-        return dataclasses.replace(card, name=name, title=f"{run.name} (distilled)", teacher=teacher.name, **settings)
+        size = {side: config.resolution or getattr(card, side) for side in ("width", "height")}
+        named = {"name": name, "title": f"{run.name} (distilled)", "teacher": card.teacher or config.teacher}
+        return dataclasses.replace(card, **named, **size)
 
 
 def _model(run: RunFolder) -> str:

@@ -8,7 +8,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from koala.costs import parameters
 from koala.registry import CARDS, ModelCard, find
 from koala.request import RequestError
 from koala.specs import UNetSpec
@@ -66,11 +65,7 @@ class Students:
                 find(str(folder)),
                 name=name,
                 title=f"{_title(spec)} (untrained cut)",
-                parameters=parameters(spec),
-                licence=CARDS[TEACHER].licence,
                 spec=spec,
-                teacher=TEACHER,
-                guidance=CARDS[TEACHER].guidance,
             )
             self.session.add(card)
             self._made[name] = Student(card=card, seconds=time.perf_counter() - begun)

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
@@ -13,6 +14,7 @@ from playwright.sync_api import expect, sync_playwright
 from koala.bench_matrix import Matrix
 from koala.cli import parser
 from koala.registry import CARDS, find
+from koala.surgery import compress
 from koala.ui import bench_chart
 from koala.ui.session import Session
 from koala.ui.tabs.bench import MAX_MODELS, Bench, command, status
@@ -121,6 +123,16 @@ def test_the_command_for_a_terminal_measures_the_same():
         time_limit=args.time_limit,
     )
     assert again == matrix
+
+
+def test_the_command_cuts_what_only_the_app_has_and_no_folder_that_is_there(tmp_path):
+    folder = str(tmp_path / "cut")
+    compress("tiny-sdxl", "koala-700m", Path(folder))
+    matrix = Matrix(models=(folder,), sizes=(64,))
+    assert command(matrix, [find(folder)]).startswith(f"python -m koala bench --models {folder} ")
+    ours = replace(find(folder), name="tiny-cut")
+    cut = f"python -m koala compress --teacher tiny-sdxl --spec {ours.spec.notation} --out tiny-cut && "
+    assert command(replace(matrix, models=("tiny-cut",)), [ours]).startswith(cut + "python -m koala bench")
 
 
 def test_only_models_of_this_machine_are_offered(tab):

@@ -238,7 +238,7 @@ def command(matrix: Matrix, cards: Sequence[ModelCard]) -> str:
     cuts = [
         f"python -m koala compress --teacher {card.teacher} --spec {card.spec.notation} --out {card.name} && "
         for card in cards
-        if card.teacher and not card.on_hub and not card.embedded
+        if card.teacher and not card.on_hub and not card.embedded and card.name != card.source
     ]
     words = ["python -m koala bench"]
     for name, value in dataclasses.asdict(matrix).items():

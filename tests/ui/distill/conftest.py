@@ -14,7 +14,7 @@ from PIL import Image
 from koala.distill.config import DistillConfig
 from koala.distill.presets import PRESETS
 from koala.distill.run_folder import RunFolder, Status, process_started
-from koala.registry import EMBEDDED
+from koala.registry import EMBEDDED, SURGERY
 from koala.ui.session import Session
 from koala.ui.tabs.distill import Distill
 from tests.ui.handlers import named
@@ -63,7 +63,7 @@ class Trainer:
 
     def keep(self) -> None:
         if not self.run.student.exists():
-            shutil.copytree(EMBEDDED / "tiny-koala-700m", self.run.student)
+            a_student(self.run.student)
         self.run.checkpoint(self.status.step).mkdir(parents=True)
 
 
@@ -79,8 +79,14 @@ def written(root: Path, name: str, config: DistillConfig = QUICK, **status) -> R
     return run
 
 
+def a_student(folder: Path) -> None:
+    """A student as surgery and training leave it."""
+    shutil.copytree(EMBEDDED / "tiny-koala-700m", folder)
+    (folder / SURGERY).write_text(json.dumps({"teacher": "tiny-sdxl"}))
+
+
 def with_student(run: RunFolder, step: int = 20) -> RunFolder:
-    shutil.copytree(EMBEDDED / "tiny-koala-700m", run.student)
+    a_student(run.student)
     run.checkpoint(step).mkdir(parents=True)
     return run
 

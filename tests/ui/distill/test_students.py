@@ -1,21 +1,19 @@
 """A trained student is a model like any other."""
 
 import os
-import shutil
 import time
 
 import pytest
 
-from koala.registry import EMBEDDED
 from koala.request import RequestError
 from koala.ui.distill_runs import Runs
-from tests.ui.distill.conftest import with_student, written
+from tests.ui.distill.conftest import a_student, with_student, written
 
 
 def test_a_trained_student_is_a_model_and_an_untrained_cut_is_not(session, tmp_path):
     run = written(tmp_path, "a-1")
     found = Runs(session, tmp_path)
-    shutil.copytree(EMBEDDED / "tiny-koala-700m", run.student)
+    a_student(run.student)
     assert found.all()[0].model is None
     run.checkpoint(20).mkdir(parents=True)
     session.before_choosing.append(found.all)
