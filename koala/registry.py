@@ -8,6 +8,7 @@ from pathlib import Path
 
 from koala.costs import parameters
 from koala.exported import MANIFEST, Exported
+from koala.layout import SURGERY
 from koala.request import RequestError
 from koala.specs import (
     KOALA_1B,
@@ -23,7 +24,6 @@ from koala.specs import (
 )
 
 EMBEDDED = Path(__file__).parent / "embedded"
-SURGERY = "surgery.json"  # beside a student: what `koala.surgery.compress` cut it out of
 
 _TEXT_ENCODERS, _VAE = 817_720_320, 83_653_863  # parameters of SDXL's: CLIP-L and OpenCLIP-G together; the VAE
 _HUB_ID = re.compile(r"(?=.{3,96}$)(?!.*(--|\.\.|\.git$))\w([\w.-]*\w)?/\w([\w.-]*\w)?")  # as huggingface_hub allows

@@ -14,9 +14,8 @@ from diffusers import UNet2DConditionModel
 
 from koala.checkpoints import UNetCheckpoint, open_unet
 from koala.layer_map import kept_blocks, layer_map, renamed
-from koala.layout import STEMS
+from koala.layout import STEMS, SURGERY
 from koala.outputs import new_folder
-from koala.registry import SURGERY
 from koala.request import RequestError
 from koala.specs import STAGES, UNetSpec
 from koala.specs import student as student_spec

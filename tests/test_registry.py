@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from koala.costs import parameters
-from koala.registry import CARDS, EMBEDDED, SURGERY, find
+from koala.layout import SURGERY
+from koala.registry import CARDS, EMBEDDED, find
 from koala.request import RequestError
 from koala.specs import KOALA_700M, TINY_KOALA_700M, TINY_SDXL, student
 

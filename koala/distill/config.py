@@ -107,7 +107,7 @@ class DistillConfig:
     validate_every: int = _doc("steps between validations: losses, pictures, score; 0 is only at the end", 1000)
     validation_pictures: int = _doc("pictures held back for the validation loss", 64)
     validation_prompts: tuple[str, ...] = _doc("drawn by teacher and student at each validation", ())
-    validation_guidance: float = _doc("of those pictures; 0 is the teacher's own", 0.0)
+    validation_guidance: float = _doc("of those pictures; 0 is each model's own", 0.0)
     score_prompts: int = _doc("prompts of the shapes suite that each validation judges; 0 is none", 0)
     log_every: int = _doc("steps between lines of metrics.jsonl", 10)
     time_limit: float = _doc("minutes after which the run saves and stops; 0 is none", 0.0)

@@ -147,8 +147,8 @@ class _Run:
         network = self.teacher.pipeline.unet
         library.residence.bring([network])
         bare = UNet2DConditionModel.from_pretrained(run.student / "unet", torch_dtype=torch.float32).to(self.device)
-        self.spec = student_spec(config.student_spec, self.teacher.spec)
-        pairs = feature_pairs(config, self.spec, self.teacher.spec)
+        spec = student_spec(config.student_spec, self.teacher.spec)
+        pairs = feature_pairs(config, spec, self.teacher.spec)
         alphas = alphas_cumprod(self.teacher.pipeline.scheduler.config)
         self.step = DistillationStep(config, network, pairs, alphas, noising_of(self.teacher.card, config.noising))
         if config.gradient_checkpointing:
@@ -188,7 +188,7 @@ class _Run:
     def _validator(self, library: Library) -> Validator:
         dtype = self.teacher.pipeline.unet.dtype
         unet = UNet2DConditionModel.from_pretrained(self.run.student / "unet", torch_dtype=dtype)
-        student = student_model(self.teacher, self.spec, unet.eval().requires_grad_(False), self.run.name)
+        student = student_model(self.teacher, unet.eval().requires_grad_(False), self.run)
         return Validator(self.run, self.config, self.data, self.step, self.teacher, student)
 
     def _wrap(self, bare: UNet2DConditionModel) -> None:

@@ -20,23 +20,24 @@ from koala.distill.step import DistillationStep
 from koala.evaluate import drawing, shapes
 from koala.generate import resolve
 from koala.loading import LoadedModel
+from koala.registry import find
 from koala.request import GenerationRequest
-from koala.specs import UNetSpec
 
 BUCKETS = 4  # of timesteps
 _MOST = 4  # pictures at once
 
 
-def student_model(teacher: LoadedModel, spec: UNetSpec, unet: UNet2DConditionModel, name: str) -> LoadedModel:
-    """The student beside its teacher, on the same text encoders and VAE."""
+def student_model(teacher: LoadedModel, unet: UNet2DConditionModel, run: RunFolder) -> LoadedModel:
+    """The student beside its teacher, on the same text encoders and VAE, drawn as its folder says that it is."""
+    card = find(str(run.student))
     parts = teacher.pipeline.components | {"unet": unet}
     pipeline = StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=True, add_watermarker=False)
     pipeline.set_progress_bar_config(disable=True)
     return dataclasses.replace(
         teacher,
-        card=dataclasses.replace(teacher.card, name=name, spec=spec),
+        card=dataclasses.replace(card, name=run.name),
         pipeline=pipeline,
-        spec=spec,
+        spec=card.spec,
         parameters=sum(p.numel() for p in unet.parameters()),
         warm=set(),
     )

@@ -5,6 +5,7 @@ import json
 import resource
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
@@ -16,8 +17,10 @@ from koala.distill import snapshots, trainer
 from koala.distill.run_folder import RunFolder
 from koala.distill.step import BrokenLoss
 from koala.distill.trainer import train
+from koala.generate import generate
+from koala.loading import Library
 from koala.registry import EMBEDDED
-from koala.request import RequestError
+from koala.request import GenerationRequest, RequestError
 
 pytestmark = pytest.mark.long
 
@@ -93,6 +96,15 @@ def test_a_run_leaves_pictures_curves_a_score_and_a_pipeline_that_diffusers_load
     pipeline = StableDiffusionXLPipeline.from_pretrained(run.student)
     # in the precision of the teacher's own files
     assert all(torch.equal(p, kept[n].half().float()) for n, p in pipeline.unet.named_parameters())
+    assert _apart(run) < 1 < 10 < _apart(run, guidance=7.5)
+
+
+def _apart(run: RunFolder, **settings) -> float:
+    """How far the run's last picture of its second prompt is from what its student's folder draws, of 255."""
+    request = GenerationRequest(model=str(run.student), prompt="a blue star", seed=1, width=128, height=128, **settings)
+    drawn = generate(request, Library("cpu").get(request.model)).images[0]
+    kept = np.asarray(Image.open(run.samples / "step-2-1.png"), dtype=float)
+    return np.abs(kept - np.asarray(drawn, dtype=float)).mean()
 
 
 def test_validation_is_the_same_every_time(trained, run):

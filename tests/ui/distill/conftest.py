@@ -14,7 +14,8 @@ from PIL import Image
 from koala.distill.config import DistillConfig
 from koala.distill.presets import PRESETS
 from koala.distill.run_folder import RunFolder, Status, process_started
-from koala.registry import EMBEDDED, SURGERY
+from koala.layout import SURGERY
+from koala.registry import EMBEDDED
 from koala.ui.session import Session
 from koala.ui.tabs.distill import Distill
 from tests.ui.handlers import named
