@@ -131,6 +131,7 @@ LEVELS = {
         "koala.distill.preflight",
         "koala.distill.trainer",
         "koala.distill.runs",
+        "koala.distill.turns",
         "koala.distill.forecast",
         "koala.distill.processes",
         "koala.evaluate.*",

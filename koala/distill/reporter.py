@@ -38,6 +38,10 @@ class Reporter:
         else:
             self._write(**changes)
 
+    def waits(self) -> None:
+        """That the run gives way to pictures."""
+        self._write(message="waits while the app draws")
+
     def end(self, state: str, message: str) -> None:
         """The last word: done, stopped or failed."""
         self._write(state=state, message=message, seconds_left=None)

@@ -36,6 +36,7 @@ from koala.distill.run_folder import RunFolder
 from koala.distill.step import BrokenLoss, DistillationStep, alphas_cumprod, check_gradients
 from koala.distill.stopping import Stopped, StopSignal
 from koala.distill.student_folder import create_student, update_student
+from koala.distill.turns import give_way
 from koala.distill.validation import Validator, student_model
 from koala.loading import Library
 from koala.outputs import remove_partials
@@ -180,7 +181,7 @@ class _Run:
                 rank=self.accelerator.process_index,
                 world=self.accelerator.num_processes,
                 on_progress=on_progress,
-                should_stop=self.stop,
+                should_stop=self._stops_or_waits,
             )
         except cache.EncodingStopped:
             return None
@@ -189,7 +190,7 @@ class _Run:
         dtype = self.teacher.pipeline.unet.dtype
         unet = UNet2DConditionModel.from_pretrained(self.run.student / "unet", torch_dtype=dtype)
         student = student_model(self.teacher, unet.eval().requires_grad_(False), self.run)
-        return Validator(self.run, self.config, self.data, self.step, self.teacher, student)
+        return Validator(self.run, self.config, self.data, self.step, self.teacher, student, self._give_way)
 
     def _wrap(self, bare: UNet2DConditionModel) -> None:
         """Student and optimizers for however many processes there are; the moving average starts from the student."""
@@ -238,6 +239,7 @@ class _Run:
         began, paused = time.perf_counter() - self.position.seconds, 0.0
         with self.step.hooked(self.bare) as self.losses_of:
             for step in range(first, config.num_steps):
+                paused += self._give_way()
                 rate = learning_rate(config, step)
                 norm = self._one_step(step, rate, means)
                 done, last = step + 1, step + 1 == config.num_steps
@@ -308,6 +310,21 @@ class _Run:
             return asked
         flag = torch.tensor([float(asked)], device=self.device)
         return bool(self.accelerator.reduce(flag, "sum").item())
+
+    def _stops_or_waits(self) -> bool:
+        """Between two pictures that are encoded."""
+        self._give_way()
+        return self.stop()
+
+    def _give_way(self) -> float:
+        """Wait while the app draws with the same cores; seconds."""
+        if not self.main or self.device.type != "cpu":
+            return 0.0
+        before = self.reporter.status
+        seconds = give_way(self.run.path.parent, self.stop, self.reporter.waits)
+        if self.reporter.status is not before:
+            self.reporter.say(before.state, before.message)
+        return seconds
 
     def _log(self, done: int, rate: float, norm: float, means: dict[str, float], timer: StageTimer) -> None:
         entry = {"kind": "train", "step": done, **means, "learning_rate": rate, "grad_norm": norm}

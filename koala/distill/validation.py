@@ -6,7 +6,7 @@ and timesteps are fixed, so that a curve moves only because the student does.
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
@@ -54,9 +54,11 @@ class Validator:
         step: DistillationStep,
         teacher: LoadedModel,
         student: LoadedModel,
+        give_way: Callable[[], object],
     ):
         self.run, self.config, self.data, self.step = run, config, data, step
         self.teacher, self.student = teacher, student
+        self.give_way = give_way  # between two batches
         self.most = min(max(1, config.batch_size // config.accumulation), _MOST)
 
     @torch.no_grad()
@@ -80,6 +82,7 @@ class Validator:
             for bucket in range(BUCKETS):
                 sums, count = {}, 0
                 for size, rows in self._batches():
+                    self.give_way()
                     batch = self.data.validation_batch(size, rows, [0.0] * len(rows))
                     source = generator("validation", bucket, size, rows[0])
                     low = bucket * quarter
@@ -127,6 +130,7 @@ class Validator:
             for k, text in enumerate(self.config.validation_prompts)
         ]
         for batch in drawing.batches(requests, None):
+            self.give_way()
             for request, result in zip(batch, drawing.draw(model, batch), strict=True):
                 self._write(result.images[0], f"{prefix}-{request.seed}.png")
 
@@ -138,5 +142,6 @@ class Validator:
     def score(self, at_step: int) -> dict:
         """A line of metrics.jsonl: the share of prompts of the shapes world with every claim right, per suite."""
         suites = ("one_object", "two_objects")
-        report = shapes.evaluate(self.student, count=self.config.score_prompts, suites=suites)
+        count = self.config.score_prompts
+        report = shapes.evaluate(self.student, count=count, suites=suites, on_batch=lambda *_: self.give_way())
         return {"kind": "score", "step": at_step, **{s: report["scores"][s]["all"]["rate"] for s in suites}}

@@ -9,7 +9,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -96,6 +96,7 @@ class Session:
         self.before_choosing: list[Callable[[], object]] = []  # who looks for models that came meanwhile
         self.device_type: str | None = None  # known once torch is there
         self.share: Share | None = None  # of each visitor, where strangers reach the app
+        self.around_runs: list[Callable[[], AbstractContextManager]] = []  # what is held while anything is drawn
         self._used: list[tuple[str, ...]] = []  # the models of every run under way
         self._library, self._wrap = library, wrap
         self._failure: Exception | None = None
@@ -170,7 +171,10 @@ class Session:
         """Meanwhile these models are in use."""
         self._used.append(names)
         try:
-            yield
+            with ExitStack() as held:
+                for around in self.around_runs:
+                    held.enter_context(around())
+                yield
         finally:
             self._used.remove(names)
 

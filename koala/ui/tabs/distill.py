@@ -7,6 +7,7 @@ import gradio as gr
 
 from koala.distill.config import DistillConfig
 from koala.distill.presets import PRESETS
+from koala.distill.turns import Drawing
 from koala.locate import availability
 from koala.request import RequestError
 from koala.ui import distill_curves, distill_fields, distill_panel, widgets
@@ -38,6 +39,7 @@ class Distill:
                 self._results()
         self._wire(tab)
         session.before_choosing.append(self.runs.all)
+        session.around_runs.append(Drawing(self.runs.root))  # a run waits meanwhile
         self.runs.all()  # students of earlier days are models, too
 
     # --- components

@@ -1,0 +1,66 @@
+"""Pictures go first: on one processor a run waits between two pieces of its work while the app draws.
+
+Side by side they would slow each other many times over, since each has a thread on every core. The app holds a file
+lock in the folder of the runs, which the system lets go of however the app ends; a run only looks whether it is held.
+"""
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+_LOOKS = 0.05  # seconds between two looks of a run that waits
+
+
+def _file(root: Path) -> Path:
+    return root / ".drawing"
+
+
+def _lock(root: Path) -> FileLock:
+    return FileLock(_file(root), thread_local=False)  # whichever thread draws last lets go
+
+
+class Drawing:
+    """Held for as long as anything of one app is drawn; a context for any number of threads."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._held, self._count, self._guard = _lock(root), 0, threading.Lock()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._guard:
+            self._count += 1
+            if not self._held.is_locked and self.root.is_dir():  # without it there is no run
+                with suppress(Timeout):  # another app draws, and the runs wait already
+                    self._held.acquire(timeout=1, poll_interval=0.001)  # a look of a run is shorter by far
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._count -= 1
+                if not self._count:
+                    self._held.release()
+
+
+def give_way(root: Path, ended: Callable[[], bool], waits: Callable[[], object]) -> float:
+    """Wait until no app draws beside the runs in `root`, or `ended` says so; `waits` is called when it comes to that.
+
+    The seconds that it took.
+    """
+    begun = time.perf_counter()
+    for looks in itertools.count():
+        if ended() or not _file(root).exists():  # a run elsewhere leaves no file there
+            break
+        try:
+            with _lock(root).acquire(timeout=0):
+                break
+        except Timeout:
+            if looks == 0:
+                waits()
+            time.sleep(_LOOKS)
+    return time.perf_counter() - begun
