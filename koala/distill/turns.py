@@ -1,7 +1,7 @@
 """Pictures go first: on one processor a run waits between two pieces of its work while the app draws.
 
-Side by side they would slow each other many times over, since each has a thread on every core. The app holds a file
-lock in the folder of the runs, which the system lets go of however the app ends; a run only looks whether it is held.
+Side by side one of them would stand still, since each has a thread on every core. The app holds a file lock in the
+folder of the runs, which the system lets go of however the app ends; a run only looks whether it is held.
 """
 
 import itertools
@@ -36,8 +36,10 @@ class Drawing:
         with self._guard:
             self._count += 1
             if not self._held.is_locked and self.root.is_dir():  # without it there is no run
-                with suppress(Timeout):  # another app draws, and the runs wait already
-                    self._held.acquire(timeout=1, poll_interval=0.001)  # a look of a run is shorter by far
+                # Of no use where another app holds it, for whom the runs wait already, or where nothing can be written,
+                # so that no run is there: the picture matters more.
+                with suppress(Timeout, OSError, NotImplementedError):
+                    self._held.acquire(timeout=0.2, poll_interval=0.001)  # a look of a run is shorter by far
         try:
             yield
         finally:
@@ -63,4 +65,6 @@ def give_way(root: Path, ended: Callable[[], bool], waits: Callable[[], object])
             if looks == 0:
                 waits()
             time.sleep(_LOOKS)
+        except (OSError, NotImplementedError):  # it cannot be looked at, by another user or on this file system
+            break
     return time.perf_counter() - begun

@@ -71,6 +71,12 @@ def test_two_apps_on_one_folder_both_draw(tmp_path):
         assert time.monotonic() - begun < 5
 
 
+def test_a_lock_that_cannot_be_had_keeps_nobody(tmp_path):
+    (tmp_path / ".drawing").mkdir()  # as good as a folder where nobody may write, which root may
+    with Drawing(tmp_path)():
+        assert Waiter(tmp_path).ended()
+
+
 def test_an_app_that_was_killed_holds_nobody(tmp_path):
     code = "import sys, time; from pathlib import Path; from koala.distill.turns import Drawing\n"
     code += "with Drawing(Path(sys.argv[1]))():\n    print('drawing', flush=True)\n    time.sleep(60)"
