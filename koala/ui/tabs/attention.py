@@ -23,6 +23,7 @@ from koala.ui.model_choice import model_choice
 from koala.ui.session import Session
 from koala.ui.settings import whole
 from koala.ui.theme import ASSETS, VIEWER
+from koala.ui.under_way import UnderWay
 
 QUIET = {"api_visibility": "private", "show_progress": "hidden"}
 CHEAP = QUIET | {"concurrency_limit": None}
@@ -53,7 +54,7 @@ class Attention:
 
     def __init__(self, session: Session, store: Store):
         self.session, self.store = session, store
-        self.active: dict[str, threading.Event] = {}  # by the visitor's session hash
+        self.active: UnderWay[threading.Event] = UnderWay()
         with gr.Row(elem_classes="k-panes"):
             with gr.Column(elem_classes="k-controls k-ask"):
                 self._ask()
@@ -290,7 +291,7 @@ class Attention:
 
         cards = [self.session.card(r.model) for r in requests]
         show, cancel, key = stage.Stage(requests, cards), threading.Event(), request.session_hash
-        self.active[key] = cancel
+        self.active.begin(key, cancel)
         waits = [c.title for c in cards if self.session.state(c.name).state != "ready"]
         begin = f"Loading {' and '.join(waits)}" if waits else f"{cards[0].title}: starting"
         yield {self.viewer: show.say(begin), self.seed: str(requests[0].seed)}
@@ -303,13 +304,12 @@ class Attention:
                         new = self.store.add(capture)
                     yield {self.viewer: show.value}
         except Exception as error:
+            self.active.end(key, cancel)
             yield {self.viewer: self._back(before, "Stopped." if cancel.is_set() else "The run failed.", cards)}
             if cancel.is_set():
                 return
             raise complain(error, "The run failed") from None
-        finally:
-            if self.active.get(key) is cancel:
-                del self.active[key]
+        self.active.end(key, cancel)
         self.store.drop(before)
         yield {self.viewer: view.value(new, capture), self.capture: new}
 
@@ -324,7 +324,7 @@ class Attention:
 
     def halt(self, request: gr.Request, before: str, *names: str):
         """The Stop button; the run ends within one step, and a waiting one leaves the queue."""
-        cancel = self.active.pop(request.session_hash, None)
+        cancel = self.active.take(request.session_hash)
         if cancel is None:
             return gr.skip()
         cancel.set()

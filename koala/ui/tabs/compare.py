@@ -17,6 +17,7 @@ from koala.ui.model_choice import model_choice
 from koala.ui.session import Session
 from koala.ui.settings import FIELDS, OWN_SCHEDULER
 from koala.ui.theme import ASSETS
+from koala.ui.under_way import UnderWay
 
 HISTORY = 12  # comparisons that a visit keeps
 QUIET = {"api_visibility": "private", "show_progress": "hidden"}  # for every event that is not an endpoint
@@ -28,7 +29,7 @@ class Compare:
 
     def __init__(self, session: Session):
         self.session = session
-        self.active: dict[str, tuple[threading.Event, stage.Stage]] = {}  # by the visitor's session hash
+        self.active: UnderWay[tuple[threading.Event, stage.Stage]] = UnderWay()
         self.fields: dict[str, gr.components.Component] = {}
         with gr.Row(elem_classes="k-panes"):
             with gr.Column(elem_classes="k-controls k-ask"):
@@ -275,8 +276,8 @@ class Compare:
         except RequestError as error:
             raise complain(error) from None
         show, cancel = stage.Stage(requests, cards), threading.Event()
-        key = request.session_hash
-        self.active[key] = (cancel, show)
+        key, run = request.session_hash, (cancel, show)
+        self.active.begin(key, run)
         waits = [c.title for c in cards if self.session.state(c.name).state != "ready"]
         begin = f"Loading {' and '.join(waits)}" if waits else f"{cards[0].title}: starting"
         yield {
@@ -296,13 +297,12 @@ class Compare:
                         show.result(position, result, files[position])
                     yield {self.stage: show.value}
         except Exception as error:
+            self.active.end(key, run)
             if cancel.is_set():
                 return
             yield {self.stage: show.say("The run failed.", "failed")}
             raise complain(error, "The run failed") from None
-        finally:
-            if self.active.get(key, (None,))[0] is cancel:
-                del self.active[key]
+        self.active.end(key, run)
         ordered = [results[k] for k in sorted(results)]
         if requests[0].lora:
             self.session.loras[ordered[0].lora_sha256] = requests[0].lora
@@ -335,9 +335,10 @@ class Compare:
 
     def halt(self, request: gr.Request):
         """The Stop button; the run ends within one step, and a waiting one leaves the queue."""
-        cancel, show = self.active.pop(request.session_hash, (None, None))
-        if cancel is None:
+        run = self.active.take(request.session_hash)
+        if run is None:
             return gr.skip()
+        cancel, show = run
         cancel.set()
         return show.say(f"Stopped at {show.progress}." if show.progress else "Stopped.", "stopped")
 

@@ -82,7 +82,17 @@ def test_a_run_that_is_stopped_brings_the_capture_before_back(tab, drawn, fields
     assert phases == ["running"] * 2
     for value in (back, last):
         assert (value["phase"], value["id"], value["status"]) == ("done", drawn["capture"], "Stopped.")
-    assert not tab.active
+    assert not len(tab.active)
+
+
+def test_stop_brings_the_capture_back_when_gradio_closed_the_run_before_it_was_told(tab, drawn, fields):
+    """Symptom: one Stop in twenty left the page running for ever."""
+    updates = tab.run(SimpleNamespace(session_hash="one"), *fields(steps=40), drawn["capture"])
+    assert [next(updates)[tab.viewer]["phase"], next(updates)[tab.viewer]["phase"]] == ["running"] * 2
+    updates.close()
+    back = tab.halt(SimpleNamespace(session_hash="one"), drawn["capture"], "tiny-sdxl", "tiny-koala-700m")
+    assert (back["phase"], back["id"], back["status"]) == ("done", drawn["capture"], "Stopped.")
+    assert not len(tab.active)
 
 
 def test_strangers_keep_less(fields):
