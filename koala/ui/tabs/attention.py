@@ -302,7 +302,8 @@ class Attention:
                         show.step(position, step)
                     for capture, _ in update.results.values():
                         new = self.store.add(capture)
-                    yield {self.viewer: show.value}
+                    if not cancel.is_set():  # Stop has answered, and the page keeps what comes last
+                        yield {self.viewer: show.value}
         except Exception as error:
             self.active.end(key, cancel)
             yield {self.viewer: self._back(before, "Stopped." if cancel.is_set() else "The run failed.", cards)}

@@ -295,7 +295,8 @@ class Compare:
                     for position, result in update.results.items():
                         results[position], files[position] = result, stage.save(result, requests)
                         show.result(position, result, files[position])
-                    yield {self.stage: show.value}
+                    if not cancel.is_set():  # Stop has answered, and the page keeps what comes last
+                        yield {self.stage: show.value}
         except Exception as error:
             self.active.end(key, run)
             if cancel.is_set():

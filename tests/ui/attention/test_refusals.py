@@ -78,7 +78,7 @@ def test_a_run_that_is_stopped_brings_the_capture_before_back(tab, drawn, fields
     updates = tab.run(SimpleNamespace(session_hash="one"), *fields(steps=40), drawn["capture"])
     phases = [next(updates)[tab.viewer]["phase"], next(updates)[tab.viewer]["phase"]]
     back = tab.halt(SimpleNamespace(session_hash="one"), drawn["capture"], "tiny-sdxl", "tiny-koala-700m")
-    last = [u[tab.viewer] for u in updates][-1]
+    (last,) = [u[tab.viewer] for u in updates]  # nothing that runs comes after Stop's answer
     assert phases == ["running"] * 2
     for value in (back, last):
         assert (value["phase"], value["id"], value["status"]) == ("done", drawn["capture"], "Stopped.")
