@@ -158,12 +158,12 @@ def open_tab(browser: Browser) -> Callable:
     """Opens a tab of an app; in the end the console must be free of errors, and nothing was fetched from elsewhere."""
 
     @contextmanager
-    def opened(server: Server, name: str, viewport: dict = DESKTOP, **settings) -> Iterator[Page]:
+    def opened(server: Server, name: str, viewport: dict = DESKTOP, *, query="", **settings) -> Iterator[Page]:
         context = browser.new_context(viewport=viewport, **settings)
         page = context.new_page()
         page.set_default_timeout(90_000)
         wrong = watch(page, server)
-        page.goto(server.url)
+        page.goto(server.url + query)
         page.get_by_role("tab", name=name).click()
         yield page
         assert wrong == []
