@@ -30,6 +30,7 @@ LEVELS = {
         "koala.layout",
         "koala.original_layout",
         "koala.outputs",
+        "koala.read_json",
         "koala.similarity_figure",
         "koala.request",
         "koala.shortage",
