@@ -8,6 +8,7 @@ from koala.console import quiet
 
 quiet()  # before Gradio and transformers are imported: they read their environment once
 
+from koala.last_resort import add_debug, finish  # noqa: E402
 from koala.request import RequestError  # noqa: E402
 from koala.ui.build import LOCAL, launch  # noqa: E402
 from koala.ui.session import Session  # noqa: E402
@@ -39,6 +40,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "see it among its processes, --auth-file does not show it",
     )
     own.add_argument("--auth-file", type=Path, metavar="FILE", help="the same from a file, one USER:PASSWORD per line")
+    add_debug(parser)
     options = parser.parse_args(arguments)
     if options.vram is not None and not 0.1 <= options.vram <= 1024:
         parser.error(f"--vram takes gigabytes, such as 8, 6, 4 or 3, not {options.vram:g}")
@@ -62,20 +64,22 @@ def users(options: argparse.Namespace) -> list[tuple[str, str]] | None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve the app until it is stopped; exit status 0, or 2 where it cannot start as asked."""
+    """Serve the app until it is stopped; exit status 0, 2 where it cannot start as asked, or 1 for any other error."""
     options = parse(arguments)
+    return finish("app.py", lambda: _serve(options), debug=options.debug)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    memory = int(options.vram * 1e9) if options.vram else None
+    local = options.host in LOCAL and not options.share
+    session = Session(options.models, options.device, memory=memory, local=local, exports=options.export)
     try:
-        memory = int(options.vram * 1e9) if options.vram else None
-        local = options.host in LOCAL and not options.share
-        session = Session(options.models, options.device, memory=memory, local=local, exports=options.export)
         demo = launch(session, options.host, options.port, options.share, users(options))
-    except RequestError as error:
-        print(f"app.py: {error}", file=sys.stderr)
-        return 2
-    except OSError:
+    except OSError as error:
+        if error.filename is not None:  # of a file, not of an address
+            raise
         where = f"{options.host}:{options.port or '7860 and above'}"
-        print(f"app.py: nothing can listen on {where}; choose another --port or --host", file=sys.stderr)
-        return 2
+        raise RequestError(f"nothing can listen on {where}; choose another --port or --host") from error
     print(f"KOALA is at {demo.local_url}" + (f" and {demo.share_url}" if demo.share_url else ""), flush=True)
     demo.block_thread()
     return 0

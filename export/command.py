@@ -11,9 +11,10 @@ from pathlib import Path
 from export.options import add_depth
 from export.targets import DTYPES, TARGETS
 from koala.console import no_bars, quiet
-from koala.request import RequestError
+from koala.last_resort import DEBUG, add_debug, finish
 
 HELP = "write ONNX files of a model that other runtimes load as they are"
+SMALLER = "--components unet or a smaller model"  # what helps where memory ran out
 # Commands beside the export itself -> the module that has HELP, add and run; imported when asked for.
 VERBS = {
     "verify": "export.verify",
@@ -80,6 +81,8 @@ def _say(text: str) -> None:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The arguments of the export, or of the command that comes first among them; `run` is what does it."""
+    debug = list(arguments[:1]) == [DEBUG]  # before the command as well as behind it
+    arguments = list(arguments[debug:])
     verb = arguments[0] if arguments and arguments[0] in VERBS else None
     module = importlib.import_module(VERBS[verb]) if verb else sys.modules[__name__]
     others = f"Other commands: {', '.join(f'python -m export {name}' for name in VERBS)}."
@@ -89,24 +92,20 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         epilog=None if verb else others,
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_debug(parser, debug)
     parser.set_defaults(run=module.run)
     module.add(parser)
-    return parser.parse_args(list(arguments[1:] if verb else arguments))
+    return parser.parse_args(arguments[1:] if verb else arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; its exit status is as the module says."""
     quiet()  # before a verb imports transformers
-    args = parse(sys.argv[1:] if arguments is None else arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    return finish("export", lambda: _run(given), debug=DEBUG in given, smaller=SMALLER)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    args = parse(arguments)
     no_bars()
-    try:
-        return args.run(args)
-    except RequestError as error:
-        _say(f"export: {error}")
-        return 2
-    except (OSError, RuntimeError) as error:  # a full disk, a gate, a runtime's own refusal
-        _say(f"export: {error}")
-        return 1
-    except KeyboardInterrupt:
-        _say("export: stopped")
-        return 1
+    return args.run(args)

@@ -1,15 +1,13 @@
 """python -m koala <verb>: JSON on stdout, progress on stderr.
 
-Exit status: 0 done, 1 failed, 2 bad use. A bad request is one line that names the remedy, never a traceback.
+Exit status: 0 done, 1 failed, 2 bad use. An error is one line; --debug shows its traceback as well.
 """
 
 import argparse
-import os
-import sys
 from collections.abc import Sequence
 
 from koala.console import quiet
-from koala.request import RequestError
+from koala.last_resort import add_debug, finish
 from koala.verbs import (
     attention,
     bench,
@@ -23,7 +21,6 @@ from koala.verbs import (
     models,
     similarity,
 )
-from koala.verbs.output import say
 
 VERBS = {
     "models": models,
@@ -43,11 +40,13 @@ VERBS = {
 def parser() -> argparse.ArgumentParser:
     """The parser of every verb; a verb is one entry of the table above."""
     top = argparse.ArgumentParser(prog="python -m koala", description="KOALA: small, fast SDXL.")
+    add_debug(top)
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, verb in VERBS.items():
         sub = verbs.add_parser(name, help=verb.HELP, description=verb.HELP)
         sub.add_argument("--json", action="store_true", help="print one JSON object")
-        sub.set_defaults(run=verb.run)
+        add_debug(sub, argparse.SUPPRESS)
+        sub.set_defaults(run=verb.run, smaller=getattr(verb, "SMALLER", "a smaller model"))
         verb.add(sub)
     return top
 
@@ -56,17 +55,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; its exit status is as the module says."""
     args = parser().parse_args(arguments)
     quiet()
-    try:
-        return args.run(args)
-    except RequestError as error:
-        say(f"koala: {error}")
-        return 2
-    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        say(f"koala: {error}")
-        return 1
-    except KeyboardInterrupt:
-        say("koala: stopped")
-        return 1
+    return finish("koala", lambda: args.run(args), debug=args.debug, smaller=args.smaller)

@@ -11,6 +11,10 @@ _UNITS = {unit: 1024**power for power, unit in enumerate(("B", "KiB", "MiB", "Gi
 _WANTED = re.compile(rf"(?:allocate|buffer of size) ([\d.]+) ?({'|'.join(_UNITS)})?\b", re.IGNORECASE)
 
 
+class RanOut(RequestError):
+    """Memory ran out; the message says what was wanted and what helps."""
+
+
 def ran_out(error: BaseException) -> bool:
     """Whether an allocator refused."""
     if isinstance(error, RequestError):
@@ -31,9 +35,16 @@ def release(error: BaseException | None) -> None:
         error = error.__context__
 
 
+def unplanned(error: BaseException, smaller: str) -> RanOut:
+    """What to tell of a shortage in work that no memory plan covers; `smaller` is what helps."""
+    last = wanted(error)
+    told = f": the allocation that failed was {gigabytes(last)}" if last is not None else ""
+    return RanOut(f"memory ran out{told}. Choose {smaller}, or close other programs that use memory")
+
+
 def explained(
     error: BaseException, request: GenerationRequest, *, device: str, predicted: int | None, there: int | None
-) -> RequestError:
+) -> RanOut:
     """What to tell of this run, whose defaults are filled in; `predicted` and `there` are bytes, where known."""
     told = []
     if (last := wanted(error)) is not None:
@@ -48,7 +59,7 @@ def explained(
     if request.preset != "low-memory":
         helps.append("the preset low-memory")
     helps.append("a smaller model")
-    return RequestError(
+    return RanOut(
         f"memory ran out on {device}" + (": " if told else "") + "; ".join(told) + f". Choose {', '.join(helps[:-1])} "
         f"or {helps[-1]}; --vram GB plans for less where other programs use the memory"
     )

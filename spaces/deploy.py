@@ -10,7 +10,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the koala of this repository, whatever is installed
 
+from koala.last_resort import add_debug, finish  # noqa: E402
 from koala.outputs import new_folder  # noqa: E402
+from koala.read_json import read_object  # noqa: E402
 from koala.request import RequestError  # noqa: E402
 
 SPACE = ("README.md", "app.py", "requirements.txt")  # of this folder
@@ -56,7 +58,9 @@ def push(folder: Path, repo: str) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, HTTPError
 
-    hardware = json.loads((folder / STAMP).read_text())["hardware"]
+    hardware = read_object(folder / STAMP, "build the bundle again").get("hardware")
+    if hardware not in HARDWARE.values():
+        raise RequestError(f"{folder / STAMP} names no hardware of a Space: {hardware!r}; build the bundle again")
     api = HfApi()
     try:
         made = api.create_repo(repo, repo_type="space", space_sdk="gradio", space_hardware=hardware, exist_ok=True)
@@ -76,29 +80,27 @@ def push(folder: Path, repo: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line; exit status 0, 1 where a file cannot be read or written, 2 for a refusal or failed push."""
+    """Run one command line; exit status 0, 2 for a refusal or failed push, 1 for any other error."""
     parser = argparse.ArgumentParser(prog="deploy.py", description="Build the Hugging Face Space, and push it.")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the bundle goes")
     parser.add_argument("--push", metavar="OWNER/NAME", help="then mirror it to this Space")
     parser.add_argument("--zerogpu", action="store_true", help="for ZeroGPU and the real checkpoints, not CPU Basic")
     parser.add_argument("--dry-run", action="store_true", help="only say which files it would have, and how large")
+    add_debug(parser)
     options = parser.parse_args(arguments)
-    try:
-        if options.dry_run:
-            sizes = {name: file.stat().st_size for name, file in sources()}
-            print("\n".join(f"{size:>12,}  {name}" for name, size in sizes.items()))
-        else:
-            build(options.out, zerogpu=options.zerogpu)
-            sizes = {f: f.stat().st_size for f in options.out.rglob("*") if f.is_file()}
-        print(f"{len(sizes)} files, {sum(sizes.values()) / 1e6:.1f} MB", "" if options.dry_run else f"in {options.out}")
-        if options.push and not options.dry_run:
-            print(f"The Space is at {push(options.out, options.push)}")
-    except RequestError as error:
-        print(f"deploy.py: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"deploy.py: {error}", file=sys.stderr)
-        return 1
+    return finish("deploy.py", lambda: _run(options), debug=options.debug)
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.dry_run:
+        sizes = {name: file.stat().st_size for name, file in sources()}
+        print("\n".join(f"{size:>12,}  {name}" for name, size in sizes.items()))
+    else:
+        build(options.out, zerogpu=options.zerogpu)
+        sizes = {f: f.stat().st_size for f in options.out.rglob("*") if f.is_file()}
+    print(f"{len(sizes)} files, {sum(sizes.values()) / 1e6:.1f} MB", "" if options.dry_run else f"in {options.out}")
+    if options.push and not options.dry_run:
+        print(f"The Space is at {push(options.out, options.push)}")
     return 0
 
 

@@ -122,6 +122,7 @@ LEVELS = {
         "koala.bench",
         "koala.bench_report",
         "koala.compare",
+        "koala.out_of_memory",
         "koala.report",
         "koala.similarity",
         "koala.attention.together",
@@ -149,6 +150,7 @@ LEVELS = {
         "koala.verbs.*",
         "koala.__main__",
         "koala.console",
+        "koala.last_resort",
         "koala.ui.*",
     ),
 }

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 from koala import registry
 from koala.exported import exports_root, list_exports
 from koala.locate import availability
+from koala.out_of_memory import told
 from koala.registry import CARDS, ModelCard
 from koala.request import GenerationRequest, RequestError
 from koala.ui.limits import check_public
-from koala.ui.memory import told
 from koala.ui.messages import readable
 from koala.ui.updates import Update, collect
 

@@ -163,21 +163,24 @@ def _recorded(args: argparse.Namespace, requests: list[GenerationRequest], choic
     """Sides, results and stages of new runs."""
     from koala.attention.figures import Side
     from koala.attention.together import prepare
+    from koala.out_of_memory import telling
 
-    prepared = prepare(
-        requests,
-        library(args, [r.model for r in requests]),
-        stages=args.stages,
-        every=args.all_layers or args.layer is not None,
-        words=not args.no_words,
-        budget_bytes=args.budget,
-        shared=args.same_input,
-    )
-    for choice in choices:
-        for plan, title in zip(prepared.plans, prepared.titles, strict=True):
-            choice.check(plan, title)
-    say(f"recording takes {size(sum(plan.bytes for plan in prepared.plans))} of {size(args.budget)}")
-    found = prepared.run(lambda k, step: progress(prepared.titles[k])(step))
+    models = library(args, [r.model for r in requests])
+    with telling(requests, models):
+        prepared = prepare(
+            requests,
+            models,
+            stages=args.stages,
+            every=args.all_layers or args.layer is not None,
+            words=not args.no_words,
+            budget_bytes=args.budget,
+            shared=args.same_input,
+        )
+        for choice in choices:
+            for plan, title in zip(prepared.plans, prepared.titles, strict=True):
+                choice.check(plan, title)
+        say(f"recording takes {size(sum(plan.bytes for plan in prepared.plans))} of {size(args.budget)}")
+        found = prepared.run(lambda k, step: progress(prepared.titles[k])(step))
     sides = [
         Side(title=title, picture=result.images[0], record=record)
         for title, (result, record) in zip(prepared.titles, found, strict=True)

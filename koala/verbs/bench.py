@@ -14,6 +14,8 @@ from koala.verbs.output import emit, say
 
 HELP = "measure latency and memory over models x sizes x batches x presets, beside the prediction"
 
+SMALLER = "smaller --sizes, a smaller --batch, a smaller model"  # what helps where memory ran out
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""

@@ -30,15 +30,18 @@ def run(args: argparse.Namespace) -> int:
     requests = [dataclasses.replace(r, model=name) for r, name in zip(requests, names, strict=True)]
     from koala.compare import compare as draw
     from koala.compare import speedup
+    from koala.out_of_memory import telling
     from koala.report import comparison
 
     no_bars()
-    results = draw(
-        requests,
-        library(args, names),
-        on_step=lambda position, step: progress(requests[position].model)(step),
-        num_previews=0,
-    )
+    models = library(args, names)
+    with telling(requests, models):
+        results = draw(
+            requests,
+            models,
+            on_step=lambda position, step: progress(requests[position].model)(step),
+            num_previews=0,
+        )
     together = tuple(r.request for r in results)
     files = [
         [str(p) for p in r.save(args.out / f"{k}-{Path(r.request.model).name}.png", together)]

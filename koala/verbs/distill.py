@@ -15,6 +15,9 @@ from koala.verbs.output import emit, say
 
 HELP = "distil a teacher into a student cut out of it; one process, or many under `accelerate launch -m koala`"
 
+# what helps where memory ran out
+SMALLER = "gradient_checkpointing=true, a larger accumulation=N, a smaller resolution=N, a smaller teacher"
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""

@@ -14,6 +14,7 @@ from koala.verbs.options import add_device, library
 from koala.verbs.output import emit, say
 
 HELP = "score a model, or several over the number of steps"
+SMALLER = "--vram GB with less than is free, a smaller model"  # what helps where memory ran out
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -31,11 +31,13 @@ def run(args: argparse.Namespace) -> int:
     (name,) = to_run(args, [given.model])  # an unknown one fails before torch is even imported
     request = dataclasses.replace(given, model=name)
     from koala.generate import generate as draw
+    from koala.out_of_memory import telling
     from koala.report import entry
 
     no_bars()
-    model = library(args, [request.model]).get(request.model)
-    result = draw(request, model, on_step=progress(request.model), num_previews=0)
+    models = library(args, [request.model])
+    with telling([request], models):
+        result = draw(request, models.get(request.model), on_step=progress(request.model), num_previews=0)
     files = [str(p) for p in result.save(args.out)]
     found = entry(result, files)
     emit(args, found, "\n".join([*files, timing_line(found), *plan_lines(found), claims_line(found)]))

@@ -12,6 +12,8 @@ from koala.verbs.output import emit, say
 
 HELP = "measure how little each transformer block changes its input: JSON and an SVG figure beside it"
 
+SMALLER = "--vram GB with less than is free, a smaller model"  # what helps where memory ran out
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
