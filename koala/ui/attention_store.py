@@ -22,6 +22,10 @@ class Store:
         self._kept: OrderedDict[str, Capture] = OrderedDict()
         self._lock = threading.Lock()
 
+    def __deepcopy__(self, memo: dict) -> "Store":
+        """Itself: Gradio copies whatever its configuration reaches for every page, and captures are large."""
+        return self
+
     @property
     def bytes(self) -> int:
         """Of all captures that are kept; more than `limit` only where there is but one."""

@@ -62,7 +62,13 @@ class Attention:
                 self._settings()
             with gr.Column(elem_classes="k-results"):
                 self._results()
-        self.capture = gr.State("", delete_callback=store.drop)
+
+        def forget(
+            capture: str,
+        ) -> None:  # a function, not a method: what Gradio is given here is copied for every page
+            store.drop(capture)
+
+        self.capture = gr.State("", delete_callback=forget)
         self._wire()
 
     # --- layout
