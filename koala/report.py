@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 from koala.compare import speedup
 from koala.result import GenerationResult
-from koala.shapes.judge import judge
+from koala.shapes.judge import NoVerdict, judge, no_verdict
 
 
 def claims(result: GenerationResult, index: int = 0) -> list[dict] | None:
-    """The judge's verdict on one picture, claim by claim; None when the prompt names no shape."""
+    """The judge's verdict on one picture, claim by claim; None where there is none, and `no_verdict` says why."""
     verdict = judge(result.images[index], result.request.prompt)
-    if verdict is None:
+    if isinstance(verdict, NoVerdict):
         return None
     return [{"kind": r.claim.kind, "claim": r.claim.text, "holds": r.holds, "seen": r.seen} for r in verdict.results]
 
@@ -32,6 +32,7 @@ def entry(result: GenerationResult, images: Sequence[str] = ()) -> dict:
         "lora": result.lora_layers,
         "plan": dataclasses.asdict(result.plan) if result.plan else None,
         "claims": claims(result),
+        "no_verdict": no_verdict(result.request.prompt),
     }
 
 

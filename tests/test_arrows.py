@@ -80,6 +80,7 @@ LEVELS = {
         "koala.attention.archive",
         "koala.shapes.colour",
         "koala.shapes.render",
+        "koala.shapes.reading",
         "koala.shapes.judge",
         "koala.distill.losses",
         "koala.distill.muon",

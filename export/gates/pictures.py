@@ -14,8 +14,7 @@ from koala.evaluate.shapes import draw, prompts
 from koala.fidelity import psnr, ssim
 from koala.loading import Library, LoadedModel
 from koala.request import GenerationRequest
-from koala.shapes.captions import parse
-from koala.shapes.judge import judge
+from koala.shapes.judge import judge, no_verdict
 
 FLOOR = 8  # pictures that torch draws in fp16, which takes a CPU three times as long as fp32
 BELOW_FLOOR = 3.0  # dB that a file may be further from torch's fp32 than torch's fp16 is
@@ -65,7 +64,9 @@ def pictures(case: Case) -> Finding:
 def _compared(mine: Sequence[Image.Image], wanted: Sequence[Image.Image], texts: Sequence[str]) -> dict:
     decibels = [psnr(a, b) for a, b in zip(mine, wanted, strict=True)]
     alike = [ssim(a, b) for a, b in zip(mine, wanted, strict=True)]
-    right = [[judge(p, t).all for p, t in zip(which, texts, strict=True) if parse(t)] for which in (mine, wanted)]
+    right = [
+        [judge(p, t).all for p, t in zip(which, texts, strict=True) if not no_verdict(t)] for which in (mine, wanted)
+    ]
     return {
         "pictures": len(texts),
         "psnr_mean": round(mean(decibels), 1),

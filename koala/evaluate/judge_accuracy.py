@@ -16,7 +16,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from koala.shapes.colour import delta_e_2000, lab
-from koala.shapes.judge import Found, Reading, read
+from koala.shapes.reading import Found, Reading, read
 from koala.shapes.render import object_mask, render_array
 from koala.shapes.scene import COLOURS, SHAPES, Scene, SceneObject, random_scene
 

@@ -125,7 +125,7 @@ def parse(text: str) -> Description | None:
     for match in _RELATION_PATTERN.finditer(lowered):
         found.append((match.start(), "relation", _RELATION_WORDS[match.group(1) or match.group(2)]))
     background = None
-    unknown = []
+    unknown: dict[str, None] = {}  # in order, each once
     words = [(m.start(), m.group()) for m in re.finditer(r"[^\W\d_]+", lowered)]
     for i, (position, raw) in enumerate(words):
         word = _SYNONYMS.get(raw, raw)
@@ -141,8 +141,8 @@ def parse(text: str) -> Description | None:
             found.append((position, "shape", word if word in SHAPES else singular))
         elif word in _NUMBERS:
             found.append((position, "number", word))
-        elif word not in _SILENT and raw not in unknown:
-            unknown.append(raw)
+        elif word not in _SILENT:
+            unknown[raw] = None
     objects: list[Mention] = []
     relations: list[tuple[int, str, int]] = []
     pending: dict[str, str] = {}

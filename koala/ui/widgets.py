@@ -140,15 +140,15 @@ def _score(claims: list[dict]) -> str:
     return f"all {held} hold" if held == len(claims) else f"{held} of {len(claims)} hold"
 
 
-def verdicts(titles: Sequence[str], pictures: Sequence[Sequence[list[dict] | None]]) -> str:
+def verdicts(titles: Sequence[str], pictures: Sequence[Sequence[list[dict]]], no_verdict: str | None) -> str:
     """The judge's verdict: for each picture a table with a row per claim and a column per model.
 
-    `pictures[k][m]` holds the claims of picture k by model m, None where the prompt names no shape.
+    `pictures[k][m]` holds the claims of picture k by model m; `no_verdict` says why, where there are none.
     """
-    if not pictures or any(claims is None for claims in pictures[0]):
+    if no_verdict:
         return (
             '<section class="k-panel" aria-labelledby="k-judge"><h3 id="k-judge">Verdict</h3><p class="k-note">'
-            "The prompt names no shape that the judge knows, so there is nothing to check.</p></section>"
+            f"No verdict: {escape(no_verdict)}.</p></section>"
         )
     tables = []
     for k, models in enumerate(pictures):

@@ -47,7 +47,7 @@ def plan_lines(entry: dict) -> list[str]:
 def claims_line(entry: dict) -> str:
     """Which claims of the prompt the picture keeps, and what was seen instead."""
     if entry["claims"] is None:
-        return "no verdict: the prompt names no shape that the judge knows"
+        return f"no verdict: {entry['no_verdict']}"
     return "; ".join(
         f"{'holds' if c['holds'] else 'FAILS'}: {c['claim']}" + ("" if c["holds"] else f" (seen: {c['seen']})")
         for c in entry["claims"]

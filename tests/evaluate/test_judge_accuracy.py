@@ -9,7 +9,7 @@ import torch
 
 from koala.evaluate import judge_accuracy
 from koala.loading import Library
-from koala.shapes import judge
+from koala.shapes.reading import read
 from koala.shapes.render import render
 from koala.shapes.scene import random_scene
 
@@ -46,7 +46,7 @@ def test_latents_are_white_so_that_the_scaling_factor_alone_describes_them(vae):
 
 def test_a_wrong_reading_is_reported_in_words(monkeypatch):
     scene, other = (next(judge_accuracy.scenes(1, seed=s))[0] for s in (1, 2))
-    assert judge_accuracy.confusions(scene, judge.read(render(scene))) == []
-    found = judge_accuracy.confusions(scene, judge.read(render(other)))
+    assert judge_accuracy.confusions(scene, read(render(scene))) == []
+    found = judge_accuracy.confusions(scene, read(render(other)))
     assert found
     assert all(isinstance(words, str) and words for words in found)

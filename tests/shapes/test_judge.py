@@ -7,7 +7,8 @@ from PIL import Image
 from scipy import ndimage
 
 from koala.shapes.captions import STYLES, caption, claims, parse
-from koala.shapes.judge import UNCLEAR, judge, read, verdict
+from koala.shapes.judge import NoVerdict, judge, verdict
+from koala.shapes.reading import UNCLEAR, read
 from koala.shapes.render import render, rgb
 from koala.shapes.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, SceneObject, random_scene
 
@@ -248,4 +249,4 @@ def test_a_relation_uses_the_shorter_side():
 
 
 def test_a_prompt_without_a_shape_is_not_judged():
-    assert judge(picture(), "a koala in a tree") is None
+    assert judge(picture(), "a koala in a tree") == NoVerdict(reason="the prompt names no shape that the judge knows")

@@ -7,6 +7,7 @@ import pytest
 from koala.registry import CARDS
 from koala.request import GenerationRequest, RequestError
 from koala.shapes.captions import parse
+from koala.shapes.judge import no_verdict
 from koala.ui import messages, settings, stage, widgets
 from koala.ui.session import ModelState
 
@@ -83,16 +84,18 @@ def test_the_memory_plan_is_shown_with_its_reasons_and_moving_parts_apart():
 
 def test_a_verdict_says_in_words_what_holds():
     pictures = [[[claim("1 object", True), claim("red", False, "blue")], [claim("1 object", True), claim("red", True)]]]
-    read = Reader(widgets.verdicts(["Teacher", "Student"], pictures)).text
+    read = Reader(widgets.verdicts(["Teacher", "Student"], pictures, None)).text
     assert "1 of 2 hold" in read and "all 2 hold" in read and "✗ saw blue" in read and "✓ holds" in read
 
 
-def test_a_prompt_without_shapes_has_no_verdict():
-    assert "nothing to check" in widgets.verdicts(["Teacher", "Student"], [[None, None]])
+@pytest.mark.parametrize("prompt", ["a koala", "two circles and two stars"])
+def test_a_prompt_that_is_not_judged_says_why(prompt):
+    reason = no_verdict(prompt)
+    assert f"No verdict: {reason}." in widgets.verdicts(["Teacher", "Student"], [[None, None]], reason)
 
 
 def test_several_pictures_have_a_verdict_each():
-    html = widgets.verdicts(["A", "B"], [[[claim("x", True)], [claim("x", False)]]] * 3)
+    html = widgets.verdicts(["A", "B"], [[[claim("x", True)], [claim("x", False)]]] * 3, None)
     assert Reader(html).tags.count("details") == 3 and html.count("<details open>") == 1
 
 
@@ -101,7 +104,7 @@ def test_several_pictures_have_a_verdict_each():
     [
         widgets.states([ModelState(title=HOSTILE, state="needs", detail=HOSTILE)], HOSTILE),
         widgets.timing(comparison(HOSTILE)),
-        widgets.verdicts([HOSTILE, "B"], [[[claim(HOSTILE, False, HOSTILE)], [claim(HOSTILE, True)]]]),
+        widgets.verdicts([HOSTILE, "B"], [[[claim(HOSTILE, False, HOSTILE)], [claim(HOSTILE, True)]]], None),
         f"<p>{messages.safe(HOSTILE)}</p>",
     ],
     ids=["states", "timing", "verdicts", "toast"],

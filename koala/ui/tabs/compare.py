@@ -318,7 +318,7 @@ class Compare:
         done = {
             "stage": show.say(f"Done. Seed {results[0].request.seed}.", "done"),
             "timing": widgets.timing(comparison),
-            "verdict": widgets.verdicts(titles, judged),
+            "verdict": widgets.verdicts(titles, judged, comparison["models"][0]["no_verdict"]),
             "fields": fields | {"seed": str(results[0].request.seed)},
             "thumbnails": [stage.data_url(r.images[0], stage.THUMBNAIL) for r in results],
             "label": f"{fields['prompt']} (seed {results[0].request.seed})",
