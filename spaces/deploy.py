@@ -17,6 +17,7 @@ from koala.request import RequestError  # noqa: E402
 
 SPACE = ("README.md", "app.py", "requirements.txt")  # of this folder
 WHOLE = ("LICENSE", "NOTICE.md", "koala", "export")  # of the repository
+CONSTRAINTS = "constraints-server.txt"
 STAMP = ".koala-space.json"  # tells a bundle from any other folder
 SWITCH = "# zerogpu: "  # begins the lines of README.md that only a Space on ZeroGPU has
 HARDWARE = {False: "cpu-basic", True: "zero-a10g"}  # as huggingface_hub still names ZeroGPU
@@ -30,8 +31,17 @@ def readme(zerogpu: bool) -> str:
     return "".join(line for line in lines if not line.startswith(SWITCH))
 
 
+def requirements() -> str:
+    """The Space's requirements with every version of the web stack: the platform reads this one file alone."""
+    own = (ROOT / "spaces" / "requirements.txt").read_text(encoding="utf-8")
+    pinned = {line.partition("==")[0].replace("_", "-") for line in own.splitlines()}
+    stack = (ROOT / CONSTRAINTS).read_text(encoding="utf-8").splitlines()
+    more = [line for line in stack if "==" in line and line.partition("==")[0] not in pinned]
+    return own + f"\n# What Gradio needs, as {CONSTRAINTS} of the repository pins it.\n" + "\n".join(more) + "\n"
+
+
 def sources() -> Iterator[tuple[str, Path]]:
-    """(path in the bundle, file) of all that is copied; README.md comes from `readme`."""
+    """(path in the bundle, file) of all that is copied; two of them are rewritten: see `readme` and `requirements`."""
     for name in SPACE:
         yield name, ROOT / "spaces" / name
     for name in WHOLE:
@@ -50,6 +60,7 @@ def build(out: Path, *, zerogpu: bool = False) -> None:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, folder / name)
         (folder / "README.md").write_text(readme(zerogpu), encoding="utf-8")
+        (folder / "requirements.txt").write_text(requirements(), encoding="utf-8")
         (folder / STAMP).write_text(json.dumps({"hardware": HARDWARE[zerogpu]}) + "\n")
 
 

@@ -71,13 +71,38 @@ def test_a_bundle_that_cannot_be_finished_leaves_the_earlier_one(deploy, tmp_pat
 
 
 def test_the_pins_are_what_zerogpu_runs_and_otherwise_our_own(bundle):
-    space, own = (
-        pins((bundle / "requirements.txt").read_text()),
-        pins((space_check.ROOT / "requirements.txt").read_text()),
-    )
+    space, own = (pins((space_check.ROOT / f).read_text()) for f in ("spaces/requirements.txt", "requirements.txt"))
+    built = (bundle / "requirements.txt").read_text()
+    assert space.items() <= pins(built).items() and "-c " not in built and "-r " not in built  # one file alone
     assert space.pop("torch") in ZEROGPU_TORCH and own.pop("torch")
     assert set(own) - set(space) == NOT_IN_THE_SPACE
     assert {n: v for n, v in space.items() if own[n] != v} == {}
+
+
+def test_the_bundle_pins_the_whole_web_stack_each_package_once(bundle):
+    names = re.findall(r"^([\w-]+)==", (bundle / "requirements.txt").read_text().replace("_", "-"), re.M)
+    assert len(names) == len(set(names)) > 50
+    stack = pins((space_check.ROOT / "constraints-server.txt").read_text())
+    built = {n.replace("_", "-"): v for n, v in pins((bundle / "requirements.txt").read_text()).items()}
+    assert stack.items() <= built.items()
+
+
+@pytest.mark.slow
+@pytest.mark.network
+def test_the_platforms_own_command_resolves_the_bundles_versions(bundle, tmp_path):
+    """Python 3.12 with what the platform adds: Gradio's extras, uvicorn, websockets and the package `spaces`."""
+    report = tmp_path / "report.json"
+    gradio = pins((bundle / "requirements.txt").read_text())["gradio"]
+    platform = [f"gradio[oauth,mcp]=={gradio}", "uvicorn>=0.14.0", "websockets>=10.4", "spaces"]
+    target = ["--python-version", "3.12", "--only-binary=:all:", "--target", tmp_path / "none"]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", *target]
+    command = [*pip, "--report", report, "-r", bundle / "requirements.txt", *platform]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    chosen = {p["metadata"]["name"].lower().replace("_", "-"): p for p in json.loads(report.read_text())["install"]}
+    assert not [name for name, package in chosen.items() if package["is_yanked"]]
+    stack = pins((space_check.ROOT / "constraints-server.txt").read_text())
+    assert {n: chosen[n]["metadata"]["version"] for n in stack} == stack
 
 
 def test_the_front_matter_is_of_a_gradio_space_with_our_gradio(bundle):
