@@ -39,6 +39,7 @@ LEVELS = {
         "koala.child",
         "koala.hashing",
         "koala.attention",
+        "koala.attention.about",
         "koala.attention.plan",
         "koala.attention.pairing",
         "koala.shapes",

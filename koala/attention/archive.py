@@ -15,16 +15,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from koala.attention import recorded
+from koala.attention.about import LONG
 from koala.attention.figures import Side
 from koala.attention.plan import BUDGET, size
 from koala.attention.questions import Capture
-from koala.attention.recorded import ABOUT, PICTURE, TENSORS, AttentionRecord
+from koala.attention.recorded import ABOUT, PICTURE, PNG, TENSORS, AttentionRecord
 from koala.outputs import check_space, new_file
 from koala.request import RequestError
 
 FORMAT, VERSION = "koala attention archive", 1
 INDEX = "capture.json"
-MOST = {INDEX: 10**6, ABOUT: 10**7, PICTURE: 10**8}  # bytes; the rest is the tensors', within the caller's limit
+MOST = {INDEX: 10**6, ABOUT: 10**7, PICTURE: PNG}  # bytes; the rest is the tensors', within the caller's limit
 MODELS = 8  # of a capture at most
 LONGEST = 200  # characters of a title
 
@@ -115,6 +116,8 @@ def _index(text: bytes) -> dict:
         texts = [index["prompt"], index["told"], *(text for model in models for text in model)]
         if not 1 <= len(models) <= MODELS or not all(isinstance(text, str) for text in texts):
             raise ValueError("it names no models")
+        if len(index["prompt"]) > LONG or len(index["told"]) > LONG:
+            raise ValueError(f"its prompt or its note has more than {LONG:,} characters")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         if isinstance(error, RequestError):
             raise

@@ -131,12 +131,11 @@ _MAPS = {
     "received": maps.received,
     "entropy": maps.entropy,
     "distance": maps.mean_distance,
-    "segments": maps.probabilities,
 }
 
 
 def _values(record: AttentionRecord, layer: Layer, step: int, choices: Choices) -> torch.Tensor:
-    """(N,) of one step; for segments the rows (N, N) that they are made from."""
+    """(N,) of one step."""
     how = {"head": choices.head, "diagonal": choices.diagonal}
     if choices.kind == "rows":
         how["mask"] = torch.zeros(layer.grid, dtype=torch.bool)
@@ -160,6 +159,9 @@ def _heat(sides: Sequence[Side], stage: str, choices: Choices, wanted: Sequence[
             continue
         own = []
         for step in steps:
+            if choices.kind == "segments":
+                own.append(_segmented(side, layer, step, choices))
+                continue
             values = maps.mean(_values(side.record, layer, s, choices) for s in _over(side.record, step))
             own.append(_shown(side, values, layer, choices))
         if choices.kind == "rows":
@@ -168,11 +170,19 @@ def _heat(sides: Sequence[Side], stage: str, choices: Choices, wanted: Sequence[
     return found, ""
 
 
+def _segmented(side: Side, layer: Layer, step: int | None, choices: Choices) -> Image.Image:
+    """The picture under its segments."""
+    steps, how = _over(side.record, step), {"head": choices.head, "diagonal": choices.diagonal}
+
+    def rows(indices: torch.Tensor) -> torch.Tensor:
+        return maps.mean(maps.probabilities(*side.record.at(layer, s), indices=indices, **how) for s in steps)
+
+    over = components(segments(maps.segments(rows, layer.grid)), layer.grid, side.picture.size)
+    return Image.blend(side.picture.convert("RGB"), over, choices.opacity)
+
+
 def _shown(side: Side, values: torch.Tensor, layer: Layer, choices: Choices) -> Image.Image:
     """The picture under a map."""
-    if choices.kind == "segments":
-        over = components(segments(maps.segments(values, layer.grid)), layer.grid, side.picture.size)
-        return Image.blend(side.picture.convert("RGB"), over, choices.opacity)
     return heat(side.picture, values, layer.grid, opacity=choices.opacity, gamma=choices.gamma)
 
 

@@ -5,7 +5,7 @@
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch.nn.functional import adaptive_avg_pool2d
@@ -53,9 +53,16 @@ def _all(q: torch.Tensor, k: torch.Tensor, head: str | int, diagonal: bool) -> I
     return _rows(q, k, torch.arange(q.shape[1]), head, diagonal)
 
 
-def probabilities(q: torch.Tensor, k: torch.Tensor, head: str | int = "mean", *, diagonal: bool = True) -> torch.Tensor:
-    """(N, M): where every query looks."""
-    return torch.cat(list(_all(q, k, head, diagonal)))
+def probabilities(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    head: str | int = "mean",
+    *,
+    diagonal: bool = True,
+    indices: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """(N, M): where every query looks, or those of some indices (n,) alone."""
+    return torch.cat(list(_rows(q, k, torch.arange(q.shape[1]) if indices is None else indices, head, diagonal)))
 
 
 def row(
@@ -171,22 +178,30 @@ def _divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
 
 
 def segments(
-    rows: torch.Tensor, grid: tuple[int, int], *, anchors: int = 8, threshold: float | None = None, rounds: int = 3
+    rows: torch.Tensor | Callable[[torch.Tensor], torch.Tensor],
+    grid: tuple[int, int],
+    *,
+    anchors: int = 8,
+    threshold: float | None = None,
+    rounds: int = 3,
 ) -> torch.Tensor:
     """(N,): the region of every patch, 0 the largest, from its rows (N, N) alone (Tian et al. 2024, DiffSeg).
 
-    Rows at anchors of a coarse grid gather the rows that look alike, then merge with each other; a patch belongs to
-    the proposal that looks at it most. Alike is below `threshold`: without one a quarter of the largest divergence,
-    from 0.02 to 0.8: layers of few heads, which look widely, never reach what others do.
+    `rows` may be a function of indices (n,) -> (n, N): then no more of them than some are in memory at a time. Rows at
+    anchors of a coarse grid gather the rows that look alike, then merge with each other; a patch belongs to the
+    proposal that looks at it most. Alike is below `threshold`: without one a quarter of the largest divergence, from
+    0.02 to 0.8: layers of few heads, which look widely, never reach what others do.
     """
     height, width = grid
+    take = rows.__getitem__ if isinstance(rows, torch.Tensor) else rows
+    parts = torch.arange(height * width).split(max(1, _CHUNK // (height * width)))
     ys, xs = (torch.linspace(0, side - 1, min(anchors, side)).round().long() for side in grid)
-    starts = rows[(ys[:, None] * width + xs).flatten()]  # (anchors^2, N)
-    apart = _divergence(starts, rows)  # (anchors^2, N)
+    starts = take((ys[:, None] * width + xs).flatten())  # (anchors^2, N)
+    apart = torch.cat([_divergence(starts, take(part)) for part in parts], 1)  # (anchors^2, N)
     if threshold is None:
         threshold = min(0.8, max(0.02, float(apart.max()) / 4))
     near = (apart < threshold).float()
-    proposals = near @ rows / near.sum(-1, keepdim=True)
+    proposals = sum(near[:, part] @ take(part) for part in parts) / near.sum(-1, keepdim=True)
     for _ in range(rounds):
         merged: list[torch.Tensor] = []
         while len(proposals):

@@ -4,15 +4,17 @@ A frame is (N, F): every patch's row on a common grid of keys (`maps.pooled`), w
 steps and models. The paper's own figure fits every step alone: `paper_mode`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from koala.attention.maps import attend
+from koala.request import RequestError
 
 COMPONENTS = 3  # red, green, blue
 LOW, HIGH = 0.01, 0.99  # quantiles that become 0 and 255
+MOST_WEIGHTS = 1 << 28  # of one step, all heads side by side: twice 1.1 GB
 MEANINGFUL = 0.3  # of the variance: below it three colours show little of what there is
 
 
@@ -35,10 +37,12 @@ def _signed(vectors: torch.Tensor) -> torch.Tensor:
     return vectors * largest.sign()
 
 
-def fit(frames: Sequence[torch.Tensor]) -> Basis:
-    """One basis of all rows of all frames, whatever their order."""
-    count = sum(len(frame) for frame in frames)
-    mean = sum(frame.double().sum(0) for frame in frames) / count
+def fit(frames: Iterable[torch.Tensor]) -> Basis:
+    """One basis of all rows of all frames, whatever their order; they are looked through twice."""
+    count, total = 0, 0
+    for frame in frames:
+        count, total = count + len(frame), total + frame.double().sum(0)
+    mean = total / count
     covariance = sum((centred := frame.double() - mean).mT @ centred for frame in frames)
     values, vectors = torch.linalg.eigh(covariance)  # rising
     total = values.clamp_min(0).sum().clamp_min(1e-30)
@@ -50,7 +54,7 @@ def fit(frames: Sequence[torch.Tensor]) -> Basis:
     )
 
 
-def _painted(scores: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def painted(scores: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """(N, 3) scores of every frame -> uint8 colours, by the quantiles of all of them together."""
     low, high = torch.quantile(torch.cat(list(scores)), torch.tensor([LOW, HIGH]), dim=0)
     span = (high - low).clamp_min(1e-12)
@@ -60,7 +64,7 @@ def _painted(scores: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 def colours(frames: Sequence[torch.Tensor], basis: Basis | None = None) -> tuple[list[torch.Tensor], Basis]:
     """(N, 3) uint8 of every frame, and the basis: their own where none is given."""
     basis = basis or fit(frames)
-    return _painted([basis.transform(frame) for frame in frames]), basis
+    return painted([basis.transform(frame) for frame in frames]), basis
 
 
 def _leading(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,8 +95,13 @@ def paper_mode(
     columns, and every step's colours span its own values. A step is turned onto the one before by orthogonal
     Procrustes, so that colours do not jump; the planes shown are the same. Without the `diagonal` no patch sees itself.
     """
-    painted, shares, before = [], [], None
+    shown, shares, before = [], [], None
     for q, k in steps:
+        if len(q) * q.shape[1] * k.shape[1] > MOST_WEIGHTS:
+            raise RequestError(
+                f"{len(q)} heads of {q.shape[1]:,} patches side by side take over {MOST_WEIGHTS * 8 / 1e9:.1f} GB; "
+                "choose the mean of all heads, one head, or a coarser stage"
+            )
         weights = attend(q, k)
         if not diagonal:
             weights.diagonal(dim1=-2, dim2=-1).zero_()
@@ -103,6 +112,6 @@ def paper_mode(
             scores = scores @ (u @ v)
         before = scores
         low, high = scores.amin(0), scores.amax(0)
-        painted.append(((scores - low) / (high - low).clamp_min(1e-12) * 255).round().to(torch.uint8))
+        shown.append(((scores - low) / (high - low).clamp_min(1e-12) * 255).round().to(torch.uint8))
         shares.append(tuple(explained.tolist()))
-    return painted, shares
+    return shown, shares

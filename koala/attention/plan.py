@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 
 from koala.costs import LATENT_FACTOR, TOKENS
 from koala.layer_map import self_attention_pairs
-from koala.request import RequestError
+from koala.request import MAX_SIDE, RequestError
 from koala.specs import STAGES, UNetSpec
 
 BUDGET = 2 * 10**9  # bytes of host memory for one capture
+MOST_PATCHES = (MAX_SIDE // 16) ** 2  # of one layer; where a look is at all pairs of them, that is 268 million
 BYTES = {"float16": 2, "float32": 4}  # per element of what is kept
 LEVELS = {"DW-1": 0, "DW-2": 1, "DW-3": 2, "MID": 2, "UP-1": 2, "UP-2": 1, "UP-3": 0}  # how often latents were halved
 
@@ -173,6 +174,12 @@ def plan(
     """
     run = AttentionPlan(layers=(), width=width, height=height, steps=steps, images=images, dtype=dtype)
     found = _build(spec, stages, layers, cross, run)
+    large = next((x for x in found.layers if x.queries > MOST_PATCHES), None)
+    if large:
+        raise RequestError(
+            f"{large.stage} of {spec.name} has {large.queries:,} patches at {width}x{height} px, and at most "
+            f"{MOST_PATCHES:,} of a layer can be looked at; draw a smaller picture, or leave out this stage"
+        )
     if found.bytes <= budget_bytes:
         return found
     asked = (

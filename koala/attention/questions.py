@@ -53,8 +53,9 @@ class Capture:
 
     @property
     def bytes(self) -> int:
-        """Of the records of all its models."""
-        return sum(side.record.bytes for side in self.sides)
+        """Of the records of all its models, of their pictures and of the pictures' files."""
+        pixels = sum(3 * side.picture.width * side.picture.height for side in self.sides)
+        return sum(side.record.bytes for side in self.sides) + pixels + sum(map(len, self.files))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,22 +7,24 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 
+from koala.attention.about import check_run, layers_of, spec_of, tuples
 from koala.attention.pairing import paired
-from koala.attention.plan import Layer, attention_stages, grid
-from koala.costs import TOKENS
+from koala.attention.plan import Layer
 from koala.hashing import sha256
 from koala.outputs import new_folder
-from koala.request import RequestError
+from koala.read_json import read_object
+from koala.request import MAX_SIDE, RequestError
 from koala.result import GenerationResult
 from koala.specs import UNetSpec
 from koala.tensorfiles import save_tensors
 
 FORMAT, VERSION = "koala attention", 1
 TENSORS, ABOUT, PICTURE = "attention.safetensors", "attention.json", "picture.png"
-MOST_LAYERS = 1000  # of a network in a file from elsewhere; SDXL has 70
+DTYPES = ("F16", "BF16", "F32")  # of what is recorded
+HEADER = 400  # bytes of a tensor's entry in the file at most
+PNG = 10**6 + int(3.1 * MAX_SIDE**2)  # bytes of a picture's file: its pixels as they are, and what it carries
 
 Frame = Mapping[str, tuple[torch.Tensor, torch.Tensor]]  # path -> q (images, heads, N, d), k (images, heads, M, d)
 
@@ -96,31 +98,6 @@ class AttentionRecord:
         first, last = self.patch(layer, left, top), self.patch(layer, right, bottom)
         return first % columns, first // columns, last % columns + 1, last // columns + 1
 
-    def check(self) -> None:
-        """ValueError where the tensors are not those of the layers: a file from elsewhere may say anything."""
-        if not self.frames or len(self.timesteps) != self.steps:
-            raise ValueError(f"{len(self.timesteps)} timesteps for {self.steps} steps")
-        if sum(map(sum, self.spec.depths().values())) > MOST_LAYERS:
-            raise ValueError(f"a network of more than {MOST_LAYERS} layers")
-        if len(self.tokens) > TOKENS or not all(isinstance(text, str) for text in (self.prompt, *self.tokens)):
-            raise ValueError("the prompt is no text")
-        if not all(isinstance(number, int | float) for number in (*self.timesteps, self.seed or 0, self.guidance or 0)):
-            raise ValueError("seed, guidance and timesteps are numbers")
-        paths = {path for _, path in self.spec.self_attentions()}
-        for x in self.layers:
-            if x.path.replace("attn2", "attn1") not in paths or ("attn1" in x.path) != (x.kind == "self"):
-                raise ValueError(f"{x.path} is no layer of {self.spec.name}")
-            if x.stage not in attention_stages(self.spec) or x.grid != grid(x.stage, self.width, self.height):
-                raise ValueError(f"{x.path} is no layer of this run")
-            shapes = [(self.images, x.heads, count, x.dim) for count in (x.queries, x.keys)]
-            for frame in self.frames:
-                if [tuple(t.shape) for t in frame[x.path]] != shapes or not all(
-                    t.is_floating_point() for t in frame[x.path]
-                ):
-                    raise ValueError(f"{x.path} is not of the shape that it should have")
-                if not all(t.isfinite().all() for t in frame[x.path]):
-                    raise ValueError(f"{x.path} holds values that are no numbers")
-
     def save(self, folder: Path, result: GenerationResult | None = None) -> Path:
         """Write a new folder: tensors, JSON, and the run's picture where its result is given."""
         with new_folder(folder, self.bytes) as out:
@@ -145,28 +122,61 @@ class AttentionRecord:
         if not (folder / ABOUT).is_file() or not (folder / TENSORS).is_file():
             raise RequestError(f"{folder} is no capture: it needs {ABOUT} and {TENSORS}, as `koala attention` writes")
         try:
-            about = json.loads((folder / ABOUT).read_text())
+            about = read_object(folder / ABOUT, "copy the capture again")
             check_version(str(folder / ABOUT), about.pop("format"), FORMAT, VERSION)
-            steps, digest = about.pop("steps"), about.pop("sha256")
-            layers = tuple(Layer(**x | {"grid": tuple(x["grid"])}) for x in about.pop("layers"))
-            spec = UNetSpec(**{name: _tuples(value) for name, value in about.pop("spec").items()})
-            about = {name: _tuples(value) for name, value in about.items()}
+            digest = about.pop("sha256")
+            check_run(about)
+            spec = spec_of(about.pop("spec"))
+            layers = layers_of(about.pop("layers"), spec, about["width"], about["height"])
             if sha256(folder / TENSORS) != digest:
                 raise RequestError(f"{folder / TENSORS} is damaged: it is not what was saved; copy it again")
-            tensors = load_file(folder / TENSORS)
-            frames = tuple(
-                {x.path: (tensors[f"{step}.{x.path}.q"], tensors[f"{step}.{x.path}.k"]) for x in layers}
-                for step in range(steps)
-            )
-            found = cls(spec=spec, layers=layers, frames=frames, **about)
-            found.check()
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError) as error:
+            frames = _frames(folder / TENSORS, layers, about.pop("steps"), about["images"])
+            found = cls(spec=spec, layers=layers, frames=frames, **{k: tuples(v) for k, v in about.items()})
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            RecursionError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:
             if isinstance(error, RequestError):
                 raise
             raise RequestError(f"{folder / ABOUT} is damaged ({error}); copy the capture again") from error
         if model is not None and found.model != model:
             raise RequestError(f"{folder} is a capture of {found.model}, not of {model}; choose that model, or another")
         return found
+
+
+def _frames(file: Path, layers: Sequence[Layer], steps: int, images: int) -> tuple[Frame, ...]:
+    """Queries and keys of every step; ValueError where the file's are of other shapes, or are no numbers."""
+    names = 2 * steps * len(layers)
+    with open(file, "rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+    if length > HEADER * (names + 1):  # names of tensors that nobody asked for take memory, too
+        raise ValueError(f"{file.name} names more than its {names} tensors")
+    with safe_open(file, "pt") as stored:
+
+        def tensor(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+            entry = stored.get_slice(name)
+            if tuple(entry.get_shape()) != shape or entry.get_dtype() not in DTYPES:
+                raise ValueError(f"{name} is not of the shape that it should have")
+            found = stored.get_tensor(name)
+            if not found.isfinite().all():
+                raise ValueError(f"{name} holds values that are no numbers")
+            return found
+
+        return tuple(
+            {
+                x.path: tuple(
+                    tensor(f"{step}.{x.path}.{which}", (images, x.heads, count, x.dim))
+                    for which, count in (("q", x.queries), ("k", x.keys))
+                )
+                for x in layers
+            }
+            for step in range(steps)
+        )
 
 
 def check_version(file: str, given: object, form: str, reads: int) -> None:
@@ -186,7 +196,7 @@ def picture(folder: Path, record: AttentionRecord) -> Image.Image:
     if not file.is_file():
         raise RequestError(f"{folder} lacks its {PICTURE}; save the record together with its result")
     try:
-        with Image.open(file) as opened:
+        with Image.open(file, formats=("PNG",)) as opened:
             if opened.size == (record.width, record.height):
                 return opened.convert("RGB")
             found = "x".join(map(str, opened.size))
@@ -207,8 +217,3 @@ def beside(records: Sequence[AttentionRecord]) -> dict[str, list[tuple[Layer | N
         if whole:
             found[stage] = [tuple(own.get(p) for p, own in zip(row, recorded, strict=True)) for row in whole]
     return found
-
-
-def _tuples(value: object) -> object:
-    """JSON's lists as the tuples that they were."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -19,6 +19,7 @@ from koala.request import RequestError
 from koala.specs import STAGES
 
 PICTURE = 768  # px that a picture has on the page at most
+PAINTED = 8  # layers and heads whose colours are kept
 FINE = 16  # patches a side from which on UP-1, the paper's stage, is shown first
 
 
@@ -220,7 +221,9 @@ def _distance(capture: Capture, k: int, layer: Layer, one: Asked):
 
 
 def _segments(capture: Capture, k: int, layer: Layer, one: Asked):
-    rows = _over_steps(capture.sides[k].record, layer, one.step, maps.probabilities)
+    def rows(indices: torch.Tensor) -> torch.Tensor:
+        return _over_steps(capture.sides[k].record, layer, one.step, partial(maps.probabilities, indices=indices))
+
     found = maps.segments(rows, layer.grid)
     count = int(found.max()) + 1
     return render.segments(found), f"{count} segment{'s' * (count > 1)}"
@@ -247,11 +250,15 @@ def _pca(capture: Capture, k: int, layer: Layer, one: Asked):
 def _painted(capture: Capture, one: Asked) -> list[colours.Painted | None]:
     """Every model's colours of this layer, made once."""
     key = (one.stage, one.layer, one.head)
-    if key not in capture.made:
+    found = capture.made.get(key)
+    if found is None:
         records, layers = [side.record for side in capture.sides], capture.stages[one.stage][one.layer]
         paper = one.head == "paper"
-        capture.made[key] = colours.alone(records, layers) if paper else colours.joint(records, layers, one.head)
-    return capture.made[key]
+        found = colours.alone(records, layers) if paper else colours.joint(records, layers, one.head)
+        for old in [k for k in list(capture.made) if k != "alike"][: 1 - PAINTED]:
+            capture.made.pop(old, None)
+        capture.made[key] = found
+    return found
 
 
 _VIEWS = {
