@@ -126,6 +126,11 @@ def check(request: GenerationRequest) -> None:
                 f"{name} must be a multiple of {SIDE_MULTIPLE} from {MIN_SIDE} to {MAX_SIDE} px, not {value!r}{near}"
             )
     _whole("images", request.images, 1, MAX_IMAGES, "run again with the next seed for more")
+    if request.seed + request.images - 1 > MAX_SEED:
+        raise RequestError(
+            f"{request.images} images have the seeds {request.seed} to {request.seed + request.images - 1}, "
+            f"and the largest is {MAX_SEED}; choose a seed of at most {MAX_SEED - request.images + 1}, or fewer images"
+        )
     if request.scheduler is not None and request.scheduler not in SCHEDULERS:
         raise RequestError(f"unknown scheduler {request.scheduler!r}; choose one of {', '.join(SCHEDULERS)}")
     if not isinstance(request.preset, str) or request.preset not in PRESETS:
@@ -133,6 +138,10 @@ def check(request: GenerationRequest) -> None:
     if request.lora is not None and not (isinstance(request.lora, str) and request.lora.endswith(".safetensors")):
         raise RequestError(
             f"a LoRA must be a .safetensors file, not {request.lora!r}; other formats can run code when they are read"
+        )
+    if request.lora is not None and _HALF.search(request.lora):
+        raise RequestError(
+            f"the name of the LoRA {request.lora!r} is no text, so no picture could carry it; rename the file"
         )
     strength = request.lora_strength
     number = isinstance(strength, int | float) and not isinstance(strength, bool)

@@ -3,11 +3,24 @@
 import dataclasses
 import io
 import json
+from pathlib import PurePath
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from koala.request import GenerationRequest, RequestError, Timing
+from koala.presets import PRESETS
+from koala.request import (
+    MAX_IMAGES,
+    MAX_LORA_STRENGTH,
+    MAX_SEED,
+    MAX_STEPS,
+    SCHEDULERS,
+    GenerationRequest,
+    RequestError,
+    Timing,
+)
 from koala.result import GenerationResult, read_png
 
 AWKWARD = "<script>alert('x')</script> ${1+1} {{y}} \"quotes\" 🐨\nnew line, ünïcödé"
@@ -38,6 +51,39 @@ def test_request_and_comparison_survive_the_png_round_trip():
     assert (found["request"].seed, found["request"].images) == (6, 1)  # picture 1 on its own
     assert found["compared"] == [made.request, other]
     assert found["versions"] == {"torch": "2"}
+
+
+TEXT = st.text(st.characters(exclude_categories=()), min_size=1, max_size=8) | st.sampled_from(
+    ["\x00", "a\x00b", "\ud83d\udc28", "\udc80", "🐨" * 2000, "a" * 2000, "\x7f\u2028", " \t\n x", "tEXt\0koala\0{}"]
+)
+ASKED = {
+    "negative_prompt": TEXT | st.just(""),
+    "seed": st.integers(0, MAX_SEED) | st.integers(MAX_SEED - MAX_IMAGES, MAX_SEED),
+    "steps": st.none() | st.sampled_from([1, MAX_STEPS]),
+    "guidance": st.none() | st.integers(0, 30) | st.floats(0, 30),
+    "scheduler": st.none() | st.sampled_from(SCHEDULERS),
+    "width": st.none() | st.integers(2, 64).map(lambda k: 32 * k),
+    "height": st.none() | st.integers(2, 64).map(lambda k: 32 * k),
+    "images": st.integers(1, MAX_IMAGES),
+    "preset": st.sampled_from(list(PRESETS)),
+    "lora": st.none() | TEXT.map(lambda name: f"{name}.safetensors"),
+    "lora_strength": st.floats(-MAX_LORA_STRENGTH, MAX_LORA_STRENGTH),
+}
+
+
+@settings(max_examples=80, derandomize=True, database=None, deadline=None)
+@given(model=TEXT, prompt=TEXT, change=st.fixed_dictionaries({}, optional=ASKED))
+def test_whatever_request_is_accepted_its_last_picture_restores_it(model, prompt, change):
+    """Symptom: the second picture of the largest seed had a seed that no request may have."""
+    try:
+        asked = GenerationRequest(model=model, prompt=prompt, **change)
+    except RequestError:
+        return
+    made = dataclasses.replace(result(), request=asked, images=(Image.new("RGB", (8, 8)),) * asked.images)
+    found = read_png(made.png(asked.images - 1, compared=(asked,)))
+    lora = asked.lora and PurePath(asked.lora).name
+    assert found["compared"] == [dataclasses.replace(asked, lora=lora)]
+    assert found["request"] == dataclasses.replace(asked, lora=lora, seed=asked.seed + asked.images - 1, images=1)
 
 
 def test_a_lora_is_named_without_the_folders_of_this_machine():

@@ -3,8 +3,8 @@
 import random
 from collections.abc import Callable
 
-import numpy as np
 from PIL import Image
+from scipy.stats import binomtest
 
 from koala.evaluate import drawing
 from koala.generate import resolve
@@ -18,7 +18,6 @@ SUITES = ("one_object", "two_objects", "held_out")
 _HELD_OUT = tuple(sorted(HELD_OUT))
 _SETTING = {"one_object": (1, TRAINING_PAIRS), "two_objects": (2, TRAINING_PAIRS), "held_out": (1, _HELD_OUT)}
 STEPS = 25
-BOOTSTRAPS = 2000
 
 
 def prompts(suite: str, count: int, *, width: int = 256, height: int = 256, series: str = "suite") -> list[str]:
@@ -55,37 +54,34 @@ def draw(
     return [result.images[0] for result in drawing.draw(model, [resolve(r, model.card) for r in requests])]
 
 
-def interval(outcomes: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean of 0/1 outcomes."""
-    if not len(outcomes):
-        return (0.0, 0.0)
-    means = rng.choice(outcomes, (BOOTSTRAPS, len(outcomes))).mean(1)
-    return tuple(float(q) for q in np.quantile(means, (0.025, 0.975)))
+def interval(held: int, count: int) -> tuple[float, float]:
+    """95 % interval of a rate (Wilson 1927); it has a width where all hold or none does, too."""
+    found = binomtest(held, count).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
-def _rate(outcomes: list[bool], rng: np.random.Generator) -> dict:
-    found = np.array(outcomes, float)
+def _rate(outcomes: list[bool]) -> dict:
+    held, count = sum(outcomes), len(outcomes)
     return {
-        "rate": round(float(found.mean()), 4),
-        "interval": [round(x, 4) for x in interval(found, rng)],
-        "count": len(found),
+        "rate": round(held / count, 4),
+        "interval": [round(x, 4) for x in interval(held, count)],
+        "count": count,
     }
 
 
 def _rates(verdicts: list) -> dict:
     """Rate, interval and count per claim kind and of whole prompts; attributes also by what they say."""
-    rng = np.random.default_rng(0)
     found = {"all": [v.all for v in verdicts]}
     results = [r for v in verdicts for r in v.results]
     for kind in CLAIM_KINDS:
         found[kind] = [r.holds for r in results if r.claim.kind == kind]
-    rates = {kind: _rate(outcomes, rng) for kind, outcomes in found.items() if outcomes}
+    rates = {kind: _rate(outcomes) for kind, outcomes in found.items() if outcomes}
     by: dict[str, list[bool]] = {}
     for r in results:
         if r.claim.kind == "attribute":
             by.setdefault(r.claim.subject[0], []).append(r.holds)
     if by:
-        rates["attribute"]["by"] = {what: _rate(outcomes, rng) for what, outcomes in by.items()}
+        rates["attribute"]["by"] = {what: _rate(outcomes) for what, outcomes in by.items()}
     return rates
 
 

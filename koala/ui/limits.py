@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from koala.bench_matrix import Matrix
 from koala.registry import ModelCard
 from koala.request import MAX_IMAGES, MAX_SIDE, MAX_STEPS, GenerationRequest, RequestError
 
@@ -9,6 +10,7 @@ PUBLIC_STEPS = 50
 PUBLIC_PICTURES = 4  # in one request, of the model's own size; fewer of a larger one
 PUBLIC_MODELS = 4  # of one comparison
 PUBLIC_UPLOAD = 10  # MB
+PUBLIC_SECONDS = 30  # of one benchmark
 OWN_MACHINE = "; on your own machine there is no such limit"
 
 
@@ -55,3 +57,16 @@ def check_public_models(names: Sequence[str]) -> None:
         raise RequestError(
             f"this public server compares at most {PUBLIC_MODELS} models at once, not {len(names)}{OWN_MACHINE}"
         )
+
+
+def check_public_benchmark(matrix: Matrix, cards: Sequence[ModelCard]) -> None:
+    """RequestError for a benchmark that holds a public app's device too long, or draws what no request may."""
+    limit = matrix.time_limit
+    if limit is None or not limit <= PUBLIC_SECONDS:  # NaN is within no limit
+        asked = "as long as it likes" if limit is None else f"{limit:g} s"
+        raise RequestError(f"this public server measures for at most {PUBLIC_SECONDS} s, not {asked}{OWN_MACHINE}")
+    check_public_models(matrix.models)
+    for card in cards:
+        for size in matrix.sizes or (None,):
+            for images in matrix.batch:
+                check_public(matrix.request(card.name, size, images), card)

@@ -1,10 +1,18 @@
 """The compositional score: fixed prompts, one noise for all models, rates that follow from the verdicts."""
 
+import json
+import math
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from koala.evaluate import shapes
+from koala.evaluate.metrics import mean_and_interval
 from koala.loading import Library
+from koala.registry import EMBEDDED
 from koala.request import RequestError
 from koala.shapes.captions import parse
 from koala.shapes.render import render
@@ -76,7 +84,7 @@ def test_perfect_pictures_score_one_and_wrong_ones_what_is_right_about_them(monk
     monkeypatch.setattr(shapes, "draw", lambda *a, **k: [picture("red", 50), picture("red", 206)])
     scores = shapes.evaluate(model, count=2, suites=("two_objects",), batch_size=2)["scores"]["two_objects"]
     assert scores["all"]["rate"] == 0.5
-    assert scores["relation"] == {"rate": 0.5, "interval": [0.0, 1.0], "count": 2}
+    assert scores["relation"] == {"rate": 0.5, "interval": [0.0945, 0.9055], "count": 2}
     assert scores["binding"]["rate"] == scores["count"]["rate"] == scores["attribute"]["rate"] == 1.0
 
 
@@ -90,10 +98,44 @@ def test_attributes_are_told_apart_by_what_they_say(monkeypatch):
     assert found["count"] == sum(each["count"] for each in found["by"].values()) == 6
 
 
-def test_interval_holds_the_rate_and_narrows_with_more_prompts():
-    rng = np.random.default_rng(0)
-    few, many = np.tile([0.0, 1.0], 25), np.tile([0.0, 1.0], 250)
-    low, high = shapes.interval(few, rng)
-    assert low < 0.5 < high
-    narrow = shapes.interval(many, rng)
-    assert narrow[1] - narrow[0] == pytest.approx((high - low) / np.sqrt(10), rel=0.25)
+@pytest.mark.parametrize(("held", "count"), [(0, 1), (1, 2), (25, 50), (250, 500), (498, 500), (500, 500)])
+def test_an_interval_is_wilsons(held, count):
+    """(2 k + z^2 -+ z sqrt(z^2 + 4 k (1 - k / n))) / (2 (n + z^2))"""
+    z = 1.959963984540054
+    half = z * math.sqrt(z * z + 4 * held * (1 - held / count))
+    low, high = shapes.interval(held, count)
+    assert low == pytest.approx((2 * held + z * z - half) / (2 * (count + z * z)), abs=1e-12)
+    assert high == pytest.approx((2 * held + z * z + half) / (2 * (count + z * z)), abs=1e-12)
+    assert low <= held / count <= high and high - low > 0
+
+
+def rates(value: object) -> Iterator[dict]:
+    if isinstance(value, dict) and {"rate", "interval", "count"} <= set(value):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from rates(inner)
+
+
+def test_published_intervals_are_those_of_their_rates():
+    files = [
+        *(EMBEDDED / "scores").glob("tiny-*.json"),
+        *(Path(__file__).parents[2] / "docs/measurements").glob("*.json"),
+    ]
+    found = [rate for file in files for rate in rates(json.loads(file.read_text()))]
+    assert len(found) > 150
+    for one in found:
+        held = round(one["rate"] * one["count"])
+        assert one["interval"] == [round(x, 4) for x in shapes.interval(held, one["count"])], one
+
+
+def test_the_interval_of_a_mean_is_that_of_the_central_limit_in_little_memory():
+    """Symptom: 2,000 resamples of all scores at once."""
+    values = np.random.default_rng(1).gamma(2.0, 1.0, 20_000)
+    tracemalloc.start()
+    found = mean_and_interval(values)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    spread = 1.96 * values.std() / math.sqrt(len(values))
+    assert found["interval"] == pytest.approx([values.mean() - spread, values.mean() + spread], abs=spread / 10)
+    assert peak < 60_000_000, f"{peak / 1e6:.0f} MB"
+    assert mean_and_interval(np.array([0.5])) == {"mean": 0.5, "interval": [0.5, 0.5]}

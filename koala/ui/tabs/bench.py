@@ -12,8 +12,8 @@ import gradio as gr
 from koala.bench_matrix import MAX_REPEATS, PRESET_NAMES, Matrix
 from koala.locate import availability
 from koala.registry import ModelCard
-from koala.request import MAX_STEPS, RequestError
-from koala.ui import bench_chart, widgets
+from koala.request import RequestError
+from koala.ui import bench_chart, limits, widgets
 from koala.ui.messages import complain
 from koala.ui.session import Session
 from koala.ui.updates import HEARTBEAT
@@ -50,6 +50,8 @@ class Bench:
         self.active: dict[str, _Run] = {}
         native = session.card(session.models[0]).width
         why_not = session.lent_too_short(WHAT)
+        most_steps = limits.most_steps(local=session.local)
+        most_seconds = MAX_SECONDS if session.local else limits.PUBLIC_SECONDS
         with gr.Row(elem_classes="k-panes kb-panes"):
             with gr.Column(elem_classes="k-controls k-ask"):
                 self.models = gr.Dropdown(
@@ -78,15 +80,23 @@ class Bench:
                 self.batch = gr.CheckboxGroup(list(BATCHES), value=[1], label="Pictures at once", elem_id="kb-batch")
                 with gr.Row():
                     self.steps = gr.Number(
-                        label="Steps", value=4, minimum=1, maximum=MAX_STEPS, precision=0, min_width=90
+                        label="Steps", value=4, minimum=1, maximum=most_steps, precision=0, min_width=90
                     )
                     self.repeats = gr.Number(
                         label="Runs", value=3, minimum=1, maximum=MAX_REPEATS, precision=0, min_width=90
                     )
                     self.limit = gr.Number(
-                        label="Limit, s", value=120, minimum=1, maximum=MAX_SECONDS, precision=0, min_width=90
+                        label="Limit, s",
+                        value=min(120, most_seconds),
+                        minimum=1,
+                        maximum=most_seconds,
+                        precision=0,
+                        min_width=90,
                     )
-                most = f"At most {MAX_MODELS} models, {MAX_STEPS} steps, {MAX_REPEATS} runs and {MAX_SECONDS} s in all."
+                most = (
+                    f"At most {MAX_MODELS} models, {most_steps} steps, {MAX_REPEATS} runs and {most_seconds} s in all."
+                )
+                most += "" if session.local else f" {limits.most_pictures(local=False)}"
                 gr.HTML(widgets.bounds(most), apply_default_css=False)
                 with gr.Row(elem_classes="k-actions"):
                     usable = {"interactive": not why_not}
@@ -137,6 +147,8 @@ class Bench:
                 repeats=repeats or 0,
                 time_limit=limit or 0,
             )
+            if not self.session.local:
+                limits.check_public_benchmark(matrix, [self.session.card(name) for name in matrix.models])
         except RequestError as error:
             raise complain(error) from None
         self.waiting[request.session_hash] = _Run(matrix=matrix)

@@ -9,7 +9,7 @@ from contextlib import closing
 import gradio as gr
 
 from koala.presets import PRESETS
-from koala.request import MAX_LORA_STRENGTH, MAX_SEED, SCHEDULERS, RequestError
+from koala.request import MAX_IMAGES, MAX_LORA_STRENGTH, MAX_SEED, SCHEDULERS, RequestError
 from koala.result import read_png
 from koala.ui import limits, settings, stage, widgets
 from koala.ui.messages import complain, warn
@@ -266,7 +266,7 @@ class Compare:
         *given, random, history = values
         fields = dict(zip(FIELDS, given, strict=True))
         if random:
-            fields["seed"] = str(secrets.randbelow(MAX_SEED + 1))
+            fields["seed"] = str(secrets.randbelow(MAX_SEED + 2 - MAX_IMAGES))
         try:
             requests = [self.session.check(r) for r in settings.to_requests(fields, self.session.card)]
             cards = [self.session.card(r.model) for r in requests]
