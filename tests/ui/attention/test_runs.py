@@ -3,10 +3,12 @@
 import json
 import re
 
+import pytest
 import torch
 
 from koala.attention import view
 from koala.attention.questions import read
+from koala.request import RequestError
 from koala.ui.tabs.attention import _read
 
 STEPS = 4
@@ -27,13 +29,20 @@ def test_a_capture_opens_at_up_2_and_says_which_stages_there_are(drawn):
 def test_the_page_holds_an_id_and_no_tensor(tab, drawn):
     assert re.fullmatch("[0-9a-f]{32}", drawn["capture"])
     assert json.loads(json.dumps(drawn["viewer"])) == drawn["viewer"]
-    assert tab.capture.delete_callback == tab.store.drop
+    other = tab.store.add(tab.store.get(drawn["capture"]))
+    tab.capture.delete_callback(other)  # Gradio's, when a page has been left
+    with pytest.raises(RequestError, match="no longer kept"):
+        tab.store.get(other)
 
 
 def test_what_was_predicted_is_what_is_kept(tab, capture, fields):
     told = tab.forecast(*fields())
-    assert f"{capture.bytes / 1e6:,.1f} MB" in told and f"over {STEPS} steps" in told
-    assert sum(p.bytes for p in tab.plans(_read(fields()))) == capture.bytes
+    recorded = sum(side.record.bytes for side in capture.sides)
+    assert f"{recorded / 1e6:,.1f} MB" in told and f"over {STEPS} steps" in told
+    assert sum(p.bytes for p in tab.plans(_read(fields()))) == recorded
+    assert capture.bytes == recorded + sum(map(len, capture.files)) + sum(
+        len(side.picture.tobytes()) for side in capture.sides
+    )
 
 
 def test_the_pictures_are_those_of_a_run_without_a_recorder(tab, capture, fields):
