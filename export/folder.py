@@ -18,14 +18,17 @@ from export.wrappers import WRAPPERS
 from koala.adapters import put_on
 from koala.costs import parameters
 from koala.exported import Component, Exported
+from koala.fields import Fields
 from koala.hashing import digest
 from koala.layout import TOKENIZERS
 from koala.loading import Library, load_part, load_unet
 from koala.locate import Location, locate
 from koala.outputs import new_folder
+from koala.read_json import read_object
 from koala.registry import ModelCard, find
 from koala.request import GenerationRequest, RequestError
-from koala.specs import UNetSpec, from_config
+from koala.specs import UNetSpec
+from koala.unet_config import from_config
 
 # ONNX component -> the part of the model that it is made of.
 COMPONENTS = {
@@ -90,11 +93,11 @@ def plan(
         raise RequestError(f"components are all or unet, not {components!r}")
     card = find(model)
     location = locate(card)
-    config = json.loads((location.folder / "unet" / "config.json").read_text())
+    file = location.folder / "unet" / "config.json"
     return Job(
         card=card,
         location=location,
-        spec=card.spec or from_config(config, card.name),
+        spec=card.spec or from_config(read_object(file), card.name, str(file)),
         target=chosen,
         dtype=DTYPES[short],
         components=tuple(COMPONENTS) if components == "all" else ("unet",),
@@ -221,7 +224,7 @@ def _component(job: Job, name: str, folder: Path, exported: Exported, clock: Clo
 
 def _settings(job: Job, folder: Path) -> None:
     """What stands around the graphs: the pipeline's index, and with all components its tokenizers and scheduler."""
-    index = json.loads((job.location.folder / "model_index.json").read_text())
+    index = read_object(job.location.folder / "model_index.json")
     (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     if len(job.components) == 1:
         return
@@ -238,7 +241,15 @@ def _only_settings(folder: str, names: Sequence[str]) -> list[str]:
 
 def _spell_out(folder: Path) -> None:
     """vocab.json and merges.txt out of tokenizer.json."""
-    model = json.loads((folder / "tokenizer.json").read_text())["model"]
-    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
+    file = folder / "tokenizer.json"
+    model = Fields(values=read_object(file), file=str(file)).object("model")
+    vocabulary, merges = model.object("vocab").values, model.values.get("merges")
+    if not isinstance(merges, list) or not all(isinstance(m, str) or _are_words(m) for m in merges):
+        raise model.wrong("merges", "a list of pairs of words")
+    merges = [m if isinstance(m, str) else " ".join(m) for m in merges]
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+
+
+def _are_words(pair: object) -> bool:
+    return isinstance(pair, list) and all(isinstance(word, str) for word in pair)

@@ -37,7 +37,10 @@ class Graph:
 
 def read(file: Path) -> dict:
     """A JSON file."""
-    return json.loads(file.read_text(encoding="utf-8"))
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{file} cannot be read ({error}); export the model again") from error
 
 
 def tokenize(folder: Path, text: str) -> np.ndarray:

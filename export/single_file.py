@@ -24,6 +24,8 @@ from koala.layer_map import renamed
 from koala.layout import STEMS
 from koala.original_layout import PREFIX, original_names
 from koala.outputs import check_space, new_file
+from koala.part_configs import check_vae
+from koala.read_json import read_object
 from koala.registry import ModelCard, find
 from koala.request import RequestError
 from koala.specs import KOALA_1B, KOALA_700M, SDXL, SSD_1B, VEGA, UNetSpec
@@ -163,7 +165,8 @@ def detected(spec: UNetSpec) -> str | None:
 def original_tensors(checkpoint: UNetCheckpoint) -> dict[str, Half]:
     """Every tensor of the file by its original name. RequestError for one that the layout has no place for."""
     rest = checkpoint.pipeline
-    vae = json.loads(rest["vae/config.json"].read_text())
+    check_vae(rest["vae/config.json"])
+    vae = read_object(rest["vae/config.json"])
     names = {
         "text_encoder": text_name,
         "text_encoder_2": text_2_name,
@@ -221,7 +224,7 @@ def _check_assumptions(checkpoint: UNetCheckpoint) -> None:
     if checkpoint.spec.channels == SDXL.channels:  # the embedded models' latents have their own scale
         wanted["vae/config.json"] = wanted["vae/config.json"] | {"scaling_factor": _SCALING_FACTOR}
     for file, settings in wanted.items():
-        config = json.loads(checkpoint.pipeline[file].read_text())
+        config = read_object(checkpoint.pipeline[file])
         for key, value in settings.items():
             if config.get(key) != value:
                 raise RequestError(

@@ -18,8 +18,9 @@ from export.shape_profile import LONGEST, profile
 from koala.costs import LATENT_FACTOR, TOKENS
 from koala.exported import UNET, Exported
 from koala.outputs import new_file
+from koala.read_json import read_object
 from koala.request import RequestError
-from koala.specs import from_config
+from koala.unet_config import from_config
 
 HELP = "write the lines that build an export with TensorRT, and build it"
 JSON_FILE, MARKDOWN_FILE = "tensorrt.json", "tensorrt.md"
@@ -123,10 +124,12 @@ def recipe(
             f"python -m export --model {exported.model} --target tensorrt --out DIR"
         )
     exported.check(folder)
-    config = json.loads((folder / "unet" / "config.json").read_text())
+    file = folder / "unet" / "config.json"
     own = (exported.profile["sample"][kind][-1] * LATENT_FACTOR for kind in KINDS)
     wanted = tuple(usual if side is None else side for side, usual in zip(sides, own, strict=True))
-    shapes = profile(from_config(config, exported.model), sides=wanted, batch=batch, tokens=tokens)
+    shapes = profile(
+        from_config(read_object(file), exported.model, str(file)), sides=wanted, batch=batch, tokens=tokens
+    )
     return Recipe(
         model=exported.title,
         onnx=UNET,

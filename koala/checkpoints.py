@@ -1,19 +1,20 @@
 """A U-Net on disk, whatever holds it: a model by name, a folder of a pipeline or a U-Net, one safetensors file."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from koala.layer_map import renamed
-from koala.layout import STEMS, listing, needed, weights
+from koala.layout import STEMS, listing, needed, weight_map, weights
 from koala.locate import Location, locate
 from koala.original_layout import PREFIX, original_names
+from koala.read_json import read_object
 from koala.registry import find
 from koala.request import RequestError
-from koala.specs import SDXL, TINY_SDXL, UNetSpec, from_config, student
+from koala.specs import SDXL, TINY_SDXL, UNetSpec, student
 from koala.tensorfiles import PICKLES, StoredTensor, refuse_pickle, stored_tensors
+from koala.unet_config import from_config
 
 _BLOCK = re.compile(r"(down_blocks\.\d|mid_block|up_blocks\.\d)\.(resnets|attentions)\.(\d)(?:.+_blocks\.(\d+))?")
 
@@ -41,11 +42,12 @@ def open_unet(name: str) -> UNetCheckpoint:
     if (path / "config.json").is_file():
         return _folder(path)
     location = locate(find(name))
-    config = _config(location.folder / "unet" / "config.json")
+    file = location.folder / "unet" / "config.json"
+    config = read_object(file)
     index = location.chosen["unet"].index if "unet" in location.chosen else None
     return UNetCheckpoint(
         name=name,
-        spec=from_config(config, name),
+        spec=from_config(config, name, str(file)),
         config=config,
         tensors=_tensors(location.files("unet"), index and location.folder / index),
         revision=location.revision,
@@ -53,17 +55,10 @@ def open_unet(name: str) -> UNetCheckpoint:
     )
 
 
-def _config(file: Path) -> dict:
-    try:
-        return dict(json.loads(file.read_text()))
-    except (ValueError, TypeError) as error:
-        raise RequestError(f"{file} is no config of a model ({error}); copy the file again") from error
-
-
 def _tensors(files: tuple[Path, ...], index: Path | None = None) -> dict[str, StoredTensor]:
     """The tensors of one file, or of the shards that an index lists."""
     found = {name: tensor for file in files for name, tensor in stored_tensors(file).items()}
-    if index and (absent := {shard for name, shard in _config(index)["weight_map"].items() if name not in found}):
+    if index and (absent := {shard for name, shard in weight_map(index).items() if name not in found}):
         raise RequestError(f"{index.parent} lacks {min(absent)}, which its {index.name} lists; copy it there")
     return found
 
@@ -81,12 +76,13 @@ def _rest(location: Location) -> dict[str, Path]:
 
 
 def _folder(folder: Path) -> UNetCheckpoint:
-    config = _config(folder / "config.json")
-    spec = from_config(config, str(folder))
+    file = folder / "config.json"
+    config = read_object(file)
+    spec = from_config(config, str(folder), str(file))
     for pickle in [] if (found := weights(listing(folder), STEMS["unet"])) else sorted(folder.iterdir()):
         refuse_pickle(pickle)
     for index in folder.glob("*.safetensors.index*.json") if found is None else ():
-        shards = sorted(set(_config(index)["weight_map"].values()))
+        shards = sorted(set(weight_map(index).values()))
         absent = next((shard for shard in shards if not (folder / shard).is_file()), shards[0])
         raise RequestError(f"{folder} lacks {absent}, which its {index.name} lists; copy it there")
     if found is None:

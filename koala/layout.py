@@ -1,11 +1,12 @@
 """What the files of a model are called in diffusers' layout, and which of them are needed."""
 
-import json
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from koala.fields import Fields
+from koala.read_json import read_object
 from koala.request import RequestError
 
 # The stem of each component's weights in diffusers' layout.
@@ -100,11 +101,18 @@ def listing(folder: Path) -> set[str]:
     return {f.relative_to(folder).as_posix() for d in inside if d.is_dir() for f in d.iterdir() if f.is_file()}
 
 
+def weight_map(index: Path) -> dict[str, str]:
+    """Tensor -> the shard that holds it, as the index of a component in several files lists them."""
+    found = Fields(values=read_object(index), file=str(index)).object("weight_map")
+    for name in found.values:
+        found.text(name, like=r"[\w.-]+\.safetensors")
+    return dict(found.values)
+
+
 def check_pipeline(index: Path, owner: str) -> None:
     """Raise RequestError where model_index.json names another pipeline than SDXL's."""
-    try:
-        kind = json.loads(index.read_text())["_class_name"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise RequestError(f"{index} is no pipeline's model_index.json ({error!r}); copy the file again") from error
-    if not str(kind).startswith("StableDiffusionXL"):
+    found = Fields(values=read_object(index), file=str(index))
+    kind = found.text("_class_name")
+    found.truth("force_zeros_for_empty_prompt", True)
+    if not kind.startswith("StableDiffusionXL"):
         raise RequestError(f"{owner} is a {kind}; SDXL pipelines run here (StableDiffusionXLPipeline)")

@@ -1,6 +1,5 @@
 """Files -> models ready to run; text encoders and VAE that are the same file are loaded once and shared."""
 
-import json
 import logging
 import threading
 from collections import OrderedDict
@@ -12,22 +11,24 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderTiny,
-    EulerDiscreteScheduler,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from diffusers.models.modeling_utils import load_state_dict
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from koala.device import best_device, device_memory
+from koala.from_files import check_complete, check_widths, from_files, load_noising, load_tokenizer
 from koala.hashing import digest
+from koala.layout import TOKENIZERS
 from koala.locate import Location, locate, tiny_vae
 from koala.plans import Plan, pair_plan
+from koala.read_json import read_object
 from koala.registry import ModelCard, find
-from koala.request import GenerationRequest, RequestError
+from koala.request import GenerationRequest
 from koala.residence import Residence
-from koala.shortage import ran_out
-from koala.specs import UNetSpec, from_config
+from koala.specs import UNetSpec
+from koala.unet_config import from_config
 
 log = logging.getLogger(__name__)
 
@@ -47,23 +48,27 @@ def load_part(component: str, folder: Path, weights: Path, dtype: torch.dtype) -
     """A text encoder or VAE from its folder, frozen; `weights` is the file of it that was chosen."""
     variant = "fp16" if weights.name.endswith(".fp16.safetensors") else None
     kind = _CLASSES[component]
-    if kind is AutoencoderKL:
-        part = kind.from_pretrained(folder, variant=variant, torch_dtype=dtype)
-    else:
-        part = kind.from_pretrained(folder, variant=variant, dtype=dtype)
+    precision = {"torch_dtype": dtype} if kind is AutoencoderKL else {"dtype": dtype}
+    with from_files(f"the {component}", folder):
+        part, told = kind.from_pretrained(folder, variant=variant, output_loading_info=True, **precision)
+    check_complete(told, folder)
     return part.eval().requires_grad_(False)
 
 
 def load_unet(location: Location, dtype: torch.dtype) -> UNet2DConditionModel:
     """The U-Net of a located model, frozen."""
     folder = location.folder / "unet"
-    if "unet" not in location.replaced:
-        unet = UNet2DConditionModel.from_pretrained(folder, variant=location.variant, torch_dtype=dtype)
-    else:
-        with torch.device("meta"):  # no memory and no time for random values
-            unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder))
-        unet.load_state_dict(load_state_dict(location.weights("unet")), assign=True)
-        unet = unet.to(dtype)
+    with from_files("the unet", folder):
+        if "unet" not in location.replaced:
+            unet, told = UNet2DConditionModel.from_pretrained(
+                folder, variant=location.variant, torch_dtype=dtype, output_loading_info=True
+            )
+        else:
+            with torch.device("meta"):  # no memory and no time for random values
+                unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder))
+            unet.load_state_dict(load_state_dict(location.weights("unet")), assign=True)  # refuses what is missing
+            unet, told = unet.to(dtype), {}
+    check_complete(told, folder)
     return unet.eval().requires_grad_(False)
 
 
@@ -274,28 +279,22 @@ class Library:
     def _load(self, card: ModelCard, dtype: torch.dtype) -> LoadedModel:
         location = locate(card)
         folder, small = location.folder, tiny_vae(card)
-        try:
+        with from_files(card.name, folder):
             unet = load_unet(location, dtype)
             vae_file = location.weights("vae")
-            encoders = (*STAGE_PARTS["text"],)
-            parts = {n: self.part(n, folder / n, location.weights(n), dtype) for n in encoders}
+            parts = {n: self.part(n, folder / n, location.weights(n), dtype) for n in STAGE_PARTS["text"]}
+            check_widths(folder, unet.config, [part.config for part in parts.values()])
+            words = [part.config.vocab_size for part in parts.values()]
             pipeline = StableDiffusionXLPipeline(
                 unet=unet,
                 vae=self.part("vae", vae_file.parent, vae_file, dtype),
-                tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-                tokenizer_2=CLIPTokenizer.from_pretrained(folder / "tokenizer_2"),
-                scheduler=EulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
+                scheduler=load_noising(folder / "scheduler"),
                 force_zeros_for_empty_prompt=True,
                 add_watermarker=False,
+                **{n: load_tokenizer(folder / n, count) for n, count in zip(TOKENIZERS, words, strict=True)},
                 **parts,
             )
             tiny = AutoencoderTiny.from_pretrained(small, torch_dtype=dtype).eval() if small else None
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            if ran_out(error):
-                raise  # the files are whole
-            raise RequestError(
-                f"{card.name} could not be loaded from {folder}: {error}. Copy or download its files again"
-            ) from error
         pipeline.set_progress_bar_config(disable=True)
         return LoadedModel(
             card=card,
@@ -310,4 +309,5 @@ class Library:
 
 def _spec(card: ModelCard, location: Location) -> UNetSpec:
     """From the card, else from the U-Net's own config."""
-    return card.spec or from_config(json.loads((location.folder / "unet" / "config.json").read_text()), card.name)
+    file = location.folder / "unet" / "config.json"
+    return card.spec or from_config(read_object(file), card.name, str(file))

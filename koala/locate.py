@@ -9,8 +9,11 @@ from safetensors import SafetensorError, safe_open
 
 from koala.exported import Exported
 from koala.layout import STEMS, Weights, check_pipeline, choose, listing, weights
+from koala.part_configs import check_pipeline_configs
+from koala.read_json import read_object
 from koala.registry import ModelCard
 from koala.request import RequestError
+from koala.unet_config import from_config
 
 
 class NotOnThisMachine(RequestError):
@@ -72,7 +75,7 @@ def _whole(card: ModelCard, file: Path) -> None:
     try:
         with safe_open(file, framework="numpy"):
             return
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         where = f"{file.parent.name}/{file.name} is no whole safetensors file ({error})"
         if card.on_hub:
             raise _absent(card, f"is damaged on this machine: {where}") from error
@@ -123,12 +126,15 @@ def locate(card: ModelCard) -> Location:
         return Location(folder=folder, chosen={}, replaced={}, revision=exported.revision, exported=exported)
     try:
         chosen = choose(listing(folder), own_parts(card), card.name)
+    except OSError as error:
+        raise RequestError(f"{folder} cannot be read ({error.strerror}); choose a folder that you may read") from error
     except RequestError as error:
         if card.on_hub:
             raise _absent(card, "is only partly on this machine") from error
         raise
     check_pipeline(folder / "model_index.json", card.name)
     replaced = _replacements(card)
+    _check_configs(card, folder, replaced)
     found = Location(
         folder=folder,
         chosen=chosen,
@@ -141,6 +147,15 @@ def locate(card: ModelCard) -> Location:
         for file in found.files(part):
             _whole(card, file)
     return found
+
+
+def _check_configs(card: ModelCard, folder: Path, replaced: Mapping[str, Path]) -> None:
+    """RequestError for a config that cannot be, or for an embedded model's that is not what its card says."""
+    file = folder / "unet" / "config.json"
+    spec = from_config(read_object(file), card.name, str(file))
+    if card.embedded and spec != card.spec:
+        raise RequestError(f"{file} is damaged: it describes another network than {card.name}; copy the file again")
+    check_pipeline_configs(folder, replaced["vae"].parent if "vae" in replaced else None)
 
 
 def tiny_vae(card: ModelCard) -> Path | None:

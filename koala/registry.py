@@ -1,7 +1,8 @@
 """ModelCard: every model that a name stands for, with the settings that its authors recommend."""
 
 import difflib
-import json
+import errno
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from koala.costs import parameters
 from koala.exported import MANIFEST, Exported
 from koala.layout import SURGERY
+from koala.read_json import read_object
 from koala.request import RequestError
 from koala.specs import (
     KOALA_1B,
@@ -20,8 +22,8 @@ from koala.specs import (
     TINY_SDXL,
     VEGA,
     UNetSpec,
-    from_config,
 )
+from koala.unet_config import from_config, native_size
 
 EMBEDDED = Path(__file__).parent / "embedded"
 
@@ -202,15 +204,7 @@ def withdraw(card: ModelCard) -> None:
 
 def _config(file: Path) -> dict:
     """A config.json, empty where there is none: `locate` names what a folder lacks."""
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text())
-    except ValueError as error:
-        raise RequestError(f"{file} is not readable JSON ({error}); copy the file again") from error
-    if not isinstance(found, dict):
-        raise RequestError(f"{file} is no config: it holds a {type(found).__name__}; copy the file again")
-    return found
+    return read_object(file) if file.exists() else {}
 
 
 def _sampler(config: dict) -> str:
@@ -239,11 +233,12 @@ def _folder_card(folder: Path) -> ModelCard:
     known = next((c for c in CARDS.values() if c.source == str(folder)), None)
     if known:
         return known
-    if (folder / MANIFEST).is_file():
+    if os.path.lexists(folder / MANIFEST):
         return _export_card(folder)
-    unet = _config(folder / "unet" / "config.json")
-    spec = from_config(unet, str(folder)) if unet else None
-    side = 8 * (unet.get("sample_size") or 128)
+    file = folder / "unet" / "config.json"
+    unet = _config(file)
+    spec = from_config(unet, str(folder), str(file)) if file.exists() else None
+    width, height = native_size(unet, str(file))
     own = {"licence": "see its folder", "scheduler": _sampler(_config(folder / "scheduler" / "scheduler_config.json"))}
     return ModelCard(
         name=str(folder),
@@ -251,8 +246,8 @@ def _folder_card(folder: Path) -> ModelCard:
         source=str(folder),
         parameters=parameters(spec) if spec else None,
         spec=spec,
-        width=side,
-        height=side,
+        width=width,
+        height=height,
         **own | _inherited(folder, spec),
     )
 
@@ -263,6 +258,7 @@ def _export_card(folder: Path) -> ModelCard:
     known = CARDS.get(exported.model)
     kind = ["ONNX", exported.target] if exported.target != "universal" else ["ONNX"]
     kind += ["float32"] if exported.dtype == "float32" else []
+    file = folder / "unet" / "config.json"
     kind += [f"with {exported.lora['name']}"] if exported.lora else []
     return ModelCard(
         name=str(folder),
@@ -270,7 +266,7 @@ def _export_card(folder: Path) -> ModelCard:
         source=str(folder),
         parameters=exported.components["unet"].parameters,
         licence=exported.licence,
-        spec=known.spec if known else from_config(_config(folder / "unet" / "config.json"), str(folder)),
+        spec=known.spec if known else from_config(read_object(file), str(folder), str(file)),
         teacher=known.teacher if known else None,
         tiny_vae=known.tiny_vae if known else None,
         negative_prompt=known.negative_prompt if known else "",
@@ -286,6 +282,16 @@ def torch_only(card: ModelCard, doing: str) -> None:
             f"{card.name} is an export, and {doing} needs the network itself, in torch; name the model that it was "
             f"made of: {Exported.read(Path(card.source)).model}"
         )
+
+
+def _folder(name: str) -> ModelCard | None:
+    """The card of a folder, None where a name is none's; RequestError for one that cannot be looked into."""
+    try:
+        return _folder_card(Path(name).resolve()) if Path(name).is_dir() else None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # no file has such a name
+            return None
+        raise RequestError(f"{name} cannot be read ({error.strerror}); choose a folder that you may read") from error
 
 
 def _pinned(model: str) -> ModelCard:
@@ -310,8 +316,8 @@ def find(model: str) -> ModelCard:
         return _NAMES[model.lower()]
     if model in _OFFERED:
         return _OFFERED[model]
-    if Path(model).is_dir():
-        return _folder_card(Path(model).resolve())
+    if found := _folder(model):
+        return found
     if "@" in model:
         return _pinned(model)
     if re.search(r"lightning[-_]1[-_]?step", model, re.IGNORECASE):

@@ -1,6 +1,6 @@
 """UNetSpec: the topology of an SDXL-family U-Net as data, and the paper's stage names for diffusers' modules."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from koala.request import RequestError
@@ -187,40 +187,3 @@ def student(text: str, teacher: UNetSpec) -> UNetSpec:
             )
     found = replace(teacher, name=text, down_depths=down, mid_depth=mid, up_depths=up)
     return next((s for s in SPECS.values() if replace(s, name=text) == found), found)
-
-
-def from_config(config: Mapping[str, object], name: str) -> UNetSpec:
-    """The spec of a diffusers U-Net's config.json; RequestError for a network that is not of SDXL's family."""
-    wanted = {"addition_embed_type": "text_time", "use_linear_projection": True, "in_channels": 4, "out_channels": 4}
-    for key, value in wanted.items():
-        if config.get(key) != value:
-            raise RequestError(f"{name} is no U-Net of SDXL's family: its {key} is {config.get(key)!r}, not {value!r}")
-    down_types, up_types = config["down_block_types"], config["up_block_types"]
-    if len(down_types) != 3:
-        raise RequestError(f"{name} is no U-Net of SDXL's family: it has {len(down_types)} encoder stages, not 3")
-
-    def each(value: object) -> list:
-        return list(value) if isinstance(value, list | tuple) else [value] * 3
-
-    def stage(kind: str, depth: int | list[int], blocks: int) -> tuple[int, ...]:
-        if not kind.startswith("CrossAttn"):
-            return (0,) * blocks
-        return tuple(depth) if isinstance(depth, list | tuple) else (depth,) * blocks
-
-    blocks, depths = each(config["layers_per_block"]), each(config["transformer_layers_per_block"])
-    back = each(config.get("reverse_transformer_layers_per_block") or depths[::-1])
-    mid = {None: None, "UNetMidBlock2D": 0}.get(config.get("mid_block_type", ""), depths[-1])
-    tid = config["addition_time_embed_dim"]
-    found = UNetSpec(
-        name=name,
-        channels=tuple(config["block_out_channels"]),
-        heads=tuple(each(config["attention_head_dim"])),
-        down_depths=tuple(map(stage, down_types, depths, blocks)),
-        mid_depth=mid[0] if isinstance(mid, list | tuple) else mid,
-        up_depths=tuple(map(stage, up_types, back, [b + 1 for b in blocks[::-1]])),
-        cross_attention_dim=config["cross_attention_dim"],
-        pooled_dim=config["projection_class_embeddings_input_dim"] - 6 * tid,
-        time_id_dim=tid,
-        norm_num_groups=config["norm_num_groups"],
-    )
-    return next((s for s in SPECS.values() if replace(s, name=name) == found), found)

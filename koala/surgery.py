@@ -16,6 +16,7 @@ from koala.checkpoints import UNetCheckpoint, open_unet
 from koala.layer_map import kept_blocks, layer_map, renamed
 from koala.layout import STEMS, SURGERY
 from koala.outputs import new_folder
+from koala.read_json import read_object
 from koala.request import RequestError
 from koala.specs import STAGES, UNetSpec
 from koala.specs import student as student_spec
@@ -143,7 +144,7 @@ def _load_in_single(config: Path) -> None:
 
     It would keep the precision that the config names, and the pipeline would then fail at its first linear layer.
     """
-    values = json.loads(config.read_text())
+    values = read_object(config)
     if {values.get("dtype"), values.get("torch_dtype")} - {None, "float32"}:
         values.pop("torch_dtype", None)
         config.write_text(json.dumps(values | {"dtype": "float32"}, indent=2) + "\n")
@@ -154,7 +155,9 @@ def _network(student: UNetSpec, config: Mapping[str, object]) -> UNet2DCondition
     own = student.config()
     settings = {k: v for k, v in config.items() if not k.startswith("_") and not k.startswith("reverse_transformer")}
     with torch.device("meta"):
-        return UNet2DConditionModel.from_config(settings | own | {"sample_size": config["sample_size"]})
+        return UNet2DConditionModel.from_config(
+            settings | own | {"sample_size": config.get("sample_size", own["sample_size"])}
+        )
 
 
 def _tally(tensors: Iterable[StoredTensor]) -> Tally:

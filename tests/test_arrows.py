@@ -20,6 +20,9 @@ LEVELS = {
     0: (
         "koala",
         "koala.specs",
+        "koala.fields",
+        "koala.part_configs",
+        "koala.unet_config",
         "koala.costs",
         "koala.parts",
         "koala.plans",
@@ -104,6 +107,7 @@ LEVELS = {
         "koala.lora",
         "koala.locate",
         "koala.downloads",
+        "koala.from_files",
         "koala.loading",
         "koala.runtimes",
         "koala.runtimes.ort",

@@ -143,7 +143,7 @@ def missing_shard(tmp_path):
         (pictures, "neither model_index.json nor unet/"),
         (no_weights, "has no weights: diffusion_pytorch_model.safetensors is missing"),
         (pickled_weights, "is a pickle, which can run any code"),
-        (broken_config, "is no config of a model"),
+        (broken_config, r"config\.json is damaged"),
         (truncated, "is no whole safetensors file"),
         (missing_shard, "lacks diffusion_pytorch_model-00002-of-00003.safetensors, which its .+index.json lists"),
         (lambda _: "sdxl.ckpt", "is a pickle"),

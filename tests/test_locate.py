@@ -53,11 +53,11 @@ def test_cut_weights_are_refused_before_anything_is_loaded(copy, length):
 
 def test_damaged_configs_say_which_file(copy):
     (copy / "model_index.json").write_text("[]")
-    assert "model_index.json is no pipeline's" in refusal(copy)
+    assert "model_index.json is damaged: it holds a list" in refusal(copy)
     (copy / "unet" / "config.json").write_text("{")
-    assert "unet/config.json is not readable JSON" in refusal(copy)
+    assert "unet/config.json is damaged" in refusal(copy)
     (copy / "unet" / "config.json").write_text("[]")
-    assert "unet/config.json is no config" in refusal(copy)
+    assert "unet/config.json is damaged: it holds a list" in refusal(copy)
 
 
 @pytest.mark.parametrize("ending", [".bin", ".ckpt", ".fp16.bin"])

@@ -51,6 +51,27 @@ def test_a_folder_of_ones_own_tells_its_native_size_its_spec_and_its_scheduler(t
     assert card.scheduler == scheduler
 
 
+@pytest.mark.parametrize(
+    ("sample_size", "size"), [(48, (384, 384)), ([32, 64], (512, 256)), ((16, 16), (128, 128)), (None, (1024, 1024))]
+)
+def test_a_native_size_is_one_side_or_height_and_width(tmp_path, sample_size, size):
+    (tmp_path / "unet").mkdir()
+    config = TINY_KOALA_700M.config() | {"sample_size": sample_size}
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(config))
+    card = find(str(tmp_path))
+    assert (card.width, card.height) == size
+
+
+@pytest.mark.parametrize("sample_size", [30, 4, 10**9, [32], [32, 32, 32], "32", 32.0, True, [32, float("nan")]])
+def test_a_native_size_that_cannot_be_drawn_names_its_file(tmp_path, sample_size):
+    (tmp_path / "unet").mkdir()
+    file = tmp_path / "unet" / "config.json"
+    file.write_text(json.dumps(TINY_KOALA_700M.config() | {"sample_size": sample_size}))
+    with pytest.raises(RequestError, match="its sample_size is .* multiples of 4 from 8 to 256") as told:
+        find(str(tmp_path))
+    assert str(file) in str(told.value)
+
+
 def _student(folder, spec, teacher):
     (folder / "unet").mkdir(parents=True)
     (folder / "unet" / "config.json").write_text(json.dumps(spec.config() | {"sample_size": 32}))

@@ -1,13 +1,17 @@
 """Topology: exact parameter counts, the number of self-attention layers, and what a spec refuses."""
 
+import inspect
 import json
 
 import pytest
+from diffusers import UNet2DConditionModel
 
+from koala import unet_config
 from koala.costs import parameters
 from koala.registry import CARDS
 from koala.request import RequestError
-from koala.specs import SPECS, from_config, student
+from koala.specs import SPECS, student
+from koala.unet_config import from_config
 from tests.test_costs import on_meta
 
 SELF_ATTENTIONS = {"sdxl": 70, "koala-1b": 30, "koala-700m": 21, "bk-sdxl": 46, "ssd-1b": 34, "segmind-vega": 15}
@@ -30,6 +34,15 @@ def test_self_attentions_are_exactly_the_networks_attn1_modules(spec):
 def test_a_built_networks_config_gives_its_spec_again(spec):
     unet = on_meta(spec)
     assert from_config(json.loads(unet.to_json_string()), "anything") == spec
+
+
+def test_every_setting_of_diffusers_network_is_read_or_must_be_what_sdxl_has():
+    told = inspect.signature(UNet2DConditionModel.__init__).parameters.keys() - {"self"}
+    read = SPECS["ssd-1b"].config().keys() | unet_config._ALWAYS.keys() | unet_config._OTHERWISE_SO.keys()
+    assert told - read == {
+        "addition_embed_type_num_heads",  # of another kind of embedding
+        "time_cond_proj_dim",  # any
+    }
 
 
 @pytest.mark.parametrize("name", SELF_ATTENTIONS)

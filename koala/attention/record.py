@@ -25,8 +25,8 @@ from koala.loading import LoadedModel
 from koala.presets import PRESETS
 from koala.request import GenerationRequest, RequestError
 from koala.result import GenerationResult
-from koala.specs import from_config
 from koala.timing import synchronize
+from koala.unet_config import from_config
 
 HALVES = ("conditional", "unconditional")
 

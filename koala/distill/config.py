@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from koala.request import RequestError
+from koala.fields import shown
+from koala.read_json import read_object
+from koala.request import MAX_SIDE, RequestError
 from koala.specs import STAGES
 
 FEATURES = ("SA", "CA", "FFN", "Res", "LF")  # KOALA, section 3.1.2 and table 3a
@@ -123,36 +125,44 @@ class DistillConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "DistillConfig":
         """From JSON; RequestError for a field that does not exist or a value of the wrong kind."""
-        hints = typing.get_type_hints(cls)
-        for name in values:
-            if name not in hints:
-                near = difflib.get_close_matches(name, hints, n=1, cutoff=0.5)
-                raise RequestError(
-                    f"there is no field {name!r} in a distillation's config"
-                    + (f"; did you mean {near[0]}?" if near else f"; the fields are {', '.join(hints)}")
-                )
-        return cls(**{name: _typed(name, value, hints[name]) for name, value in values.items()})
+        return cls(**typed(values))
+
+
+def typed(values: Mapping[str, object]) -> dict[str, object]:
+    """Fields of a config with their values; RequestError for a field that does not exist or a value of another kind."""
+    hints = typing.get_type_hints(DistillConfig)
+    for name in values:
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, n=1, cutoff=0.5)
+            raise RequestError(
+                f"there is no field {shown(name)} in a distillation's config"
+                + (f"; did you mean {near[0]}?" if near else f"; the fields are {', '.join(hints)}")
+            )
+    return {name: _typed(name, value, hints[name]) for name, value in values.items()}
 
 
 def read(file: Path | None, overrides: Sequence[str] = (), base: DistillConfig | None = None) -> DistillConfig:
     """A config from a JSON file over `base`, then `field=value` settings over both. RequestError names the remedy."""
     values = base.to_dict() if base else {}
     if file:
+        if not file.exists():
+            raise RequestError(f"there is no config {file}; recipes/full_scale holds some to start from")
+        found = read_object(file, "correct it, or write it anew")
         try:
-            found = json.loads(file.read_text())
-        except FileNotFoundError as error:
-            raise RequestError(f"there is no config {file}; recipes/full_scale holds some to start from") from error
-        except ValueError as error:
-            raise RequestError(f"{file} is no JSON: {error}") from error
-        if not isinstance(found, dict):
-            raise RequestError(f"{file} holds no JSON object of fields and values")
-        values |= found
+            values |= typed(found)
+        except RequestError as error:
+            raise RequestError(f"in {file}, {error}") from error
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals:
             raise RequestError(f"{override!r} is no setting; write field=value, for example batch_size=16")
         values[name] = _spelled(name, text)
-    return DistillConfig.from_dict(values)
+    try:
+        return DistillConfig.from_dict(values)
+    except RequestError as error:
+        if not file:
+            raise
+        raise RequestError(f"in {file}{' and the settings over it' if overrides else ''}, {error}") from error
 
 
 def _spelled(name: str, text: str) -> object:
@@ -177,11 +187,13 @@ def _typed(name: str, value: object, kind: object) -> object:
     if typing.get_origin(kind) is tuple:
         if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
             return tuple(value)
-        raise RequestError(f"{name} must be a list of words, not {value!r}")
+        raise RequestError(f"{name} must be a list of words, not {shown(value)}")
     right = isinstance(value, int | float if kind is float else kind)
     if not right or isinstance(value, bool) and kind is not bool:
         words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-        raise RequestError(f"{name} must be {words[kind]}, not {value!r}")
+        raise RequestError(f"{name} must be {words[kind]}, not {shown(value)}")
+    if kind is not bool and isinstance(value, int | float) and not abs(value) < _LARGEST:  # NaN is not, either
+        raise RequestError(f"{name} must lie below {_LARGEST:,}, not {shown(value)}")
     return float(value) if kind is float else value
 
 
@@ -198,6 +210,13 @@ def feature_stages(config: DistillConfig) -> list[tuple[str, str | None]]:
     return found + ([("LF", "DW-1"), ("LF", "UP-3")] if config.lf_at_ends else [])
 
 
+_LARGEST = 2**63  # that any number may be
+_MOST = types.MappingProxyType(
+    {
+        "batch_size": 10**6, "accumulation": 10**6, "resolution": MAX_SIDE, "keep_last": 10**6, "threads": 10**4,
+        "validation_pictures": 10**6, "score_prompts": 10**5, "num_steps": 10**9,
+    }
+)  # fmt: skip
 _LEAST = types.MappingProxyType(
     {
         "num_steps": 1, "batch_size": 1, "accumulation": 1, "checkpoint_every": 1, "keep_last": 1, "log_every": 1,
@@ -217,6 +236,8 @@ def check(config: DistillConfig) -> None:
             raise RequestError(f"{each.name} must be one of {', '.join(options)}, not {value!r}")
         if each.name in _LEAST and not value >= _LEAST[each.name]:
             raise RequestError(f"{each.name} must be {_LEAST[each.name]} or more, not {value!r}")
+        if each.name in _MOST and not value <= _MOST[each.name]:
+            raise RequestError(f"{each.name} must be {_MOST[each.name]:,} or less, not {value!r}")
     for stage in config.stages:
         if stage not in STAGES:
             raise RequestError(f"unknown stage {stage!r}; the stages are {', '.join(STAGES)}")

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from koala.evaluate import shapes
+from koala.fields import shown
 from koala.loading import LoadedModel
+from koala.read_json import LARGEST, read_json
 from koala.request import RequestError
 from koala.specs import TINY_SDXL
 
@@ -25,8 +27,10 @@ def _records(text: str, path: Path) -> list[Prompt]:
             continue
         try:
             record = json.loads(line)
+            if not isinstance(record["prompt"], str):
+                raise TypeError(f"its prompt is {shown(record['prompt'])}")
             found.append(Prompt(text=record["prompt"], record=record))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise RequestError(
                 f'{path}, line {number}: not a JSON object with a "prompt" ({error}); GenEval\'s file is '
                 "prompts/evaluation_metadata.jsonl of its repository"
@@ -34,11 +38,8 @@ def _records(text: str, path: Path) -> list[Prompt]:
     return found
 
 
-def _list(text: str, path: Path) -> list[Prompt]:
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise RequestError(f"{path} is not readable JSON ({error}); it should be a list of prompts") from error
+def _list(path: Path) -> list[Prompt]:
+    values = read_json(path, "it should be a list of prompts")
     if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
         raise RequestError(f"{path} is not a JSON list of prompts; for one prompt a line, name the file .txt")
     return [Prompt(text=v) for v in values]
@@ -48,13 +49,18 @@ def read(path: Path) -> list[Prompt]:
     """The prompts of a .jsonl (GenEval), .json (a list, HPSv2) or text file (T2I-CompBench: up to a tab)."""
     if not path.is_file():
         raise RequestError(f"there is no prompts file {path}")
+    if path.stat().st_size > LARGEST:
+        raise RequestError(
+            f"{path} has {path.stat().st_size / 1e6:,.0f} MB, far too much for prompts; write one a line"
+        )
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise RequestError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
-    kinds = {".jsonl": _records, ".json": _list}
-    if path.suffix.lower() in kinds:
-        found = kinds[path.suffix.lower()](text, path)
+    if path.suffix.lower() == ".jsonl":
+        found = _records(text, path)
+    elif path.suffix.lower() == ".json":
+        found = _list(path)
     else:
         lines = (line.partition("\t")[0].strip() for line in text.splitlines())
         found = [Prompt(text=line) for line in lines if line]

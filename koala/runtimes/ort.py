@@ -3,7 +3,6 @@
 Latents and text stay in fp32 between the calls; a call casts to what its file declares, and back.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,22 +11,26 @@ from types import SimpleNamespace
 import numpy as np
 import onnxruntime
 import torch
-from diffusers import AutoencoderTiny, EulerDiscreteScheduler, StableDiffusionXLPipeline
+from diffusers import AutoencoderTiny, StableDiffusionXLPipeline
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from onnxruntime.capi import onnxruntime_pybind11_state as failures
-from transformers import CLIPTextConfig, CLIPTokenizer
+from transformers import CLIPTextConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
 from koala.costs import LATENT_FACTOR
 from koala.exported import Exported
+from koala.from_files import check_widths, from_files, load_noising, load_tokenizer
 from koala.layout import TOKENIZERS
 from koala.loading import STAGE_PARTS, Library, LoadedModel
 from koala.locate import Location, locate, tiny_vae
+from koala.part_configs import check_scheduler, check_text_encoder, check_vae
+from koala.read_json import read_object
 from koala.registry import ModelCard, find
 from koala.request import RequestError
+from koala.unet_config import from_config
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 PROVIDERS = {"cpu": CPU, "cuda": CUDA}  # by torch's device type
@@ -198,20 +201,23 @@ def load(card: ModelCard, library: Library) -> OrtModel:
         key = ":".join([name, *exported.components[name].files.values(), provider, str(number)])
         return library.share(key, lambda: kind(open_session(file, provider, options), config, device))
 
-    unet = graph(OrtUNet, "unet", _config(folder / "unet"))
+    unet = graph(OrtUNet, "unet", _unet_config(folder / "unet" / "config.json", card))
     if exported.whole:
-        parts = {n: graph(OrtTextEncoder, n, CLIPTextConfig.from_pretrained(folder / n)) for n in STAGE_PARTS["text"]}
-        parts["vae"] = graph(OrtVAE, "vae_decoder", _config(folder / "vae_decoder"))
+        parts = {n: graph(OrtTextEncoder, n, _text_config(folder / n)) for n in STAGE_PARTS["text"]}
+        parts["vae"] = graph(OrtVAE, "vae_decoder", _vae_config(folder / "vae_decoder" / "config.json"))
         settings = folder
     else:
         source = _source(card, exported)
         parts, settings = _torch_parts(source, library), source.folder
+    text = [parts[n].config for n in STAGE_PARTS["text"]]
+    check_widths(folder, unet.config, text)
+    check_scheduler(settings / "scheduler" / "scheduler_config.json")
     pipeline = StableDiffusionXLPipeline(
         unet=unet,
-        scheduler=EulerDiscreteScheduler.from_pretrained(settings / "scheduler"),
+        scheduler=load_noising(settings / "scheduler"),
         force_zeros_for_empty_prompt=True,
         add_watermarker=False,
-        **{name: CLIPTokenizer.from_pretrained(settings / name) for name in TOKENIZERS},
+        **{name: load_tokenizer(settings / name, one.vocab_size) for name, one in zip(TOKENIZERS, text, strict=True)},
         **parts,
     )
     pipeline.set_progress_bar_config(disable=True)
@@ -228,8 +234,21 @@ def load(card: ModelCard, library: Library) -> OrtModel:
     )
 
 
-def _config(folder: Path) -> FrozenDict:
-    return FrozenDict(json.loads((folder / "config.json").read_text()))
+def _unet_config(file: Path, card: ModelCard) -> FrozenDict:
+    found = read_object(file)
+    from_config(found, card.name, str(file))
+    return FrozenDict(found)
+
+
+def _vae_config(file: Path) -> FrozenDict:
+    check_vae(file)
+    return FrozenDict(read_object(file))
+
+
+def _text_config(folder: Path) -> CLIPTextConfig:
+    check_text_encoder(folder / "config.json")
+    with from_files("the text encoder", folder):
+        return CLIPTextConfig.from_pretrained(folder)
 
 
 def _source(card: ModelCard, exported: Exported) -> Location:

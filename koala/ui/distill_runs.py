@@ -1,7 +1,6 @@
 """The app's runs: what a visitor may start, and every trained student offered as a model of the session."""
 
 import dataclasses
-import json
 import threading
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from koala.distill.presets import PRESETS, Preset
 from koala.distill.run_folder import ENDED, RunFolder
 from koala.layout import STEMS
 from koala.locate import availability
+from koala.read_json import read_object
 from koala.registry import CARDS, EMBEDDED, ModelCard, find
 from koala.request import RequestError
 from koala.specs import student
@@ -206,4 +206,4 @@ def teacher_scores(config: DistillConfig) -> dict[str, float]:
     file = EMBEDDED / "scores" / f"{config.teacher}.json"
     if config.teacher not in CARDS or not file.is_file():
         return {}
-    return {suite: found["all"]["rate"] for suite, found in json.loads(file.read_text())["scores"].items()}
+    return {suite: found["all"]["rate"] for suite, found in read_object(file)["scores"].items()}

@@ -215,6 +215,6 @@ def _found(folder: Path) -> Found:
         exported = Exported.read(folder)
     except RequestError as error:
         problem = within(folder.parent, str(error))
-    size = sum(file.stat().st_size for file in _files(folder))
-    made = (folder / MANIFEST).stat().st_mtime
+    size = sum(file.lstat().st_size for file in _files(folder))
+    made = (folder / MANIFEST).lstat().st_mtime
     return Found(folder=folder, exported=exported, problem=problem, bytes=size, made=made)

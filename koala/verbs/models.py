@@ -1,12 +1,12 @@
 """models: every model by name."""
 
 import argparse
-import json
 from pathlib import Path
 
 from koala.costs import parameters
+from koala.read_json import read_object
 from koala.registry import CARDS, find
-from koala.specs import from_config
+from koala.unet_config import from_config
 from koala.verbs.output import emit
 
 HELP = "list every model by name, with its size, licence and whether it is here; asks no network"
@@ -56,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _count(folder: Path) -> int:
     """U-Net parameters of a model that no card knows, by its own config."""
-    return parameters(from_config(json.loads((folder / "unet" / "config.json").read_text()), str(folder)))
+    file = folder / "unet" / "config.json"
+    return parameters(from_config(read_object(file), str(folder), str(file)))
 
 
 def _table(rows: list[dict]) -> str:

@@ -50,7 +50,7 @@ def test_a_config_is_read_back_as_it_was_written():
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "is no JSON"), ("[1]", "holds no JSON object"), (None, "there is no config")],
+    [("{", "is damaged"), ("[1]", "it holds a list, not an object"), (None, "there is no config")],
 )
 def test_a_file_that_is_no_config_is_refused(tmp_path, text, message):
     file = tmp_path / "config.json"

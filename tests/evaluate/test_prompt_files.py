@@ -41,7 +41,10 @@ def test_hpsv2s_lists(tmp_path):
         ("bad.jsonl", b"a prompt\n", "line 1: not a JSON object"),
         ("bad.jsonl", b"[1]\n", "line 1: not a JSON object"),
         ("bad.json", b'{"a": 1}', "not a JSON list of prompts"),
-        ("bad.json", b"[", "not readable JSON"),
+        ("bad.json", b"[", "bad.json is damaged"),
+        ("bad.json", b"[" * 100_000, "bad.json is damaged: it is nested too deeply"),
+        ("bad.jsonl", b"[" * 100_000, "line 1: not a JSON object"),
+        ("bad.jsonl", b'{"prompt": [1]}', "line 1: not a JSON object"),
         ("latin.txt", "ein grüner Stern".encode("latin-1"), "not UTF-8"),
     ],
 )

@@ -35,9 +35,9 @@ def read_chunk(file: Path) -> Chunk | None:
     try:
         with safe_open(file, framework="pt") as opened:
             told = json.loads(opened.metadata()["chunk"])
-    except (FileNotFoundError, SafetensorError):
+        return Chunk(file=file, samples=told["samples"], ends=told["ends"], skipped=tuple(told["skipped"]))
+    except (FileNotFoundError, ValueError, LookupError, TypeError, SafetensorError):  # cut off, or not ours: made anew
         return None
-    return Chunk(file=file, samples=told["samples"], ends=told["ends"], skipped=tuple(told["skipped"]))
 
 
 @dataclass(frozen=True, kw_only=True)

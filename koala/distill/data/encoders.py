@@ -1,6 +1,5 @@
 """A teacher's text encoders and VAE without its U-Net: captions and pictures -> what the U-Net reads."""
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,15 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline
-from transformers import CLIPTokenizer
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 
 from koala.device import give_back
+from koala.from_files import from_files, load_noising, load_tokenizer
 from koala.hashing import digest
 from koala.loading import load_part
 from koala.locate import Location, locate
+from koala.read_json import read_object
 from koala.registry import find
-from koala.request import RequestError
 
 TEXT = ("text_encoder", "text_encoder_2")
 TOKENIZERS = ("tokenizer", "tokenizer_2")
@@ -113,28 +112,25 @@ class EncoderFiles:
 
     @property
     def _zeros(self) -> bool:
-        index = json.loads((self.location.folder / "model_index.json").read_text())
+        index = read_object(self.location.folder / "model_index.json")
         return index.get("force_zeros_for_empty_prompt", True)  # diffusers' default
 
     def load(self, device: torch.device | str) -> Encoders:
         """Read them into memory. RequestError for files that cannot be read."""
         folder, vae = self.location.folder, self.location.weights("vae")
-        try:
+        with from_files(f"the encoders of {self.name}", folder):
+            text = {n: load_part(n, folder / n, self.location.weights(n), self.dtype) for n in TEXT}
+            words = [part.config.vocab_size for part in text.values()]
             upcast = AutoencoderKL.load_config(vae.parent).get("force_upcast", True)  # it overflows in fp16
             pipeline = StableDiffusionXLPipeline(
                 unet=None,
                 vae=load_part("vae", vae.parent, vae, torch.float32 if upcast else self.dtype),
-                scheduler=EulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
+                scheduler=load_noising(folder / "scheduler"),
                 force_zeros_for_empty_prompt=self._zeros,
                 add_watermarker=False,
-                **{n: load_part(n, folder / n, self.location.weights(n), self.dtype) for n in TEXT},
-                **{n: CLIPTokenizer.from_pretrained(folder / n) for n in TOKENIZERS},
+                **text,
+                **{n: load_tokenizer(folder / n, count) for n, count in zip(TOKENIZERS, words, strict=True)},
             )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise RequestError(
-                f"the encoders of {self.name} could not be loaded from {folder}: {error}. Copy or download its files "
-                "again"
-            ) from error
         return Encoders(pipeline, device)
 
 

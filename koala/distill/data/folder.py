@@ -10,6 +10,7 @@ from koala.distill.config import DistillConfig
 from koala.distill.data.files import ending, files_under, fingerprint
 from koala.distill.data.rows import PICTURES, captions_of, check_captions, open_picture
 from koala.distill.data.samples import Part, Sample, Source, caption_fields
+from koala.fields import is_text, shown
 from koala.request import RequestError
 
 PART = 256
@@ -58,13 +59,17 @@ def _from_metadata(config: DistillConfig, file: Path) -> Captions:
     with file.open(newline="", encoding="utf-8") as lines:
         try:
             rows = list(csv.DictReader(lines)) if ending(file) == "csv" else [json.loads(x) for x in lines if x.strip()]
-        except (ValueError, csv.Error) as error:
-            raise RequestError(f"{file} cannot be read: {error}") from error
+        except (ValueError, RecursionError, csv.Error) as error:
+            raise RequestError(f"{file} cannot be read: {error}; correct that line") from error
+    if odd := next((row for row in rows if not isinstance(row, dict)), None):
+        raise RequestError(f"{file} has a line that is no object of columns: {shown(odd)}; correct that line")
     columns = {column for row in rows for column in row}
     if _NAME not in columns:
         raise RequestError(f"{file} has no column {_NAME}, which says whose line it is; it has {', '.join(columns)}")
     check_captions(columns, config, f"the columns of {file.name} are: {', '.join(sorted(columns))}")
     fields = caption_fields(config).values()
+    if odd := next((row for row in rows if not is_text(row.get(_NAME))), None):
+        raise RequestError(f"{file} has a line whose {_NAME} is no name: {shown(odd)}; correct that line")
     told = {file.parent / row[_NAME]: captions_of([row.get(field) for field in fields]) for row in rows}
     return lambda picture: told.get(picture, ())
 

@@ -99,7 +99,7 @@ def _row(opened: tarfile.TarFile, members: Sequence[tarfile.TarInfo]) -> dict[st
         elif column == "json":
             try:
                 row[column] = json.loads(content)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue  # then the sample lacks what it would have said
         else:
             row[column] = content.decode(errors="replace")

@@ -1,0 +1,100 @@
+"""Libraries that read a model's files: what they raise over damaged ones is told as a RequestError with the place."""
+
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from diffusers import EulerDiscreteScheduler
+from transformers import CLIPTokenizer, PretrainedConfig
+
+from koala.costs import TOKENS
+from koala.read_json import read_object
+from koala.request import SCHEDULERS, RequestError
+from koala.schedulers import build
+from koala.shortage import ran_out
+
+_OURS = ("koala.", "export.")
+_LONGEST = 400  # characters of a library's own words
+_MISFITS = {
+    "missing_keys": "its config.json describes {}, which its weights lack",
+    "mismatched_keys": "its config.json describes {} in another shape than its weights have",
+    "unexpected_keys": "its weights have {}, which its config.json does not describe",
+}
+
+
+@contextmanager
+def from_files(what: str, place: Path) -> Iterator[None]:
+    """Around a call that reads `place`; `what` is read from there.
+
+    Damaged files make libraries raise anything. So every error is taken for the files' fault, but a shortage of memory
+    and one that our own code raised.
+    """
+    try:
+        yield
+    except RequestError:
+        raise
+    except BaseException as error:
+        if not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):  # of a library in Rust
+            raise
+        if ran_out(error) or _is_ours(error):
+            raise
+        words = " ".join(str(error).split()) or type(error).__name__
+        words = words if len(words) <= _LONGEST else f"{words[:_LONGEST]}..."
+        raise RequestError(
+            f"{what} could not be loaded from {place}: {words}. Copy or download its files again"
+        ) from error
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether our own code raised the error, below the call that read the files."""
+    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return len(frames) > 1 and frames[-1].startswith(_OURS)
+
+
+def check_complete(told: Mapping[str, Sequence], folder: Path) -> None:
+    """RequestError where weights and config are of different networks; libraries would fill in random weights."""
+    for why, words in _MISFITS.items():
+        keys = sorted(str(key) for key in told.get(why) or () if not str(key).endswith("position_ids"))  # a buffer
+        if keys:
+            which = keys[0] + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
+            raise RequestError(f"{folder} is damaged: {words.format(which)}; copy both again")
+
+
+def load_tokenizer(folder: Path, vocabulary: int) -> CLIPTokenizer:
+    """A tokenizer whose tokens are all among the `vocabulary` of its text encoder."""
+    for file in sorted(folder.glob("*.json")):
+        read_object(file)
+    with from_files("the tokenizer", folder):
+        found = CLIPTokenizer.from_pretrained(folder)
+        whole = found("a", padding="max_length", max_length=TOKENS, truncation=True).input_ids
+    if found.model_max_length != TOKENS or len(whole) != TOKENS:
+        raise RequestError(
+            f"{folder} is damaged: its tokenizer gives {found.model_max_length:,} tokens, not {TOKENS}; copy it again"
+        )
+    if len(found) > vocabulary or not all(isinstance(token, int) and token < vocabulary for token in whole):
+        raise RequestError(
+            f"{folder} is damaged: it has more words than its text encoder, {vocabulary:,}; copy it again"
+        )
+    return found
+
+
+def check_widths(folder: Path, unet: Mapping[str, int], text: Sequence[PretrainedConfig]) -> None:
+    """RequestError where a U-Net does not read what its two text encoders write."""
+    width, pooled = sum(config.hidden_size for config in text), text[1].projection_dim
+    reads = unet["cross_attention_dim"]
+    added = unet["projection_class_embeddings_input_dim"] - 6 * unet["addition_time_embed_dim"]
+    if (reads, added) != (width, pooled):
+        raise RequestError(
+            f"{folder} is damaged: its U-Net reads text {reads} wide and pooled text {added} wide, its text encoders "
+            f"write {width} and {pooled}; copy the folder again"
+        )
+
+
+def load_noising(folder: Path) -> EulerDiscreteScheduler:
+    """A pipeline's own scheduler, on whose noise schedule every scheduler of a request can be built."""
+    with from_files("the scheduler", folder):
+        found = EulerDiscreteScheduler.from_pretrained(folder)
+        for name in SCHEDULERS:
+            build(name, found.config).set_timesteps(2)
+    return found
