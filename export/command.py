@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from export.options import add_depth
+from export.options import add_depth, add_progress
 from export.targets import DTYPES, TARGETS
 from koala.console import no_bars, quiet
 from koala.last_resort import DEBUG, add_debug, finish
@@ -42,30 +42,34 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lora", type=Path, metavar="FILE.safetensors", help="a LoRA to fuse into the U-Net")
     parser.add_argument("--lora-strength", type=float, default=1.0, metavar="N", help="how much of it (default: 1)")
     add_depth(parser)
+    add_progress(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints what the new folder holds and its size in MB, or JSON; exit status 0."""
     from export.folder import Lora, export, plan
     from export.gates.case import Finding
+    from export.telling import Teller
     from export.verify import gated
+
+    teller = Teller.of(args)
 
     lora = Lora(file=args.lora, strength=args.lora_strength) if args.lora else None
     job = plan(args.model, target=args.target, dtype=args.dtype, components=args.components, lora=lora)
-    _say(f"{job.card.name} for {job.target.name} {job.estimate.line()}")
+    teller.estimate(f"{job.card.name} for {job.target.name}", job.estimate)
 
     findings = []
 
     def tell(finding: Finding) -> None:
         findings.append(dataclasses.asdict(finding))
-        _say(finding.line())
+        teller.finding(finding)
 
     def check(folder: Path) -> dict[str, object]:
         return gated(
             folder, model=args.model, lora=args.lora, prompts=args.pictures, thorough=args.thorough, on_finding=tell
         )
 
-    found = export(job, args.out, check=check, on_progress=lambda progress: _say(progress.line()))
+    found = export(job, args.out, check=check, on_progress=teller.progress)
     size = sum(f.stat().st_size for f in args.out.rglob("*") if f.is_file())
     if args.json:
         told = {"findings": findings, "out": str(args.out), "bytes": size}
@@ -73,10 +77,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(f"{args.out} holds {', '.join(found.components)}: {size / 1e6:,.1f} MB")
     return 0
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -102,10 +102,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; its exit status is as the module says."""
     quiet()  # before a verb imports transformers
     given = sys.argv[1:] if arguments is None else arguments
-    return finish("export", lambda: _run(given), debug=DEBUG in given, smaller=SMALLER)
+    return finish("export", lambda: _run(given), debug=DEBUG in given)
 
 
 def _run(arguments: Sequence[str]) -> int:
     args = parse(arguments)
     no_bars()
-    return args.run(args)
+    from export.telling import Teller
+
+    tell = Teller.of(args).error
+    return finish("export", lambda: args.run(args), debug=args.debug, smaller=SMALLER, tell=tell)

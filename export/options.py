@@ -2,6 +2,8 @@
 
 import argparse
 
+SENTENCES, LINES = "text", "json"  # of --progress
+
 
 def add_depth(parser: argparse.ArgumentParser) -> None:
     """How much the gates do."""
@@ -10,6 +12,17 @@ def add_depth(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--thorough", action="store_true", help="draw with a large model on a CPU, too: many minutes a picture"
+    )
+
+
+def add_progress(parser: argparse.ArgumentParser) -> None:
+    """How progress is told."""
+    parser.add_argument(
+        "--progress",
+        choices=(SENTENCES, LINES),
+        default=SENTENCES,
+        help="how progress is told on stderr: as text, or one JSON object per line with its kind: estimate, progress, "
+        "finding or error (default: text)",
     )
 
 

@@ -16,7 +16,8 @@ from export.gates.numbers import numbers, parts
 from export.gates.pictures import pictures
 from export.gates.speed import speed
 from export.gates.structure import structure
-from export.options import add_depth
+from export.options import add_depth, add_progress
+from export.telling import Teller
 from koala.device import give_back
 from koala.outputs import new_file
 from koala.request import RequestError
@@ -133,18 +134,20 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="MODEL", help="what it was made of, where that was a folder")
     parser.add_argument("--lora", type=Path, metavar="FILE.safetensors", help="the LoRA that was fused into it, if any")
     add_depth(parser)
+    add_progress(parser)
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the report there as well")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints every gate's finding and the verdict, or JSON; exit status 0, or 1 where a gate fails."""
+    teller = Teller.of(args)
     report = verify(
         args.folder,
         model=args.model,
         lora=args.lora,
         prompts=args.pictures,
         thorough=args.thorough,
-        on_finding=lambda found: print(found.line(), file=sys.stderr if args.json else sys.stdout, flush=True),
+        on_finding=lambda found: teller.finding(found, None if args.json else sys.stdout),
     )
     if args.out:
         with new_file(args.out) as file:

@@ -17,18 +17,26 @@ def add_debug(parser: argparse.ArgumentParser, default: object = False) -> None:
     parser.add_argument(DEBUG, action="store_true", default=default, help="show the traceback of an error as well")
 
 
-def finish(program: str, run: Callable[[], int], *, debug: bool, smaller: str = "a smaller model") -> int:
+def finish(
+    program: str,
+    run: Callable[[], int],
+    *,
+    debug: bool,
+    smaller: str = "a smaller model",
+    tell: Callable[[str], None] | None = None,
+) -> int:
     """Run a command. Its exit status: its own, 2 for a request that was refused, 1 for any other error.
 
-    `smaller` is what helps where memory ran out.
+    `smaller` is what helps where memory ran out; `tell` says why the command failed, in another way than a line.
     """
+    tell = tell or (lambda sentence: print(f"{program}: {sentence}", file=sys.stderr, flush=True))
     try:
         return run()
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        _say(f"{program}: stopped")
+        tell("stopped")
         return 1
     except Exception as error:  # the last resort: whatever it is, its person reads one line
         if debug:
@@ -36,7 +44,7 @@ def finish(program: str, run: Callable[[], int], *, debug: bool, smaller: str = 
         if ran_out(error):
             release(error)
             error = unplanned(error, smaller)
-        _say(f"{program}: {sentence(error)}{'' if debug or _plain(error) else f' ({DEBUG} shows where)'}")
+        tell(sentence(error) + ("" if debug or _plain(error) else f" ({DEBUG} shows where)"))
         return 2 if isinstance(error, RequestError) and not isinstance(error, RanOut) else 1
 
 
@@ -49,7 +57,3 @@ def sentence(error: Exception) -> str:
 def _plain(error: Exception) -> bool:
     """Whether the error was made for people, as our own are; the system's name file and cause."""
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("koala", "export")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

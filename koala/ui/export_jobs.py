@@ -1,8 +1,7 @@
-"""An export, or the check of one, as a process of its own. What it says on stderr is its progress, line by line."""
+"""An export, or the check of one, as a process of its own. It tells its progress on stderr, a JSON object per line."""
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -21,9 +20,6 @@ RUNNING, STOPPING, DONE, FAILED, STOPPED = "running", "stopping", "done", "faile
 COMMAND = (sys.executable, "-u", "-m", "export")
 LOG_LINES = 60
 PATIENCE = 20  # s from the wish to stop to the end by force
-_PROGRESS = re.compile(r" *(\d+)%  (.+?)(?:, about (.+) left)?")
-_FINDING = re.compile(r"(pass|FAIL|skip)  (\S+) +(.+)")
-_ESTIMATE = re.compile(r"\S.* (will take about .+)")
 
 
 def within(root: Path, text: str) -> str:
@@ -50,9 +46,10 @@ class Job:
     state: str = RUNNING
     message: str = ""
     share: float = 0.0  # of the export that is done, gates not counted
-    left: str = ""  # time, as the export says it
+    left: float | None = None  # s, as the export expects
     steps: list[Step] = field(default_factory=list)
-    findings: list[dict] = field(default_factory=list)  # of the gates: gate, passed, text, in the end also figures
+    findings: list[dict] = field(default_factory=list)  # of the gates: gate, passed, text, figures
+    error: str = ""  # why it failed, in its own words
     log: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_LINES))
     begun: float = field(default_factory=time.time)
     ended: float | None = None
@@ -63,26 +60,25 @@ class Job:
         return self.state in (RUNNING, STOPPING)
 
     def hear(self, line: str) -> None:
-        """One line of the process's stderr; what is neither progress nor a finding is kept for the log."""
-        line = line.rstrip()
-        self.log.append(line)
-        if found := _PROGRESS.fullmatch(line):
-            share, text, left = found.groups()
-            self.share, self.left = int(share) / 100, left or ""
-            self.steps.append(Step(text=text, begun=time.time()))
-        elif found := _FINDING.fullmatch(line):
-            word, gate, text = found.groups()
-            self.share, self.left = 1.0, ""
-            self.findings.append(
-                {"gate": gate, "passed": {"pass": True, "FAIL": False, "skip": None}[word], "text": text}
-            )
-        elif found := _ESTIMATE.fullmatch(line):
-            self.message = found[1]
+        """One line of the process's stderr: what it tells as JSON, or words of a library, which the log keeps."""
+        match _object(line):
+            case {"kind": "estimate", "text": str(text)}:
+                self.message = text
+            case {"kind": "progress", "stage": str(text), "share": float() | int() as share, "left_s": left}:
+                self.share, self.left = share, left
+                self.steps.append(Step(text=text, begun=time.time()))
+            case {"kind": "finding", "gate": str(), "passed": bool() | None, "text": str(), "figures": dict()} as told:
+                self.share, self.left = 1.0, None
+                self.findings.append({name: told[name] for name in ("gate", "passed", "text", "figures")})
+            case {"kind": "error", "text": str(text)}:
+                self.error = text
+                self.log.append(text)
+            case _:
+                self.log.append(line.rstrip())
 
     def end(self, code: int, said: str) -> None:
-        """The process has ended: `said` is its JSON, if it had any."""
-        told = json.loads(said) if said.strip() else {}
-        self.findings = told.get("findings", self.findings)
+        """The process has ended: `said` is its JSON, if it came so far."""
+        self.findings = _object(said).get("findings", self.findings)
         bad = next((f for f in self.findings if f["passed"] is False), None)
         if code == 0:
             self.message, state = "it passes every gate that was run", DONE
@@ -95,9 +91,19 @@ class Job:
             self.message = "its process was killed, most often for want of memory; close other programs, or export less"
             state = FAILED
         else:
-            self.message, state = within(self.folder.parent, last_words("\n".join(self.log), "export")), FAILED
+            words = self.error or last_words("\n".join(self.log), "export")
+            self.message, state = within(self.folder.parent, words), FAILED
         self.ended = time.time()
         self.state = state
+
+
+def _object(text: str) -> dict:
+    """The JSON object that a text is; empty for any other text."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class Process:

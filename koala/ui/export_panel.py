@@ -76,7 +76,7 @@ def standing(job: Job | None) -> str:
 
 
 def _tiles(job: Job, at_gates: bool) -> str:
-    left = "gates run" if at_gates else job.left or "–"
+    left = "gates run" if at_gates else "–" if job.left is None else time_left(job.left)
     so_far = time_left(max(time.time() - job.begun, 0))
     tiles = (("So far", so_far), ("Time left", left), ("Step", spoken(job.steps[-1].text) if job.steps else "Starting"))
     shown = tiles if not at_gates else tiles[:1]

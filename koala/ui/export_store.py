@@ -51,7 +51,7 @@ class Order:
 
     def arguments(self, card: ModelCard, out: Path) -> list[str]:
         """The words after `python -m export` that write this order of a model into the folder `out`."""
-        words = ["--json", "--model", spoken(card), "--out", str(out), "--target", self.target]
+        words = ["--json", "--progress", "json", "--model", spoken(card), "--out", str(out), "--target", self.target]
         words += ["--dtype", self.dtype, "--components", self.components]
         return words + (["--lora", self.lora, f"--lora-strength={self.lora_strength:g}"] if self.lora else [])
 
@@ -132,7 +132,9 @@ class Exports:
         with self._lock:
             self._one_at_a_time()
             job = Job(title=f"Gates of {name}", folder=found.folder, checks=True, visitor=visitor)
-            return self._begin(job, ["verify", "--json", str(found.folder), *(["--lora", lora] if lora else [])])
+            return self._begin(
+                job, ["verify", "--json", "--progress", "json", str(found.folder), *(["--lora", lora] if lora else [])]
+            )
 
     def stop(self, visitor: str) -> None:
         """Ask the job under way to end; RequestError where there is none, or to a stranger who did not begin it."""

@@ -17,6 +17,7 @@ import pytest
 from export.estimate import Estimate, Progress
 from export.gates.case import Finding
 from export.targets import TARGETS
+from export.telling import Teller
 from export.to_tensorrt import recipe
 from export.verify import GATES
 from koala.exported import MANIFEST, Exported, list_exports
@@ -35,7 +36,7 @@ import sys, time
 from pathlib import Path
 from koala.outputs import new_folder
 with new_folder(Path(sys.argv[1]), 1):
-    print("  1%  trace unet", file=sys.stderr, flush=True)
+    print('{"kind": "progress", "stage": "trace unet", "share": 0.01, "left_s": null}', file=sys.stderr, flush=True)
     time.sleep(60)
 """
 
@@ -70,63 +71,104 @@ def shown(page: Export, chosen: str = "") -> dict:
     return {names[component]: value for component, value in told.items()}
 
 
-def test_what_the_export_says_is_heard(tmp_path):
+def told(capsys, say, *what) -> list[str]:
+    """The lines that the export prints for a program when it says this."""
+    say(Teller(lines=True), *what)
+    return capsys.readouterr().err.splitlines(keepends=True)
+
+
+def test_what_the_export_says_is_heard(tmp_path, capsys):
     heard = job(tmp_path)
     estimate = Estimate(memory=700_000_000, disk=60_000_000, seconds=52)
-    lines = [
-        f"tiny-koala-700m for universal {estimate.line()}",
-        Progress(text="trace unet", done=0.0, left=None).line(),
-        "/some/file.py:105: FutureWarning: 10%  of it is old",
-        Progress(text="convert vae_decoder", done=0.39, left=67.4).line(),
+    for line in told(capsys, Teller.estimate, "tiny-koala-700m for universal", estimate):
+        heard.hear(line)
+    strange = [
+        "/some/file.py:105: FutureWarning: 10%  of it is old\n",
+        '{"half of\n',
+        "[1]\n",
+        "7\n",
+        '{"kind": "error"}\n',
     ]
-    for line in lines:
-        heard.hear(f"{line}\n")
+    stages = [("trace unet", 0.0, None), ("convert vae_decoder, about 5 s left", 0.39, 67.4)]
+    for text, done, left in stages:
+        for line in told(capsys, Teller.progress, Progress(text=text, done=done, left=left)):
+            heard.hear(line)
+    for line in strange:
+        heard.hear(line)
     assert heard.message.startswith("will take about 0.7 GB of memory")
-    assert [step.text for step in heard.steps] == ["trace unet", "convert vae_decoder"]
-    assert (heard.share, heard.left) == (0.39, "67 s")
-    assert "Convert VAE decoder" in export_panel.standing(heard)
-    found = [Finding(gate=g, passed=p, text=f"{g} said so") for g, p in (("structure", True), ("parts", None))]
+    assert [step.text for step in heard.steps] == [text for text, *_ in stages]
+    assert (heard.share, heard.left) == (0.39, 67.4)
+    assert "1 min 7 s" in export_panel.standing(heard)
+    found = [Finding(gate=g, passed=p, text=f"{g} said\nso") for g, p in (("structure", True), ("parts", None))]
     for finding in found:
-        heard.hear(finding.line())
+        for line in told(capsys, Teller.finding, finding):
+            heard.hear(line)
     assert [(f["gate"], f["passed"], f["text"]) for f in heard.findings] == [
-        ("structure", True, "structure said so"),
-        ("parts", None, "parts said so"),
+        ("structure", True, "structure said\nso"),
+        ("parts", None, "parts said\nso"),
     ]
-    assert list(heard.log)[:2] == lines[:2]
+    assert list(heard.log) == [line.rstrip() for line in strange]
 
 
-def test_the_page_knows_every_gate_and_shows_which_runs(tmp_path):
+def test_people_at_a_terminal_read_sentences(capsys):
+    teller = Teller(lines=False)
+    teller.estimate("tiny-sdxl for web", Estimate(memory=700_000_000, disk=60_000_000, seconds=52))
+    teller.progress(Progress(text="trace unet", done=0.39, left=67.4))
+    teller.finding(Finding(gate="speed", passed=False, text="slow"))
+    teller.finding(Finding(gate="structure", passed=True, text="valid"), sys.stdout)
+    said = capsys.readouterr()
+    assert said.err.splitlines() == [
+        "tiny-sdxl for web will take about 0.7 GB of memory, 0.06 GB of disk and 52 s, gates not counted",
+        " 39%  trace unet, about 67 s left",
+        "FAIL  speed      slow",
+    ]
+    assert said.out == "pass  structure  valid\n" and teller.error is None
+
+
+def test_the_page_knows_every_gate_and_shows_which_runs(tmp_path, capsys):
     assert list(export_panel.GATES) == list(GATES)
     heard = job(tmp_path)
-    heard.hear(Finding(gate="structure", passed=True, text="valid").line())
+    for line in told(capsys, Teller.finding, Finding(gate="structure", passed=True, text="valid")):
+        heard.hear(line)
     page = export_panel.standing(heard)
     words = [page.split(f'data-gate="{gate}" data-word="')[1].split('"')[0] for gate in GATES]
     assert words == ["pass", "runs"] + ["waits"] * (len(GATES) - 2)
+
+
+ENDED = {"kind": "finding", "gate": "numbers", "passed": False, "text": "fp16 is off", "figures": {}}
+STAGE = {"kind": "progress", "stage": "trace unet", "share": 0.1, "left_s": 5.0}
 
 
 @pytest.mark.parametrize(
     ("lines", "code", "state", "words"),
     [
         (["export: [Errno 28] No space left on device"], 1, FAILED, "[Errno 28] No space left on device"),
-        (["export: unknown model 'x'; choose another"], 2, FAILED, "unknown model 'x'; choose another"),
-        (["pass  structure  fine", "FAIL  numbers    fp16 is off"], 1, FAILED, "the gate 'numbers', and nothing was"),
-        ([" 10%  trace unet, about 5 s left"], -signal.SIGKILL, FAILED, "want of memory"),
+        (
+            [{"kind": "error", "text": "unknown model 'x'; choose another"}, "bye"],
+            2,
+            FAILED,
+            "unknown model 'x'; choose",
+        ),
+        ([ENDED], 1, FAILED, "the gate 'numbers', and nothing was"),
+        ([STAGE], -signal.SIGKILL, FAILED, "want of memory"),
     ],
     ids=["full disk", "bad use", "gate", "killed"],
 )
 def test_an_export_that_fails_says_why_in_one_line(tmp_path, lines, code, state, words):
     heard = job(tmp_path)
     for line in lines:
-        heard.hear(line)
-    heard.end(code, "")
+        heard.hear(line if isinstance(line, str) else json.dumps(line))
+    heard.end(code, '{"findings": [')  # cut off
     assert heard.state == state and words in heard.message and "\n" not in heard.message
     assert words.replace("'", "&#x27;")[1:] in export_panel.standing(heard)
 
 
 def test_a_process_that_cannot_begin_ends_with_its_own_words(tmp_path):
     heard = job(tmp_path / "out")
-    process = Process(heard, ["--json", "--model", "tiny-koala-700m", "--out", str(tmp_path), "--target", "abacus"])
+    words = ["--json", "--progress", "json", "--model", "tiny-koala-700m", "--out", str(tmp_path), "--target", "abacus"]
+    process = Process(heard, words)
     process.wait(120)
+    assert heard.error
     assert heard.state == FAILED and heard.message.startswith("unknown target 'abacus'; choose one of universal")
 
 
@@ -278,7 +320,8 @@ def test_strangers_learn_no_path_of_this_machine(shelf, exported_700m):
         manifest.write_text(json.dumps(json.loads(manifest.read_text()) | values))
     page = tab(Session(local=False, exports=True))
     page.exports.job = job(shelf / ".public" / "three")
-    page.exports.job.hear(f"export: {shelf / '.public' / 'three'} needs 9.00 GB")
+    needs = {"kind": "error", "text": f"{shelf / '.public' / 'three'} needs 9.00 GB"}
+    page.exports.job.hear(json.dumps(needs))
     page.exports.job.end(1, "")
     for name, words in (("one", "one is an export for cpu-int8"), ("two", "two/export.json is of format 99")):
         found = repr(shown(page, name))
