@@ -5,10 +5,12 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import distribution
 
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
+from packaging.requirements import Requirement
 
 from recipes import space_check
 
@@ -16,6 +18,7 @@ pytestmark = pytest.mark.long
 
 ZEROGPU_TORCH = ("2.8.0", "2.9.1", "2.10.0", "2.11.0")  # the platform's documentation, August 2026
 NOT_IN_THE_SPACE = {"peft", "datasets", "onnxruntime-gpu"}  # LoRAs and data sets are for one's own machine
+OLDER_IN_THE_SPACE = {"pydantic", "pydantic-core"}  # as Gradio's extra `mcp`, which the platform adds, wants them
 
 
 def pins(text: str) -> dict[str, str]:
@@ -76,15 +79,26 @@ def test_the_pins_are_what_zerogpu_runs_and_otherwise_our_own(bundle):
     assert space.items() <= pins(built).items() and "-c " not in built and "-r " not in built  # one file alone
     assert space.pop("torch") in ZEROGPU_TORCH and own.pop("torch")
     assert set(own) - set(space) == NOT_IN_THE_SPACE
-    assert {n: v for n, v in space.items() if own[n] != v} == {}
+    assert {n for n, v in space.items() if own.get(n) != v} == {n.replace("-", "_") for n in OLDER_IN_THE_SPACE}
 
 
 def test_the_bundle_pins_the_whole_web_stack_each_package_once(bundle):
-    names = re.findall(r"^([\w-]+)==", (bundle / "requirements.txt").read_text().replace("_", "-"), re.M)
+    text = (bundle / "requirements.txt").read_text().replace("_", "-")
+    built, names = pins(text), re.findall(r"^([\w-]+)==", text, re.M)
     assert len(names) == len(set(names)) > 50
     stack = pins((space_check.ROOT / "constraints-server.txt").read_text())
+    assert stack.keys() <= built.keys()
+    assert {n for n, v in stack.items() if built[n] != v} == OLDER_IN_THE_SPACE
+
+
+def test_the_bundles_versions_are_those_that_gradios_extras_allow(bundle):
+    """The platform installs gradio[oauth,mcp] in the same breath: a version outside ends the build."""
     built = {n.replace("_", "-"): v for n, v in pins((bundle / "requirements.txt").read_text()).items()}
-    assert stack.items() <= built.items()
+    needs = [Requirement(text) for text in distribution("gradio").requires]
+    for extra in ("oauth", "mcp"):
+        asked = [n for n in needs if n.marker and n.marker.evaluate({"extra": extra, "python_version": "3.12"})]
+        assert asked
+        assert [str(n) for n in asked if n.name in built and built[n.name] not in n.specifier] == []
 
 
 @pytest.mark.slow
@@ -101,8 +115,8 @@ def test_the_platforms_own_command_resolves_the_bundles_versions(bundle, tmp_pat
     assert done.returncode == 0, done.stderr
     chosen = {p["metadata"]["name"].lower().replace("_", "-"): p for p in json.loads(report.read_text())["install"]}
     assert not [name for name, package in chosen.items() if package["is_yanked"]]
-    stack = pins((space_check.ROOT / "constraints-server.txt").read_text())
-    assert {n: chosen[n]["metadata"]["version"] for n in stack} == stack
+    built = {n.replace("_", "-"): v for n, v in pins((bundle / "requirements.txt").read_text()).items()}
+    assert {n: chosen[n]["metadata"]["version"] for n in built} == built
 
 
 def test_the_front_matter_is_of_a_gradio_space_with_our_gradio(bundle):
