@@ -9,7 +9,7 @@ import torch
 
 from koala.costs import parameters
 from koala.device import device_memory
-from koala.outputs import check_space
+from koala.outputs import check_new_folder
 from koala.parts import parts_of
 from koala.plans import BYTES
 from koala.request import RequestError
@@ -41,14 +41,14 @@ class Estimate:
         )
 
     def check(self, out: Path) -> None:
-        """RequestError where this machine has not that much; Linux says what it has, other systems try."""
+        """RequestError where this machine has not that much memory, or `out` cannot become a folder of that size."""
         there = device_memory(torch.device("cpu"))
         if there is not None and there < self.memory:
             raise RequestError(
                 f"the export needs about {self.memory / 1e9:.1f} GB of memory and {there / 1e9:.1f} GB are free; close "
                 "other programs, take --components unet, or a smaller model"
             )
-        check_space(out, self.disk)
+        check_new_folder(out, self.disk)
 
 
 def part_bytes(spec: UNetSpec, names: Collection[str], dtype: str) -> dict[str, int]:

@@ -23,7 +23,7 @@ from koala.hashing import digest
 from koala.layer_map import renamed
 from koala.layout import STEMS
 from koala.original_layout import PREFIX, original_names
-from koala.outputs import check_space, new_file
+from koala.outputs import check_file, new_file
 from koala.part_configs import check_vae
 from koala.read_json import read_object
 from koala.registry import ModelCard, find
@@ -137,7 +137,7 @@ def single_file(model: str, out: Path) -> SingleFileReport:
     _check_assumptions(checkpoint)
     tensors = original_tensors(checkpoint)
     size = sum(tensor.size for tensor in tensors.values())
-    check_space(out, size)
+    check_file(out, size)
     content = content_sha256(tensors)
     with new_file(out) as partial:
         write_tensors(partial, tensors, _metadata(card, checkpoint, content))

@@ -19,7 +19,7 @@ from export.gates.structure import structure
 from export.options import add_depth, add_progress
 from export.telling import Teller
 from koala.device import give_back
-from koala.outputs import new_file
+from koala.outputs import check_file, new_file
 from koala.request import RequestError
 from koala.timing import device_name
 
@@ -141,6 +141,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints every gate's finding and the verdict, or JSON; exit status 0, or 1 where a gate fails."""
     teller = Teller.of(args)
+    if args.out:
+        check_file(args.out)
     report = verify(
         args.folder,
         model=args.model,

@@ -5,11 +5,12 @@ import gc
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 
 from koala.request import RequestError
 
-# What a container may use, control groups version 2 and 1: less than what the machine has.
+# What a container may use, control groups version 2 and 1: less than what the machine has, which psutil tells.
 _CONTAINER = tuple(Path("/sys/fs/cgroup") / n for n in ("memory.max", "memory/memory.limit_in_bytes"))
 
 
@@ -28,18 +29,14 @@ def best_device(name: str | None = None) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def device_memory(device: torch.device) -> int | None:
-    """Bytes that this process may use of the device now; None where nobody says."""
+def device_memory(device: torch.device) -> int:
+    """Bytes that this process may use of the device now."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
         return torch.mps.recommended_max_memory()
-    if sys.platform == "linux":
-        with open("/proc/meminfo") as lines:
-            free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
-        limits = [int(f.read_text()) for f in _CONTAINER if f.is_file() and f.read_text().strip().isdigit()]
-        return min((n for n in (free, *limits) if n is not None), default=None)
-    return None
+    limits = [int(f.read_text()) for f in _CONTAINER if f.is_file() and f.read_text().strip().isdigit()]
+    return min(psutil.virtual_memory().available, *limits) if limits else psutil.virtual_memory().available
 
 
 def give_back() -> None:

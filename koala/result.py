@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from koala.outputs import new_file
 from koala.plans import Plan
 from koala.request import MAX_SIDE, GenerationRequest, RequestError, Timing
 
@@ -60,10 +61,10 @@ class GenerationResult:
 
     def save(self, path: Path, compared: tuple[GenerationRequest, ...] = ()) -> list[Path]:
         """Write one PNG per picture: `path`, then `path` with -2, -3 ... before its ending."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         paths = [path.with_stem(f"{path.stem}-{k + 1}") if k else path for k in range(len(self.images))]
         for index, target in enumerate(paths):
-            target.write_bytes(self.png(index, compared))
+            with new_file(target) as file:
+                file.write_bytes(self.png(index, compared))
         return paths
 
 

@@ -113,10 +113,11 @@ def cut(weights: Mapping[str, torch.Tensor], student: UNetSpec, teacher: UNetSpe
     return unet
 
 
-def compress(teacher: str, spec: str, out: Path) -> SurgeryReport:
+def compress(teacher: str, spec: str, out: Path, *, replace: bool = False) -> SurgeryReport:
     """Cut the teacher (a name, hub id, folder or safetensors file) to a spec; `out` becomes a folder for diffusers.
 
-    A pipeline gives a pipeline, a U-Net alone gives a U-Net. Raises RequestError before anything is written.
+    A pipeline gives a pipeline, a U-Net alone gives a U-Net. With `replace` what is in `out` goes when the new one is
+    whole. Raises RequestError before anything is written.
     """
     original = open_unet(teacher)
     student = student_spec(spec, original.spec)
@@ -126,7 +127,8 @@ def compress(teacher: str, spec: str, out: Path) -> SurgeryReport:
     copied = {key: original.tensors[source] for key, source in found.items()}
     report = _report(original, student, found, own)
     rest = original.pipeline or {}
-    with new_folder(out, sum(t.size for t in copied.values()) + sum(f.stat().st_size for f in rest.values())) as folder:
+    size = sum(t.size for t in copied.values()) + sum(f.stat().st_size for f in rest.values())
+    with new_folder(out, size, replace=replace) as folder:
         inside = folder / "unet" if rest else folder
         unet.save_config(inside)
         write_tensors(inside / f"{STEMS['unet']}.safetensors", copied)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import torch
 
 log = logging.getLogger(__name__)
@@ -28,14 +29,17 @@ def device_name(device: torch.device) -> str:
         return "Apple GPU"
     model = "CPU"
     if sys.platform == "linux":
-        with open("/proc/cpuinfo") as lines:
+        with open("/proc/cpuinfo") as lines:  # psutil knows how many there are, not what they are called
             model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
     threads = torch.get_num_threads()
     return f"{model}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _reset_process_peak() -> bool:
-    """Forget the process's peak so far, where Linux lets us: proc(5), clear_refs, 5. Whether a peak can be had."""
+    """Forget the process's peak so far, where Linux lets us: proc(5), clear_refs, 5. Whether a peak can be had.
+
+    psutil neither resets a peak nor, on Linux, tells it.
+    """
     if sys.platform != "linux":
         return True
     try:
@@ -55,7 +59,7 @@ def _process_peak() -> int | None:
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return None
+    return psutil.Process().memory_info().peak_wset if sys.platform == "win32" else None
 
 
 class StageTimer:

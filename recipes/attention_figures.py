@@ -20,6 +20,7 @@ from PIL import Image
 
 from koala.distill.run_folder import RunFolder
 from koala.evaluate.reports import circumstances
+from koala.outputs import new_file
 from koala.specs import STAGES
 
 STUDENTS = {"SA": ["features=SA"], "LF": ["features=LF", f"stages={','.join(STAGES)}"]}
@@ -50,11 +51,13 @@ def main() -> None:
     drawn = ["--model", TEACHER, "--compare", *students, *asked, "--out", str(args.out), "--json"]
     done = subprocess.run([*koala, "attention", *drawn], check=True, stdout=subprocess.PIPE, text=True)
     report = json.dumps(_report(args, json.loads(done.stdout)), indent=1)
-    (args.out / "attention-figures.json").write_text(f"{report}\n")
+    with new_file(args.out / "attention-figures.json") as file:
+        file.write_text(f"{report}\n")
     for name in ("pca", "rows"):  # small enough to ship
         with Image.open(args.out / f"{name}.png") as picture:
             few = picture.quantize(256, dither=Image.Dither.NONE)
-        few.save(args.out / f"attention-{name}.png", optimize=True)
+        with new_file(args.out / f"attention-{name}.png") as file:
+            few.save(file, "PNG", optimize=True)
 
 
 def _report(args: argparse.Namespace, found: dict) -> dict:

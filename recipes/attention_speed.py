@@ -9,7 +9,6 @@ steps, of random queries and keys.
 
 import argparse
 import json
-import resource
 import statistics
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import psutil
 import torch
 from PIL import Image
 
@@ -136,8 +136,8 @@ def full_size(planned: AttentionPlan) -> AttentionRecord:
 
 
 def resident() -> int:
-    """Bytes of memory that this process holds (Linux)."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    """Bytes of memory that this process holds."""
+    return psutil.Process().memory_info().rss
 
 
 def memory() -> dict:

@@ -21,6 +21,7 @@ from export.gates.speed import speed
 from export.targets import TARGETS
 from koala.evaluate.reports import circumstances
 from koala.exported import MANIFEST, Exported
+from koala.outputs import new_file
 
 EXPORTS = {f"{t.name}-{dtype}": (t.name, dtype) for t in TARGETS.values() for dtype in t.dtypes}
 
@@ -73,7 +74,8 @@ def main() -> None:
         "model": args.model,
         "exports": {name: told(folder) for name, folder in folders.items()},
     }
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
+    with new_file(args.out) as file:
+        file.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

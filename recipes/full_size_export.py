@@ -20,6 +20,7 @@ from export.targets import TARGETS
 from koala.device import best_device
 from koala.evaluate.reports import circumstances
 from koala.exported import Exported
+from koala.outputs import new_file
 from koala.random_weights import RandomLibrary
 
 
@@ -77,7 +78,8 @@ def main() -> None:
         "weights": "random",
         "models": found,
     }
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
+    with new_file(args.out) as file:
+        file.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

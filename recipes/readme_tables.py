@@ -10,6 +10,7 @@ import re
 import sys
 from pathlib import Path
 
+from koala.outputs import new_file
 from koala.registry import CARDS, EMBEDDED
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,7 +25,8 @@ def main() -> None:
     text = README.read_text(encoding="utf-8")
     found = MARKERS.sub(lambda m: f"{m[1]}{TABLES[m['name']]()}{m[4]}", text)
     if not args.check:
-        README.write_text(found, encoding="utf-8")
+        with new_file(README) as file:
+            file.write_text(found, encoding="utf-8")
     elif found != text:
         sys.exit("README.md's tables differ from registry and reports: python -m recipes.readme_tables")
 

@@ -16,6 +16,7 @@ from koala.distill.run_folder import RunFolder
 from koala.evaluate.shapes import evaluate
 from koala.generate import versions
 from koala.loading import Library
+from koala.outputs import new_file
 from koala.registry import EMBEDDED
 from koala.timing import device_name
 
@@ -54,7 +55,8 @@ def main() -> None:
         "teacher": its,
         "share_of_teacher": round(mine["all"]["rate"] / its["all"]["rate"], 4),
     }
-    args.out.write_text(json.dumps(found, indent=1) + "\n")
+    with new_file(args.out) as file:
+        file.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps({k: found[k] for k in ("seconds", "share_of_teacher")}))
 
 

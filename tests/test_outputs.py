@@ -1,11 +1,18 @@
 """Output is whole or absent, whatever stops the writing."""
 
+import os
 import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from koala.outputs import new_file, new_folder
+from koala.outputs import check_file, check_folder, check_new_folder, new_file, new_folder, remove_abandoned
 from koala.request import RequestError
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_a_folder_appears_when_it_is_whole(tmp_path):
@@ -77,3 +84,152 @@ def test_no_space_is_said_before_anything_is_written(tmp_path):
     with pytest.raises(RequestError, match=says), new_folder(tmp_path / "out", asked):
         pytest.fail("it was opened")
     assert not list(tmp_path.iterdir())
+
+
+def begun(out: Path) -> list[Path]:
+    """What a writer that a kill -9 ended leaves of `out`: a file of one process, a folder of another."""
+    killed = subprocess.Popen([sys.executable, "-c", HALF_WRITTEN, str(out)], stdout=subprocess.PIPE, cwd=ROOT)
+    killed.stdout.readline()
+    killed.kill()
+    killed.wait()
+    killed.stdout.close()
+    return [p for p in out.parent.iterdir() if p.name.endswith(".partial")]
+
+
+HALF_WRITTEN = """
+import pathlib, sys, time
+from koala.outputs import new_file, new_folder
+out = pathlib.Path(sys.argv[1])
+with new_file(out) as file, new_folder(out.with_name("folder"), 0) as folder:
+    file.write_text("half"); (folder / "a").write_text("half")
+    print("writing", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
+    """Symptom: every export that was killed left gigabytes behind under a hidden name, for ever."""
+    left = begun(tmp_path / "a")
+    assert len(left) == 2
+    parts = left[0].name.split(".")
+    stranger = tmp_path / ".".join([*parts[:-2], f"ffffff{parts[-2][6:]}", parts[-1]])  # written on another machine
+    stranger.write_text("half")
+    mine = tmp_path / ".b.123.partial"  # no name of ours
+    mine.write_text("")
+    with new_file(tmp_path / "b") as file:
+        file.write_text("b")
+    assert {p.name for p in tmp_path.iterdir()} == {"b", stranger.name, mine.name}
+
+
+def test_a_living_writer_keeps_what_it_has_begun(tmp_path):
+    with new_file(tmp_path / "a") as file, new_folder(tmp_path / "b", 0) as folder:
+        file.write_text("a")
+        with new_file(tmp_path / "a") as other:
+            other.write_text("other")
+        assert file.exists() and folder.exists()
+    assert (tmp_path / "a").read_text() == "a" and (tmp_path / "b").is_dir()
+
+
+def test_a_folder_that_was_being_replaced_when_its_writer_was_killed_is_put_back(tmp_path):
+    (left,) = [p for p in begun(tmp_path / "a") if p.is_file()]
+    earlier = tmp_path / left.name.replace(".a.", ".whole.").replace(".partial", ".earlier")
+    earlier.mkdir()
+    (earlier / "old").write_text("old")
+    remove_abandoned(tmp_path)
+    assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["whole", "whole/old"]
+
+
+def test_many_threads_write_one_file_and_it_is_always_whole(tmp_path):
+    """Symptom: two visitors who downloaded the same picture at once got half of it, or an error."""
+    out, texts = tmp_path / "a", [f"{k}" * 50_000 for k in range(8)]
+
+    def write(text: str) -> None:
+        for _ in range(10):
+            with new_file(out, durable=False) as file:
+                file.write_text(text)
+            assert out.read_text() in texts
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(write, texts))
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_many_threads_replace_one_folder_and_it_is_always_whole(tmp_path):
+    out = tmp_path / "out"
+
+    def write(k: int) -> None:
+        for _ in range(5):
+            with new_folder(out, 0, replace=True) as folder:
+                for name in ("a", "b"):
+                    (folder / name).write_text(str(k))
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(write, range(4)))
+    assert list(tmp_path.iterdir()) == [out]
+    assert len({(out / name).read_text() for name in ("a", "b")}) == 1
+
+
+def test_a_name_as_long_as_the_disk_takes_is_written(tmp_path):
+    out = tmp_path / ("ä" * 120 + ".json")  # 245 bytes
+    with new_file(out) as file:
+        file.write_text("a")
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize(
+    ("check", "name", "says"),
+    [
+        (check_file, "file/deep/a.png", "cannot be written: .*file is a file, not a folder; choose another place"),
+        (check_folder, "file", "cannot be written: .*file is a file, not a folder"),
+        (check_new_folder, "file/deep", "cannot be written"),
+        (check_file, "full", "is a folder; name a file"),
+        (check_new_folder, "full", "exists already; choose a new folder"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path, check, name, says):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a").write_text("")
+    with pytest.raises(RequestError, match=says):
+        check(tmp_path / name)
+    check_file(tmp_path / "new" / "a.png")
+    check_folder(tmp_path / "full")
+    check_new_folder(tmp_path / "new")
+    assert {p.name for p in tmp_path.iterdir()} == {"file", "full"}  # asking leaves nothing
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="a folder in which not even root can write")
+def test_a_folder_that_takes_no_file_is_refused_before_the_work():
+    for check in (check_file, check_folder, check_new_folder):
+        with pytest.raises(RequestError, match="/proc takes no new file .*; choose another place"):
+            check(Path("/proc/koala"))
+
+
+def test_bytes_are_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
+    """A rename that outlived a power cut without its bytes left an empty file under the final name."""
+    done, fsync, replace = [], os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (done.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
+    monkeypatch.setattr(Path, "replace", lambda self, to: (done.append("rename"), replace(self, to))[1])
+    monkeypatch.setattr(Path, "rename", lambda self, to: (done.append("rename"), replace(self, to))[1])
+    with new_file(tmp_path / "a") as file:
+        file.write_text("a")
+    assert done == [str(file), "rename", str(tmp_path)]
+    done.clear()
+    with new_folder(tmp_path / "b", 0) as folder:
+        (folder / "in").mkdir()
+        (folder / "in" / "c").write_text("c")
+    assert set(done[:3]) == {str(folder), str(folder / "in"), str(folder / "in" / "c")}
+    assert done[3:] == ["rename", str(tmp_path)]
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    """A limit on the size of files, in a process of its own, stands for a disk that is full."""
+    (tmp_path / "a").write_text("old")
+    code = (
+        "import pathlib, resource, signal, sys; from koala.outputs import new_file; "
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))\n"
+        "with new_file(pathlib.Path(sys.argv[1])) as file: file.write_text('x' * 100)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], cwd=ROOT, capture_output=True, text=True)
+    assert "File too large" in done.stderr
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a", "old")]

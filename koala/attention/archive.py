@@ -34,7 +34,7 @@ def save(capture: Capture, out: Path) -> Path:
     """Write the capture as a zip: queries, keys and pictures of every model."""
     check_space(out, 2 * capture.bytes)
     index = {"format": f"{FORMAT} {VERSION}", "prompt": capture.prompt, "told": capture.told, "models": []}
-    with new_file(out) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as packed:
+    with new_file(out, durable=False) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as packed:
         for number, (side, picture) in enumerate(zip(capture.sides, _pictures(capture), strict=True), 1):
             name = f"{number}-{re.sub(r'[^A-Za-z0-9._-]+', '-', Path(side.record.model).name)[:80]}"
             with tempfile.TemporaryDirectory(dir=out.parent) as folder:

@@ -1,10 +1,13 @@
 """status.json as the trainer writes it: often enough for someone who watches, not at every step."""
 
 import dataclasses
+import math
 import os
 import time
 
-from koala.distill.run_folder import RunFolder, Status, process_started
+from koala import process
+from koala.distill.records import Status
+from koala.distill.run_folder import RunFolder
 
 INTERVAL = 1.0  # seconds between two writes for steps
 
@@ -14,13 +17,14 @@ class Reporter:
 
     def __init__(self, run: RunFolder, num_steps: int, *, active: bool):
         self.run, self.active = run, active
+        self._written = -math.inf  # on the clock that nobody sets
         pid = os.getpid()
         self.status = Status(
             state="preparing",
             step=0,
             num_steps=num_steps,
             pid=pid,
-            pid_started=process_started(pid),
+            pid_started=process.started(pid),
             started=time.time(),
         )
 
@@ -33,7 +37,7 @@ class Reporter:
         left = (self.status.num_steps - done) / steps_per_second if steps_per_second > 0 else None
         changes = dict(state="running", message="", step=done, seconds_left=left)
         changes["steps_per_second"] = steps_per_second or None
-        if time.time() - self.status.updated < INTERVAL:
+        if time.monotonic() - self._written < INTERVAL:
             self.status = dataclasses.replace(self.status, **changes)
         else:
             self._write(**changes)
@@ -48,6 +52,7 @@ class Reporter:
 
     def _write(self, **changes) -> None:
         self.status = dataclasses.replace(self.status, **changes, updated=time.time())
+        self._written = time.monotonic()
         if self.active:
             self.run.path.mkdir(parents=True, exist_ok=True)
             self.run.write_status(self.status)

@@ -1,46 +1,29 @@
 """The folder of a run: config.json, status.json, metrics.jsonl, samples/, checkpoints/step-N/, student/.
 
 The trainer writes it, everyone else reads it. Whatever is replaced is replaced by a rename, so that a reader and a
-power cut see the old or the new, never half.
+power cut see the old or the new, never half. What a disk or a hand damaged is refused by name (RequestError) or, where
+it is one of many, left out and reported: no reader has to expect anything else.
 """
 
 import dataclasses
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from koala.distill.config import DistillConfig
+from koala.distill.records import Status, read_entry
 from koala.outputs import new_file
+from koala.read_json import read_json, read_object
+from koala.registry import ModelCard, find
 from koala.request import RequestError
 
-ENDED = ("done", "stopped", "failed")  # the states in which nothing runs any more
-
-
-@dataclass(frozen=True, kw_only=True)
-class Status:
-    """status.json: how a run stands. Times are seconds since the epoch."""
-
-    state: str  # preparing (cuts, encodes, loads), running, or how it ended
-    step: int
-    num_steps: int
-    message: str = ""  # what is being done, or why it ended
-    steps_per_second: float | None = None
-    seconds_left: float | None = None
-    pid: int = 0
-    pid_started: float = 0.0  # tells this process from a later one of the same number
-    started: float = 0.0
-    updated: float = 0.0
-
-
-def process_started(pid: int) -> float:
-    """When a process began, in its system's own count; 0 where nobody says. Tells processes of one number apart."""
-    try:
-        return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    except (OSError, IndexError, ValueError):
-        return 0.0
+_NUMBER = r"(0|[1-9][0-9]{0,14})"
+_CHECKPOINT = re.compile(f"step-{_NUMBER}")
+_DRAWN = re.compile(f"step-{_NUMBER}-0\\.png")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +52,36 @@ class RunFolder:
         """One JSON object per line; see `metrics`."""
         return self.path / "metrics.jsonl"
 
+    @property
+    def lock_file(self) -> Path:
+        """Locked for as long as a trainer works in the folder."""
+        return self.path / ".lock"
+
+    @property
+    def resumes(self) -> str:
+        """What to type to go on with the run."""
+        return f"python -m koala distill --resume {self.path}"
+
+    # checkpoints
+
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint of a step."""
         return self.path / "checkpoints" / f"step-{step}"
 
     def checkpoints(self) -> list[int]:
         """Steps of the checkpoints, the oldest first."""
-        names = (p.name for p in (self.path / "checkpoints").glob("step-*") if p.is_dir())
-        return sorted(int(n.removeprefix("step-")) for n in names)
+        return sorted(int(_CHECKPOINT.fullmatch(p.name)[1]) for p in self._in_checkpoints() if self._is_checkpoint(p))
+
+    def strays(self) -> list[str]:
+        """What lies among the checkpoints and is none: a copy of one, a file. It is left alone, and left out."""
+        return sorted(p.name for p in self._in_checkpoints() if not self._is_checkpoint(p))
+
+    def _in_checkpoints(self) -> list[Path]:
+        folder = self.path / "checkpoints"
+        return [p for p in folder.iterdir() if not p.name.startswith(".")] if folder.is_dir() else []
+
+    def _is_checkpoint(self, path: Path) -> bool:
+        return bool(_CHECKPOINT.fullmatch(path.name)) and path.is_dir()
 
     def check_checkpoint(self, step: int) -> None:
         """RequestError where there is no checkpoint of this step, with the steps that there are."""
@@ -85,49 +90,6 @@ class RunFolder:
             steps = ", ".join(map(str, there)) or "none"
             raise RequestError(f"{self.path} has no checkpoint of step {step}; it has {steps}")
 
-    def config(self) -> DistillConfig:
-        """RequestError where the folder holds no run."""
-        file = self.path / "config.json"
-        if not file.is_file():
-            raise RequestError(f"{self.path} holds no distillation: there is no config.json in it")
-        return DistillConfig.from_dict(json.loads(file.read_text()))
-
-    def write_config(self, config: DistillConfig) -> None:
-        """Replace config.json."""
-        self._replace("config.json", json.dumps(config.to_dict(), indent=1) + "\n")
-
-    def status(self) -> Status | None:
-        """None before the run wrote any."""
-        file = self.path / "status.json"
-        return Status(**json.loads(file.read_text())) if file.is_file() else None
-
-    def write_status(self, status: Status) -> None:
-        """Replace status.json."""
-        self._replace("status.json", json.dumps(dataclasses.asdict(status), indent=1) + "\n")
-
-    def metrics(self) -> Iterator[dict]:
-        """Every whole line of metrics.jsonl: `kind` is train, validation or score."""
-        if self.metrics_file.is_file():
-            for line in self.metrics_file.read_text().splitlines():
-                try:
-                    yield json.loads(line)
-                except ValueError:  # the line that a killed process was writing
-                    continue
-
-    def log(self, entry: dict) -> None:
-        """Append one line to metrics.jsonl."""
-        with self.metrics_file.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
-
-    def forget_metrics_after(self, step: int) -> None:
-        """Drop the lines of steps that a resumed run will take again."""
-        kept = [e for e in self.metrics() if e["step"] <= step]
-        self._replace("metrics.jsonl", "".join(json.dumps(e) + "\n" for e in kept))
-
-    def size(self) -> int:
-        """Bytes of everything in it."""
-        return sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file())
-
     def remove_checkpoint(self, step: int) -> None:
         """Renamed first, so that a half-removed one is never taken for a checkpoint."""
         gone = self.path / "checkpoints" / f".removed-{step}.partial"  # `remove_partials` ends what a kill interrupts
@@ -135,10 +97,132 @@ class RunFolder:
         shutil.rmtree(gone)
 
     def forget_checkpoints_after(self, step: int) -> None:
-        """Remove those of steps that a resumed run will take again."""
+        """Remove those of steps that a resumed run will take again. RequestError for a file in a checkpoint's place."""
+        for name in self.strays():
+            if _CHECKPOINT.fullmatch(name):
+                raise RequestError(f"{self.path / 'checkpoints' / name} is a file where a checkpoint goes; remove it")
         for later in self.checkpoints():
             if later > step:
                 self.remove_checkpoint(later)
+
+    # config and status
+
+    def config(self) -> DistillConfig:
+        """RequestError where the folder holds no run, or its config.json is damaged."""
+        file = self.path / "config.json"
+        saved = self.checkpoints()
+        if not os.path.lexists(file) and not saved:
+            raise RequestError(f"{self.path} holds no distillation: there is no config.json in it")
+        remedy = (
+            f"its checkpoints know it, too: {self.resumes}"
+            if saved
+            else "there is no checkpoint yet, so start it again"
+        )
+        try:
+            return DistillConfig.from_dict(read_object(file, remedy))
+        except RequestError as error:
+            if str(file) in str(error):
+                raise
+            raise RequestError(f"{file} is damaged: {error}; {remedy}") from error
+
+    def write_config(self, config: DistillConfig) -> None:
+        """Replace config.json."""
+        self._replace("config.json", json.dumps(config.to_dict(), indent=1) + "\n")
+
+    def status(self) -> Status | None:
+        """None before the run wrote any; RequestError where status.json is damaged."""
+        file = self.path / "status.json"
+        if not os.path.lexists(file):
+            return None
+        return Status.read(file, f"nothing else depends on it; it is written anew by {self.resumes}")
+
+    def write_status(self, status: Status) -> None:
+        """Replace status.json."""
+        self._replace("status.json", json.dumps(dataclasses.asdict(status), indent=1) + "\n")
+
+    # metrics
+
+    def metrics(self) -> Iterator[dict]:
+        """Every whole line of metrics.jsonl: `kind` is train, validation or score."""
+        return (entry for entry in map(read_entry, self._lines()) if entry is not None)
+
+    def log(self, entry: dict) -> None:
+        """Append one line to metrics.jsonl."""
+        with self.metrics_file.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def forget_metrics_after(self, step: int) -> int:
+        """Drop the lines of steps that a resumed run will take again; how many were damaged, and are gone as well."""
+        lines = list(self._lines())
+        entries = [entry for entry in map(read_entry, lines) if entry is not None]
+        kept = [e for e in entries if e["step"] <= step]
+        self._replace("metrics.jsonl", "".join(json.dumps(e) + "\n" for e in kept))
+        return len(lines) - len(entries)
+
+    def _lines(self) -> Iterator[bytes]:
+        """Lines that are ended; the last may be one that a killed process was writing."""
+        try:
+            content = self.metrics_file.read_bytes()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise RequestError(f"{self.metrics_file} cannot be read ({error.strerror}); remove it") from error
+        yield from (line for line in content.split(b"\n")[:-1] if line.strip())
+
+    # samples and student
+
+    def prompts(self) -> list[str]:
+        """What the samples were drawn from, none before the first; RequestError where prompts.json is damaged."""
+        file = self.samples / "prompts.json"
+        if not os.path.lexists(file):
+            return []
+        remedy = "the next validation writes it anew"
+        found = read_json(file, remedy)
+        if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+            raise RequestError(f"{file} is damaged: it holds no list of prompts; {remedy}")
+        return found
+
+    def write_prompts(self, prompts: tuple[str, ...]) -> None:
+        """Replace samples/prompts.json."""
+        self._replace("samples/prompts.json", json.dumps(prompts, indent=1) + "\n")
+
+    def last_drawn(self) -> int | None:
+        """The newest step of which there are samples, None before the first."""
+        found = (_DRAWN.fullmatch(p.name) for p in (self.samples.iterdir() if self.samples.is_dir() else ()))
+        return max((int(match[1]) for match in found if match), default=None)
+
+    def student_card(self) -> ModelCard:
+        """The student as a model; RequestError where its folder cannot be read."""
+        try:
+            return find(str(self.student))
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            raise RequestError(f"{self.student} is damaged ({error}); {self.resumes} makes it anew") from error
+
+    # the wish to stop
+
+    def ask_to_stop(self, status: Status) -> None:
+        """Leave word for the process that a status names: it saves and ends. Needs no signal, which Windows lacks."""
+        with new_file(self._wish, durable=False) as file:
+            file.write_text(f"{status.pid} {status.pid_started!r}\n")
+
+    def is_asked_to_stop(self, pid: int, pid_started: float) -> bool:
+        """Whether this very process was asked."""
+        try:
+            return self._wish.read_text() == f"{pid} {pid_started!r}\n"
+        except (OSError, ValueError):  # nobody asked
+            return False
+
+    def forget_wish(self) -> None:
+        """It was heard."""
+        self._wish.unlink(missing_ok=True)
+
+    @property
+    def _wish(self) -> Path:
+        return self.path / ".stop"
+
+    def size(self) -> int:
+        """Bytes of everything in it."""
+        return sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file())
 
     def _replace(self, name: str, text: str) -> None:
         with new_file(self.path / name) as partial:

@@ -14,11 +14,17 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from koala import process
 from koala.child import environment, last_words
 from koala.distill.config import DistillConfig
-from koala.distill.run_folder import ENDED, RunFolder, Status, process_started
+from koala.distill.intact import config_of
+from koala.distill.records import ENDED, Status
+from koala.distill.run_folder import RunFolder
 from koala.request import RequestError
 
 INTERRUPTED = "interrupted"  # what no run writes itself: its process is gone and has not said why
@@ -34,17 +40,27 @@ def runs_root() -> Path:
 
 
 def list_runs(root: Path) -> list[RunFolder]:
-    """Every run of a folder, the newest first."""
-    configs = sorted(root.glob("[!.]*/config.json"), key=lambda f: f.stat().st_mtime_ns, reverse=True)
-    return [RunFolder(path=file.parent) for file in configs]
+    """Every run of a folder, the newest first: what has a config or checkpoints, readable or not."""
+    paths = {file.parent for name in ("config.json", "checkpoints") for file in root.glob(f"[!.]*/{name}")}
+    return [RunFolder(path=path) for path in sorted(paths, key=_age)]
+
+
+def _age(path: Path) -> tuple[int, str]:
+    try:
+        return -(path / "config.json").stat().st_mtime_ns, path.name
+    except OSError:  # none, or the run was just deleted
+        return 0, path.name
 
 
 def alive(run: RunFolder) -> bool:
-    """Whether the process that the status names still runs; a later process of its number is not it."""
+    """Whether the process that the status names still runs; a later process of its number is not it.
+
+    RequestError where status.json is damaged.
+    """
     status = run.status()
     if status is None or status.state in ENDED or not status.pid:
         return False
-    if process_started(status.pid) == status.pid_started and _runs(status.pid):
+    if process.runs(status.pid, status.pid_started):
         return True
     for waiter in threading.enumerate():  # one that this process began: its last word comes within moments
         if waiter.name == _waiter(run):
@@ -52,19 +68,22 @@ def alive(run: RunFolder) -> bool:
     return False
 
 
-def _runs(pid: int) -> bool:
-    """Whether a process of this number runs; one that has ended, and whose parent has not asked how, does not."""
-    try:
-        os.kill(pid, 0)
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:  # a system without /proc
-        return True
-    except OSError:
+def held(run: RunFolder, patience: float = 0) -> bool:
+    """Whether a trainer works in the folder, for `patience` seconds at least, whatever status.json says."""
+    if not run.lock_file.exists():
         return False
+    try:
+        with FileLock(run.lock_file, timeout=patience):
+            return False
+    except Timeout:
+        return True
 
 
 def state(run: RunFolder) -> Status:
-    """The status, told truly: a run whose process is gone without a word is `interrupted`."""
+    """The status, told truly: a run whose process is gone without a word is `interrupted`.
+
+    RequestError where status.json or config.json is damaged.
+    """
     status = run.status() or Status(state="preparing", step=0, num_steps=run.config().num_steps)
     if status.state in ENDED or alive(run):
         return status
@@ -85,7 +104,7 @@ def state(run: RunFolder) -> Status:
 def new_name(root: Path, stem: str) -> str:
     """A name that no run has: the stem with a number behind it."""
     stem = re.sub(r"[^A-Za-z0-9.]+", "-", stem).strip("-.")[:48] or "run"
-    taken = {run.name for run in list_runs(root)}
+    taken = {path.name for path in root.iterdir()} if root.is_dir() else set()
     return next(name for k in range(1, len(taken) + 2) if (name := f"{stem}-{k}") not in taken)
 
 
@@ -105,7 +124,7 @@ def start(config: DistillConfig, name: str, root: Path | None = None) -> RunFold
 
 def resume(run: RunFolder, step: int | None = None) -> None:
     """Go on from the last checkpoint, or from that of `step`; a run that had none begins again."""
-    if alive(run):
+    if _works(run):
         raise RequestError(f"{run.name} is running already")
     if step is not None:
         run.check_checkpoint(step)
@@ -116,16 +135,27 @@ def stop(run: RunFolder) -> None:
     """Ask a run to save and end; it does so after the step that it is in."""
     if not alive(run):
         raise RequestError(f"{run.name} is not running")
-    os.kill(run.status().pid, signal.SIGTERM)
+    status = run.status()
+    run.ask_to_stop(status)
+    if os.name == "posix":  # elsewhere the signal ends a process at once, unsaved; here it ends one that only begins
+        os.kill(status.pid, signal.SIGTERM)
 
 
 def delete(run: RunFolder) -> None:
     """Remove a run that has ended, with all that it wrote."""
-    if alive(run):
+    if _works(run):
         raise RequestError(f"{run.name} is running; stop it first")
     gone = run.path.with_name(f".deleted-{run.name}-{os.getpid()}")
     run.path.rename(gone)  # at once, so that a half-removed run is none
     shutil.rmtree(gone)
+
+
+def _works(run: RunFolder) -> bool:
+    """Whether the run goes on: by its status or, where that is damaged or another's, by its lock."""
+    with suppress(RequestError):
+        if alive(run):
+            return True
+    return held(run, patience=1)  # one that ended lets go right after its last word
 
 
 def estimate(config: DistillConfig) -> dict:
@@ -146,8 +176,9 @@ def estimate(config: DistillConfig) -> dict:
 
 
 def _launch(run: RunFolder, *arguments: str) -> None:
+    config, _ = config_of(run)
     with (run.path / "log.txt").open("a") as log:
-        process = subprocess.Popen(
+        child = subprocess.Popen(
             [*_COMMAND, "--resume", str(run.path), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -160,15 +191,15 @@ def _launch(run: RunFolder, *arguments: str) -> None:
         Status(
             state="preparing",
             step=before[-1] if before else 0,
-            num_steps=run.config().num_steps,
+            num_steps=config.num_steps,
             message="starting",
-            pid=process.pid,
-            pid_started=process_started(process.pid),
+            pid=child.pid,
+            pid_started=process.started(child.pid),
             started=now,
             updated=now,
         )
     )
-    threading.Thread(target=_await, args=(run, process), name=_waiter(run), daemon=True).start()
+    threading.Thread(target=_await, args=(run, child), name=_waiter(run), daemon=True).start()
 
 
 def _waiter(run: RunFolder) -> str:
@@ -176,11 +207,14 @@ def _waiter(run: RunFolder) -> str:
     return f"koala-run-{run.path}"
 
 
-def _await(run: RunFolder, process: subprocess.Popen) -> None:
+def _await(run: RunFolder, child: subprocess.Popen) -> None:
     """The last word of a process that ended before it could write its own."""
-    code = process.wait()
-    status = run.status()
-    if status is None or status.pid != process.pid or status.state in ENDED or code == 0:
+    code = child.wait()
+    try:
+        status = run.status()
+    except RequestError:  # whoever looks is told
+        return
+    if status is None or status.pid != child.pid or status.state in ENDED or code == 0:
         return
     if code == -signal.SIGTERM:
         ended, message = "stopped", "stopped before it had begun"

@@ -5,30 +5,18 @@ is the data's position as well. Nothing is pickled.
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
 from koala.distill.config import DistillConfig
 from koala.distill.ema import Ema
+from koala.distill.intact import FILES, STATE, write_manifest
 from koala.distill.run_folder import RunFolder
-from koala.hashing import digest
 from koala.outputs import new_folder
-from koala.request import RequestError
 from koala.tensorfiles import save_tensors
-
-FILES = ("student.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
-# What may differ between a checkpoint and the run that goes on from it: how long, how often and where, not what.
-FREE_FIELDS = frozenset(
-    {
-        "num_steps", "checkpoint_every", "keep_last", "validate_every", "validation_prompts", "validation_guidance",
-        "score_prompts", "log_every", "time_limit", "trackers", "cache",
-    }
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,51 +102,13 @@ def save(
     with new_folder(target, size) as folder:
         for name, values in zip(FILES, (weights, averaged, tensors), strict=False):
             save_tensors(folder / name, values)
-        (folder / "state.json").write_text(json.dumps(state, indent=1) + "\n")
-        manifest = {"config": config.to_dict(), "files": {n: digest(folder / n) for n in FILES}}
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-        _flush(folder)
-
-
-def _flush(folder: Path) -> None:
-    """To the disk itself, so that the rename that follows never outlives a power cut that the bytes did not."""
-    for path in (*folder.iterdir(), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-
-
-def verify(run: RunFolder, step: int, config: DistillConfig) -> None:
-    """RequestError with the reason where a checkpoint is damaged or of another run, and with the last good one."""
-    reason = _fault(run.checkpoint(step), config)
-    if reason is None:
-        return
-    good = [s for s in run.checkpoints() if s != step and _fault(run.checkpoint(s), config) is None]
-    remedy = f"resume with --step {good[-1]}, the last good one" if good else "no other checkpoint of this run is good"
-    raise RequestError(f"checkpoint step-{step} of {run.path} {reason}; {remedy}")
-
-
-def _fault(folder: Path, config: DistillConfig) -> str | None:
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        theirs, files = DistillConfig.from_dict(manifest["config"]), manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"is damaged: its manifest.json cannot be read ({error})"
-    for field, value in theirs.to_dict().items():
-        mine = getattr(config, field)
-        if field not in FREE_FIELDS and value != mine:
-            return f"belongs to another run: its {field} is {value!r}, this run's {mine!r}"
-    for name in FILES:
-        if not (folder / name).is_file():
-            return f"is damaged: {name} is missing"
-        if digest(folder / name) != files.get(name):
-            return f"is damaged: {name} is not what was written"
-    return None
+        (folder / STATE).write_text(json.dumps(state, indent=1) + "\n")
+        write_manifest(folder, config)
 
 
 def position(run: RunFolder, step: int) -> tuple[Position, dict | None]:
     """Where checkpoint `step` stands, and its gradient scaler's state."""
-    state = json.loads((run.checkpoint(step) / "state.json").read_text())
+    state = json.loads((run.checkpoint(step) / STATE).read_text())
     state.pop("optimizer")
     scaler = state.pop("scaler")
     return Position(**state), scaler
@@ -180,7 +130,7 @@ def load_rest(run: RunFolder, step: int, student: torch.nn.Module, ema: Ema | No
         with safe_open(folder / FILES[1], "pt") as file:
             for name, weight in ema.weights.items():
                 weight.copy_(_like(file.get_tensor(name), weight))
-    numbers = json.loads((folder / "state.json").read_text())["optimizer"]
+    numbers = json.loads((folder / STATE).read_text())["optimizer"]
     with safe_open(folder / FILES[2], "pt") as file:
         tensors = {}
         for entry in file.keys():  # noqa: SIM118  (not a dict)

@@ -1,5 +1,7 @@
 """A run's student as a pipeline that plain diffusers loads: made by surgery, its weights replaced as it learns."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,27 +11,68 @@ from safetensors import safe_open
 from koala.checkpoints import open_unet
 from koala.distill.config import DistillConfig
 from koala.distill.run_folder import RunFolder
+from koala.hashing import sha256
 from koala.layout import STEMS
 from koala.outputs import new_file
+from koala.read_json import read_object
 from koala.request import RequestError
 from koala.surgery import compress
-from koala.tensorfiles import save_tensors, write_tensors
+from koala.tensorfiles import save_tensors, stored_tensors, write_tensors
 
 
 def _weights(run: RunFolder) -> Path:
     return run.student / "unet" / f"{STEMS['unet']}.safetensors"
 
 
+def _record(run: RunFolder) -> Path:
+    return run.path / "student.json"
+
+
+def _made(run: RunFolder) -> dict[str, str]:
+    """What a student's folder is made of: each file's hash, of the U-Net's weights only their names and shapes."""
+    weights = _weights(run)
+    files = {p.relative_to(run.student).as_posix(): p for p in sorted(run.student.rglob("*")) if p.is_file()}
+    layout = [(name, t.dtype, t.shape) for name, t in sorted(stored_tensors(weights).items())]
+    return {name: sha256(file) for name, file in files.items() if file != weights} | {
+        weights.relative_to(run.student).as_posix(): hashlib.sha256(repr(layout).encode()).hexdigest()
+    }
+
+
+def _fault(run: RunFolder) -> str | None:
+    """Why the student's folder is not as it was made; its weights are written anew with every checkpoint."""
+    try:
+        recorded, made = read_object(_record(run)), _made(run)
+    except (RequestError, OSError) as error:
+        return str(error).partition(";")[0]
+    wrong = next((name for name, value in recorded.items() if made.get(name) != value), None)
+    if wrong is None:
+        return None
+    return f"{run.student / wrong} {'is not what was written' if wrong in made else 'is missing'}"
+
+
+def repair_student(run: RunFolder, config: DistillConfig) -> str | None:
+    """Cut student/ anew where anything but its weights is damaged; why, or None where all of it is as it was made."""
+    fault = _fault(run)
+    if fault:
+        compress(config.teacher, config.student_spec, run.student, replace=True)
+        _write_record(run)
+    return fault
+
+
+def _write_record(run: RunFolder) -> None:
+    with new_file(_record(run)) as partial:
+        partial.write_text(json.dumps(_made(run), indent=1) + "\n")
+
+
 def create_student(run: RunFolder, config: DistillConfig) -> None:
-    """Cut student/ out of the teacher if it is not there yet; `student_init` then gives it that model's weights.
+    """Cut student/ out of the teacher; `student_init` then gives it that model's weights.
 
     RequestError for a spec that is no part of the teacher, or an initial model of another spec.
     """
     teacher = open_unet(config.teacher)
     if teacher.pipeline is None:
         raise RequestError(f"{config.teacher} is a U-Net alone; a teacher needs its text encoders and VAE beside it")
-    if not run.student.exists():
-        compress(config.teacher, config.student_spec, run.student)
+    compress(config.teacher, config.student_spec, run.student, replace=True)  # whatever an earlier start left
     if config.student_init:
         initial, wanted = open_unet(config.student_init), open_unet(str(run.student / "unet"))
         if initial.spec.notation != wanted.spec.notation:
@@ -39,6 +82,7 @@ def create_student(run: RunFolder, config: DistillConfig) -> None:
             )
         with new_file(_weights(run)) as partial:
             write_tensors(partial, initial.tensors)
+    _write_record(run)
 
 
 def update_student(run: RunFolder, weights: Mapping[str, torch.Tensor]) -> None:

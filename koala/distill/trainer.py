@@ -29,14 +29,14 @@ from koala.distill.means import Means
 from koala.distill.noising import noising_of
 from koala.distill.optimizers import build_optimizers, learning_rate
 from koala.distill.pairs import feature_pairs
+from koala.distill.pauses import Pauses
 from koala.distill.preflight import check, keep_exact
 from koala.distill.processes import on_cpu, this_process
 from koala.distill.reporter import Reporter
 from koala.distill.run_folder import RunFolder
 from koala.distill.step import BrokenLoss, DistillationStep, alphas_cumprod, check_gradients
-from koala.distill.stopping import Stopped, StopSignal
-from koala.distill.student_folder import create_student, update_student
-from koala.distill.turns import give_way
+from koala.distill.stopping import Interrupted, Stopped
+from koala.distill.student_folder import create_student, repair_student, update_student
 from koala.distill.validation import Validator, student_model
 from koala.loading import Library
 from koala.outputs import remove_partials
@@ -66,7 +66,7 @@ def train(
     before = torch.get_num_threads()
     torch.set_num_threads(config.threads)
     try:
-        _Run(run, config, resume_from, StopSignal(config.time_limit), say).go()
+        _Run(run, config, resume_from, say).go()
     finally:
         torch.set_num_threads(before)  # for other work of this process, whose sums another number would round otherwise
 
@@ -79,11 +79,9 @@ class _Run:
         run: RunFolder,
         config: DistillConfig,
         resume_from: int | None,
-        stop: StopSignal,
         say: Callable[[str], None],
     ):
-        self.run, self.config, self.stop = run, config, stop
-        self.resume_from = resume_from
+        self.run, self.config, self.resume_from = run, config, resume_from
         this_process()  # joins the others, with a patience that Accelerator would not have
         self.accelerator = Accelerator(
             mixed_precision={"fp32": "no"}.get(config.precision, config.precision),
@@ -95,30 +93,34 @@ class _Run:
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.reporter = Reporter(run, config.num_steps, active=self.main)
         self.say = say if self.main else log.debug
+        self.pauses = Pauses(run, self.reporter, self.accelerator, config.time_limit)
         self.skipped = 0  # steps on end that fp16's scaler left out
 
     def go(self) -> None:
-        try:
-            with self.stop.listening(), self._alone():
-                self._prepare()
-                self._train()
-        except Stopped as stopped:
-            self.reporter.end("stopped", str(stopped))
-            raise
-        except Exception as error:
-            self.reporter.active = True  # whichever process it was: the others will be ended without a word
-            with suppress(OSError):  # on a full disk not even this fits; the error itself is what counts
-                self.reporter.end("failed", str(error) or type(error).__name__)
-            raise
-        finally:
-            self.accelerator.end_training()
-        self.reporter.end("done", f"{self.config.num_steps:,} steps; the student is in student/")
+        with self._alone():  # before a word is written: the folder may be that of a run that is still going
+            try:
+                with self.pauses.asked.listening():
+                    self._prepare()
+                    self._train()
+            except Stopped as stopped:
+                self.reporter.end("stopped", str(stopped))
+                raise
+            except Exception as error:
+                self.reporter.active = True  # whichever process it was: the others will be ended without a word
+                with suppress(OSError):  # on a full disk not even this fits; the error itself is what counts
+                    self.reporter.end("failed", str(error) or type(error).__name__)
+                raise
+            finally:
+                self.accelerator.end_training()
+                if self.main:
+                    self.run.forget_wish()
+            self.reporter.end("done", f"{self.config.num_steps:,} steps; the student is in student/")
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """No other trainer in the same folder; the system lets go of it when this process ends, however it does."""
         self.run.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.run.path / ".lock", timeout=0) if self.main else nullcontext()
+        lock = FileLock(self.run.lock_file, timeout=1) if self.main else nullcontext()  # a look at it takes no time
         try:
             with lock:
                 yield
@@ -128,23 +130,29 @@ class _Run:
     # what a run needs before its first step
 
     def _prepare(self) -> None:
-        config, run, accelerator = self.config, self.run, self.accelerator
+        config, run = self.config, self.run
         self._prepares("cutting the student out of its teacher")
         if self.main:
             for folder in (run.path / "checkpoints", run.student / "unet", run.samples):
                 remove_partials(folder)
             run.write_config(config)
+            if strays := run.strays():
+                self.say(f"left out of {run.path / 'checkpoints'}, as no checkpoints: {', '.join(strays)}")
             run.forget_checkpoints_after(-1 if self.resume_from is None else self.resume_from)
             if self.resume_from is None:
                 create_student(run, config)
-        accelerator.wait_for_everyone()
+            elif fault := repair_student(run, config):
+                self.say(f"student/ was cut anew: {fault}")
+        self.accelerator.wait_for_everyone()
+        self.pauses.may_stop("while it was preparing")
+        self._prepares("looking through the pictures")
         self.data = self._encode()
-        if self._all_stop():
-            raise Stopped(f"{self.stop.reason or 'stopped'} while encoding; what was encoded is kept")
+        self.pauses.may_stop("while encoding; what was encoded is kept")
         self.order = BatchOrder(self.data.sizes, config.batch_size, config.seed)
         self._prepares("loading the teacher")
         library = Library(str(self.device), dtype=_TORCH_DTYPES[config.teacher_precision])
         self.teacher = library.get(config.teacher)
+        self.pauses.may_stop("while it was preparing")
         network = self.teacher.pipeline.unet
         library.residence.bring([network])
         bare = UNet2DConditionModel.from_pretrained(run.student / "unet", torch_dtype=torch.float32).to(self.device)
@@ -181,7 +189,7 @@ class _Run:
                 rank=self.accelerator.process_index,
                 world=self.accelerator.num_processes,
                 on_progress=on_progress,
-                should_stop=self._stops_or_waits,
+                should_stop=self.pauses.stops_or_waits,
             )
         except cache.EncodingStopped:
             return None
@@ -190,7 +198,7 @@ class _Run:
         dtype = self.teacher.pipeline.unet.dtype
         unet = UNet2DConditionModel.from_pretrained(self.run.student / "unet", torch_dtype=dtype)
         student = student_model(self.teacher, unet.eval().requires_grad_(False), self.run)
-        return Validator(self.run, self.config, self.data, self.step, self.teacher, student, self._give_way)
+        return Validator(self.run, self.config, self.data, self.step, self.teacher, student, self.pauses.between)
 
     def _wrap(self, bare: UNet2DConditionModel) -> None:
         """Student and optimizers for however many processes there are; the moving average starts from the student."""
@@ -222,8 +230,8 @@ class _Run:
             weights = self._kept()
             if self.main:
                 update_student(run, weights)  # a run may have been killed between its checkpoint and this
-        if self.main:
-            run.forget_metrics_after(-1 if self.resume_from is None else self.position.step)
+        if self.main and (lost := run.forget_metrics_after(-1 if self.resume_from is None else self.position.step)):
+            self.say(f"{lost} damaged line{'s' if lost > 1 else ''} of {run.metrics_file} left out")
         if config.trackers:
             self.accelerator.init_trackers("koala", {k: str(v) for k, v in config.to_dict().items()})
 
@@ -233,17 +241,18 @@ class _Run:
         config, first = self.config, self.position.step
         if first == 0:
             self._first_look()
+        self.pauses.may_stop(f"before step {first + 1:,}")
         self.reporter.step(first, 0.0)
         timer = StageTimer(self.device)
         means = Means(self.accelerator, config, since=self.position.seconds)
         began, paused = time.perf_counter() - self.position.seconds, 0.0
         with self.step.hooked(self.bare) as self.losses_of:
             for step in range(first, config.num_steps):
-                paused += self._give_way()
+                paused += self.pauses.give_way()
                 rate = learning_rate(config, step)
                 norm = self._one_step(step, rate, means)
                 done, last = step + 1, step + 1 == config.num_steps
-                stopping = self._all_stop()
+                stopping = self.pauses.all_stop()
                 if done % config.log_every == 0 or done == first + 1 or last or stopping:
                     synchronize(self.device)
                     self._log(done, rate, norm, means.take(time.perf_counter() - began - paused), timer)
@@ -257,11 +266,12 @@ class _Run:
                 )
                 if (measured or last) and not stopping:
                     self._validate(done)
+                    stopping = self.pauses.all_stop()
                 if done % config.checkpoint_every == 0 or last or stopping or self.position.best_step == done:
                     self._checkpoint()
                 paused += time.perf_counter() - pause
                 if stopping and not last:
-                    raise Stopped(f"{self.stop.reason or 'stopped'} after step {done:,}")
+                    raise self.pauses.stopped(f"after step {done:,}")
 
     def _one_step(self, step: int, rate: float, means: Means) -> float:
         """Gradients of the whole batch, in `accumulation` passes, and one step of every optimizer. Gradient norm."""
@@ -303,29 +313,6 @@ class _Run:
         draws = draw(self.config, indices, (LATENT_CHANNELS, height // LATENT_FACTOR, width // LATENT_FACTOR))
         return self.data.batch(bucket, [rows[place] for place in places], draws.picks), draws
 
-    def _all_stop(self) -> bool:
-        """Whether any process was asked to stop: they stop together."""
-        asked = self.stop()
-        if self.accelerator.num_processes == 1:
-            return asked
-        flag = torch.tensor([float(asked)], device=self.device)
-        return bool(self.accelerator.reduce(flag, "sum").item())
-
-    def _stops_or_waits(self) -> bool:
-        """Between two pictures that are encoded."""
-        self._give_way()
-        return self.stop()
-
-    def _give_way(self) -> float:
-        """Wait while the app draws with the same cores; seconds."""
-        if not self.main or self.device.type != "cpu":
-            return 0.0
-        before = self.reporter.status
-        seconds = give_way(self.run.path.parent, self.stop, self.reporter.waits)
-        if self.reporter.status is not before:
-            self.reporter.say(before.state, before.message)
-        return seconds
-
     def _log(self, done: int, rate: float, norm: float, means: dict[str, float], timer: StageTimer) -> None:
         entry = {"kind": "train", "step": done, **means, "learning_rate": rate, "grad_norm": norm}
         entry["peak_memory_bytes"] = timer.peak_memory()
@@ -349,9 +336,10 @@ class _Run:
         """Teacher and student before any step: what the curves and the pictures start from."""
         if self.main:
             self._prepares("drawing the teacher's pictures and the student's before training")
-            self.validator.pictures("teacher", of_teacher=True)
-            self.validator.pictures("before")
-            self._measure(0)
+            with suppress(Interrupted):  # the others wait below, and then all stop together
+                self.validator.pictures("teacher", of_teacher=True)
+                self.validator.pictures("before")
+                self._measure(0)
             self.validator.rest()
         self.accelerator.wait_for_everyone()
 
@@ -360,11 +348,12 @@ class _Run:
         if self.main:
             self.reporter.say("running", "validating")
             self.validator.show(weights)
-            loss = self._measure(done)
-            self.validator.pictures(f"step-{done}")
+            with suppress(Interrupted):  # the step is saved, and the run stops before the next one
+                loss = self._measure(done)
+                if self.position.best_loss is None or loss < self.position.best_loss:
+                    self.position = dataclasses.replace(self.position, best_step=done, best_loss=loss)
+                self.validator.pictures(f"step-{done}")
             self.validator.rest()
-            if self.position.best_loss is None or loss < self.position.best_loss:
-                self.position = dataclasses.replace(self.position, best_step=done, best_loss=loss)
             self.reporter.say("running", "")
         self.accelerator.wait_for_everyone()
 

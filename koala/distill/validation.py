@@ -5,21 +5,21 @@ and timesteps are fixed, so that a curve moves only because the student does.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
-from PIL import Image
 
 from koala.distill.config import DistillConfig
 from koala.distill.data.encoded import EncodedData
 from koala.distill.draws import NUM_TIMESTEPS, Draws, generator
 from koala.distill.run_folder import RunFolder
 from koala.distill.step import DistillationStep
+from koala.distill.stopping import Interrupted
 from koala.evaluate import drawing, shapes
 from koala.generate import resolve
 from koala.loading import LoadedModel
+from koala.outputs import new_file
 from koala.registry import find
 from koala.request import GenerationRequest
 
@@ -54,11 +54,13 @@ class Validator:
         step: DistillationStep,
         teacher: LoadedModel,
         student: LoadedModel,
-        give_way: Callable[[], object],
+        between: Callable[[], object],
     ):
         self.run, self.config, self.data, self.step = run, config, data, step
         self.teacher, self.student = teacher, student
-        self.give_way = give_way  # between two batches
+        self.between = (
+            between  # two batches: gives way to an app that draws, and raises Interrupted where it is to stop
+        )
         self.most = min(max(1, config.batch_size // config.accumulation), _MOST)
 
     @torch.no_grad()
@@ -82,7 +84,7 @@ class Validator:
             for bucket in range(BUCKETS):
                 sums, count = {}, 0
                 for size, rows in self._batches():
-                    self.give_way()
+                    self.between()
                     batch = self.data.validation_batch(size, rows, [0.0] * len(rows))
                     source = generator("validation", bucket, size, rows[0])
                     low = bucket * quarter
@@ -112,12 +114,11 @@ class Validator:
         self.teacher.library.residence.bring([self.step.teacher])
 
     def pictures(self, prefix: str, *, of_teacher: bool = False) -> None:
-        """samples/PREFIX-K.png for the K-th prompt, from the noise of seed K."""
+        """samples/PREFIX-K.png for the K-th prompt, from the noise of seed K; none of them where it is interrupted."""
         if not self.config.validation_prompts:
             return
         model = self.teacher if of_teacher else self.student
-        self.run.samples.mkdir(exist_ok=True)
-        (self.run.samples / "prompts.json").write_text(json.dumps(self.config.validation_prompts, indent=1) + "\n")
+        self.run.write_prompts(self.config.validation_prompts)
         guidance = self.config.validation_guidance or None
         side = self.config.resolution or None
         requests = [
@@ -129,19 +130,22 @@ class Validator:
             )
             for k, text in enumerate(self.config.validation_prompts)
         ]
-        for batch in drawing.batches(requests, None):
-            self.give_way()
-            for request, result in zip(batch, drawing.draw(model, batch), strict=True):
-                self._write(result.images[0], f"{prefix}-{request.seed}.png")
-
-    def _write(self, picture: Image.Image, name: str) -> None:
-        partial = self.run.samples / f".{name}.partial"
-        picture.save(partial, "PNG")
-        partial.replace(self.run.samples / name)
+        drawn = []
+        try:
+            for batch in drawing.batches(requests, None):
+                self.between()
+                for request, result in zip(batch, drawing.draw(model, batch), strict=True):
+                    drawn.append(self.run.samples / f"{prefix}-{request.seed}.png")
+                    with new_file(drawn[-1]) as file:
+                        result.images[0].save(file, "PNG")
+        except Interrupted:
+            for file in drawn:
+                file.unlink(missing_ok=True)
+            raise
 
     def score(self, at_step: int) -> dict:
         """A line of metrics.jsonl: the share of prompts of the shapes world with every claim right, per suite."""
         suites = ("one_object", "two_objects")
         count = self.config.score_prompts
-        report = shapes.evaluate(self.student, count=count, suites=suites, on_batch=lambda *_: self.give_way())
+        report = shapes.evaluate(self.student, count=count, suites=suites, on_batch=lambda *_: self.between())
         return {"kind": "score", "step": at_step, **{s: report["scores"][s]["all"]["rate"] for s in suites}}

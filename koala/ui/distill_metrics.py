@@ -1,6 +1,5 @@
 """A run's metrics.jsonl as it grows: only what is new is read, and a curve has as many points as a figure can show."""
 
-import json
 import math
 import os
 import threading
@@ -9,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from koala.distill.config import FEATURES
+from koala.distill.records import read_entry
 from koala.distill.run_folder import RunFolder
+from koala.request import RequestError
 
 MOST_POINTS = 240  # of a curve
 TERMS = ("loss", "task", "output", *FEATURES)
@@ -25,6 +26,7 @@ class Metrics:
     train: list[dict] = field(default_factory=list)
     validation: list[dict] = field(default_factory=list)
     score: list[dict] = field(default_factory=list)
+    damaged: int = 0  # lines that cannot be read, and are left out
 
     def curve(self, kind: str, name: str) -> Curve:
         """`name` in the entries of a kind (train, validation, score); entries without a finite number are left out."""
@@ -50,13 +52,18 @@ class Follower:
         self.metrics = Metrics()
 
     def read(self) -> Metrics:
-        """Everything up to now. A file that was replaced, as a resumed run does, is read anew."""
+        """Everything up to now. A file that was replaced, as a resumed run does, is read anew.
+
+        RequestError where it cannot be read.
+        """
         with self._lock:
             try:
                 with self._file.open("rb") as file:
                     self._read(file)
             except FileNotFoundError:
                 self._begin()
+            except OSError as error:
+                raise RequestError(f"{self._file} cannot be read ({error.strerror}); remove it") from error
             return self.metrics
 
     def _read(self, file: BinaryIO) -> None:
@@ -67,13 +74,12 @@ class Follower:
         file.seek(self._place)
         whole, end, _ = file.read().rpartition(b"\n")  # the last line may still be written
         self._place += len(whole) + len(end)
-        for line in whole.splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:  # the line that a killed process was writing
-                continue
-            if entry.get("kind") in ("train", "validation", "score"):
+        for line in whole.split(b"\n"):
+            entry = read_entry(line)
+            if entry is not None:
                 getattr(self.metrics, entry["kind"]).append(entry)
+            elif line.strip():
+                self.metrics.damaged += 1
 
 
 def thinned(curve: Curve, most: int = MOST_POINTS) -> Curve:

@@ -2,7 +2,6 @@
 
 import datetime
 import functools
-import json
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -14,8 +13,9 @@ from PIL import Image
 
 from koala.distill.config import DistillConfig
 from koala.distill.presets import Preset
-from koala.distill.run_folder import RunFolder, Status
-from koala.distill.runs import INTERRUPTED
+from koala.distill.records import Status
+from koala.distill.run_folder import RunFolder
+from koala.request import RequestError
 from koala.ui.architecture import TITLES
 from koala.ui.distill_curves import number
 from koala.ui.distill_fields import changed, setting
@@ -26,6 +26,7 @@ SIDE = 256  # px of a sample as it is sent
 MOST_PROMPTS = 16  # that the page shows
 LOG_LINES = 40  # that the page shows
 STOPPING = "stopping"
+UNREADABLE = "unreadable"
 NONE_YET = (
     '<section class="k-panel kd-empty"><h3>A student of your own</h3><p>Cut a student out of the teacher and train it '
     "to feel what the teacher feels. Choose how long it may take and press Start: the loss falls, pictures come back, "
@@ -35,13 +36,15 @@ NONE_YET = (
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """One run as the page knows it. `config` is None where it cannot be read, and `problem` says why."""
+    """One run as the page knows it. `config` is None where it cannot be read, and `problem` says why; `notes` say what
+    else is damaged, and left out."""
 
     run: RunFolder
     status: Status
     metrics: Metrics
     config: DistillConfig | None = None
     problem: str = ""
+    notes: tuple[str, ...] = ()
     alive: bool = False
     model: str | None = None  # its student's name among the app's models
 
@@ -49,6 +52,11 @@ class Shown:
     def name(self) -> str:
         """Of the run's folder; handlers know a run by it."""
         return self.run.name
+
+
+def named(run: RunFolder, error: Exception) -> str:
+    """An error's words, which name the run and not the folders of this machine."""
+    return str(error).replace(str(run.path), run.name)
 
 
 def time_left(seconds: float) -> str:
@@ -102,6 +110,9 @@ def standing(shown: Shown | None, link: str = "") -> str:
     if shown.config:
         about = f"{spec_title(shown.config.student_spec)} from {shown.config.teacher}"
     message = shown.problem or status.message
+    said = "".join(
+        f'<p class="kd-message">{escape(text[:1].upper() + text[1:])}</p>' for text in (message, *shown.notes)
+    )
     student = ""
     if link:
         student = (
@@ -115,7 +126,7 @@ def standing(shown: Shown | None, link: str = "") -> str:
         f'<div class="kd-progress" data-waits="{str(waits).lower()}" role="progressbar" aria-label="Progress" '
         f'aria-valuemin="0" aria-valuemax="{status.num_steps}" aria-valuenow="{status.step}">'
         f'<i style="width:{share:.1f}%"></i></div>{_tiles(shown)}'
-        f'<p class="kd-message">{escape(message[:1].upper() + message[1:])}</p>{student}</section>'
+        f"{said}{student}</section>"
     )
 
 
@@ -171,6 +182,14 @@ def log(shown: Shown | None) -> str:
     return f'<pre class="kd-log" tabindex="0">{escape(chr(10).join(lines))}</pre>'
 
 
+def _shot(file: Path, text: str, title: str) -> str:
+    try:
+        inside = f'<img src="{_picture(file)}" alt="{escape(text)}">'
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # Pillow's words for a damaged file
+        inside = f'<p class="k-no">samples/{escape(file.name)} is damaged</p>'
+    return f"<figure>{inside}<figcaption>{title}</figcaption></figure>"
+
+
 def _picture(file: Path, side: int = SIDE) -> str:
     return _encoded(file, file.stat().st_mtime_ns, side)
 
@@ -181,19 +200,15 @@ def _encoded(file: Path, changed_at: int, side: int) -> str:
         return data_url(picture.convert("RGB"), side, quality=88)
 
 
-def last_drawn(run: RunFolder) -> int | None:
-    """The newest step of which samples are whole, None before the first."""
-    steps = {int(f.stem.split("-")[1]) for f in run.samples.glob("step-*-0.png")}
-    return max(steps, default=None)
-
-
 def pictures(shown: Shown | None) -> str:
     """Teacher, student before and student now, prompt by prompt."""
-    file = shown.run.samples / "prompts.json" if shown else None
-    if file is None or not file.is_file():
+    if shown is None:
         return ""
-    prompts = json.loads(file.read_text())[:MOST_PROMPTS]
-    step = last_drawn(shown.run)
+    try:
+        prompts = shown.run.prompts()[:MOST_PROMPTS]
+    except RequestError as error:
+        return f'<p class="k-no">The samples cannot be shown: {escape(named(shown.run, error))}</p>'
+    step = shown.run.last_drawn()
     columns = [("teacher", "teacher"), ("before", "before training")]
     columns += [(f"step-{step}", f"step {step:,}")] if step is not None else []
     cards = []
@@ -202,11 +217,8 @@ def pictures(shown: Shown | None) -> str:
         for stem, title in columns:
             picture = shown.run.samples / f"{stem}-{k}.png"
             if picture.is_file():
-                shots.append(
-                    f'<figure><img src="{_picture(picture)}" alt="{escape(prompt)}, drawn by the '
-                    f'{"teacher" if stem == "teacher" else "student, " + title}">'
-                    f"<figcaption>{title}</figcaption></figure>"
-                )
+                drawn_by = "teacher" if stem == "teacher" else "student, " + title
+                shots.append(_shot(picture, f"{prompt}, drawn by the {drawn_by}", title))
         if shots:
             cards.append(f'<li><p>{escape(prompt)}</p><div class="kd-shots">{"".join(shots)}</div></li>')
     return f'<h4>Teacher, student before, student now</h4><ul class="kd-grid">{"".join(cards)}</ul>' if cards else ""
@@ -252,7 +264,7 @@ def table(all_runs: Sequence[Shown], chosen: str, beside: str) -> str:
     )
 
 
-def unreadable(run: RunFolder, problem: str) -> Shown:
-    """A folder that looks like a run and cannot be read."""
-    status = Status(state=INTERRUPTED, step=0, num_steps=0)
-    return Shown(run=run, status=status, metrics=Metrics(), problem=problem)
+def unreadable(run: RunFolder, problem: str, *, alive: bool = False) -> Shown:
+    """A folder that looks like a run and cannot be read; `alive` says whether a trainer works in it all the same."""
+    status = Status(state=UNREADABLE, step=0, num_steps=0)
+    return Shown(run=run, status=status, metrics=Metrics(), problem=problem, alive=alive)

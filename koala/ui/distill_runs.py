@@ -8,15 +8,16 @@ from koala.distill import runs
 from koala.distill.config import DistillConfig
 from koala.distill.pairs import feature_pairs
 from koala.distill.presets import PRESETS, Preset
-from koala.distill.run_folder import ENDED, RunFolder
+from koala.distill.records import ENDED
+from koala.distill.run_folder import RunFolder
 from koala.layout import STEMS
 from koala.locate import availability
 from koala.read_json import read_object
-from koala.registry import CARDS, EMBEDDED, ModelCard, find
+from koala.registry import CARDS, EMBEDDED, ModelCard
 from koala.request import RequestError
 from koala.specs import student
 from koala.ui.distill_metrics import Follower
-from koala.ui.distill_panel import STOPPING, Shown, unreadable
+from koala.ui.distill_panel import STOPPING, Shown, named, unreadable
 from koala.ui.session import Session, spoken
 
 PUBLIC_MINUTES = 12.0  # that a stranger's run may take
@@ -64,24 +65,32 @@ class Runs:
         raise RequestError(f"there is no run {name!r} any more")
 
     def _shown(self, run: RunFolder) -> Shown:
+        follower = self._followers.setdefault(run.path, Follower(run))
         try:
-            config, status = run.config(), runs.state(run)
-        except (RequestError, ValueError, TypeError) as error:
-            return unreadable(run, f"its folder cannot be read: {error}")
+            config, status, metrics = run.config(), runs.state(run), follower.read()
+        except RequestError as error:
+            return unreadable(run, self._told(run, error), alive=runs.held(run))
         alive = status.state not in (*ENDED, runs.INTERRUPTED)  # told by the same look as the state
         if not alive:
             self._asked.discard(run.name)
         elif run.name in self._asked:
             status = dataclasses.replace(status, state=STOPPING, message="it saves after the step that it is in")
-        follower = self._followers.setdefault(run.path, Follower(run))
+        notes, model = [], None
+        if damaged := metrics.damaged:
+            notes.append(f"{damaged} damaged line{'s' if damaged > 1 else ''} of metrics.jsonl left out")
+        if strays := run.strays():
+            notes.append(f"left out of checkpoints/, as no checkpoints: {', '.join(strays)}")
+        try:
+            model = self._offer(run, config)
+        except RequestError as error:
+            notes.append(f"its student is no model of this app: {self._told(run, error)}")
         return Shown(
-            run=run,
-            status=status,
-            metrics=follower.read(),
-            config=config,
-            alive=alive,
-            model=self._offer(run, config),
+            run=run, status=status, metrics=metrics, config=config, notes=tuple(notes), alive=alive, model=model
         )
+
+    def _told(self, run: RunFolder, error: RequestError) -> str:
+        """On one's own machine with the paths that its remedy needs; strangers learn nothing of its folders."""
+        return str(error) if self.session.local else named(run, error)
 
     def may_stop(self, name: str, visitor: str) -> bool:
         """On one's own machine every run; elsewhere one that this page started."""
@@ -172,7 +181,10 @@ class Runs:
     # --- the students
 
     def _offer(self, run: RunFolder, config: DistillConfig) -> str | None:
-        """Have the student of a run among the session's models, in its newest state; its name there."""
+        """Have the student of a run among the session's models, in its newest state; its name there.
+
+        RequestError where its folder cannot be read.
+        """
         weights = run.student / "unet" / f"{STEMS['unet']}.safetensors"
         if not run.checkpoints() or not weights.is_file():
             return None  # not there, or nothing but the untrained cut
@@ -191,7 +203,7 @@ class Runs:
         return name
 
     def _card(self, run: RunFolder, config: DistillConfig, name: str) -> ModelCard:
-        card = find(str(run.student))
+        card = run.student_card()
         size = {side: config.resolution or getattr(card, side) for side in ("width", "height")}
         named = {"name": name, "title": f"{run.name} (distilled)", "teacher": card.teacher or config.teacher}
         return dataclasses.replace(card, **named, **size)

@@ -161,7 +161,7 @@ class Exports:
         out = Path(get_upload_folder()).resolve() / mark.hexdigest() / f"{name}.zip"
         if not out.exists():
             check_space(out, found.bytes)
-            with new_file(out) as partial, zipfile.ZipFile(partial, "w") as packed:
+            with new_file(out, durable=False) as partial, zipfile.ZipFile(partial, "w") as packed:
                 for file in files:
                     packed.write(file, f"{name}/{file.relative_to(found.folder).as_posix()}")
         return out

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from gradio.utils import get_upload_folder
 from PIL import Image
 
+from koala.outputs import new_file
 from koala.registry import ModelCard
 from koala.request import GenerationRequest
 from koala.ui.settings import to_query
@@ -51,9 +52,9 @@ def save(result: "GenerationResult", compared: Sequence[GenerationRequest]) -> l
 def keep(content: bytes, name: str) -> Path:
     """A file in the folder that Gradio serves and cleans."""
     folder = Path(get_upload_folder()) / hashlib.sha256(content).hexdigest()
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder.resolve() / name
-    path.write_bytes(content)
+    with new_file(path, durable=False) as file:
+        file.write_bytes(content)
     return path
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from koala.attention.plan import BUDGET, size
 from koala.console import no_bars
+from koala.outputs import check_new_folder
 from koala.registry import CARDS, find
 from koala.request import GenerationRequest, RequestError
 from koala.verbs.options import add_device, add_request, gigabytes, library, number, request_values
@@ -123,8 +124,7 @@ def run(args: argparse.Namespace) -> int:
         raise RequestError(f"--captures draws what was recorded; leave out what is of a run: {', '.join(superfluous)}")
     if not args.captures and not (args.model and "prompt" in given):
         raise RequestError("name a --model and a --prompt to record, or --captures to draw from")
-    if args.out.exists() and (args.out.is_file() or any(args.out.iterdir())):
-        raise RequestError(f"{args.out} exists already; choose a new folder, or remove it first")
+    check_new_folder(args.out)
     names = [] if args.captures else [args.model, *args.compare]
     requests = [GenerationRequest(**given | {"model": name}) for name in names]
     for request in requests:
@@ -180,6 +180,7 @@ def _recorded(args: argparse.Namespace, requests: list[GenerationRequest], choic
             for plan, title in zip(prepared.plans, prepared.titles, strict=True):
                 choice.check(plan, title)
         say(f"recording takes {size(sum(plan.bytes for plan in prepared.plans))} of {size(args.budget)}")
+        check_new_folder(args.out, sum(plan.bytes for plan in prepared.plans))
         found = prepared.run(lambda k, step: progress(prepared.titles[k])(step))
     sides = [
         Side(title=title, picture=result.images[0], record=record)

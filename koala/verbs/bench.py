@@ -8,7 +8,6 @@ import sys
 from koala.bench_matrix import PRESET_NAMES, Matrix
 from koala.console import no_bars
 from koala.registry import find
-from koala.request import RequestError
 from koala.verbs.options import add_device, file_ending, library
 from koala.verbs.output import emit, say
 
@@ -59,13 +58,11 @@ def run(args: argparse.Namespace) -> int:
     from koala.bench import measure
     from koala.bench_report import markdown, report
     from koala.evaluate.reports import circumstances
-    from koala.outputs import new_file
+    from koala.outputs import check_file, new_file
     from koala.random_weights import RandomLibrary
 
     no_bars()
-    if args.out.is_dir():
-        raise RequestError(f"--out names the report's file, FILE.json; {args.out} is a folder")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    check_file(args.out)
     if args.random_weights:
         models = RandomLibrary(args.device, memory=args.vram, dtype=args.dtype)
     else:

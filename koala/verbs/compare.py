@@ -7,7 +7,7 @@ from pathlib import Path
 from koala.console import no_bars
 from koala.request import GenerationRequest
 from koala.verbs.options import add_device, add_request, add_runtime, library, request_values, to_run
-from koala.verbs.output import claims_line, emit, plan_lines, progress, timing_line
+from koala.verbs.output import claims_line, emit, pixel_bytes, plan_lines, progress, timing_line
 
 HELP = "draw the same noise with several models, timed"
 
@@ -31,9 +31,11 @@ def run(args: argparse.Namespace) -> int:
     from koala.compare import compare as draw
     from koala.compare import speedup
     from koala.out_of_memory import telling
+    from koala.outputs import check_folder
     from koala.report import comparison
 
     no_bars()
+    check_folder(args.out, pixel_bytes(requests))
     models = library(args, names)
     with telling(requests, models):
         results = draw(

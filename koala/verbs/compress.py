@@ -31,9 +31,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints what was kept of the teacher and the new folder, or JSON; exit status 0."""
+    from koala.outputs import check_new_folder
     from koala.surgery import compress
 
     no_bars()
+    check_new_folder(args.out)
     fetch_missing([args.teacher])
     report = compress(args.teacher, args.spec, args.out)
     what = "a pipeline" if report.pipeline else "a U-Net"

@@ -67,27 +67,41 @@ def _fresh(args: argparse.Namespace, folder: RunFolder) -> DistillConfig:
 
 
 def _resumed(args: argparse.Namespace, folder: RunFolder) -> tuple[DistillConfig, int | None]:
-    """The run's own config, and the checkpoint to go on from; None where it has none yet."""
-    from koala.distill.snapshots import FREE_FIELDS, verify
+    """The run's own config, and the checkpoint to go on from, None where it has none yet; says what was repaired."""
+    from koala.distill.intact import FREE_FIELDS, config_of, differences, trained_with, verify
 
     if args.preset or args.config:
         raise RequestError("a resumed run keeps its config; leave --preset and --config out")
-    own = folder.config()
+    own, repaired = config_of(folder)
     config = read(None, args.settings, own)
-    for field, value in config.to_dict().items():
-        if value != own.to_dict()[field] and field not in FREE_FIELDS:
+    trained = trained_with(folder) or own
+    asked = {setting.partition("=")[0] for setting in args.settings}
+    for field in differences(config, trained):
+        if field in asked and field not in FREE_FIELDS:
             raise RequestError(f"{field} cannot change when a run goes on; start a new one with --out")
+    if repaired:
+        say(f"koala: {repaired}")
     if args.step is not None:
         folder.check_checkpoint(args.step)
     steps = folder.checkpoints()
     if not steps:
         return config, None
     step = steps[-1] if args.step is None else args.step
-    verify(folder, step, config)
-    status = folder.status()
-    if step >= config.num_steps and status and status.state == "done":
+    trained = verify(folder, step, config)
+    for field, (mine, its) in differences(config, trained).items():
+        say(f"{field} is {mine!r} from here on; it was {its!r} in checkpoint step-{step}")
+    if step >= config.num_steps and _is_done(folder):
         raise RequestError(f"{folder.path} is done: {step:,} steps. Give num_steps=N with a larger N to go on")
     return config, step
+
+
+def _is_done(folder: RunFolder) -> bool:
+    try:
+        status = folder.status()
+    except RequestError as error:
+        say(f"koala: {error}")
+        return False
+    return status is not None and status.state == "done"
 
 
 def _train(args: argparse.Namespace, folder: RunFolder, config: DistillConfig, step: int | None, expected) -> int:

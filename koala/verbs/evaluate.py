@@ -70,9 +70,11 @@ def run(args: argparse.Namespace) -> int:
     file = _report_file(args.suite, args.out)
     from koala.evaluate import reports
     from koala.evaluate.summary import lines
-    from koala.outputs import new_file
+    from koala.outputs import check_file, new_file
 
     no_bars()
+    if file:
+        check_file(file)
     models = library(args, names)
     models.get_all(names)  # together, so that all of them get a precision in which they fit beside each other
     found = reports.evaluate(args.suite, args.model, settings, models, say, args.out)

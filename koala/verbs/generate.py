@@ -6,7 +6,7 @@ import dataclasses
 from koala.console import no_bars
 from koala.request import GenerationRequest
 from koala.verbs.options import add_device, add_request, add_runtime, file_ending, library, request_values, to_run
-from koala.verbs.output import claims_line, emit, plan_lines, progress, timing_line
+from koala.verbs.output import claims_line, emit, pixel_bytes, plan_lines, progress, timing_line
 
 HELP = "draw a picture"
 
@@ -32,9 +32,11 @@ def run(args: argparse.Namespace) -> int:
     request = dataclasses.replace(given, model=name)
     from koala.generate import generate as draw
     from koala.out_of_memory import telling
+    from koala.outputs import check_file
     from koala.report import entry
 
     no_bars()
+    check_file(args.out, pixel_bytes([request]))
     models = library(args, [request.model])
     with telling([request], models):
         result = draw(request, models.get(request.model), on_step=progress(request.model), num_previews=0)

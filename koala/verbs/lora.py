@@ -35,7 +35,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints what was moved and the new file, or JSON; exit status 0."""
     from koala.lora import remap_file
+    from koala.outputs import check_file
 
+    check_file(args.out)
     report = remap_file(args.lora, args.spec, args.out, SPECS.get(args.teacher_spec))
     emit(args, dataclasses.asdict(report) | {"out": str(args.out)}, "\n".join([*report.lines(), str(args.out)]))
     return 0

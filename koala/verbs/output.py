@@ -4,6 +4,10 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Iterable
+
+from koala.registry import find
+from koala.request import GenerationRequest
 
 
 def say(text: str) -> None:
@@ -14,6 +18,16 @@ def say(text: str) -> None:
 def emit(args: argparse.Namespace, values: object, text: str) -> None:
     """One JSON object with --json, otherwise `text`."""
     print(json.dumps(values, indent=1) if args.json else text)
+
+
+def pixel_bytes(requests: Iterable[GenerationRequest]) -> int:
+    """Bytes that the pictures of these requests take at most on the disk."""
+
+    def pixels(request: GenerationRequest) -> int:
+        card = find(request.model)
+        return request.images * (request.width or card.width) * (request.height or card.height)
+
+    return sum(3 * pixels(request) for request in requests)
 
 
 def seconds(ms: float) -> str:

@@ -41,18 +41,20 @@ def run(args: argparse.Namespace) -> int:
     for k, prompt in enumerate(args.prompts or ("any",)):  # a bad field fails before the model is loaded
         GenerationRequest(model=args.model, prompt=prompt, steps=args.steps, seed=args.seed + k)
     from koala.evaluate.reports import circumstances
+    from koala.outputs import check_file, new_file
     from koala.similarity import default_prompts, measure
     from koala.similarity_figure import figure, sentence
 
     no_bars()
+    check_file(args.out)
     model = library(args, [args.model]).get(args.model)
     prompts = args.prompts or default_prompts(model)
     for found in measure(model, prompts, steps=args.steps, seed=args.seed):
         say(f"{len(found['prompts'])} of {len(prompts)} prompts")
     picture = args.out.with_suffix(".svg")
     found |= {"figure": str(picture), "shows": sentence(found)} | circumstances(sys.argv[1:], model.device)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(found, indent=1) + "\n")
-    picture.write_text(figure(found))
+    for file, text in ((args.out, json.dumps(found, indent=1) + "\n"), (picture, figure(found))):
+        with new_file(file) as partial:
+            partial.write_text(text)
     emit(args, found, f"{args.out}\n{picture}\n{found['shows']}")
     return 0

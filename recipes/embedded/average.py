@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DConditionModel
 
+from koala.outputs import new_folder
+
 
 @torch.no_grad()
 def main() -> None:
@@ -23,7 +25,8 @@ def main() -> None:
     unets = [UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32) for folder in args.unets]
     for weights in zip(*(unet.parameters() for unet in unets), strict=True):
         weights[0].copy_(torch.stack(weights).mean(0))
-    unets[0].save_pretrained(args.out)
+    with new_folder(args.out, 0, replace=True) as folder:
+        unets[0].save_pretrained(folder)
 
 
 if __name__ == "__main__":

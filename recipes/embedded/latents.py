@@ -16,6 +16,7 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
+from koala.outputs import new_file
 from koala.shapes.render import render_array
 from koala.shapes.scene import Scene, random_scene
 
@@ -78,8 +79,8 @@ def main() -> None:
             pictures = torch.from_numpy(np.stack([render_array(s) for s in scenes])).permute(0, 3, 1, 2) * 2 - 1
             pictures = pictures.to(memory_format=torch.channels_last)
             latents.append(vae.encode(pictures).latent_dist.mode() * vae.config.scaling_factor)
-        save_file({"latents": torch.cat(latents).contiguous().half()}, path.with_suffix(".part"))
-        path.with_suffix(".part").rename(path)
+        with new_file(path) as file:
+            save_file({"latents": torch.cat(latents).contiguous().half()}, file)
         print(path, flush=True)
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from unet import Conditioner
 
 from koala.distill.noising import straight
+from koala.outputs import new_file
 from koala.registry import CARDS
 from koala.schedulers import build
 from koala.shapes.captions import STYLES, caption
@@ -80,8 +81,8 @@ def main() -> None:
             captions = [caption(scenes[i], rng.choice(STYLES), rng) for i in rows]
             redrawn.append(redraw(latents[rows].float(), captions, rng.randint(1, LAST_STEPS), generator))
         path = args.out / f"{shard}.safetensors"
-        save_file({"latents": torch.cat(redrawn).contiguous().half()}, path.with_suffix(".part"))
-        path.with_suffix(".part").rename(path)
+        with new_file(path) as file:
+            save_file({"latents": torch.cat(redrawn).contiguous().half()}, file)
         print(path, flush=True)
 
 

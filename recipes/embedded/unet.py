@@ -31,6 +31,7 @@ from koala.distill.muon import Muon
 from koala.distill.noising import straight
 from koala.distill.pairs import feature_pairs
 from koala.hooks import tap
+from koala.outputs import new_folder
 from koala.shapes.captions import STYLES, caption
 from koala.specs import SPECS
 from koala.surgery import cut
@@ -214,7 +215,8 @@ def main() -> None:
                 print(json.dumps({"step": step, **means, "s": round(time.time() - start)}), flush=True)
                 sums.clear()
             if step % args.save_every == 0 or step == args.steps:
-                ema.network.save_pretrained(args.out)
+                with new_folder(args.out, 0, replace=True) as folder:
+                    ema.network.save_pretrained(folder)
                 for s in sets:
                     s.refresh()
 

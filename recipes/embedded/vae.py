@@ -24,6 +24,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from latents import LatentSet
 
+from koala.outputs import new_folder
 from koala.shapes.render import object_mask, render_array
 from koala.shapes.scene import Scene, random_scene
 
@@ -191,7 +192,8 @@ def main() -> None:
     redrawn = Redrawn(args.redrawn, vae.config.scaling_factor) if args.redrawn else None
     score = validate(vae, redrawn)
     best = quality(score)
-    vae.save_pretrained(args.out)
+    with new_folder(args.out, 0, replace=True) as folder:
+        vae.save_pretrained(folder)
     print(json.dumps({"step": 0, **score}), flush=True)
     if args.freeze_encoder:
         for part in (vae.encoder, vae.quant_conv):
@@ -229,7 +231,8 @@ def main() -> None:
             kept = quality(score) > best
             if kept:
                 best = quality(score)
-                vae.save_pretrained(args.out)
+                with new_folder(args.out, 0, replace=True) as folder:
+                    vae.save_pretrained(folder)
             print(
                 json.dumps(
                     {

@@ -20,6 +20,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from unet import Conditioner
 
 from koala.distill.noising import straight
+from koala.outputs import new_file
 from koala.shapes.captions import STYLES, caption
 from koala.shapes.render import render_array
 from koala.shapes.scene import random_scene
@@ -78,7 +79,8 @@ def main() -> None:
         "device": device_name(torch.device("cpu")),
         "date": datetime.date.today().isoformat(),
     }
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
+    with new_file(args.out) as file:
+        file.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import torch
 from diffusers import AutoencoderKL
 from vae import batch
 
+from koala.outputs import new_folder
+
 
 @torch.no_grad()
 def main() -> None:
@@ -39,7 +41,8 @@ def main() -> None:
     post.bias += (post.weight[:, :, 0, 0].double() @ mean).float()
     post.weight[:, :, 0, 0] = (post.weight[:, :, 0, 0].double() @ back).float()
     vae.register_to_config(scaling_factor=1.0)
-    vae.save_pretrained(args.out)
+    with new_folder(args.out, 0, replace=True) as folder:
+        vae.save_pretrained(folder)
     again = torch.cat([vae.encode(p).latent_dist.mode() for p in pictures[:32].split(8)])
     change = (vae.decode(again[:4]).sample - AutoencoderKL.from_pretrained(args.vae).decode(latents[:4]).sample).abs()
     print(f"eigenvalues before {values.tolist()}; after: mean {again.mean((0, 2, 3)).tolist()}")

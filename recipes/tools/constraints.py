@@ -20,6 +20,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from koala.outputs import new_file
+
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "constraints-server.txt"
 REQUIREMENTS = ROOT / "requirements.txt"
@@ -126,7 +128,8 @@ def main(arguments: list[str] | None = None) -> int:
     way.add_argument("--check", action="store_true", help="write nothing; exit 1 where file and environment differ")
     args = parser.parse_args(arguments)
     if not args.check:
-        FILE.write_text(text(newest() if args.newest else installed()), encoding="utf-8")
+        with new_file(FILE) as file:
+            file.write_text(text(newest() if args.newest else installed()), encoding="utf-8")
         print(f"{len(pins(FILE.read_text(encoding='utf-8')))} versions in {FILE.name}")
     elif found := differences(FILE.read_text(encoding="utf-8"), installed()):
         remedy = (

@@ -15,7 +15,9 @@ import pytest
 from koala.distill import runs
 from koala.distill.config import DistillConfig
 from koala.distill.presets import PRESETS
-from koala.distill.run_folder import RunFolder, Status, process_started
+from koala.distill.records import Status
+from koala.distill.run_folder import RunFolder
+from koala.process import started
 from koala.request import RequestError
 
 TINY = dataclasses.replace(
@@ -48,7 +50,7 @@ def sleeper() -> subprocess.Popen:
 
 
 def of(process: subprocess.Popen) -> dict:
-    return {"pid": process.pid, "pid_started": process_started(process.pid)}
+    return {"pid": process.pid, "pid_started": started(process.pid)}
 
 
 def wait_for(condition, seconds=120):
@@ -87,8 +89,8 @@ def test_a_name_that_leaves_the_folder_is_refused(tmp_path, name):
 def test_a_later_process_of_the_same_number_is_not_the_run(tmp_path):
     """Symptom: after a restart of the machine a run seemed to go on forever, and Stop would have ended a stranger."""
     here = os.getpid()
-    mine = written(tmp_path, "mine", state="running", pid=here, pid_started=process_started(here))
-    other = written(tmp_path, "other", state="running", pid=here, pid_started=process_started(here) - 1)
+    mine = written(tmp_path, "mine", state="running", pid=here, pid_started=started(here))
+    other = written(tmp_path, "other", state="running", pid=here, pid_started=started(here) - 1)
     assert runs.alive(mine) and runs.state(mine).state == "running"
     assert not runs.alive(other) and runs.state(other).state == runs.INTERRUPTED
     with pytest.raises(RequestError, match="not running"):

@@ -13,7 +13,7 @@ from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from koala.distill import snapshots, trainer
+from koala.distill import intact, snapshots, trainer
 from koala.distill.run_folder import RunFolder
 from koala.distill.step import BrokenLoss
 from koala.distill.trainer import train
@@ -133,14 +133,14 @@ def test_the_last_checkpoints_and_the_best_one_stay(small, run):
 def test_a_damaged_checkpoint_is_refused_and_the_last_good_one_offered(small, run):
     config = small(num_steps=2, checkpoint_every=1)
     train(run, config)
-    snapshots.verify(run, 2, config)
+    intact.verify(run, 2, config)
     file = run.checkpoint(2) / "optimizer.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(RequestError, match="step-2 .* is damaged: optimizer.safetensors .*; resume with --step 1"):
-        snapshots.verify(run, 2, config)
+        intact.verify(run, 2, config)
     (run.checkpoint(1) / "manifest.json").write_text("{")
     with pytest.raises(RequestError, match="no other checkpoint of this run is good"):
-        snapshots.verify(run, 2, config)
+        intact.verify(run, 2, config)
 
 
 def test_a_run_that_goes_on_from_an_earlier_checkpoint_writes_the_later_ones_anew(small, run):
@@ -149,7 +149,7 @@ def test_a_run_that_goes_on_from_an_earlier_checkpoint_writes_the_later_ones_ane
     file = run.checkpoint(3) / "ema.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     train(run, config, resume_from=2)
-    snapshots.verify(run, 3, config)
+    intact.verify(run, 3, config)
     assert [e["step"] for e in run.metrics() if e["kind"] == "train"] == [1, 2, 3]
 
 
@@ -218,8 +218,8 @@ def test_a_run_does_not_go_on_with_other_data(small, run, tmp_path):
 def test_a_checkpoint_of_another_run_is_refused(trained):
     config = trained.config()
     with pytest.raises(RequestError, match="belongs to another run: its learning_rate is 0.0001, this run's 0.5"):
-        snapshots.verify(trained, 1, dataclasses.replace(config, learning_rate=0.5))
-    snapshots.verify(trained, 1, dataclasses.replace(config, num_steps=7, log_every=3))
+        intact.verify(trained, 1, dataclasses.replace(config, learning_rate=0.5))
+    intact.verify(trained, 1, dataclasses.replace(config, num_steps=7, log_every=3))
 
 
 def test_a_full_disk_stops_with_the_last_checkpoint_whole(copy):
@@ -234,7 +234,7 @@ def test_a_full_disk_stops_with_the_last_checkpoint_whole(copy):
     assert run.status().state == "failed" and "could not be written" in run.status().message
     assert run.checkpoints() == [1]
     assert not list((run.path / "checkpoints").glob(".*partial"))
-    snapshots.verify(run, 1, config)
+    intact.verify(run, 1, config)
     train(run, dataclasses.replace(config, num_steps=2), resume_from=1)
     assert run.status().state == "done"
 

@@ -59,7 +59,12 @@ def encode(
     Raises EncodingStopped soon after `should_stop` says so, RequestError for data that cannot be used.
     """
     resolution = config.resolution or find(config.teacher).width
-    source = source_for(config, resolution)
+
+    def between() -> None:
+        if should_stop():
+            raise EncodingStopped
+
+    source = source_for(config, resolution, between)
     identity = {
         "version": VERSION,
         "source": source.identity,

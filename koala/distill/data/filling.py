@@ -141,7 +141,12 @@ class Filling:
                     self._tell("waiting for other processes")
 
     def _missing(self, numbers: Iterable[int]) -> list[int]:
-        return [number for number in numbers if not self._look(number)]
+        found = []
+        for number in numbers:
+            self._stop_if_told()
+            if not self._look(number):
+                found.append(number)
+        return found
 
     def _look(self, number: int) -> bool:
         """Note the chunks of a part that are on the disk by now; whether they are all."""
@@ -205,6 +210,7 @@ class Filling:
             self._tell("encoding", number)
 
         for sample, found in self._ahead(samples):
+            self._stop_if_told()
             if isinstance(found, str):
                 log.warning("skipped %s: %s", sample.key, found)
                 skipped.append(f"{sample.key}: {found}")

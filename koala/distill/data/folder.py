@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from koala.distill.config import DistillConfig
-from koala.distill.data.files import ending, files_under, fingerprint
+from koala.distill.data.files import Between, ending, files_under, fingerprint, nothing
 from koala.distill.data.rows import PICTURES, captions_of, check_captions, open_picture
 from koala.distill.data.samples import Part, Sample, Source, caption_fields
 from koala.fields import is_text, shown
@@ -20,9 +20,9 @@ _NAME = "file_name"  # their column that says which picture
 Captions = Callable[[Path], tuple[str, ...]]
 
 
-def folder_source(config: DistillConfig, folder: Path) -> Source:
+def folder_source(config: DistillConfig, folder: Path, between: Between = nothing) -> Source:
     """Every picture under a folder. RequestError where there is none, or where none has captions."""
-    files = files_under(folder)
+    files = files_under(folder, between)
     pictures = [file for file in files if ending(file) in PICTURES]
     if not pictures:
         raise RequestError(
@@ -44,7 +44,7 @@ def folder_source(config: DistillConfig, folder: Path) -> Source:
         for first in range(0, len(pictures), PART)
     ]
     fields = caption_fields(config)
-    content = fingerprint([*pictures, *told_by], folder)
+    content = fingerprint([*pictures, *told_by], folder, between)
     return Source(identity={"kind": "folder", "content": content, "captions": fields}, parts=tuple(parts))
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import datasets
 
 from koala.distill.config import DistillConfig
-from koala.distill.data.files import files_under, fingerprint
+from koala.distill.data.files import Between, files_under, fingerprint, nothing
 from koala.distill.data.rows import check_columns, inner, sample_of
 from koala.distill.data.samples import HUB, Part, Sample, Source, caption_fields
 from koala.request import RequestError
 
 
-def hub_source(config: DistillConfig) -> Source:
+def hub_source(config: DistillConfig, between: Between = nothing) -> Source:
     """Every row of hub:OWNER/NAME, also with /CONFIG and @REVISION; a part is a shard of the stream.
 
     RequestError for a data set that is not there or lacks a column; an OSError is the network's.
@@ -49,7 +49,9 @@ def hub_source(config: DistillConfig) -> Source:
         "name": name,
         "subset": subset or builder.config.name,
         "split": split,
-        "content": fingerprint(files_under(folder), folder) if folder.is_dir() else builder.hash,  # its commit
+        "content": fingerprint(files_under(folder, between), folder, between)
+        if folder.is_dir()
+        else builder.hash,  # its commit
         "image": config.image_column,
         "captions": caption_fields(config),
     }

@@ -8,7 +8,7 @@ import pyarrow as pa
 from pyarrow.parquet import ParquetFile
 
 from koala.distill.config import DistillConfig
-from koala.distill.data.files import fingerprint
+from koala.distill.data.files import Between, fingerprint, nothing
 from koala.distill.data.rows import check_columns, image_column, sample_of
 from koala.distill.data.samples import Part, Sample, Source, caption_fields
 from koala.request import RequestError
@@ -24,10 +24,11 @@ def _open(file: Path) -> ParquetFile:
         raise RequestError(f"{file} cannot be read as parquet: {error}") from error
 
 
-def parquet_source(config: DistillConfig, files: Sequence[Path], base: Path) -> Source:
+def parquet_source(config: DistillConfig, files: Sequence[Path], base: Path, between: Between = nothing) -> Source:
     """Every row of the files; a part is a row group. RequestError for a missing column or no rows."""
     parts = []
     for number, file in enumerate(files):
+        between()
         with _open(file) as opened:
             check_columns(opened.schema_arrow.names, config)
             for group in range(opened.num_row_groups):
@@ -42,7 +43,7 @@ def parquet_source(config: DistillConfig, files: Sequence[Path], base: Path) -> 
         raise RequestError(f"{config.data} has no rows")
     identity = {
         "kind": "parquet",
-        "content": fingerprint(files, base),
+        "content": fingerprint(files, base, between),
         "image": config.image_column,
         "captions": caption_fields(config),
     }

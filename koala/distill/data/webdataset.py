@@ -10,7 +10,7 @@ from itertools import groupby, islice
 from pathlib import Path
 
 from koala.distill.config import DistillConfig
-from koala.distill.data.files import fingerprint
+from koala.distill.data.files import Between, fingerprint, nothing
 from koala.distill.data.rows import PICTURES, check_columns, inner, sample_of
 from koala.distill.data.samples import Part, Sample, Source, caption_fields
 from koala.request import RequestError
@@ -29,9 +29,10 @@ def braces(pattern: str) -> list[str]:
     return [pattern[: found.start()] + name + rest for name in names for rest in braces(pattern[found.end() :])]
 
 
-def webdataset_source(config: DistillConfig, shards: Sequence[Path]) -> Source:
+def webdataset_source(config: DistillConfig, shards: Sequence[Path], between: Between = nothing) -> Source:
     """Every sample of the shards; a part is a shard. RequestError for a missing shard, column or picture."""
     for shard in shards:
+        between()
         if not shard.is_file():
             raise RequestError(f"there is no shard {shard}; {config.data} names {len(shards)} of them")
     _check(config, shards)
@@ -42,12 +43,15 @@ def webdataset_source(config: DistillConfig, shards: Sequence[Path]) -> Source:
             if left <= 0:
                 break
             with _samples(shard) as samples:
-                count = sum(1 for _ in samples)
+                count = 0
+                for _ in samples:  # a shard without an index is read to its end to count them
+                    between()
+                    count += 1
             left -= count
         parts.append(Part(name=f"shard-{number:05}", count=count, read=partial(_read, config, shard)))
     identity = {
         "kind": "webdataset",
-        "content": fingerprint(shards, shards[0].parent),
+        "content": fingerprint(shards, shards[0].parent, between),
         "image": config.image_column,
         "captions": caption_fields(config),
     }

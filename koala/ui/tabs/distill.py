@@ -187,8 +187,8 @@ class Distill:
         pair = [(s.name, s.metrics) for s in (shown, other) if s]
         live, local = shown is not None and shown.alive, self.session.local
         readable = shown is not None and shown.config is not None
-        steps = shown.run.checkpoints() if readable and not live else []
-        goes_on = readable and not live and shown.status.state != "done" and local
+        steps = shown.run.checkpoints() if shown is not None and not live else []
+        goes_on = local and not live and (shown.status.state != "done" if readable else bool(steps))  # or repairs
         link = self._link(shown) if readable and shown.model else ""
         folder = str(shown.run.path) if shown and local else ""
         return {

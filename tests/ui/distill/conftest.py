@@ -13,8 +13,10 @@ from PIL import Image
 
 from koala.distill.config import DistillConfig
 from koala.distill.presets import PRESETS
-from koala.distill.run_folder import RunFolder, Status, process_started
+from koala.distill.records import Status
+from koala.distill.run_folder import RunFolder
 from koala.layout import SURGERY
+from koala.process import started
 from koala.registry import EMBEDDED
 from koala.ui.session import Session
 from koala.ui.tabs.distill import Distill
@@ -36,7 +38,7 @@ class Trainer:
             step=0,
             num_steps=WATCHED.num_steps,
             pid=os.getpid(),
-            pid_started=process_started(os.getpid()),
+            pid_started=started(os.getpid()),
             started=time.time(),
             steps_per_second=0.5,
         )
@@ -102,7 +104,7 @@ def with_samples(run: RunFolder, prompt: str = "a red circle") -> RunFolder:
 
 def living() -> dict:
     """The status of a run whose process is this one."""
-    return {"state": "running", "pid": os.getpid(), "pid_started": process_started(os.getpid())}
+    return {"state": "running", "pid": os.getpid(), "pid_started": started(os.getpid())}
 
 
 @pytest.fixture

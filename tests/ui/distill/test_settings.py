@@ -9,7 +9,7 @@ import pytest
 from koala.cli import parser
 from koala.distill.config import DistillConfig, read
 from koala.distill.presets import PRESETS
-from koala.distill.run_folder import Status
+from koala.distill.records import Status
 from koala.request import RequestError
 from koala.ui import distill_fields, distill_panel
 from koala.ui.distill_metrics import Metrics

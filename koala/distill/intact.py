@@ -1,0 +1,150 @@
+"""What of a run is as it was written: each checkpoint is held against its manifest, and the config comes out of one
+where config.json is damaged. Files and hashes only; what is in them is for `snapshots`.
+"""
+
+import hashlib
+import json
+import shlex
+from pathlib import Path
+
+from koala.distill.config import DistillConfig
+from koala.distill.run_folder import RunFolder
+from koala.hashing import sha256
+from koala.read_json import read_object
+from koala.request import RequestError
+
+STATE = "state.json"
+FILES = ("student.safetensors", "ema.safetensors", "optimizer.safetensors", STATE)
+MANIFEST = "manifest.json"
+# What may differ between a checkpoint and the run that goes on from it: how long, how often and where, not what.
+FREE_FIELDS = frozenset(
+    {
+        "num_steps", "checkpoint_every", "keep_last", "validate_every", "validation_prompts", "validation_guidance",
+        "score_prompts", "log_every", "time_limit", "trackers", "cache",
+    }
+)  # fmt: skip
+
+
+def write_manifest(folder: Path, config: DistillConfig) -> None:
+    """The last file of a new checkpoint: its config and the hash of every file, of itself too."""
+    told = {"config": config.to_dict(), "files": {name: sha256(folder / name) for name in FILES}}
+    (folder / MANIFEST).write_text(json.dumps(told | {"sha256": _own_hash(told)}, indent=1) + "\n")
+
+
+def _own_hash(told: dict) -> str:
+    text = json.dumps({name: told.get(name) for name in ("config", "files")}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def manifest(run: RunFolder, step: int) -> tuple[DistillConfig, dict[str, str]]:
+    """What a checkpoint was trained with, and the hashes of its files. RequestError where its manifest is damaged."""
+    try:
+        told = read_object(run.checkpoint(step) / MANIFEST)
+        if told.keys() - {"config", "files", "sha256"} or told.get("sha256", _own_hash(told)) != _own_hash(told):
+            raise RequestError("it is not what was written")
+        return DistillConfig.from_dict(told["config"]), dict(told["files"])
+    except (RequestError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RequestError(f"is damaged: its {MANIFEST} cannot be read ({error})") from error
+
+
+def check_files(run: RunFolder, step: int) -> DistillConfig:
+    """Read all of a checkpoint, and give what it was trained with; RequestError where it is not as it was written."""
+    folder = run.checkpoint(step)
+    config, hashes = manifest(run, step)
+    for name in FILES:
+        if not (folder / name).is_file():
+            raise RequestError(f"is damaged: {name} is missing")
+        try:
+            found = sha256(folder / name)
+        except OSError as error:  # a sector that the disk gives up
+            raise RequestError(f"is damaged: {name} cannot be read ({error.strerror})") from error
+        if found != hashes.get(name):
+            raise RequestError(f"is damaged: {name} is not what was written")
+    if (there := read_object(folder / STATE).get("step")) != step:
+        raise RequestError(f"is that of step {there} under another name")
+    return config
+
+
+def trained_with(run: RunFolder) -> DistillConfig | None:
+    """What the newest checkpoint whose manifest can be read was trained with; None where there is none."""
+    for step in reversed(run.checkpoints()):
+        try:
+            return manifest(run, step)[0]
+        except RequestError:
+            continue
+    return None
+
+
+def good_checkpoints(run: RunFolder) -> dict[int, DistillConfig]:
+    """Steps of the checkpoints that are as they were written, the oldest first, with what they were trained with."""
+    found = {}
+    for step in run.checkpoints():
+        try:
+            found[step] = check_files(run, step)
+        except RequestError:
+            continue
+    return found
+
+
+def config_of(run: RunFolder) -> tuple[DistillConfig, str]:
+    """The run's config, and what had to be done for it: out of its newest good checkpoint where config.json is damaged.
+
+    RequestError where neither can be read.
+    """
+    file = run.path / "config.json"
+    try:
+        if file.exists() or not run.checkpoints():
+            return run.config(), ""
+        why = f"{file} is missing"
+    except RequestError as error:
+        if not run.checkpoints():
+            raise
+        why = str(error).partition(";")[0]
+    good = good_checkpoints(run)
+    if not good:
+        raise RequestError(f"{why}, and no checkpoint of {run.path} is good; {_from_student(run, 'its settings')}")
+    step = max(good)
+    return good[step], f"{why}; it is written anew as checkpoint step-{step} knows it"
+
+
+def verify(run: RunFolder, step: int, config: DistillConfig) -> DistillConfig:
+    """What a checkpoint was trained with, once all of it is read.
+
+    RequestError with the reason where it is damaged or of another run, and with what to do instead.
+    """
+    try:
+        trained = check_files(run, step)
+    except RequestError as error:
+        good = [s for s in good_checkpoints(run) if s != step]
+        remedy = (
+            f"resume with --step {good[-1]}, the last good one"
+            if good
+            else f"no other checkpoint of this run is good; {_from_student(run, f'--config {run.path}/config.json')}"
+        )
+        raise RequestError(f"checkpoint step-{step} of {run.path} {error}; {remedy}") from error
+    for name, (mine, its) in differences(config, trained).items():
+        if name not in FREE_FIELDS:
+            raise RequestError(
+                f"checkpoint step-{step} of {run.path} belongs to another run: its {name} is {its!r}, this run's "
+                f"{mine!r}; to go on as it was trained add {spelled(name, its)}, or start a new run with --out"
+            )
+    return trained
+
+
+def differences(config: DistillConfig, other: DistillConfig) -> dict[str, tuple[object, object]]:
+    """Field -> its value in both, where they are not the same; the fields that a run may change come last."""
+    both = {name: (value, getattr(other, name)) for name, value in config.to_dict().items()}
+    found = {name: (mine, its) for name, (mine, its) in both.items() if mine != its}
+    return dict(sorted(found.items(), key=lambda item: item[0] in FREE_FIELDS))
+
+
+def spelled(name: str, value: object) -> str:
+    """A setting as it is typed."""
+    return shlex.quote(f"{name}={value if isinstance(value, str) else json.dumps(value)}")
+
+
+def _from_student(run: RunFolder, settings: str) -> str:
+    """What is left to do where no checkpoint can be gone on from."""
+    if not (run.student / "unet").is_dir():
+        return "start it again with --out"
+    return f"go on from its student in a new run: --out NEW {settings} student_init={run.student}"
