@@ -193,10 +193,7 @@ class RunFolder:
 
     def student_card(self) -> ModelCard:
         """The student as a model; RequestError where its folder cannot be read."""
-        try:
-            return find(str(self.student))
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            raise RequestError(f"{self.student} is damaged ({error}); {self.resumes} makes it anew") from error
+        return find(str(self.student))
 
     # the wish to stop
 
