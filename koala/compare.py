@@ -1,17 +1,14 @@
 """Several models on one noise: the pictures, the times, and where a speed-up comes from."""
 
-import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from koala.generate import MAX_PREVIEWS, Step, generate, resolve
+from koala.generate import MAX_PREVIEWS, Step, generate
 from koala.loading import Library
-from koala.registry import find
-from koala.request import GenerationRequest, RequestError, Timing
+from koala.request import GenerationRequest, Timing
+from koala.resolve import same_noise
 from koala.result import GenerationResult
-
-MAX_MODELS = 8  # in one comparison
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,29 +36,6 @@ def speedup(baseline: Timing, other: Timing) -> Speedup:
     calls = baseline.unet_calls / other.unet_calls
     unet = baseline.unet_total_ms / other.unet_total_ms
     return Speedup(per_call=unet / calls, calls=calls, unet=unet, total=baseline.total_ms / other.total_ms)
-
-
-def same_noise(requests: Sequence[GenerationRequest]) -> list[GenerationRequest]:
-    """The requests with defaults filled in and one size for all: the first model's where none was asked for.
-
-    Raises RequestError when they could not start from the same noise.
-    """
-    if len(requests) < 2:
-        raise RequestError("a comparison needs at least two models, for example --models tiny-sdxl tiny-koala-700m")
-    if len(requests) > MAX_MODELS:
-        raise RequestError(f"a comparison takes at most {MAX_MODELS} models, not {len(requests)}; compare in groups")
-    first = resolve(requests[0], find(requests[0].model))
-    found = []
-    for request in requests:
-        if request.width is None or request.height is None:
-            request = dataclasses.replace(
-                request, width=request.width or first.width, height=request.height or first.height
-            )
-        found.append(resolve(request, find(request.model)))
-    for name in ("prompt", "seed", "images", "width", "height"):
-        if len({getattr(r, name) for r in found}) > 1:
-            raise RequestError(f"the compared requests differ in {name}; give all models the same")
-    return found
 
 
 def compare(

@@ -19,17 +19,13 @@ from koala.guidance import TENSORS, GuidanceInterval, guided_steps
 from koala.hashing import digest
 from koala.loading import EMBEDDINGS, LoadedModel, Placement
 from koala.presets import PRESETS
-from koala.registry import ModelCard
-from koala.request import GenerationRequest, RequestError, Timing
+from koala.request import Cancelled, GenerationRequest, Timing
+from koala.resolve import resolve
 from koala.result import GenerationResult
 from koala.schedulers import EulerAncestral, build
 from koala.timing import StageTimer, device_name
 
 MAX_PREVIEWS = 6  # per run: a preview costs a VAE decode
-
-
-class Cancelled(Exception):
-    """The run was stopped on request; nothing was produced."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,28 +35,6 @@ class Step:
     index: int
     total: int
     preview: Image.Image | None
-
-
-def resolve(request: GenerationRequest, card: ModelCard) -> GenerationRequest:
-    """The request with every None replaced by its model's default; RequestError for what its runtime cannot do."""
-    if card.runtime == "onnx":
-        _check_export(request, card)
-    defaults = {n: getattr(card, n) for n in ("steps", "guidance", "scheduler", "width", "height")}
-    missing = {n: v for n, v in defaults.items() if getattr(request, n) is None}
-    return dataclasses.replace(request, model=card.name, **missing)
-
-
-def _check_export(request: GenerationRequest, card: ModelCard) -> None:
-    """An export's graph is as it was written, and its memory is its runtime's."""
-    if request.lora:
-        raise RequestError(
-            f"{card.title} takes no LoRA at run time; fuse it into an export of its own: python -m export --model "
-            f"MODEL --lora {request.lora} --lora-strength {request.lora_strength:g} --out DIR"
-        )
-    if request.preset != "quality":
-        raise RequestError(
-            f"{card.title} runs on ONNX Runtime, and the preset {request.preset} is torch's; use --preset quality"
-        )
 
 
 def versions() -> dict[str, str]:

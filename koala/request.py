@@ -20,6 +20,10 @@ class RequestError(ValueError):
     """A request that cannot be run; the message says what was asked, what is possible and what to type."""
 
 
+class Cancelled(Exception):
+    """The run was stopped on request; nothing was produced."""
+
+
 def _doc(text: str, **settings):
     return field(metadata={"help": text}, **settings)
 

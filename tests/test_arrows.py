@@ -35,6 +35,7 @@ LEVELS = {
         "koala.read_json",
         "koala.similarity_figure",
         "koala.request",
+        "koala.resolve",
         "koala.shortage",
         "koala.presets",
         "koala.exported",

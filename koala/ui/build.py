@@ -19,6 +19,7 @@ TABS = (
     ("Benchmark", bench.build),
     ("Export", export.build),
 )
+THREADS = 64  # of handlers; whoever waits in the line for the device has one, and others must not wait for them
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -33,7 +34,7 @@ def build(session: Session) -> gr.Blocks:
         add_endpoints(session)
     demo.queue(api_open=False, max_size=20)
     if not session.local:
-        session.share = Share(demo._queue)
+        session.share = Share(demo._queue, session.line)
     return demo
 
 
@@ -65,6 +66,7 @@ def launch(
         pwa=False,
         max_file_size="2gb" if session.local else f"{PUBLIC_UPLOAD}mb",  # a LoRA, or only a PNG
         allowed_paths=[],
+        max_threads=THREADS,
         footer_links=["api"],
     )
     session.start()

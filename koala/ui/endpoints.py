@@ -5,20 +5,26 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 
 import gradio as gr
+from gradio.context import LocalContext
 
 from koala.request import GenerationRequest, RequestError
+from koala.resolve import same_noise
 from koala.ui import stage
 from koala.ui.attention_recording import Recording
 from koala.ui.limits import check_public_models
 from koala.ui.messages import complain
 from koala.ui.session import Session
+from koala.ui.visitors import listens
 
 
-def _run(session: Session, requests: Sequence[GenerationRequest], draw: Callable | None = None) -> list:
-    """Results in the order of the requests."""
-    results = {}
-    with closing(session.run(requests, draw=draw)) as updates:
+def _run(session: Session, requests: Sequence[GenerationRequest], draw: Callable | None = None, **kind: str) -> list:
+    """Results in the order of the requests. A client that hangs up leaves the line, or ends its run."""
+    asked, results = LocalContext.request.get(None), {}
+    visitor = session.visitor(asked) if asked else ""
+    with closing(session.run(requests, draw=draw, visitor=visitor, **kind)) as updates:
         for update in updates:
+            if not listens():
+                raise RequestError("this request was left by its client")
             results |= update.results
     return [results[k] for k in sorted(results)]
 
@@ -38,7 +44,7 @@ def _fields(values: dict) -> dict:
 def _captured(session: Session, requests: Sequence[GenerationRequest], stages: list[str] | None, same_input: bool):
     """The capture of these requests, which nothing keeps, and the results that came with it."""
     recording = Recording(stages=stages, same_input=same_input, public=not session.local)
-    ((captured, results),) = _run(session, requests, recording.draw)
+    ((captured, results),) = _run(session, requests, recording.draw, kind="attention")
     return captured, results
 
 
@@ -103,8 +109,6 @@ class Endpoints:
             for request in requests:
                 self.session.check(request)
             if len(requests) < 2:
-                from koala.compare import same_noise
-
                 same_noise(requests)  # says what a comparison needs
             results, files = _draw(self.session, requests)
         except Exception as error:
@@ -157,4 +161,4 @@ def add_endpoints(session: Session) -> None:
     """Add the endpoints to the Blocks that is being built."""
     own = Endpoints(session)
     for function in (own.generate, own.compare, own.attention):
-        gr.api(function, concurrency_id="gpu", concurrency_limit=1)
+        gr.api(function, concurrency_limit=None)  # they wait in the session's own line, with the page

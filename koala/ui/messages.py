@@ -26,10 +26,15 @@ def readable(error: Exception) -> str:
     return f"the run failed with {type(error).__name__}; the terminal in which the app runs shows why. Try again"
 
 
-def safe(text: str) -> str:
-    """Text for a toast: clipped, then escaped; quotes stay as they are, for an API's readers."""
+def sentence(text: str) -> str:
+    """Text for a person to read: clipped, with a capital letter."""
     text = text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
-    return escape(text[:1].upper() + text[1:], quote=False)
+    return text[:1].upper() + text[1:]
+
+
+def safe(text: str) -> str:
+    """The same for a toast: escaped; quotes stay as they are, for an API's readers."""
+    return escape(sentence(text), quote=False)
 
 
 def complain(error: Exception, title: str = "That does not work") -> gr.Error:

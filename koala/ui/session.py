@@ -3,7 +3,6 @@
 torch is imported by the loading thread, so that the page is there first.
 """
 
-import contextvars
 import dataclasses
 import logging
 import queue
@@ -19,9 +18,12 @@ from koala.locate import availability
 from koala.out_of_memory import told
 from koala.registry import CARDS, ModelCard
 from koala.request import GenerationRequest, RequestError
+from koala.ui import turns
 from koala.ui.limits import check_public
+from koala.ui.line import Line
 from koala.ui.messages import readable
-from koala.ui.updates import Update, collect
+from koala.ui.under_way import Life
+from koala.ui.updates import Update
 
 if TYPE_CHECKING:
     from koala.loading import Library, LoadedModel
@@ -95,6 +97,7 @@ class Session:
         self._made: dict[str, ModelCard] = {}  # by name: folders that this app wrote itself
         self.before_choosing: list[Callable[[], object]] = []  # who looks for models that came meanwhile
         self.device_type: str | None = None  # known once torch is there
+        self.line = Line()  # of whatever wants the device
         self.share: Share | None = None  # of each visitor, where strangers reach the app
         self.around_runs: list[Callable[[], AbstractContextManager]] = []  # what is held while anything is drawn
         self._used: list[tuple[str, ...]] = []  # the models of every run under way
@@ -267,6 +270,23 @@ class Session:
         if self.state(card.name).state != "ready":
             self._fetch(card.name)
 
+    def loading(self, names: Sequence[str]) -> list[str]:
+        """The titles of those of these models that are not yet in memory."""
+        there = self._there.is_set()
+        states = [self.state(name) for name in names]
+        return list(dict.fromkeys(s.title for s in states if not there or s.state != "ready"))
+
+    def fetch(self, names: Sequence[str]) -> None:
+        """Have these models in memory; the error of the first that cannot be loaded."""
+        library = self.library()
+        for name in names:
+            self._ensure(self.card(name))
+            library.get(name, beside=names)
+
+    def explained(self, error: Exception, requests: Sequence[GenerationRequest]) -> Exception:
+        """The error of a run of these requests; a lack of memory with what helps, after the memory was freed."""
+        return told(error, requests, self._library) if requests else error
+
     def _load(self) -> None:
         try:
             import koala.report  # noqa: F401  (compare, judge and torch with them)
@@ -302,7 +322,8 @@ class Session:
                     self._download(card)
                 finally:
                     self._downloads.discard(name)
-            self.library().get(name, beside=self.models if name in self.models else ())
+            pair = [other for other in self.models if availability(self.card(other))[0]]  # one that is damaged is not
+            self.library().get(name, beside=pair if name in self.models else ())
         except Exception as error:
             self._states[name] = ModelState(title=title, state="needs", detail=readable(error))
         else:
@@ -323,60 +344,22 @@ class Session:
     def run(
         self,
         requests: Sequence[GenerationRequest],
-        cancel: threading.Event | None = None,
+        life: Life | None = None,
         draw: Callable | None = None,
+        *,
+        visitor: str = "",
+        kind: str = "drawing",
     ) -> Iterator[Update]:
         """One model, or several on one noise, as a stream of updates; previews that came too late are dropped.
 
-        Closing the iterator or setting `cancel` ends the run within one step; the latter raises Cancelled. `draw` does
-        the work in another way than plain generation; it has `_draw`'s arguments, and its results are of its own kind.
+        Closing the iterator ends the run within one step, as does `life.stop()`, which raises Cancelled here at once.
+        `draw` does the work in another way than plain generation: it has `turns.draw`'s arguments, its results are of
+        its own kind, and `kind` names it, for the forecast of how long such a run takes.
         """
-        cancel = cancel or threading.Event()
-        events: queue.Queue = queue.Queue()
-        work = (requests, events, cancel, draw or _draw)
-        visit = contextvars.copy_context()  # whose visitor it is: ZeroGPU asks
-        worker = threading.Thread(target=visit.run, args=(self._work, *work), name="koala-run", daemon=True)
-        with self.using(*(r.model for r in requests)):
-            worker.start()
-            try:
-                while True:
-                    update, ended = collect(events)
-                    yield update
-                    if isinstance(ended, Exception):
-                        raise ended
-                    if ended:
-                        return
-            finally:
-                cancel.set()
-                worker.join(timeout=60)
+        draw = draw or turns.draw
+        draw = self._wrap(draw) if self._wrap else draw
+        return turns.run(self, requests, life or Life(), draw, visitor=visitor, kind=kind)
 
-    def _work(
-        self, requests: Sequence[GenerationRequest], events: queue.Queue, cancel: threading.Event, draw: Callable
-    ) -> None:
-        try:
-            library = self.library()
-            for request in requests:
-                self._ensure(self.card(request.model))
-            draw = self._wrap(draw) if self._wrap else draw
-            draw(
-                requests,
-                library,
-                on_step=lambda position, step: events.put(("step", position, step)),
-                on_result=lambda position, result: events.put(("result", position, result)),
-                cancel=cancel,
-            )
-            events.put(True)
-        except Exception as error:
-            events.put(told(error, requests, self._library))
-
-
-def _draw(requests: Sequence[GenerationRequest], library: "Library", *, on_step, on_result, cancel) -> None:
-    """One model alone, or several on one noise; the callbacks get the request's position."""
-    from koala.compare import compare
-    from koala.generate import generate
-
-    if len(requests) == 1:
-        model = library.get(requests[0].model)
-        on_result(0, generate(requests[0], model, on_step=lambda s: on_step(0, s), cancel=cancel))
-    else:
-        compare(requests, library, on_step=on_step, on_result=on_result, cancel=cancel)
+    def visitor(self, request) -> str:
+        """Who asks, where visitors have a share each; on one's own machine they are nobody in particular."""
+        return self.share.who(request) if self.share else ""

@@ -75,7 +75,7 @@ class Stage:
 
     def __init__(self, requests: Sequence[GenerationRequest], cards: Sequence[ModelCard]):
         first = requests[0]
-        self._status = ""
+        self._status = self._step = ""
         self._value = {
             "phase": "running",
             "prompt": first.prompt,
@@ -103,13 +103,17 @@ class Stage:
                 model["preview"] = None if model["images"] else model["preview"]
         return self.value
 
+    def stopped(self) -> dict:
+        """The visitor pressed Stop: the last step, or that there was none yet."""
+        return self.say(f"Stopped at {self._step}." if self._step else "Stopped.", "stopped")
+
     def step(self, position: int, step: "Step") -> None:
         """A step is done by the model at `position`; its last preview stays where this step has none."""
         model = self._value["models"][position]
         model["step"], model["steps"] = step.index, step.total
         if step.preview:
             model["preview"] = data_url(step.preview, PREVIEW_SIDE)
-        self._status = f"{model['title']}: step {step.index} of {step.total}"
+        self._status = self._step = f"{model['title']}: step {step.index} of {step.total}"
 
     def result(self, position: int, result: "GenerationResult", files: Sequence[Path]) -> None:
         """The model at `position` is done: pictures, a file each, in the preview's place, and its seconds in all."""
@@ -119,8 +123,3 @@ class Stage:
             {"src": file_data(path), "file": path.name, "seed": result.request.seed + k} for k, path in enumerate(files)
         ]
         model["seconds"] = round(result.timing.total_ms / 1000, 1)
-
-    @property
-    def progress(self) -> str:
-        """Where the run stands, as in `step 3 of 25`."""
-        return self._status

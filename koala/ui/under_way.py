@@ -1,37 +1,81 @@
-"""What each visitor's page has under way, for its Stop button."""
+"""The life of a run, from the click to its end, and which run each page has under way for its Stop button."""
 
-from typing import Generic, TypeVar
+import queue
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-Run = TypeVar("Run")
-_MOST = 64  # far more than the queue has room for
+from koala.request import Cancelled
 
 
-class UnderWay(Generic[Run]):
-    """One run of a page at a time, by the page's session hash.
+class Life:
+    """A run's life. Stopped by the visitor and over for any other reason are two things; `stopped` is the first alone.
 
-    When Stop is pressed Gradio closes the run's generator and calls Stop's handler at the same moment, in either order.
-    So a run that was closed stays here for the handler, which alone knows what the page shows next. Of pages that were
-    left in the middle of a run nobody asks again; the oldest of them go.
+    `over` is for the thread that works: nobody wants the result any more, because the visitor pressed Stop, the page
+    was closed or the run has ended.
     """
 
     def __init__(self) -> None:
-        self._runs: dict[str, Run] = {}  # the oldest first
+        self.stopped = False
+        self.over = threading.Event()
+        self._told: queue.Queue = queue.Queue()
+
+    def stop(self) -> None:
+        """The visitor pressed Stop."""
+        self.stopped = True
+        self.end()
+        self.wake()
+
+    def end(self) -> None:
+        """Nobody waits for the result any more."""
+        self.over.set()
+
+    def tell(self, event: object) -> None:
+        """Something that happened, for `news`; not None."""
+        self._told.put(event)
+
+    def wake(self) -> None:
+        """Let `news` return at once."""
+        self._told.put(None)
+
+    def news(self, seconds: float) -> list:
+        """Everything told since the last time, after `seconds` at most. Raises Cancelled once it was stopped."""
+        events = []
+        try:
+            events.append(self._told.get(timeout=seconds))
+            while True:
+                events.append(self._told.get_nowait())
+        except queue.Empty:
+            pass
+        if self.stopped:
+            raise Cancelled
+        return [event for event in events if event is not None]
+
+
+class UnderWay:
+    """One run of a page at a time, by the page's session hash."""
+
+    def __init__(self) -> None:
+        self._runs: dict[str, Life] = {}
 
     def __len__(self) -> int:
         return len(self._runs)
 
-    def begin(self, page: str, run: Run) -> None:
-        """The page's run from now on."""
-        self._runs.pop(page, None)
-        self._runs[page] = run
-        for oldest in list(self._runs)[:-_MOST]:
-            self._runs.pop(oldest, None)
+    def __contains__(self, page: str) -> bool:
+        return page in self._runs
 
-    def end(self, page: str, run: Run) -> None:
-        """The run came to its own end; nothing is left to stop."""
-        if self._runs.get(page) is run:
-            del self._runs[page]
+    @contextmanager
+    def run(self, page: str) -> Iterator[Life]:
+        """A run of this page; afterwards it is over, however it ended. A later run of the page takes its place."""
+        life = self._runs[page] = Life()
+        try:
+            yield life
+        finally:
+            life.end()
+            if self._runs.get(page) is life:
+                del self._runs[page]
 
-    def take(self, page: str) -> Run | None:
-        """The page's run for who stops it, once."""
-        return self._runs.pop(page, None)
+    def stop(self, page: str) -> None:
+        """The page's visitor pressed Stop; without a run nothing happens."""
+        if life := self._runs.get(page):
+            life.stop()

@@ -1,7 +1,7 @@
 """What a run tells its page: everything since the last time, at least twice a second."""
 
 import dataclasses
-import queue
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,30 +16,24 @@ HEARTBEAT = 0.5  # s between updates of a run that has nothing to report, so tha
 class Update:
     """What happened since the last update: the newest step of each model that moved, and finished results."""
 
+    status: str = ""  # where the run stands before its first step
     steps: dict[int, "Step"] = field(default_factory=dict)
     results: dict[int, "GenerationResult"] = field(default_factory=dict)
 
 
-def collect(events: queue.Queue) -> tuple[Update, Exception | bool]:
-    """Everything that waits in the queue as one update, and how the run ended if it did."""
-    update = Update()
-    ended: Exception | bool = False
-    try:
-        waiting = [events.get(timeout=HEARTBEAT)]
-        while not events.empty():
-            waiting.append(events.get())
-    except queue.Empty:
-        waiting = []
-    for event in waiting:
-        if not isinstance(event, tuple):
-            ended = event
+def gather(news: Iterable) -> Update:
+    """Everything that was told as one update; of the previews, those that came too late are dropped."""
+    status, steps, results = "", {}, {}
+    for event in news:
+        if isinstance(event, str):
+            status = event
             continue
         kind, position, what = event
         if kind == "result":
-            update.results[position] = what
+            results[position] = what
             continue
-        older = update.steps.get(position)
+        older = steps.get(position)
         if older and not what.preview:
             what = dataclasses.replace(what, preview=older.preview)
-        update.steps[position] = what
-    return update, ended
+        steps[position] = what
+    return Update(status=status, steps=steps, results=results)

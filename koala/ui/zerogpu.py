@@ -14,7 +14,7 @@ import gradio as gr
 
 from koala.latency import GPUS, predict
 from koala.registry import CARDS
-from koala.request import GenerationRequest, RequestError
+from koala.request import Cancelled, GenerationRequest, RequestError
 from koala.ui.messages import readable
 
 if TYPE_CHECKING:
@@ -122,8 +122,6 @@ def drawing(lent: Callable, draw: Callable) -> Callable:
     """`draw` of `Session.run`, done by `lent(requests, draw)`: a generator of events that has a GPU."""
 
     def drawn(requests, library, *, on_step, on_result, cancel) -> None:
-        from koala.generate import Cancelled
-
         try:
             with closing(lent(requests, draw)) as happened:
                 for event in happened:

@@ -1,9 +1,12 @@
 """A public app, as strangers reach it: python app.py --host 0.0.0.0, once for all tests that attack it."""
 
 import json
+import secrets
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
 
 import pytest
 
@@ -65,16 +68,41 @@ class Public(Server):
 
     def event(self, elem_id: str, trigger: str, data: list, visitor: str, address: str = "192.0.2.1") -> list[dict]:
         """What a component's event answers a page of this visitor, message by message."""
-        config = json.loads(self.get("config")[1])
-        ids = [c["id"] for c in config["components"] if c["props"].get("elem_id") == elem_id]
-        (found,) = (d["id"] for d in config["dependencies"] if [ids[0], trigger] in d["targets"])
-        body = {"data": data, "fn_index": found, "session_hash": visitor, "trigger_id": ids[0], "event_data": None}
-        status, answer = self.post("gradio_api/queue/join", json.dumps(body).encode(), address=address)
-        if status != 200:
-            raise Refused(f"{status} {answer.decode()[:500]}")
+        self.join(elem_id, trigger, data, visitor, address)
         _, stream = self.get(f"gradio_api/queue/data?session_hash={visitor}")
         lines = [line[6:] for line in stream.decode().splitlines() if line.startswith("data: ")]
         return [json.loads(line) for line in lines]
+
+    def join(self, elem_id: str, trigger: str, data: list, visitor: str, address: str = "192.0.2.1") -> None:
+        """A component's event of a page of this visitor, whose answer nobody reads yet."""
+        status, answer = self._send("queue/join", elem_id, trigger, data, visitor, address)
+        if status != 200:
+            raise Refused(f"{status} {answer.decode()[:500]}")
+
+    def _send(self, path: str, elem_id: str, trigger: str, data: list, visitor: str, address: str) -> tuple[int, bytes]:
+        ids = [c["id"] for c in self.config["components"] if c["props"].get("elem_id") == elem_id]
+        (found,) = (d["id"] for d in self.config["dependencies"] if [ids[0], trigger] in d["targets"])
+        body = {"data": data, "fn_index": found, "session_hash": visitor, "trigger_id": ids[0], "event_data": None}
+        return self.post(f"gradio_api/{path}", json.dumps(body).encode(), address=address)
+
+    @cached_property
+    def config(self) -> dict:
+        """The page as Gradio describes it."""
+        return json.loads(self.get("config")[1])
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Meanwhile a page of somebody else draws; then it presses Stop."""
+        page, address = f"holder-{secrets.token_hex(4)}", "192.0.2.99"
+        fields = ["a star", "", "1", "", 256, 256, 4, "quality", None, 1, TEACHER, 50, 1, STUDENT, 50, 1]
+        self.join("k-generate", "click", [*fields, False, None], page, address)
+        with urllib.request.urlopen(f"{self.url}gradio_api/queue/data?session_hash={page}", timeout=60) as stream:
+            for line in stream:
+                if b"step 1 of 50" in line or b"starting" in line:
+                    break
+            yield
+            status, answer = self._send("run/predict", "k-stop", "click", [], page, address)
+            assert status == 200, answer
 
     def refusal(self, elem_id: str, file: dict, visitor: str, *more) -> str:
         """What a drop zone says of a file that it does not take: an error's words, or those of a toast."""

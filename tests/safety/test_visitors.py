@@ -3,15 +3,18 @@
 import asyncio
 import io
 import json
+import time
+import urllib.request
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import gradio as gr
-import httpx
 import pytest
 from gradio.data_classes import PredictBodyInternal
 from gradio.routes import App
 from gradio_client import Client
+from gradio_client.exceptions import AppError
 from PIL import Image
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -20,7 +23,9 @@ from koala.generate import generate
 from koala.loading import Library
 from koala.request import GenerationRequest, RequestError
 from koala.result import read_png
-from koala.ui.visitors import MOST, TOO_MANY, Share, visitor
+from koala.ui.line import FULL, MOST, PLACES, TOO_MANY, Line
+from koala.ui.messages import sentence
+from koala.ui.visitors import Share, visitor
 from tests.safety.conftest import QUICK, STUDENT, TEACHER, Refused
 
 CLIENTS = 20
@@ -65,26 +70,33 @@ def test_twenty_clients_at_once_get_each_its_own_picture(public, own):
         same(public, answer, k, own)
 
 
+def begin(public, values: dict, address: str, door: str = "generate") -> str:
+    """An endpoint is called: the event, whose answer can be read later."""
+    status, body = public.post(f"gradio_api/call/v2/{door}", json.dumps(values).encode(), address=address)
+    assert status == 200, body
+    return json.loads(body)["event_id"]
+
+
+def ended(public, event: str) -> tuple[str, object]:
+    """How an event ended, "complete" or "error", and what was told."""
+    _, body = public.get(f"gradio_api/call/generate/{event}")
+    kind, _, data = body.decode().rpartition("event: ")[2].partition("\ndata: ")
+    return kind, json.loads(data)
+
+
 def test_who_comes_to_a_full_queue_is_told_so_and_the_others_get_their_pictures(public, own):
-    long = {"model": TEACHER, **QUICK, "width": 256, "height": 256, "steps": 16}
-    joined, told = [], []
-
-    def join(values: dict) -> None:
-        where = address(len(joined))
-        status, body = public.post("gradio_api/call/v2/generate", json.dumps(values).encode(), address=where)
-        joined.append(json.loads(body)["event_id"]) if status == 200 else told.append((status, body.decode()))
-
-    join(long)  # holds the device
-    while len(told) < 3 and len(joined) < 60:
-        join(asked(len(joined) % CLIENTS))
-    assert len(told) == 3 and 20 <= len(joined) < 60
-    assert all(status == 503 and "queue is full" in words.lower() for status, words in told)
-    for place, event in enumerate(joined):
-        _, body = public.get(f"gradio_api/call/generate/{event}")
-        kind, _, data = body.decode().rpartition("event: ")[2].partition("\ndata: ")
-        assert kind == "complete"
-        if place:
-            same(public, json.loads(data), place % CLIENTS, own)
+    with public.holding():
+        events = [begin(public, asked(k % CLIENTS), address(k)) for k in range(PLACES + 3)]
+        *events, last = events
+        kind, told = ended(public, last)
+        assert (kind, told["error"]) == ("error", sentence(FULL))
+    found = [ended(public, event) for event in events]
+    assert [kind for kind, _ in found].count("error") == 2
+    for k, (kind, told) in enumerate(found):
+        if kind == "complete":
+            same(public, told, k % CLIENTS, own)
+        else:
+            assert told["error"] == sentence(FULL)
     assert public.draws()
 
 
@@ -92,37 +104,40 @@ def test_one_visitor_does_not_fill_the_queue(public):
     """By whatever door they come; others are served meanwhile, and so are they when they have waited."""
     greedy = "203.0.113.9"
     client = Client(public.url, verbose=False, headers={"X-Forwarded-For": greedy})
+    with public.holding():
+        mine = [begin(public, asked(k), greedy) for k in range(MOST)]
+        _refused(public, client, greedy)
+    assert public.draws()
+    assert [ended(public, event)[0] for event in mine] == ["complete"] * MOST
+    assert public.call("generate", asked(0), greedy)
+    assert "no longer kept" in served(public, "look", greedy)["problem"]
 
-    def join(values: dict, address: str = greedy, door: str = "generate") -> tuple[int, dict]:
-        status, body = public.post(f"gradio_api/call/v2/{door}", json.dumps(values).encode(), address=address)
-        return status, json.loads(body)
 
-    refused = 400, {"detail": TOO_MANY}
-    long = {"model": TEACHER, **QUICK, "width": 256, "height": 256, "steps": 16}  # holds the device
-    joined = [join(values) for values in (long, *map(asked, range(1, MOST)))]
-    assert [status for status, _ in joined] == [200] * MOST
-    with pytest.raises(httpx.HTTPStatusError) as told:
+def _refused(public, client: Client, greedy: str) -> None:
+    """Whatever this visitor asks for, and nobody else."""
+    with pytest.raises(AppError) as told:  # the sentence, where it was "400 Bad Request"
         client.predict(model=STUDENT, prompt="a star", api_name="/generate")
-    assert (told.value.response.status_code, told.value.response.json()) == refused
-    assert join(asked(0)) == refused
-    assert join(asked(0), f"192.0.2.77, {greedy}") == refused  # their own claim stands before what the proxy adds
+    assert str(told.value) == sentence(TOO_MANY)
+    forged = f"192.0.2.77, {greedy}"  # their own claim stands before what the proxy adds
+    for who in (greedy, forged):
+        with pytest.raises(Refused, match=TOO_MANY[1:]):
+            public.call("generate", asked(0), who)
     both = {"models": [STUDENT, TEACHER], **QUICK}
-    assert [join(both, door=door) for door in ("compare", "attention")] == [refused] * 2
+    for door in ("compare", "attention"):
+        with pytest.raises(Refused, match=TOO_MANY[1:]):
+            public.call(door, both, greedy)
+    page = public.event("k-generate", "click", fields(0), "page-of-the-greedy", greedy)
+    assert sentence(TOO_MANY) in json.dumps(page)
     with pytest.raises(Refused, match=TOO_MANY):
         public.event("kv-open", "upload", [None, ""], "page", greedy)  # a saved capture, of some megabytes
     for ask in ("look", "take"):  # the Attention tab's, which Gradio answers outside its queue
         assert served(public, ask, greedy) == {"problem": TOO_MANY}
         assert "no longer kept" in served(public, ask, address(0))["problem"]
-    assert public.draws()
-    for _, event in joined:
-        assert "event: complete" in public.get(f"gradio_api/call/generate/{event['event_id']}")[1].decode()
-    assert public.call("generate", asked(0), greedy)
-    assert "no longer kept" in served(public, "look", greedy)["problem"]
 
 
 def served(public, ask: str, who: str) -> dict:
     """What the Attention tab answers a visitor who asks for a capture that is not there."""
-    (viewer,) = (c["id"] for c in json.loads(public.get("config")[1])["components"] if is_viewer(c))
+    (viewer,) = (c["id"] for c in public.config["components"] if is_viewer(c))
     body = {"data": {"id": "0" * 32}, "component_id": viewer, "session_hash": "page", "fn_name": ask}
     status, answer = public.post("gradio_api/component_server", json.dumps(body).encode(), address=who)
     assert status == 200, answer
@@ -145,7 +160,7 @@ def shared():
     def request(host: str, **headers: str) -> Request:
         return Request({"type": "http", "client": (host, 1), "headers": Headers(headers).raw, "app": app})
 
-    return demo._queue, Share(demo._queue), request
+    return demo._queue, Share(demo._queue, Line()), request
 
 
 def test_what_runs_beside_the_queue_counts_in_a_visitors_share(shared):
@@ -199,13 +214,43 @@ def test_a_visitor_is_a_name_or_an_address(monkeypatch, space, name, headers, wh
     assert visitor(Request({"type": "http", "client": ("10.0.0.7", 1), "headers": Headers(headers).raw}), name) == who
 
 
+def fields(k: int) -> list:
+    """What the Compare tab sends for client k's own request."""
+    shared = [asked(k)["prompt"], "", str(1000 + k), "", 64, 64, 1, "quality", None, 1]
+    return [*shared, STUDENT, 1, 1, STUDENT, 1, 1, False, None]
+
+
+def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("door", ["page", "api"])
+def test_whoever_hangs_up_leaves_the_line(public, door):
+    """Their places are free again while the run before them still has the device."""
+    gone = f"203.0.113.{20 + len(door)}"
+    with public.holding():
+        if door == "api":
+            streams = [f"gradio_api/call/generate/{begin(public, asked(k), gone)}" for k in range(MOST)]
+        else:
+            for k in range(MOST):
+                public.join("k-generate", "click", fields(k), f"gone-{k}", gone)
+            streams = [f"gradio_api/queue/data?session_hash=gone-{k}" for k in range(MOST)]
+        until(lambda: served(public, "look", gone)["problem"] == TOO_MANY)
+        for stream in streams:
+            with urllib.request.urlopen(public.url + stream, timeout=60):
+                pass
+        until(lambda: served(public, "look", gone)["problem"] != TOO_MANY)
+    assert public.call("generate", asked(0), gone)
+
+
 def test_visits_never_mix(public):
     """Four pages press Generate at once: each is shown its own prompt and seed, and only that in its history."""
 
     def visit(k: int) -> str:
-        fields = [asked(k)["prompt"], "", str(1000 + k), "", 64, 64, 1, "quality", None, 1]
-        fields += [STUDENT, 1, 1, STUDENT, 1, 1]
-        messages = public.event("k-generate", "click", [*fields, False, None], f"visit-{k}")
+        messages = public.event("k-generate", "click", fields(k), f"visit-{k}")
         assert messages[-1]["msg"] != "process_completed" or messages[-1]["success"], messages[-1]
         return json.dumps(messages)
 

@@ -7,7 +7,6 @@ import os
 import pickle
 import subprocess
 import sys
-import threading
 import time
 from functools import partial
 
@@ -15,13 +14,13 @@ import gradio as gr
 import numpy as np
 import pytest
 
-from koala.generate import Cancelled
 from koala.loading import Library
 from koala.registry import CARDS
-from koala.request import GenerationRequest, RequestError
+from koala.request import Cancelled, GenerationRequest, RequestError
 from koala.ui import zerogpu
 from koala.ui.attention_recording import Recording
 from koala.ui.session import Session
+from koala.ui.under_way import Life
 
 PAIR = ("tiny-sdxl", "tiny-koala-700m")
 # A fork of a process in which other tests left threads may wait for a lock that nobody gives back: run the file alone.
@@ -108,11 +107,11 @@ def test_a_capture_of_attention_crosses_over(lent):
 @FORKS
 def test_stop_ends_the_fork_and_the_next_run_works(lent):
     session, gpu = lent
-    cancel = threading.Event()
+    life = Life()
     with pytest.raises(Cancelled):
-        for update in session.run(requests(steps=150), cancel):
+        for update in session.run(requests(steps=150), life):
             if update.steps:
-                cancel.set()
+                life.stop()
     begun = time.monotonic()
     while multiprocessing.active_children():
         assert time.monotonic() - begun < 20

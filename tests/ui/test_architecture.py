@@ -21,10 +21,11 @@ from koala.request import GenerationRequest, RequestError
 from koala.specs import KOALA_700M, SDXL, SPECS, TINY_KOALA_700M, TINY_SDXL, student
 from koala.ui import architecture, architecture_svg, students, widgets
 from koala.ui.architecture import BEGIN, TITLES, change, read, view
+from koala.ui.line import Work
 from koala.ui.session import Session
 from koala.ui.tabs.architecture import EMPTY, Architecture, template
 from koala.ui.tabs.bench import command
-from tests.ui.handlers import Sent
+from tests.ui.handlers import Sent, Visitor
 
 CARD = "rtx-4090"
 
@@ -278,10 +279,20 @@ def test_the_benchmark_of_a_student_can_be_made_again_in_a_terminal(tab, tmp_pat
 def test_the_similarity_of_layers_grows_prompt_by_prompt(tab, monkeypatch):
     monkeypatch.setattr("koala.similarity.SHAPES", ("a red circle", "a blue star"))
     monkeypatch.setattr("koala.ui.tabs.architecture.STEPS", 1)
-    assert "Waiting for the device" in tab.wait()[0] and not tab.wait()[1].interactive
-    loading, first, second, (_, button) = tab.similarity()
-    assert "Loading" in loading[0] and "Prompt 1 of 2" in first[0] and "mean over 2 prompts and 1 steps" in second[0]
-    assert second[0].count("<polyline") == 11 and second[0].count("<svg") == 5 and button.interactive
+    (text, off), *shown, (_, button) = tab.similarity(Visitor)
+    assert "Starting" in text and not off.interactive and button.interactive
+    first, second = [html for html, _ in shown if isinstance(html, str) and "<svg" in html]
+    assert "Prompt 1 of 2" in first and "mean over 2 prompts and 1 steps" in second
+    assert second.count("<polyline") == 11 and second.count("<svg") == 5
+
+
+def test_a_measurement_waits_for_the_device_in_sight(tab):
+    with tab.session.line.join("", Work(kind="drawing", amount=1)):
+        shown = tab.similarity(Visitor)
+        next(shown)
+        assert "Waiting: 1 before you" in next(shown)[0]
+        shown.close()
+        assert len(tab.session.line) == 1
 
 
 def test_the_cut_has_the_moves_that_the_drawing_still_waits_for(tab):

@@ -18,7 +18,10 @@ function attentionViewer(element, source) {
   };
   const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
   const say = (text) => { clearTimeout(heard); heard = setTimeout(() => { live.textContent = text; }, 500); };
-  const complain = (text) => { $(".kv-problem").textContent = text || ""; };
+  const complain = (text) => {
+    const told = $(".kv-problem");
+    if (told.textContent !== (text || "")) told.textContent = text || "";
+  };
   const stage = () => data.stages.find((s) => s.name === state.stage);
   const needsPatch = () => state.kind === "row";
 
@@ -47,7 +50,7 @@ function attentionViewer(element, source) {
     flying = false;
     if (one.id !== data.id) return void ask();
     if (answer.problem) { complain(answer.problem); stop(); return; }
-    complain("");
+    complain(data.problem || "");
     if (answers.size > KEPT) answers.delete(answers.keys().next().value);
     answers.set(key, answer);
     paint(answer);
@@ -405,7 +408,7 @@ function attentionViewer(element, source) {
       if (!fresh) return;
       stop();
       answers = new Map();
-      complain("");
+      complain(data.problem || "");
       const kept = data.stages.find((s) => s.name === state.stage && !s.absent);
       if (!kept) { state.stage = data.stage; state.layer = stage().layers.length - 1; }
       state.layer = Math.min(state.layer, stage().layers.length - 1);

@@ -1,19 +1,26 @@
 """The Architecture tab: what was removed, what it saves, a U-Net of one's own, and why the first blocks stay."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from html import escape
+from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 import gradio as gr
 
 from koala.costs import parameters
 from koala.latency import HARDWARE
-from koala.request import RequestError
+from koala.request import Cancelled, RequestError
 from koala.specs import SDXL, STAGES, TINY_SDXL, student
-from koala.ui import architecture, architecture_svg, students
+from koala.ui import architecture, architecture_svg, students, turns
+from koala.ui.line import Work
 from koala.ui.messages import complain, readable, safe
 from koala.ui.session import Session
 from koala.ui.theme import ASSETS
+from koala.ui.under_way import Life
+
+if TYPE_CHECKING:
+    from koala.loading import Library
 
 QUIET = {"api_visibility": "private", "show_progress": "hidden"}
 STEPS = 4  # of each prompt of the live similarity
@@ -97,9 +104,8 @@ class Architecture:
         )
         self.page.submit(self.compress, None, self.page, concurrency_limit=1, **QUIET)
         shown = [self.curves, self.measure]
-        asked = self.measure.click(self.wait, None, shown, queue=False, concurrency_limit=None, **QUIET)
-        run = asked.then(self.similarity, None, shown, concurrency_id="gpu", **QUIET)
-        run.failure(self.ready, None, shown, queue=False, concurrency_limit=None, **QUIET)
+        run = self.measure.click(self.similarity, None, shown, concurrency_limit=None, **QUIET)
+        run.failure(self.ready, None, self.measure, queue=False, concurrency_limit=None, **QUIET)
 
     # --- handlers
 
@@ -166,26 +172,43 @@ class Architecture:
         """What the page shows after a request that its own controls cannot make."""
         return self.view(architecture.BEGIN | {"turn": event._data.get("turn", 0)}, str(error))
 
-    def wait(self) -> tuple[str, dict]:
-        """The measurement was asked for; others may have the device."""
-        return '<p class="ka-hint" role="status">Waiting for the device …</p>', gr.Button(interactive=False)
+    def ready(self) -> dict:
+        """After a measurement that failed, or that could not begin."""
+        return gr.Button(interactive=True)
 
-    def ready(self) -> tuple[str, dict]:
-        """As before a measurement that failed, or that the queue had no room for."""
-        return EMPTY, gr.Button(interactive=True)
+    def similarity(self, request: gr.Request) -> Iterator[tuple[str, dict]]:
+        """The curves of the embedded teacher, prompt by prompt, once the device is free."""
+        yield _hint("Starting"), gr.Button(interactive=False)
+        life = Life()
 
-    def similarity(self) -> Iterator[tuple[str, dict]]:
-        """The curves of the embedded teacher, prompt by prompt."""
-        yield '<p class="ka-hint" role="status">Loading Tiny SDXL …</p>', gr.skip()
-        try:
-            model = self.session.model(students.TEACHER)
+        def measured(library: "Library", _) -> None:
             from koala.similarity import SHAPES, measure
 
-            for found in measure(model, SHAPES, steps=STEPS):
-                yield curves(found), gr.skip()
+            for found in measure(library.get(students.TEACHER), SHAPES, steps=STEPS):
+                life.tell(found)
+                if life.over.is_set():
+                    raise Cancelled
+
+        try:
+            self.session.require_own_device("this measurement")
+            work = Work(kind="similarity", amount=1)
+            visitor = self.session.visitor(request)
+            told = turns.turn(self.session, [students.TEACHER], measured, life, visitor=visitor, work=work)
+            with closing(told):
+                for news in told:
+                    last = news[-1] if news else None
+                    shown = _hint(last) if isinstance(last, str) else curves(last) if last else gr.skip()
+                    yield shown, gr.skip()
         except Exception as error:
-            raise complain(error, "The measurement failed") from None
+            said = readable(error)
+            yield f'<p class="k-note k-needs" role="status">{safe(said)}</p>', gr.skip()
+            raise complain(RequestError(said), "The measurement failed") from None
         yield gr.skip(), gr.Button(interactive=True)
+
+
+def _hint(text: str) -> str:
+    """Where the measurement stands, as HTML."""
+    return f'<p class="ka-hint" role="status">{safe(text)}</p>'
 
 
 def curves(found: dict) -> str:

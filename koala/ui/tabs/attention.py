@@ -2,7 +2,6 @@
 
 import functools
 import secrets
-import threading
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -13,12 +12,13 @@ import gradio as gr
 
 from koala.attention.plan import AttentionPlan, ordered
 from koala.locate import availability
-from koala.request import MAX_SEED, GenerationRequest, RequestError
+from koala.request import MAX_SEED, Cancelled, GenerationRequest, RequestError
+from koala.resolve import same_noise
 from koala.specs import STAGES
 from koala.ui import limits, stage, widgets
 from koala.ui.attention_recording import Recording, budget
 from koala.ui.attention_store import PUBLIC_LIMIT, Store
-from koala.ui.messages import complain, readable, warn
+from koala.ui.messages import complain, readable, sentence, warn
 from koala.ui.model_choice import model_choice
 from koala.ui.session import Session
 from koala.ui.settings import whole
@@ -54,7 +54,7 @@ class Attention:
 
     def __init__(self, session: Session, store: Store):
         self.session, self.store = session, store
-        self.active: UnderWay[threading.Event] = UnderWay()
+        self.active = UnderWay()
         with gr.Row(elem_classes="k-panes"):
             with gr.Column(elem_classes="k-controls k-ask"):
                 self._ask()
@@ -63,9 +63,7 @@ class Attention:
             with gr.Column(elem_classes="k-results"):
                 self._results()
 
-        def forget(
-            capture: str,
-        ) -> None:  # a function, not a method: what Gradio is given here is copied for every page
+        def forget(capture: str) -> None:  # not a method: what Gradio is given here is copied for every page
             store.drop(capture)
 
         self.capture = gr.State("", delete_callback=forget)
@@ -165,15 +163,13 @@ class Attention:
         return [self.prompt, *self.models, *shown, self.stages, self.every, self.words, self.inputs]
 
     def _wire(self) -> None:
-        run = self.start.click(
+        self.start.click(
             self.run,
             [*self.fields, self.capture],
             [self.viewer, self.seed, self.capture],
-            concurrency_id="gpu",
-            concurrency_limit=1,
-            **QUIET,
+            **CHEAP,
         )
-        self.stop.click(self.halt, [self.capture, *self.models], self.viewer, cancels=[run], queue=False, **CHEAP)
+        self.stop.click(self.halt, queue=False, **CHEAP)
         opened = [self.file, self.prompt, self.viewer, self.capture]
         self.file.upload(self.open, [self.file, self.capture], opened, concurrency_limit=1, **QUIET)
         self.chips.click(self.example, None, self.prompt, **CHEAP)
@@ -273,9 +269,6 @@ class Attention:
         seed = str(secrets.randbelow(MAX_SEED + 1)) if asked.random else asked.seed
         if seed in (None, ""):
             raise RequestError("the seed is empty; type any whole number, or tick Random")
-        self.session.library()  # two threads must not import diffusers at once
-        from koala.compare import same_noise
-
         alike = {"prompt": asked.prompt or "", "seed": whole(seed)}
         alike |= {"width": whole(asked.width), "height": whole(asked.height)}
         made = [
@@ -293,49 +286,52 @@ class Attention:
             requests = self.requests(asked)
         except RequestError as error:
             raise complain(error) from None
-        from koala.attention import view
-
-        cards = [self.session.card(r.model) for r in requests]
-        show, cancel, key = stage.Stage(requests, cards), threading.Event(), request.session_hash
-        self.active.begin(key, cancel)
-        waits = [c.title for c in cards if self.session.state(c.name).state != "ready"]
-        begin = f"Loading {' and '.join(waits)}" if waits else f"{cards[0].title}: starting"
-        yield {self.viewer: show.say(begin), self.seed: str(requests[0].seed)}
-        try:
-            with closing(self.session.run(requests, cancel, self.recording(asked).draw)) as updates:
-                for update in updates:
-                    for position, step in update.steps.items():
-                        show.step(position, step)
-                    for capture, _ in update.results.values():
-                        new = self.store.add(capture)
-                    if not cancel.is_set():  # Stop has answered, and the page keeps what comes last
-                        yield {self.viewer: show.value}
-        except Exception as error:
-            self.active.end(key, cancel)
-            yield {self.viewer: self._back(before, "Stopped." if cancel.is_set() else "The run failed.", cards)}
-            if cancel.is_set():
+        cards, visitor = [self.session.card(r.model) for r in requests], self.session.visitor(request)
+        show, bare = stage.Stage(requests, cards), self.empty(*(c.name for c in cards))
+        with self.active.run(request.session_hash) as life:
+            first = {self.seed: str(requests[0].seed)}
+            draw, ways = self.recording(asked).draw, {"visitor": visitor, "kind": "attention"}
+            try:
+                with closing(self.session.run(requests, life, draw, **ways)) as updates:
+                    for update in updates:
+                        if update.status:
+                            show.say(update.status)
+                        for position, step in update.steps.items():
+                            show.step(position, step)
+                        for found, _ in update.results.values():
+                            capture = found
+                        yield first | {self.viewer: show.value}
+                        first = {}
+            except Cancelled:
+                back = self._back(before) or bare | {"phase": "stopped"}
+                yield {self.viewer: back | {"status": "Stopped."}}
                 return
-            raise complain(error, "The run failed") from None
-        self.active.end(key, cancel)
+            except Exception as error:
+                said = readable(error)
+                back = self._back(before)
+                still = f"The last run failed, and what you see was recorded before it. {sentence(said)}"
+                why = {"problem": still} if back else {"status": sentence(said)}
+                yield {self.viewer: (back or bare | {"phase": "failed"}) | why}
+                raise complain(RequestError(said), "The run failed") from None
+        from koala.attention import view  # torch, which is there by now
+
+        new = self.store.add(capture)
         self.store.drop(before)
         yield {self.viewer: view.value(new, capture), self.capture: new}
 
-    def _back(self, before: str, status: str, cards) -> dict:
-        """After a run that came to nothing: the capture before it, where it is still kept."""
+    def _back(self, before: str) -> dict | None:
+        """The capture before a run that came to nothing, where it is still kept."""
+        try:
+            kept = self.store.get(before)
+        except RequestError:
+            return None
         from koala.attention import view
 
-        try:
-            return view.value(before, self.store.get(before)) | {"status": status}
-        except RequestError:
-            return self.empty(*(c.name for c in cards)) | {"status": status, "phase": "stopped"}
+        return view.value(before, kept)
 
-    def halt(self, request: gr.Request, before: str, *names: str):
-        """The Stop button; the run ends within one step, and a waiting one leaves the queue."""
-        cancel = self.active.take(request.session_hash)
-        if cancel is None:
-            return gr.skip()
-        cancel.set()
-        return self._back(before, "Stopped.", [self.session.card(n) for n in names])
+    def halt(self, request: gr.Request) -> None:
+        """The Stop button; the run says at once that it has stopped, and one that waits leaves the line."""
+        self.active.stop(request.session_hash)
 
     # --- what the page asks while one looks at a capture
 

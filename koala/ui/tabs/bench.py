@@ -1,26 +1,27 @@
 """The Benchmark tab: a small matrix of models, sizes and presets, measured here and now beside its prediction."""
 
 import dataclasses
-import queue
-import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import closing
 from html import escape
+from typing import TYPE_CHECKING
 
 import gradio as gr
 
 from koala.bench_matrix import MAX_REPEATS, PRESET_NAMES, Matrix
 from koala.locate import availability
 from koala.registry import ModelCard
-from koala.request import RequestError
-from koala.ui import bench_chart, limits, widgets
-from koala.ui.messages import complain
+from koala.request import Cancelled, RequestError
+from koala.ui import bench_chart, limits, turns, widgets
+from koala.ui.messages import complain, readable, sentence
 from koala.ui.session import Session
-from koala.ui.updates import HEARTBEAT
+from koala.ui.under_way import Life, UnderWay
+
+if TYPE_CHECKING:
+    from koala.loading import Library
 
 QUIET = {"api_visibility": "private", "show_progress": "hidden"}
 CHEAP = QUIET | {"concurrency_limit": None}
-STOPPING = "Stopping …"
 WHAT = "a benchmark"  # what a GPU would be asked for
 SIZES = (128, 192, 256, 512, 768, 1024)
 BATCHES = (1, 2, 4)
@@ -28,35 +29,23 @@ MAX_MODELS = 4
 MAX_SECONDS = 540  # of a whole run: others wait for the device
 
 
-@dataclass(kw_only=True)
-class _Run:
-    """A benchmark that waits for its turn or has it: `events` are texts, cells, and in the end None or an error."""
-
-    matrix: Matrix
-    cancel: threading.Event = field(default_factory=threading.Event)
-    events: queue.Queue = field(default_factory=queue.Queue)
-
-    def stop(self) -> None:
-        self.cancel.set()
-        self.events.put(STOPPING)
-
-
 class Bench:
     """The tab's components and handlers."""
 
     def __init__(self, session: Session):
         self.session = session
-        self.waiting: dict[str, _Run] = {}  # by the visitor's session hash
-        self.active: dict[str, _Run] = {}
+        self.active = UnderWay()
         native = session.card(session.models[0]).width
         why_not = session.lent_too_short(WHAT)
         most_steps = limits.most_steps(local=session.local)
         most_seconds = MAX_SECONDS if session.local else limits.PUBLIC_SECONDS
         with gr.Row(elem_classes="k-panes kb-panes"):
             with gr.Column(elem_classes="k-controls k-ask"):
+                choices = self.choices()
+                here = {name for _, name in choices}
                 self.models = gr.Dropdown(
-                    self.choices(),
-                    value=list(session.models),
+                    choices,
+                    value=[name for name in session.models if name in here],
                     label="Models",
                     info="The first is the baseline of the speed-ups.",
                     multiselect=True,
@@ -111,14 +100,10 @@ class Bench:
                 self.panel = gr.HTML(empty, elem_id="kb-panel", apply_default_css=False)
         shown = [self.status, self.panel]
         given = [self.models, self.sizes, self.presets, self.batch, self.steps, self.repeats, self.limit]
-        # in the queue, but in no line of it: a complaint from outside the queue reaches the page without its words
-        asked = self.start.click(self.wait, given, [*shown, self.start], **CHEAP)
-        run = asked.success(
-            self.run, None, [*shown, self.start], concurrency_id="gpu", trigger_mode="multiple", **QUIET
-        )
-        run.failure(self.fail, None, [self.status, self.start], queue=False, **CHEAP)
-        self.stop.click(self.halt, None, [self.status, self.start], queue=False, **CHEAP)
-        gr.context.Context.root_block.unload(self.leave)
+        # several at once: a click right after Stop is heard
+        run = self.start.click(self.run, given, [*shown, self.start], trigger_mode="multiple", **CHEAP)
+        run.failure(self.ready, None, self.start, queue=False, **CHEAP)
+        self.stop.click(self.halt, queue=False, **CHEAP)
 
     def choices(self) -> list[tuple[str, str]]:
         """Models that are on this machine; other tabs may have made new ones."""
@@ -128,106 +113,81 @@ class Bench:
         """Of the model of this name; RequestError for an unknown one."""
         return self.session.card(name).title
 
-    def wait(self, request: gr.Request, models, sizes, presets, batch, steps, repeats, limit) -> dict:
-        """The Start button, answered at once: the matrix is checked, and waits for its turn on the device."""
+    def _matrix(self, models, sizes, presets, batch, steps, repeats, limit) -> Matrix:
+        """What the page's fields ask for; RequestError for what cannot be measured."""
+        self.session.require_own_device(WHAT)
+        if len(models) > MAX_MODELS:
+            raise RequestError(f"choose at most {MAX_MODELS} models")
+        if not sizes:
+            raise RequestError("choose at least one size")
+        matrix = Matrix(
+            models=tuple(self.session.card(name).name for name in models),
+            sizes=tuple(sizes),
+            presets=tuple(presets),
+            batch=tuple(batch),
+            steps=steps,
+            repeats=repeats or 0,
+            time_limit=limit or 0,
+        )
+        if not self.session.local:
+            limits.check_public_benchmark(matrix, [self.session.card(name) for name in matrix.models])
+        return matrix
+
+    def run(self, request: gr.Request, *given) -> Iterator[dict]:
+        """The Start button: the place in the line, what is measured now, every row as it comes, and how it ended."""
         try:
-            self.session.require_own_device(WHAT)
-            if len(models) > MAX_MODELS:
-                raise RequestError(f"choose at most {MAX_MODELS} models")
-            if not sizes:
-                raise RequestError("choose at least one size")
             if request.session_hash in self.active:
                 raise RequestError("your benchmark is still running; press Stop first")
-            matrix = Matrix(
-                models=tuple(self.session.card(name).name for name in models),
-                sizes=tuple(sizes),
-                presets=tuple(presets),
-                batch=tuple(batch),
-                steps=steps,
-                repeats=repeats or 0,
-                time_limit=limit or 0,
-            )
-            if not self.session.local:
-                limits.check_public_benchmark(matrix, [self.session.card(name) for name in matrix.models])
+            matrix = self._matrix(*given)
         except RequestError as error:
             raise complain(error) from None
-        self.waiting[request.session_hash] = _Run(matrix=matrix)
-        return {
-            self.status: status("Waiting for the device …", running=True),
-            self.panel: bench_chart.EMPTY,
-            self.start: gr.Button(interactive=False),
-        }
-
-    def run(self, request: gr.Request) -> Iterator[dict]:
-        """The visitor's turn: what is measured now, every row as it comes, and how it ended."""
-        run = self.waiting.pop(request.session_hash, None)
-        if run is None:
-            yield {self.status: gr.skip()}  # stopped while it waited
-            return
-        self.active[request.session_hash] = run
-        worker = threading.Thread(target=self._work, args=(run,), name="koala-bench", daemon=True)
-        try:
-            with self.session.using(*run.matrix.models):
-                worker.start()
-                yield from self._follow(run)
-            ended = "Done."
-        except Exception as error:
-            if not run.cancel.is_set():
-                raise complain(error, "The benchmark failed") from None
-            ended = "Stopped."
-        finally:
-            run.cancel.set()
-            worker.join(timeout=60)
-            del self.active[request.session_hash]
+        cells: list = []
+        with self.active.run(request.session_hash) as life:
+            yield {
+                self.status: status("Starting", running=True),
+                self.panel: bench_chart.EMPTY,
+                self.start: gr.Button(interactive=False),
+            }
+            try:
+                with closing(self._turn(matrix, life, self.session.visitor(request))) as told:
+                    for news in told:
+                        texts = [event for event in news if isinstance(event, str)]
+                        cells += [event for event in news if not isinstance(event, str)]
+                        shown = {self.status: status(texts[-1], running=True) if texts else gr.skip()}
+                        yield shown | (self._shown(matrix, cells) if len(texts) < len(news) else {})
+                ended = "Done."
+            except Cancelled:
+                ended = "Stopped."
+            except Exception as error:
+                said = readable(error)
+                yield {self.status: status(sentence(said), failed=True), self.start: gr.Button(interactive=True)}
+                raise complain(RequestError(said), "The benchmark failed") from None
         yield {self.status: status(ended), self.start: gr.Button(interactive=True)}
 
-    def _follow(self, run: "_Run") -> Iterator[dict]:
-        """What a run under way shows, until it ends or fails."""
-        yield {self.status: status("Starting", running=True)}
-        cells: list = []
-        while True:
-            try:
-                event = run.events.get(timeout=HEARTBEAT)
-            except queue.Empty:
-                yield {self.status: gr.skip()}  # a closed page is noticed here
-                continue
-            if event is None:
-                return
-            if isinstance(event, Exception):
-                raise event
-            if isinstance(event, str):
-                yield {self.status: status(STOPPING if run.cancel.is_set() else event, running=True)}
-            else:
-                cells.append(event)
-                yield self._shown(run.matrix, cells)
+    def _turn(self, matrix: Matrix, life: Life, visitor: str) -> Iterator[list]:
+        """Everything that a benchmark tells: texts, and the cells as they are measured."""
 
-    def halt(self, request: gr.Request) -> tuple:
-        """The Stop button. A run ends by itself, within one step, and says so; the rows that are there stay."""
-        if self.waiting.pop(request.session_hash, None):
-            return status("Stopped."), gr.Button(interactive=True)
-        if run := self.active.get(request.session_hash):
-            run.stop()
-        return gr.skip(), gr.skip()
-
-    def fail(self, request: gr.Request) -> tuple:
-        """As before a run that failed, or that the queue had no room for."""
-        self.waiting.pop(request.session_hash, None)
-        return status("The benchmark failed."), gr.Button(interactive=True)
-
-    def leave(self, request: gr.Request) -> None:
-        """The page was closed."""
-        self.halt(request)
-
-    def _work(self, run: "_Run") -> None:
-        try:
-            library = self.session.library()
+        def measured(library: "Library", _) -> None:
             from koala.bench import measure
 
-            for cell in measure(run.matrix, library, on_run=run.events.put, cancel=run.cancel):
-                run.events.put(cell)
-            run.events.put(None)
-        except Exception as error:
-            run.events.put(error)
+            for cell in measure(matrix, library, on_run=life.tell, cancel=life.over):
+                life.tell(cell)
+
+        cards = [self.session.card(name) for name in matrix.models]
+        size, images = max(matrix.sizes), max(matrix.batch)
+        requests = [matrix.request(card.name, size, images) for card in cards]  # the largest, should memory run out
+        drawn = turns.drawing(requests, cards, "benchmark")
+        times = len(matrix.sizes) * len(matrix.batch) * len(matrix.presets) * matrix.repeats
+        work = dataclasses.replace(drawn, amount=drawn.amount * times, most=matrix.time_limit)
+        return turns.turn(self.session, matrix.models, measured, life, visitor=visitor, work=work, requests=requests)
+
+    def halt(self, request: gr.Request) -> None:
+        """The Stop button; the rows that are there stay, and one that waits leaves the line."""
+        self.active.stop(request.session_hash)
+
+    def ready(self) -> dict:
+        """After a run that failed, or that could not begin."""
+        return gr.Button(interactive=True)
 
     def _shown(self, matrix: Matrix, cells: list) -> dict:
         """The panel, from the cells so far."""
@@ -240,9 +200,10 @@ class Bench:
         return {self.panel: bench_chart.panel(found, self.title)}
 
 
-def status(text: str, *, running: bool = False) -> str:
+def status(text: str, *, running: bool = False, failed: bool = False) -> str:
     """The line that says how the benchmark stands, as HTML; Ready where there is no text."""
-    return f'<p class="kb-status" role="status" data-running="{str(running).lower()}">{escape(text) or "Ready."}</p>'
+    is_ = f'data-running="{str(running).lower()}" data-failed="{str(failed).lower()}"'
+    return f'<p class="kb-status" role="status" {is_}>{escape(text) or "Ready."}</p>'
 
 
 def command(matrix: Matrix, cards: Sequence[ModelCard]) -> str:

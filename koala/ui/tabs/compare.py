@@ -2,17 +2,17 @@
 
 import functools
 import secrets
-import threading
 from collections.abc import Iterator
 from contextlib import closing
 
 import gradio as gr
 
 from koala.presets import PRESETS
-from koala.request import MAX_IMAGES, MAX_LORA_STRENGTH, MAX_SEED, SCHEDULERS, RequestError
+from koala.request import MAX_IMAGES, MAX_LORA_STRENGTH, MAX_SEED, SCHEDULERS, Cancelled, RequestError
+from koala.resolve import same_noise
 from koala.result import read_png
 from koala.ui import limits, settings, stage, widgets
-from koala.ui.messages import complain, warn
+from koala.ui.messages import complain, readable, sentence, warn
 from koala.ui.model_choice import model_choice
 from koala.ui.session import Session
 from koala.ui.settings import FIELDS, OWN_SCHEDULER
@@ -29,7 +29,7 @@ class Compare:
 
     def __init__(self, session: Session):
         self.session = session
-        self.active: UnderWay[tuple[threading.Event, stage.Stage]] = UnderWay()
+        self.active = UnderWay()
         self.fields: dict[str, gr.components.Component] = {}
         with gr.Row(elem_classes="k-panes"):
             with gr.Column(elem_classes="k-controls k-ask"):
@@ -146,16 +146,14 @@ class Compare:
     def _wire(self) -> None:
         fields = [self.fields[name] for name in FIELDS]
         panels = [self.stage, self.timing, self.verdict]
-        run = self.generate.click(
+        self.generate.click(
             self.run,
             [*fields, self.random, self.history],
             [*panels, self.fields["seed"], self.strip, self.history, self.last_seed],
-            concurrency_id="gpu",
-            concurrency_limit=1,
             trigger_mode="once",
-            **QUIET,
+            **CHEAP,
         )
-        self.stop.click(self.halt, None, self.stage, cancels=[run], queue=False, **CHEAP)
+        self.stop.click(self.halt, queue=False, **CHEAP)
         preset = self.fields["preset"]
         preset.change(self.explain, preset, preset, **CHEAP)
         self.chips.click(self.example, None, self.fields["prompt"], **CHEAP)
@@ -270,40 +268,32 @@ class Compare:
         try:
             requests = [self.session.check(r) for r in settings.to_requests(fields, self.session.card)]
             cards = [self.session.card(r.model) for r in requests]
-            from koala.compare import same_noise
-
             requests = same_noise(requests)
         except RequestError as error:
             raise complain(error) from None
-        show, cancel = stage.Stage(requests, cards), threading.Event()
-        key, run = request.session_hash, (cancel, show)
-        self.active.begin(key, run)
-        waits = [c.title for c in cards if self.session.state(c.name).state != "ready"]
-        begin = f"Loading {' and '.join(waits)}" if waits else f"{cards[0].title}: starting"
-        yield {
-            self.stage: show.say(begin),
-            self.fields["seed"]: str(requests[0].seed),
-            self.timing: "",
-            self.verdict: "",
-        }
-        try:
-            results, files = {}, {}
-            with closing(self.session.run(requests, cancel)) as updates:
-                for update in updates:
-                    for position, step in update.steps.items():
-                        show.step(position, step)
-                    for position, result in update.results.items():
-                        results[position], files[position] = result, stage.save(result, requests)
-                        show.result(position, result, files[position])
-                    if not cancel.is_set():  # Stop has answered, and the page keeps what comes last
-                        yield {self.stage: show.value}
-        except Exception as error:
-            self.active.end(key, run)
-            if cancel.is_set():
+        show, visitor = stage.Stage(requests, cards), self.session.visitor(request)
+        results, files = {}, {}
+        with self.active.run(request.session_hash) as life:
+            first = {self.fields["seed"]: str(requests[0].seed), self.timing: "", self.verdict: ""}
+            try:
+                with closing(self.session.run(requests, life, visitor=visitor)) as updates:
+                    for update in updates:
+                        if update.status:
+                            show.say(update.status)
+                        for position, step in update.steps.items():
+                            show.step(position, step)
+                        for position, result in update.results.items():
+                            results[position], files[position] = result, stage.save(result, requests)
+                            show.result(position, result, files[position])
+                        yield first | {self.stage: show.value}
+                        first = {}
+            except Cancelled:
+                yield {self.stage: show.stopped()}
                 return
-            yield {self.stage: show.say("The run failed.", "failed")}
-            raise complain(error, "The run failed") from None
-        self.active.end(key, run)
+            except Exception as error:
+                said = readable(error)
+                yield {self.stage: show.say(sentence(said), "failed")}
+                raise complain(RequestError(said), "The run failed") from None
         ordered = [results[k] for k in sorted(results)]
         if requests[0].lora:
             self.session.loras[ordered[0].lora_sha256] = requests[0].lora
@@ -334,14 +324,9 @@ class Compare:
             self.last_seed: done["fields"]["seed"],
         }
 
-    def halt(self, request: gr.Request):
-        """The Stop button; the run ends within one step, and a waiting one leaves the queue."""
-        run = self.active.take(request.session_hash)
-        if run is None:
-            return gr.skip()
-        cancel, show = run
-        cancel.set()
-        return show.say(f"Stopped at {show.progress}." if show.progress else "Stopped.", "stopped")
+    def halt(self, request: gr.Request) -> None:
+        """The Stop button; the run says at once that it has stopped, and one that waits leaves the line."""
+        self.active.stop(request.session_hash)
 
     def again(self, history: list, event: gr.EventData):
         """A comparison of this visit: its pictures and its settings."""

@@ -1,11 +1,14 @@
 """What the Attention tab cannot do: it says what it can, and loses nothing."""
 
+import html
 import re
+import shutil
 from types import SimpleNamespace
 
 import gradio as gr
 import pytest
 
+from koala.registry import EMBEDDED
 from koala.ui.attention_store import Store
 from koala.ui.session import Session
 from koala.ui.tabs.attention import Attention
@@ -74,25 +77,34 @@ def test_what_cannot_be_recorded_is_refused_and_the_capture_before_stays(tab, ru
     assert tab.store.get(drawn["capture"])
 
 
-def test_a_run_that_is_stopped_brings_the_capture_before_back(tab, drawn, fields):
-    updates = tab.run(SimpleNamespace(session_hash="one"), *fields(steps=40), drawn["capture"])
-    phases = [next(updates)[tab.viewer]["phase"], next(updates)[tab.viewer]["phase"]]
-    back = tab.halt(SimpleNamespace(session_hash="one"), drawn["capture"], "tiny-sdxl", "tiny-koala-700m")
-    (last,) = [u[tab.viewer] for u in updates]  # nothing that runs comes after Stop's answer
-    assert phases == ["running"] * 2
-    for value in (back, last):
-        assert (value["phase"], value["id"], value["status"]) == ("done", drawn["capture"], "Stopped.")
-    assert not len(tab.active)
-
-
-def test_stop_brings_the_capture_back_when_gradio_closed_the_run_before_it_was_told(tab, drawn, fields):
-    """Symptom: one Stop in twenty left the page running for ever."""
-    updates = tab.run(SimpleNamespace(session_hash="one"), *fields(steps=40), drawn["capture"])
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_run_that_is_stopped_brings_the_capture_before_back(tab, drawn, fields, kept):
+    before = drawn["capture"] if kept else ""
+    updates = tab.run(SimpleNamespace(session_hash="one"), *fields(steps=40), before)
     assert [next(updates)[tab.viewer]["phase"], next(updates)[tab.viewer]["phase"]] == ["running"] * 2
-    updates.close()
-    back = tab.halt(SimpleNamespace(session_hash="one"), drawn["capture"], "tiny-sdxl", "tiny-koala-700m")
-    assert (back["phase"], back["id"], back["status"]) == ("done", drawn["capture"], "Stopped.")
-    assert not len(tab.active)
+    tab.halt(SimpleNamespace(session_hash="one"))
+    (last,) = [u[tab.viewer] for u in updates]  # nothing that runs comes after it
+    assert last["status"] == "Stopped." and not len(tab.active)
+    assert (last["phase"], last.get("id")) == (("done", before) if kept else ("stopped", None))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_run_that_fails_says_why_and_keeps_the_capture_before(tab, drawn, fields, tmp_path, kept):
+    """Symptom: a failed run said that it was stopped."""
+    before = drawn["capture"] if kept else ""
+    folder = shutil.copytree(EMBEDDED / "tiny-koala-700m", tmp_path / "cut")
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    updates, shown = tab.run(SimpleNamespace(session_hash="one"), *fields(second=str(folder)), before), []
+    with pytest.raises(gr.Error) as told:
+        shown.extend(u[tab.viewer] for u in updates)
+    said = html.unescape(told.value.message)
+    assert "is no whole safetensors file" in said
+    if kept:
+        assert (shown[-1]["phase"], shown[-1]["id"]) == ("done", before) and said in shown[-1]["problem"]
+    else:
+        assert (shown[-1]["phase"], shown[-1]["status"]) == ("failed", said)
+    assert not len(tab.active) and not len(tab.session.line)
 
 
 def test_strangers_keep_less(fields):

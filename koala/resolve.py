@@ -1,0 +1,54 @@
+"""A request with its model's defaults filled in, and several made alike, so that they start from the same noise."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from koala.registry import ModelCard, find
+from koala.request import GenerationRequest, RequestError
+
+MAX_MODELS = 8  # in one comparison
+
+
+def resolve(request: GenerationRequest, card: ModelCard) -> GenerationRequest:
+    """The request with every None replaced by its model's default; RequestError for what its runtime cannot do."""
+    if card.runtime == "onnx":
+        _check_export(request, card)
+    defaults = {n: getattr(card, n) for n in ("steps", "guidance", "scheduler", "width", "height")}
+    missing = {n: v for n, v in defaults.items() if getattr(request, n) is None}
+    return dataclasses.replace(request, model=card.name, **missing)
+
+
+def _check_export(request: GenerationRequest, card: ModelCard) -> None:
+    """An export's graph is as it was written, and its memory is its runtime's."""
+    if request.lora:
+        raise RequestError(
+            f"{card.title} takes no LoRA at run time; fuse it into an export of its own: python -m export --model "
+            f"MODEL --lora {request.lora} --lora-strength {request.lora_strength:g} --out DIR"
+        )
+    if request.preset != "quality":
+        raise RequestError(
+            f"{card.title} runs on ONNX Runtime, and the preset {request.preset} is torch's; use --preset quality"
+        )
+
+
+def same_noise(requests: Sequence[GenerationRequest]) -> list[GenerationRequest]:
+    """The requests with defaults filled in and one size for all: the first model's where none was asked for.
+
+    Raises RequestError when they could not start from the same noise.
+    """
+    if len(requests) < 2:
+        raise RequestError("a comparison needs at least two models, for example --models tiny-sdxl tiny-koala-700m")
+    if len(requests) > MAX_MODELS:
+        raise RequestError(f"a comparison takes at most {MAX_MODELS} models, not {len(requests)}; compare in groups")
+    first = resolve(requests[0], find(requests[0].model))
+    found = []
+    for request in requests:
+        if request.width is None or request.height is None:
+            request = dataclasses.replace(
+                request, width=request.width or first.width, height=request.height or first.height
+            )
+        found.append(resolve(request, find(request.model)))
+    for name in ("prompt", "seed", "images", "width", "height"):
+        if len({getattr(r, name) for r in found}) > 1:
+            raise RequestError(f"the compared requests differ in {name}; give all models the same")
+    return found
