@@ -2,7 +2,6 @@
 
 import json
 import random
-import signal
 import time
 from collections.abc import Callable
 from functools import partial
@@ -10,10 +9,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
 from koala.cli import main
 from koala.distill.run_folder import RunFolder
+from recipes.measure import damage
 from tests import forked
 from tests.forked import end_of
 
@@ -57,19 +56,10 @@ def test_a_run_killed_at_random_moments_ends_bit_identical(small, tmp_path, star
     whole, killed = (RunFolder(path=tmp_path / n) for n in ("whole", "killed"))
     assert end_of(start("--config", str(config), "--out", str(whole.path))) == 0, said.read_text()
     rng = random.Random()  # no fixed seed: every run of this test tries other moments
-    arguments = ("--config", str(config), "--out", str(killed.path))
-    for _ in range(KILLS):
-        process = start(*arguments)
-        wait_until(process, said, lambda process=process: running(killed, process.pid))
-        time.sleep(rng.uniform(0, 1.0))
-        process.kill()
-        assert end_of(process) == -signal.SIGKILL, "it ended before it was killed; the test needs more steps"
-        arguments = ("--resume", str(killed.path))
-    assert end_of(start(*arguments)) == 0, said.read_text()
-    for name in ("student", "ema", "optimizer"):
-        mine, its = (load_file(r.checkpoint(30) / f"{name}.safetensors") for r in (killed, whole))
-        assert mine.keys() == its.keys()
-        assert [n for n in mine if not mine[n].equal(its[n])] == []
+    first = ("--config", str(config), "--out", str(killed.path))
+    kept = list(damage.kill_and_resume(start, first, killed, KILLS, rng))
+    assert len(kept) == KILLS and kept == sorted(kept), said.read_text()
+    assert damage.same(killed, whole, 30)
     steps = [e["step"] for e in killed.metrics() if e["kind"] == "train"]
     assert steps == list(range(1, 31))  # no line twice, none lost
     assert not list((killed.path / "checkpoints").glob(".*"))
