@@ -47,6 +47,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
+def is_local(options: argparse.Namespace) -> bool:
+    """Whether only the user of this machine reaches the app, who is trusted."""
+    return options.host in LOCAL and not options.share
+
+
 def users(options: argparse.Namespace) -> list[tuple[str, str]] | None:
     """Who may enter, with their passwords; None lets everybody in. RequestError for what is neither."""
     lines = [options.auth] if options.auth is not None else None
@@ -71,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _serve(options: argparse.Namespace) -> int:
     memory = int(options.vram * 1e9) if options.vram else None
-    local = options.host in LOCAL and not options.share
+    local = is_local(options)
     session = Session(options.models, options.device, memory=memory, local=local, exports=options.export)
     try:
         demo = launch(session, options.host, options.port, options.share, users(options))

@@ -59,8 +59,8 @@ def newest() -> dict[str, Package]:
         if done.returncode:
             raise RuntimeError(f"pip found no versions for requirements.txt: {done.stderr.strip()}")
         report = json.loads(told.read_text(encoding="utf-8"))["install"]
-    if withdrawn := [p["metadata"]["name"] for p in report if p.get("is_yanked")]:
-        raise RuntimeError(f"their authors have withdrawn the chosen versions of {', '.join(withdrawn)}; pin others")
+    if withdrawn := [line for line in done.stderr.splitlines() if "yanked version" in line]:  # pip only warns
+        raise RuntimeError(f"their authors have withdrawn versions of requirements.txt: {' '.join(withdrawn)}")
     found = (p["metadata"] for p in report)
     return by_name((m["name"], m["version"], m.get("requires_dist", ())) for m in found)
 

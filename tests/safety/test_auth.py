@@ -66,3 +66,12 @@ def test_a_file_of_users_that_is_no_such_file_is_refused(content, tmp_path, caps
 def test_a_missing_file_of_users_is_refused(tmp_path, capsys):
     assert app.main(["--auth-file", str(tmp_path / "nothing")]) == 2
     assert "cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options, local",
+    [("127.0.0.1", True), ("localhost", True), ("127.0.0.1 --share", False), ("127.0.0.2", False), ("0.0.0.0", False)],
+)
+def test_only_the_default_addresses_take_visitors_for_the_user_of_this_machine(options, local):
+    """SECURITY.md sends a proxy of the same machine to 127.0.0.2."""
+    assert app.is_local(app.parse(["--host", *options.split()])) is local

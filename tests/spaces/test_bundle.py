@@ -112,9 +112,8 @@ def test_the_platforms_own_command_resolves_the_bundles_versions(bundle, tmp_pat
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", *target]
     command = [*pip, "--report", report, "-r", bundle / "requirements.txt", *platform]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and "yanked version" not in done.stderr, done.stderr
     chosen = {p["metadata"]["name"].lower().replace("_", "-"): p for p in json.loads(report.read_text())["install"]}
-    assert not [name for name, package in chosen.items() if package["is_yanked"]]
     built = {n.replace("_", "-"): v for n, v in pins((bundle / "requirements.txt").read_text()).items()}
     assert {n: chosen[n]["metadata"]["version"] for n in built} == built
 
