@@ -30,6 +30,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--vram", type=float, metavar="GB", help="memory to plan for; what is there by default")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     parser.add_argument("--port", type=int, help="port (default: the first free one from 7860)")
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME[:PORT]",
+        help="also answer to this name, of a proxy or a tunnel; repeat it for more",
+    )
     parser.add_argument("--share", action="store_true", help="also open a public gradio.live address")
     parser.add_argument("--export", action="store_true", help="strangers, too, may export the embedded models")
     own = parser.add_mutually_exclusive_group()
@@ -79,7 +86,7 @@ def _serve(options: argparse.Namespace) -> int:
     local = is_local(options)
     session = Session(options.models, options.device, memory=memory, local=local, exports=options.export)
     try:
-        demo = launch(session, options.host, options.port, options.share, users(options))
+        demo = launch(session, options.host, options.port, options.share, users(options), options.allow_host)
     except OSError as error:
         if error.filename is not None:  # of a file, not of an address
             raise

@@ -171,7 +171,7 @@ PACKAGES = {
     1: ("torch", "numpy", "PIL", "scipy", "safetensors", "bitsandbytes", "filelock", "fsspec", "pyarrow", "psutil"),
     2: ("diffusers", "huggingface_hub", "transformers", "tokenizers", "onnxruntime", "open_clip"),
     3: ("accelerate", "datasets", "onnx", "onnx_ir", "onnxscript"),
-    4: ("gradio", "gradio_client"),
+    4: ("gradio", "gradio_client", "starlette"),
 }
 
 

@@ -1,11 +1,21 @@
 """The whole app: tabs, endpoints, queue and launch settings."""
 
+from collections.abc import Sequence
+
 import gradio as gr
+from gradio.utils import get_space
+from starlette.middleware import Middleware
 
 from koala.ui import widgets
 from koala.ui.endpoints import add_endpoints
+from koala.ui.gate.body_limit import BodyLimit
+from koala.ui.gate.calls import Calls
+from koala.ui.gate.guard import guard
+from koala.ui.gate.same_origin import Rules, SameOrigin, bracketed
+from koala.ui.gate.uploads import Allowance, Ledger, Uploads
 from koala.ui.limits import PUBLIC_UPLOAD
 from koala.ui.session import Session
+from koala.ui.sessions import CAPACITY, Sessions, Visits, bound
 from koala.ui.tabs import architecture, attention, bench, compare, distill, export
 from koala.ui.theme import ASSETS, Eucalyptus
 from koala.ui.visitors import Share
@@ -20,7 +30,7 @@ TABS = (
     ("Export", export.build),
 )
 THREADS = 64  # of handlers; whoever waits in the line for the device has one, and others must not wait for them
-LOCAL = ("127.0.0.1", "localhost", "::1")
+LOCAL = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
 def build(session: Session) -> gr.Blocks:
@@ -38,20 +48,40 @@ def build(session: Session) -> gr.Blocks:
     return demo
 
 
+def gates(rules: Rules, sessions: Sessions, *, local: bool) -> list[Middleware]:
+    """What a request passes on its way to Gradio, the outermost first.
+
+    A Space is shown in a frame of huggingface.co and called from everywhere; it has no password and no network of its
+    own that another page could reach through it.
+    """
+    return [
+        *([] if get_space() else [Middleware(SameOrigin, rules=rules)]),
+        Middleware(Visits, sessions=sessions),
+        Middleware(BodyLimit),
+        Middleware(Uploads, ledger=Ledger(Allowance.of(local=local))),
+        Middleware(Calls),
+    ]
+
+
 def launch(
     session: Session,
     host: str = "127.0.0.1",
     port: int | None = None,
     share: bool = False,
     users: list[tuple[str, str]] | None = None,
+    allow: Sequence[str] = (),
 ) -> gr.Blocks:
     """Serve the page, then start to load the models. Returns at once; `block_thread` waits.
 
-    `users` are names and passwords; None lets everybody in.
+    `users` are names and passwords; None lets everybody in. `allow` are names, NAME or NAME:PORT, that the app answers
+    to besides its own; RequestError for what is none.
     """
+    rules, sessions = Rules.of(host, allow, local=session.local), Sessions()
     demo = build(session)
+    bound(demo)
+    guard(demo)
     demo.launch(
-        server_name=host,
+        server_name=bracketed(host),
         server_port=port,
         share=share,
         auth=users,
@@ -68,6 +98,8 @@ def launch(
         allowed_paths=[],
         max_threads=THREADS,
         footer_links=["api"],
+        state_session_capacity=CAPACITY,
+        app_kwargs={"middleware": gates(rules, sessions, local=session.local), "lifespan": sessions.serve},
     )
     session.start()
     return demo

@@ -43,6 +43,11 @@ def test_without_a_password_nothing_is_called_or_uploaded(guarded):
     assert guarded.post("gradio_api/upload", boundary, "multipart/form-data; boundary=b")[0] == 401
 
 
+def test_a_large_body_is_refused_before_the_password(guarded):
+    status, answer = guarded.post("gradio_api/queue/join", b"[" + b"[]," * 10**6 + b"[]]")
+    assert status == 413 and b"1 MB" in answer
+
+
 def test_the_page_tells_nothing_but_asks_for_the_password(guarded):
     status, page = guarded.get("")
     assert status == 200 and b"auth_required" in page and b"k-prompt" not in page

@@ -198,7 +198,7 @@ class Attention:
 
     def example(self, event: gr.EventData) -> str:
         """An example was chosen: its prompt."""
-        return str(event._data["prompt"])
+        return str(event._data.get("prompt", ""))
 
     def pick(self, slot: int, name: str):
         """A model was chosen: it loads meanwhile; its own steps and guidance, and the first one's size."""

@@ -177,7 +177,7 @@ class Compare:
 
     def example(self, event: gr.EventData) -> str:
         """An example was chosen: its prompt."""
-        return str(event._data["prompt"])
+        return str(event._data.get("prompt", ""))
 
     def explain(self, preset: str):
         """What a preset does, under it."""
@@ -330,7 +330,7 @@ class Compare:
 
     def again(self, history: list, event: gr.EventData):
         """A comparison of this visit: its pictures and its settings."""
-        found = next((h for h in history if h["id"] == event._data["id"]), None)
+        found = next((h for h in history if h["id"] == event._data.get("id")), None)
         if found is None:
             return [gr.skip()] * (3 + len(FIELDS) + 1)
         fields = [found["fields"][name] for name in FIELDS]
