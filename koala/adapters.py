@@ -8,7 +8,7 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
 from koala.loading import LoadedModel
 from koala.lora import LoraReport, lora_for
-from koala.request import GenerationRequest
+from koala.request import GenerationRequest, RequestError
 from koala.specs import UNetSpec
 
 _ADAPTER = "request"
@@ -21,6 +21,11 @@ def put_on(unet: UNet2DConditionModel, lora: Path, spec: UNetSpec, name: str) ->
     """
     moved, report = lora_for(lora, spec)
     moved = {key: tensor for key, tensor in moved.items() if key.startswith(("unet.", "lora_unet_"))}
+    if any(key.endswith(".dora_scale") for key in moved):  # diffusers drops them, and draws with the rest
+        raise RequestError(
+            f"{lora} is a DoRA in kohya's format, whose magnitudes (dora_scale) diffusers does not read; save it in "
+            "peft's format (lora_A, lora_B and lora_magnitude_vector), or take a plain LoRA"
+        )
     own, alphas = StableDiffusionXLPipeline.lora_state_dict(moved, unet_config=unet.config)
     StableDiffusionXLPipeline.load_lora_into_unet(own, network_alphas=alphas, unet=unet, adapter_name=name)
     return report

@@ -7,6 +7,8 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
+from koala.nan_causes import check_picture
+
 _PROCESSOR = VaeImageProcessor()  # the pipeline's own way from floats to bytes
 
 
@@ -14,6 +16,7 @@ def decode(vae: torch.nn.Module, latents: torch.Tensor, tile: int | None = None)
     """Latents (B, 4, h, w) in the U-Net's scale -> RGB pictures, one decode per picture to bound memory.
 
     `tile` is the side of the VAE's tiles in latents; None decodes the picture as a whole. `vae` may be a tiny one.
+    Raises NotFinite with the cause for a picture that holds NaN.
     """
     scaled = latents / vae.config.scaling_factor
     upcast = vae.dtype == torch.float16 and vae.config.force_upcast  # SDXL's own VAE overflows in fp16
@@ -21,13 +24,17 @@ def decode(vae: torch.nn.Module, latents: torch.Tensor, tile: int | None = None)
         vae.to(torch.float32)
     try:
         with tiled(vae, tile):
-            return [
-                _PROCESSOR.postprocess(vae.decode(one.to(vae.dtype)[None]).sample, output_type="pil")[0]
-                for one in scaled
-            ]
+            return [_picture(vae, one[None]) for one in scaled]
     finally:
         if upcast:
             vae.to(torch.float16)
+
+
+def _picture(vae: torch.nn.Module, latents: torch.Tensor) -> Image.Image:
+    """One picture of scaled latents (1, 4, h, w)."""
+    decoded = vae.decode(latents.to(vae.dtype)).sample
+    check_picture(decoded, vae)
+    return _PROCESSOR.postprocess(decoded, output_type="pil")[0]
 
 
 @contextmanager

@@ -1,11 +1,12 @@
 """Libraries that read a model's files: what they raise over damaged ones is told as a RequestError with the place."""
 
+import logging
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from diffusers import EulerDiscreteScheduler
+from diffusers import ConfigMixin, EulerDiscreteScheduler
 from transformers import CLIPTokenizer, PretrainedConfig
 
 from koala.costs import TOKENS
@@ -13,6 +14,8 @@ from koala.read_json import read_object
 from koala.request import SCHEDULERS, RequestError
 from koala.schedulers import build
 from koala.shortage import ran_out
+
+log = logging.getLogger(__name__)
 
 _OURS = ("koala.", "export.")
 _LONGEST = 400  # characters of a library's own words
@@ -55,10 +58,18 @@ def _is_ours(error: BaseException) -> bool:
 def check_complete(told: Mapping[str, Sequence], folder: Path) -> None:
     """RequestError where weights and config are of different networks; libraries would fill in random weights."""
     for why, words in _MISFITS.items():
-        keys = sorted(str(key) for key in told.get(why) or () if not str(key).endswith("position_ids"))  # a buffer
+        names = (key[0] if isinstance(key, tuple) else key for key in told.get(why) or ())  # with shapes, or alone
+        keys = sorted(name for name in names if not name.endswith("position_ids"))  # a buffer
         if keys:
             which = keys[0] + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
             raise RequestError(f"{folder} is damaged: {words.format(which)}; copy both again")
+
+
+def say_ignored(kind: type[ConfigMixin], file: Path) -> None:
+    """A warning of ours for settings in a config that diffusers does not know, and works without."""
+    _, unknown, _ = kind.extract_init_dict(dict(read_object(file)))
+    if names := sorted(name for name in unknown if not name.startswith("_")):
+        log.warning("%s says %s, which is unknown to %s and has no effect", file, ", ".join(names), kind.__name__)
 
 
 def load_tokenizer(folder: Path, vocabulary: int) -> CLIPTokenizer:
@@ -93,6 +104,14 @@ def check_widths(folder: Path, unet: Mapping[str, int], text: Sequence[Pretraine
 
 def load_noising(folder: Path) -> EulerDiscreteScheduler:
     """A pipeline's own scheduler, on whose noise schedule every scheduler of a request can be built."""
+    file = folder / "scheduler_config.json"
+    kind = read_object(file).get("_class_name", EulerDiscreteScheduler.__name__)
+    if kind not in EulerDiscreteScheduler._compatibles:
+        raise RequestError(
+            f"{file} is for {kind}, and no scheduler here follows its noise schedule; the schedulers are "
+            f"{', '.join(SCHEDULERS)}"
+        )
+    say_ignored(EulerDiscreteScheduler, file)
     with from_files("the scheduler", folder):
         found = EulerDiscreteScheduler.from_pretrained(folder)
         for name in SCHEDULERS:

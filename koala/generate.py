@@ -4,6 +4,7 @@ import dataclasses
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,15 +16,18 @@ from PIL import Image
 from koala.adapters import adapted
 from koala.compilation import compiled
 from koala.decoding import decode
+from koala.finite import NotFinite
 from koala.guidance import TENSORS, GuidanceInterval, guided_steps
 from koala.hashing import digest
 from koala.loading import EMBEDDINGS, LoadedModel, Placement
+from koala.nan_causes import check_prediction
 from koala.presets import PRESETS
 from koala.request import Cancelled, GenerationRequest, Timing
 from koala.resolve import resolve
 from koala.result import GenerationResult
-from koala.schedulers import EulerAncestral, build
+from koala.schedulers import EulerAncestral, build_for_run
 from koala.timing import StageTimer, device_name
+from koala.tokens import unread
 
 MAX_PREVIEWS = 6  # per run: a preview costs a VAE decode
 
@@ -123,15 +127,15 @@ def run_pipeline(
     """Text, then every denoising step: a pipeline of this run's own and the clean latents (B, 4, h, w).
 
     For a batch of several requests `prompt` is a list, with a source of noise for each. The pipeline and its scheduler
-    are new, the parts are shared; its `vae` is the one to decode with, and is on the device when this returns. Hold
-    `model.lock`; `generate` puts a LoRA on.
+    are new, the parts are shared; its `vae` is the one to decode with, and is on the device when this returns. Raises
+    NotFinite with the cause for latents that hold NaN. Hold `model.lock`; `generate` puts a LoRA on.
     """
     placement = placement or model.place(request)
     timer = timer or StageTimer(model.device)
     # Without text encoders: they have done their part, and the pipeline takes its device from what it holds.
     gone = {"scheduler", "text_encoder", "text_encoder_2"}
     parts = {n: c for n, c in model.pipeline.components.items() if n not in gone}
-    scheduler = build(request.scheduler, model.pipeline.scheduler.config)
+    scheduler = build_for_run(request.scheduler, model.pipeline.scheduler.config)
     pipeline = StableDiffusionXLPipeline(
         **parts, text_encoder=None, text_encoder_2=None, scheduler=scheduler, add_watermarker=False
     )
@@ -161,6 +165,7 @@ def run_pipeline(
             callback_on_step_end=after_step,
             callback_on_step_end_tensor_inputs=["latents", *TENSORS],
         ).images
+    check_prediction(latents, model, embeds.values(), request)
     pipeline.vae = model.decoder(placement.plan)
     with timer.stage("swap"):
         placement.enter("vae", model)
@@ -195,7 +200,8 @@ class _Watch:
                 preview = None
                 if index + 1 in self.shown and self.latents is not None:
                     clean = _clean(pipeline, self.latents, values["latents"], index)[:1]
-                    preview = decode(self.vae, clean, self.tile)[0]
+                    with suppress(NotFinite):  # the latents may still come right; the picture itself is checked
+                        preview = decode(self.vae, clean, self.tile)[0]
                 self.on_step(Step(index=index + 1, total=self.request.steps, preview=preview))
             self.latents = values["latents"]
         if self.cancel.is_set():
@@ -207,9 +213,11 @@ def peak_memory(model: LoadedModel, timer: StageTimer) -> int | None:
     return None if model.device.type == "cuda" and model.card.runtime != "torch" else timer.peak_memory()
 
 
-def made_by(model: LoadedModel, placement: Placement) -> dict:
-    """What a result says of the model that drew it."""
+def made_by(model: LoadedModel, placement: Placement, request: GenerationRequest) -> dict:
+    """What a result says of the model that drew it, and of what it did not read."""
+    tokenizers = model.pipeline.tokenizer, model.pipeline.tokenizer_2
     return {
+        "unread": unread(request, [Path(tokenizer.name_or_path) for tokenizer in tokenizers]),
         "parameters": model.parameters,
         "revision": model.revision,
         "dtype": model.precision,
@@ -250,7 +258,7 @@ def _run(
         request=request,
         images=tuple(images),
         timing=timing,
-        **made_by(model, placement),
+        **made_by(model, placement, request),
     )
 
 

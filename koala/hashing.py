@@ -14,7 +14,7 @@ def sha256(path: Path) -> str:
     return found.hexdigest()
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=512)
 def _remembered(path: Path, size: int, modified: float) -> str:
     return sha256(path)
 

@@ -1,5 +1,6 @@
 """Files -> models ready to run; text encoders and VAE that are the same file are loaded once and shared."""
 
+import json
 import logging
 import threading
 from collections import OrderedDict
@@ -18,7 +19,7 @@ from diffusers.models.modeling_utils import load_state_dict
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from koala.device import best_device, device_memory
-from koala.from_files import check_complete, check_widths, from_files, load_noising, load_tokenizer
+from koala.from_files import check_complete, check_widths, from_files, load_noising, load_tokenizer, say_ignored
 from koala.hashing import digest
 from koala.layout import TOKENIZERS
 from koala.locate import Location, locate, tiny_vae
@@ -28,6 +29,7 @@ from koala.registry import ModelCard, find
 from koala.request import GenerationRequest
 from koala.residence import Residence
 from koala.specs import UNetSpec
+from koala.tensorfiles import check_numbers
 from koala.unet_config import from_config
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ _CLASSES = {
 }
 
 
+_HOW_USED = ("force_upcast", "scaling_factor", "shift_factor", "latents_mean", "latents_std")  # in a VAE's config
 STAGE_PARTS = {"text": ("text_encoder", "text_encoder_2"), "unet": ("unet",), "vae": ("vae",)}
 LARGE = 100_000_000  # parameters of a U-Net; smaller models stay, whatever else is loaded
 EMBEDDINGS = 32  # prompts whose embeddings are remembered where a plan releases the text encoders
@@ -48,9 +51,15 @@ def load_part(component: str, folder: Path, weights: Path, dtype: torch.dtype) -
     """A text encoder or VAE from its folder, frozen; `weights` is the file of it that was chosen."""
     variant = "fp16" if weights.name.endswith(".fp16.safetensors") else None
     kind = _CLASSES[component]
-    precision = {"torch_dtype": dtype} if kind is AutoencoderKL else {"dtype": dtype}
+    check_numbers(weights)
+    settings = {"variant": variant, "output_loading_info": True}
+    if kind is AutoencoderKL:
+        say_ignored(kind, folder / "config.json")
+        settings["torch_dtype"] = dtype
+    else:
+        settings |= {"dtype": dtype, "ignore_mismatched_sizes": True}  # they are told, and refused below
     with from_files(f"the {component}", folder):
-        part, told = kind.from_pretrained(folder, variant=variant, output_loading_info=True, **precision)
+        part, told = kind.from_pretrained(folder, **settings)
     check_complete(told, folder)
     return part.eval().requires_grad_(False)
 
@@ -58,6 +67,9 @@ def load_part(component: str, folder: Path, weights: Path, dtype: torch.dtype) -
 def load_unet(location: Location, dtype: torch.dtype) -> UNet2DConditionModel:
     """The U-Net of a located model, frozen."""
     folder = location.folder / "unet"
+    for file in location.files("unet"):
+        check_numbers(file)
+    say_ignored(UNet2DConditionModel, folder / "config.json")
     with from_files("the unet", folder):
         if "unet" not in location.replaced:
             unet, told = UNet2DConditionModel.from_pretrained(
@@ -70,6 +82,14 @@ def load_unet(location: Location, dtype: torch.dtype) -> UNet2DConditionModel:
             unet, told = unet.to(dtype), {}
     check_complete(told, folder)
     return unet.eval().requires_grad_(False)
+
+
+def load_tiny_vae(folder: Path, dtype: torch.dtype) -> AutoencoderTiny:
+    """diffusers' small decoder from its folder."""
+    with from_files("the tiny VAE", folder):
+        vae, told = AutoencoderTiny.from_pretrained(folder, torch_dtype=dtype, output_loading_info=True)
+    check_complete(told, folder)
+    return vae.eval()
 
 
 @dataclass(kw_only=True)
@@ -272,8 +292,10 @@ class Library:
         return self._shared[key]
 
     def part(self, component: str, folder: Path, weights: Path, dtype: torch.dtype) -> torch.nn.Module:
-        """A text encoder or VAE, shared with every model whose weights file has the same hash."""
-        key = f"{component}:{digest(weights)}:{dtype}"
+        """A text encoder or VAE, shared with every model whose weights file has the same hash and is used alike."""
+        config = read_object(folder / "config.json")
+        used = {name: config[name] for name in _HOW_USED if name in config}
+        key = f"{component}:{digest(weights)}:{json.dumps(used)}:{dtype}"
         return self.share(key, lambda: load_part(component, folder, weights, dtype))
 
     def _load(self, card: ModelCard, dtype: torch.dtype) -> LoadedModel:
@@ -294,7 +316,7 @@ class Library:
                 **{n: load_tokenizer(folder / n, count) for n, count in zip(TOKENIZERS, words, strict=True)},
                 **parts,
             )
-            tiny = AutoencoderTiny.from_pretrained(small, torch_dtype=dtype).eval() if small else None
+            tiny = load_tiny_vae(small, dtype) if small else None
         pipeline.set_progress_bar_config(disable=True)
         return LoadedModel(
             card=card,

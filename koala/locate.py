@@ -13,6 +13,7 @@ from koala.part_configs import check_pipeline_configs
 from koala.read_json import read_object
 from koala.registry import ModelCard
 from koala.request import RequestError
+from koala.shipped import check_shipped
 from koala.unet_config import from_config
 
 
@@ -132,6 +133,8 @@ def locate(card: ModelCard) -> Location:
         if card.on_hub:
             raise _absent(card, "is only partly on this machine") from error
         raise
+    if card.embedded:
+        check_shipped(folder)
     check_pipeline(folder / "model_index.json", card.name)
     replaced = _replacements(card)
     _check_configs(card, folder, replaced)

@@ -5,15 +5,36 @@ from collections.abc import Sequence
 
 from koala.compare import speedup
 from koala.result import GenerationResult
+from koala.shapes.captions import claims as claims_of
+from koala.shapes.captions import parse
 from koala.shapes.judge import NoVerdict, judge, no_verdict
 
 
 def claims(result: GenerationResult, index: int = 0) -> list[dict] | None:
-    """The judge's verdict on one picture, claim by claim; None where there is none, and `no_verdict` says why."""
-    verdict = judge(result.images[index], result.request.prompt)
+    """The judge's verdict on one picture, claim by claim; None where there is none, and `why_none` says why.
+
+    Claims about words that the model did not read are left out: `not_asked` has them.
+    """
+    verdict = judge(result.images[index], result.asked)
     if isinstance(verdict, NoVerdict):
         return None
     return [{"kind": r.claim.kind, "claim": r.claim.text, "holds": r.holds, "seen": r.seen} for r in verdict.results]
+
+
+def not_asked(result: GenerationResult) -> list[str]:
+    """The prompt's claims about words that the model did not read: a picture is not to blame for them."""
+    whole, read = parse(result.request.prompt), parse(result.asked)
+    if whole is None or not result.unread["prompt"]:
+        return []
+    made = {c.text for c in claims_of(read)} if read else set()
+    return [c.text for c in claims_of(whole) if c.text not in made]
+
+
+def why_none(result: GenerationResult) -> str | None:
+    """Why the pictures have no verdict; None where they have one."""
+    if not_asked(result) and parse(result.asked) is None:
+        return "the model did not read the words of the prompt that name shapes, so it was not asked for them"
+    return no_verdict(result.asked)
 
 
 def entry(result: GenerationResult, images: Sequence[str] = ()) -> dict:
@@ -32,7 +53,9 @@ def entry(result: GenerationResult, images: Sequence[str] = ()) -> dict:
         "lora": result.lora_layers,
         "plan": dataclasses.asdict(result.plan) if result.plan else None,
         "claims": claims(result),
-        "no_verdict": no_verdict(result.request.prompt),
+        "no_verdict": why_none(result),
+        "not_asked": not_asked(result),
+        "unread": result.unread,
     }
 
 

@@ -29,7 +29,17 @@ class GenerationResult:
     versions: dict[str, str] = field(default_factory=dict)
     lora_sha256: str | None = None  # of the LoRA's file
     lora_layers: str | None = None  # how much of the LoRA this model has a place for
+    unread: dict[str, str] = field(default_factory=lambda: {"prompt": "", "negative_prompt": ""})  # ends of the prompts
     plan: Plan | None = None  # how it was placed in memory; None where a runtime of its own decides
+
+    @property
+    def asked(self) -> str:
+        """The prompt as far as the text encoders read it, without a word that was cut in two."""
+        unread = self.unread["prompt"]
+        read = self.request.prompt.removesuffix(unread)
+        if unread[:1].isalnum() and read[-1:].isalnum():
+            read = read.rstrip("".join({letter for letter in read if letter.isalnum()}))
+        return read
 
     def metadata(self, index: int, compared: tuple[GenerationRequest, ...] = ()) -> dict:
         """What picture `index` carries: its own one-picture request, and those of a comparison that it was part of."""
@@ -41,6 +51,7 @@ class GenerationResult:
         return {
             "request": told(self.request) | {"seed": self.request.seed + index, "images": 1},
             "lora_sha256": self.lora_sha256,
+            "unread": self.unread,
             "revision": self.revision,
             "dtype": self.dtype,
             "device": self.device,

@@ -10,6 +10,9 @@ from diffusers import (
 )
 from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncestralDiscreteSchedulerOutput
 
+from koala.finite import everywhere
+from koala.request import RequestError
+
 
 class EulerAncestral(EulerAncestralDiscreteScheduler):
     """Euler that goes a little too far and adds fresh noise, step by step: what went wrong early can still be mended.
@@ -47,3 +50,25 @@ def build(name: str, config: dict) -> SchedulerMixin:
     """A fresh scheduler of this name (request.SCHEDULERS) on the noise schedule of `config`."""
     kind, settings = _KINDS[name]
     return kind.from_config(config, **settings)
+
+
+def build_for_run(name: str, config: dict) -> SchedulerMixin:
+    """The same; RequestError for a noise schedule on which it would compute NaN."""
+    made = build(name, config)
+    signal = made.alphas_cumprod  # the share of the picture's variance that is left at each timestep
+    # Of these only DDIM takes its first step without any of it; the others leave themselves a trace.
+    silent = bool(made.config.get("rescale_betas_zero_snr")) and isinstance(made, DDIMScheduler)
+    if not everywhere(((signal > 0) | (silent & (signal == 0))) & (signal <= 1)):  # NaN is neither
+        raise RequestError(
+            "the noise schedule in scheduler/scheduler_config.json leaves nothing of the picture, or more than all; "
+            "betas lie between 0 and 1, those of SDXL from 0.00085 to 0.012. Copy the file again"
+        )
+    if silent and made.config.prediction_type == "epsilon":
+        others = ", ".join(other for other in _KINDS if other != name)
+        raise RequestError(
+            f"{name} cannot draw with this model: its scheduler_config.json says rescale_betas_zero_snr, so that the "
+            "first step has no signal, and a prediction of noise (epsilon) cannot tell the picture from that. Choose "
+            f"another scheduler ({others}); or, where the model was trained to predict the velocity, write "
+            '"prediction_type": "v_prediction" there'
+        )
+    return made

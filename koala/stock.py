@@ -9,7 +9,7 @@ from koala.generate import Cancelled, initial_noise, noise_sources
 from koala.loading import LoadedModel
 from koala.plans import Plan, pair_plan
 from koala.request import GenerationRequest, Timing
-from koala.schedulers import build
+from koala.schedulers import build_for_run
 from koala.timing import StageTimer
 
 
@@ -18,7 +18,7 @@ def stock(model: LoadedModel, request: GenerationRequest, cancel: threading.Even
     """One run, called as diffusers' documentation does. Hold `model.lock`; setting `cancel` raises Cancelled."""
     parts = [p for p in model.pipeline.components.values() if isinstance(p, torch.nn.Module)]
     model.library.residence.bring(parts)
-    scheduler = build(request.scheduler, model.pipeline.scheduler.config)
+    scheduler = build_for_run(request.scheduler, model.pipeline.scheduler.config)
     pipeline = type(model.pipeline)(**model.pipeline.components | {"scheduler": scheduler}, add_watermarker=False)
     pipeline.set_progress_bar_config(disable=True)
     sources = noise_sources(request)

@@ -6,6 +6,7 @@ Nothing is decoded, so values and dtype stay what they are, and memory is one bl
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,19 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
             file=path, start=8 + length + start, size=end - start, dtype=entry["dtype"], shape=tuple(entry["shape"])
         )
     return found
+
+
+def check_numbers(file: Path) -> None:
+    """RequestError for a file of weights whose header takes the bytes of one for other numbers than they are."""
+    tensors = {name: t for name, t in stored_tensors(file).items() if not name.endswith("position_ids")}
+    for name, tensor in tensors.items():
+        if not tensor.dtype.startswith(("F", "BF")):
+            raise RequestError(f"{file} is damaged: it holds {name} as {tensor.dtype}; copy or download it again")
+    kinds = Counter(tensor.dtype for tensor in tensors.values())
+    if {"F16", "BF16"} <= kinds.keys():  # nobody saves both, and either can be read as the other
+        rare = min(("F16", "BF16"), key=kinds.get)
+        name = next(name for name, tensor in tensors.items() if tensor.dtype == rare)
+        raise RequestError(f"{file} is damaged: it holds {name} as {rare}, unlike the rest; copy or download it again")
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -19,9 +19,11 @@ from koala.attention.plan import AttentionPlan
 from koala.attention.plan import plan as plan_of
 from koala.attention.recorded import AttentionRecord, Frame
 from koala.costs import LATENT_FACTOR
+from koala.finite import NotFinite, everywhere, is_finite
 from koala.generate import MAX_PREVIEWS, Step, generate, resolve
 from koala.hooks import listen
 from koala.loading import LoadedModel
+from koala.nan_causes import check_prediction
 from koala.presets import PRESETS
 from koala.request import GenerationRequest, RequestError
 from koala.result import GenerationResult
@@ -152,12 +154,21 @@ class Recorder:
                     f"{len(silent)} of {len(self.plan.layers)} planned layers recorded nothing, {silent[0].path} for "
                     "one; undo fuse_qkv_projections(), and run the U-Net uncompiled"
                 )
+            for x in self.plan.layers:
+                if not (is_finite(one.q[x.path]) and is_finite(one.k[x.path])):
+                    raise NotFinite(
+                        f"the queries or keys of {x.label} are too large for {self.plan.dtype}, in which they are "
+                        f"kept; record other stages than {x.stage}, or in Python with plan(..., dtype='float32')"
+                    )
         return tuple({x.path: (one.q[x.path], one.k[x.path]) for x in self.plan.layers} for one in self.passes)
 
 
 def _alike(sample: torch.Tensor) -> bool:
-    """Whether both halves of a batch are the same."""
-    return len(sample) % 2 == 0 and torch.equal(*sample.chunk(2))
+    """Whether both halves of a batch are the same, NaN in the same places included."""
+    if len(sample) % 2:
+        return False
+    first, second = sample.chunk(2)
+    return everywhere((first == second) | (first.isnan() & second.isnan()))
 
 
 @contextmanager
@@ -278,5 +289,6 @@ def same_input(
         with record(teacher, teacher_plan, request=request) as watching, torch.compiler.set_stance("force_eager"):
             for one in seen:
                 sample = one.sample.to(teacher.device, teacher.dtype)
-                unet(sample, one.timestep, context, added_cond_kwargs=added)
+                noise = unet(sample, one.timestep, context, added_cond_kwargs=added).sample
+                check_prediction(noise, teacher, (context, pooled))
     return result, recorder.record, watching.record

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from koala.attention.about import check_run, layers_of, spec_of, tuples
 from koala.attention.pairing import paired
 from koala.attention.plan import Layer
+from koala.finite import is_finite
 from koala.hashing import sha256
 from koala.outputs import new_folder
 from koala.read_json import read_object
@@ -163,7 +164,7 @@ def _frames(file: Path, layers: Sequence[Layer], steps: int, images: int) -> tup
             if tuple(entry.get_shape()) != shape or entry.get_dtype() not in DTYPES:
                 raise ValueError(f"{name} is not of the shape that it should have")
             found = stored.get_tensor(name)
-            if not found.isfinite().all():
+            if not is_finite(found):
                 raise ValueError(f"{name} holds values that are no numbers")
             return found
 

@@ -95,6 +95,7 @@ class Validator:
                     )
                     with half:
                         losses = losses_of(unet, batch, draws)
+                    losses.check(at_step)
                     for name, value in {"loss": losses.total, **losses.terms}.items():
                         sums[name] = sums.get(name, 0.0) + value.item() * len(rows)
                     count += len(rows)

@@ -18,6 +18,7 @@ from koala.evaluate.settings import Settings
 from koala.hooks import tap
 from koala.layer_map import self_attention_pairs
 from koala.loading import LoadedModel, Placement
+from koala.nan_causes import check_prediction
 from koala.registry import torch_only
 from koala.request import RequestError
 
@@ -83,6 +84,7 @@ def predict(
     with model.lock, tap({path: unet.get_submodule(path) for path in layers}) as seen:
         placement.enter("unet", model)
         output = unet(noisy.to(model.device, model.dtype), timestep, **asked).sample
+    check_prediction(output, model, (asked["encoder_hidden_states"], asked["added_cond_kwargs"]["text_embeds"]))
     return seen | {OUTPUT: output}
 
 

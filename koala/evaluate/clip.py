@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
+from koala.finite import require_finite
+from koala.from_files import check_complete
 from koala.request import RequestError
 
 SCORE_MODEL = "openai/clip-vit-large-patch14"
@@ -35,26 +37,31 @@ class Clip:
         """(B, D): shorter side resized, centre cropped."""
         pixels = self.pictures([p.convert("RGB") for p in pictures], return_tensors="pt")["pixel_values"]
         pooled = self.model.vision_model(pixels.to(self.model.device)).pooler_output
-        return _unit(self.model.visual_projection(pooled))
+        return self._unit(self.model.visual_projection(pooled))
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """(B, D): the first 77 tokens."""
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=77, return_tensors="pt")
         pooled = self.model.text_model(**tokens.to(self.model.device)).pooler_output
-        return _unit(self.model.text_projection(pooled))
+        return self._unit(self.model.text_projection(pooled))
 
-
-def _unit(values: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.normalize(values.float(), dim=1).cpu()
+    def _unit(self, values: torch.Tensor) -> torch.Tensor:
+        require_finite(values, f"what {self.name} sees", "its files are damaged; copy or fetch them again")
+        return torch.nn.functional.normalize(values.float(), dim=1).cpu()
 
 
 def load(name: str, device: torch.device) -> Clip:
     """A CLIP by hub id or folder from this machine; RequestError with the command that fetches it."""
     try:
-        model = CLIPModel.from_pretrained(name, local_files_only=True, dtype=torch.float32)
+        model, told = CLIPModel.from_pretrained(
+            name, local_files_only=True, dtype=torch.float32, output_loading_info=True
+        )
+        check_complete(told, Path(name))
         pictures = CLIPImageProcessor.from_pretrained(name, local_files_only=True)
         tokenizer = CLIPTokenizer.from_pretrained(name, local_files_only=True)
+    except RequestError:
+        raise
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         if Path(name).is_dir():
             raise RequestError(f"{name} is no whole CLIP folder of transformers ({error})") from error

@@ -85,8 +85,7 @@ def draw(model: LoadedModel, requests: Sequence[GenerationRequest]) -> list[Gene
         peak_memory_bytes=peak_memory(model, timer),
         swap_ms=timer.total("swap"),
     )
-    maker = made_by(model, placement)
     return [
-        GenerationResult(request=r, images=(picture,), timing=timing, **maker)
+        GenerationResult(request=r, images=(picture,), timing=timing, **made_by(model, placement, r))
         for r, picture in zip(requests, pictures, strict=True)
     ]

@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 
+from koala.finite import require_finite
 from koala.request import RequestError
 
 REPOSITORY, FILE = "xswu/HPSv2", "HPS_v2.1_compressed.pt"
@@ -33,7 +34,11 @@ class Scorer:
         pixels = torch.stack([self.picture(p) for p in pictures]).to(self.device)
         seen = self.model.encode_image(pixels, normalize=True)
         read = self.model.encode_text(self.tokens(list(texts)).to(self.device), normalize=True)
-        return 100 * (seen * read).sum(1).float().cpu()
+        found = 100 * (seen * read).sum(1).float()
+        require_finite(
+            found, "the score of HPSv2.1", f"remove its weights and fetch them again: hf download {REPOSITORY} {FILE}"
+        )
+        return found.cpu()
 
 
 def load(device: torch.device) -> Scorer:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
+from koala.nan_causes import check_picture
 from koala.shapes.colour import delta_e_2000, lab
 from koala.shapes.reading import Found, Reading, read
 from koala.shapes.render import object_mask, render_array
@@ -66,7 +67,9 @@ def round_trip(vae: AutoencoderKL, pictures: np.ndarray) -> tuple[np.ndarray, np
     weight = next(vae.parameters())
     x = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(weight.device, weight.dtype) * 2 - 1
     latents = vae.encode(x).latent_dist.mode()
-    y = vae.decode(latents).sample.clamp(-1, 1).permute(0, 2, 3, 1) / 2 + 0.5
+    decoded = vae.decode(latents).sample
+    check_picture(decoded, vae)
+    y = decoded.clamp(-1, 1).permute(0, 2, 3, 1) / 2 + 0.5
     return y.float().cpu().numpy(), latents.float().cpu().numpy()
 
 

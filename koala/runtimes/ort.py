@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import onnxruntime
 import torch
-from diffusers import AutoencoderTiny, StableDiffusionXLPipeline
+from diffusers import StableDiffusionXLPipeline
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
@@ -24,7 +24,7 @@ from koala.costs import LATENT_FACTOR
 from koala.exported import Exported
 from koala.from_files import check_widths, from_files, load_noising, load_tokenizer
 from koala.layout import TOKENIZERS
-from koala.loading import STAGE_PARTS, Library, LoadedModel
+from koala.loading import STAGE_PARTS, Library, LoadedModel, load_tiny_vae
 from koala.locate import Location, locate, tiny_vae
 from koala.part_configs import check_scheduler, check_text_encoder, check_vae
 from koala.read_json import read_object
@@ -226,7 +226,7 @@ def load(card: ModelCard, library: Library) -> OrtModel:
         card=card,
         pipeline=pipeline,
         spec=card.spec,
-        tiny_vae=AutoencoderTiny.from_pretrained(small).eval() if small else None,
+        tiny_vae=load_tiny_vae(small, torch.float32) if small else None,
         library=library,
         revision=exported.revision,
         parameters=exported.components["unet"].parameters,

@@ -238,6 +238,11 @@ class Session:
         threading.Thread(target=self._load, name="koala-loading", daemon=True).start()
         return self
 
+    @property
+    def imported(self) -> bool:
+        """Whether torch and its libraries are there, so that a handler may use them without waiting."""
+        return self._there.is_set() and self._failure is None
+
     def library(self) -> "Library":
         """The models in memory; waits for torch where it is still being imported."""
         self._there.wait()

@@ -129,23 +129,33 @@ def timing(comparison: dict) -> str:
     )
 
 
-def _cell(result: dict) -> str:
+def _cell(result: dict | None) -> str:
+    if result is None:
+        return '<td class="k-unread">not read</td>'
     if result["holds"]:
         return '<td class="k-yes"><span aria-hidden="true">✓</span> holds</td>'
     return f'<td class="k-no"><span aria-hidden="true">✗</span> saw {escape(result["seen"])}</td>'
 
 
-def _score(claims: list[dict]) -> str:
+def _score(claims: list[dict] | None) -> str:
+    if claims is None:
+        return "no verdict"
     held = sum(c["holds"] for c in claims)
     return f"all {held} hold" if held == len(claims) else f"{held} of {len(claims)} hold"
 
 
-def verdicts(titles: Sequence[str], pictures: Sequence[Sequence[list[dict]]], no_verdict: str | None) -> str:
+def verdicts(
+    titles: Sequence[str],
+    pictures: Sequence[Sequence[list[dict] | None]],
+    no_verdict: str | None,
+    not_asked: Sequence[str] = (),
+) -> str:
     """The judge's verdict: for each picture a table with a row per claim and a column per model.
 
-    `pictures[k][m]` holds the claims of picture k by model m; `no_verdict` says why, where there are none.
+    `pictures[k][m]` holds the claims of picture k by model m; `no_verdict` says why, where no model has any, and
+    `not_asked` names the claims about words that the models did not read.
     """
-    if no_verdict:
+    if all(claims is None for claims in pictures[0]):
         return (
             '<section class="k-panel" aria-labelledby="k-judge"><h3 id="k-judge">Verdict</h3><p class="k-note">'
             f"No verdict: {escape(no_verdict)}.</p></section>"
@@ -155,9 +165,10 @@ def verdicts(titles: Sequence[str], pictures: Sequence[Sequence[list[dict]]], no
         heads = "".join(
             f'<th scope="col">{escape(t)}<small>{_score(c)}</small></th>' for t, c in zip(titles, models, strict=True)
         )
+        found = [{c["claim"]: c for c in claims or ()} for claims in models]
         rows = "".join(
-            f'<tr><th scope="row">{escape(claims[0]["claim"])}</th>{"".join(map(_cell, claims))}</tr>'
-            for claims in zip(*models, strict=True)
+            f'<tr><th scope="row">{escape(text)}</th>{"".join(_cell(claims.get(text)) for claims in found)}</tr>'
+            for text in dict.fromkeys(text for claims in found for text in claims)
         )
         table = (
             f'<table><thead><tr><th scope="col">The prompt says</th>{heads}</tr></thead><tbody>{rows}</tbody></table>'
@@ -166,8 +177,14 @@ def verdicts(titles: Sequence[str], pictures: Sequence[Sequence[list[dict]]], no
             scores = " · ".join(_score(c) for c in models)
             table = f"<details{' open' if k == 0 else ''}><summary>Picture {k + 1}: {scores}</summary>{table}</details>"
         tables.append(table)
+    left_out = (
+        f'<p class="k-note k-unread">Not asked of the models, which do not read the end of this prompt: '
+        f"{escape(', '.join(not_asked))}.</p>"
+        if not_asked
+        else ""
+    )
     return (
-        f'<section class="k-panel" aria-labelledby="k-judge"><h3 id="k-judge">Verdict</h3>{"".join(tables)}'
+        f'<section class="k-panel" aria-labelledby="k-judge"><h3 id="k-judge">Verdict</h3>{"".join(tables)}{left_out}'
         '<p class="k-note">A program reads each picture back into shapes and checks every claim of the prompt.</p>'
         "</section>"
     )

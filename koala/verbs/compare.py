@@ -7,7 +7,7 @@ from pathlib import Path
 from koala.console import no_bars
 from koala.request import GenerationRequest
 from koala.verbs.options import add_device, add_request, add_runtime, library, request_values, to_run
-from koala.verbs.output import claims_line, emit, pixel_bytes, plan_lines, progress, timing_line
+from koala.verbs.output import claims_line, emit, pixel_bytes, plan_lines, progress, say_unread, timing_line
 
 HELP = "draw the same noise with several models, timed"
 
@@ -44,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
             on_step=lambda position, step: progress(requests[position].model)(step),
             num_previews=0,
         )
+    for result in results:
+        say_unread(result.request, result.unread)
     together = tuple(r.request for r in results)
     files = [
         [str(p) for p in r.save(args.out / f"{k}-{Path(r.request.model).name}.png", together)]

@@ -6,7 +6,7 @@ import dataclasses
 from koala.console import no_bars
 from koala.request import GenerationRequest
 from koala.verbs.options import add_device, add_request, add_runtime, file_ending, library, request_values, to_run
-from koala.verbs.output import claims_line, emit, pixel_bytes, plan_lines, progress, timing_line
+from koala.verbs.output import claims_line, emit, pixel_bytes, plan_lines, progress, say_unread, timing_line
 
 HELP = "draw a picture"
 
@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     models = library(args, [request.model])
     with telling([request], models):
         result = draw(request, models.get(request.model), on_step=progress(request.model), num_previews=0)
+    say_unread(result.request, result.unread)
     files = [str(p) for p in result.save(args.out)]
     found = entry(result, files)
     emit(args, found, "\n".join([*files, timing_line(found), *plan_lines(found), claims_line(found)]))

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from koala.registry import find
 from koala.request import GenerationRequest
@@ -59,13 +59,26 @@ def plan_lines(entry: dict) -> list[str]:
 
 
 def claims_line(entry: dict) -> str:
-    """Which claims of the prompt the picture keeps, and what was seen instead."""
+    """Which claims of the prompt the picture keeps, what was seen instead, and what the model was never asked."""
     if entry["claims"] is None:
         return f"no verdict: {entry['no_verdict']}"
-    return "; ".join(
+    told = [
         f"{'holds' if c['holds'] else 'FAILS'}: {c['claim']}" + ("" if c["holds"] else f" (seen: {c['seen']})")
         for c in entry["claims"]
-    )
+    ]
+    return "; ".join([*told, *(f"not asked, as the model did not read it: {text}" for text in entry["not_asked"])])
+
+
+def say_unread(request: GenerationRequest, unread: Mapping[str, str]) -> None:
+    """On stderr, which words of the prompts the model did not read."""
+    for name, text in unread.items():
+        if not text:
+            continue
+        what = name.replace("_", " ")
+        if name == "negative_prompt" and not request.guidance > 1:
+            say(f"{request.model} does not read the {what}: it needs --guidance above 1, not {request.guidance:g}")
+        else:
+            say(f"{request.model} does not read the end of the {what}, which is too long: {text.strip()}")
 
 
 def progress(name: str):

@@ -4,7 +4,7 @@ r"""Pack trained parts into the three self-contained diffusers folders that the 
         --out koala/embedded
 
 Tokenizers, text encoders and VAE are byte-identical copies in every folder: the app recognises them by hash and
-loads them once.
+loads them once. hashes.json holds the SHA-256 of every file, against which the app holds them.
 """
 
 import argparse
@@ -16,6 +16,8 @@ import torch
 from diffusers import AutoencoderKL, EulerAncestralDiscreteScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from koala.shipped import write_hashes
 
 TEXT = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
 PREFIX, PROJECTION = "text_model.", "text_projection.weight"
@@ -89,6 +91,7 @@ def main() -> None:
         unet = UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32).half()
         unet.save_pretrained(args.out / name / "unet")
         edit(args.out / name / "unet" / "config.json", "_name_or_path")
+    write_hashes(args.out)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """From the hub to a picture: which files are asked for, and what a broken connection costs."""
 
 import json
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from koala.generate import generate
 from koala.loading import Library
@@ -235,6 +237,23 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(hub, run, student, tmp_pat
     assert "is damaged" in row["needs"]
     assert run("-m", "koala", "fetch", OWN).returncode == 0
     assert (location / UNET).read_bytes() == (student / UNET).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_file_with_a_nan_is_named_so_that_removing_it_helps(hub, run, student, tmp_path):
+    """It has the right length: what is to be removed is the file itself, and not the cache's link to it."""
+    hub.add(OWN, student)
+    location = Path(json.loads(run("-m", "koala", "fetch", OWN, "--json").stdout)[0]["location"])
+    tensors = load_file(location / UNET)
+    tensors["conv_in.bias"][0] = np.nan
+    save_file(tensors, (location / UNET).resolve(), metadata={"format": "pt"})
+    command = ("-m", "koala", "generate", "--model", OWN, "--prompt", "a red circle", "--out", str(tmp_path / "a.png"))
+    done = run(*command, "--steps", "1")
+    assert done.returncode == 2 and "conv_in.bias holds NaN" in done.stderr
+    told = re.search(rf"remove (\S+) and fetch it again: python -m koala fetch {OWN}", done.stderr)
+    Path(told[1]).unlink()
+    assert run("-m", "koala", "fetch", OWN).returncode == 0
+    assert run(*command, "--steps", "1").returncode == 0
 
 
 def test_other_bytes_than_announced_are_refused_and_leave_nothing(hub, run, student, tmp_path):

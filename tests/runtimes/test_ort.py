@@ -6,10 +6,13 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import onnx as onnx_files
 import onnxruntime
 import pytest
 import torch
 
+from export.gates.case import open_case
+from export.gates.structure import structure
 from koala.attention.together import prepare
 from koala.bench import measure
 from koala.bench_matrix import Matrix
@@ -19,7 +22,9 @@ from koala.decoding import decode
 from koala.evaluate.drawing import clean_latents, placement_for
 from koala.exported import MANIFEST
 from koala.fidelity import psnr
+from koala.finite import NotFinite
 from koala.generate import Cancelled, generate, resolve
+from koala.hashing import sha256
 from koala.loading import Library
 from koala.registry import find
 from koala.report import comparison
@@ -50,6 +55,26 @@ def onnx(library, exported_700m) -> OrtModel:
 def copy(tmp_path, exported_700m) -> Path:
     """An export that a test may change."""
     return shutil.copytree(exported_700m, tmp_path / "export")
+
+
+def test_an_export_that_computes_nan_draws_no_black_picture(copy):
+    """Its U-Net has a NaN in a bias, and the manifest knows the file."""
+    file = copy / "unet" / "model.onnx"
+    graph = onnx_files.load(file)
+    bias = next(t for t in graph.graph.initializer if t.name.endswith("conv_out.bias"))
+    values = onnx_files.numpy_helper.to_array(bias).copy()
+    values[0] = np.nan
+    bias.CopyFrom(onnx_files.numpy_helper.from_array(values, bias.name))
+    onnx_files.save(graph, file)
+    manifest = json.loads((copy / MANIFEST).read_text())
+    manifest["components"]["unet"]["files"]["unet/model.onnx"] = sha256(file)
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(NotFinite, match="computed NaN") as error:
+        generate(request(copy, steps=1, guidance=1.0), Library("cpu").get(str(copy)))
+    assert f"python -m export --model {TORCH} --dtype fp32 --out DIR" in str(error.value)
+    assert f"python -m export verify {copy} names the part at fault" in str(error.value)
+    found = structure(open_case(copy))  # the first of its gates
+    assert found.passed is False and "finite" in found.text and "conv_out.bias" in found.text
 
 
 def request(model, **change) -> GenerationRequest:

@@ -34,6 +34,7 @@ def front_matter(text: str) -> dict[str, str]:
 def test_the_bundle_has_all_that_the_app_needs_and_no_rubbish(bundle):
     names = {f.relative_to(bundle).as_posix() for f in bundle.rglob("*") if f.is_file()}
     assert {"README.md", "app.py", "requirements.txt", "LICENSE", "NOTICE.md", "koala/ui/session.py"} <= names
+    assert "koala/embedded/hashes.json" in names
     assert {f"koala/embedded/tiny-{n}/unet/diffusion_pytorch_model.safetensors" for n in ("sdxl", "koala-1b")} <= names
     assert not [n for n in names if "__pycache__" in n or n.startswith(("tests", "spaces", "recipes", "docs"))]
 

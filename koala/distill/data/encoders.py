@@ -10,10 +10,12 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 
 from koala.device import give_back
+from koala.finite import require_finite
 from koala.from_files import from_files, load_noising, load_tokenizer
 from koala.hashing import digest
 from koala.loading import load_part
 from koala.locate import Location, locate
+from koala.nan_causes import check_picture
 from koala.read_json import read_object
 from koala.registry import find
 
@@ -50,15 +52,21 @@ class Encoders:
                 pooled_embeds[empty] = 0
             context.append(embeds)
             pooled.append(pooled_embeds)
-        return torch.cat(context), torch.cat(pooled)
+        found = torch.cat(context), torch.cat(pooled)
+        for values in found:
+            require_finite(
+                values, "what the teacher's text encoders make of a caption", "copy or download their files again"
+            )
+        return found
 
     @torch.no_grad()
     def pictures(self, batch: np.ndarray) -> torch.Tensor:
         """Pixels (B, H, W, 3) uint8 -> latents (B, 4, H / 8, W / 8) in the U-Net's scale, the posterior's mode."""
         vae = self.pipeline.vae
         pixels = torch.from_numpy(batch).to(self.device).permute(0, 3, 1, 2)
-        posterior = vae.encode(pixels.to(vae.dtype) / 127.5 - 1).latent_dist
-        return posterior.mode() * vae.config.scaling_factor
+        latents = vae.encode(pixels.to(vae.dtype) / 127.5 - 1).latent_dist.mode()
+        check_picture(latents, vae)
+        return latents * vae.config.scaling_factor
 
     def batch_size(self, width: int, height: int) -> int:
         """How many pictures of this size in px `pictures` best takes at once."""

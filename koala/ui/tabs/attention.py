@@ -23,6 +23,7 @@ from koala.ui.model_choice import model_choice
 from koala.ui.session import Session
 from koala.ui.settings import whole
 from koala.ui.theme import ASSETS, VIEWER
+from koala.ui.token_counter import TokenCounter
 from koala.ui.under_way import UnderWay
 
 QUIET = {"api_visibility": "private", "show_progress": "hidden"}
@@ -80,6 +81,7 @@ class Attention:
             elem_id="kv-prompt",
             html_attributes=gr.InputHTMLAttributes(spellcheck=False),
         )
+        self.counted = TokenCounter(self.session)
         with gr.Row(elem_classes="k-actions"):
             self.start = gr.Button("Draw and record", variant="primary", elem_id="kv-start", scale=3, min_width=140)
             self.stop = gr.Button("Stop", variant="stop", elem_id="kv-stop", scale=1, min_width=80)
@@ -170,6 +172,7 @@ class Attention:
             **CHEAP,
         )
         self.stop.click(self.halt, queue=False, **CHEAP)
+        self.counted.follow(self.prompt, self.models)
         opened = [self.file, self.prompt, self.viewer, self.capture]
         self.file.upload(self.open, [self.file, self.capture], opened, concurrency_limit=1, **QUIET)
         self.chips.click(self.example, None, self.prompt, **CHEAP)

@@ -17,6 +17,7 @@ from koala.ui.model_choice import model_choice
 from koala.ui.session import Session
 from koala.ui.settings import FIELDS, OWN_SCHEDULER
 from koala.ui.theme import ASSETS
+from koala.ui.token_counter import TokenCounter
 from koala.ui.under_way import UnderWay
 
 HISTORY = 12  # comparisons that a visit keeps
@@ -54,6 +55,7 @@ class Compare:
             placeholder="a red circle left of a blue square",
             html_attributes=gr.InputHTMLAttributes(spellcheck=False),
         )
+        self.counted = TokenCounter(self.session)
         with gr.Row(elem_classes="k-actions"):
             self.generate = gr.Button("Generate", variant="primary", elem_id="k-generate", scale=3, min_width=140)
             self.stop = gr.Button("Stop", variant="stop", elem_id="k-stop", scale=1, min_width=80)
@@ -83,6 +85,7 @@ class Compare:
                 lines=2,
                 info="What the picture should not show; needs guidance above 1.",
             )
+            self.counted_negative = TokenCounter(self.session)
             own["scheduler"] = gr.Dropdown(
                 [("each model's own", OWN_SCHEDULER), *SCHEDULERS], value=OWN_SCHEDULER, label="Scheduler"
             )
@@ -163,6 +166,8 @@ class Compare:
         pair = [self.fields["model_a"], self.fields["model_b"]]
         self.timer.tick(self.tick, pair, [self.states, self.download, self.timer], **CHEAP)
         self.download.click(self.fetch, pair, [self.states, self.download, self.timer], **CHEAP)
+        self.counted.follow(self.fields["prompt"], pair)
+        self.counted_negative.follow(self.fields["negative_prompt"], pair)
         chosen = [self.fields["model_a"], self.fields["model_b"], self.stage]
         for slot in "ab":
             own = [self.fields[name] for name in settings.defaults(self.session.card(self.session.models[0]), slot)]
@@ -308,7 +313,12 @@ class Compare:
         done = {
             "stage": show.say(f"Done. Seed {results[0].request.seed}.", "done"),
             "timing": widgets.timing(comparison),
-            "verdict": widgets.verdicts(titles, judged, comparison["models"][0]["no_verdict"]),
+            "verdict": widgets.verdicts(
+                titles,
+                judged,
+                comparison["models"][0]["no_verdict"],
+                list(dict.fromkeys(text for one in comparison["models"] for text in one["not_asked"])),
+            ),
             "fields": fields | {"seed": str(results[0].request.seed)},
             "thumbnails": [stage.data_url(r.images[0], stage.THUMBNAIL) for r in results],
             "label": f"{fields['prompt']} (seed {results[0].request.seed})",

@@ -1,0 +1,29 @@
+"""Whether a run's numbers are numbers: the one place where a run looks at the values of its tensors.
+
+A NaN would become a black picture, or a score of nothing, without a word. A rehearsal on tensors that have no values
+replaces `everywhere`.
+"""
+
+import torch
+
+from koala.request import RequestError
+
+
+class NotFinite(RequestError):
+    """A tensor holds NaN or infinity where a picture or a measurement was to be made of it."""
+
+
+def everywhere(condition: torch.Tensor) -> bool:
+    """Whether a condition holds in every element; on a GPU this waits for the device."""
+    return bool(condition.all())
+
+
+def is_finite(values: torch.Tensor) -> bool:
+    """Whether no element is NaN or infinite."""
+    return everywhere(torch.isfinite(values))
+
+
+def require_finite(values: torch.Tensor, what: str, remedy: str) -> None:
+    """NotFinite, which says what is not finite and what helps."""
+    if not is_finite(values):
+        raise NotFinite(f"{what} holds NaN or infinity, so nothing can be told from it; {remedy}")
