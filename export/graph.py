@@ -34,13 +34,26 @@ def simplify(model: ir.Model) -> None:
 
 
 def _drop_neutral(model: ir.Model) -> None:
-    """x / 1 and x * 1 are x: the U-Net divides by scale factors that are 1."""
+    """x / 1, x * 1 and a transposition that moves no axis are x.
+
+    The U-Net divides by scale factors that are 1. ONNX Runtime 1.20 to 1.25 fuses every transposition with the Gemm
+    after it as if it swapped the axes, and then cannot run the projection of a text encoder.
+    """
     for node in list(model.graph):
-        if node.op_type in ("Div", "Mul") and node.inputs[1].const_value is not None:
-            factor = node.inputs[1].const_value
-            if factor.size == 1 and float(factor.numpy().reshape(())) == 1:
-                _replace(node.outputs[0], node.inputs[0])
-                model.graph.remove(node, safe=True)
+        if _neutral(node) and not node.outputs[0].is_graph_output():
+            _replace(node.outputs[0], node.inputs[0])
+            model.graph.remove(node, safe=True)
+
+
+def _neutral(node: ir.Node) -> bool:
+    """Whether its result is its first input."""
+    if node.op_type == "Transpose" and "perm" in node.attributes:
+        axes = node.attributes["perm"].as_ints()
+        return list(axes) == sorted(axes)
+    if node.op_type not in ("Div", "Mul") or node.inputs[1].const_value is None:
+        return False
+    factor = node.inputs[1].const_value
+    return factor.size == 1 and float(factor.numpy().reshape(())) == 1
 
 
 def _replace(old: ir.Value, new: ir.Value) -> None:
