@@ -23,7 +23,8 @@ TOO_MANY = (
     "wait until one of them is done, or stop it"
 )
 _REMEMBERED = 5  # runs of a kind whose pace is known
-_ENOUGH = 0.2  # of a run done, from which on its own pace tells when it ends
+_FURTHEST = 4  # times its own amount that a run's pace can tell of: what every run costs alike hides in a short one's
+_ENOUGH = 0.1  # of a run done, from which on its own pace tells when it ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,7 @@ class Line:
         self.now = clock
         self._tickets: list[Ticket] = []
         self._beside: Counter[str] = Counter()  # what runs without the device, by visitor
-        self._paces: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_REMEMBERED))
+        self._paces: dict[str, deque[tuple[float, float]]] = defaultdict(lambda: deque(maxlen=_REMEMBERED))
         self._lock = threading.RLock()
 
     def __len__(self) -> int:
@@ -143,7 +144,8 @@ class Line:
     def _leave(self, ticket: Ticket) -> None:
         with self._lock:
             if ticket.finished and ticket.work.amount:
-                self._paces[ticket.work.kind].append((self.now() - ticket.begun) / ticket.work.amount)
+                pace = (self.now() - ticket.begun) / ticket.work.amount
+                self._paces[ticket.work.kind].append((ticket.work.amount, pace))
             behind = self._tickets[self._tickets.index(ticket) + 1 :]
             self._tickets.remove(ticket)
             self._call()
@@ -151,7 +153,7 @@ class Line:
             other.moved()
 
     def _expected(self, work: Work) -> float | None:
-        paces = self._paces.get(work.kind)
+        paces = [pace for amount, pace in self._paces.get(work.kind, ()) if amount * _FURTHEST >= work.amount]
         return min(statistics.median(paces) * work.amount, work.most) if paces else None
 
     def _left(self, ticket: Ticket) -> float | None:

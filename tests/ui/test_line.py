@@ -77,15 +77,26 @@ def test_a_run_that_is_well_under_way_tells_by_itself_when_it_ends(line, clock):
         clock.now += 10  # loading, which is no part of the pace
         running.begin()
         clock.now += 30
-        running.done = 0.1
+        running.done = 0.05
         assert ticket.said == "Waiting: 1 before you"
         running.done = 0.75
         assert ticket.said == "Waiting: 1 before you, about 10 s"
 
 
+def test_a_tiny_run_tells_nothing_of_a_large_one(line, clock):
+    """Symptom: after one picture of 64 px a comparison was to wait for 238 minutes."""
+    with line.join("a", Work(kind="drawing", amount=1)) as ticket:
+        clock.now += 8  # a warm-up, which a run of any size has
+        ticket.finished = True
+    with line.join("b", Work(kind="drawing", amount=1000)), line.join("c", Work(kind="drawing", amount=4)) as small:
+        assert small.said == "Waiting: 1 before you"
+    with line.join("d", Work(kind="drawing", amount=4)), line.join("e", Work(kind="drawing", amount=4)) as ticket:
+        assert ticket.said == "Waiting: 1 before you, about 35 s"
+
+
 def test_a_limit_in_seconds_bounds_the_forecast_and_other_kinds_have_their_own_pace(line, clock):
     finish(line, clock, 20)
-    with line.join("", Work(kind="drawing", amount=100, most=60)), line.join("", SMALL) as ticket:
+    with line.join("", Work(kind="drawing", amount=8, most=60)), line.join("", SMALL) as ticket:
         assert ticket.said == "Waiting: 1 before you, about 60 s"
     with line.join("", Work(kind="benchmark", amount=1)), line.join("", SMALL) as ticket:
         assert ticket.said == "Waiting: 1 before you"

@@ -42,7 +42,7 @@ def test_a_page_behind_another_ones_run_says_so_and_esc_leaves_the_line(open_tab
         steps(first, "k", 150)
         steps(second, "k", 1)
         first.get_by_role("button", name="Generate").click()
-        expect(first.locator(".k-stage .k-status")).to_contain_text("of 150")
+        expect(first.locator(".k-stage .k-status")).to_contain_text("of 150", timeout=90_000)  # the models load first
         second.get_by_role("button", name="Generate").click()
         expect(shown).to_have_text(WAITS, timeout=5000)
         second.keyboard.press("Escape")
