@@ -37,8 +37,8 @@ def check_shipped(folder: Path) -> None:
             raise RequestError(f"{folder.name} is not whole: {file} is missing; {_remedy(shipped)}")
         if (found := digest(file)) != expected:
             raise RequestError(
-                f"{folder.name} is damaged: {file} is not the file that was shipped, its SHA-256 is {found[:12]}... "
-                f"instead of {str(expected)[:12]}...; {_remedy(shipped)}"
+                f"{folder.name} is damaged: {file} is not the file that was shipped: its SHA-256 is {found[:12]}..., "
+                f"and {HASHES} lists {str(expected)[:12]}...; {_remedy(shipped)}"
             )
 
 

@@ -150,6 +150,8 @@ class Endpoints:
             from koala.ui.attention_files import png
 
             found = attention_api.answer(capture, pixel, step, head)
+            for one, result in zip(found["models"], results, strict=True):
+                one["unread"] = result.unread
             figure = stage.keep(png(attention_api.picture(capture, found, pixel)), "koala-attention.png")
         except Exception as error:
             raise complain(error) from None

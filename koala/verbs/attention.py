@@ -13,7 +13,7 @@ from koala.outputs import check_new_folder
 from koala.registry import CARDS, find
 from koala.request import GenerationRequest, RequestError
 from koala.verbs.options import add_device, add_request, gigabytes, library, number, request_values
-from koala.verbs.output import emit, progress, say
+from koala.verbs.output import emit, progress, say, say_unread
 
 if TYPE_CHECKING:
     from koala.attention.figures import Choices, Side
@@ -182,6 +182,8 @@ def _recorded(args: argparse.Namespace, requests: list[GenerationRequest], choic
         say(f"recording takes {size(sum(plan.bytes for plan in prepared.plans))} of {size(args.budget)}")
         check_new_folder(args.out, sum(plan.bytes for plan in prepared.plans))
         found = prepared.run(lambda k, step: progress(prepared.titles[k])(step))
+    for request, (result, _) in zip(prepared.requests, found, strict=True):
+        say_unread(request, result.unread)
     sides = [
         Side(title=title, picture=result.images[0], record=record)
         for title, (result, record) in zip(prepared.titles, found, strict=True)
