@@ -69,7 +69,7 @@ def load_pages_beside_a_capture() -> int:
     (layer,) = record.frames[0]
     record.frames[0][layer] = (torch.zeros(LARGE // 8), torch.zeros(LARGE // 8))
     store.add(Capture(prompt="", sides=(Side(title="", picture=Image.new("RGB", (64, 64)), record=record),)))
-    assert store.bytes == LARGE
+    assert LARGE <= store.bytes < LARGE + 10**5  # with its picture
     beside, grown = loads(client, 5)
     print(f"five loads: {without:.2f} s, beside {LARGE / 1e6:.0f} MB {beside:.2f} s and {grown / 1e6:.1f} MB more")
     assert grown < LARGE / 10

@@ -163,7 +163,7 @@ def find(name):
 
 
 def test_fields_survive_requests_and_links():
-    given = fields(prompt=HOSTILE, negative_prompt="ünï,&=?#", seed="4294967295", images=2, scheduler="ddim-trailing")
+    given = fields(prompt=HOSTILE, negative_prompt="ünï,&=?#", seed="4294967294", images=2, scheduler="ddim-trailing")
     given |= dict(preset="fast", lora="style.safetensors", lora_strength=0.5)
     requests = settings.to_requests(given, find)
     assert settings.from_requests(requests, find) == given
