@@ -47,6 +47,8 @@ IN_PLACE = {
     ("koala.timing", "_reset_process_peak"): "a switch of the kernel, no file",
     ("export.numpy_runner", "main"): "a script that leaves the project with an export and imports nothing of it",
     ("recipes.measure.damage", "flip"): "does damage",
+    ("recipes.measure.reliability.distillations", "_distil"): "a log that a process appends to",
+    ("recipes.measure.reliability.running", "served"): "a log that a process appends to",
     ("recipes.measure.damage", "flip_and_resume"): "a copy that is to be damaged",
     ("recipes.fresh_clone", "main"): "runs without the project's packages",
     ("recipes.optimum_check", "main"): "runs without the project's packages",

@@ -1,0 +1,57 @@
+"""docs/reliability.md, out of the JSON of `python -m recipes.measure.reliability`."""
+
+from collections.abc import Mapping
+
+TESTS = {
+    "clients": "tests/safety/test_visitors.py",
+    "hostile": "tests/safety/test_endpoints.py",
+    "bodies": "tests/safety/test_body_limit.py",
+    "memory": "tests/safety/test_sessions.py",
+    "pages": "tests/ui/test_page_loads.py",
+    "judge": "tests/shapes/test_judge_bounds.py",
+    "kills": "tests/distill/test_killed.py",
+    "flips": "tests/distill/test_damaged_resume.py",
+    "sites": "tests/ui/test_other_pages_browser.py",
+}
+HEAD = """# Reliability
+
+What was done to the app, its server and its runs, and how much of it they survived. One command measured every row and
+wrote [this report](measurements/reliability.json), with machine, date and the weights' hashes; another wrote this page:
+
+```bash
+python -m recipes.measure.reliability --out docs/measurements/reliability.json
+python -m recipes.measure.reliability --page docs/reliability.md --out docs/measurements/reliability.json
+```
+
+The right column names the test that runs a short version of the attack by default. What is promised to whom is in
+[SECURITY.md](../SECURITY.md). Times and memory are those of a shared machine with two cores.
+
+| attack | tried | survived | what was seen | test |
+| --- | --: | --: | --- | --- |
+"""
+
+
+def markdown(report: Mapping) -> str:
+    """The page."""
+    rows = []
+    for name, found in report["attacks"].items():
+        rows.append(
+            f"| {found['what']} | {found['tried']:,} | {found['survived']:,} | {_seen(found['figures'])} | "
+            f"`{TESTS[name]}` |\n"
+        )
+    dates = sorted({found["date"] for found in report["attacks"].values()})
+    machines = sorted({found["device"] for found in report["attacks"].values()})
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    failed = [(name, failure) for name, found in report["attacks"].items() for failure in found["failures"]]
+    told = "Nothing failed." if not failed else "\n".join(["What failed:", "", *(f"- {n}: {f}" for n, f in failed)])
+    return f"{HEAD}{''.join(rows)}\n{', '.join(machines)}, {when}. {told}\n"
+
+
+def _seen(figures: Mapping) -> str:
+    return "; ".join(f"{name}: {_value(value)}" for name, value in figures.items())
+
+
+def _value(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_value(part)}" for name, part in value.items())
+    return f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
