@@ -124,7 +124,7 @@ def check(request: GenerationRequest) -> None:
         if not whole or not MIN_SIDE <= value <= MAX_SIDE or value % SIDE_MULTIPLE:
             near = ""
             if whole:
-                near = min(max(round(value / SIDE_MULTIPLE) * SIDE_MULTIPLE, MIN_SIDE), MAX_SIDE)
+                near = round(min(max(value, MIN_SIDE), MAX_SIDE) / SIDE_MULTIPLE) * SIDE_MULTIPLE
                 near = f"; {near} is the nearest"
             raise RequestError(
                 f"{name} must be a multiple of {SIDE_MULTIPLE} from {MIN_SIDE} to {MAX_SIDE} px, not {value!r}{near}"

@@ -22,6 +22,7 @@ GOOD = dict(model="tiny-sdxl", prompt="a red circle")
         ({"steps": True}, "steps must be a whole number"),
         ({"width": 13}, "width must be a multiple of 32 from 64 to 2048 px, not 13; 64 is the nearest"),
         ({"height": 100_000}, "2048 is the nearest"),
+        ({"width": 10**400}, "2048 is the nearest"),  # no float holds it
         ({"width": "wide"}, "width must be a multiple of 32"),
         ({"seed": -1}, "seed must lie between 0 and 4294967295, not -1"),
         ({"seed": 2**32 - 1, "images": 2}, "the largest is 4294967295; choose a seed of at most 4294967294"),

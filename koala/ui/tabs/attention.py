@@ -355,6 +355,8 @@ class Attention:
         from koala.attention import archive, view
 
         try:
+            if not file:
+                raise RequestError("no file came with it; choose a capture that was saved here, a .zip")
             capture = archive.load(Path(file), budget(public=not self.session.local))
         except Exception as error:
             warn(readable(error), "This capture cannot be opened")

@@ -154,8 +154,10 @@ class Distill:
         text = PRESETS[preset].text if preset in PRESETS else "Settings of an earlier run: change what you like."
         return f"<p>{text}</p>"
 
-    def fill(self, preset: str) -> tuple:
-        """A preset was chosen: its settings."""
+    def fill(self, preset: str | None) -> tuple:
+        """A preset was chosen: its settings. Without one the fields stay as they are."""
+        if preset not in PRESETS:
+            return self.tell(preset), *[gr.skip()] * len(self.fields)
         return self.tell(preset), *distill_fields.shown(PRESETS[preset].config, list(self.fields))
 
     def take(self, chosen: str) -> tuple:

@@ -77,7 +77,7 @@ def killed(folder: Path, kills: int = 20) -> Trial:
     )
 
 
-def flipped(folder: Path, per_file: int = 3) -> Trial:
+def flipped(folder: Path, per_file: int = 2) -> Trial:
     """One bit of one file of a run is turned over; the run goes on, or is refused with a remedy that works."""
     settings = str(config(folder, num_steps=4, checkpoint_every=2))
     run, whole = (RunFolder(path=folder / name) for name in ("run", "whole"))

@@ -23,6 +23,13 @@ def test_the_first_visit_says_what_this_is(tab):
     )
 
 
+@pytest.mark.parametrize("preset", [None, "", "nothing"])
+def test_no_preset_leaves_the_fields_as_they_are(tab, preset):
+    told, *fields = tab.fill(preset)
+    assert "Settings of an earlier run" in told and len(fields) == len(tab.fields)
+    assert all(field == gr.skip() for field in fields)
+
+
 def test_a_run_under_way_is_shown_and_can_only_be_stopped(tab):
     run = written(tab.runs.root, "a-1", **living(), steps_per_second=0.5, seconds_left=125.0, num_steps=40)
     written(tab.runs.root, "b-1")
