@@ -22,7 +22,14 @@ from koala.registry import CARDS
 pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/benchmarks.md", "docs/cookbook.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/architecture.md",
+    "docs/benchmarks.md",
+    "docs/cookbook.md",
+    "docs/reliability.md",
+)
 COOKBOOK = (ROOT / "docs" / "cookbook.md").read_text(encoding="utf-8")
 
 # Lines of the README that are not run here: how each begins -> who runs it, or why nobody can.
@@ -195,6 +202,7 @@ def test_every_block_of_every_page_is_run_by_a_test():
         "docs/architecture.md": {"mermaid"},
         "docs/benchmarks.md": {"bash"},  # tests/test_readme.py holds the commands to their reports
         "docs/cookbook.md": {"bash", "python"},
+        "docs/reliability.md": {"bash"},  # tests/test_reliability.py
     }
     assert {page.relative_to(ROOT).as_posix() for page in ROOT.glob("docs/*.md")} - set(PAGES) == {"docs/decisions.md"}
 
