@@ -33,7 +33,7 @@ def of_requirements() -> dict[str, Version]:
     return {r.name: Version(next(iter(r.specifier)).version) for r in found}
 
 
-@pytest.mark.parametrize("environment", ["lowest", "floor"])
+@pytest.mark.parametrize("environment", versions.ENVIRONMENTS)
 def test_every_step_worked_in_every_environment(environment):
     outcome = TRIED[environment]["steps"]
     assert set(outcome) >= STEPS and set(outcome.values()) == {"ok"}, outcome
@@ -48,6 +48,14 @@ def test_every_lower_bound_was_tried(environment):
         expected["torch"] = of_requirements()["torch"]
     assert tried == expected
     assert set(RANGES) - set(tried) == {"onnxruntime"}  # where onnxruntime-gpu has no wheel
+
+
+def test_the_newest_that_were_tried_are_as_new_as_the_pins_and_within_the_ranges():
+    """Otherwise the measurement is older than what requirements.txt installs."""
+    tried = {name: Version(Version(v).public) for name, v in TRIED["newest"]["versions"].items()}
+    pins = of_requirements()
+    assert set(RANGES) - set(tried) == {"onnxruntime"}
+    assert {n: str(v) for n, v in tried.items() if v not in RANGES[n] or n in pins and v < Version(pins[n].public)} == {}
 
 
 def test_the_bounds_of_torch_and_python_are_the_lowest_that_were_tried():

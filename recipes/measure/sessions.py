@@ -12,24 +12,29 @@ import psutil
 
 from recipes.measure.hostile import QUICK, STUDENT, ask
 
-MOST = 20  # sessions that the server keeps of one visitor; from there on memory may not grow
+# Requests before memory is read. The server keeps 20 sessions of one visitor, and the allocator's heap settles over
+# about a hundred captures: their tensors differ in size, so the first ones leave gaps that later ones fill.
+SETTLED = 120
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slope:
-    """How a server's memory went with requests: megabytes per request, by least squares, and each reading in MB."""
+    """A server's memory over requests, in MB: what the first ones added, and the slope by least squares after them."""
 
     requests: int
     warm_up: int
+    warm_up_mb: float
     each_mb: float
     readings_mb: tuple[float, ...]
 
 
-def slope(pid: int, request: Callable[[], object], count: int, warm_up: int = MOST + 5) -> Slope:
+def slope(pid: int, request: Callable[[], object], count: int, warm_up: int = SETTLED) -> Slope:
     """Call `request` `warm_up` times, so that all is full, then `count` times, reading the memory after each."""
     process = psutil.Process(pid)
+    begun = process.memory_info().rss / 1e6
     for _ in range(warm_up):
         request()
+    settled = process.memory_info().rss / 1e6
     readings = []
     for _ in range(count):
         request()
@@ -37,7 +42,13 @@ def slope(pid: int, request: Callable[[], object], count: int, warm_up: int = MO
     middle, mean = (count - 1) / 2, sum(readings) / count
     spread = sum((k - middle) ** 2 for k in range(count))
     each = sum((k - middle) * (y - mean) for k, y in enumerate(readings)) / spread
-    return Slope(requests=count, warm_up=warm_up, each_mb=each, readings_mb=tuple(round(y, 2) for y in readings))
+    return Slope(
+        requests=count,
+        warm_up=warm_up,
+        warm_up_mb=settled - begun,
+        each_mb=each,
+        readings_mb=tuple(round(y, 2) for y in readings),
+    )
 
 
 def generation(url: str, address: str = "192.0.2.55") -> None:

@@ -43,7 +43,7 @@ def killed(folder: Path, kills: int = 20) -> Trial:
     """kill -9 at random moments; the end is held against an unbroken run, bit by bit, and so are the metrics."""
     forks = multiprocessing.get_context("forkserver")
     forks.set_forkserver_preload(["koala.distill.trainer"])
-    steps = 6 * kills
+    steps = 30 * kills  # enough that a fast machine is not done before the last kill
 
     def start(*arguments: str) -> BaseProcess:
         process = forks.Process(target=_distil, args=(str(folder / "said.txt"), arguments), daemon=True)

@@ -2,7 +2,7 @@
 
 from recipes.measure.reliability.running import App
 from recipes.measure.reliability.trial import Trial
-from recipes.measure.sessions import capture, generation, slope
+from recipes.measure.sessions import SETTLED, capture, generation, slope
 
 EACH = 0.05  # MB of a session at most
 
@@ -15,10 +15,11 @@ def per_session(app: App, generations: int, captures: int) -> Trial:
     }
     failures = tuple(f"a {name} adds {s.each_mb:.3f} MB" for name, s in found.items() if s.each_mb > EACH)
     return Trial(
-        what=f"{generations} generations and {captures} captures, each in a session of its own, once the server keeps "
-        "as many sessions as it may",
+        what=f"{generations} generations and {captures} captures, each in a session of its own, after {SETTLED} of "
+        "each: the server keeps as many sessions as it may, and its heap has settled",
         tried=generations + captures,
         survived=0 if failures else generations + captures,
-        figures={f"memory added by a {name}, MB": round(s.each_mb, 4) for name, s in found.items()},
+        figures={f"memory added by a {name}, MB": round(s.each_mb, 4) for name, s in found.items()}
+        | {f"by the first {SETTLED} {name}s, MB": round(s.warm_up_mb, 1) for name, s in found.items()},
         failures=failures,
     )
