@@ -69,17 +69,17 @@ def test_registered_parameters_are_the_networks_own(name):
 
 def test_trainers_conditioning_is_the_pipelines_bit_for_bit(monkeypatch):
     monkeypatch.syspath_prepend(str(EMBEDDED.parents[1] / "recipes" / "embedded"))
-    from unet import Conditioner
+    from unet import text_encoders
 
     prompts = ["a red circle left of a blue square", "an aardvark, unseen 🐨"]
-    conditioner = Conditioner(EMBEDDED / "tiny-sdxl")
+    encoders = text_encoders(EMBEDDED / "tiny-sdxl")
     pipeline = Library("cpu").get("tiny-sdxl").pipeline
     with torch.no_grad():
         theirs, empty, their_pooled, empty_pooled = pipeline.encode_prompt(prompt=prompts, device="cpu")
-    context, pooled = conditioner(prompts)
+    context, pooled = encoders.captions(prompts)
     assert torch.equal(context, theirs), (context - theirs).abs().max()
     assert torch.equal(pooled, their_pooled), (pooled - their_pooled).abs().max()
-    context, pooled = conditioner(["", ""])
+    context, pooled = encoders.captions(["", ""])
     assert torch.equal(context, empty)  # no negative prompt: zeros
     assert torch.equal(pooled, empty_pooled)
     assert not context.any()

@@ -11,6 +11,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 
+from koala.distill.config import DistillConfig
+from koala.distill.draws import draw
 from koala.hashing import digest
 from koala.registry import EMBEDDED
 from koala.shapes.captions import caption
@@ -124,10 +126,12 @@ def test_redrawn_latents_are_the_stored_ones_but_for_what_the_last_steps_do(monk
 
 def test_the_noise_that_decides_layout_or_edges_is_shown_as_often_as_asked(monkeypatch):
     monkeypatch.syspath_prepend(str(RECIPES))
-    from unet import draw_timesteps
+    from unet import shifted
 
+    config = DistillConfig(timesteps="high-noise")
+    plain = draw(config, range(20_000), (1, 1, 1)).timesteps
     for noisiest, cleanest in ((0, 0), (1, 0), (0, 1), (0.5, 0.5), (0.25, 0.25)):
-        drawn = draw_timesteps(20_000, torch.Generator().manual_seed(0), noisiest, cleanest)
+        drawn = shifted(plain, torch.Generator().manual_seed(0), noisiest=noisiest, cleanest=cleanest)
         assert drawn.min() >= 0 and drawn.max() <= 999
         rest = 1 - noisiest - cleanest
         high, low = ((drawn >= 800).float().mean().item(), (drawn < 500).float().mean().item())

@@ -15,7 +15,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from latents import LatentSet
 from safetensors.torch import save_file
-from unet import Conditioner
+from unet import text_encoders
 
 from koala.distill.noising import straight
 from koala.outputs import new_file
@@ -32,7 +32,7 @@ class Redrawing:
 
     def __init__(self, models: Path, name: str, unet: Path | None):
         self.card, folder = CARDS[name], models / name
-        self.conditioner = Conditioner(folder)
+        self.encoders = text_encoders(folder)
         self.unet = UNet2DConditionModel.from_pretrained(unet or folder / "unet", torch_dtype=torch.float32).eval()
         self.schedule = DDPMScheduler.from_pretrained(folder / "scheduler")
 
@@ -47,7 +47,7 @@ class Redrawing:
         begin = timesteps[:1].long().expand(len(latents))
         noisy, _ = straight(latents, noise, begin, self.schedule.alphas_cumprod)
         x = noisy / self.schedule.alphas_cumprod[begin[0]].sqrt()  # Euler's samplers leave the signal as large as it is
-        context, pooled = self.conditioner([*captions, *[""] * len(captions)])
+        context, pooled = self.encoders.captions([*captions, *[""] * len(captions)])
         height, width = (8 * n for n in latents.shape[-2:])
         time_ids = torch.tensor([[height, width, 0, 0, height, width]]).repeat(len(context), 1)
         added = {"text_embeds": pooled, "time_ids": time_ids}

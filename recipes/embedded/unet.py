@@ -7,106 +7,61 @@ r"""Train an embedded U-Net on stored latents: the teacher from nothing, or a st
         --steps 700 --learning-rate 1e-3
 
 A set is FOLDER=BATCH*WEIGHT. `--init UNET` starts from weights with a fresh optimizer and warm-up, so that a chain
-of stages needs only weights to survive. Conditions come from the pipeline's own conventions: `hidden_states[-2]`
-of both encoders, the second one's pooled output, 77 tokens, zeros for the empty prompt, size and crop numbers.
+of stages needs only weights to survive. Everything that a step computes is the product's own: conditions as the
+pipeline makes them, draws, loss, optimizers, learning rate and moving average are those of `koala distill`.
 """
 
 import argparse
 import copy
+import dataclasses
 import json
-import math
 import random
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from latents import LatentSet
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from koala.distill.config import DistillConfig
-from koala.distill.losses import by_kind, feature_losses, noise_loss, snr_weight
-from koala.distill.muon import Muon
+from koala.distill.data.encoded import Batch
+from koala.distill.data.encoders import Encoders
+from koala.distill.draws import draw
+from koala.distill.ema import Ema
 from koala.distill.noising import straight
+from koala.distill.optimizers import build_optimizers, learning_rate
 from koala.distill.pairs import feature_pairs
-from koala.hooks import tap
+from koala.distill.step import DistillationStep
 from koala.outputs import new_folder
 from koala.shapes.captions import STYLES, caption
 from koala.specs import SPECS
 from koala.surgery import cut
 
-MIN_SNR_GAMMA = 5.0
-EMPTY_PROMPTS = 0.1
+
+def text_encoders(folder: Path) -> Encoders:
+    """The two text encoders of a folder, in fp32 and without a VAE."""
+    pipeline = StableDiffusionXLPipeline(
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        tokenizer_2=CLIPTokenizer.from_pretrained(folder / "tokenizer_2"),
+        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).eval(),
+        text_encoder_2=CLIPTextModelWithProjection.from_pretrained(
+            folder / "text_encoder_2", dtype=torch.float32
+        ).eval(),
+        unet=None,
+        vae=None,
+        scheduler=None,
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
+    )
+    return Encoders(pipeline, "cpu")
 
 
-class Conditioner:
-    """Captions -> (B, 77, 96) and (B, 64), exactly as StableDiffusionXLPipeline.encode_prompt gives them."""
-
-    def __init__(self, folder: Path):
-        self.tokenizers = [CLIPTokenizer.from_pretrained(folder / n) for n in ("tokenizer", "tokenizer_2")]
-        self.encoders = [
-            CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).eval(),
-            CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2", dtype=torch.float32).eval(),
-        ]
-
-    @torch.no_grad()
-    def __call__(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        hidden = []
-        for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True):
-            ids = tokenizer(
-                captions,
-                padding="max_length",
-                max_length=tokenizer.model_max_length,
-                truncation=True,
-                return_tensors="pt",
-            ).input_ids
-            output = encoder(ids, output_hidden_states=True)
-            hidden.append(output.hidden_states[-2])
-        context, pooled = torch.cat(hidden, -1), output.text_embeds
-        empty = torch.tensor([c == "" for c in captions])
-        context[empty], pooled[empty] = 0, 0  # force_zeros_for_empty_prompt
-        return context, pooled
-
-
-def draw_timesteps(
-    count: int, generator: torch.Generator, noisiest: float = 0.0, cleanest: float = 0.0
-) -> torch.Tensor:
-    """Half uniform, half logit-normal towards high noise; shares from the noisiest fifth and the cleaner half instead.
-
-    (B,) in 0..999
-    """
-    uniform = torch.rand(count, generator=generator)
-    high = torch.sigmoid(torch.randn(count, generator=generator) + 0.8)
-    drawn = torch.where(torch.rand(count, generator=generator) < 0.5, uniform, high)
-    special = torch.rand(count, generator=generator)
-    drawn = torch.where(special < noisiest, 0.8 + 0.2 * uniform, drawn)
-    drawn = torch.where(special > 1 - cleanest, 0.5 * uniform, drawn)
-    return (drawn * 1000).long().clamp(0, 999)
-
-
-class Ema:
-    """Exponential moving average of a network's weights, started from the network itself; decay ramps up."""
-
-    def __init__(self, network: torch.nn.Module, decay: float):
-        self.network = copy.deepcopy(network).requires_grad_(False)
-        self.decay, self.steps = decay, 0
-
-    @torch.no_grad()
-    def update(self, network: torch.nn.Module) -> None:
-        self.steps += 1
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
-
-
-def build_optimizers(unet: torch.nn.Module, lr: float, *, muon: bool) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon for the hidden matrices and AdamW for both ends, norms and biases."""
-    ends = ("conv_in.", "conv_out.", "time_embedding.linear_1.", "add_embedding.linear_1.")
-    hidden = [p for n, p in unet.named_parameters() if muon and p.ndim > 1 and not n.startswith(ends)]
-    chosen = {id(p) for p in hidden}
-    rest = [p for p in unet.parameters() if id(p) not in chosen]
-    adamw = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    return [Muon(hidden, lr), adamw] if hidden else [adamw]
+def shifted(timesteps: torch.Tensor, generator: torch.Generator, *, noisiest: float, cleanest: float) -> torch.Tensor:
+    """Timesteps (B,) with a share drawn anew from the noisiest fifth, and another from the cleaner half."""
+    special, uniform = torch.rand(2, len(timesteps), generator=generator)
+    drawn = torch.where(special < noisiest, (800 + 200 * uniform).long(), timesteps)
+    return torch.where(special > 1 - cleanest, (500 * uniform).long(), drawn)
 
 
 def main() -> None:
@@ -141,12 +96,27 @@ def main() -> None:
         weights.append(float(weight or 1))
     if not any(s.scenes for s in sets):
         parser.error("no set holds a shard; make some with recipes/embedded/latents.py")
-    conditioner = Conditioner(args.text)
+    config = DistillConfig(
+        lf_at_ends=True,
+        normalisation="teacher",
+        output_weight=1.0 if args.teacher else 0.0,
+        feature_weight=1.0 if args.teacher else 0.0,
+        min_snr_gamma=5.0,
+        high_noise_lift=args.high_noise,
+        timesteps="high-noise",
+        empty_prompts=0.1,
+        num_steps=args.steps,
+        optimizer=args.optimizer,
+        learning_rate=args.learning_rate,
+        schedule="cosine",
+        warmup_steps=max(1, min(300, args.steps // 20)),
+        ema_decay=args.ema,
+        seed=args.seed,
+    )
+    encoders = text_encoders(args.text)
     schedule = DDPMScheduler(
         num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
     )
-    alphas = schedule.alphas_cumprod
-
     spec, teacher_spec = SPECS[args.name], SPECS["tiny-sdxl"]
     teacher = None
     if args.teacher:
@@ -158,65 +128,47 @@ def main() -> None:
     else:
         unet = UNet2DConditionModel(**spec.config())
     unet.train()
-    ema = Ema(unet, args.ema)
-    optimizers = build_optimizers(unet, args.learning_rate, muon=args.optimizer == "muon")
-    warmup = max(1, min(300, args.steps // 20))
-    cosines = [
-        torch.optim.lr_scheduler.LambdaLR(
-            o, lambda s: min((s + 1) / warmup, 0.02 + 0.98 * (1 + math.cos(math.pi * s / args.steps)) / 2)
-        )
-        for o in optimizers
-    ]
+    ema, averaged = Ema(unet, config.ema_decay), copy.deepcopy(unet)
+    optimizers = build_optimizers(unet, config)
+    pairs = feature_pairs(config, spec, teacher_spec) if args.teacher else []
+    distillation = DistillationStep(config, teacher, pairs, schedule.alphas_cumprod, straight)
 
-    own, its, pairs = nullcontext({}), nullcontext({}), []
-    if teacher is not None:
-        pairs = feature_pairs(DistillConfig(), spec, teacher_spec)  # SA, and LF where there is no self-attention
-        own = tap({p.student: unet.get_submodule(p.student) for p in pairs})
-        its = tap({p.teacher: teacher.get_submodule(p.teacher) for p in pairs})
-    start, sums = time.time(), {}
-    with own as student_features, its as teacher_features:
+    start, sums, seen = time.time(), {}, 0
+    with distillation.hooked(unet) as losses_of:
         for step in range(1, args.steps + 1):
             which = rng.choices(range(len(sets)), [w * bool(s.scenes) for w, s in zip(weights, sets, strict=True)])[0]
             data, size = sets[which], batches[which]
             rows = [rng.randrange(len(data.scenes)) for _ in range(size)]
+            draws = draw(config, range(seen, seen + size), data.latents.shape[1:])
+            seen += size
             captions = [
-                "" if rng.random() < EMPTY_PROMPTS else caption(data.scenes[i], rng.choice(STYLES), rng) for i in rows
+                "" if pick < 0 else caption(data.scenes[i], rng.choice(STYLES), rng)
+                for i, pick in zip(rows, draws.picks, strict=True)
             ]
-            context, pooled = conditioner(captions)
-            latents = data.latents[rows].float()
-            noise = torch.randn(latents.shape, generator=generator)
-            timesteps = draw_timesteps(size, generator, args.noisiest, args.cleanest)
-            noisy, wanted = straight(latents, noise, timesteps, alphas)
+            timesteps = shifted(draws.timesteps, generator, noisiest=args.noisiest, cleanest=args.cleanest)
+            context, pooled = encoders.captions(captions)
             time_ids = torch.tensor([[data.height, data.width, 0, 0, data.height, data.width]]).repeat(size, 1)
-            added = {"text_embeds": pooled, "time_ids": time_ids}
-            weight = snr_weight(alphas, timesteps, gamma=MIN_SNR_GAMMA, high_noise=args.high_noise)
-            student_features.clear()
-            predicted = unet(noisy, timesteps, context, added_cond_kwargs=added).sample
-            terms = {"task": noise_loss(predicted, wanted, weight)}
-            if teacher is not None:
-                teacher_features.clear()
-                with torch.no_grad():
-                    target = teacher(noisy, timesteps, context, added_cond_kwargs=added).sample
-                terms["output"] = noise_loss(predicted, target, weight)
-                terms |= by_kind(feature_losses(student_features, teacher_features, pairs))
-            loss = sum(terms.values())
-            if not torch.isfinite(loss):
-                raise RuntimeError(f"step {step}: the loss is {loss.item()}; lower --learning-rate")
+            batch = Batch(latents=data.latents[rows].float(), context=context, pooled=pooled, time_ids=time_ids)
+            losses = losses_of(unet, batch, dataclasses.replace(draws, timesteps=timesteps))
+            losses.check(step)
             unet.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-            for each in (*optimizers, *cosines):
-                each.step()
+            losses.total.backward()
+            torch.nn.utils.clip_grad_norm_(unet.parameters(), config.max_grad_norm)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(config, step - 1)
+                optimizer.step()
             ema.update(unet)
-            for name, value in terms.items():
+            for name, value in losses.terms.items():
                 sums.setdefault(name, []).append(value.item())
             if step % 50 == 0:
                 means = {k: round(sum(v) / len(v), 4) for k, v in sums.items()}
                 print(json.dumps({"step": step, **means, "s": round(time.time() - start)}), flush=True)
                 sums.clear()
             if step % args.save_every == 0 or step == args.steps:
+                averaged.load_state_dict(ema.weights)
                 with new_folder(args.out, 0, replace=True) as folder:
-                    ema.network.save_pretrained(folder)
+                    averaged.save_pretrained(folder)
                 for s in sets:
                     s.refresh()
 

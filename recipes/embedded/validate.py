@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from unet import Conditioner
+from unet import text_encoders
 
 from koala.distill.noising import straight
 from koala.outputs import new_file
@@ -49,8 +49,9 @@ def main() -> None:
     rng, generator = random.Random("validation"), torch.Generator().manual_seed(0)
     scenes = [random_scene(rng, 2) for _ in range(SCENES)]
     captions = [caption(s, STYLES[i % 2], rng) for i, s in enumerate(scenes)]
-    conditioner = Conditioner(args.models)
-    true, false = conditioner(captions), conditioner([reversed_relation(c) for c in captions])
+    encoders = text_encoders(args.models)
+    true = encoders.captions(captions)
+    false = encoders.captions([reversed_relation(c) for c in captions])
     vae = AutoencoderKL.from_pretrained(args.models / "vae", torch_dtype=torch.float32)
     pictures = torch.from_numpy(np.stack([render_array(s) for s in scenes])).permute(0, 3, 1, 2) * 2 - 1
     latents = torch.cat([vae.encode(p).latent_dist.mode() for p in pictures.split(8)]) * vae.config.scaling_factor
