@@ -12,7 +12,9 @@ from koala.distill.data.encoders import encoder_files
 from koala.distill.data.order import BatchOrder
 from koala.distill.draws import draw
 from koala.distill.pairs import feature_pairs
+from koala.distill.run_folder import RunFolder
 from koala.distill.step import BrokenLoss, DistillationStep, alphas_cumprod, check_gradients
+from koala.distill.trainer import train
 from koala.loading import Library
 from koala.specs import TINY_KOALA_700M, TINY_SDXL
 from koala.surgery import cut
@@ -66,18 +68,21 @@ def plain_step(config, teacher, batch, draws) -> UNet2DConditionModel:
     for name in ("down_blocks.0", "up_blocks.2"):
         student.get_submodule(name).register_forward_hook(keep("s-end"))
         teacher.unet.get_submodule(name).register_forward_hook(keep("t-end"))
+    told = torch.tensor([pick >= 0 for pick in draws.picks])  # an empty prompt is zeros
+    context = batch.context * told.view(-1, 1, 1)
+    pooled = batch.pooled * told.view(-1, 1)
     alphas = alphas_cumprod(teacher.scheduler.config)
     a = alphas[draws.timesteps].view(-1, 1, 1, 1)
     sigma, sigma_max = ((1 - a) / a).sqrt(), ((1 - alphas[-1]) / alphas[-1]).sqrt()  # the embedded models' own path
     noisy = a.sqrt() * (1 - sigma / sigma_max) * batch.latents + (1 - a).sqrt() * draws.noise
     wanted = draws.noise - batch.latents / sigma_max
-    inputs = (noisy, draws.timesteps, batch.context)
-    added = {"text_embeds": batch.pooled, "time_ids": batch.time_ids}
+    inputs = (noisy, draws.timesteps, context)
+    added = {"text_embeds": pooled, "time_ids": batch.time_ids}
     output = student(*inputs, added_cond_kwargs=added).sample
     with torch.no_grad():
         target = teacher.unet(*inputs, added_cond_kwargs=added).sample
     snr = (a / (1 - a)).flatten()
-    weight = torch.minimum(snr, torch.tensor(5.0)) / snr
+    weight = torch.minimum(snr, torch.tensor(config.min_snr_gamma)) / snr * (1 + 1 / snr) ** config.high_noise_lift
     loss = sum((weight * F.mse_loss(output, x, reduction="none").mean((1, 2, 3))).mean() for x in (wanted, target))
     for mine, its in (("s", "t"), ("s-end", "t-end")):
         ratios = [((s - t) ** 2).mean(1) / (t**2).mean(1) for s, t in zip(features[mine], features[its], strict=True)]
@@ -90,8 +95,28 @@ def plain_step(config, teacher, batch, draws) -> UNet2DConditionModel:
 
 
 def test_one_step_of_the_trainer_equals_plain_pytorch(trained, teacher):
-    config = trained.config()
-    mine = load_file(trained.checkpoint(1) / "student.safetensors")
+    equals_plain_pytorch(trained, teacher)
+
+
+def test_one_step_at_low_noise_with_an_offset_and_an_empty_prompt_equals_plain_pytorch(small, teacher, tmp_path):
+    """Where min-SNR's weight is not 1, and where a caption is left out."""
+
+    def fits(seed: int) -> bool:
+        drawn = draw(config_of(seed), range(2), (4, 16, 16))
+        return bool((drawn.timesteps < 200).all()) and sum(pick < 0 for pick in drawn.picks) == 1
+
+    def config_of(seed: int):
+        settings = dict(noise_offset=0.3, empty_prompts=0.5, min_snr_gamma=3.0, high_noise_lift=0.5)
+        return small(num_steps=1, validation_pictures=2, max_grad_norm=0.01, seed=seed, **settings)
+
+    run = RunFolder(path=tmp_path / "run")
+    train(run, config_of(next(seed for seed in range(1000) if fits(seed))))
+    equals_plain_pytorch(run, teacher)
+
+
+def equals_plain_pytorch(run, teacher):
+    config = run.config()
+    mine = load_file(run.checkpoint(1) / "student.safetensors")
     its = plain_step(config, teacher, *batch_and_draws(config)).state_dict()
     differences = {name: (mine[name] - its[name]).abs() for name in its}
     largest = max(d.max().item() for d in differences.values())
