@@ -55,7 +55,9 @@ def test_the_newest_that_were_tried_are_as_new_as_the_pins_and_within_the_ranges
     tried = {name: Version(Version(v).public) for name, v in TRIED["newest"]["versions"].items()}
     pins = of_requirements()
     assert set(RANGES) - set(tried) == {"onnxruntime"}
-    assert {n: str(v) for n, v in tried.items() if v not in RANGES[n] or n in pins and v < Version(pins[n].public)} == {}
+    assert {
+        n: str(v) for n, v in tried.items() if v not in RANGES[n] or n in pins and v < Version(pins[n].public)
+    } == {}
 
 
 def test_the_bounds_of_torch_and_python_are_the_lowest_that_were_tried():
