@@ -15,7 +15,7 @@ from export.islands import PROMPT, activations, float_islands, islands
 from export.shape_profile import usual
 from export.targets import DTYPES, Target, target_of
 from export.wrappers import WRAPPERS
-from koala.adapters import put_on
+from koala.adapters import fuse
 from koala.costs import parameters
 from koala.exported import Component, Exported
 from koala.fields import Fields
@@ -194,9 +194,7 @@ def census(job: Job) -> dict[str, float]:
 
 def _fused(unet: torch.nn.Module, job: Job) -> torch.nn.Module:
     """The U-Net with the LoRA in its weights, as if it had been trained so."""
-    put_on(unet, job.lora.file, job.spec, "fused")
-    unet.fuse_lora(lora_scale=job.lora.strength)
-    unet.unload_lora()
+    fuse(unet, job.lora.file, job.spec, job.lora.strength)
     return unet.requires_grad_(False)
 
 

@@ -1,47 +1,79 @@
 """A request's LoRA on a loaded U-Net, for the length of a run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+import torch
 
+from koala.hashing import digest
 from koala.loading import LoadedModel
-from koala.lora import LoraReport, lora_for
-from koala.request import GenerationRequest, RequestError
+from koala.lora import LoraReport, has_weight, layers_for
+from koala.lora_formulas import Parts, bias_change, change
+from koala.request import GenerationRequest
 from koala.specs import UNetSpec
 
-_ADAPTER = "request"
+
+def changed(unet: torch.nn.Module, layers: Mapping[str, Parts], strength: float) -> Iterator[tuple[str, torch.Tensor]]:
+    """(parameter, its weight with the LoRA in it): the sum in fp32, rounded once to the weight's own dtype."""
+    for module, parts in layers.items():
+        added = {}
+        if "w_norm" in parts:
+            added["weight"] = parts["w_norm"].float().flatten().clone()
+        elif has_weight(parts):
+            weight = unet.get_parameter(f"{module}.weight")
+            delta = change({r: t.to(weight.device) for r, t in parts.items()}, weight.detach())
+            added["weight"] = delta.clone() if "diff" in parts else delta
+        if (bias := bias_change(parts)) is not None:
+            added["bias"] = bias.clone()  # of the file's own tensor, which stays as it is
+        for name, delta in added.items():
+            before = unet.get_parameter(f"{module}.{name}").detach()
+            yield (
+                f"{module}.{name}",
+                torch.add(before.float(), delta.to(before.device), alpha=strength).to(before.dtype),
+            )
 
 
-def put_on(unet: UNet2DConditionModel, lora: Path, spec: UNetSpec, name: str) -> LoraReport:
-    """Load a LoRA file as the adapter `name`, moved onto the U-Net's own layers.
-
-    Only its U-Net layers: the text encoders are shared between models, a LoRA for one must not reach the other.
-    """
-    moved, report = lora_for(lora, spec)
-    moved = {key: tensor for key, tensor in moved.items() if key.startswith(("unet.", "lora_unet_"))}
-    if any(key.endswith(".dora_scale") for key in moved):  # diffusers drops them, and draws with the rest
-        raise RequestError(
-            f"{lora} is a DoRA in kohya's format, whose magnitudes (dora_scale) diffusers does not read; save it in "
-            "peft's format (lora_A, lora_B and lora_magnitude_vector), or take a plain LoRA"
-        )
-    own, alphas = StableDiffusionXLPipeline.lora_state_dict(moved, unet_config=unet.config)
-    StableDiffusionXLPipeline.load_lora_into_unet(own, network_alphas=alphas, unet=unet, adapter_name=name)
+@torch.no_grad()
+def fuse(unet: torch.nn.Module, lora: Path, spec: UNetSpec, strength: float) -> LoraReport:
+    """Put a LoRA into a U-Net's weights for good. RequestError for one that does not fit it."""
+    layers, report = layers_for(lora, spec)
+    if strength:
+        for name, value in changed(unet, layers, strength):
+            unet.get_parameter(name).data = value
     return report
 
 
 @contextmanager
 def adapted(model: LoadedModel, request: GenerationRequest) -> Iterator[LoraReport | None]:
-    """Put the LoRA on; afterwards the U-Net is what it was, to the bit."""
+    """Put the LoRA on; afterwards the U-Net is what it was, to the bit.
+
+    The weights that it replaces wait in host memory. Those that it makes are kept there for the next run with the same
+    file and strength. A strength of 0 changes nothing, to the bit as well.
+    """
     if request.lora is None:
         yield None
         return
-    unet = model.pipeline.unet
+    layers, report = layers_for(Path(request.lora), model.spec)
+    strength = float(request.lora_strength)
+    if strength == 0:
+        yield report
+        return
+    unet, key = model.pipeline.unet, (digest(Path(request.lora)), strength)
+    known = model.adapted.get(key)
+    originals: dict[str, torch.Tensor] = {}
     try:
-        report = put_on(unet, Path(request.lora), model.spec, _ADAPTER)
-        unet.set_adapters([_ADAPTER], weights=[float(request.lora_strength)])
+        with torch.no_grad():
+            made = known.items() if known is not None else changed(unet, layers, strength)
+            for name, value in made:
+                parameter = unet.get_parameter(name)
+                originals[name] = parameter.data.cpu()  # on a CPU the very tensor, no copy
+                parameter.data = value.to(parameter.device)
+        if known is None:
+            model.adapted.clear()
+            model.adapted[key] = {name: unet.get_parameter(name).data.cpu() for name in originals}
         yield report
     finally:
-        if hasattr(unet, "peft_config"):
-            unet.unload_lora()
+        for name, original in originals.items():
+            parameter = unet.get_parameter(name)
+            parameter.data = original.to(parameter.device)

@@ -76,9 +76,10 @@ def _encode(
 
     Where the plan releases the text encoders, embeddings are remembered, with the time that they once took.
     """
-    remembered = OrderedDict() if placement.keeps_text else model.library.embeddings
     guided = request.guidance > 1
-    encoders = id(model.pipeline.text_encoder), id(model.pipeline.text_encoder_2)
+    # By content: the place of an encoder that was let go may be another one's. Without a content nothing is remembered.
+    encoders = [model.library.content(e) for e in (model.pipeline.text_encoder, model.pipeline.text_encoder_2)]
+    remembered = model.library.embeddings if all(encoders) and not placement.keeps_text else OrderedDict()
     said = prompt if isinstance(prompt, str) else tuple(prompt)
     key = (*encoders, said, request.negative_prompt, request.images, guided)
     if key not in remembered:

@@ -104,6 +104,8 @@ class LoadedModel:
     revision: str
     parameters: int  # of the U-Net
     warm: set[tuple] = field(default_factory=set)  # request shapes that have run once
+    # (a LoRA's hash, its strength) -> the weights with it, in host memory: of the last one only
+    adapted: dict[tuple[str, float], dict[str, torch.Tensor]] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -290,6 +292,10 @@ class Library:
         if key not in self._shared:
             self._shared[key] = make()
         return self._shared[key]
+
+    def content(self, part: torch.nn.Module) -> str:
+        """What a shared part is: its file's hash, how it is used, its precision; empty for one that is not shared."""
+        return next((key for key, shared in self._shared.items() if shared is part), "")
 
     def part(self, component: str, folder: Path, weights: Path, dtype: torch.dtype) -> torch.nn.Module:
         """A text encoder or VAE, shared with every model whose weights file has the same hash and is used alike."""

@@ -111,6 +111,8 @@ LEVELS = {
         "koala.surgery",
         "koala.checkpoints",
         "koala.lora",
+        "koala.lora_files",
+        "koala.lora_formulas",
         "koala.locate",
         "koala.downloads",
         "koala.from_files",

@@ -13,12 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from koala.adapters import put_on
 from koala.from_files import load_noising
 from koala.loading import load_part
-from koala.registry import CARDS
 from koala.request import RequestError
 
 STUDENT = "tiny-koala-700m"
@@ -46,19 +43,7 @@ ANSWERS = {
         2,
         f"{NEVER}: SDXL has no module for float32 alone, nothing is offloaded",
     ),
-    ("diffusers.loaders.lora_pipeline", "StableDiffusionXLLoraLoaderMixin.lora_state_dict"): (
-        1,
-        "a DoRA in kohya's format is refused by koala.adapters",
-    ),
-    ("diffusers.loaders.peft", "load_lora_adapter"): (
-        1,
-        f"{NEVER}: koala.lora refuses one without U-Net layers",
-    ),
-    ("diffusers.utils.peft_utils", "_maybe_warn_for_unhandled_keys"): (
-        1,
-        f"{NEVER}: koala.lora refuses every key that is no layer's, and layers without both factors",
-    ),
-    ("diffusers.utils.peft_utils", "apply_lora_scale"): (1, f"{NEVER}: peft is required"),
+    ("diffusers.utils.peft_utils", "apply_lora_scale"): (1, f"{NEVER}: no `scale` is passed"),
     ("diffusers.models.attention", "BasicTransformerBlock.forward"): (1, f"{NEVER}: no `scale` is passed"),
 }
 
@@ -108,30 +93,6 @@ def test_no_module_of_a_pictures_way_warns_of_anything_else(module):
     known = [function for place, function in ANSWERS if place == module]
     strange = [name for name in warnings_of(module) if name.split(".")[-1] not in known]
     assert not strange, f"{module} warns in {strange}: find out what of, and answer it in ANSWERS"
-
-
-def test_a_dora_whose_magnitudes_diffusers_drops_is_refused_and_peft_s_format_is_heeded(library, tmp_path):
-    """Symptom: it was drawn as a plain LoRA."""
-    unet, file = library.get(STUDENT).pipeline.unet, tmp_path / "dora.safetensors"
-    down, up, magnitude = torch.ones(2, 32), torch.ones(32, 2), torch.full((32,), 3.0)
-    name = f"lora_unet_{LAYER.replace('.', '_')}"
-    kohya = {
-        "lora_down.weight": down,
-        "lora_up.weight": up,
-        "alpha": torch.tensor(2.0),
-        "dora_scale": magnitude[:, None],
-    }
-    save_file({f"{name}.{part}": tensor for part, tensor in kohya.items()}, file)
-    with pytest.raises(RequestError, match="is a DoRA in kohya's format.*peft's format"):
-        put_on(unet, file, CARDS[STUDENT].spec, "dora")
-    peft = {"lora_A.weight": down, "lora_B.weight": up, "lora_magnitude_vector": magnitude}
-    save_file({f"unet.{LAYER}.{part}": tensor for part, tensor in peft.items()}, file)
-    try:
-        put_on(unet, file, CARDS[STUDENT].spec, "dora")
-        layer = unet.get_submodule(LAYER)
-        assert torch.equal(layer.lora_magnitude_vector["dora"].weight.detach(), magnitude)
-    finally:
-        unet.unload_lora()
 
 
 def configured(file: Path, **values) -> Path:

@@ -89,6 +89,8 @@ def test_the_guided_interval_may_begin_later(model, monkeypatch):
     monkeypatch.setitem(PRESETS, "fast", late)
     asked = resolve(request(preset="fast", steps=8, scheduler="euler-trailing"), CARDS[STUDENT])
     assert list(guided_steps(asked)) == [2, 3, 4, 5]
+    for guidance in (0.0, 1.0):  # the prompt alone: nothing is set against it
+        assert not guided_steps(dataclasses.replace(asked, guidance=guidance))
     model.warm.clear()
     found = generate(asked, model)
     pipe = model.pipeline

@@ -100,6 +100,14 @@ def shares(drawn: list[int]) -> list[float]:
     return [counts[k] / len(drawn) for k in range(10)]
 
 
+def test_every_seed_and_every_place_of_a_run_has_draws_of_its_own():
+    first, again, seed = (draw(DistillConfig(seed=s), range(4), (4, 8, 8)) for s in (0, 0, 1))
+    assert torch.equal(first.noise, again.noise) and first.picks == again.picks
+    assert not (first.noise == seed.noise).any() and first.picks != seed.picks
+    later = draw(DistillConfig(), [2], (4, 8, 8))
+    assert torch.equal(later.noise[0], first.noise[2]) and not torch.equal(first.noise[0], first.noise[1])
+
+
 def test_timesteps_are_uniform():
     drawn = timesteps("uniform")
     assert min(drawn) >= 0 and max(drawn) <= 999
@@ -159,8 +167,13 @@ def test_a_vae_that_overflows_in_half_precision_encodes_in_single(tmp_path, conf
     """`force_upcast` of its config; diffusers' default, where it is silent, is true."""
     folder = shutil.copytree(EMBEDDED / "tiny-sdxl", tmp_path / "model")
     file = folder / "vae" / "config.json"
-    values = json.loads(file.read_text()) | {"force_upcast": config}
+    values = json.loads(file.read_text()) | {"force_upcast": config, "scaling_factor": 0.25}
     file.write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
     encoders = dataclasses.replace(encoder_files(str(folder), "cpu"), dtype=torch.float16).load("cpu")
     assert encoders.pipeline.vae.dtype == getattr(torch, dtype)
     assert encoders.pipeline.text_encoder.dtype == torch.float16
+    vae = encoders.pipeline.vae.float()
+    pixels = torch.randint(0, 256, (1, 64, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    with torch.no_grad():
+        mode = vae.encode(pixels.permute(0, 3, 1, 2) / 127.5 - 1).latent_dist.mode()
+    assert torch.allclose(encoders.pictures(pixels.numpy()), 0.25 * mode, atol=1e-6)

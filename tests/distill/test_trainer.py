@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from koala.distill import intact, snapshots, trainer
+from koala.distill.draws import draw
 from koala.distill.run_folder import RunFolder
 from koala.distill.step import BrokenLoss
 from koala.distill.trainer import train
@@ -59,14 +60,31 @@ def test_a_resumed_run_ends_with_the_very_same_weights(small, tmp_path, settings
 
 
 def test_accumulation_gives_the_losses_of_one_pass(small, tmp_path):
-    losses = []
+    losses, norms = [], []
     for accumulation in (1, 2):
         run = RunFolder(path=tmp_path / str(accumulation))
         train(run, small(num_steps=3, accumulation=accumulation))
-        losses.append([e["loss"] for e in run.metrics() if e["kind"] == "train"])
+        entries = [e for e in run.metrics() if e["kind"] == "train"]
+        losses.append([e["loss"] for e in entries])
+        norms.append([e["grad_norm"] for e in entries])  # which Adam and clipping would hide
+    assert norms[1] == pytest.approx(norms[0], rel=1e-3)
     differences = [abs(a - b) for a, b in zip(*losses, strict=True)]
     print(f"max difference {max(differences):.3g}, mean {sum(differences) / len(differences):.3g}")
     assert max(differences) < 1e-5
+
+
+def test_no_step_repeats_the_draws_of_another(small, run, monkeypatch):
+    """Step k has the places k * batch_size and on, in the order of its passes."""
+    asked = []
+
+    def spy(config, indices, shape):
+        asked.append(list(indices))
+        return draw(config, indices, shape)
+
+    monkeypatch.setattr(trainer, "draw", spy)
+    train(run, small(num_steps=3, batch_size=4, accumulation=2))
+    assert asked[0] == [0]  # the look at the gradients
+    assert asked[1:] == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10, 11]]
 
 
 def test_pictures_fade_as_the_teachers_did_or_as_was_chosen(trained, run):

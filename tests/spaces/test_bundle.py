@@ -17,7 +17,7 @@ from recipes import space_check
 pytestmark = pytest.mark.long
 
 ZEROGPU_TORCH = ("2.8.0", "2.9.1", "2.10.0", "2.11.0")  # the platform's documentation, August 2026
-NOT_IN_THE_SPACE = {"peft", "datasets", "onnxruntime-gpu"}  # LoRAs and data sets are for one's own machine
+NOT_IN_THE_SPACE = {"datasets", "onnxruntime-gpu"}  # LoRAs and data sets are for one's own machine
 OLDER_IN_THE_SPACE = {"pydantic", "pydantic-core"}  # as Gradio's extra `mcp`, which the platform adds, wants them
 
 

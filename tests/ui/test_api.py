@@ -58,7 +58,7 @@ def test_a_preset_and_a_lora_go_with_the_request(client, tmp_path):
         client, steps=4, guidance=5.0, preset="fast", lora=str(tmp_path / "style.safetensors"), lora_strength=0.8
     )
     assert result["timing"]["unet_calls"] == 6 and plain[1]["timing"]["unet_calls"] == 8
-    assert result["lora"] == "1 of its 1 layers (100%)" and plain[1]["lora"] is None
+    assert result["lora"] == "1 of its 1 U-Net layers (100%)" and plain[1]["lora"] is None
     carried = read_png(files[0])["request"]
     assert (carried.preset, carried.lora, carried.lora_strength) == ("fast", "style.safetensors", 0.8)
     assert Path(files[0]).read_bytes() != Path(plain[0][0]).read_bytes()

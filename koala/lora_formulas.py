@@ -1,0 +1,99 @@
+"""What a LoRA's tensors of one layer add to its weight, by the formula of their own format, in fp32.
+
+LoRA (Hu et al. 2021), rsLoRA (Kalajdzievski 2023), DoRA (Liu et al. 2024), and LyCORIS' LoCon, LoHa and LoKr (Yeh et
+al. 2024). The tensors go by their role in the format: `down`, `up`, `mid`, `alpha`, `hada_w1_a`, `lokr_w1`, `diff` ...
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+
+Parts = Mapping[str, torch.Tensor]
+
+_TINY = torch.finfo(torch.float32).tiny
+DORA = ("dora_scale", "magnitude")  # kohya's, along either axis; peft's, one per output
+
+
+def change(parts: Parts, weight: torch.Tensor) -> torch.Tensor:
+    """What is added to `weight` (out, in, ...) at strength 1, fp32 and of its shape. ValueError if it does not fit.
+
+    The LoRA's tensors and the weight may have any floating dtype, fp8 included.
+    """
+    given = {role: tensor.float() for role, tensor in parts.items()}
+    matrix = _matrix(given)
+    wide = (weight.shape[0], math.prod(weight.shape[1:]))
+    if tuple(matrix.shape) != wide:
+        raise ValueError(f"a change of {tuple(matrix.shape)} for a weight of {wide}")
+    added = matrix.reshape(weight.shape)
+    return _dora(given, weight.float(), added) if any(role in given for role in DORA) else added
+
+
+def bias_change(parts: Parts) -> torch.Tensor | None:
+    """What is added to the layer's bias at strength 1, fp32; None where the file has nothing for it."""
+    if "diff_b" in parts:
+        return parts["diff_b"].float().flatten()
+    if "up_bias" in parts:
+        scale = parts["alpha"].float().item() / parts["down"].shape[0] if "alpha" in parts else 1.0
+        return parts["up_bias"].float().flatten() * scale
+    return parts["b_norm"].float().flatten() if "b_norm" in parts else None
+
+
+def _scale(p: Parts, rank: int) -> float:
+    """alpha / rank; 1 where the file has no alpha, or the format no rank."""
+    return p["alpha"].item() / rank if rank and "alpha" in p else 1.0
+
+
+def _matrix(p: Parts) -> torch.Tensor:
+    """The change as (out, in * kernel)."""
+    if "diff" in p:
+        return p["diff"].flatten(1)
+    if "hada_w1_a" in p:
+        first = _hadamard(p["hada_w1_a"] * _scale(p, p["hada_w1_b"].shape[0]), p["hada_w1_b"], p.get("hada_t1"))
+        return (first * _hadamard(p["hada_w2_a"], p["hada_w2_b"], p.get("hada_t2"))).flatten(1)
+    if "lokr_w1" in p or "lokr_w1_a" in p:
+        return _kronecker(p)
+    down, rank = p["down"].flatten(1), p["down"].shape[0]
+    up = p["up"].flatten(1) * _scale(p, rank)  # the smaller factor: the product is of the size of the weight
+    if up.shape[1] != rank:
+        raise ValueError("the factors have two ranks")
+    if "mid" in p:  # (rank, rank, kernel), between two factors of 1 x 1
+        return torch.einsum("rs...,or,si->oi...", p["mid"], up, down).flatten(1)
+    return up @ down
+
+
+def _hadamard(a: torch.Tensor, b: torch.Tensor, core: torch.Tensor | None) -> torch.Tensor:
+    """(out, in); with a Tucker core (rank, rank, kernel) between a (rank, out) and b (rank, in): (out, in, kernel)."""
+    return a @ b if core is None else torch.einsum("ij...,jr,ip->pr...", core, b, a)
+
+
+def _kronecker(p: Parts) -> torch.Tensor:
+    """LoKr: each of the two factors is whole or of low rank; two whole ones have no rank, so alpha says nothing."""
+    rank = 0
+    if "lokr_w1" in p:
+        first = p["lokr_w1"]
+    else:
+        first, rank = p["lokr_w1_a"] @ p["lokr_w1_b"], p["lokr_w1_b"].shape[0]
+    if "lokr_w2" in p:
+        second = p["lokr_w2"]
+    else:
+        second, rank = _hadamard(p["lokr_w2_a"], p["lokr_w2_b"], p.get("lokr_t2")), p["lokr_w2_b"].shape[0]
+    first = first.reshape(*first.shape, *[1] * (second.ndim - first.ndim))
+    return torch.kron(first * _scale(p, rank), second.contiguous()).flatten(1)
+
+
+def _dora(p: Parts, weight: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
+    """m (W + dW) / |W + dW| - W; the norm is of each output's weights, or of each input's where m is (1, in, ...)."""
+    sum_ = weight + added
+    outputs, inputs = weight.shape[:2]
+    if "magnitude" in p:
+        magnitude, axis = p["magnitude"], 0
+    else:
+        magnitude = p["dora_scale"]
+        axis = 1 if magnitude.ndim > 1 and magnitude.shape[0] == 1 != outputs and magnitude.shape[1] == inputs else 0
+    if magnitude.numel() != (outputs, inputs)[axis]:
+        raise ValueError(f"{magnitude.numel()} magnitudes for a weight of {tuple(weight.shape)}")
+    dims = [d for d in range(weight.ndim) if d != axis]
+    shape = [-1 if d == axis else 1 for d in range(weight.ndim)]
+    norm = sum_.square().sum(dims, keepdim=True).sqrt().clamp(min=_TINY)
+    return magnitude.reshape(shape) * sum_ / norm - weight
