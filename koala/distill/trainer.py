@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext, suppress
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, broadcast_object_list
 from diffusers import UNet2DConditionModel
 from filelock import FileLock, Timeout
 
@@ -355,7 +355,8 @@ class _Run:
                 self.validator.pictures(f"step-{done}")
             self.validator.rest()
             self.reporter.say("running", "")
-        self.accelerator.wait_for_everyone()
+        # Whether this step is the best decides whether all of them save it: one alone would wait for the rest for ever.
+        (self.position,) = broadcast_object_list([self.position], from_process=0)
 
     def _measure(self, done: int) -> float:
         """Validation losses and, where asked for, the shapes score, into metrics.jsonl. The loss."""

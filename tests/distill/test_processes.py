@@ -42,6 +42,7 @@ def reference(small_cache, tmp_path_factory) -> tuple[RunFolder, Path]:
 
     folder = tmp_path_factory.mktemp("processes")
     settings = dict(student_spec=STUDENT, batch_size=4, num_steps=STEPS, checkpoint_every=2, empty_prompts=0.3)
+    settings |= dict(validate_every=1)  # a best step between two checkpoints is saved by all processes, or by none
     config = DistillConfig(**SMALL | dict(cache=str(small_cache)) | settings)
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
     run = RunFolder(path=folder / "one")

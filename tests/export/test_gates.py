@@ -70,6 +70,39 @@ def test_text_encoders_and_vae_compute_what_torch_does(exported_700m):
     assert found.passed, found.text
 
 
+@pytest.mark.parametrize(
+    ("part", "first", "second"),
+    [
+        ("text_encoder", "hidden_states.1", "hidden_states.2"),
+        ("text_encoder_2", "last_hidden_state", "hidden_states.3"),
+    ],
+)
+def test_outputs_under_each_others_names_are_found(exported_700m, tmp_path, part, first, second):
+    """Symptom: the gate compared what was traced with itself, in the order of the outputs."""
+    copy = copy_of(exported_700m, tmp_path)
+    model = onnx.load(copy / part / "model.onnx")
+    swap = {first: second, second: first}
+    for output in model.graph.output:
+        output.name = swap.get(output.name, output.name)
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            for k, name in enumerate(names):
+                names[k] = swap.get(name, name)
+    onnx.save(model, copy / part / "model.onnx")
+    found = numbers.parts(open_case(copy))
+    assert found.passed is False and f"{part} is" in found.text and "off torch's fp32" in found.text
+
+
+def test_of_a_large_model_pictures_are_left_out_unless_they_are_asked_for(exported_700m, monkeypatch):
+    monkeypatch.setattr(folder, "LARGE", 1_000)  # parameters
+    case = open_case(exported_700m)
+    found = pictures.pictures(case)
+    assert found.passed is None and "draw them with --thorough" in found.text
+    assert [(s.width, s.height, s.batch) for s in numbers.calls(case)] == [(512, 512, 1)]
+    thorough = open_case(exported_700m, thorough=True)
+    assert not thorough.large and len(numbers.calls(thorough)) == 9
+
+
 def foreign_operator(model):
     next(n for n in model.graph.node if n.op_type == "Gelu").domain = "com.microsoft"
     model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
