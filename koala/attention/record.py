@@ -46,7 +46,7 @@ class Pass:
 class Recorder:
     """Listens to one U-Net in the thread that made it, and keeps the last `plan.steps` passes; see `record`.
 
-    The layers' hooks are set anew at each pass: a LoRA puts modules of its own in the place of those that were there.
+    The layers' hooks are set anew at each pass, on whatever modules are there then.
     """
 
     record: AttentionRecord | None = None  # whole when the `with` block has ended
