@@ -78,7 +78,8 @@ def _encode(
     """
     remembered = OrderedDict() if placement.keeps_text else model.library.embeddings
     guided = request.guidance > 1
-    encoders = id(model.pipeline.text_encoder), id(model.pipeline.text_encoder_2)
+    zeros = model.pipeline.config.force_zeros_for_empty_prompt
+    encoders = id(model.pipeline.text_encoder), id(model.pipeline.text_encoder_2), zeros
     said = prompt if isinstance(prompt, str) else tuple(prompt)
     key = (*encoders, said, request.negative_prompt, request.images, guided)
     if key not in remembered:
