@@ -28,6 +28,7 @@ from koala.read_json import read_object
 from koala.registry import ModelCard, find
 from koala.request import GenerationRequest, RequestError
 from koala.specs import UNetSpec
+from koala.tokenizer_config import complete
 from koala.unet_config import from_config
 
 # ONNX component -> the part of the model that it is made of.
@@ -180,9 +181,8 @@ def load(job: Job, part: str) -> torch.nn.Module:
         if job.islands:
             float_islands(unet, job.islands)
         return unet
-    file = job.location.weights(part)
     dtype = torch.float32 if part == "vae" else getattr(torch, job.dtype)
-    return load_part(part, file.parent if part == "vae" else job.location.folder / part, file, dtype)
+    return load_part(part, job.location.configured(part), job.location.files(part), dtype)
 
 
 def census(job: Job) -> dict[str, float]:
@@ -228,6 +228,8 @@ def _settings(job: Job, folder: Path) -> None:
         return
     for name in ("scheduler", *TOKENIZERS):
         shutil.copytree(job.location.folder / name, folder / name, ignore=_only_settings)
+    for name in TOKENIZERS:
+        complete(folder / name)
     if not all((folder / name / "vocab.json").is_file() for name in TOKENIZERS):
         for name in TOKENIZERS:  # older transformers, optimum's among them, read these two alone
             _spell_out(folder / name)

@@ -90,6 +90,15 @@ def ancestral(high: np.ndarray, low: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return low**2 / high, low * np.sqrt(1 - (low / high) ** 2)
 
 
+def unscaled(folder: Path, latents: np.ndarray) -> np.ndarray:
+    """The U-Net's latents (1, 4, h, w) in the VAE's scale, by channel where its config says how."""
+    c = read(folder / "vae_decoder" / "config.json")
+    if c.get("latents_mean") is None or c.get("latents_std") is None:
+        return latents / c["scaling_factor"]
+    mean, std = (np.array(c[name], np.float32).reshape(1, -1, 1, 1) for name in ("latents_mean", "latents_std"))
+    return latents * std / c["scaling_factor"] + mean
+
+
 def draw(
     folder: Path, prompt: str, negative_prompt: str, noise: np.ndarray, steps: int, guidance: float
 ) -> Image.Image:
@@ -99,7 +108,8 @@ def draw(
     sizes = np.array([[height, width, 0, 0, height, width]], np.float32)  # original size, crop, size
     guided = guidance > 1
     if guided:  # without a negative prompt SDXL is guided away from zeros, not from the empty text
-        away = encode(folder, negative_prompt) if negative_prompt else (np.zeros_like(words), np.zeros_like(pooled))
+        zeros = not negative_prompt and read(folder / "model_index.json").get("force_zeros_for_empty_prompt", True)
+        away = (np.zeros_like(words), np.zeros_like(pooled)) if zeros else encode(folder, negative_prompt)
         words, pooled = np.concatenate([away[0], words]), np.concatenate([away[1], pooled])
         sizes = np.repeat(sizes, 2, axis=0)
 
@@ -121,8 +131,7 @@ def draw(
             latents = latents + fresh[k] * stirring[k]
         print(f"step {k + 1} of {steps}", file=sys.stderr)
 
-    scale = read(folder / "vae_decoder" / "config.json")["scaling_factor"]
-    pixels = Graph(folder / "vae_decoder" / "model.onnx")(latent_sample=latents / scale)["sample"][0]
+    pixels = Graph(folder / "vae_decoder" / "model.onnx")(latent_sample=unscaled(folder, latents))["sample"][0]
     pixels = np.clip(pixels / 2 + 0.5, 0, 1).transpose(1, 2, 0)
     return Image.fromarray(np.round(255 * pixels).astype(np.uint8))
 

@@ -28,8 +28,9 @@ from koala.part_configs import check_vae
 from koala.read_json import read_object
 from koala.registry import ModelCard, find
 from koala.request import RequestError
+from koala.semantics import INDEX, UNET, VAE, check_single_file
 from koala.specs import KOALA_1B, KOALA_700M, SDXL, SSD_1B, VEGA, UNetSpec
-from koala.tensorfiles import StoredTensor, content_sha256, stored_tensors, write_tensors
+from koala.tensorfiles import StoredTensor, content_sha256, write_tensors
 
 HELP = "write a model as one .safetensors file for ComfyUI and other programs"
 
@@ -45,15 +46,7 @@ _KNOWN = {
     )
 }
 
-# A file in this layout says nothing of these: every reader assumes SDXL's.
-_ASSUMED = {
-    "scheduler/scheduler_config.json": {"prediction_type": "epsilon"},
-    "text_encoder/config.json": {"hidden_act": "quick_gelu"},
-    "text_encoder_2/config.json": {"hidden_act": "gelu"},
-    "vae/config.json": {"_class_name": "AutoencoderKL", "latents_mean": None, "latents_std": None},
-}
-_SCALING_FACTOR = 0.13025  # of SDXL's latents
-
+_SCALING_FACTOR = 0.13025  # of SDXL's latents, which a file in this layout does not say
 _DTYPES = {"F16": torch.float16, "F32": torch.float32, "BF16": torch.bfloat16}
 _LARGEST = 65504  # of fp16
 _SAMPLERS = {  # as UIs name them
@@ -129,7 +122,7 @@ class SingleFileReport:
 
 def single_file(model: str, out: Path) -> SingleFileReport:
     """Write a model (a name, a hub id that was fetched, or a folder) as one file; RequestError before it is begun."""
-    if out.suffix != ".safetensors":
+    if out.suffix.lower() != ".safetensors":
         raise RequestError(f"{out} must end in .safetensors; other formats can run code when they are read")
     card, checkpoint = find(model), open_unet(model)
     if checkpoint.pipeline is None:
@@ -174,7 +167,7 @@ def original_tensors(checkpoint: UNetCheckpoint) -> dict[str, Half]:
     }
     found = _placed(checkpoint.tensors, _by_table(PREFIX, original_names(checkpoint.spec)), "unet")
     for part, name in names.items():
-        found |= _placed(stored_tensors(rest[f"{part}/{STEMS[part]}.safetensors"]), name, part)
+        found |= _placed(checkpoint.parts[part].tensors, name, part)
     return found
 
 
@@ -220,25 +213,22 @@ def _joined(place: str, parts: list[StoredTensor]) -> Half:
 
 def _check_assumptions(checkpoint: UNetCheckpoint) -> None:
     """RequestError where a model differs from SDXL in something that the file cannot say."""
-    wanted = dict(_ASSUMED)
+    check_single_file(checkpoint.name, checkpoint.pipeline | {UNET: checkpoint.pipeline[INDEX].parent / UNET})
     if checkpoint.spec.channels == SDXL.channels:  # the embedded models' latents have their own scale
-        wanted["vae/config.json"] = wanted["vae/config.json"] | {"scaling_factor": _SCALING_FACTOR}
-    for file, settings in wanted.items():
-        config = read_object(checkpoint.pipeline[file])
-        for key, value in settings.items():
-            if config.get(key) != value:
-                raise RequestError(
-                    f"{checkpoint.name} has {key} {config.get(key)!r} in {file}; a single file cannot say so, and its "
-                    f"readers assume {value!r}, so it would draw wrong pictures"
-                )
+        own = read_object(checkpoint.pipeline[VAE]).get("scaling_factor")
+        if own != _SCALING_FACTOR:
+            raise RequestError(
+                f"{checkpoint.name} has scaling_factor {own!r} in {VAE}; a single file cannot say so, and its readers "
+                f"assume {_SCALING_FACTOR}, so it would draw wrong pictures; keep the model as a folder"
+            )
 
 
 def _metadata(card: ModelCard, checkpoint: UNetCheckpoint, content: str) -> dict[str, str]:
     """The header's words: the keys of Stability's ModelSpec that UIs show, and where every weight comes from."""
     name = card.name if card.on_hub or card.embedded else card.title  # never the path of a folder
-    files = {tensor.file for tensor in checkpoint.tensors.values()}
-    sources = {f"unet/{file.name}": digest(file) for file in sorted(files)}
-    sources |= {n: digest(f) for n, f in sorted(checkpoint.pipeline.items()) if n.endswith(".safetensors")}
+    sources = _hashes("unet", checkpoint.tensors)
+    for part, stored in sorted(checkpoint.parts.items()):
+        sources |= _hashes(part, stored.tensors)
     provenance = {
         "model": name,
         "revision": checkpoint.revision,
@@ -258,6 +248,14 @@ def _metadata(card: ModelCard, checkpoint: UNetCheckpoint, content: str) -> dict
         "modelspec.hash_sha256": f"0x{content}",
         "koala": json.dumps(provenance, sort_keys=True),
     }
+
+
+def _hashes(part: str, tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
+    """SHA-256 of the files that hold a component, by the name that a pipeline has for a whole one."""
+    files = sorted({tensor.file for tensor in tensors.values()})
+    if len(files) == 1 and part != "unet":
+        return {f"{part}/{STEMS[part]}.safetensors": digest(files[0])}
+    return {f"{part}/{file.name}": digest(file) for file in files}
 
 
 def add(parser: argparse.ArgumentParser) -> None:

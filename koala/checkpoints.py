@@ -2,20 +2,27 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+from diffusers import UNet2DConditionModel
+
+from koala.accounting import unwrapped
 from koala.layer_map import renamed
 from koala.layout import STEMS, listing, needed, weight_map, weights
 from koala.locate import Location, locate
+from koala.networks import StoredNetwork, empty, matched
 from koala.original_layout import PREFIX, original_names
 from koala.read_json import read_object
 from koala.registry import find
 from koala.request import RequestError
+from koala.semantics import EDM_MARKERS, MARKERS, SCHEDULER, UNET, VAE, check_config, check_markers
 from koala.specs import SDXL, TINY_SDXL, UNetSpec, student
 from koala.tensorfiles import PICKLES, StoredTensor, refuse_pickle, stored_tensors
 from koala.unet_config import from_config
 
+_REFINER = 384  # channels of its first convolution
 _BLOCK = re.compile(r"(down_blocks\.\d|mid_block|up_blocks\.\d)\.(resnets|attentions)\.(\d)(?:.+_blocks\.(\d+))?")
 
 
@@ -26,9 +33,13 @@ class UNetCheckpoint:
     name: str  # as it was asked for
     spec: UNetSpec
     config: dict  # of its config.json; the spec's own for a file that has none
-    tensors: dict[str, StoredTensor]  # by diffusers' key
+    tensors: dict[str, StoredTensor]  # by diffusers' key; exactly those of its network
     revision: str  # hub commit, or "local"
-    pipeline: dict[str, Path] | None  # the other files of its pipeline by their place in it; None for a U-Net alone
+    pipeline: dict[str, Path] | None  # the small files around it by their place in the pipeline; None for a U-Net alone
+    parts: Mapping[str, StoredNetwork] = field(default_factory=dict)  # text encoders and VAE of a pipeline
+    markers: Mapping[str, StoredTensor] = field(
+        default_factory=dict
+    )  # tensors of its file that say what it predicts (koala.semantics.MARKERS)
 
 
 def open_unet(name: str) -> UNetCheckpoint:
@@ -41,17 +52,31 @@ def open_unet(name: str) -> UNetCheckpoint:
         return _file(path)
     if (path / "config.json").is_file():
         return _folder(path)
-    location = locate(find(name))
-    file = location.folder / "unet" / "config.json"
+    return _pipeline(name, locate(find(name)))
+
+
+def _pipeline(name: str, location: Location) -> UNetCheckpoint:
+    folder = location.folder / "unet"
+    file = folder / "config.json"
     config = read_object(file)
     index = location.chosen["unet"].index if "unet" in location.chosen else None
+    stored = _tensors(location.files("unet"), index and location.folder / index)
+    unet = matched("unet", folder, empty("unet", folder), stored)
+    scheduler = location.configs[SCHEDULER]
+    check_markers(unet.markers, read_object(scheduler), scheduler)
+    parts = {}
+    for part in STEMS.keys() - {"unet"}:
+        place = location.configured(part)
+        parts[part] = matched(part, place, empty(part, place), _tensors(location.files(part)))
     return UNetCheckpoint(
         name=name,
         spec=from_config(config, name, str(file)),
         config=config,
-        tensors=_tensors(location.files("unet"), index and location.folder / index),
+        tensors=unet.tensors,
         revision=location.revision,
         pipeline=_rest(location),
+        parts=parts,
+        markers=unet.markers,
     )
 
 
@@ -64,21 +89,17 @@ def _tensors(files: tuple[Path, ...], index: Path | None = None) -> dict[str, St
 
 
 def _rest(location: Location) -> dict[str, Path]:
-    """The files of a pipeline around its U-Net, under the names that diffusers reads without a variant."""
-    chosen, folder = location.chosen, location.folder
-    small = set(needed(listing(folder), {})) | {"vae/config.json"}
-    found = {name: folder / name for name in sorted(small) if not name.startswith("unet/")}
-    for part in STEMS.keys() - {"unet"}:
-        found[f"{part}/{STEMS[part]}.safetensors"] = location.weights(part)
-        if part not in chosen:  # it comes from elsewhere, with its config beside it
-            found[f"{part}/config.json"] = location.weights(part).parent / "config.json"
-    return found
+    """The small files of a pipeline around its U-Net, by their place in it."""
+    small = set(needed(listing(location.folder), {})) | {VAE}
+    found = {name: location.folder / name for name in sorted(small) if not name.startswith("unet/")}
+    return found | {VAE: location.configs[VAE]}  # a VAE from elsewhere has its config beside it
 
 
 def _folder(folder: Path) -> UNetCheckpoint:
     file = folder / "config.json"
     config = read_object(file)
     spec = from_config(config, str(folder), str(file))
+    check_config(UNET, config, str(file))
     for pickle in [] if (found := weights(listing(folder), STEMS["unet"])) else sorted(folder.iterdir()):
         refuse_pickle(pickle)
     for index in folder.glob("*.safetensors.index*.json") if found is None else ():
@@ -87,13 +108,21 @@ def _folder(folder: Path) -> UNetCheckpoint:
         raise RequestError(f"{folder} lacks {absent}, which its {index.name} lists; copy it there")
     if found is None:
         raise RequestError(f"{folder} has no weights: {STEMS['unet']}.safetensors is missing; copy it there")
+    stored = _tensors(tuple(folder / name for name in found.files), found.index and folder / found.index)
+    unet = matched("unet", folder, empty("unet", folder), stored)
+    return _alone(str(folder), spec, config, unet)
+
+
+def _alone(name: str, spec: UNetSpec, config: dict, unet: StoredNetwork) -> UNetCheckpoint:
+    """A U-Net without a pipeline."""
     return UNetCheckpoint(
-        name=str(folder),
+        name=name,
         spec=spec,
         config=config,
-        tensors=_tensors(tuple(folder / name for name in found.files), found.index and folder / found.index),
+        tensors=unet.tensors,
         revision="local",
         pipeline=None,
+        markers=unet.markers,
     )
 
 
@@ -101,17 +130,20 @@ def _file(path: Path) -> UNetCheckpoint:
     refuse_pickle(path)
     if not path.is_file():
         raise RequestError(f"there is no file {path}")
-    tensors = stored_tensors(path)
+    stored = stored_tensors(path)
+    tensors = {unwrapped(key): tensor for key, tensor in stored.items()}
+    if len(tensors) < len(stored):
+        raise RequestError(f"{path} holds some tensors twice, with and without a wrapper's prefix; take another file")
     if any(key.removeprefix(PREFIX).startswith("input_blocks.") for key in tensors):
         tensors = _from_original(tensors)
     spec = _spec({key: tensor.shape for key, tensor in tensors.items()}, str(path))
-    return UNetCheckpoint(
-        name=str(path), spec=spec, config=spec.config(), tensors=tensors, revision="local", pipeline=None
-    )
+    with torch.device("meta"):
+        network = UNet2DConditionModel(**spec.config())
+    return _alone(str(path), spec, spec.config(), matched("unet", path, network, tensors))
 
 
 def _from_original(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """The U-Net's tensors of a file in the original layout, by diffusers' keys."""
+    """The U-Net's tensors of a file in the original layout, by diffusers' keys; what has none keeps its own."""
     prefix = PREFIX if any(key.startswith(PREFIX) for key in tensors) else ""
     numbers = {key.removeprefix(prefix).split(".")[1] for key in tensors if key.startswith(f"{prefix}input_blocks.")}
     blocks = max((len(numbers) - 3) // 3, 1)  # one number per block, two downsamplers, one for conv_in
@@ -123,8 +155,9 @@ def _from_original(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTenso
         up_depths=(*[(1,) * (blocks + 1)] * 2, (0,) * (blocks + 1)),
     )
     table = {original: own for own, original in original_names(shape).items()}
-    keys = {renamed(key.removeprefix(prefix), table): key for key in tensors if key.startswith(prefix)}
-    return {own: tensors[key] for own, key in keys.items() if own}
+    beside = {key: tensor for key, tensor in tensors.items() if key in (*MARKERS, *EDM_MARKERS, "scaled_fp8")}
+    inside = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+    return {renamed(key, table) or key: tensor for key, tensor in inside.items()} | beside
 
 
 def _spec(shapes: Mapping[str, tuple[int, ...]], name: str) -> UNetSpec:
@@ -143,6 +176,10 @@ def _spec(shapes: Mapping[str, tuple[int, ...]], name: str) -> UNetSpec:
         if widths == ((first, 4, 3, 3), (4 * first, added)):
             break
     else:
+        if widths[0] and widths[0][0] == _REFINER:
+            raise RequestError(
+                f"{name} is the U-Net of SDXL's refiner, which only finishes a picture; take the base model's"
+            )
         raise RequestError(
             f"{name} holds no U-Net of SDXL's family: its conv_in and add_embedding are {widths[0]} and {widths[1]}, "
             "not (320, 4, 3, 3) and (1280, 2816)"
@@ -153,4 +190,9 @@ def _spec(shapes: Mapping[str, tuple[int, ...]], name: str) -> UNetSpec:
 
     down, up = (",".join(stage(f"{side}_blocks.{at}") for at in range(3)) for side in ("down", "up"))
     middle = depths["mid_block", 0] if "mid_block" in blocks else "-"
-    return student(f"{down}/{middle}/{up}", family)
+    try:
+        return student(f"{down}/{middle}/{up}", family)
+    except RequestError as error:
+        raise RequestError(
+            f"{name} is no whole U-Net: its blocks are {down}/{middle}/{up}, and {error}; copy or download it again"
+        ) from error

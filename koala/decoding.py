@@ -12,19 +12,47 @@ from koala.nan_causes import check_picture
 _PROCESSOR = VaeImageProcessor()  # the pipeline's own way from floats to bytes
 
 
+def scaled(vae: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
+    """What a VAE's encoder gives (B, 4, h, w) in the U-Net's scale: whitened by channel where its config says how, as
+    Playground's does, then times its scaling factor. As diffusers' pipelines of SDXL compute it."""
+    factor, channels = vae.config.scaling_factor, _channels(vae, latents)
+    if channels is None:
+        return latents * factor
+    mean, std = channels
+    return (latents - mean) * factor / std
+
+
+def unscaled(vae: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
+    """The U-Net's latents (B, 4, h, w) as a VAE's decoder takes them; the reverse of `scaled`."""
+    factor, channels = vae.config.scaling_factor, _channels(vae, latents)
+    if channels is None:
+        return latents / factor
+    mean, std = channels
+    return latents * std / factor + mean
+
+
+def _channels(vae: torch.nn.Module, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Mean and deviation of each channel (1, 4, 1, 1); None where the VAE's config does not say both."""
+    found = [vae.config.get(name) for name in ("latents_mean", "latents_std")]
+    if any(values is None for values in found):
+        return None
+    mean, std = (latents.new_tensor(values).view(1, -1, 1, 1) for values in found)
+    return mean, std
+
+
 def decode(vae: torch.nn.Module, latents: torch.Tensor, tile: int | None = None) -> list[Image.Image]:
     """Latents (B, 4, h, w) in the U-Net's scale -> RGB pictures, one decode per picture to bound memory.
 
     `tile` is the side of the VAE's tiles in latents; None decodes the picture as a whole. `vae` may be a tiny one.
     Raises NotFinite with the cause for a picture that holds NaN.
     """
-    scaled = latents / vae.config.scaling_factor
+    own = unscaled(vae, latents)
     upcast = vae.dtype == torch.float16 and vae.config.force_upcast  # SDXL's own VAE overflows in fp16
     if upcast:
         vae.to(torch.float32)
     try:
         with tiled(vae, tile):
-            return [_picture(vae, one[None]) for one in scaled]
+            return [_picture(vae, one[None]) for one in own]
     finally:
         if upcast:
             vae.to(torch.float16)

@@ -146,9 +146,9 @@ def plan_download(card: ModelCard, *, tiny_vae: bool = False) -> tuple[RemoteFil
         with _explained(card, source.repo, source.revision):
             info = HfApi().model_info(source.repo, revision=source.revision, files_metadata=True, timeout=TIMEOUT)
             listed = {s.rfilename: s for s in info.siblings}
-            names = source.choose(set(listed))
-            if source.repo == card.source:
+            if source.repo == card.source and "model_index.json" in listed:  # what it is comes before what it lacks
                 check_pipeline(Path(hf_hub_download(source.repo, "model_index.json", revision=info.sha)), source.repo)
+            names = source.choose(set(listed))
         for name in names:
             size, lfs = listed[name].size or 0, listed[name].lfs
             path = try_to_load_from_cache(source.repo, name, revision=info.sha)

@@ -13,7 +13,9 @@ from koala.costs import TOKENS
 from koala.read_json import read_object
 from koala.request import SCHEDULERS, RequestError
 from koala.schedulers import build
+from koala.semantics import SCHEDULER, check_config
 from koala.shortage import ran_out
+from koala.tokenizer_config import assumed
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +78,11 @@ def load_tokenizer(folder: Path, vocabulary: int) -> CLIPTokenizer:
     """A tokenizer whose tokens are all among the `vocabulary` of its text encoder."""
     for file in sorted(folder.glob("*.json")):
         read_object(file)
+    if missing := assumed(folder):
+        shown = ", ".join(f"{name} {value!r}" for name, value in missing.items())
+        log.warning("%s does not say all of its tokenizer's settings; SDXL's are assumed: %s", folder, shown)
     with from_files("the tokenizer", folder):
-        found = CLIPTokenizer.from_pretrained(folder)
+        found = CLIPTokenizer.from_pretrained(folder, **missing)
         whole = found("a", padding="max_length", max_length=TOKENS, truncation=True).input_ids
     if found.model_max_length != TOKENS or len(whole) != TOKENS:
         raise RequestError(
@@ -105,12 +110,7 @@ def check_widths(folder: Path, unet: Mapping[str, int], text: Sequence[Pretraine
 def load_noising(folder: Path) -> EulerDiscreteScheduler:
     """A pipeline's own scheduler, on whose noise schedule every scheduler of a request can be built."""
     file = folder / "scheduler_config.json"
-    kind = read_object(file).get("_class_name", EulerDiscreteScheduler.__name__)
-    if kind not in EulerDiscreteScheduler._compatibles:
-        raise RequestError(
-            f"{file} is for {kind}, and no scheduler here follows its noise schedule; the schedulers are "
-            f"{', '.join(SCHEDULERS)}"
-        )
+    check_config(SCHEDULER, read_object(file), str(file))
     say_ignored(EulerDiscreteScheduler, file)
     with from_files("the scheduler", folder):
         found = EulerDiscreteScheduler.from_pretrained(folder)

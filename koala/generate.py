@@ -77,11 +77,12 @@ def _encode(
     Where the plan releases the text encoders, embeddings are remembered, with the time that they once took.
     """
     guided = request.guidance > 1
+    zeros = model.pipeline.config.force_zeros_for_empty_prompt
     # By content: the place of an encoder that was let go may be another one's. Without a content nothing is remembered.
     encoders = [model.library.content(e) for e in (model.pipeline.text_encoder, model.pipeline.text_encoder_2)]
     remembered = model.library.embeddings if all(encoders) and not placement.keeps_text else OrderedDict()
     said = prompt if isinstance(prompt, str) else tuple(prompt)
-    key = (*encoders, said, request.negative_prompt, request.images, guided)
+    key = (*encoders, zeros, said, request.negative_prompt, request.images, guided)
     if key not in remembered:
         with timer.stage("swap"):
             placement.enter("text", model)

@@ -5,9 +5,10 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from koala.fields import Fields
+from koala.fields import Fields, shown
 from koala.read_json import read_object
 from koala.request import RequestError
+from koala.semantics import INDEX, check_config
 
 # The stem of each component's weights in diffusers' layout.
 STEMS = {
@@ -44,11 +45,27 @@ def weights(names: Collection[str], stem: str) -> Weights | None:
         whole = f"{stem}.{variant}" if variant else stem
         if f"{whole}.safetensors" in names:
             return Weights(variant=variant, files=(f"{whole}.safetensors",))
-        index = f"{stem}.safetensors.index.{f'{variant}.' if variant else ''}json"
-        shards = sorted(n for n in names if re.fullmatch(rf"{re.escape(whole)}-\d+-of-\d+\.safetensors", n))
-        if index in names and shards and shards[-1].endswith(f"-of-{len(shards):05}.safetensors"):
+        indexes = [f"{stem}.safetensors.index.{variant}.json", f"{whole}.safetensors.index.json"]  # new and old
+        index = next((n for n in (indexes if variant else indexes[1:]) if n in names), None)
+        shards = _shards(names, stem, variant)
+        if index and shards and not _absent_shard(shards):
             return Weights(variant=variant, files=tuple(shards), index=index)
     return None
+
+
+def _shards(names: Iterable[str], stem: str, variant: str | None) -> list[str]:
+    """The files of a component in several: `stem.fp16-00001-of-00002`, and `stem-00001-of-00002.fp16` of old."""
+    new, old = (rf"\.{variant}", rf"\.{variant}") if variant else ("", "")
+    number = r"-\d{5}-of-\d{5}"
+    shape = rf"{re.escape(stem)}({new}{number}|{number}{old})\.safetensors"
+    return sorted(n for n in names if re.fullmatch(shape, n))
+
+
+def _absent_shard(shards: list[str]) -> str | None:
+    """The first file that shards lack of what their own names count; None where all are there."""
+    count = int(re.search(r"-of-(\d{5})", shards[0])[1])
+    every = [re.sub(r"-\d{5}-of", f"-{k + 1:05}-of", shards[0]) for k in range(min(count, 10_000))]
+    return next((name for name in every if name not in shards), None)
 
 
 def choose(names: Collection[str], parts: Iterable[str], owner: str, remedy: str = SAVE_AGAIN) -> dict[str, Weights]:
@@ -68,13 +85,11 @@ def choose(names: Collection[str], parts: Iterable[str], owner: str, remedy: str
                 "safetensors are read here. Choose another revision or copy; or, if you trust it, save it again with "
                 "diffusers' pipeline.save_pretrained(folder, safe_serialization=True)"
             )
-        if found[part] and found[part].index and part != "unet":
-            raise RequestError(f"{owner} has its {part} in several files; save it again as one. {remedy}")
     missing = [n for n in CONFIGS if n not in names and n != "vae/config.json"]
     for folder in TOKENIZERS:
         lacking = [[f"{folder}/{n}" for n in files if f"{folder}/{n}" not in names] for files in VOCABULARIES]
         missing += min(lacking, key=len)
-    missing += [f"{part}/{STEMS[part]}.safetensors" for part in parts if found[part] is None]
+    missing += [_missing(names, f"{part}/{STEMS[part]}") for part in parts if found[part] is None]
     if "vae" in parts and "vae/config.json" not in names:
         missing.append("vae/config.json")
     if missing:
@@ -84,6 +99,15 @@ def choose(names: Collection[str], parts: Iterable[str], owner: str, remedy: str
             + f". {remedy}"
         )
     return found
+
+
+def _missing(names: Collection[str], stem: str) -> str:
+    """The file without which a component has no weights: a shard, the index of its shards, or its one file."""
+    for variant in ("fp16", None):
+        if shards := _shards(names, stem, variant):
+            index = f"{stem}.safetensors.index.{f'{variant}.' if variant else ''}json"
+            return _absent_shard(shards) or index
+    return f"{stem}.safetensors"
 
 
 def needed(names: Collection[str], chosen: Mapping[str, Weights]) -> list[str]:
@@ -110,9 +134,17 @@ def weight_map(index: Path) -> dict[str, str]:
 
 
 def check_pipeline(index: Path, owner: str) -> None:
-    """Raise RequestError where model_index.json names another pipeline than SDXL's."""
+    """Raise RequestError where model_index.json names another pipeline than SDXL's, or its refiner."""
     found = Fields(values=read_object(index), file=str(index))
+    if isinstance(own := found.values.get("_class_name"), list | tuple):
+        raise RequestError(
+            f"{index} names a pipeline with code of its own, {shown(own)}, which is not run; where its parts are "
+            'SDXL\'s, write "_class_name": "StableDiffusionXLPipeline" there'
+        )
     kind = found.text("_class_name")
     found.truth("force_zeros_for_empty_prompt", True)
     if not kind.startswith("StableDiffusionXL"):
-        raise RequestError(f"{owner} is a {kind}; SDXL pipelines run here (StableDiffusionXLPipeline)")
+        raise RequestError(
+            f"{owner} is a {kind}; SDXL pipelines run here (StableDiffusionXLPipeline); name a folder or hub id of one"
+        )
+    check_config(INDEX, found.values, str(index))

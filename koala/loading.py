@@ -9,37 +9,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    AutoencoderTiny,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
-from diffusers.models.modeling_utils import load_state_dict
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
+from diffusers import AutoencoderTiny, StableDiffusionXLPipeline, UNet2DConditionModel
 
 from koala.device import best_device, device_memory
-from koala.from_files import check_complete, check_widths, from_files, load_noising, load_tokenizer, say_ignored
+from koala.from_files import check_complete, check_widths, from_files, load_noising, load_tokenizer
 from koala.hashing import digest
 from koala.layout import TOKENIZERS
 from koala.locate import Location, locate, tiny_vae
+from koala.networks import read_network
 from koala.plans import Plan, pair_plan
 from koala.read_json import read_object
 from koala.registry import ModelCard, find
 from koala.request import GenerationRequest
 from koala.residence import Residence
+from koala.semantics import zeros_for_empty
 from koala.specs import UNetSpec
-from koala.tensorfiles import check_numbers
 from koala.unet_config import from_config
 
 log = logging.getLogger(__name__)
-
-_CLASSES = {
-    "text_encoder": CLIPTextModel,
-    "text_encoder_2": CLIPTextModelWithProjection,
-    "vae": AutoencoderKL,
-}
-
 
 _HOW_USED = ("force_upcast", "scaling_factor", "shift_factor", "latents_mean", "latents_std")  # in a VAE's config
 STAGE_PARTS = {"text": ("text_encoder", "text_encoder_2"), "unet": ("unet",), "vae": ("vae",)}
@@ -47,41 +34,15 @@ LARGE = 100_000_000  # parameters of a U-Net; smaller models stay, whatever else
 EMBEDDINGS = 32  # prompts whose embeddings are remembered where a plan releases the text encoders
 
 
-def load_part(component: str, folder: Path, weights: Path, dtype: torch.dtype) -> torch.nn.Module:
-    """A text encoder or VAE from its folder, frozen; `weights` is the file of it that was chosen."""
-    variant = "fp16" if weights.name.endswith(".fp16.safetensors") else None
-    kind = _CLASSES[component]
-    check_numbers(weights)
-    settings = {"variant": variant, "output_loading_info": True}
-    if kind is AutoencoderKL:
-        say_ignored(kind, folder / "config.json")
-        settings["torch_dtype"] = dtype
-    else:
-        settings |= {"dtype": dtype, "ignore_mismatched_sizes": True}  # they are told, and refused below
-    with from_files(f"the {component}", folder):
-        part, told = kind.from_pretrained(folder, **settings)
-    check_complete(told, folder)
-    return part.eval().requires_grad_(False)
+def load_part(component: str, folder: Path, files: Path | Sequence[Path], dtype: torch.dtype) -> torch.nn.Module:
+    """A text encoder or VAE from its folder, frozen; `files` are the one or the shards of it that were chosen."""
+    return read_network(component, folder, [files] if isinstance(files, Path) else files, dtype)
 
 
 def load_unet(location: Location, dtype: torch.dtype) -> UNet2DConditionModel:
     """The U-Net of a located model, frozen."""
-    folder = location.folder / "unet"
-    for file in location.files("unet"):
-        check_numbers(file)
-    say_ignored(UNet2DConditionModel, folder / "config.json")
-    with from_files("the unet", folder):
-        if "unet" not in location.replaced:
-            unet, told = UNet2DConditionModel.from_pretrained(
-                folder, variant=location.variant, torch_dtype=dtype, output_loading_info=True
-            )
-        else:
-            with torch.device("meta"):  # no memory and no time for random values
-                unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder))
-            unet.load_state_dict(load_state_dict(location.weights("unet")), assign=True)  # refuses what is missing
-            unet, told = unet.to(dtype), {}
-    check_complete(told, folder)
-    return unet.eval().requires_grad_(False)
+    scheduler = location.folder / "scheduler" / "scheduler_config.json"
+    return read_network("unet", location.folder / "unet", location.files("unet"), dtype, scheduler=scheduler)
 
 
 def load_tiny_vae(folder: Path, dtype: torch.dtype) -> AutoencoderTiny:
@@ -297,27 +258,27 @@ class Library:
         """What a shared part is: its file's hash, how it is used, its precision; empty for one that is not shared."""
         return next((key for key, shared in self._shared.items() if shared is part), "")
 
-    def part(self, component: str, folder: Path, weights: Path, dtype: torch.dtype) -> torch.nn.Module:
-        """A text encoder or VAE, shared with every model whose weights file has the same hash and is used alike."""
+    def part(self, component: str, location: Location, dtype: torch.dtype) -> torch.nn.Module:
+        """A text encoder or VAE, shared with every model whose weights have the same hash and are used alike."""
+        folder, files = location.configured(component), location.files(component)
         config = read_object(folder / "config.json")
         used = {name: config[name] for name in _HOW_USED if name in config}
-        key = f"{component}:{digest(weights)}:{json.dumps(used)}:{dtype}"
-        return self.share(key, lambda: load_part(component, folder, weights, dtype))
+        key = f"{component}:{'+'.join(map(digest, files))}:{json.dumps(used)}:{dtype}"
+        return self.share(key, lambda: load_part(component, folder, files, dtype))
 
     def _load(self, card: ModelCard, dtype: torch.dtype) -> LoadedModel:
         location = locate(card)
         folder, small = location.folder, tiny_vae(card)
         with from_files(card.name, folder):
             unet = load_unet(location, dtype)
-            vae_file = location.weights("vae")
-            parts = {n: self.part(n, folder / n, location.weights(n), dtype) for n in STAGE_PARTS["text"]}
+            parts = {n: self.part(n, location, dtype) for n in STAGE_PARTS["text"]}
             check_widths(folder, unet.config, [part.config for part in parts.values()])
             words = [part.config.vocab_size for part in parts.values()]
             pipeline = StableDiffusionXLPipeline(
                 unet=unet,
-                vae=self.part("vae", vae_file.parent, vae_file, dtype),
+                vae=self.part("vae", location, dtype),
                 scheduler=load_noising(folder / "scheduler"),
-                force_zeros_for_empty_prompt=True,
+                force_zeros_for_empty_prompt=zeros_for_empty(folder / "model_index.json"),
                 add_watermarker=False,
                 **{n: load_tokenizer(folder / n, count) for n, count in zip(TOKENIZERS, words, strict=True)},
                 **parts,

@@ -8,11 +8,12 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
 from koala.exported import Exported
-from koala.layout import STEMS, Weights, check_pipeline, choose, listing, weights
+from koala.layout import CONFIGS, STEMS, Weights, check_pipeline, choose, listing, weights
 from koala.part_configs import check_pipeline_configs
 from koala.read_json import read_object
 from koala.registry import ModelCard
 from koala.request import RequestError
+from koala.semantics import check_settings
 from koala.shipped import check_shipped
 from koala.unet_config import from_config
 
@@ -37,7 +38,7 @@ class Location:
         return self.chosen["unet"].variant if "unet" in self.chosen else None
 
     def files(self, component: str) -> tuple[Path, ...]:
-        """The safetensors of a component: one file, or the U-Net's shards."""
+        """The safetensors of a component: one file, or its shards."""
         if self.exported:
             raise RequestError(
                 f"{self.folder} is an export: ONNX files, no weights for torch; name the model that it was made of: "
@@ -47,15 +48,15 @@ class Location:
             return (self.replaced[component],)
         return tuple(self.folder / name for name in self.chosen[component].files)
 
-    def weights(self, component: str) -> Path:
-        """The one safetensors file of a component."""
-        files = self.files(component)
-        if len(files) > 1:
-            raise RequestError(
-                f"{self.folder} has its {component} in {len(files)} files; save it again as one: "
-                f"unet.save_pretrained(folder, max_shard_size='100GB')"
-            )
-        return files[0]
+    def configured(self, component: str) -> Path:
+        """The folder of a component's config.json: the pipeline's own, or where a VAE from elsewhere lies."""
+        return self.files(component)[0].parent if component == "vae" else self.folder / component
+
+    @property
+    def configs(self) -> dict[str, Path]:
+        """Every config that says how the model is used, by its place in a pipeline."""
+        found = {name: self.folder / name for name in CONFIGS}
+        return found | {"vae/config.json": self.configured("vae") / "config.json"}
 
 
 def own_parts(card: ModelCard) -> list[str]:
@@ -125,7 +126,10 @@ def locate(card: ModelCard) -> Location:
     if card.runtime == "onnx":
         exported = Exported.read(folder)
         return Location(folder=folder, chosen={}, replaced={}, revision=exported.revision, exported=exported)
+    index = folder / "model_index.json"
     try:
+        if index.is_file() and not card.embedded:  # what it is comes before what it lacks
+            check_pipeline(index, card.name)
         chosen = choose(listing(folder), own_parts(card), card.name)
     except OSError as error:
         raise RequestError(f"{folder} cannot be read ({error.strerror}); choose a folder that you may read") from error
@@ -135,7 +139,7 @@ def locate(card: ModelCard) -> Location:
         raise
     if card.embedded:
         check_shipped(folder)
-    check_pipeline(folder / "model_index.json", card.name)
+        check_pipeline(index, card.name)
     replaced = _replacements(card)
     _check_configs(card, folder, replaced)
     found = Location(
@@ -146,6 +150,7 @@ def locate(card: ModelCard) -> Location:
         if card.on_hub
         else "local",
     )
+    check_settings(found.configs)
     for part in chosen:
         for file in found.files(part):
             _whole(card, file)

@@ -22,6 +22,7 @@ class EulerAncestral(EulerAncestralDiscreteScheduler):
     """
 
     clean: torch.Tensor | None = None
+    predicts_clean: bool = False  # where the network predicts the picture itself, which diffusers' class cannot read
 
     def step(
         self,
@@ -32,6 +33,11 @@ class EulerAncestral(EulerAncestralDiscreteScheduler):
         return_dict: bool = True,
     ) -> EulerAncestralDiscreteSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """One step; fresh noise comes from `generator`, one for all pictures or one for each."""
+        if self.predicts_clean:  # noise = (sample - picture) / sigma
+            if self.step_index is None:
+                self._init_step_index(timestep)
+            wide = sample.float()
+            model_output = (wide - model_output.float()) / self.sigmas[self.step_index].to(wide.device)
         done = super().step(model_output, timestep, sample, generator=generator)
         self.clean = done.pred_original_sample
         return done if return_dict else (done.prev_sample, done.pred_original_sample)
@@ -49,7 +55,11 @@ _KINDS = {
 def build(name: str, config: dict) -> SchedulerMixin:
     """A fresh scheduler of this name (request.SCHEDULERS) on the noise schedule of `config`."""
     kind, settings = _KINDS[name]
-    return kind.from_config(config, **settings)
+    clean = kind is EulerAncestral and config.get("prediction_type") == "sample"
+    made = kind.from_config(config, **settings, **({"prediction_type": "epsilon"} if clean else {}))
+    if clean:
+        made.predicts_clean = True
+    return made
 
 
 def build_for_run(name: str, config: dict) -> SchedulerMixin:

@@ -19,7 +19,11 @@ def stock(model: LoadedModel, request: GenerationRequest, cancel: threading.Even
     parts = [p for p in model.pipeline.components.values() if isinstance(p, torch.nn.Module)]
     model.library.residence.bring(parts)
     scheduler = build_for_run(request.scheduler, model.pipeline.scheduler.config)
-    pipeline = type(model.pipeline)(**model.pipeline.components | {"scheduler": scheduler}, add_watermarker=False)
+    pipeline = type(model.pipeline)(
+        **model.pipeline.components | {"scheduler": scheduler},
+        force_zeros_for_empty_prompt=model.pipeline.config.force_zeros_for_empty_prompt,
+        add_watermarker=False,
+    )
     pipeline.set_progress_bar_config(disable=True)
     sources = noise_sources(request)
     noise = initial_noise(request, pipeline.unet.config.in_channels, pipeline.vae_scale_factor, sources)

@@ -14,13 +14,15 @@ from diffusers import UNet2DConditionModel
 
 from koala.checkpoints import UNetCheckpoint, open_unet
 from koala.layer_map import kept_blocks, layer_map, renamed
-from koala.layout import STEMS, SURGERY
+from koala.layout import STEMS, SURGERY, TOKENIZERS
+from koala.networks import StoredNetwork
 from koala.outputs import new_folder
 from koala.read_json import read_object
 from koala.request import RequestError
 from koala.specs import STAGES, UNetSpec
 from koala.specs import student as student_spec
 from koala.tensorfiles import StoredTensor, write_tensors
+from koala.tokenizer_config import complete
 
 Shapes = Mapping[str, tuple[int, ...]]  # parameter name -> shape
 _TEXT_CONFIGS = ("text_encoder/config.json", "text_encoder_2/config.json")
@@ -75,6 +77,7 @@ class SurgeryReport:
     dtypes: tuple[str, ...]  # of the student, in safetensors' names
     stages: tuple[StageReport, ...]
     pipeline: bool  # whether a whole pipeline came out, or a U-Net alone
+    markers: tuple[str, ...] = ()  # what the teacher's file says that it predicts, carried into the student's
 
     def lines(self) -> list[str]:
         """For people: every stage, then the sums."""
@@ -85,6 +88,7 @@ class SurgeryReport:
             f"dropped: {self.dropped.tensors:,}, new: {self.new}; dtype: {', '.join(self.dtypes)}",
             f"{self.student_spec}: {self.copied.parameters:,} of {parameters:,} parameters "
             f"({self.copied.parameters / parameters:.1%}), {self.copied.bytes / 1e6:,.0f} of {size / 1e6:,.0f} MB",
+            *([f"its file is marked {', '.join(self.markers)}, as the teacher's is"] if self.markers else []),
         ]
 
 
@@ -127,18 +131,36 @@ def compress(teacher: str, spec: str, out: Path, *, replace: bool = False) -> Su
     copied = {key: original.tensors[source] for key, source in found.items()}
     report = _report(original, student, found, own)
     rest = original.pipeline or {}
-    size = sum(t.size for t in copied.values()) + sum(f.stat().st_size for f in rest.values())
+    every = [
+        *copied.values(),
+        *original.markers.values(),
+        *(t for p in original.parts.values() for t in p.tensors.values()),
+    ]
+    size = sum(t.size for t in every) + sum(f.stat().st_size for f in rest.values())
     with new_folder(out, size, replace=replace) as folder:
         inside = folder / "unet" if rest else folder
         unet.save_config(inside)
-        write_tensors(inside / f"{STEMS['unet']}.safetensors", copied)
+        write_tensors(inside / f"{STEMS['unet']}.safetensors", copied | original.markers)
         for name, file in rest.items():
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(file, folder / name)
             if name in _TEXT_CONFIGS:
                 _load_in_single(folder / name)
+        for part, stored in original.parts.items():
+            _write_part(folder / part / f"{STEMS[part]}.safetensors", stored)
+        for name in TOKENIZERS if rest else ():
+            complete(folder / name)
         (folder / SURGERY).write_text(json.dumps(asdict(report), indent=1) + "\n")
     return report
+
+
+def _write_part(file: Path, stored: StoredNetwork) -> None:
+    """A component's weights as one file: the very file that it came in, or its tensors under today's names."""
+    files = {tensor.file for tensor in stored.tensors.values()}
+    if len(files) == 1 and not stored.left_out and all(own == name for own, name in stored.names.items()):
+        shutil.copyfile(files.pop(), file)
+    else:
+        write_tensors(file, stored.tensors)
 
 
 def _load_in_single(config: Path) -> None:
@@ -200,4 +222,5 @@ def _report(teacher: UNetCheckpoint, student: UNetSpec, found: Mapping[str, str]
             for stage, teacher_depths in teacher.spec.depths().items()
         ),
         pipeline=teacher.pipeline is not None,
+        markers=tuple(teacher.markers),
     )

@@ -98,17 +98,19 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     return found
 
 
-def check_numbers(file: Path) -> None:
-    """RequestError for a file of weights whose header takes the bytes of one for other numbers than they are."""
-    tensors = {name: t for name, t in stored_tensors(file).items() if not name.endswith("position_ids")}
+def check_numbers(place: Path, tensors: Mapping[str, StoredTensor]) -> None:
+    """RequestError for weights by name whose header takes their bytes for other numbers than they are."""
     for name, tensor in tensors.items():
         if not tensor.dtype.startswith(("F", "BF")):
-            raise RequestError(f"{file} is damaged: it holds {name} as {tensor.dtype}; copy or download it again")
+            raise RequestError(
+                f"{tensor.file} holds {name} as {tensor.dtype}, which are no weights: it is damaged or quantised; copy "
+                "or download it again, or take a float16 file of the model"
+            )
     kinds = Counter(tensor.dtype for tensor in tensors.values())
     if {"F16", "BF16"} <= kinds.keys():  # nobody saves both, and either can be read as the other
         rare = min(("F16", "BF16"), key=kinds.get)
         name = next(name for name, tensor in tensors.items() if tensor.dtype == rare)
-        raise RequestError(f"{file} is damaged: it holds {name} as {rare}, unlike the rest; copy or download it again")
+        raise RequestError(f"{place} is damaged: it holds {name} as {rare}, unlike the rest; copy or download it again")
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

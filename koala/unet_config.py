@@ -45,6 +45,14 @@ _OTHERWISE_SO = {
     "timestep_post_act": (None,),
     "upcast_attention": (None, False, True),
 }
+_KINDS = {  # what another value makes of it
+    ("in_channels", 8): "one that edits a picture (InstructPix2Pix)",
+    ("in_channels", 9): "one for inpainting",
+    "encoder_hid_dim": "one with text of another encoder (Kolors, DeepFloyd)",
+    "encoder_hid_dim_type": "one with text of another encoder (Kolors, DeepFloyd)",
+    "addition_embed_type": "one that is not told the picture's size, as Stable Diffusion 1 and 2",
+}
+_REFINER = [384, 768, 1536, 1536]
 _DOWN, _UP = (("CrossAttnDownBlock2D", "DownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D"))
 _MIDDLES = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D")
 # The largest that a config may ask for: far above SDXL's, and far below what would fill a memory.
@@ -75,17 +83,27 @@ def from_config(config: Mapping[str, object], name: str, file: str = "") -> UNet
     for key, allowed in (_ALWAYS | _OTHERWISE_SO).items():
         value = config.get(key, allowed[0] if key in _OTHERWISE_SO else None)
         if not any(value == one and isinstance(value, str) == isinstance(one, str) for one in allowed):
+            what = _KINDS.get((key, value) if isinstance(value, int) else key, "another kind of network")
             raise RequestError(
-                f"{own.file} is no U-Net of SDXL's family: its {key} is {shown(value)}, not {allowed[0]!r}"
+                f"{own.file} is no U-Net of SDXL's family: its {key} is {shown(value)}, not {allowed[0]!r}; it is "
+                f"{what}, so take a text-to-image model of SDXL's family"
             )
     native_size(config, own.file)
     if config.get("time_cond_proj_dim") is not None:  # of a network that is told the guidance
         own.whole("time_cond_proj_dim", 1, _WIDEST)
+    if config.get("block_out_channels") == _REFINER:
+        raise RequestError(
+            f"{own.file} is the U-Net of SDXL's refiner, which only finishes a picture; take the base model, sdxl-base "
+            "for example"
+        )
     down_types = own.each("down_block_types", _DOWN.__contains__, " and ".join(_DOWN))
     up_types = own.each("up_block_types", _UP.__contains__, " and ".join(_UP))
     for key, types in (("encoder", down_types), ("decoder", up_types)):
         if len(types) != 3:
-            raise RequestError(f"{own.file} is no U-Net of SDXL's family: it has {len(types)} {key} stages, not 3")
+            raise RequestError(
+                f"{own.file} is no U-Net of SDXL's family: it has {len(types)} {key} stages, not 3; take a model of "
+                "SDXL's family"
+            )
 
     def whole(value: object) -> bool:
         return is_whole(value, 1, _WIDEST)

@@ -21,7 +21,9 @@ from koala.evaluate.agreement import conditioning, predict
 from koala.evaluate.drawing import draw
 from koala.finite import NotFinite, is_finite, require_finite
 from koala.generate import generate, resolve
+from koala.layout import Weights
 from koala.loading import Library, load_part
+from koala.locate import Location
 from koala.request import SCHEDULERS, GenerationRequest, RequestError
 from koala.schedulers import build_for_run
 from koala.similarity import similarities
@@ -187,7 +189,9 @@ def test_two_models_of_one_vae_decode_each_as_its_own_config_says(library, loud,
     vae_of(loud, force_upcast=True, sample_size=99)
 
     def part(folder):
-        return library.part("vae", folder, folder / Path(VAE).name, torch.float32)
+        files = {"vae": Weights(variant=None, files=(VAE,))}
+        where = Location(folder=folder.parent, chosen=files, replaced={}, revision="local")
+        return library.part("vae", where, torch.float32)
 
     own, other = part(embedded / STUDENT / "vae"), part(loud)
     assert other.config.force_upcast and not own.config.force_upcast

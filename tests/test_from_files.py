@@ -66,12 +66,20 @@ def changed(tmp_path, file: str, **values):
 @pytest.mark.parametrize(
     ("file", "values", "says"),
     [
-        ("text_encoder/config.json", {"num_hidden_layers": 5}, "describes encoder.layers.4"),
-        ("text_encoder/config.json", {"num_hidden_layers": 3}, "have encoder.layers.3"),
+        (
+            "text_encoder/config.json",
+            {"num_hidden_layers": 5},
+            "lacks 16 tensors, for example text_model.encoder.layers.4",
+        ),
+        (
+            "text_encoder/config.json",
+            {"num_hidden_layers": 3},
+            "has 16 tensors, for example text_model.encoder.layers.3",
+        ),
         ("text_encoder/config.json", {"vocab_size": 700}, "text_encoder"),
-        ("vae/config.json", {"layers_per_block": 2}, "describes decoder"),
+        ("vae/config.json", {"layers_per_block": 2}, "lacks 64 tensors, for example encoder"),
         ("tokenizer/tokenizer_config.json", {"model_max_length": 10**30}, "tokenizer gives 1,000,000,"),
-        ("unet/config.json", {"transformer_layers_per_block": [1, 2, 6]}, "which its weights lack"),
+        ("unet/config.json", {"transformer_layers_per_block": [1, 2, 6]}, "lacks"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -41,7 +41,7 @@ def test_every_setting_of_diffusers_network_is_read_or_must_be_what_sdxl_has():
     read = SPECS["ssd-1b"].config().keys() | unet_config._ALWAYS.keys() | unet_config._OTHERWISE_SO.keys()
     assert told - read == {
         "addition_embed_type_num_heads",  # of another kind of embedding
-        "time_cond_proj_dim",  # any
+        "time_cond_proj_dim",  # koala.semantics
     }
 
 

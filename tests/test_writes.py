@@ -21,6 +21,8 @@ HANDED = {
     ("koala.tensorfiles", "save_tensors"): "a safetensors file, for others' blocks",
     ("koala.tensorfiles", "write_tensors"): "a safetensors file, for others' blocks",
     ("koala.surgery", "_load_in_single"): "a config in the folder of `compress`",
+    ("koala.surgery", "_write_part"): "a component in the folder of `compress`",
+    ("koala.tokenizer_config", "complete"): "a config in the folder of `compress` or `export`",
     ("koala.attention.archive", "_side"): "a temporary folder of `load`",
     ("koala.distill.intact", "write_manifest"): "the last file in the folder of a checkpoint",
     ("koala.exported", "write"): "the manifest in the folder of `export`",

@@ -80,8 +80,14 @@ def create_student(run: RunFolder, config: DistillConfig) -> None:
                 f"student_init={config.student_init} has the depths {initial.spec.notation}, "
                 f"{config.student_spec} has {wanted.spec.notation}; choose a model of the same spec"
             )
+        if initial.markers.keys() != wanted.markers.keys():
+            marks = [" and ".join(one.markers) or "nothing" for one in (initial, wanted)]
+            raise RequestError(
+                f"student_init={config.student_init} is marked {marks[0]}, the teacher {marks[1]}: they do not predict "
+                "the same; choose a model that predicts what the teacher does"
+            )
         with new_file(_weights(run)) as partial:
-            write_tensors(partial, initial.tensors)
+            write_tensors(partial, initial.tensors | initial.markers)
     _write_record(run)
 
 
@@ -90,6 +96,6 @@ def update_student(run: RunFolder, weights: Mapping[str, torch.Tensor]) -> None:
     target = _weights(run)
     with safe_open(target, "pt") as file:
         dtypes = {name: file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118  (not a dict)
-    tensors = {name: weights[name].to(dtype).contiguous() for name, dtype in dtypes.items()}
+    tensors = {name: weights[name].to(dtype).contiguous() for name, dtype in dtypes.items() if name in weights}
     with new_file(target) as partial:
         save_tensors(partial, tensors)

@@ -38,7 +38,9 @@ from koala.distill.step import BrokenLoss, DistillationStep, alphas_cumprod, che
 from koala.distill.stopping import Interrupted, Stopped
 from koala.distill.student_folder import create_student, repair_student, update_student
 from koala.distill.validation import Validator, student_model
+from koala.layout import STEMS
 from koala.loading import Library
+from koala.networks import read_network
 from koala.outputs import remove_partials
 from koala.request import RequestError
 from koala.specs import student as student_spec
@@ -155,7 +157,7 @@ class _Run:
         self.pauses.may_stop("while it was preparing")
         network = self.teacher.pipeline.unet
         library.residence.bring([network])
-        bare = UNet2DConditionModel.from_pretrained(run.student / "unet", torch_dtype=torch.float32).to(self.device)
+        bare = self._read_student(torch.float32).requires_grad_(True).to(self.device)
         spec = student_spec(config.student_spec, self.teacher.spec)
         pairs = feature_pairs(config, spec, self.teacher.spec)
         alphas = alphas_cumprod(self.teacher.pipeline.scheduler.config)
@@ -194,10 +196,14 @@ class _Run:
         except cache.EncodingStopped:
             return None
 
+    def _read_student(self, dtype: torch.dtype) -> UNet2DConditionModel:
+        """The student's network, frozen; RequestError where its file lacks a tensor."""
+        folder = self.run.student / "unet"
+        return read_network("unet", folder, [folder / f"{STEMS['unet']}.safetensors"], dtype)
+
     def _validator(self, library: Library) -> Validator:
         dtype = self.teacher.pipeline.unet.dtype
-        unet = UNet2DConditionModel.from_pretrained(self.run.student / "unet", torch_dtype=dtype)
-        student = student_model(self.teacher, unet.eval().requires_grad_(False), self.run)
+        student = student_model(self.teacher, self._read_student(dtype), self.run)
         return Validator(self.run, self.config, self.data, self.step, self.teacher, student, self.pauses.between)
 
     def _wrap(self, bare: UNet2DConditionModel) -> None:

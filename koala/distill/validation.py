@@ -31,7 +31,8 @@ def student_model(teacher: LoadedModel, unet: UNet2DConditionModel, run: RunFold
     """The student beside its teacher, on the same text encoders and VAE, drawn as its folder says that it is."""
     card = find(str(run.student))
     parts = teacher.pipeline.components | {"unet": unet}
-    pipeline = StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=True, add_watermarker=False)
+    zeros = teacher.pipeline.config.force_zeros_for_empty_prompt
+    pipeline = StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=zeros, add_watermarker=False)
     pipeline.set_progress_bar_config(disable=True)
     return dataclasses.replace(
         teacher,

@@ -30,6 +30,7 @@ from koala.part_configs import check_scheduler, check_text_encoder, check_vae
 from koala.read_json import read_object
 from koala.registry import ModelCard, find
 from koala.request import RequestError
+from koala.semantics import UNET, VAE, check_config, zeros_for_empty
 from koala.unet_config import from_config
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -215,7 +216,7 @@ def load(card: ModelCard, library: Library) -> OrtModel:
     pipeline = StableDiffusionXLPipeline(
         unet=unet,
         scheduler=load_noising(settings / "scheduler"),
-        force_zeros_for_empty_prompt=True,
+        force_zeros_for_empty_prompt=zeros_for_empty(settings / "model_index.json"),
         add_watermarker=False,
         **{name: load_tokenizer(settings / name, one.vocab_size) for name, one in zip(TOKENIZERS, text, strict=True)},
         **parts,
@@ -237,12 +238,15 @@ def load(card: ModelCard, library: Library) -> OrtModel:
 def _unet_config(file: Path, card: ModelCard) -> FrozenDict:
     found = read_object(file)
     from_config(found, card.name, str(file))
+    check_config(UNET, found, str(file))
     return FrozenDict(found)
 
 
 def _vae_config(file: Path) -> FrozenDict:
     check_vae(file)
-    return FrozenDict(read_object(file))
+    found = read_object(file)
+    check_config(VAE, found, str(file))
+    return FrozenDict(found)
 
 
 def _text_config(folder: Path) -> CLIPTextConfig:
@@ -264,6 +268,5 @@ def _source(card: ModelCard, exported: Exported) -> Location:
 
 def _torch_parts(source: Location, library: Library) -> dict[str, torch.nn.Module]:
     dtype = torch.float32 if library.device.type == "cpu" else torch.float16
-    parts = {n: library.part(n, source.folder / n, source.weights(n), dtype) for n in STAGE_PARTS["text"]}
-    file = source.weights("vae")
-    return parts | {"vae": library.part("vae", file.parent, file, torch.float32)}
+    parts = {n: library.part(n, source, dtype) for n in STAGE_PARTS["text"]}
+    return parts | {"vae": library.part("vae", source, torch.float32)}

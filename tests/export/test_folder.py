@@ -136,8 +136,8 @@ def test_other_weights_go_into_the_same_graph_by_the_table(exported_700m, tmp_pa
 
 def text_encoder(dtype=torch.float32):
     location = locate(find("tiny-koala-700m"))
-    file = location.weights("text_encoder")
-    return wrappers.text_encoder(load_part("text_encoder", location.folder / "text_encoder", file, dtype))
+    files = location.files("text_encoder")
+    return wrappers.text_encoder(load_part("text_encoder", location.folder / "text_encoder", files, dtype))
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,11 @@ from export.command import main
 from export.single_file import detected, original_tensors, single_file
 from koala.checkpoints import UNetCheckpoint, open_unet
 from koala.layout import STEMS
+from koala.networks import matched
 from koala.parts import SDXL_PARTS
 from koala.request import RequestError
 from koala.specs import BK_SDXL, KOALA_1B, KOALA_700M, SDXL, SSD_1B, TINY_KOALA_700M, VEGA
-from koala.tensorfiles import StoredTensor
+from koala.tensorfiles import StoredTensor, stored_tensors
 
 UNET = "model.diffusion_model."
 
@@ -46,14 +47,16 @@ def full_size(spec, folder: Path) -> UNetCheckpoint:
             "vae": AutoencoderKL(**SDXL_PARTS.vae.config()),
         }
         unet = UNet2DConditionModel(**spec.config()).state_dict()
-    pipeline = {"vae/config.json": folder / "vae" / "config.json"}
+    pipeline, found = {"vae/config.json": folder / "vae" / "config.json"}, {}
     for name, module in parts.items():
         file = folder / name / f"{STEMS[name]}.safetensors"
         file.parent.mkdir(parents=True)
-        pipeline[f"{name}/{STEMS[name]}.safetensors"] = sparse(file, module.state_dict())
+        found[name] = matched(name, file.parent, module, stored_tensors(sparse(file, module.state_dict())))
     parts["vae"].save_config(folder / "vae")
     stored = {k: StoredTensor(file=folder, start=0, size=0, dtype="F16", shape=tuple(v.shape)) for k, v in unet.items()}
-    return UNetCheckpoint(name="x", spec=spec, config={}, tensors=stored, revision="local", pipeline=pipeline)
+    return UNetCheckpoint(
+        name="x", spec=spec, config={}, tensors=stored, revision="local", pipeline=pipeline, parts=found
+    )
 
 
 def sparse(file: Path, tensors: Mapping[str, torch.Tensor]) -> Path:
@@ -284,9 +287,13 @@ BROKEN = {
         lambda folder: set_config(folder, "vae/config.json", latents_mean=[0.0] * 4),
         "latents_mean [0.0, 0.0, 0.0, 0.0]",
     ),
-    "no place": (
-        lambda folder: rewrite(folder, "text_encoder", lambda t: t | {"adapter.weight": torch.zeros(2, 2)}),
-        "no place for adapter.weight of the text_encoder",
+    "another noise schedule": (
+        lambda folder: set_config(folder, "scheduler/scheduler_config.json", beta_end=0.02),
+        "beta_end 0.02",
+    ),
+    "no signal in the first step": (
+        lambda folder: set_config(folder, "scheduler/scheduler_config.json", rescale_betas_zero_snr=True),
+        "rescale_betas_zero_snr True",
     ),
     "doubles": (
         lambda folder: rewrite(folder, "vae", lambda t: {k: v.double() for k, v in t.items()}),

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 
+from koala.decoding import scaled
 from koala.device import give_back
 from koala.finite import require_finite
 from koala.from_files import from_files, load_noising, load_tokenizer
@@ -16,8 +17,8 @@ from koala.hashing import digest
 from koala.loading import load_part
 from koala.locate import Location, locate
 from koala.nan_causes import check_picture
-from koala.read_json import read_object
 from koala.registry import find
+from koala.semantics import zeros_for_empty
 
 TEXT = ("text_encoder", "text_encoder_2")
 TOKENIZERS = ("tokenizer", "tokenizer_2")
@@ -66,7 +67,7 @@ class Encoders:
         pixels = torch.from_numpy(batch).to(self.device).permute(0, 3, 1, 2)
         latents = vae.encode(pixels.to(vae.dtype) / 127.5 - 1).latent_dist.mode()
         check_picture(latents, vae)
-        return latents * vae.config.scaling_factor
+        return scaled(vae, latents)
 
     def batch_size(self, width: int, height: int) -> int:
         """How many pictures of this size in px `pictures` best takes at once."""
@@ -109,9 +110,9 @@ class EncoderFiles:
         """JSON that changes whenever what they make of a picture or a caption does."""
         files = {}
         for part in (*TEXT, "vae"):
-            weights = self.location.weights(part)
-            files[part] = digest(weights)
-            files[f"{part}/config"] = digest(weights.parent / "config.json")
+            hashes = [digest(file) for file in self.location.files(part)]
+            files[part] = hashes[0] if len(hashes) == 1 else hashes
+            files[f"{part}/config"] = digest(self.location.configured(part) / "config.json")
         for part in TOKENIZERS:
             for file in sorted((self.location.folder / part).iterdir()):
                 if file.suffix in (".json", ".txt"):
@@ -120,19 +121,19 @@ class EncoderFiles:
 
     @property
     def _zeros(self) -> bool:
-        index = read_object(self.location.folder / "model_index.json")
-        return index.get("force_zeros_for_empty_prompt", True)  # diffusers' default
+        return zeros_for_empty(self.location.folder / "model_index.json")
 
     def load(self, device: torch.device | str) -> Encoders:
         """Read them into memory. RequestError for files that cannot be read."""
-        folder, vae = self.location.folder, self.location.weights("vae")
+        location = self.location
+        folder, vae = location.folder, location.configured("vae")
         with from_files(f"the encoders of {self.name}", folder):
-            text = {n: load_part(n, folder / n, self.location.weights(n), self.dtype) for n in TEXT}
+            text = {n: load_part(n, folder / n, location.files(n), self.dtype) for n in TEXT}
             words = [part.config.vocab_size for part in text.values()]
-            upcast = AutoencoderKL.load_config(vae.parent).get("force_upcast", True)  # it overflows in fp16
+            upcast = AutoencoderKL.load_config(vae).get("force_upcast", True)  # it overflows in fp16
             pipeline = StableDiffusionXLPipeline(
                 unet=None,
-                vae=load_part("vae", vae.parent, vae, torch.float32 if upcast else self.dtype),
+                vae=load_part("vae", vae, location.files("vae"), torch.float32 if upcast else self.dtype),
                 scheduler=load_noising(folder / "scheduler"),
                 force_zeros_for_empty_prompt=self._zeros,
                 add_watermarker=False,

@@ -1,0 +1,97 @@
+"""Networks of a pipeline from their files: built empty from config.json, then filled with exactly its tensors."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors import safe_open
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from koala.accounting import account
+from koala.from_files import from_files, say_ignored
+from koala.read_json import read_object
+from koala.semantics import check_markers
+from koala.tensorfiles import StoredTensor, check_numbers, stored_tensors
+
+CLASSES = {
+    "unet": UNet2DConditionModel,
+    "vae": AutoencoderKL,
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredNetwork:
+    """The tensors of one component by the names that diffusers and transformers save today; none is read yet."""
+
+    tensors: dict[str, StoredTensor]
+    names: dict[str, str]  # the same tensors -> their names in the files
+    markers: dict[str, StoredTensor]  # what its files say beside the weights (semantics.MARKERS)
+    left_out: tuple[str, ...]
+
+
+def empty(part: str, folder: Path) -> torch.nn.Module:
+    """The network that a folder's config.json describes, without weights and without memory."""
+    kind = CLASSES[part]
+    with from_files(f"the {part}", folder):
+        if part.startswith("text"):
+            config = CLIPTextConfig.from_pretrained(folder)
+            config.name_or_path = str(folder)
+            with torch.device("meta"):
+                return kind(config)
+        config = dict(kind.load_config(folder)) | {"_name_or_path": str(folder)}
+        with torch.device("meta"):
+            return kind.from_config(config)
+
+
+def saved_names(part: str, network: torch.nn.Module) -> dict[str, str]:
+    """The name by which each tensor is saved -> its name in memory, where transformers 5 drops a prefix."""
+    names = network.state_dict().keys()
+    if part.startswith("text"):
+        return {n if n.startswith(("text_model.", "text_projection.")) else f"text_model.{n}": n for n in names}
+    return {name: name for name in names}
+
+
+def matched(part: str, place: Path, network: torch.nn.Module, stored: Mapping[str, StoredTensor]) -> StoredNetwork:
+    """A network's tensors among those of its files; RequestError for files of another network. See `accounting`."""
+    state = network.state_dict()
+    shapes = {saved: tuple(state[name].shape) for saved, name in saved_names(part, network).items()}
+    found = account(part, place, shapes, {key: tensor.shape for key, tensor in stored.items()})
+    found.say(place)
+    tensors = {saved: stored[key] for saved, key in found.names.items()}
+    check_numbers(place, {found.names[saved]: tensor for saved, tensor in tensors.items()})
+    marks = {m: next(t for k, t in stored.items() if k.endswith(m)) for m in found.markers}
+    return StoredNetwork(tensors=tensors, names=found.names, markers=marks, left_out=found.left_out)
+
+
+def read_network(
+    part: str, folder: Path, files: Sequence[Path], dtype: torch.dtype, *, scheduler: Path | None = None
+) -> torch.nn.Module:
+    """A component from its config's folder and its safetensors (one, or its shards) in this precision, frozen.
+
+    `scheduler` is the config of the scheduler that a U-Net is drawn with: both must mean the same prediction.
+    """
+    if not part.startswith("text"):
+        say_ignored(CLASSES[part], folder / "config.json")
+    network = empty(part, folder)
+    stored = {name: tensor for file in files for name, tensor in stored_tensors(file).items()}
+    found = matched(part, folder, network, stored)
+    if scheduler and found.markers:
+        check_markers(found.markers, read_object(scheduler), scheduler)
+    memory = saved_names(part, network)
+    state = {}
+    with from_files(f"the {part}", folder):
+        for file in files:
+            with safe_open(file, framework="pt") as opened:
+                for saved, tensor in found.tensors.items():
+                    if tensor.file == file:
+                        state[memory[saved]] = opened.get_tensor(found.names[saved]).to(dtype)
+        network.load_state_dict(state, assign=True)
+    for name, buffer in list(network.named_buffers()):
+        if buffer.is_meta:  # the positions of a text encoder's tokens, which no file holds
+            owner, _, own = name.rpartition(".")
+            network.get_submodule(owner).register_buffer(own, torch.arange(buffer.numel())[None], persistent=False)
+    return network.eval().requires_grad_(False)
