@@ -34,6 +34,7 @@ HANDED = {
     ("export.folder", "_spell_out"): "a tokenizer in the folder of `export`",
     ("recipes.full_size_export", "make"): "a temporary folder of `main`",
     ("recipes.bk_sdm_speed", "write_pictures"): "a temporary folder of `main`",
+    ("recipes.measure.mutants", "copy_of"): "a copy of the project for one mutant, in a temporary folder",
     ("recipes.embedded.assemble", "edit"): "a stage of the chain: a recipe fills its own folder in many steps",
     ("recipes.embedded.assemble", "save_text"): "a stage of the chain",
     ("recipes.embedded.assemble", "name_as_of_old"): "a stage of the chain",
