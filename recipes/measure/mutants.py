@@ -1,7 +1,7 @@
 """Whether the tests notice a wrong line: about forty places are broken, one at a time, in a copy of the project.
 
     python -m recipes.measure.mutants --out docs/measurements/mutants.json
-    python -m recipes.measure.mutants --only muon-nesterov ema-ramp --out part.json
+    python -m recipes.measure.mutants --only muon-without-nesterov ema-inverted --out docs/measurements/mutants.json
 
 A mutant names a function and an expression in it, not a line, so that it survives a move within the file. One that no
 longer applies is an error and not a catch; so is a test that fails without it. Exit status 1 says that too few were
@@ -141,12 +141,19 @@ def tried(mutant: Mutant, root: Path = ROOT) -> dict:
     return where | outcome | ({"why": mutant.survives} if mutant.survives and code == 0 else {})
 
 
+def kept(file: Path, known: dict[str, Mutant]) -> dict[str, dict]:
+    """Earlier outcomes of the mutants that are still what they were."""
+    earlier = json.loads(file.read_text())["mutants"] if file.exists() else {}
+    same = {name for name, m in known.items() if name in earlier and earlier[name]["right"] == m.right}
+    return {name: earlier[name] for name in same if earlier[name]["wrong"] == known[name].wrong}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = {m.name: m for m in mutants()}
     parser.add_argument("--only", nargs="+", choices=known, default=list(known), metavar="NAME", help="default: all")
     parser.add_argument("--workers", type=int, default=2, help="mutants at once (default: 2)")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.json", help="other outcomes in it are kept")
     args = parser.parse_args()
     chosen = [known[name] for name in args.only]
     for mutant in chosen:  # before anything takes time
@@ -154,12 +161,13 @@ def main() -> None:
     code, said = tested(ROOT, sorted({test for m in chosen for test in m.tests}))
     if code:
         sys.exit(f"a test fails without any mutant: {said}")
-    found = {}
+    found = kept(args.out, known)
     with ThreadPoolExecutor(args.workers) as pool:
         for mutant, outcome in zip(chosen, pool.map(tried, chosen), strict=True):
             found[mutant.name] = outcome
             print(f"{mutant.name}: {'caught by ' + outcome['by'] if outcome['caught'] else 'SURVIVED'}", flush=True)
     caught = sum(outcome["caught"] for outcome in found.values())
+    found = {name: found[name] for name in known if name in found}
     report = {"mutants": found, "tried": len(found), "caught": caught, "share": round(caught / len(found), 4)}
     report |= circumstances(sys.argv[1:], torch.device("cpu"), program="recipes.measure.mutants")
     with new_file(args.out) as partial:

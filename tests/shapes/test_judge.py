@@ -56,12 +56,12 @@ def test_clean_pictures_are_read_exactly():
     assert not wrong, wrong[:3]
 
 
-def test_a_hair_is_no_object():
-    """An opening takes away what is two pixels thin."""
-    drawn = np.array(picture(thing("small red circle", 60), thing("small blue square", 190)))
-    drawn[40:42, 60:190] = drawn[128, 60]
+def test_a_thin_line_between_two_objects_does_not_make_them_one():
+    """What two openings take away, of the foreground and of each colour: two pixels of the objects' own colour."""
+    drawn = np.array(picture(thing("small red circle", 60), thing("small red circle", 190)))
+    drawn[127:129, 60:190] = drawn[128, 60]
     seen = [(o.shape, o.colour, o.size) for o in read(drawn).objects]
-    assert seen == [("circle", "red", "small"), ("square", "blue", "small")]
+    assert seen == [("circle", "red", "small")] * 2
 
 
 def test_every_shape_colour_size_and_background_is_read():
