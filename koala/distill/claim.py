@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from filelock import FileLock, Timeout
-
 from koala.distill.config import DistillConfig
 from koala.distill.place import check_place
 from koala.distill.processes import Processes
@@ -39,13 +37,7 @@ class Claim:
             check_place(self.run)
         made = not self.run.path.exists()
         self.run.path.mkdir(parents=True, exist_ok=True)
-        try:
-            held.enter_context(FileLock(self.run.lock_file, timeout=1))  # a look at it takes no time
-        except Timeout as error:
-            raise RequestError(
-                f"{self.run.path} is being trained by another process; stop that one first, or choose another folder "
-                f"with --out {self.run.path}-2"
-            ) from error
+        held.enter_context(self.run.alone())
         self.run.forget_wishes()
         began = self.run.holds_run()
         self.reporter.hold(not began)

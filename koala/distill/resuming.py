@@ -9,7 +9,6 @@ import types
 from collections.abc import Collection
 
 from koala.distill.config import DistillConfig
-from koala.distill.optimizers import learning_rate
 from koala.distill.run_folder import RunFolder
 from koala.request import RequestError
 
@@ -118,6 +117,8 @@ def words_of_changes(config: DistillConfig, trained: DistillConfig, step: int) -
 
 
 def _rate_words(config: DistillConfig, trained: DistillConfig, step: int) -> str:
+    from koala.distill.optimizers import learning_rate  # with torch, which the app has not loaded when it lists runs
+
     before, now, last = (
         f"{learning_rate(of, at):.3g}"
         for of, at in ((trained, max(0, step - 1)), (config, step), (config, max(step, config.num_steps - 1)))

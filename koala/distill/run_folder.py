@@ -11,8 +11,11 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from koala.distill.config import DistillConfig
 from koala.distill.records import Status, read_entry
@@ -248,6 +251,18 @@ class RunFolder:
         """They were heard."""
         self._wish.unlink(missing_ok=True)
         self._failure.unlink(missing_ok=True)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """No other trainer in the folder while the block lasts; RequestError where there is one."""
+        try:
+            with FileLock(self.lock_file, timeout=1):  # a look at it takes no time
+                yield
+        except Timeout as error:
+            raise RequestError(
+                f"{self.path} is being trained by another process; stop that one first, or choose another folder with "
+                f"--out {self.path}-2"
+            ) from error
 
     # a run that has not begun
 

@@ -318,7 +318,7 @@ class _Run:
         self.processes.on_each(_raise, broken)
         norm = accelerator.clip_grad_norm_(self.student.parameters(), config.max_grad_norm or float("inf"))
         if config.precision != "fp16" and not torch.isfinite(norm):  # fp16's scaler skips such a step by itself
-            raise BrokenLoss(f"step {step + 1}: the gradient is no longer finite; resume with a lower learning_rate")
+            raise BrokenLoss(f"step {step + 1}: the gradient is no longer finite; {self._slower()}")
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -328,12 +328,15 @@ class _Run:
         self.skipped = self.skipped + 1 if skipped else 0
         if self.skipped > _MOST_SKIPPED:
             raise BrokenLoss(
-                f"step {step + 1}: fp16's gradients overflowed in {self.skipped} steps on end; resume with a lower "
-                "learning_rate, or start again with precision=bf16"
+                f"step {step + 1}: fp16's gradients overflowed in {self.skipped} steps on end; {self._slower()}, or "
+                "with precision=bf16"
             )
         if self.ema and not skipped:
             self.ema.update(self.bare)
         return float(norm)
+
+    def _slower(self) -> str:
+        return f"resume with a lower learning rate, for example learning_rate={self.config.learning_rate / 4:g}"
 
     def _micro_batch(self, step: int, places):
         """The pictures at these places of the step's batch, and their draws."""
