@@ -1,13 +1,17 @@
 """A trainer's hold on the folder of its run: its lock, the first word that is written there, and the last."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from koala.distill.config import DistillConfig
+from koala.distill.intact import manifest
 from koala.distill.place import check_place
 from koala.distill.processes import Processes
 from koala.distill.reporter import Reporter
+from koala.distill.resuming import record
 from koala.distill.run_folder import RunFolder
+from koala.distill.student_folder import create_student, repair_student
+from koala.outputs import remove_partials
 from koala.request import RequestError
 
 
@@ -49,6 +53,30 @@ class Claim:
             self.reporter.hold(False)
             self.run.write_config(self.config)
 
+    def begin(self, step: int | None, say: Callable[[str], None]) -> None:
+        """The first things that are written for good, once nothing can be refused any more; `step` is gone on from."""
+        run, config = self.run, self.config
+        for folder in (run.path / "checkpoints", run.student / "unet", run.samples):
+            remove_partials(folder)
+        if step is not None:
+            self._note(step, say)
+        run.write_config(config)
+        if strays := run.strays():
+            say(f"left out of {run.path / 'checkpoints'}, as no checkpoints: {', '.join(strays)}")
+        run.forget_checkpoints_after(-1 if step is None else step)
+        if step is None:
+            create_student(run, config)
+        elif fault := repair_student(run, config):
+            say(f"student/ was cut anew: {fault}")
+
+    def _note(self, step: int, say: Callable[[str], None]) -> None:
+        """What is other from here on, in the run's history."""
+        try:
+            self.run.history()
+        except RequestError as error:
+            say(str(error))
+        record(self.run, step, self.config, manifest(self.run, step)[0], self.processes.number)
+
     def stopped(self, why: str) -> None:
         """The last word of a run that was asked to stop; it can be gone on with even before its data were accepted."""
         if not self.run.holds_run():
@@ -60,7 +88,7 @@ class Claim:
         shared = error is self.processes.shared
         if shared and not self.processes.main:
             return
-        if not self.began and isinstance(error, RequestError):  # a typing error does not use up a run's name
+        if not self.began and not self.run.checkpoints() and isinstance(error, RequestError):
             self.run.forget_beginning()
             return
         if not shared and self.processes.number > 1:

@@ -25,7 +25,6 @@ from koala.distill.data.encoders import encoder_files
 from koala.distill.data.order import BatchOrder
 from koala.distill.draws import draw
 from koala.distill.ema import Ema
-from koala.distill.intact import manifest
 from koala.distill.means import Means
 from koala.distill.noising import noising_of
 from koala.distill.optimizers import build_optimizers, learning_rate
@@ -34,14 +33,13 @@ from koala.distill.pauses import Pauses
 from koala.distill.preflight import check, keep_exact
 from koala.distill.processes import Processes, on_cpu
 from koala.distill.reporter import Reporter
-from koala.distill.resuming import from_student, record
+from koala.distill.resuming import from_student
 from koala.distill.run_folder import RunFolder
 from koala.distill.step import BrokenLoss, DistillationStep, Losses, alphas_cumprod, check_gradients
 from koala.distill.stopping import Interrupted, Stopped
-from koala.distill.student_folder import check_student, create_student, repair_student, update_student
+from koala.distill.student_folder import check_student, update_student
 from koala.distill.validation import Validator, student_model
 from koala.loading import Library
-from koala.outputs import remove_partials
 from koala.request import RequestError
 from koala.specs import student as student_spec
 from koala.timing import StageTimer, synchronize
@@ -131,7 +129,7 @@ class _Run:
         self.position, self.scaler = each(self._start)
         self.order = BatchOrder(self.data.sizes, config.batch_size, config.seed)
         on_main(self._prepares, "cutting the student out of its teacher")
-        on_main(self._begin)
+        on_main(self.claim.begin, self.resume_from, self.say)
         self.claim.began = True
         self.pauses.may_stop("while it was preparing")
         on_main(self._prepares, "loading the teacher")
@@ -187,30 +185,6 @@ class _Run:
             )
         return position, scaler
 
-    def _begin(self) -> None:
-        """The first things that are written for good, once nothing can be refused any more."""
-        config, run, step = self.config, self.run, self.resume_from
-        for folder in (run.path / "checkpoints", run.student / "unet", run.samples):
-            remove_partials(folder)
-        if step is not None:
-            self._note(step)
-        run.write_config(config)
-        if strays := run.strays():
-            self.say(f"left out of {run.path / 'checkpoints'}, as no checkpoints: {', '.join(strays)}")
-        run.forget_checkpoints_after(-1 if step is None else step)
-        if step is None:
-            create_student(run, config)
-        elif fault := repair_student(run, config):
-            self.say(f"student/ was cut anew: {fault}")
-
-    def _note(self, step: int) -> None:
-        """What is other from here on, in the run's history."""
-        try:
-            self.run.history()
-        except RequestError as error:
-            self.say(str(error))
-        record(self.run, step, self.config, manifest(self.run, step)[0], self.processes.number)
-
     def _load(self) -> UNet2DConditionModel:
         """Teacher and student in this process's memory, and the first process's validator. The student, not wrapped."""
         config, run = self.config, self.run
@@ -219,8 +193,7 @@ class _Run:
         network = self.teacher.pipeline.unet
         library.residence.bring([network])
         bare = UNet2DConditionModel.from_pretrained(run.student / "unet", torch_dtype=torch.float32).to(self.device)
-        spec = student_spec(config.student_spec, self.teacher.spec)
-        pairs = feature_pairs(config, spec, self.teacher.spec)
+        pairs = feature_pairs(config, student_spec(config.student_spec, self.teacher.spec), self.teacher.spec)
         alphas = alphas_cumprod(self.teacher.pipeline.scheduler.config)
         self.step = DistillationStep(config, network, pairs, alphas, noising_of(self.teacher.card, config.noising))
         if config.gradient_checkpointing:
@@ -234,8 +207,7 @@ class _Run:
         return bare
 
     def _validator(self, library: Library) -> Validator:
-        dtype = self.teacher.pipeline.unet.dtype
-        unet = UNet2DConditionModel.from_pretrained(self.run.student / "unet", torch_dtype=dtype)
+        unet = UNet2DConditionModel.from_pretrained(self.run.student / "unet", torch_dtype=self.step.teacher.dtype)
         student = student_model(self.teacher, unet.eval().requires_grad_(False), self.run)
         return Validator(self.run, self.config, self.data, self.step, self.teacher, student, self.pauses.between)
 
