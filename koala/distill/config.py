@@ -1,6 +1,7 @@
 """DistillConfig: everything that decides a distillation, the same for the command line, the app and a GPU cluster.
 
-The defaults are KOALA's recipe (section 4.1 and appendix A) where the paper says, the field's habit where it is silent.
+The defaults are KOALA's recipe (section 4.1 and appendix A) where the paper says, the field's habit where it is silent;
+but for `normalisation`, whose default is what the embedded models were made with. The preset `koala` has the paper's.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from koala.specs import STAGES
 FEATURES = ("SA", "CA", "FFN", "Res", "LF")  # KOALA, section 3.1.2 and table 3a
 ATTENTION_STAGES = ("DW-2", "DW-3", "MID", "UP-1", "UP-2")
 SA_MAPPINGS = ("bottom", "interleave", "up")  # KOALA, table 11c
-NORMALISATIONS = ("teacher", "raw")
+NORMALISATIONS = ("per-kind", "per-layer", "raw")
 CAPTION_STYLES = ("short", "detailed", "mixed")
 TIMESTEPS = ("uniform", "high-noise")
 NOISINGS = ("teacher", "ddpm", "straight")
@@ -55,7 +56,10 @@ class DistillConfig:
     lf_at_ends: bool = _doc("also the last features (LF) of DW-1 and UP-3, which have no attention", True)
     sa_mapping: str = _choice("which of the teacher's transformer blocks teach the student's", SA_MAPPINGS, "bottom")
     normalisation: str = _choice(
-        "of each feature term: by the teacher's own mean square, or none", NORMALISATIONS, "teacher"
+        "of the feature terms: each by the teacher's own mean square, and then one vote per kind (the mean over its "
+        "layers) or one per layer (their sum), or the plain sum over layers, which is the paper's",
+        NORMALISATIONS,
+        "per-kind",
     )
     task_weight: float = _doc("weight of the task loss, on the true noise", 1.0)
     output_weight: float = _doc("weight of the distance to the teacher's output", 1.0)
@@ -138,7 +142,12 @@ def typed(values: Mapping[str, object]) -> dict[str, object]:
                 f"there is no field {shown(name)} in a distillation's config"
                 + (f"; did you mean {near[0]}?" if near else f"; the fields are {', '.join(hints)}")
             )
-    return {name: _typed(name, value, hints[name]) for name, value in values.items()}
+    return {name: _typed(name, _renamed(name, value), hints[name]) for name, value in values.items()}
+
+
+def _renamed(name: str, value: object) -> object:
+    """What an older run's config calls by another name."""
+    return "per-kind" if name == "normalisation" and value == "teacher" else value
 
 
 def read(file: Path | None, overrides: Sequence[str] = (), base: DistillConfig | None = None) -> DistillConfig:

@@ -4,25 +4,20 @@ where config.json is damaged. Files and hashes only; what is in them is for `sna
 
 import hashlib
 import json
-import shlex
+from collections.abc import Collection
 from pathlib import Path
 
 from koala.distill.config import DistillConfig
+from koala.distill.resuming import check_same, from_student, spelled
 from koala.distill.run_folder import RunFolder
 from koala.hashing import sha256
+from koala.layout import SURGERY
 from koala.read_json import read_object
 from koala.request import RequestError
 
 STATE = "state.json"
 FILES = ("student.safetensors", "ema.safetensors", "optimizer.safetensors", STATE)
 MANIFEST = "manifest.json"
-# What may differ between a checkpoint and the run that goes on from it: how long, how often and where, not what.
-FREE_FIELDS = frozenset(
-    {
-        "num_steps", "checkpoint_every", "keep_last", "validate_every", "validation_prompts", "validation_guidance",
-        "score_prompts", "log_every", "time_limit", "trackers", "cache",
-    }
-)  # fmt: skip
 
 
 def write_manifest(folder: Path, config: DistillConfig) -> None:
@@ -102,15 +97,16 @@ def config_of(run: RunFolder) -> tuple[DistillConfig, str]:
         why = str(error).partition(";")[0]
     good = good_checkpoints(run)
     if not good:
-        raise RequestError(f"{why}, and no checkpoint of {run.path} is good; {_from_student(run, 'its settings')}")
+        raise RequestError(f"{why}, and no checkpoint of {run.path} is good; {_from_student(run)}")
     step = max(good)
     return good[step], f"{why}; it is written anew as checkpoint step-{step} knows it"
 
 
-def verify(run: RunFolder, step: int, config: DistillConfig) -> DistillConfig:
+def verify(run: RunFolder, step: int, config: DistillConfig, asked: Collection[str] = ()) -> DistillConfig:
     """What a checkpoint was trained with, once all of it is read.
 
-    RequestError with the reason where it is damaged or of another run, and with what to do instead.
+    RequestError with the reason where it is damaged or of another run, and with what to do instead. The fields of
+    `asked` were set for going on.
     """
     try:
         trained = check_files(run, step)
@@ -119,32 +115,34 @@ def verify(run: RunFolder, step: int, config: DistillConfig) -> DistillConfig:
         remedy = (
             f"resume with --step {good[-1]}, the last good one"
             if good
-            else f"no other checkpoint of this run is good; {_from_student(run, f'--config {run.path}/config.json')}"
+            else f"no other checkpoint of this run is good; {_from_student(run)}"
         )
         raise RequestError(f"checkpoint step-{step} of {run.path} {error}; {remedy}") from error
-    for name, (mine, its) in differences(config, trained).items():
-        if name not in FREE_FIELDS:
-            raise RequestError(
-                f"checkpoint step-{step} of {run.path} belongs to another run: its {name} is {its!r}, this run's "
-                f"{mine!r}; to go on as it was trained add {spelled(name, its)}, or start a new run with --out"
-            )
+    check_same(run, step, config, trained, asked)
     return trained
 
 
-def differences(config: DistillConfig, other: DistillConfig) -> dict[str, tuple[object, object]]:
-    """Field -> its value in both, where they are not the same; the fields that a run may change come last."""
-    both = {name: (value, getattr(other, name)) for name, value in config.to_dict().items()}
-    found = {name: (mine, its) for name, (mine, its) in both.items() if mine != its}
-    return dict(sorted(found.items(), key=lambda item: item[0] in FREE_FIELDS))
-
-
-def spelled(name: str, value: object) -> str:
-    """A setting as it is typed."""
-    return shlex.quote(f"{name}={value if isinstance(value, str) else json.dumps(value)}")
-
-
-def _from_student(run: RunFolder, settings: str) -> str:
+def _from_student(run: RunFolder) -> str:
     """What is left to do where no checkpoint can be gone on from."""
     if not (run.student / "unet").is_dir():
-        return "start it again with --out"
-    return f"go on from its student in a new run: --out NEW {settings} student_init={run.student}"
+        return "start it again with --out NEW"
+    try:
+        run.config()
+        settings = ""
+    except RequestError:
+        settings = _as_cut(run)
+        if not settings:
+            return "start it again with --out NEW"
+    more = " and what else its settings were" if settings else ""
+    return f"go on from its student in a new run: {from_student(run, settings)}{more}"
+
+
+def _as_cut(run: RunFolder) -> str:
+    """The settings that a student's own folder knows."""
+    try:
+        cut = read_object(run.student / SURGERY)
+    except RequestError:
+        return ""
+    if not all(isinstance(cut.get(name), str) for name in ("teacher", "student_depths")):
+        return ""
+    return f"{spelled('teacher', cut['teacher'])} {spelled('student_spec', cut['student_depths'])}"

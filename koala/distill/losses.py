@@ -30,15 +30,15 @@ def noise_loss(predicted: torch.Tensor, target: torch.Tensor, weight: torch.Tens
     return (weight * squared).mean()
 
 
-def pair_loss(student: torch.Tensor, teacher: torch.Tensor, normalisation: str = "teacher") -> torch.Tensor:
+def pair_loss(student: torch.Tensor, teacher: torch.Tensor, normalisation: str = "per-kind") -> torch.Tensor:
     """|s - t|^2 of one feature as a mean over its elements, by each sample's own mean square of t, or raw.
 
-    Raw sums are ruled by the few layers with the largest activations; the teacher's norm gives every layer one
-    vote (LAPTOP-Diff). By sample and not by batch, so that a batch may be split over passes and processes.
+    Raw sums are ruled by the few layers with the largest activations; the teacher's norm makes layers comparable
+    (LAPTOP-Diff). By sample and not by batch, so that a batch may be split over passes and processes.
     """
     s, t = student.float().flatten(1), teacher.float().flatten(1)  # (B, N * C)
     squared = (s - t).square().mean(1)
-    if normalisation == "teacher":
+    if normalisation != "raw":
         squared = squared / t.square().mean(1).clamp(min=1e-8)
     return squared.mean()
 
@@ -47,15 +47,20 @@ def feature_losses(
     student: Mapping[str, torch.Tensor],
     teacher: Mapping[str, torch.Tensor],
     pairs: Sequence[Pair],
-    normalisation: str = "teacher",
+    normalisation: str = "per-kind",
 ) -> dict[Pair, torch.Tensor]:
     """The term of every pair (KOALA, eq. 1); `student` and `teacher` hold outputs by module path."""
     return {p: pair_loss(student[p.student], teacher[p.teacher], normalisation) for p in pairs}
 
 
-def by_kind(terms: Mapping[Pair, torch.Tensor], normalisation: str = "teacher") -> dict[str, torch.Tensor]:
-    """One term per kind of feature: the mean over its layers where each has one vote, BK-SDM's plain sum where raw."""
+def by_kind(terms: Mapping[Pair, torch.Tensor], normalisation: str = "per-kind") -> dict[str, torch.Tensor]:
+    """One term per kind of feature, to be added up: the mean over its layers where each kind has one vote.
+
+    Where each layer has one, or features are raw, the sum over its layers, so that their sum is the plain sum over all
+    layers, as in KOALA (eq. 1) and BK-SDM.
+    """
     kinds: dict[str, list[torch.Tensor]] = {}
     for pair, term in terms.items():
         kinds.setdefault(pair.kind, []).append(term)
-    return {k: torch.stack(v).sum() if normalisation == "raw" else torch.stack(v).mean() for k, v in kinds.items()}
+    stacked = {kind: torch.stack(values) for kind, values in kinds.items()}
+    return {kind: values.mean() if normalisation == "per-kind" else values.sum() for kind, values in stacked.items()}

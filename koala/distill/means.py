@@ -1,17 +1,17 @@
 """What a run tells of its steps: means of every term, and the speed."""
 
 import torch
-from accelerate import Accelerator
 
 from koala.distill.config import DistillConfig
+from koala.distill.processes import Processes
 from koala.distill.step import Losses
 
 
 class Means:
     """Means of every term since they were last taken, over passes and processes."""
 
-    def __init__(self, accelerator: Accelerator, config: DistillConfig, since: float):
-        self.accelerator, self.config, self.since = accelerator, config, since
+    def __init__(self, processes: Processes, config: DistillConfig, since: float):
+        self.processes, self.config, self.since = processes, config, since
         self.names: list[str] = []
         self.sums: list[torch.Tensor] = []
 
@@ -22,9 +22,7 @@ class Means:
 
     def take(self, seconds: float) -> dict[str, float]:
         """Means by name, and the pictures per second; `seconds` is the time of training so far."""
-        mean = torch.stack(self.sums).mean(0)
-        if self.accelerator.num_processes > 1:
-            mean = self.accelerator.reduce(mean, "mean")
+        mean = self.processes.mean(torch.stack(self.sums).mean(0))
         steps = len(self.sums) / self.config.accumulation
         took = seconds - self.since
         self.sums, self.since = [], seconds

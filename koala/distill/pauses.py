@@ -4,10 +4,8 @@ import math
 import os
 import time
 
-import torch
-from accelerate import Accelerator
-
 from koala import process
+from koala.distill.processes import Processes
 from koala.distill.reporter import Reporter
 from koala.distill.run_folder import RunFolder
 from koala.distill.stopping import Interrupted, Stopped, StopSignal
@@ -19,20 +17,18 @@ _LOOKS = 0.05  # seconds between two looks at whether the app draws, where a mil
 class Pauses:
     """Those of one process of a run; all processes stop together."""
 
-    def __init__(self, run: RunFolder, reporter: Reporter, accelerator: Accelerator, minutes: float):
-        self.run, self.reporter, self.accelerator = run, reporter, accelerator
+    def __init__(self, run: RunFolder, reporter: Reporter, processes: Processes, minutes: float):
+        self.run, self.reporter, self.processes = run, reporter, processes
         pid, began = os.getpid(), process.started(os.getpid())
-        alone = accelerator.num_processes == 1
-        self.asked = StopSignal(minutes, word=lambda: run.is_asked_to_stop(pid, began), alone=alone)
+        alone = processes.number == 1
+        self.asked = StopSignal(
+            minutes, word=lambda: run.is_asked_to_stop(pid, began) or not alone and run.is_given_up(), alone=alone
+        )
         self._looked = -math.inf
 
     def all_stop(self) -> bool:
         """Whether any process was asked to stop; every process asks."""
-        asked = self.asked()
-        if self.accelerator.num_processes == 1:
-            return asked
-        flag = torch.tensor([float(asked)], device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "sum").item())
+        return self.processes.any(self.asked())
 
     def may_stop(self, when: str) -> None:
         """Raises Stopped in all processes if one was asked to stop; every process asks."""
@@ -58,7 +54,7 @@ class Pauses:
 
     def give_way(self) -> float:
         """Wait while the app draws with the same cores; seconds."""
-        if not self.accelerator.is_main_process or self.accelerator.device.type != "cpu":
+        if not self.processes.main or self.processes.device.type != "cpu":
             return 0.0
         before = self.reporter.status
         seconds = give_way(self.run.path.parent, self.asked, self.reporter.waits)

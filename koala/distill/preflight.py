@@ -16,12 +16,7 @@ def check(config: DistillConfig, accelerator: Accelerator) -> None:
     for tracker in config.trackers:
         if find_spec(tracker) is None:  # accelerate would go on without it
             raise RequestError(f"trackers={tracker} needs {tracker}, which is not installed: pip install {tracker}")
-    each = accelerator.num_processes * config.accumulation
-    if config.batch_size % each:
-        raise RequestError(
-            f"batch_size {config.batch_size} cannot be split over {accelerator.num_processes} processes of "
-            f"{config.accumulation} passes each; choose a multiple of {each}"
-        )
+    check_share(config, accelerator.num_processes)
     if config.optimizer == "adamw8bit" and accelerator.device.type != "cuda":
         raise RequestError("optimizer=adamw8bit needs a CUDA GPU; choose optimizer=adamw")
     if accelerator.distributed_type == DistributedType.FSDP:
@@ -29,6 +24,23 @@ def check(config: DistillConfig, accelerator: Accelerator) -> None:
             raise RequestError(f"optimizer={config.optimizer} needs whole matrices, which FSDP cuts up; choose adamw")
         if config.ema_device == "cpu":
             raise RequestError("ema_device=cpu does not go with FSDP, which shards the moving average already")
+
+
+def check_share(config: DistillConfig, processes: int) -> None:
+    """RequestError where a batch cannot be shared evenly; the remedy keeps the batch, as a resumed run must."""
+    if not config.batch_size % (processes * config.accumulation):
+        return
+    if config.batch_size % processes:
+        fit = [str(n) for n in range(1, processes) if not config.batch_size % (n * config.accumulation)]
+        remedy = f"start {' or '.join(fit[-3:]) or 1} processes, or for a new run choose batch_size="
+        remedy += str(-(-config.batch_size // (processes * config.accumulation)) * processes * config.accumulation)
+    else:
+        each = config.batch_size // processes
+        remedy = "choose accumulation=" + str(max(n for n in range(1, config.accumulation) if not each % n))
+    raise RequestError(
+        f"batch_size {config.batch_size} cannot be split over {processes} processes of {config.accumulation} passes "
+        f"each; {remedy}"
+    )
 
 
 def keep_exact(accelerator: Accelerator) -> None:

@@ -37,6 +37,7 @@ _SHAPES = dict(
     ema_decay=0.99,
     precision="fp32",
     teacher_precision="fp32",
+    normalisation="per-kind",
     batch_size=8,
     validation_pictures=16,
     validation_prompts=PROMPTS,
@@ -75,7 +76,7 @@ PRESETS = {
             name="koala",
             title="KOALA's recipe",
             text="The paper's losses and settings; name a teacher, a student and data of your own.",
-            config=DistillConfig(stages=ATTENTION_STAGES),
+            config=DistillConfig(stages=ATTENTION_STAGES, normalisation="raw"),  # eq. 1: the plain sum over layers
         ),
         Preset(
             name="bk-sdm",

@@ -1,14 +1,30 @@
-"""The processes of a run: one, or as many as a launcher started (`accelerate launch`, torchrun)."""
+"""The processes of a run: one, or as many as a launcher started (`accelerate launch`, torchrun).
+
+Here alone does one process wait for another. A decision that others act on is taken by one process and told to all, and
+an error of one is an error of all: a process that went another way would leave the others waiting for ever.
+"""
 
 import os
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
+from typing import TypeVar
 
+import torch
+import torch.distributed as group
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
 from koala.device import best_device
+from koala.request import RequestError
 
+T = TypeVar("T")
 _LONGEST_WAIT = timedelta(hours=3)  # of the others while one draws or encodes
+
+
+def launched() -> bool:
+    """Whether a launcher started this process, so that there may be others."""
+    return "LOCAL_RANK" in os.environ
 
 
 def on_cpu() -> bool:
@@ -18,5 +34,99 @@ def on_cpu() -> bool:
 
 def this_process() -> PartialState:
     """Its rank, their number and its device. The first call joins the others; accelerate keeps the answer."""
-    several = {"timeout": _LONGEST_WAIT} if "LOCAL_RANK" in os.environ else {}
+    several = {"timeout": _LONGEST_WAIT} if launched() else {}
     return PartialState(cpu=on_cpu(), **several)
+
+
+class OtherFailed(RuntimeError):
+    """Another process of the run failed; the words are its own."""
+
+
+class Processes:
+    """All processes of a run, as one of them sees them. Every process calls the same methods in the same order."""
+
+    def __init__(self, errors: Sequence[type[Exception]] = ()):
+        """`errors` are those that the others shall raise as what they are, besides RequestError and OSError."""
+        state = this_process()
+        self.number, self.rank, self.device = state.num_processes, state.process_index, state.device
+        self.main = state.is_main_process
+        self.shared: Exception | None = None  # the error that all processes raised
+        self._errors = {kind.__name__: kind for kind in (RequestError, OSError, *errors)}
+        self._apart = False
+
+    def on_main(self, task: Callable[..., T], *arguments) -> T:
+        """What the first process finds, in all of them, once it is done; JSON or tuples. Its error is raised in all."""
+        self._meet()
+        error, value = self._attempt(task, *arguments) if self.main else (None, None)
+        told = [(self._told(error), value)]
+        if self.number > 1:
+            group.broadcast_object_list(told, src=0)
+        return self._result(told[0][1], error, told[0][0])
+
+    def on_each(self, task: Callable[..., T], *arguments) -> T:
+        """What every process finds for itself, once all are done. An error of one is raised in all of them."""
+        self._meet()
+        error, value = self._attempt(task, *arguments)
+        return self._result(value, error, next(filter(None, self._of_all(self._told(error))), None))
+
+    def any(self, holds: bool) -> bool:
+        """Whether it holds in one process at least."""
+        self._meet()
+        if self.number == 1:
+            return bool(holds)
+        flag = torch.tensor([float(holds)], device=self.device)
+        group.all_reduce(flag)
+        return bool(flag.item())
+
+    def alike(self, value: str) -> bool:
+        """Whether it is the same in all of them."""
+        self._meet()
+        return len(set(self._of_all(value))) == 1
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """The mean over the processes, element by element."""
+        self._meet()
+        if self.number > 1:
+            group.all_reduce(values)
+        return values / self.number
+
+    def _of_all(self, value: T) -> list[T]:
+        every = [value] * self.number
+        if self.number > 1:
+            group.all_gather_object(every, value)
+        return every
+
+    # a task and its end
+
+    def _attempt(self, task: Callable[..., T], *arguments) -> tuple[Exception | None, T | None]:
+        try:
+            with self._alone():
+                return None, task(*arguments)
+        except Exception as error:
+            return error, None
+
+    @contextmanager
+    def _alone(self):
+        before, self._apart = self._apart, True
+        try:
+            yield
+        finally:
+            self._apart = before
+
+    def _meet(self) -> None:
+        """The others come here, too. Of a run of one process as well, so that its tests find what would hang two."""
+        if self._apart:
+            raise AssertionError("what one process does by itself must not wait for the others: they are not coming")
+
+    def _told(self, error: Exception | None) -> tuple[str, str] | None:
+        if error is None:
+            return None
+        kind = next((name for name, kind in self._errors.items() if isinstance(error, kind)), "")
+        return kind, str(error) or type(error).__name__
+
+    def _result(self, value: T, error: Exception | None, told: tuple[str, str] | None) -> T:
+        if told is None:
+            return value
+        kind, words = told
+        self.shared = error or self._errors.get(kind, OtherFailed)(words)
+        raise self.shared

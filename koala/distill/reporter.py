@@ -17,6 +17,7 @@ class Reporter:
 
     def __init__(self, run: RunFolder, num_steps: int, *, active: bool):
         self.run, self.active = run, active
+        self.held = False  # while nothing is to be written yet
         self._written = -math.inf  # on the clock that nobody sets
         pid = os.getpid()
         self.status = Status(
@@ -27,6 +28,10 @@ class Reporter:
             pid_started=process.started(pid),
             started=time.time(),
         )
+
+    def hold(self, held: bool) -> None:
+        """Write nothing yet, or from here on."""
+        self.held = held
 
     def say(self, state: str, message: str) -> None:
         """What is being done now."""
@@ -48,11 +53,12 @@ class Reporter:
 
     def end(self, state: str, message: str) -> None:
         """The last word: done, stopped or failed."""
+        self.held = False
         self._write(state=state, message=message, seconds_left=None)
 
     def _write(self, **changes) -> None:
         self.status = dataclasses.replace(self.status, **changes, updated=time.time())
         self._written = time.monotonic()
-        if self.active:
+        if self.active and not self.held:
             self.run.path.mkdir(parents=True, exist_ok=True)
             self.run.write_status(self.status)

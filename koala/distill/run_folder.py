@@ -11,8 +11,11 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from koala.distill.config import DistillConfig
 from koala.distill.records import Status, read_entry
@@ -24,6 +27,13 @@ from koala.request import RequestError
 _NUMBER = r"(0|[1-9][0-9]{0,14})"
 _CHECKPOINT = re.compile(f"step-{_NUMBER}")
 _DRAWN = re.compile(f"step-{_NUMBER}-0\\.png")
+
+
+def _is_resumption(found: object) -> bool:
+    if not isinstance(found, dict) or not isinstance(found.get("changes"), dict):
+        return False
+    pairs = all(isinstance(pair, list) and len(pair) == 2 for pair in found["changes"].values())
+    return pairs and isinstance(found.get("step"), int) and isinstance(found.get("processes"), int)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +150,25 @@ class RunFolder:
         """Replace status.json."""
         self._replace("status.json", json.dumps(dataclasses.asdict(status), indent=1) + "\n")
 
+    # history
+
+    def history(self) -> list[dict]:
+        """How the run went on, the oldest first: `step` from which, on how many `processes`, and `changes` of the
+        config, field -> [before, after]. RequestError where history.json is damaged.
+        """
+        file = self.path / "history.json"
+        if not os.path.lexists(file):
+            return []
+        remedy = "it is begun anew when the run goes on"
+        found = read_json(file, remedy)
+        if not isinstance(found, list) or not all(map(_is_resumption, found)):
+            raise RequestError(f"{file} is damaged: it holds no history of a run; {remedy}")
+        return found
+
+    def write_history(self, entries: list[dict]) -> None:
+        """Replace history.json."""
+        self._replace("history.json", json.dumps(entries, indent=1) + "\n")
+
     # metrics
 
     def metrics(self) -> Iterator[dict]:
@@ -209,13 +238,56 @@ class RunFolder:
         except (OSError, ValueError):  # nobody asked
             return False
 
-    def forget_wish(self) -> None:
-        """It was heard."""
+    def give_up(self) -> None:
+        """Leave word for the other processes of a run that this one failed."""
+        with new_file(self._failure, durable=False) as file:
+            file.write_text("")
+
+    def is_given_up(self) -> bool:
+        """Whether one process of the run failed."""
+        return self._failure.exists()
+
+    def forget_wishes(self) -> None:
+        """They were heard."""
         self._wish.unlink(missing_ok=True)
+        self._failure.unlink(missing_ok=True)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """No other trainer in the folder while the block lasts; RequestError where there is one."""
+        try:
+            with FileLock(self.lock_file, timeout=1):  # a look at it takes no time
+                yield
+        except Timeout as error:
+            raise RequestError(
+                f"{self.path} is being trained by another process; stop that one first, or choose another folder with "
+                f"--out {self.path}-2"
+            ) from error
+
+    # a run that has not begun
+
+    def holds_run(self) -> bool:
+        """Whether there is anything to go on with, readable or not."""
+        return os.path.lexists(self.path / "config.json") or bool(self.checkpoints())
+
+    def forget_beginning(self) -> None:
+        """Remove the little that a run wrote that was refused before it began."""
+        for name in ("config.json", "status.json"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def forget_claim(self, *, folder: bool) -> None:
+        """Remove the lock, and the `folder` too where it was made for this run and holds nothing else."""
+        self.lock_file.unlink(missing_ok=True)
+        if folder and not any(self.path.iterdir()):
+            self.path.rmdir()
 
     @property
     def _wish(self) -> Path:
         return self.path / ".stop"
+
+    @property
+    def _failure(self) -> Path:
+        return self.path / ".failed"
 
     def size(self) -> int:
         """Bytes of everything in it."""

@@ -23,6 +23,7 @@ from koala import process
 from koala.child import environment, last_words
 from koala.distill.config import DistillConfig
 from koala.distill.intact import config_of
+from koala.distill.place import check_place
 from koala.distill.records import ENDED, Status
 from koala.distill.run_folder import RunFolder
 from koala.request import RequestError
@@ -113,10 +114,15 @@ def start(config: DistillConfig, name: str, root: Path | None = None) -> RunFold
     if not _NAME.fullmatch(name):
         raise RequestError(f"{name!r} is no name for a run; take letters, digits, dots and dashes, for example first-1")
     run = RunFolder(path=(root or runs_root()) / name)
-    try:
-        run.path.mkdir(parents=True)
-    except FileExistsError as error:
-        raise RequestError(f"there is a run {name!r} already; choose another name") from error
+    if run.path.exists():
+        other = f"choose another name, for example {new_name(root or runs_root(), name)}"
+        if _works(run) or run.checkpoints():
+            raise RequestError(f"there is a run {name!r} already; {other}")
+        try:
+            check_place(run)  # of one without checkpoints the name may be used again
+        except RequestError as error:
+            raise RequestError(f"{run.path} is no run that can be begun again; {other}") from error
+    run.path.mkdir(parents=True, exist_ok=True)
     run.write_config(config)
     _launch(run)
     return run

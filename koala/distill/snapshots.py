@@ -74,33 +74,35 @@ def _optimizer_state(student: torch.nn.Module, optimizers: Iterable) -> tuple[di
     return tensors, numbers
 
 
-def save(
-    run: RunFolder,
-    config: DistillConfig,
-    position: Position,
-    *,
-    student: torch.nn.Module,
-    ema: Ema | None,
-    optimizers: Iterable,
-    scaler: Mapping | None,
-    writes: bool = True,
-) -> None:
-    """Write checkpoints/step-N whole or not at all. Every process calls it, one writes.
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What a checkpoint keeps of the networks: tensors by name, whole and on the CPU, and the optimizer's numbers."""
+
+    tensors: tuple[dict[str, torch.Tensor], ...]  # student, moving average, optimizer
+    numbers: dict
+
+
+def contents(student: torch.nn.Module, ema: Ema | None, optimizers: Iterable, *, writes: bool) -> Contents | None:
+    """Every process asks, since a sharded student is gathered from all of them; None where this one never `writes`."""
+    if not writes and not _sharded(student):
+        return None
+    weights, averaged = student_tensors(student), ema_tensors(ema) if ema else {}
+    tensors, numbers = _optimizer_state(student, optimizers)
+    return Contents(tensors=(weights, averaged, tensors), numbers=numbers)
+
+
+def save(run: RunFolder, config: DistillConfig, position: Position, kept: Contents, scaler: Mapping | None) -> None:
+    """Write checkpoints/step-N whole or not at all; one that is there stays.
 
     OSError where the disk is full: the earlier checkpoints are untouched.
     """
-    if not writes and not _sharded(student):
-        return
-    weights = student_tensors(student)
-    averaged = ema_tensors(ema) if ema else {}
-    tensors, numbers = _optimizer_state(student, optimizers)
     target = run.checkpoint(position.step)
-    if not writes or target.exists():
+    if target.exists():
         return
-    size = sum(t.numel() * t.element_size() for d in (weights, averaged, tensors) for t in d.values())
-    state = asdict(position) | {"optimizer": numbers, "scaler": dict(scaler) if scaler else None}
+    size = sum(t.numel() * t.element_size() for d in kept.tensors for t in d.values())
+    state = asdict(position) | {"optimizer": kept.numbers, "scaler": dict(scaler) if scaler else None}
     with new_folder(target, size) as folder:
-        for name, values in zip(FILES, (weights, averaged, tensors), strict=False):
+        for name, values in zip(FILES, kept.tensors, strict=False):
             save_tensors(folder / name, values)
         (folder / STATE).write_text(json.dumps(state, indent=1) + "\n")
         write_manifest(folder, config)

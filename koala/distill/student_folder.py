@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,12 +11,14 @@ from safetensors import safe_open
 
 from koala.checkpoints import open_unet
 from koala.distill.config import DistillConfig
+from koala.distill.pairs import feature_pairs
 from koala.distill.run_folder import RunFolder
 from koala.hashing import sha256
 from koala.layout import STEMS
-from koala.outputs import new_file
+from koala.outputs import new_file, new_folder
 from koala.read_json import read_object
 from koala.request import RequestError
+from koala.specs import student as student_spec
 from koala.surgery import compress
 from koala.tensorfiles import save_tensors, stored_tensors, write_tensors
 
@@ -50,45 +53,83 @@ def _fault(run: RunFolder) -> str | None:
     return f"{run.student / wrong} {'is not what was written' if wrong in made else 'is missing'}"
 
 
-def repair_student(run: RunFolder, config: DistillConfig) -> str | None:
-    """Cut student/ anew where anything but its weights is damaged; why, or None where all of it is as it was made."""
+def repair_student(run: RunFolder, config: DistillConfig, weights: Path | None = None) -> str | None:
+    """Cut student/ anew where anything but its weights is damaged; why, or None where all of it is as it was made.
+
+    The weights are then those of a checkpoint's file, or the teacher's where none is given.
+    """
     fault = _fault(run)
     if fault:
-        compress(config.teacher, config.student_spec, run.student, replace=True)
-        _write_record(run)
+        names = _cut(run, config)
+        if weights:
+            with safe_open(weights, "pt") as file:
+                update_student(run, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  (not a dict)
+        _write_record(run, names)
     return fault
 
 
-def _write_record(run: RunFolder) -> None:
-    with new_file(_record(run)) as partial:
-        partial.write_text(json.dumps(_made(run), indent=1) + "\n")
+def _cut(run: RunFolder, config: DistillConfig) -> list[str]:
+    """The student as surgery makes it, in the place of what a run left there; what others put there stays.
 
-
-def create_student(run: RunFolder, config: DistillConfig) -> None:
-    """Cut student/ out of the teacher; `student_init` then gives it that model's weights.
-
-    RequestError for a spec that is no part of the teacher, or an initial model of another spec.
+    The names of its files.
     """
+    if not run.student.is_dir():
+        compress(config.teacher, config.student_spec, run.student)
+        return list(_files(run.student))
+    cut = run.path / ".cut"
+    compress(config.teacher, config.student_spec, cut, replace=True)  # one that was killed may have left it
+    files, there = _files(cut), _files(run.student)
+    others = {name: file for name, file in there.items() if name not in files and not file.name.startswith(".")}
+    size = sum(file.lstat().st_size for file in (*files.values(), *others.values()))
+    with new_folder(run.student, size, replace=True) as new:
+        for name, file in (files | others).items():
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, new / name, follow_symlinks=False)
+    shutil.rmtree(cut)
+    return list(files)
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    return {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_symlink() or not p.is_dir()}
+
+
+def _write_record(run: RunFolder, names: list[str]) -> None:
+    made = {name: value for name, value in _made(run).items() if name in names}
+    with new_file(_record(run)) as partial:
+        partial.write_text(json.dumps(made, indent=1) + "\n")
+
+
+def check_student(config: DistillConfig) -> None:
+    """RequestError for a teacher, a spec or an initial model that cannot make a student; nothing is written."""
     teacher = open_unet(config.teacher)
     if teacher.pipeline is None:
         raise RequestError(f"{config.teacher} is a U-Net alone; a teacher needs its text encoders and VAE beside it")
-    compress(config.teacher, config.student_spec, run.student, replace=True)  # whatever an earlier start left
+    wanted = student_spec(config.student_spec, teacher.spec)
+    feature_pairs(config, wanted, teacher.spec)
     if config.student_init:
-        initial, wanted = open_unet(config.student_init), open_unet(str(run.student / "unet"))
-        if initial.spec.notation != wanted.spec.notation:
+        initial = open_unet(config.student_init)
+        if initial.spec.notation != wanted.notation:
             raise RequestError(
                 f"student_init={config.student_init} has the depths {initial.spec.notation}, "
-                f"{config.student_spec} has {wanted.spec.notation}; choose a model of the same spec"
+                f"{config.student_spec} has {wanted.notation}; choose a model of the same spec, or "
+                f"student_spec={initial.spec.notation}"
             )
-        if initial.markers.keys() != wanted.markers.keys():
-            marks = [" and ".join(one.markers) or "nothing" for one in (initial, wanted)]
+        if initial.markers.keys() != teacher.markers.keys():
+            marks = [" and ".join(one.markers) or "nothing" for one in (initial, teacher)]
             raise RequestError(
                 f"student_init={config.student_init} is marked {marks[0]}, the teacher {marks[1]}: they do not predict "
                 "the same; choose a model that predicts what the teacher does"
             )
+
+
+def create_student(run: RunFolder, config: DistillConfig) -> None:
+    """Cut student/ out of the teacher; `student_init` then gives it that model's weights. See `check_student`."""
+    names = _cut(run, config)
+    if config.student_init:
+        initial = open_unet(config.student_init)
         with new_file(_weights(run)) as partial:
             write_tensors(partial, initial.tensors | initial.markers)
-    _write_record(run)
+    _write_record(run, names)
 
 
 def update_student(run: RunFolder, weights: Mapping[str, torch.Tensor]) -> None:

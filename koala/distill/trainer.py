@@ -7,17 +7,17 @@ functions of the step (data/order.py, draws.py), so that a run may be split over
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import DistributedType
 from diffusers import UNet2DConditionModel
-from filelock import FileLock, Timeout
 
 from koala.costs import LATENT_CHANNELS, LATENT_FACTOR
 from koala.distill import snapshots
+from koala.distill.claim import Claim
 from koala.distill.config import DistillConfig
 from koala.distill.data import cache
 from koala.distill.data.encoded import EncodedData
@@ -31,17 +31,17 @@ from koala.distill.optimizers import build_optimizers, learning_rate
 from koala.distill.pairs import feature_pairs
 from koala.distill.pauses import Pauses
 from koala.distill.preflight import check, keep_exact
-from koala.distill.processes import on_cpu, this_process
+from koala.distill.processes import Processes, on_cpu
 from koala.distill.reporter import Reporter
+from koala.distill.resuming import from_student
 from koala.distill.run_folder import RunFolder
-from koala.distill.step import BrokenLoss, DistillationStep, alphas_cumprod, check_gradients
+from koala.distill.step import BrokenLoss, DistillationStep, Losses, alphas_cumprod, check_gradients
 from koala.distill.stopping import Interrupted, Stopped
-from koala.distill.student_folder import create_student, repair_student, update_student
+from koala.distill.student_folder import check_student, update_student
 from koala.distill.validation import Validator, student_model
 from koala.layout import STEMS
 from koala.loading import Library
 from koala.networks import read_network
-from koala.outputs import remove_partials
 from koala.request import RequestError
 from koala.specs import student as student_spec
 from koala.timing import StageTimer, synchronize
@@ -84,94 +84,66 @@ class _Run:
         say: Callable[[str], None],
     ):
         self.run, self.config, self.resume_from = run, config, resume_from
-        this_process()  # joins the others, with a patience that Accelerator would not have
+        self.processes = Processes(errors=(BrokenLoss,))  # joins the others, with a patience that Accelerator has not
         self.accelerator = Accelerator(
             mixed_precision={"fp32": "no"}.get(config.precision, config.precision),
             log_with=list(config.trackers) or None,
             project_dir=str(run.path),
             cpu=on_cpu(),
         )
-        check(config, self.accelerator)
-        self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
-        self.reporter = Reporter(run, config.num_steps, active=self.main)
-        self.say = say if self.main else log.debug
-        self.pauses = Pauses(run, self.reporter, self.accelerator, config.time_limit)
+        self.device = self.accelerator.device
+        self.reporter = Reporter(run, config.num_steps, active=self.processes.main)
+        self.say = say if self.processes.main else log.debug
+        self.pauses = Pauses(run, self.reporter, self.processes, config.time_limit)
+        self.claim = Claim(run, config, self.processes, self.reporter, new=resume_from is None)
         self.skipped = 0  # steps on end that fp16's scaler left out
 
     def go(self) -> None:
-        with self._alone():  # before a word is written: the folder may be that of a run that is still going
+        with self.claim.alone():  # before a word is written: the folder may be that of a run that is still going
             try:
                 with self.pauses.asked.listening():
                     self._prepare()
                     self._train()
             except Stopped as stopped:
-                self.reporter.end("stopped", str(stopped))
+                self.processes.on_main(self.claim.stopped, str(stopped))
                 raise
             except Exception as error:
-                self.reporter.active = True  # whichever process it was: the others will be ended without a word
-                with suppress(OSError):  # on a full disk not even this fits; the error itself is what counts
-                    self.reporter.end("failed", str(error) or type(error).__name__)
+                with suppress(OSError, RequestError):  # a full disk takes no word; the error itself is what counts
+                    self.claim.failed(error)
                 raise
             finally:
                 self.accelerator.end_training()
-                if self.main:
-                    self.run.forget_wish()
-            self.reporter.end("done", f"{self.config.num_steps:,} steps; the student is in student/")
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """No other trainer in the same folder; the system lets go of it when this process ends, however it does."""
-        self.run.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.run.lock_file, timeout=1) if self.main else nullcontext()  # a look at it takes no time
-        try:
-            with lock:
-                yield
-        except Timeout as error:
-            raise RequestError(f"{self.run.path} is being trained by another process; stop that one first") from error
+            if self.processes.main:
+                self.reporter.end("done", f"{self.config.num_steps:,} steps; the student is in student/")
 
     # what a run needs before its first step
 
     def _prepare(self) -> None:
-        config, run = self.config, self.run
-        self._prepares("cutting the student out of its teacher")
-        if self.main:
-            for folder in (run.path / "checkpoints", run.student / "unet", run.samples):
-                remove_partials(folder)
-            run.write_config(config)
-            if strays := run.strays():
-                self.say(f"left out of {run.path / 'checkpoints'}, as no checkpoints: {', '.join(strays)}")
-            run.forget_checkpoints_after(-1 if self.resume_from is None else self.resume_from)
-            if self.resume_from is None:
-                create_student(run, config)
-            elif fault := repair_student(run, config):
-                self.say(f"student/ was cut anew: {fault}")
-        self.accelerator.wait_for_everyone()
-        self.pauses.may_stop("while it was preparing")
-        self._prepares("looking through the pictures")
-        self.data = self._encode()
+        config, each, on_main = self.config, self.processes.on_each, self.processes.on_main
+        each(check, config, self.accelerator)
+        if self.resume_from is None:
+            each(check_student, config)
+        on_main(self._prepares, "looking through the pictures")
+        self.data = each(self._encode)
         self.pauses.may_stop("while encoding; what was encoded is kept")
+        if not self.processes.alike(self.data.key):
+            raise RequestError(f"the processes see other pictures in {config.data}, or other encoders; copy them again")
+        self.position, self.scaler = each(self._start)
         self.order = BatchOrder(self.data.sizes, config.batch_size, config.seed)
-        self._prepares("loading the teacher")
-        library = Library(str(self.device), dtype=_TORCH_DTYPES[config.teacher_precision])
-        self.teacher = library.get(config.teacher)
+        on_main(self._prepares, "cutting the student out of its teacher")
+        on_main(self.claim.begin, self.resume_from, self.say)
+        self.claim.began = True
         self.pauses.may_stop("while it was preparing")
-        network = self.teacher.pipeline.unet
-        library.residence.bring([network])
-        bare = self._read_student(torch.float32).requires_grad_(True).to(self.device)
-        spec = student_spec(config.student_spec, self.teacher.spec)
-        pairs = feature_pairs(config, spec, self.teacher.spec)
-        alphas = alphas_cumprod(self.teacher.pipeline.scheduler.config)
-        self.step = DistillationStep(config, network, pairs, alphas, noising_of(self.teacher.card, config.noising))
-        if config.gradient_checkpointing:
-            bare.enable_gradient_checkpointing()
-        self.validator = self._validator(library) if self.main else None
-        if self.resume_from is not None:
-            snapshots.load_weights(run, self.resume_from, bare)
-        elif self.main:
-            with self.step.hooked(bare) as losses_of:
-                check_gradients(losses_of(bare, *self._micro_batch(0, [0])), bare)
+        on_main(self._prepares, "loading the teacher")
+        bare = each(self._load)
+        self.pauses.may_stop("while it was preparing")
         self._wrap(bare.train())
-        self._start_or_resume()
+        if self.resume_from is not None:
+            self._go_on()
+        if lost := on_main(self.run.forget_metrics_after, -1 if self.resume_from is None else self.position.step):
+            self.say(f"{lost} damaged line{'s' if lost > 1 else ''} of {self.run.metrics_file} left out")
+        if config.trackers:
+            each(self.accelerator.init_trackers, "koala", {k: str(v) for k, v in config.to_dict().items()})
 
     def _prepares(self, message: str) -> None:
         self.say(message)
@@ -181,20 +153,60 @@ class _Run:
         """The data as latents and embeddings; everyone encodes what the cache has not got; None when stopped."""
 
         def on_progress(done: int, total: int | None, message: str) -> None:
+            self.claim.accept()
             self.reporter.say("preparing", f"{message}: {done:,}" + (f" of {total:,}" if total else "") + " pictures")
 
         try:
-            return cache.encode(
+            data = cache.encode(
                 self.config,
                 encoder_files(self.config.teacher, self.device),
                 device=self.device,
-                rank=self.accelerator.process_index,
-                world=self.accelerator.num_processes,
+                rank=self.processes.rank,
+                world=self.processes.number,
                 on_progress=on_progress,
                 should_stop=self.pauses.stops_or_waits,
             )
         except cache.EncodingStopped:
             return None
+        except Exception:
+            self.run.give_up()  # the others hear it between two pictures
+            raise
+        self.claim.accept()
+        return data
+
+    def _start(self) -> tuple[snapshots.Position, dict | None]:
+        """Where the run stands, and the scaler's state. RequestError where it learned from other data until there."""
+        if self.resume_from is None:
+            return snapshots.Position(step=0, ema_steps=0, seconds=0.0, data=self.data.key), None
+        position, scaler = snapshots.position(self.run, self.resume_from)
+        if position.data != self.data.key:
+            raise RequestError(
+                f"{self.config.data}, or the teacher's encoders, changed since checkpoint step-{self.resume_from} was "
+                "written; put them back (data=PLACE if they lie elsewhere), or start a new run from this student: "
+                f"{from_student(self.run)}"
+            )
+        return position, scaler
+
+    def _load(self) -> UNet2DConditionModel:
+        """Teacher and student in this process's memory, and the first process's validator. The student, not wrapped."""
+        config, run = self.config, self.run
+        library = Library(str(self.device), dtype=_TORCH_DTYPES[config.teacher_precision])
+        self.teacher = library.get(config.teacher)
+        network = self.teacher.pipeline.unet
+        library.residence.bring([network])
+        bare = self._read_student(torch.float32).requires_grad_(True).to(self.device)
+        pairs = feature_pairs(config, student_spec(config.student_spec, self.teacher.spec), self.teacher.spec)
+        alphas = alphas_cumprod(self.teacher.pipeline.scheduler.config)
+        self.step = DistillationStep(config, network, pairs, alphas, noising_of(self.teacher.card, config.noising))
+        if config.gradient_checkpointing:
+            bare.enable_gradient_checkpointing()
+        self.validator = self._validator(library) if self.processes.main else None
+        if self.resume_from is not None:
+            snapshots.load_weights(run, self.resume_from, bare)
+        else:
+            with self.step.hooked(bare) as losses_of:
+                check_gradients(losses_of(bare, *self._micro_batch(0, [0])), bare)
+        return bare
 
     def _read_student(self, dtype: torch.dtype) -> UNet2DConditionModel:
         """The student's network, frozen; RequestError where its file lacks a tensor."""
@@ -202,55 +214,40 @@ class _Run:
         return read_network("unet", folder, [folder / f"{STEMS['unet']}.safetensors"], dtype)
 
     def _validator(self, library: Library) -> Validator:
-        dtype = self.teacher.pipeline.unet.dtype
-        student = student_model(self.teacher, self._read_student(dtype), self.run)
+        student = student_model(self.teacher, self._read_student(self.step.teacher.dtype), self.run)
         return Validator(self.run, self.config, self.data, self.step, self.teacher, student, self.pauses.between)
 
     def _wrap(self, bare: UNet2DConditionModel) -> None:
         """Student and optimizers for however many processes there are; the moving average starts from the student."""
         accelerator, config = self.accelerator, self.config
-        self.micro = config.batch_size // (accelerator.num_processes * config.accumulation)
-        optimizers = build_optimizers(bare, config)
+        self.micro = config.batch_size // (self.processes.number * config.accumulation)
+        optimizers = self.processes.on_each(build_optimizers, bare, config)
         if accelerator.distributed_type == DistributedType.FSDP:
             keep_exact(accelerator)
         self.student, *self.optimizers = accelerator.prepare(bare, *optimizers)
         self.bare = accelerator.unwrap_model(self.student)
         self.ema = Ema(self.bare, config.ema_decay, config.ema_device) if config.ema_decay else None
 
-    def _start_or_resume(self) -> None:
-        config, run = self.config, self.run
-        self.position = snapshots.Position(step=0, ema_steps=0, seconds=0.0, data=self.data.key)
-        if self.resume_from is not None:
-            self.position, scaler = snapshots.position(run, self.resume_from)
-            if self.position.data != self.data.key:
-                raise RequestError(
-                    f"{config.data}, or the teacher's encoders, changed since checkpoint step-{self.resume_from} was "
-                    "written; put them back, or start a new run from this student with student_init="
-                    f"{run.student}"
-                )
-            snapshots.load_rest(run, self.resume_from, self.bare, self.ema, self.optimizers)
-            if self.ema:
-                self.ema.steps = self.position.ema_steps
-            if scaler and self.accelerator.scaler:
-                self.accelerator.scaler.load_state_dict(scaler)
-            weights = self._kept()
-            if self.main:
-                update_student(run, weights)  # a run may have been killed between its checkpoint and this
-        if self.main and (lost := run.forget_metrics_after(-1 if self.resume_from is None else self.position.step)):
-            self.say(f"{lost} damaged line{'s' if lost > 1 else ''} of {run.metrics_file} left out")
-        if config.trackers:
-            self.accelerator.init_trackers("koala", {k: str(v) for k, v in config.to_dict().items()})
+    def _go_on(self) -> None:
+        """Optimizer and moving average from the checkpoint."""
+        snapshots.load_rest(self.run, self.resume_from, self.bare, self.ema, self.optimizers)
+        if self.ema:
+            self.ema.steps = self.position.ema_steps
+        if self.scaler and self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(self.scaler)
+        # a run may have been killed between its checkpoint and this
+        self.processes.on_main(update_student, self.run, self._kept())
 
     # the loop
 
     def _train(self) -> None:
-        config, first = self.config, self.position.step
+        config, first, on_main = self.config, self.position.step, self.processes.on_main
         if first == 0:
-            self._first_look()
+            on_main(self._first_look)
         self.pauses.may_stop(f"before step {first + 1:,}")
-        self.reporter.step(first, 0.0)
+        on_main(self.reporter.step, first, 0.0)
         timer = StageTimer(self.device)
-        means = Means(self.accelerator, config, since=self.position.seconds)
+        means = Means(self.processes, config, since=self.position.seconds)
         began, paused = time.perf_counter() - self.position.seconds, 0.0
         with self.step.hooked(self.bare) as self.losses_of:
             for step in range(first, config.num_steps):
@@ -261,7 +258,8 @@ class _Run:
                 stopping = self.pauses.all_stop()
                 if done % config.log_every == 0 or done == first + 1 or last or stopping:
                     synchronize(self.device)
-                    self._log(done, rate, norm, means.take(time.perf_counter() - began - paused), timer)
+                    taken = means.take(time.perf_counter() - began - paused)
+                    on_main(self._log, done, rate, norm, taken, timer)
                 pause = time.perf_counter()
                 measured = config.validate_every and done % config.validate_every == 0
                 self.position = dataclasses.replace(
@@ -285,31 +283,38 @@ class _Run:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
+        broken = None  # told when all are done: the others wait in this one's backward pass
         for index in range(config.accumulation):
             last = index + 1 == config.accumulation
-            start = (index * accelerator.num_processes + accelerator.process_index) * self.micro
+            start = (index * self.processes.number + self.processes.rank) * self.micro
             places = range(start, start + self.micro)
             with nullcontext() if last else accelerator.no_sync(self.student):
                 losses = self.losses_of(self.student, *self._micro_batch(step, places))
-                losses.check(step + 1)
+                broken = broken or _broken(losses, step + 1)
                 accelerator.backward(losses.total / config.accumulation)
             means.add(losses)
+        self.processes.on_each(_raise, broken)
         norm = accelerator.clip_grad_norm_(self.student.parameters(), config.max_grad_norm or float("inf"))
         if config.precision != "fp16" and not torch.isfinite(norm):  # fp16's scaler skips such a step by itself
-            raise BrokenLoss(f"step {step + 1}: the gradient is no longer finite; resume with a lower learning_rate")
+            raise BrokenLoss(f"step {step + 1}: the gradient is no longer finite; {self._slower()}")
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
         skipped = any(optimizer.step_was_skipped for optimizer in self.optimizers)
+        if config.precision == "fp16":
+            skipped = self.processes.any(skipped)
         self.skipped = self.skipped + 1 if skipped else 0
         if self.skipped > _MOST_SKIPPED:
             raise BrokenLoss(
-                f"step {step + 1}: fp16's gradients overflowed in {self.skipped} steps on end; resume with a lower "
-                "learning_rate, or start again with precision=bf16"
+                f"step {step + 1}: fp16's gradients overflowed in {self.skipped} steps on end; {self._slower()}, or "
+                "with precision=bf16"
             )
         if self.ema and not skipped:
             self.ema.update(self.bare)
         return float(norm)
+
+    def _slower(self) -> str:
+        return f"resume with a lower learning rate, for example learning_rate={self.config.learning_rate / 4:g}"
 
     def _micro_batch(self, step: int, places):
         """The pictures at these places of the step's batch, and their draws."""
@@ -322,8 +327,7 @@ class _Run:
     def _log(self, done: int, rate: float, norm: float, means: dict[str, float], timer: StageTimer) -> None:
         entry = {"kind": "train", "step": done, **means, "learning_rate": rate, "grad_norm": norm}
         entry["peak_memory_bytes"] = timer.peak_memory()
-        if self.main:
-            self.run.log(entry)
+        self.run.log(entry)
         if self.config.trackers:
             self.accelerator.log({k: v for k, v in entry.items() if k not in ("kind", "step")}, step=done)
         self.reporter.step(done, entry["pictures_per_second"] / self.config.batch_size)
@@ -340,29 +344,30 @@ class _Run:
 
     def _first_look(self) -> None:
         """Teacher and student before any step: what the curves and the pictures start from."""
-        if self.main:
-            self._prepares("drawing the teacher's pictures and the student's before training")
-            with suppress(Interrupted):  # the others wait below, and then all stop together
-                self.validator.pictures("teacher", of_teacher=True)
-                self.validator.pictures("before")
-                self._measure(0)
-            self.validator.rest()
-        self.accelerator.wait_for_everyone()
+        self._prepares("drawing the teacher's pictures and the student's before training")
+        with suppress(Interrupted):  # all stop together afterwards
+            self.validator.pictures("teacher", of_teacher=True)
+            self.validator.pictures("before")
+            self._measure(0)
+        self.validator.rest()
 
     def _validate(self, done: int) -> None:
-        weights = self._kept()
-        if self.main:
-            self.reporter.say("running", "validating")
-            self.validator.show(weights)
-            with suppress(Interrupted):  # the step is saved, and the run stops before the next one
-                loss = self._measure(done)
-                if self.position.best_loss is None or loss < self.position.best_loss:
-                    self.position = dataclasses.replace(self.position, best_step=done, best_loss=loss)
-                self.validator.pictures(f"step-{done}")
-            self.validator.rest()
-            self.reporter.say("running", "")
-        # Whether this step is the best decides whether all of them save it: one alone would wait for the rest for ever.
-        (self.position,) = broadcast_object_list([self.position], from_process=0)
+        """Measure and draw on one process; which step is the best, and so is saved, is for all to know."""
+        loss = self.processes.on_main(self._look, done, self._kept())
+        if loss is not None and (self.position.best_loss is None or loss < self.position.best_loss):
+            self.position = dataclasses.replace(self.position, best_step=done, best_loss=loss)
+
+    def _look(self, done: int, weights: dict[str, torch.Tensor]) -> float | None:
+        """The validation loss of these weights; None where it was interrupted before there was one."""
+        loss = None
+        self.reporter.say("running", "validating")
+        self.validator.show(weights)
+        with suppress(Interrupted):  # the step is saved, and the run stops before the next one
+            loss = self._measure(done)
+            self.validator.pictures(f"step-{done}")
+        self.validator.rest()
+        self.reporter.say("running", "")
+        return loss
 
     def _measure(self, done: int) -> float:
         """Validation losses and, where asked for, the shapes score, into metrics.jsonl. The loss."""
@@ -377,19 +382,24 @@ class _Run:
         return entries[0]["loss"]
 
     def _checkpoint(self) -> None:
+        kept = snapshots.contents(self.bare, self.ema, self.optimizers, writes=self.processes.main)
+        self.processes.on_main(self._save, kept, self._kept())
+
+    def _save(self, kept: snapshots.Contents, weights: dict[str, torch.Tensor]) -> None:
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
-        snapshots.save(
-            self.run,
-            self.config,
-            self.position,
-            student=self.bare,
-            ema=self.ema,
-            optimizers=self.optimizers,
-            scaler=scaler,
-            writes=self.main,
-        )
-        weights = self._kept()
-        if self.main:
-            update_student(self.run, weights)
-            snapshots.tidy(self.run, self.config.keep_last, self.position.best_step)
-        self.accelerator.wait_for_everyone()
+        snapshots.save(self.run, self.config, self.position, kept, scaler)
+        update_student(self.run, weights)
+        snapshots.tidy(self.run, self.config.keep_last, self.position.best_step)
+
+
+def _broken(losses: Losses, step: int) -> BrokenLoss | None:
+    try:
+        losses.check(step)
+    except BrokenLoss as error:
+        return error
+    return None
+
+
+def _raise(error: Exception | None) -> None:
+    if error is not None:
+        raise error

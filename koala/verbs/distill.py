@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import json
+import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from koala.console import no_bars
@@ -42,57 +44,82 @@ def run(args: argparse.Namespace) -> int:
     if args.fields:
         return _list_fields(args)
     folder = RunFolder(path=args.resume or args.out or Path())
-    config, step = _resumed(args, folder) if args.resume else (_fresh(args, folder), None)
     from koala.distill.forecast import estimate_here
 
     no_bars()
     if args.estimate:
-        expected = estimate_here(config, processes=args.processes, memory_bytes=args.vram)
+        expected = estimate_here(_fresh(args, folder), processes=args.processes, memory_bytes=args.vram)
         emit(args, expected.to_dict(), "\n".join(expected.lines()))
         return 0
     if args.processes or args.vram:
         raise RequestError("--processes and --vram ask about another machine; give them together with --estimate")
-    fetch_missing([n for n in (config.teacher, config.student_init) if n])
-    expected = estimate_here(config)
-    return _train(args, folder, config, step, expected)
+    return _train(args, folder)
 
 
 def _fresh(args: argparse.Namespace, folder: RunFolder) -> DistillConfig:
+    from koala.distill.place import check_place
+
     if args.step is not None:
         raise RequestError("--step names a checkpoint of a run; give it together with --resume RUN")
-    if not args.estimate and (folder.path / "config.json").exists():
-        raise RequestError(f"{folder.path} holds a run already; go on with --resume {folder.path}, or choose another")
+    if not args.estimate:
+        check_place(folder)
     base = PRESETS[args.preset].config if args.preset else None
     return read(args.config, args.settings, base)
 
 
-def _resumed(args: argparse.Namespace, folder: RunFolder) -> tuple[DistillConfig, int | None]:
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What a command comes to; `step` is the checkpoint to go on from, `ended` says that there is nothing to train."""
+
+    config: DistillConfig
+    step: int | None = None
+    ended: str = ""
+
+
+def _planned(args: argparse.Namespace, folder: RunFolder) -> _Plan:
+    """One process decides, before the run changes what the others would look at."""
+    return _resumed(args, folder) if args.resume else _Plan(config=_fresh(args, folder))
+
+
+def _resumed(args: argparse.Namespace, folder: RunFolder) -> _Plan:
     """The run's own config, and the checkpoint to go on from, None where it has none yet; says what was repaired."""
-    from koala.distill.intact import FREE_FIELDS, config_of, differences, trained_with, verify
+    from koala.distill.intact import config_of, trained_with, verify
+    from koala.distill.resuming import refuse_fixed, words_of_changes
 
     if args.preset or args.config:
         raise RequestError("a resumed run keeps its config; leave --preset and --config out")
     own, repaired = config_of(folder)
     config = read(None, args.settings, own)
-    trained = trained_with(folder) or own
-    asked = {setting.partition("=")[0] for setting in args.settings}
-    for field in differences(config, trained):
-        if field in asked and field not in FREE_FIELDS:
-            raise RequestError(f"{field} cannot change when a run goes on; start a new one with --out")
     if repaired:
         say(f"koala: {repaired}")
     if args.step is not None:
         folder.check_checkpoint(args.step)
     steps = folder.checkpoints()
     if not steps:
-        return config, None
+        return _Plan(config=config)  # nothing was computed yet, so anything may change
+    asked = {setting.partition("=")[0] for setting in args.settings}
+    refuse_fixed(folder, config, trained_with(folder) or own, asked)
     step = steps[-1] if args.step is None else args.step
-    trained = verify(folder, step, config)
-    for field, (mine, its) in differences(config, trained).items():
-        say(f"{field} is {mine!r} from here on; it was {its!r} in checkpoint step-{step}")
+    trained = verify(folder, step, config, asked)
+    for line in words_of_changes(config, trained, step):
+        say(line)
     if step >= config.num_steps and _is_done(folder):
-        raise RequestError(f"{folder.path} is done: {step:,} steps. Give num_steps=N with a larger N to go on")
-    return config, step
+        if fault := _rebuilt(folder, config, step):
+            return _Plan(config=config, ended=f"student/ was made anew from checkpoint step-{step}: {fault}")
+        raise RequestError(
+            f"{folder.path} is done: {step:,} steps. Give num_steps=N with a larger N to go on, for example "
+            f"num_steps={2 * step}"
+        )
+    return _Plan(config=config, step=step)
+
+
+def _rebuilt(folder: RunFolder, config: DistillConfig, step: int) -> str | None:
+    """Why the student of a run that is done had to be made anew; None where all of it is there."""
+    from koala.distill.intact import FILES
+    from koala.distill.student_folder import repair_student
+
+    with folder.alone():
+        return repair_student(folder, config, folder.checkpoint(step) / FILES[1 if config.ema_decay else 0])
 
 
 def _is_done(folder: RunFolder) -> bool:
@@ -104,23 +131,37 @@ def _is_done(folder: RunFolder) -> bool:
     return status is not None and status.state == "done"
 
 
-def _train(args: argparse.Namespace, folder: RunFolder, config: DistillConfig, step: int | None, expected) -> int:
-    from koala.distill.processes import this_process
+def _train(args: argparse.Namespace, folder: RunFolder) -> int:
+    plan = None if "LOCAL_RANK" in os.environ else _planned(args, folder)  # alone: before anything slow is imported
+    from koala.distill.forecast import estimate_here
+    from koala.distill.processes import Processes
     from koala.distill.step import BrokenLoss
     from koala.distill.stopping import Stopped
     from koala.distill.trainer import train
 
-    main = this_process().is_main_process
+    processes = Processes()
+    main = processes.main
+    plan = plan or processes.on_main(_planned, args, folder)
+    if plan.ended:
+        if main:
+            emit(args, dataclasses.asdict(folder.status()) | {"run": str(folder.path)}, plan.ended)
+        return 0
+    config = plan.config
+    models = [name for name in (config.teacher, config.student_init) if name]
+    processes.on_main(fetch_missing, models)
+    processes.on_each(fetch_missing, models)  # on machines with a disk of their own
+    expected = estimate_here(config)
     for line in expected.lines() if main else ():
         say(line)
-    expected.check()
+    processes.on_each(expected.check)
     try:
-        train(folder, config, resume_from=step, say=say)
+        train(folder, config, resume_from=plan.step, say=say)
     except Stopped as stopped:
         if main:
             say(f"{stopped}; go on with --resume {folder.path}")
     except BrokenLoss as error:
-        say(f"koala: {error}")
+        if main:
+            say(f"koala: {error}")
         return 1
     if not main:
         return 0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from koala.distill import intact, reporter, runs
+from koala.distill import intact, reporter, resuming, runs
 from koala.distill.config import DistillConfig
 from koala.distill.records import Status, read_entry
 from koala.distill.reporter import Reporter
@@ -194,8 +194,8 @@ def test_a_bit_anywhere_in_config_status_or_metrics_is_survived(run):
             except RequestError as error:
                 assert str(file) in str(error)
             config, said = intact.config_of(run)
-            changed = intact.differences(config, CONFIG)
-            if changed.keys() - intact.FREE_FIELDS:
+            changed = resuming.differences(config, CONFIG)
+            if changed.keys() - resuming.FREE_FIELDS:
                 with pytest.raises(RequestError, match="belongs to another run: .*to go on as it was trained add"):
                     intact.verify(run, 10, config)
             file.write_bytes(content)
@@ -257,4 +257,4 @@ def test_a_clock_that_is_set_back_does_not_freeze_the_status(run, monkeypatch):
 
 def test_a_config_with_other_free_fields_goes_on(run):
     config = dataclasses.replace(CONFIG, num_steps=20)
-    assert intact.differences(config, intact.verify(run, 10, config)) == {"num_steps": (20, 10)}
+    assert resuming.differences(config, intact.verify(run, 10, config)) == {"num_steps": (20, 10)}
