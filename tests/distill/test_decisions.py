@@ -1,4 +1,4 @@
-"""Processes of a run never part: who waits for whom, and what one process may do alone, is looked up in the code itself.
+"""Processes of a run never part: who waits for whom, and what one may do alone, is looked up in the code itself.
 
 Symptom: which step is the best was known to the first process alone, and it waited for the others at a checkpoint that
 they did not make.
@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = [*sorted((ROOT / "koala" / "distill").rglob("*.py")), ROOT / "koala" / "verbs" / "distill.py"]
 HOME = "processes.py"
 WAITS = {  # where a process waits for the others
-    "wait_for_everyone", "reduce", "gather", "gather_object", "gather_for_metrics", "broadcast", "broadcast_object_list",
+    "wait_for_everyone", "reduce", "gather", "gather_object", "gather_for_metrics", "broadcast",
+    "broadcast_object_list",
     "all_reduce", "all_gather", "all_gather_object", "barrier", "main_process_first", "local_main_process_first",
     "is_main_process", "is_local_main_process", "process_index",
 }  # fmt: skip
