@@ -9,6 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from koala.accounting import unwrapped
+from koala.hub_address import hub_id
 from koala.layer_map import renamed
 from koala.layout import STEMS, listing, needed, weight_map, weights
 from koala.locate import Location, locate
@@ -48,6 +49,8 @@ def open_unet(name: str) -> UNetCheckpoint:
     Raises RequestError for what is no whole U-Net of SDXL's family; only headers are read, and nothing is unpickled.
     """
     path = Path(name)
+    if hub_id(name):  # a pasted address, which may end like a file
+        return _pipeline(name, locate(find(name)))
     if path.is_file() or path.suffix.lower() in (".safetensors", *PICKLES):
         return _file(path)
     if (path / "config.json").is_file():
@@ -129,7 +132,7 @@ def _alone(name: str, spec: UNetSpec, config: dict, unet: StoredNetwork) -> UNet
 def _file(path: Path) -> UNetCheckpoint:
     refuse_pickle(path)
     if not path.is_file():
-        raise RequestError(f"there is no file {path}")
+        raise RequestError(f"there is no file {path}; give the path of one, or download it first")
     stored = stored_tensors(path)
     tensors = {unwrapped(key): tensor for key, tensor in stored.items()}
     if len(tensors) < len(stored):

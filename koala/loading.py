@@ -148,7 +148,7 @@ class Library:
     def __init__(self, device: str | None = None, *, memory: int | None = None, dtype: str | None = None):
         self.device = best_device(device)
         self.memory = device_memory(self.device) if memory is None else memory
-        self.dtype = dtype
+        self.dtype, self.dtype_asked = dtype, dtype is not None
         self.residence = Residence(self.device)
         self.embeddings: OrderedDict = OrderedDict()
         self._models: dict[str, LoadedModel] = {}
@@ -232,6 +232,7 @@ class Library:
             guided=any(r.guidance > 1 for r in requests),
             preset=first.preset,
             dtype=str(models[0].dtype).removeprefix("torch."),
+            dtype_asked=self.dtype_asked,
             vae_fp16_safe=not models[0].pipeline.vae.config.force_upcast,
             tiny_vae=all(m.tiny_vae for m in models),
         )

@@ -141,7 +141,6 @@ def locate(card: ModelCard) -> Location:
         check_shipped(folder)
         check_pipeline(index, card.name)
     replaced = _replacements(card)
-    _check_configs(card, folder, replaced)
     found = Location(
         folder=folder,
         chosen=chosen,
@@ -151,6 +150,7 @@ def locate(card: ModelCard) -> Location:
         else "local",
     )
     check_settings(found.configs)
+    _check_configs(card, folder, replaced)
     for part in chosen:
         for file in found.files(part):
             _whole(card, file)

@@ -92,6 +92,7 @@ class _Job:
     guided: bool
     preset: str
     dtype: str | None
+    dtype_asked: bool
     vae_fp16_safe: bool
     tiny_vae: bool
 
@@ -184,12 +185,16 @@ class _Job:
 
         frugal = PRESETS[self.preset].frugal
         why_small = f"the preset {self.preset} takes the smallest memory"
-        if self.device != "cpu":
+        if self.dtype_asked:
+            reason = "as was asked for"
+        elif self.device != "cpu":
             reason = "half the memory of float32, and what GPUs compute fastest"
         elif dtype == "float32":
             reason = "CPUs are slower in half precision, and it rounds more"
         else:
-            reason = short(self.dtypes()[0], text, unet, tile)
+            single = "float32", text, unet, tile
+            tight = self.budget is not None and self.peak(*single) > self.budget
+            reason = short(*single) if tight else "so it was loaded, for what was to be drawn then"
         yield Choice(what="precision", value=dtype, reason=reason)
         vae = self.vae_dtype(dtype)
         overflow = (
@@ -261,6 +266,7 @@ def pair_plan(
     guided: bool = True,
     preset: str = "quality",
     dtype: str | None = None,
+    dtype_asked: bool = False,
     vae_fp16_safe: bool = True,
     tiny_vae: bool = False,
     parts: Parts | None = None,
@@ -268,7 +274,7 @@ def pair_plan(
     """The best plan for U-Nets that draw the same prompt one after the other, the text encoded once.
 
     `device` is cuda, cpu or mps; `vram_bytes` its memory, None for no limit; `dtype` the precision of weights that are
-    loaded already; `tiny_vae` whether the model has a small
+    loaded already, and `dtype_asked` whether somebody asked for it; `tiny_vae` whether the model has a small
     decoder, which only some presets use. Raises RequestError with what would fit when nothing does.
     """
     return _Job(
@@ -282,6 +288,7 @@ def pair_plan(
         guided=guided,
         preset=preset,
         dtype=dtype,
+        dtype_asked=dtype_asked,
         vae_fp16_safe=vae_fp16_safe,
         tiny_vae=tiny_vae and PRESETS[preset].tiny_decoder,
     ).fitting()

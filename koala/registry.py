@@ -9,6 +9,7 @@ from pathlib import Path
 
 from koala.costs import parameters
 from koala.exported import MANIFEST, Exported
+from koala.hub_address import hub_id
 from koala.layout import SURGERY
 from koala.read_json import read_object
 from koala.request import RequestError
@@ -318,6 +319,10 @@ def find(model: str) -> ModelCard:
         return _OFFERED[model]
     if found := _folder(model):
         return found
+    if pasted := hub_id(model.strip()):
+        return find(pasted)
+    if model.endswith("/") and _HUB_ID.fullmatch(model.rstrip("/")):
+        return find(model.rstrip("/"))
     if "@" in model:
         return _pinned(model)
     if re.search(r"lightning[-_]1[-_]?step", model, re.IGNORECASE):
@@ -327,7 +332,7 @@ def find(model: str) -> ModelCard:
         )
     if model == "ByteDance/SDXL-Lightning":
         raise RequestError(f"{model} holds one U-Net per number of steps; use sdxl-lightning-2step, -4step or -8step")
-    if Path(model).suffix in (".safetensors", ".ckpt", ".bin", ".pt", ".pth"):
+    if Path(model).suffix.lower() in (".safetensors", ".ckpt", ".bin", ".pt", ".pth"):
         raise RequestError(
             f"{model} is one file; a model is a folder in diffusers' layout. Out of a safetensors file make one by "
             "diffusers.StableDiffusionXLPipeline.from_single_file(file).save_pretrained(folder), or cut a student out "

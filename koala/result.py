@@ -1,9 +1,11 @@
 """GenerationResult, and the PNG that carries its whole request, written and read back."""
 
+import hashlib
 import io
 import json
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+import os
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path, PurePath
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
@@ -44,12 +46,9 @@ class GenerationResult:
     def metadata(self, index: int, compared: tuple[GenerationRequest, ...] = ()) -> dict:
         """What picture `index` carries: its own one-picture request, and those of a comparison that it was part of."""
 
-        def told(request: GenerationRequest) -> dict:
-            """A picture is shown around: it names a LoRA's file, not the folders of the machine that drew it."""
-            return asdict(request) | {"lora": request.lora and Path(request.lora).name}
-
         return {
-            "request": told(self.request) | {"seed": self.request.seed + index, "images": 1},
+            "request": asdict(shared(self.request)) | {"seed": self.request.seed + index, "images": 1},
+            "folders": [folder_mark(r.model) for r in (self.request, *compared)],
             "lora_sha256": self.lora_sha256,
             "unread": self.unread,
             "revision": self.revision,
@@ -57,7 +56,7 @@ class GenerationResult:
             "device": self.device,
             "runtime": self.runtime,
             "versions": self.versions,
-            "compared": [told(c) for c in compared],
+            "compared": [asdict(shared(c)) for c in compared],
         }
 
     def png(self, index: int = 0, compared: tuple[GenerationRequest, ...] = ()) -> bytes:
@@ -77,6 +76,25 @@ class GenerationResult:
             with new_file(target) as file:
                 file.write_bytes(self.png(index, compared))
         return paths
+
+
+def shared(request: GenerationRequest) -> GenerationRequest:
+    """The request as a picture carries it, which is shown around: models and LoRAs by name, without the folders of
+    the machine that drew it."""
+    model = PurePath(request.model).name if PurePath(request.model).is_absolute() else ""
+    lora = request.lora and PurePath(request.lora).name
+    return replace(request, model=model or request.model, lora=lora)
+
+
+def folder_mark(model: str) -> str | None:
+    """What tells a model's folder from others of the same name, and tells nobody where it lies; None for a name."""
+    return hashlib.sha256(os.fsencode(model)).hexdigest()[:16] if PurePath(model).is_absolute() else None
+
+
+def _quoted(value: object) -> str:
+    """A setting of the `parameters` text, quoted as AUTOMATIC1111's readers expect where it holds their marks."""
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if {",", ":", "\n"} & {*text} else text
 
 
 def parameters_text(metadata: dict) -> str:
@@ -99,7 +117,11 @@ def parameters_text(metadata: dict) -> str:
         **({"Runtime": metadata["runtime"]} if metadata["runtime"] != "torch" else {}),
         **{f"{name} version": version for name, version in metadata["versions"].items()},
     }
-    return "\n".join([*lines, ", ".join(f"{k}: {v}" for k, v in settings.items())])
+    return "\n".join([*lines, ", ".join(f"{k}: {_quoted(v)}" for k, v in settings.items())])
+
+
+def _are_marks(found: object) -> bool:
+    return isinstance(found, list) and all(isinstance(mark, str | None) for mark in found)
 
 
 def read_png(source: Path | str | bytes) -> dict:
@@ -128,6 +150,8 @@ def read_png(source: Path | str | bytes) -> dict:
         metadata["request"] = GenerationRequest.from_dict(metadata["request"])
         metadata.setdefault("lora_sha256", None)
         metadata.setdefault("runtime", "torch")
+        if not _are_marks(metadata.setdefault("folders", [])):
+            raise TypeError("folders are marked by text")
         if not isinstance(metadata["lora_sha256"], str | None):
             raise TypeError("a hash is text")
         metadata["compared"] = [GenerationRequest.from_dict(c) for c in metadata.get("compared", [])]

@@ -39,10 +39,11 @@ SAME_NOISE = (
     "PNDMScheduler",
     "UniPCMultistepScheduler",
 )
-_SAMPLERS = f"no scheduler here follows it; they are {', '.join(SCHEDULERS)}. Draw it with diffusers' own pipeline"
-_FLOW = f"flow matching, another noise than SDXL's: {_SAMPLERS}"
-_EDM = f"EDM (Karras et al. 2022), another noise than SDXL's: {_SAMPLERS}"
-_FEW = f"a grid of its own for a few steps: {_SAMPLERS}, or take the model that it was distilled from"
+_NONE = f"no scheduler here does ({', '.join(SCHEDULERS)}); draw it with diffusers' own pipeline, or take another model"
+_OTHER = f"it follows another noise schedule than SDXL's, and {_NONE}"
+_FLOW = f"it follows the noise of flow matching, and {_NONE}"
+_EDM = f"it follows the noise of EDM (Karras et al. 2022), and {_NONE}"
+_FEW = f"it draws in a few steps on a grid of its own, and {_NONE}, such as the one that it was distilled from"
 _REFINER = "this is the refiner, which only finishes a picture; take the base model, sdxl-base for example"
 _GUIDED = (
     "a network that is told the guidance, as latent consistency models are, and nothing here tells it; take the model "
@@ -71,7 +72,7 @@ SETTINGS = (
         key="_class_name",
         default="EulerDiscreteScheduler",
         here=SAME_NOISE,
-        why=f"another noise schedule than SDXL's: {_SAMPLERS}",
+        why=_OTHER,
         reasons={"FlowMatch": _FLOW, "EDM": _EDM, "LCM": _FEW, "TCD": _FEW},
     ),
     Setting(

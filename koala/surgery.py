@@ -3,6 +3,7 @@
 `cut` works in memory; `compress` from files to files, where a tensor is a range of bytes and none is ever loaded.
 """
 
+import codecs
 import json
 import shutil
 from collections.abc import Iterable, Mapping
@@ -143,7 +144,7 @@ def compress(teacher: str, spec: str, out: Path, *, replace: bool = False) -> Su
         write_tensors(inside / f"{STEMS['unet']}.safetensors", copied | original.markers)
         for name, file in rest.items():
             (folder / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, folder / name)
+            (folder / name).write_bytes(file.read_bytes().removeprefix(codecs.BOM_UTF8))  # diffusers reads none
             if name in _TEXT_CONFIGS:
                 _load_in_single(folder / name)
         for part, stored in original.parts.items():

@@ -37,6 +37,7 @@ LEVELS = {
         "koala.request",
         "koala.resolve",
         "koala.semantics",
+        "koala.hub_address",
         "koala.accounting",
         "koala.tokenizer_config",
         "koala.shortage",

@@ -129,6 +129,23 @@ def test_a_cpu_computes_in_single_precision_until_memory_is_short():
     assert pair_plan([SDXL, KOALA_700M], **size, vram_bytes=16 * GB).dtype == "bfloat16"
 
 
+def test_the_reason_for_a_precision_is_the_true_one():
+    """Symptom: --dtype float16 on a CPU said that otherwise more memory would be needed than is free."""
+
+    def reason(**settings) -> str:
+        found = pair_plan((TINY_SDXL,), device="cpu", width=256, height=256, **settings)
+        return next(c.reason for c in found.choices if c.what == "precision")
+
+    assert reason(vram_bytes=64 * GB, dtype="float16", dtype_asked=True) == "as was asked for"
+    assert reason(vram_bytes=None, dtype="bfloat16", dtype_asked=True) == "as was asked for"
+    assert "slower in half precision" in reason(vram_bytes=64 * GB, dtype="float32")
+    assert "so it was loaded" in reason(vram_bytes=64 * GB, dtype="bfloat16")
+    least = pair_plan((SDXL,), device="cpu", vram_bytes=None, dtype="bfloat16", width=1024, height=1024)
+    tight = int(least.predicted_peak_bytes / 0.9) + GB
+    found = pair_plan((SDXL,), device="cpu", vram_bytes=tight, dtype="bfloat16", width=1024, height=1024)
+    assert found.choices[0].reason.startswith("otherwise ")
+
+
 def test_too_big_names_the_size_that_fits():
     with pytest.raises(
         RequestError, match=r"2048x2048 px, 4 pictures at once takes .* GB at the least, and of 3\.0 GB"

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import re
 from pathlib import PurePath
 
 import pytest
@@ -21,7 +22,7 @@ from koala.request import (
     RequestError,
     Timing,
 )
-from koala.result import GenerationResult, read_png
+from koala.result import GenerationResult, folder_mark, read_png, shared
 
 AWKWARD = "<script>alert('x')</script> ${1+1} {{y}} \"quotes\" 🐨\nnew line, ünïcödé"
 
@@ -82,6 +83,7 @@ def test_whatever_request_is_accepted_its_last_picture_restores_it(model, prompt
     made = dataclasses.replace(result(), request=asked, images=(Image.new("RGB", (8, 8)),) * asked.images)
     found = read_png(made.png(asked.images - 1, compared=(asked,)))
     lora = asked.lora and PurePath(asked.lora).name
+    asked = dataclasses.replace(asked, model=(model.startswith("/") and PurePath(model).name) or model)
     assert found["compared"] == [dataclasses.replace(asked, lora=lora)]
     assert found["request"] == dataclasses.replace(asked, lora=lora, seed=asked.seed + asked.images - 1, images=1)
 
@@ -98,6 +100,32 @@ def test_a_lora_is_named_without_the_folders_of_this_machine():
     assert found["compared"][0].lora == "style.safetensors"
     with Image.open(io.BytesIO(content)) as picture:
         assert "Preset: fast, LoRA: style.safetensors (0.5)" in picture.text["parameters"]
+
+
+def test_a_folder_is_named_without_where_it_lies_and_told_from_others_of_its_name():
+    made = result()
+    here, there = (dataclasses.replace(made.request, model=f"/home/{who}/models/mine") for who in ("ann", "bob"))
+    content = dataclasses.replace(made, request=here).png(compared=(here, there, made.request))
+    assert b"/home" not in content and b"ann" not in content
+    found = read_png(content)
+    assert [r.model for r in (found["request"], *found["compared"])] == ["mine", "mine", "mine", "tiny-sdxl"]
+    own, same, other, name = found["folders"]
+    assert own == same == folder_mark(here.model) != other and name is None
+    assert shared(here) == dataclasses.replace(here, model="mine")
+    with Image.open(io.BytesIO(content)) as picture:
+        assert ", Model: mine, " in picture.text["parameters"]
+
+
+def test_commas_in_a_setting_are_quoted_as_automatic1111_reads_them():
+    """Its reader's own pattern for the last line, with the unquoting that goes with it."""
+    made = result()
+    asked = dataclasses.replace(made.request, lora='/x/ink, "wet": b.safetensors', model="/x/a, b")
+    with Image.open(io.BytesIO(dataclasses.replace(made, request=asked).png())) as picture:
+        line = picture.text["parameters"].splitlines()[-1]
+    pairs = re.findall(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)', line)
+    read = {k: json.loads(v) if v.startswith('"') else v for k, v in pairs}
+    assert read["LoRA"] == 'ink, "wet": b.safetensors (1)' and read["Model"] == "a, b"
+    assert (read["Steps"], read["Size"], read["Dtype"]) == ("4", "64x64", "float32")
 
 
 def test_other_tools_find_the_usual_parameters_text():

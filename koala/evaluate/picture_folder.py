@@ -16,7 +16,7 @@ from koala.generate import resolve
 from koala.loading import LoadedModel
 from koala.outputs import new_file
 from koala.request import GenerationRequest, RequestError
-from koala.result import read_png
+from koala.result import folder_mark, read_png, shared
 
 IMAGES = {"t2i-compbench": 10, "geneval": 4}  # per prompt, as the benchmarks count them
 PROMPTS = 100  # of the shapes world, where no file was given
@@ -81,7 +81,9 @@ def _there(picture: Picture, revision: str) -> bool:
         found = read_png(picture.file)
     except RequestError:
         return False  # cut off, or never ours: drawn again
-    if found["request"] != picture.request or found["revision"] != revision:
+    wanted = picture.request
+    same = found["request"] == shared(wanted) and found["folders"][:1] in ([], [folder_mark(wanted.model)])
+    if not same or found["revision"] != revision:
         raise RequestError(f"{picture.file} was drawn with other settings; choose a new folder, or the same settings")
     return True
 

@@ -18,6 +18,7 @@ from koala.locate import availability
 from koala.out_of_memory import told
 from koala.registry import CARDS, ModelCard
 from koala.request import GenerationRequest, RequestError
+from koala.result import folder_mark
 from koala.ui import turns
 from koala.ui.limits import check_public
 from koala.ui.line import Line
@@ -120,6 +121,20 @@ class Session:
         if not self.local and name not in CARDS and name not in self.named:
             raise RequestError(f"unknown model; on this server the names are {', '.join((*CARDS, *self.named))}")
         return registry.find(name)
+
+    def of_picture(self, request: GenerationRequest, mark: str | None) -> GenerationRequest:
+        """The request of a picture that was drawn with a folder, by the folder's place on this machine: pictures name
+        it without. RequestError where that folder is not offered here."""
+        if mark is None:
+            return request
+        offered = (*self.named, *self._made, *self._exports())
+        found = next((name for name in offered if folder_mark(name) == mark), None)
+        if found is None:
+            raise RequestError(
+                f"this picture was drawn with a folder named {request.model!r}, which is not among the models here; "
+                "start the app with --models and that folder, then choose the picture again"
+            )
+        return dataclasses.replace(request, model=found)
 
     def check(self, request: GenerationRequest) -> GenerationRequest:
         """The request, where this visitor may make it: files of this machine are for local visitors alone."""

@@ -8,6 +8,7 @@ import pytest
 
 from koala.registry import CARDS, EMBEDDED
 from koala.request import Cancelled, GenerationRequest, RequestError
+from koala.result import folder_mark, shared
 from koala.ui.session import Session
 from koala.ui.stage import Stage
 from koala.ui.under_way import Life
@@ -117,6 +118,17 @@ def test_visitors_from_elsewhere_cannot_name_folders(tmp_path):
         public.card(str(EMBEDDED / PAIR[0]))
     assert public.card(PAIR[0]).name == PAIR[0]
     assert Session([str(EMBEDDED / PAIR[0]), PAIR[1]], local=False).models == PAIR
+
+
+def test_a_picture_finds_its_folder_again_without_naming_where_it_lies(tmp_path, embedded):
+    folders = [shutil.copytree(embedded / "tiny-koala-700m", tmp_path / who / "mine") for who in "ab"]
+    asked = GenerationRequest(model=str(folders[1].resolve()), prompt="a red circle")
+    session = Session([str(f) for f in folders])
+    assert session.of_picture(shared(asked), folder_mark(asked.model)) == asked
+    assert session.of_picture(shared(asked), None) == shared(asked)
+    other = Session([str(folders[0])])
+    with pytest.raises(RequestError, match="drawn with a folder named 'mine'.*--models and that folder"):
+        other.of_picture(shared(asked), folder_mark(asked.model))
 
 
 @pytest.mark.parametrize("models", [("nothing-like-it", PAIR[0])])

@@ -4,6 +4,7 @@ import functools
 import secrets
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import zip_longest
 
 import gradio as gr
 
@@ -351,7 +352,9 @@ class Compare:
         yield [gr.skip()] * (len(FIELDS) + 1) + [None]
         try:
             metadata = read_png(file)
-            requests = metadata["compared"][:2] or [metadata["request"]]
+            drawn = [metadata["request"], *metadata["compared"]]
+            own, *compared = zip_longest(drawn, metadata["folders"][: len(drawn)])
+            requests = [self.session.of_picture(*one) for one in compared[:2] or [own]]
             values = settings.from_requests(requests, self.session.card)
         except RequestError as error:
             raise complain(error, "Nothing was restored") from None
