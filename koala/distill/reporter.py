@@ -17,7 +17,8 @@ class Reporter:
 
     def __init__(self, run: RunFolder, num_steps: int, *, active: bool):
         self.run, self.active = run, active
-        self.held = False  # while nothing is to be written yet
+        self.held = False  # while nothing is to be written yet ...
+        self._told = False  # ... but that it waits, which is told however early, and from then on the rest
         self._written = -math.inf  # on the clock that nobody sets
         pid = os.getpid()
         self.status = Status(
@@ -49,6 +50,7 @@ class Reporter:
 
     def waits(self) -> None:
         """That the run gives way to pictures."""
+        self._told = True
         self._write(message="waits while the app draws")
 
     def end(self, state: str, message: str) -> None:
@@ -59,6 +61,6 @@ class Reporter:
     def _write(self, **changes) -> None:
         self.status = dataclasses.replace(self.status, **changes, updated=time.time())
         self._written = time.monotonic()
-        if self.active and not self.held:
+        if self.active and (self._told or not self.held):
             self.run.path.mkdir(parents=True, exist_ok=True)
             self.run.write_status(self.status)
