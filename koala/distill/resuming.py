@@ -9,6 +9,7 @@ import types
 from collections.abc import Collection
 
 from koala.distill.config import DistillConfig
+from koala.distill.estimate import Estimate
 from koala.distill.run_folder import RunFolder
 from koala.request import RequestError
 
@@ -85,13 +86,26 @@ def check_same(
         other = f", or with this run's from here on {spelled(name, mine)}" if name in ON_REQUEST else ""
         raise RequestError(
             f"checkpoint step-{step} of {run.path} belongs to another run: its {name} is {its!r}, this run's "
-            f"{mine!r}; to go on as it was trained add {spelled(name, its)}{other}, or start a new run with --out"
+            f"{mine!r}; to go on as it was trained add {spelled(name, its)}{other}, or start a new run: --out NEW "
+            f"--config {run.path}/config.json"
         )
 
 
 def as_json(value: object) -> object:
     """A field's value as a JSON file gives it back."""
     return list(value) if isinstance(value, tuple) else value
+
+
+def check_fits(run: RunFolder, found: Estimate) -> None:
+    """RequestError where a run that goes on does not fit, with what it may change for it, or what a new run may."""
+    fixed = [setting for setting in found.remedies if setting.partition("=")[0] in FIXED]
+    if found.fits or not fixed:
+        found.check()
+        return
+    raise RequestError(
+        f"{found.shortage()}; {fixed[0].partition('=')[0]} cannot change when a run goes on, so only a new run from "
+        f"its student fits: {from_student(run)} {' '.join(found.remedies)}"
+    )
 
 
 def changes_at(run: RunFolder, step: int) -> dict[str, object]:
