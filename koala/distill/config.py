@@ -256,7 +256,7 @@ def check(config: DistillConfig) -> None:
     feature_stages(config)
     if not 0 <= config.ema_decay < 1:
         raise RequestError(
-            f"ema_decay must lie between 0 and 1, not {config.ema_decay}; choose ema_decay=0.9999, or ema_decay=0 for none"
+            f"ema_decay must lie between 0 and 1, not {config.ema_decay}; choose ema_decay=0.9999, or ema_decay=0 (off)"
         )
     if not 0 <= config.empty_prompts < 1:
         raise RequestError(f"empty_prompts is a share between 0 and 1, not {config.empty_prompts}")

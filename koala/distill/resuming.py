@@ -80,15 +80,22 @@ def check_same(
     Now, by the fields of `asked`, or when the run last went on from this step, as its history knows.
     """
     known = changes_at(run, step)
-    for name, (mine, its) in differences(config, trained).items():
-        if name in FREE_FIELDS or name in ON_REQUEST and (name in asked or known.get(name) == as_json(mine)):
-            continue
-        other = f", or with this run's from here on {spelled(name, mine)}" if name in ON_REQUEST else ""
-        raise RequestError(
-            f"checkpoint step-{step} of {run.path} belongs to another run: its {name} is {its!r}, this run's "
-            f"{mine!r}; to go on as it was trained add {spelled(name, its)}{other}, or start a new run: --out NEW "
-            f"--config {run.path}/config.json"
-        )
+    wrong = {
+        name: pair
+        for name, pair in differences(config, trained).items()
+        if name not in FREE_FIELDS
+        and not (name in ON_REQUEST and (name in asked or known.get(name) == as_json(pair[0])))
+    }
+    if not wrong:
+        return
+    name, (mine, its) = next(iter(wrong.items()))
+    before = " ".join(spelled(field, value) for field, (_, value) in wrong.items())
+    after = " ".join(spelled(field, value) for field, (value, _) in wrong.items())
+    other = "" if wrong.keys() - ON_REQUEST else f", or with this run's from here on {after}"
+    raise RequestError(
+        f"checkpoint step-{step} of {run.path} belongs to another run: its {name} is {its!r}, this run's {mine!r}; to "
+        f"go on as it was trained add {before}{other}, or start a new run: --out NEW --config {run.path}/config.json"
+    )
 
 
 def as_json(value: object) -> object:
