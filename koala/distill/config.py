@@ -255,7 +255,9 @@ def check(config: DistillConfig) -> None:
             raise RequestError(f"unknown tracker {tracker!r}; there are {', '.join(TRACKERS)}")
     feature_stages(config)
     if not 0 <= config.ema_decay < 1:
-        raise RequestError(f"ema_decay must lie between 0 and 1, not {config.ema_decay}; 0.9999 is usual, 0 is off")
+        raise RequestError(
+            f"ema_decay must lie between 0 and 1, not {config.ema_decay}; choose ema_decay=0.9999, or ema_decay=0 (off)"
+        )
     if not 0 <= config.empty_prompts < 1:
         raise RequestError(f"empty_prompts is a share between 0 and 1, not {config.empty_prompts}")
     if not config.learning_rate > 0:

@@ -61,10 +61,16 @@ class Estimate:
         if not self.fits:
             remedy = " ".join(self.remedies)
             raise RequestError(
-                f"this run takes {gigabytes(self.predicted_peak_bytes)} per process, of which "
-                f"{gigabytes(self.budget_bytes)} are free; "
+                f"{self.shortage()}; "
                 + (f"it fits with {remedy}" if remedy else "no setting makes it fit; choose a smaller teacher")
             )
+
+    def shortage(self) -> str:
+        """What it takes, and what there is."""
+        return (
+            f"this run takes {gigabytes(self.predicted_peak_bytes)} per process, of which "
+            f"{gigabytes(self.budget_bytes)} are free"
+        )
 
     def lines(self) -> list[str]:
         """For people."""

@@ -18,7 +18,7 @@ def check(config: DistillConfig, accelerator: Accelerator) -> None:
             raise RequestError(f"trackers={tracker} needs {tracker}, which is not installed: pip install {tracker}")
     check_share(config, accelerator.num_processes)
     if config.optimizer == "adamw8bit" and accelerator.device.type != "cuda":
-        raise RequestError("optimizer=adamw8bit needs a CUDA GPU; choose optimizer=adamw")
+        raise RequestError("optimizer=adamw8bit needs a CUDA GPU; choose optimizer=adamw in a new run")
     if accelerator.distributed_type == DistributedType.FSDP:
         if config.optimizer != "adamw":
             raise RequestError(f"optimizer={config.optimizer} needs whole matrices, which FSDP cuts up; choose adamw")

@@ -9,6 +9,7 @@ import types
 from collections.abc import Collection
 
 from koala.distill.config import DistillConfig
+from koala.distill.estimate import Estimate
 from koala.distill.run_folder import RunFolder
 from koala.request import RequestError
 
@@ -79,19 +80,39 @@ def check_same(
     Now, by the fields of `asked`, or when the run last went on from this step, as its history knows.
     """
     known = changes_at(run, step)
-    for name, (mine, its) in differences(config, trained).items():
-        if name in FREE_FIELDS or name in ON_REQUEST and (name in asked or known.get(name) == as_json(mine)):
-            continue
-        other = f", or with this run's from here on {spelled(name, mine)}" if name in ON_REQUEST else ""
-        raise RequestError(
-            f"checkpoint step-{step} of {run.path} belongs to another run: its {name} is {its!r}, this run's "
-            f"{mine!r}; to go on as it was trained add {spelled(name, its)}{other}, or start a new run with --out"
-        )
+    wrong = {
+        name: pair
+        for name, pair in differences(config, trained).items()
+        if name not in FREE_FIELDS
+        and not (name in ON_REQUEST and (name in asked or known.get(name) == as_json(pair[0])))
+    }
+    if not wrong:
+        return
+    name, (mine, its) = next(iter(wrong.items()))
+    before = " ".join(spelled(field, value) for field, (_, value) in wrong.items())
+    after = " ".join(spelled(field, value) for field, (value, _) in wrong.items())
+    other = "" if wrong.keys() - ON_REQUEST else f", or with this run's from here on {after}"
+    raise RequestError(
+        f"checkpoint step-{step} of {run.path} belongs to another run: its {name} is {its!r}, this run's {mine!r}; to "
+        f"go on as it was trained add {before}{other}, or start a new run: --out NEW --config {run.path}/config.json"
+    )
 
 
 def as_json(value: object) -> object:
     """A field's value as a JSON file gives it back."""
     return list(value) if isinstance(value, tuple) else value
+
+
+def check_fits(run: RunFolder, found: Estimate) -> None:
+    """RequestError where a run that goes on does not fit, with what it may change for it, or what a new run may."""
+    fixed = [setting for setting in found.remedies if setting.partition("=")[0] in FIXED]
+    if found.fits or not fixed:
+        found.check()
+        return
+    raise RequestError(
+        f"{found.shortage()}; {fixed[0].partition('=')[0]} cannot change when a run goes on, so only a new run from "
+        f"its student fits: {from_student(run)} {' '.join(found.remedies)}"
+    )
 
 
 def changes_at(run: RunFolder, step: int) -> dict[str, object]:

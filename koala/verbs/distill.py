@@ -135,6 +135,7 @@ def _train(args: argparse.Namespace, folder: RunFolder) -> int:
     plan = None if "LOCAL_RANK" in os.environ else _planned(args, folder)  # alone: before anything slow is imported
     from koala.distill.forecast import estimate_here
     from koala.distill.processes import Processes
+    from koala.distill.resuming import check_fits
     from koala.distill.step import BrokenLoss
     from koala.distill.stopping import Stopped
     from koala.distill.trainer import train
@@ -153,7 +154,7 @@ def _train(args: argparse.Namespace, folder: RunFolder) -> int:
     expected = estimate_here(config)
     for line in expected.lines() if main else ():
         say(line)
-    processes.on_each(expected.check)
+    processes.on_each(*((expected.check,) if plan.step is None else (check_fits, folder, expected)))
     try:
         train(folder, config, resume_from=plan.step, say=say)
     except Stopped as stopped:

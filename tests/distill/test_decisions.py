@@ -1,4 +1,4 @@
-"""Processes of a run never part: who waits for whom, and what one may do alone, is looked up in the code itself.
+"""Processes of a run never part: who waits for whom, and what one does alone, is looked up in the code itself.
 
 Symptom: which step is the best was known to the first process alone, and it waited for the others at a checkpoint that
 they did not make.
@@ -18,9 +18,8 @@ FILES = [*sorted((ROOT / "koala" / "distill").rglob("*.py")), ROOT / "koala" / "
 HOME = "processes.py"
 WAITS = {  # where a process waits for the others
     "wait_for_everyone", "reduce", "gather", "gather_object", "gather_for_metrics", "broadcast",
-    "broadcast_object_list",
-    "all_reduce", "all_gather", "all_gather_object", "barrier", "main_process_first", "local_main_process_first",
-    "is_main_process", "is_local_main_process", "process_index",
+    "broadcast_object_list", "all_reduce", "all_gather", "all_gather_object", "barrier", "main_process_first",
+    "local_main_process_first", "is_main_process", "is_local_main_process", "process_index",
 }  # fmt: skip
 COLLECTIVE = {  # what lets a process wait without saying so: of sharded tensors, wrapped networks and our own
     "on_main", "on_each", "any", "alike", "mean", "all_stop", "may_stop", "prepare", "backward", "clip_grad_norm_",
@@ -77,7 +76,7 @@ def test_what_the_first_process_does_alone_decides_nothing_and_waits_for_nobody(
                 if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign)
                 for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
             ]
-            kept = [ast.unparse(t) for t in targets if isinstance(t, ast.Attribute) and t.value.id == "self"]
+            kept = [ast.unparse(t) for t in targets if ast.unparse(t).startswith("self.")]
             if file.name in ("trainer.py", "claim.py"):
                 found += [f"{file.name}: {function.name} sets {name}" for name in kept]
                 found += [f"{file.name}: {function.name} calls {name}" for name in called(function) & COLLECTIVE]

@@ -13,6 +13,7 @@ from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from koala.cli import main
 from koala.distill import intact, snapshots, trainer
 from koala.distill.draws import draw
 from koala.distill.run_folder import RunFolder
@@ -229,8 +230,28 @@ def test_a_run_does_not_go_on_with_other_data(small, run, tmp_path):
     config = small(num_steps=1, data=str(folder), captions="short", short_caption="txt", validation_pictures=1)
     train(run, config)
     draw("blue")
-    with pytest.raises(RequestError, match="changed since checkpoint step-1 was written.*student_init="):
+    with pytest.raises(RequestError, match="changed since checkpoint step-1 was written.*data=PLACE.*student_init="):
         train(run, dataclasses.replace(config, num_steps=2), resume_from=1)
+    assert run.checkpoints() == [1] and run.config() == config  # nothing was written before the data were accepted
+
+
+def test_a_moved_folder_of_the_same_pictures_is_gone_on_with(small, run, tmp_path):
+    for k in range(3):
+        folder = tmp_path / "pictures"
+        folder.mkdir(exist_ok=True)
+        Image.new("RGB", (128, 128), (80 * k, 0, 0)).save(folder / f"{k}.png")
+        (folder / f"{k}.txt").write_text("a red circle")
+    config = small(num_steps=1, data=str(folder), captions="short", short_caption="txt", validation_pictures=1)
+    train(run, config)
+    moved = shutil.copytree(folder, tmp_path / "elsewhere" / "pictures")
+    shutil.rmtree(folder)
+    typed = ["--resume", str(run.path), f"data={moved}", "num_steps=2", "gradient_checkpointing=true"]
+    assert main(["distill", *typed, "accumulation=2", "ema_device=cpu", "learning_rate=5e-05"]) == 0
+    assert run.status().state == "done" and run.checkpoints() == [1, 2]
+    (entry,) = run.history()
+    assert entry["step"] == 1 and entry["changes"]["data"] == [str(folder), str(moved)]
+    rates = [line["learning_rate"] for line in run.metrics() if line["kind"] == "train"]
+    assert rates == [1e-4, 5e-5]
 
 
 def test_a_checkpoint_of_another_run_is_refused(trained):
