@@ -3,13 +3,14 @@
 import json
 from pathlib import Path
 
+from koala.read_text import read_text
 from koala.request import RequestError
 
 LARGEST = 100_000_000  # bytes of a file; a tokenizer's vocabulary, the largest that we read, has about 3 MB
 
 
 def read_json(file: Path, remedy: str = "copy the file again") -> object:
-    """The content of a JSON file in UTF-8, with or without a byte-order mark.
+    """The content of a JSON file in UTF-8 or UTF-16, with or without a byte-order mark.
 
     RequestError names the file, what is wrong with it and the remedy: it is missing, a folder, locked, larger than
     LARGEST, no text, cut off, no JSON, or nested too deeply to be read.
@@ -18,7 +19,7 @@ def read_json(file: Path, remedy: str = "copy the file again") -> object:
         size = file.stat().st_size
         if size > LARGEST:
             raise RequestError(f"{file} has {size / 1e6:,.0f} MB, far too much for such a file; {remedy}")
-        return json.loads(file.read_text(encoding="utf-8-sig"))
+        return json.loads(read_text(file))
     except FileNotFoundError as error:
         raise RequestError(f"{file} is missing; {remedy}") from error
     except OSError as error:
@@ -27,7 +28,7 @@ def read_json(file: Path, remedy: str = "copy the file again") -> object:
         raise
     except RecursionError as error:
         raise RequestError(f"{file} is damaged: it is nested too deeply; {remedy}") from error
-    except ValueError as error:  # no UTF-8, or no JSON
+    except ValueError as error:  # no text, or no JSON
         raise RequestError(f"{file} is damaged: {error}; {remedy}") from error
 
 

@@ -53,8 +53,11 @@ def encode(
     world: int = 1,
     on_progress: Progress = lambda done, total, message: None,
     should_stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = log.info,
 ) -> EncodedData:
     """Encode what the cache lacks and wait for what other processes are encoding; the encoders are released again.
+
+    `say` is told what the data is, before any of it is used.
 
     Raises EncodingStopped soon after `should_stop` says so, RequestError for data that cannot be used.
     """
@@ -65,6 +68,8 @@ def encode(
             raise EncodingStopped
 
     source = source_for(config, resolution, between)
+    if source.about:
+        say(source.about)
     identity = {
         "version": VERSION,
         "source": source.identity,
@@ -89,6 +94,7 @@ def encode(
     )
     chunks = filling.run(rank, world)
     limits = dict(num_pictures=config.num_pictures, held_back=config.validation_pictures)
+    limits["seed"] = None if source.drawn else config.seed
     data = EncodedData(chunks, filling.empty, key=folder.name, **limits)
     _check(config, data, chunks)
     return data

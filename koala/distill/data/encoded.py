@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from koala.distill.data.buckets import Bucket
+from koala.distill.data.choice import spread
 
 _OPEN_FILES = 256
 
@@ -51,10 +52,22 @@ class Batch:
 
 
 class EncodedData:
-    """The pictures of a cache: those to learn from, and the last ones of the data, held back for validation."""
+    """The pictures of a cache: those to learn from, and those held back for validation."""
 
-    def __init__(self, chunks: Sequence[Chunk], empty: Path, *, key: str, num_pictures: int, held_back: int):
-        """`num_pictures` is how many to use at most, 0 is all; `key` changes whenever any of the data does."""
+    def __init__(
+        self,
+        chunks: Sequence[Chunk],
+        empty: Path,
+        *,
+        key: str,
+        num_pictures: int,
+        held_back: int,
+        seed: int | None,
+    ):
+        """`num_pictures` is how many to use at most, 0 is all; `key` changes whenever any of the data does.
+
+        The seed says which are held back; without one it is the last, as good as any where the data was drawn.
+        """
         self.key = key
         self._files = [chunk.file for chunk in chunks]
         self._open = lru_cache(maxsize=_OPEN_FILES)(lambda file: safe_open(file, framework="pt"))
@@ -64,9 +77,10 @@ class EncodedData:
         rows = rows[:num_pictures] if num_pictures else rows
         self.num_pictures = len(rows)
         self.skipped = sum(len(chunk.skipped) for chunk in chunks)
-        learned = max(0, len(rows) - held_back)
-        self._training = _by_bucket(buckets, rows[:learned])
-        self._validation = _by_bucket(buckets, rows[learned:])
+        held = np.zeros(len(rows), bool)
+        held[spread(len(rows), held_back, seed, "held back") if seed is not None else slice(-held_back, None)] = True
+        self._training = _by_bucket(buckets, rows[~held])
+        self._validation = _by_bucket(buckets, rows[held])
 
     @property
     def sizes(self) -> dict[Bucket, int]:

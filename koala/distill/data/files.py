@@ -1,9 +1,16 @@
-"""Local files as a source's content: which there are, and a fingerprint that changes when one of them does."""
+"""Local files as a source's content: which there are, each folder visited once, and how their names compare."""
 
-import hashlib
 import os
-from collections.abc import Callable, Iterable
+import re
+import stat
+import unicodedata
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
+
+from koala.request import RequestError
+
+SHARDS = ("tar", "tar.gz", "tgz")  # file endings
 
 Between = Callable[[], object]  # called between two files; raises where the work is to stop
 
@@ -12,26 +19,138 @@ def nothing() -> None:
     """What is done between two files where nobody wants to stop."""
 
 
-def files_under(folder: Path, between: Between = nothing) -> list[Path]:
-    """Every file of a folder and its subfolders, hidden ones left out, in the order of their names."""
-    found = []
-    for place, folders, names in os.walk(folder, followlinks=True):
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a folder holds, hidden files left out."""
+
+    files: list[Path]  # in the order of their names; links that lead nowhere and pipes among them
+    closed: list[str]  # folders that cannot be looked into, and why
+
+
+def look_through(folder: Path, between: Between = nothing) -> Found:
+    """Every file of a folder and its subfolders. A folder that links lead to as well is visited once.
+
+    RequestError where the folder itself cannot be looked into.
+    """
+    files, closed, seen = [], [], set()
+    ahead, linked = [folder], []
+    while ahead or linked:
+        place = ahead.pop() if ahead else linked.pop(0)  # links last, so that files go by their own folder's name
         between()
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(place, name) for name in sorted(names) if not name.startswith(".")]
-    return found
+        try:
+            about = place.stat()
+            if (about.st_dev, about.st_ino) in seen:
+                continue
+            seen.add((about.st_dev, about.st_ino))
+            with os.scandir(place) as entries:
+                inside = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
+        except OSError as error:
+            if place == folder:
+                raise RequestError(f"{folder} cannot be looked into ({error.strerror or error})") from error
+            closed.append(f"{printable(os.path.relpath(place, folder))} ({error.strerror or error})")
+            continue
+        for entry in inside:
+            if not _is_folder(entry):
+                files.append(Path(place, entry.name))
+            else:
+                (linked if entry.is_symlink() else ahead).append(Path(place, entry.name))
+    return Found(files=sorted(files, key=lambda file: _order(file, folder)), closed=closed)
+
+
+def files_under(folder: Path, between: Between = nothing) -> list[Path]:
+    """Every file of a folder and its subfolders, as `look_through` finds them."""
+    return look_through(folder, between).files
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, for example: a file that cannot be read
+        return False
+
+
+def _order(file: Path, folder: Path) -> tuple[tuple[str, ...], str]:
+    """Folder by folder, as a composed or a decomposed name alike."""
+    return tuple(composed(part) for part in file.relative_to(folder).parts), str(file)
+
+
+def is_file(file: Path) -> bool:
+    """Whether there is a file that ends: no folder, no pipe, no link that leads nowhere."""
+    try:
+        return stat.S_ISREG(file.stat().st_mode)
+    except (OSError, ValueError):  # ValueError: a name that no file can have
+        return False
 
 
 def ending(file: Path) -> str:
     """a/B.JPG -> jpg."""
-    return file.suffix.removeprefix(".").lower()
+    return same(file.suffix)
 
 
-def fingerprint(files: Iterable[Path], base: Path, between: Between = nothing) -> str:
-    """Of names below `base`, sizes and times of change: to read them all would take longer than to train."""
-    found = hashlib.sha256()
-    for file in files:
-        between()
-        stat = file.stat()
-        found.update(f"{os.path.relpath(file, base)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    return found.hexdigest()
+def is_shard(file: Path) -> bool:
+    """Whether a name is that of a tar file, compressed or not."""
+    return file.name.lower().endswith(tuple(f".{name}" for name in SHARDS))
+
+
+def same(name: str) -> str:
+    """A file ending or a column's name as it is compared: .TXT and txt are the same, composed or not."""
+    return unicodedata.normalize("NFC", name.strip()).removeprefix(".").lower()
+
+
+def match(name: str, names: Collection[str]) -> str | None:
+    """The one of `names` that is meant: the very same, or else the only one that compares as the same."""
+    if name in names:
+        return name
+    found = [one for one in names if same(one) == same(name)]
+    return found[0] if len(found) == 1 else None
+
+
+def composed(path: str | Path) -> str:
+    """A path as it is compared: é is one character in it, not e and an accent, as macOS once wrote names."""
+    return unicodedata.normalize("NFC", str(path))
+
+
+def stem_of(file: Path) -> str:
+    """a/1.PNG -> a/1, composed: what a picture shares with its caption's file."""
+    return composed(file.with_suffix(""))
+
+
+def printable(name: str) -> str:
+    """A name that can be written to a terminal and into JSON; bytes that are not UTF-8 as \\xNN."""
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a character, which no file system gives
+        return name.encode("ascii", "backslashreplace").decode()
+
+
+def is_printable(name: str) -> bool:
+    """Whether a name is UTF-8, as everything that a run writes must be."""
+    return printable(name) == name
+
+
+_WILD = re.compile(r"\*\*/|\*|\?")
+
+
+def is_pattern(text: str) -> bool:
+    """Whether a path stands for several, by * or ?."""
+    return bool(_WILD.search(text)) and not os.path.lexists(text)
+
+
+def matching(pattern: Path, files: Collection[Path]) -> list[Path]:
+    """The files that a pattern means: * and ? stay within a name, **/ is any folders, letters may be of either case."""
+    text, found, at = composed(pattern.as_posix()), "", 0
+    for wild in _WILD.finditer(text):
+        found += re.escape(text[at : wild.start()]) + {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}[wild[0]]
+        at = wild.end()
+    meant = re.compile(found + re.escape(text[at:]), re.IGNORECASE | re.DOTALL)
+    return [file for file in files if meant.fullmatch(composed(file.as_posix()))]
+
+
+def base_of(pattern: Path) -> Path:
+    """The folder in which a pattern is looked for: what stands before its first * or ?."""
+    fixed = []
+    for part in pattern.parts:
+        if _WILD.search(part):
+            break
+        fixed.append(part)
+    return Path(*fixed)

@@ -247,6 +247,8 @@ class Filling:
             yield sample, future.result()
 
     def _pixels(self, sample: Sample) -> tuple[np.ndarray, Fit] | str:
+        if sample.fault:
+            return sample.fault
         if not sample.captions:
             return "no caption"
         try:

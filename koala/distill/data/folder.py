@@ -1,95 +1,115 @@
-"""A folder of pictures: captions in text files of the same name, or in metadata.jsonl or metadata.csv."""
+"""A folder of pictures: captions in files of the same name, or in metadata.jsonl or metadata.csv."""
 
-import csv
-import json
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 from koala.distill.config import DistillConfig
-from koala.distill.data.files import Between, ending, files_under, fingerprint, nothing
-from koala.distill.data.rows import PICTURES, captions_of, check_captions, open_picture
-from koala.distill.data.samples import Part, Sample, Source, caption_fields
-from koala.fields import is_text, shown
+from koala.distill.data.beside import Beside, captions_beside, counts
+from koala.distill.data.captions import Columns
+from koala.distill.data.content import fingerprint
+from koala.distill.data.files import Between, is_file, is_printable, nothing, printable
+from koala.distill.data.metadata import Told, read_tables, tables_of
+from koala.distill.data.pictures import open_picture
+from koala.distill.data.samples import Part, Sample, Source, no_picture
+from koala.read_text import NotText
 from koala.request import RequestError
 
 PART = 256
-METADATA = ("metadata.jsonl", "metadata.csv")  # as the imagefolder of `datasets` reads them
-_NAME = "file_name"  # their column that says which picture
-
-Captions = Callable[[Path], tuple[str, ...]]
 
 
-def folder_source(config: DistillConfig, folder: Path, between: Between = nothing) -> Source:
-    """Every picture under a folder. RequestError where there is none, or where none has captions."""
-    files = files_under(folder, between)
-    pictures = [file for file in files if ending(file) in PICTURES]
-    if not pictures:
-        raise RequestError(
-            f"{folder} holds no pictures ({', '.join(PICTURES)}), no .parquet and no .tar file; "
-            "give a folder that does, or data=shapes"
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """The pictures of a folder, with all of its files; what is told of them is looked for once it is needed."""
+
+    folder: Path
+    pictures: list[Path]
+    files: list[Path]
+
+    @cached_property
+    def tables(self) -> list[Path]:
+        """metadata.jsonl and metadata.csv, of a folder the one that counts."""
+        return tables_of(self.files)
+
+    @cached_property
+    def beside(self) -> Beside:
+        """The files beside those pictures that no table governs."""
+        own, told = set(self.pictures), Told(used=self.tables)
+        free = [picture for picture in self.pictures if not told.governs(picture)] if self.tables else self.pictures
+        return Beside(free, [file for file in self.files if file not in own and is_printable(str(file))])
+
+    def described(self, names: Sequence[str] | None = None) -> str:
+        """How many there are, and with which captions; `names` are those that are learned."""
+        count, there = len(self.pictures), self.beside.endings
+        with_files = counts(there, there if names is None else names, count)
+        tables = ", ".join(sorted({table.name for table in self.tables}))
+        return f"{count:,} picture{'s' if count > 1 else ''}{with_files}" + (
+            f"{',' if with_files else ''} with {tables}" if tables else ""
         )
-    metadata = next((folder / name for name in METADATA if (folder / name).is_file()), None)
-    if metadata:
-        captions = _from_metadata(config, metadata)
-        told_by = [metadata]
-    else:
-        captions, told_by = _from_text_files(config, files, pictures)
-    parts = [
-        Part(
-            name=f"pictures-{first:07}",
-            count=min(PART, len(pictures) - first),
-            read=partial(_read, pictures[first : first + PART], captions, folder),
-        )
-        for first in range(0, len(pictures), PART)
-    ]
-    fields = caption_fields(config)
-    content = fingerprint([*pictures, *told_by], folder, between)
-    return Source(identity={"kind": "folder", "content": content, "captions": fields}, parts=tuple(parts))
 
+    def source(self, config: DistillConfig, between: Between = nothing) -> Source:
+        """Every picture with its captions. RequestError where none has any."""
+        told = read_tables(config, self.tables, self.pictures, self.folder, between) if self.tables else Told(used=[])
+        free = [p for p in self.pictures if not told.governs(p)] if self.tables else self.pictures
+        columns = self._columns(config) if free else Columns(captions=())
+        files = self.beside.used(columns) if free else {}
+        parts = [
+            Part(
+                name=f"pictures-{first:07}",
+                count=len(some),
+                read=partial(self._read, some, told, files, columns),
+            )
+            for first in range(0, len(self.pictures), PART)
+            if (some := self.pictures[first : first + PART])
+        ]
+        parts += [
+            Part(name=f"lines-{first:07}", count=len(some), read=partial(_lines, some))
+            for first in range(0, len(told.strays), PART)
+            if (some := told.strays[first : first + PART])
+        ]
+        used = [file for found in files.values() for file in found.values()]
 
-def _read(pictures: Sequence[Path], captions: Captions, folder: Path, start: int) -> Iterator[Sample]:
-    for file in pictures[start:]:
-        name = file.relative_to(folder)
-        yield Sample(key=str(name), captions=captions(file), image=partial(open_picture, str(name), folder))
+        def identity() -> dict:
+            content = fingerprint([*self.pictures, *sorted(used), *self.tables], self.folder, between)
+            return {"kind": "folder", "content": content, "captions": [*columns.captions, *told.names]}
 
+        return Source(identify=identity, parts=tuple(parts), about=self._about(columns, told), used=used + self.tables)
 
-def _from_metadata(config: DistillConfig, file: Path) -> Captions:
-    """Captions out of the columns of a table with one line per picture."""
-    with file.open(newline="", encoding="utf-8") as lines:
+    def _columns(self, config: DistillConfig) -> Columns:
         try:
-            rows = list(csv.DictReader(lines)) if ending(file) == "csv" else [json.loads(x) for x in lines if x.strip()]
-        except (ValueError, RecursionError, csv.Error) as error:
-            raise RequestError(f"{file} cannot be read: {error}; correct that line") from error
-    if odd := next((row for row in rows if not isinstance(row, dict)), None):
-        raise RequestError(f"{file} has a line that is no object of columns: {shown(odd)}; correct that line")
-    columns = {column for row in rows for column in row}
-    if _NAME not in columns:
-        raise RequestError(f"{file} has no column {_NAME}, which says whose line it is; it has {', '.join(columns)}")
-    check_captions(columns, config, f"the columns of {file.name} are: {', '.join(sorted(columns))}")
-    fields = caption_fields(config).values()
-    if odd := next((row for row in rows if not is_text(row.get(_NAME))), None):
-        raise RequestError(f"{file} has a line whose {_NAME} is no name: {shown(odd)}; correct that line")
-    told = {file.parent / row[_NAME]: captions_of([row.get(field) for field in fields]) for row in rows}
-    return lambda picture: told.get(picture, ())
+            return self.beside.columns(config)
+        except RequestError:
+            if not self.tables:
+                raise
+            return Columns(captions=())  # some pictures are in a table: the others are counted as without
+
+    def _about(self, columns: Columns, told: Told) -> str:
+        names = list(dict.fromkeys([*told.names, *(name for _, name in columns.captions)]))
+        bad = len(told.strays)
+        return f"captions: {' and '.join(names)}" + (f"; {bad:,} bad line{'s' if bad > 1 else ''}" if bad else "")
+
+    def _read(
+        self, pictures: Sequence[Path], told: Told, files: dict[Path, dict[str, Path]], columns: Columns, start: int
+    ) -> Iterator[Sample]:
+        for file in pictures[start:]:
+            name = str(file.relative_to(self.folder))
+            captions, fault = told.captions.get(file, ()), told.faults.get(file, "")
+            if not is_file(file):
+                fault = "it is a link to no file, or no file at all"
+            elif not is_printable(name):
+                fault = "its name is not UTF-8; rename it"
+            elif told.governs(file):
+                fault = fault or ("" if captions else told.unnamed(file))
+            else:
+                try:
+                    captions = captions_beside(files.get(file, {}), columns)
+                except NotText as error:
+                    fault = f"its caption in {error}"
+            yield Sample(key=printable(name), captions=captions, image=partial(open_picture, file, file), fault=fault)
 
 
-def _from_text_files(
-    config: DistillConfig, files: Sequence[Path], pictures: Sequence[Path]
-) -> tuple[Captions, list[Path]]:
-    """Captions out of the files beside the pictures: a field names their ending, `txt` for picture.txt."""
-    stems = {picture.with_suffix("") for picture in pictures}
-    beside = [file for file in files if ending(file) not in PICTURES and file.with_suffix("") in stems]
-    endings = {ending(file) for file in beside}
-    there = f"beside the pictures lie {', '.join(f'.{e}' for e in sorted(endings))} files" if endings else (
-        f"there is neither a text file beside any picture nor a {' or '.join(METADATA)}"
-    )  # fmt: skip
-    check_captions(endings, config, there)
-    wanted = list(caption_fields(config).values())
-    used = {file for file in beside if ending(file) in wanted}
-
-    def captions(picture: Path) -> tuple[str, ...]:
-        names = [picture.with_suffix(f".{field}") for field in wanted]
-        return captions_of([name.read_text(encoding="utf-8", errors="replace") for name in names if name in used])
-
-    return captions, sorted(used)
+def _lines(strays: Sequence[tuple[str, str]], start: int) -> Iterator[Sample]:
+    """Lines of a table that are no picture's, each counted as a broken one."""
+    for where, fault in strays[start:]:
+        yield Sample(key=where, captions=(), image=no_picture, fault=fault)

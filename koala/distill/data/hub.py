@@ -7,9 +7,11 @@ from pathlib import Path
 import datasets
 
 from koala.distill.config import DistillConfig
-from koala.distill.data.files import Between, files_under, fingerprint, nothing
-from koala.distill.data.rows import check_columns, inner, sample_of
-from koala.distill.data.samples import HUB, Part, Sample, Source, caption_fields
+from koala.distill.data.captions import Columns, inner
+from koala.distill.data.content import fingerprint
+from koala.distill.data.files import Between, files_under, nothing
+from koala.distill.data.rows import columns_of, sample_of
+from koala.distill.data.samples import HUB, Part, Sample, Source
 from koala.request import RequestError
 
 
@@ -39,26 +41,33 @@ def hub_source(config: DistillConfig, between: Between = nothing) -> Source:
     first = next(iter(stream), None)
     if first is None:
         raise RequestError(f"{config.data} has no rows in its split {split!r}")
-    check_columns(first, config, inner(first))
+    columns = columns_of(first, config, inner(first))
     parts = [
-        Part(name=f"shard-{index:05}", count=None, read=partial(_read, config, stream, index))
+        Part(name=f"shard-{index:05}", count=None, read=partial(_read, columns, stream, index))
         for index in range(stream.num_shards)
     ]
-    identity = {
-        "kind": "hub",
-        "name": name,
-        "subset": subset or builder.config.name,
-        "split": split,
-        "content": fingerprint(files_under(folder, between), folder, between)
-        if folder.is_dir()
-        else builder.hash,  # its commit
-        "image": config.image_column,
-        "captions": caption_fields(config),
-    }
-    return Source(identity=identity, parts=tuple(parts))
+
+    def identity() -> dict:
+        return {
+            "kind": "hub",
+            "name": name,
+            "subset": subset or builder.config.name,
+            "split": split,
+            "content": fingerprint(files_under(folder, between), folder, between)
+            if folder.is_dir()
+            else builder.hash,  # its commit
+            "image": columns.image,
+            "captions": columns.captions,
+        }
+
+    about = (
+        f"{config.data}: the split {split!r}, a stream of {stream.num_shards:,} shard"
+        f"{'s' if stream.num_shards > 1 else ''}; pictures: {columns.image}, captions: {columns.names}"
+    )
+    return Source(identify=identity, parts=tuple(parts), about=about)
 
 
-def _read(config: DistillConfig, stream: datasets.IterableDataset, index: int, start: int) -> Iterator[Sample]:
+def _read(columns: Columns, stream: datasets.IterableDataset, index: int, start: int) -> Iterator[Sample]:
     shard = stream.shard(num_shards=stream.num_shards, index=index).skip(start)
     for number, row in enumerate(shard, start):
-        yield sample_of(row, f"row {number} of shard {index}", config, Path())
+        yield sample_of(row, f"row {number} of shard {index}", columns, Path())

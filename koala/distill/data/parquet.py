@@ -1,6 +1,6 @@
 """Parquet files, whose pictures are bytes, structs as `datasets` writes them, paths or addresses."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -8,9 +8,12 @@ import pyarrow as pa
 from pyarrow.parquet import ParquetFile
 
 from koala.distill.config import DistillConfig
-from koala.distill.data.files import Between, fingerprint, nothing
-from koala.distill.data.rows import check_columns, image_column, sample_of
-from koala.distill.data.samples import Part, Sample, Source, caption_fields
+from koala.distill.data.captions import Columns, inner
+from koala.distill.data.content import fingerprint
+from koala.distill.data.files import Between, nothing, printable
+from koala.distill.data.pictures import local_file
+from koala.distill.data.rows import columns_of, image_column, sample_of
+from koala.distill.data.samples import Part, Sample, Source, no_picture
 from koala.request import RequestError
 
 _ROWS = 16  # decoded at once
@@ -24,44 +27,112 @@ def _open(file: Path) -> ParquetFile:
         raise RequestError(f"{file} cannot be read as parquet: {error}") from error
 
 
+def columns_in(file: Path) -> list[str]:
+    """The columns of a table. RequestError where it cannot be read."""
+    with _open(file) as opened:
+        return opened.schema_arrow.names
+
+
+def has_pictures(file: Path, config: DistillConfig) -> bool:
+    """Whether a table has a column of pictures. img2dataset writes one without beside its shards."""
+    return image_column(columns_in(file), config.image_column) is not None
+
+
 def parquet_source(config: DistillConfig, files: Sequence[Path], base: Path, between: Between = nothing) -> Source:
     """Every row of the files; a part is a row group. RequestError for a missing column or no rows."""
-    parts = []
+    parts, columns = [], None
     for number, file in enumerate(files):
         between()
         with _open(file) as opened:
-            check_columns(opened.schema_arrow.names, config)
+            columns = columns_of(opened.schema_arrow.names, config, _inside(opened))
             for group in range(opened.num_row_groups):
                 parts.append(
                     Part(
                         name=f"file-{number:05}-{group:05}",
                         count=opened.metadata.row_group(group).num_rows,
-                        read=partial(_read, config, file, group),
+                        read=partial(_read, columns, file, group),
                     )
                 )
     if not any(part.count for part in parts):
         raise RequestError(f"{config.data} has no rows")
-    identity = {
-        "kind": "parquet",
-        "content": fingerprint(files, base, between),
-        "image": config.image_column,
-        "captions": caption_fields(config),
-    }
-    return Source(identity=identity, parts=tuple(parts))
+
+    def identity() -> dict:
+        named = [picture for file in files for picture in _named(file, config, between)]
+        return {
+            "kind": "parquet",
+            "content": fingerprint([*files, *named], base, between),
+            "image": columns.image,
+            "captions": columns.captions,
+        }
+
+    about = f"pictures: {columns.image}, captions: {columns.names}"
+    return Source(identify=identity, parts=tuple(parts), about=about, used=list(files))
 
 
-def _read(config: DistillConfig, file: Path, group: int, start: int) -> Iterator[Sample]:
+def _inside(opened: ParquetFile) -> set[str]:
+    """The fields in a column `json`, by its first rows."""
+    if "json" not in opened.schema_arrow.names:
+        return set()
+    try:
+        rows = next(opened.iter_batches(_ROWS, columns=["json"])).to_pylist()
+    except (StopIteration, pa.ArrowException, OSError, UnicodeDecodeError):
+        return set()
+    return {name for row in rows for name in inner(row)}
+
+
+def _named(file: Path, config: DistillConfig, between: Between) -> Iterator[Path]:
+    """The files of this machine that a table's pictures are in."""
     with _open(file) as opened:
-        image = image_column(opened.schema_arrow.names, config)
-        columns = [image, *caption_fields(config).values()]
-        number = 0
+        image = image_column(opened.schema_arrow.names, config.image_column)
+        kind = opened.schema_arrow.field(image).type
+        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            return
+        for batch in _batches(opened, file, columns=[image]):
+            between()
+            for row in _rows(batch):
+                value = row.get(image) if row else None
+                if isinstance(value, Mapping):
+                    value = None if value.get("bytes") else value.get("path")
+                if isinstance(value, str) and value and (found := local_file(value, file.parent)):
+                    yield found
+
+
+def _batches(opened: ParquetFile, file: Path, **settings) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from opened.iter_batches(_ROWS, **settings)
+    except (pa.ArrowException, OSError) as error:
+        groups = settings.get("row_groups")
+        raise RequestError(f"{file} is damaged{f' in row group {groups[0]}' if groups else ''}: {error}") from error
+
+
+def _rows(batch: pa.RecordBatch) -> Iterator[dict | None]:
+    """The rows of a batch; None for one with text that is not UTF-8, which parquet may hold."""
+    try:
+        yield from batch.to_pylist()
+        return
+    except UnicodeDecodeError:
+        pass
+    for index in range(len(batch)):
         try:
-            for batch in opened.iter_batches(_ROWS, row_groups=[group], columns=columns):
-                if number + len(batch) > start:
-                    for index, row in enumerate(batch.to_pylist(), number):
-                        if index >= start:
-                            key = f"{file.name}, row {index} of group {group}"
-                            yield sample_of(row, key, config, file.parent)
-                number += len(batch)
-        except (pa.ArrowException, OSError) as error:
-            raise RequestError(f"{file} is damaged in row group {group}: {error}") from error
+            yield batch.slice(index, 1).to_pylist()[0]
+        except UnicodeDecodeError:
+            yield None
+
+
+def _read(columns: Columns, file: Path, group: int, start: int) -> Iterator[Sample]:
+    with _open(file) as opened:
+        names = opened.schema_arrow.names
+        fields = {columns.image, *(name for _, name in columns.captions)}
+        wanted = [name for name in names if name in fields or name == "json" and fields - set(names)]
+        number = 0
+        for batch in _batches(opened, file, row_groups=[group], columns=wanted):
+            if number + len(batch) > start:
+                for index, row in enumerate(_rows(batch), number):
+                    if index >= start:
+                        key = printable(f"{file.name}, row {index} of group {group}")
+                        yield (
+                            sample_of(row, key, columns, file.parent)
+                            if row is not None
+                            else Sample(key=key, captions=(), image=no_picture, fault="its text is not UTF-8")
+                        )
+            number += len(batch)

@@ -59,4 +59,5 @@ def shapes_source(config: DistillConfig, resolution: int) -> Source:
         # whole parts, so that a longer run finds a shorter one's scenes in the cache
         read = partial(_read, first, PART, styles, resolution, config.aspect_buckets)
         parts.append(Part(name=f"scenes-{first:07}", count=PART, read=read))
-    return Source(identity={"kind": "shapes", "version": 1, "styles": styles}, parts=tuple(parts))
+    identity = {"kind": "shapes", "version": 1, "styles": styles}
+    return Source(identify=lambda: identity, parts=tuple(parts), drawn=True)

@@ -1,11 +1,14 @@
 """The config's `data` -> a source of pictures and captions."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from koala.distill.config import DistillConfig
-from koala.distill.data.files import Between, ending, files_under, nothing
-from koala.distill.data.folder import folder_source
+from koala.distill.data.choice import chosen
+from koala.distill.data.files import Between, base_of, ending, is_pattern, is_shard, look_through, matching, nothing
+from koala.distill.data.forms import folder_source, pictures_only
 from koala.distill.data.parquet import parquet_source
+from koala.distill.data.pictures import ENDINGS
 from koala.distill.data.samples import HUB, Source
 from koala.distill.data.shapes import shapes_source
 from koala.distill.data.webdataset import braces, webdataset_source
@@ -15,27 +18,63 @@ from koala.request import RequestError
 def source_for(config: DistillConfig, resolution: int, between: Between = nothing) -> Source:
     """Where the pictures come from; RequestError where there are none, or their captions are missing.
 
-    A large folder is looked through for minutes; `between` is called between two files, and may raise to stop.
+    A large folder is looked through for minutes; `between` is called between two files, and may raise to stop. Of more
+    pictures than `num_pictures` the seed chooses.
     """
     if config.data == "shapes":
         return shapes_source(config, resolution)
     if config.data.startswith(HUB):
         from koala.distill.data.hub import hub_source  # `datasets` is slow to import, and not in the Space
 
-        return hub_source(config, between)
+        return chosen(hub_source(config, between), config.num_pictures, config.seed)
     path = Path(config.data).expanduser()
-    if path.name.endswith((".tar", ".tar.gz", ".tgz")):
-        return webdataset_source(config, [Path(name) for name in braces(str(path))], between)
-    if ending(path) == "parquet" and path.is_file():
-        return parquet_source(config, [path], path.parent, between)
-    if not path.is_dir():
+    source = _folder(config, path, between) if path.is_dir() else _files(config, path, between)
+    return chosen(source, config.num_pictures, config.seed)
+
+
+def _folder(config: DistillConfig, path: Path, between: Between) -> Source:
+    source = folder_source(config, path, look_through(path, between), between)
+    return replace(source, about=f"{path}: {source.about}")
+
+
+def _files(config: DistillConfig, path: Path, between: Between) -> Source:
+    """A file, or several by * and ? or by {000..099}."""
+    if is_pattern(str(path)):
+        return _pattern(config, path, between)
+    if is_shard(path):
+        source = webdataset_source(config, [Path(name) for name in braces(str(path))], path.parent, between)
+    elif ending(path) == "parquet" and path.is_file():
+        source = parquet_source(config, [path], path.parent, between)
+    elif path.is_file():
         raise RequestError(
-            f"there is no data at {config.data!r}; give shapes, a folder of pictures, a .parquet file or a folder of "
-            "them, WebDataset shards (path/{000..099}.tar), or hub:OWNER/NAME"
+            f"{path} is neither a .parquet nor a .tar file; give the folder in which it lies, data={path.parent}, "
+            "with pictures, a .parquet or a .tar file in it"
         )
-    files = files_under(path, between)
-    if tables := [file for file in files if ending(file) == "parquet"]:
-        return parquet_source(config, tables, path, between)
-    if shards := [file for file in files if ending(file) == "tar"]:
-        return webdataset_source(config, shards, between)
-    return folder_source(config, path, between)
+    else:
+        raise _nothing(config)
+    return replace(source, about=f"{config.data}: {source.about}")
+
+
+def _pattern(config: DistillConfig, path: Path, between: Between) -> Source:
+    base = base_of(path)
+    if not base.is_dir():
+        raise _nothing(config)
+    found = look_through(base, between)
+    files = matching(path, found.files)
+    if is_shard(path):
+        source = webdataset_source(config, files, base, between) if files else None
+    elif ending(path) == "parquet":
+        source = parquet_source(config, files, base, between) if files else None
+    else:
+        pictures = [file for file in files if ending(file) in ENDINGS]
+        source = pictures_only(config, base, found, pictures, between) if pictures else None
+    if source is None:
+        raise _nothing(config)
+    return replace(source, about=f"{config.data}: {source.about}")
+
+
+def _nothing(config: DistillConfig) -> RequestError:
+    return RequestError(
+        f"there is no data at {config.data!r}; give shapes, a folder of pictures, a .parquet file or a folder of "
+        "them, WebDataset shards (path/{000..099}.tar), or hub:OWNER/NAME"
+    )

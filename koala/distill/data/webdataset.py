@@ -1,8 +1,9 @@
 """WebDataset shards: tar files in which the files of one sample lie together and share a name up to its first dot."""
 
-import json
 import re
+import shlex
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -10,13 +11,18 @@ from itertools import groupby, islice
 from pathlib import Path
 
 from koala.distill.config import DistillConfig
-from koala.distill.data.files import Between, fingerprint, nothing
-from koala.distill.data.rows import PICTURES, check_columns, inner, sample_of
-from koala.distill.data.samples import Part, Sample, Source, caption_fields
+from koala.distill.data.captions import Columns, inner, parsed
+from koala.distill.data.content import fingerprint
+from koala.distill.data.files import Between, is_file, nothing, printable
+from koala.distill.data.rows import columns_of, is_picture_column, sample_of
+from koala.distill.data.samples import Part, Sample, Source
 from koala.request import RequestError
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _LOOK = 16  # samples of the first shard that tell which files a sample has
+_BLOCK = 1 << 20
+
+Samples = Iterator[tuple[tarfile.TarFile, str, list[tarfile.TarInfo]]]
 
 
 def braces(pattern: str) -> list[str]:
@@ -29,82 +35,126 @@ def braces(pattern: str) -> list[str]:
     return [pattern[: found.start()] + name + rest for name in names for rest in braces(pattern[found.end() :])]
 
 
-def webdataset_source(config: DistillConfig, shards: Sequence[Path], between: Between = nothing) -> Source:
+def webdataset_source(config: DistillConfig, shards: Sequence[Path], base: Path, between: Between = nothing) -> Source:
     """Every sample of the shards; a part is a shard. RequestError for a missing shard, column or picture."""
     for shard in shards:
         between()
-        if not shard.is_file():
+        if not is_file(shard):
             raise RequestError(f"there is no shard {shard}; {config.data} names {len(shards)} of them")
-    _check(config, shards)
-    parts, left = [], config.num_pictures
-    for number, shard in enumerate(shards):
-        count = None
-        if config.num_pictures:
-            if left <= 0:
-                break
-            with _samples(shard) as samples:
-                count = 0
-                for _ in samples:  # a shard without an index is read to its end to count them
-                    between()
-                    count += 1
-            left -= count
-        parts.append(Part(name=f"shard-{number:05}", count=count, read=partial(_read, config, shard)))
-    identity = {
-        "kind": "webdataset",
-        "content": fingerprint(shards, shards[0].parent, between),
-        "image": config.image_column,
-        "captions": caption_fields(config),
-    }
-    return Source(identity=identity, parts=tuple(parts))
+    columns = _columns(config, shards)
+    parts = [
+        Part(name=f"shard-{number:05}", count=_count(shard, between), read=partial(_read, columns, shard))
+        for number, shard in enumerate(shards)
+    ]
+
+    def identity() -> dict:
+        return {
+            "kind": "webdataset",
+            "content": fingerprint(shards, base, between),
+            "image": columns.image,
+            "captions": columns.captions,
+        }
+
+    about = f"pictures: {columns.image}, captions: {columns.names}"
+    return Source(identify=identity, parts=tuple(parts), about=about, used=list(shards))
 
 
-def _check(config: DistillConfig, shards: Sequence[Path]) -> None:
+def _columns(config: DistillConfig, shards: Sequence[Path]) -> Columns:
+    """By the first samples of the first shard that has any."""
     for shard in shards:
         with _samples(shard) as samples:
             rows = [_row(opened, members) for opened, _, members in islice(samples, _LOOK)]
         if rows:
-            columns = {column for row in rows for column in row}
-            check_columns(columns, config, {field for row in rows for field in inner(row)})
-            return
+            columns = sorted({column for row in rows for column in row})
+            dotted = [name for name in columns if "." in name]
+            hint = (
+                f". A sample's name ends at the first dot, and what follows is the column ({dotted[0]!r} here): rename "
+                "the files if their names hold dots, IMG.1.png to IMG_1.png and IMG.1.txt to IMG_1.txt"
+                if dotted
+                else ""
+            )
+            return columns_of(columns, config, {field for row in rows for field in inner(row)}, hint)
     raise RequestError(f"{config.data} holds no samples")
 
 
-def _read(config: DistillConfig, shard: Path, start: int) -> Iterator[Sample]:
+def _count(shard: Path, between: Between) -> int:
+    """How many samples a shard holds. RequestError where it is cut off, or the files of a sample lie apart."""
+    seen: dict[str, frozenset[str]] = {}
+    kinds: dict[frozenset[str], frozenset[str]] = {}  # samples have the same few: kept once
+    number = 0
+    with _samples(shard) as samples:
+        for opened, key, members in samples:
+            between()
+            archive = opened
+            columns = frozenset(_column(member) for member in members)
+            if key in seen and seen[key].isdisjoint(columns):
+                folder, whole = shlex.quote(f"{shard}.unpacked"), shlex.quote(str(_sorted(shard)))
+                raise RequestError(
+                    f"{shard} is not sorted: {printable(key)}.{'/'.join(sorted(seen[key]))} and "
+                    f"{printable(key)}.{'/'.join(sorted(columns))} lie apart, and the files of a sample must stand "
+                    f"side by side. Sort it: mkdir {folder} && tar -xf {shlex.quote(str(shard))} -C {folder} && "
+                    f"tar -cf {whole} --sort=name -C {folder} . and give data={whole}"
+                )
+            columns |= seen.get(key, columns)
+            seen[key] = kinds.setdefault(columns, columns)
+            number += 1
+        if number and shard.suffix.lower() != ".tar":
+            while archive.fileobj.read(_BLOCK):  # the sum at the end says whether all of it is whole
+                between()
+    return number
+
+
+def _sorted(shard: Path) -> Path:
+    return shard.with_name(f"{shard.name.partition('.')[0]}-sorted.tar")
+
+
+def _read(columns: Columns, shard: Path, start: int) -> Iterator[Sample]:
     with _samples(shard) as samples:
         for opened, key, members in islice(samples, start, None):
-            row = _row(opened, members)
-            yield sample_of(row, f"{shard.name}/{key}", config, shard.parent)
+            row = _row(opened, members, columns)
+            yield sample_of(row, f"{shard.name}/{key}", columns, shard.parent)
 
 
 @contextmanager
-def _samples(shard: Path) -> Iterator[Iterator[tuple[tarfile.TarFile, str, list[tarfile.TarInfo]]]]:
-    """The opened shard, and of every sample the name and files; what a file holds is read by `_row` alone."""
+def _samples(shard: Path) -> Iterator[Samples]:
+    """The opened shard, and of every sample the name and files; what a file holds is read by `_row` alone.
+
+    Hidden files are none of them: macOS puts a ._1.png beside every 1.png.
+    """
 
     def name(member: tarfile.TarInfo) -> str:
         folder, slash, file = member.name.rpartition("/")
         return folder + slash + file.partition(".")[0]
 
+    def counts(member: tarfile.TarInfo) -> bool:
+        folder, _, file = member.name.rpartition("/")
+        return member.isfile() and not file.startswith(".") and "__MACOSX" not in folder.split("/")
+
     try:
         with tarfile.open(shard) as opened:
-            members = (member for member in opened if member.isfile() and not name(member).endswith("/"))
+            members = (member for member in opened if counts(member))
             yield ((opened, key, list(group)) for key, group in groupby(members, name))
-    except (tarfile.TarError, EOFError) as error:
-        raise RequestError(f"{shard} is no whole tar file: {error}") from error
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        raise RequestError(f"{shard} is no whole tar file: {error}; get it again, or leave it out") from error
 
 
-def _row(opened: tarfile.TarFile, members: Sequence[tarfile.TarInfo]) -> dict[str, object]:
-    """Ending -> content: pictures as bytes, json as what it says, anything else as text."""
+def _column(member: tarfile.TarInfo) -> str:
+    return member.name.rpartition("/")[2].partition(".")[2].lower()
+
+
+def _row(
+    opened: tarfile.TarFile, members: Sequence[tarfile.TarInfo], columns: Columns | None = None
+) -> dict[str, object]:
+    """Column -> content: json as what it says, anything else as bytes; all columns, or those that `columns` needs."""
     row = {}
     for member in members:
-        column = member.name.rpartition("/")[2].partition(".")[2].lower()
+        column = _column(member)
+        if columns and not is_picture_column(column, columns.image) and column not in _told(columns):
+            continue
         content = opened.extractfile(member).read()
-        if column in PICTURES:
-            row[column] = content
-        elif column == "json":
-            try:
-                row[column] = json.loads(content)
-            except (ValueError, RecursionError):
-                continue  # then the sample lacks what it would have said
-        else:
-            row[column] = content.decode(errors="replace")
+        row[column] = parsed(content) if column == "json" else content
     return row
+
+
+def _told(columns: Columns) -> set[str]:
+    return {"json", *(name for _, name in columns.captions)}

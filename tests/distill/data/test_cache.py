@@ -75,7 +75,7 @@ def test_captions_are_bit_for_bit_what_the_encoders_gave(tmp_path, encoders):
             assert torch.equal(batch.context[0], context[at]) and torch.equal(batch.pooled[0], pooled[at])
 
 
-def test_the_last_pictures_of_the_data_are_held_back(tmp_path, encoders):
+def test_of_drawn_scenes_the_last_are_held_back(tmp_path, encoders):
     whole = encoded(config(tmp_path, validation_pictures=1), encoders)
     data = encoded(config(tmp_path, validation_pictures=5), encoders)
     assert data.sizes == {SQUARE: 7} and data.validation() == [(SQUARE, [0, 1, 2, 3, 4])]
@@ -87,10 +87,10 @@ def test_every_picture_keeps_its_shape_in_buckets_and_its_crop_is_told(tmp_path,
     folder = text_folder(tmp_path / "set")
     for number, size in enumerate([(100, 50), (50, 100), (64, 64), (100, 51)]):
         (folder / f"{number}.png").write_bytes(png("red", size))
-    square = encoded(set_config(tmp_path, folder), encoders)
+    square = encoded(set_config(tmp_path, folder, seed=1), encoders)  # which holds the last one back
     assert square.sizes == {(64, 64): 5}
     assert square.batch((64, 64), [0], [0]).time_ids.tolist() == [list(fit(100, 50, (64, 64)).time_ids)]
-    data = encoded(set_config(tmp_path, folder, resolution=128, aspect_buckets=True), encoders)
+    data = encoded(set_config(tmp_path, folder, resolution=128, aspect_buckets=True, seed=1), encoders)
     assert data.sizes == {(96, 160): 1, SQUARE: 2, (160, 96): 2}
     wide = data.batch((160, 96), [0, 1], [0, 0])
     assert wide.latents.shape == (2, 4, 12, 20)
@@ -255,7 +255,7 @@ def test_shards_longer_than_a_chunk_are_resumed_within(tmp_path, encoders, monke
     data = encoded(wanted, encoders)
     assert data.num_pictures == 6 and data.sizes == {(64, 64): 5}
     after = files(folders(tmp_path)[0])
-    assert len(after) == 5 and {name: after[name] for name in done} == done  # 3 full chunks, an empty one, empty text
+    assert len(after) == 4 and {name: after[name] for name in done} == done  # 3 chunks and the empty text
 
 
 @pytest.fixture

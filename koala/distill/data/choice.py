@@ -1,0 +1,63 @@
+"""Which pictures are used and which are held back: spread over all of them, chosen by the seed."""
+
+import random
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import accumulate
+
+from koala.distill.data.samples import Part, Sample, Source
+
+PART = 256
+
+
+def spread(total: int, count: int, seed: int, what: str) -> list[int]:
+    """`count` of the numbers below `total`, ascending: one at random out of each of `count` stretches of one length.
+
+    Data lies in the order of its names, so that a stretch of it is often one class.
+    """
+    count = min(count, total)
+    rng = random.Random(f"{seed}/{what}")
+    return [rng.randrange(k * total // count, (k + 1) * total // count) for k in range(count)]
+
+
+def chosen(source: Source, num_pictures: int, seed: int) -> Source:
+    """The source with `num_pictures` of its samples, 0 is all; where its parts' lengths are unknown, of some parts.
+
+    A source that was drawn at random is left as it is: its first samples are as good as any.
+    """
+    counts = [part.count for part in source.parts]
+    if not num_pictures or source.drawn:
+        return source
+    if None in counts:
+        parts = list(source.parts)
+        random.Random(f"{seed}/parts").shuffle(parts)
+        return replace(source, parts=tuple(parts))
+    if sum(counts) <= num_pictures:
+        return source
+    numbers = spread(sum(counts), num_pictures, seed, "pictures")
+    starts = [0, *accumulate(counts)]
+    parts = tuple(
+        Part(name=f"chosen-{first:07}", count=len(some), read=partial(_read, source.parts, starts, some))
+        for first in range(0, num_pictures, PART)
+        if (some := numbers[first : first + PART])
+    )
+
+    def identity() -> dict:
+        return source.identity | {"chosen": {"pictures": num_pictures, "seed": seed}}
+
+    about = f"{source.about}; {num_pictures:,} of {sum(counts):,} are used, chosen by the seed {seed}"
+    return replace(source, parts=parts, identify=identity, about=about)
+
+
+def _read(parts: Sequence[Part], starts: Sequence[int], numbers: Sequence[int], start: int) -> Iterator[Sample]:
+    """The samples of these numbers, each part read in one go."""
+    wanted: dict[int, list[int]] = {}
+    for number in numbers[start:]:
+        part = bisect_right(starts, number) - 1
+        wanted.setdefault(part, []).append(number - starts[part])
+    for part, places in wanted.items():
+        samples = enumerate(parts[part].read(places[0]), places[0])
+        for place in places:
+            yield next(sample for at, sample in samples if at == place)

@@ -1,0 +1,135 @@
+"""Captions of a folder's pictures out of the tables in it: each governs its own folder and those below."""
+
+import os
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from koala.distill.config import DistillConfig
+from koala.distill.data.captions import Columns, caption_columns, captions_in, inner
+from koala.distill.data.files import Between, is_file, match, printable, same, stem_of
+from koala.distill.data.pictures import slashed
+from koala.distill.data.tables import METADATA, Line, read_table
+from koala.fields import is_text
+from koala.read_text import NotText
+from koala.request import RequestError
+
+_NAME = "file_name"  # the column that says which picture
+
+
+@dataclass(kw_only=True)
+class Told:
+    """What the tables say."""
+
+    used: list[Path]  # the tables
+    captions: dict[Path, tuple[str, ...]] = field(default_factory=dict)  # by picture
+    faults: dict[Path, str] = field(default_factory=dict)  # of pictures whose line cannot be used
+    strays: list[tuple[str, str]] = field(default_factory=list)  # lines of no picture that is there: which, and why
+    names: list[str] = field(default_factory=list)  # the columns of the captions
+
+    def governs(self, picture: Path) -> bool:
+        """Whether a table lies in the picture's folder or above it."""
+        folders = {table.parent for table in self.used}
+        return not folders.isdisjoint(picture.parents)
+
+    def unnamed(self, picture: Path) -> str:
+        """What is wrong with a picture that no line names."""
+        table = max((t for t in self.used if t.parent in picture.parents), key=lambda t: len(t.parts))
+        return f"no line of {table.name} names it"
+
+
+def tables_of(files: Sequence[Path]) -> list[Path]:
+    """The tables among the files, one of a folder, the innermost first."""
+    found: dict[Path, dict[str, Path]] = {}
+    for file in files:
+        if (name := file.name.lower()) in METADATA and is_file(file):
+            found.setdefault(file.parent, {}).setdefault(name, file)
+    chosen = [next(there[name] for name in METADATA if name in there) for there in found.values()]
+    return sorted(chosen, key=lambda table: (-len(table.parts), table))
+
+
+class _Pictures:
+    """Pictures by the names that a table may have for them."""
+
+    def __init__(self, pictures: Sequence[Path]):
+        self.exact = {os.path.normpath(picture): picture for picture in pictures}
+        self.loose: dict[str, Path] = {}
+        for picture in pictures:
+            self.loose.setdefault(self._loose(picture), picture)
+        self.real: dict[str, Path] | None = None
+
+    def _loose(self, path: Path) -> str:
+        return f"{stem_of(path)}.{same(path.suffix)}"
+
+    def find(self, name: str, folder: Path) -> Path | None:
+        named = os.path.normpath(folder / slashed(name, folder))
+        found = self.exact.get(named) or self.loose.get(self._loose(Path(named)))
+        if found is None and is_file(Path(named)):  # by a link
+            if self.real is None:
+                self.real = {os.path.realpath(picture): picture for picture in self.exact.values()}
+            found = self.real.get(os.path.realpath(named))
+        return found or self.loose.get(self._loose(Path(os.path.normpath(folder / name.replace("\\", "/")))))
+
+
+def read_tables(
+    config: DistillConfig, tables: Sequence[Path], pictures: Sequence[Path], folder: Path, between: Between
+) -> Told:
+    """What the tables say of the pictures. RequestError where one of them lacks a column that is learned."""
+    told, there = Told(used=list(tables)), _Pictures(pictures)
+    for table in tables:
+        seen: dict[Path, list[str]] = {}
+        lines = read_table(table)
+        columns = _columns(config, table, lines)
+        for name in (name for _, name in columns.captions if name not in told.names):
+            told.names.append(name)
+        for line in lines:
+            between()
+            where = printable(f"{os.path.relpath(table, folder)}, line {line.number}")
+            name = line.values.get(columns.image)
+            name = name.strip() if isinstance(name, str) else name
+            picture = there.find(name, table.parent) if is_text(name) and name else None
+            captions, fault = _captions(line, columns)
+            if picture is None:
+                told.strays.append((where, fault or _nameless(name)))
+            elif picture in told.captions or picture in told.faults:
+                if picture in seen and captions:  # several lines for one picture are several captions
+                    seen[picture] += captions
+                    told.captions[picture] = tuple(dict.fromkeys(seen[picture]))
+                elif fault:
+                    told.strays.append((where, fault))
+            elif fault:
+                told.faults[picture] = f"{where}, {fault}"
+            else:
+                seen[picture] = list(captions)
+                told.captions[picture] = captions
+    return told
+
+
+def _nameless(name: object) -> str:
+    if name is None or name == "":
+        return f"has no {_NAME}"
+    if not is_text(name):
+        return f"has a {_NAME} that is no name: {str(name)[:60]!r}"
+    return f"names {unicodedata.normalize('NFC', name)!r}, and there is no such picture"
+
+
+def _captions(line: Line, columns: Columns) -> tuple[tuple[str, ...], str]:
+    if line.fault:
+        return (), line.fault
+    try:
+        found = captions_in(line.values, columns)
+    except NotText as error:
+        return (), str(error)
+    return found, "" if found else "has no caption"
+
+
+def _columns(config: DistillConfig, table: Path, lines: Sequence[Line]) -> Columns:
+    names = list(dict.fromkeys(name for line in lines for name in line.values))
+    if (named := match(_NAME, names)) is None:
+        there = f"it has {', '.join(map(str, names))}" if names else "it has no columns"
+        raise RequestError(f"{table} has no column {_NAME}, which says whose line it is; {there}")
+    fields = [name for name in names if name != named]
+    inside = {name for line in lines for name in inner(line.values)}
+    there = f"the columns of {table.name} are: {', '.join(sorted(names))}"
+    return Columns(image=named, captions=caption_columns(fields, config, there, inside))

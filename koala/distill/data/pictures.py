@@ -1,0 +1,67 @@
+"""A picture from wherever a row says that it is: bytes, a file, an address."""
+
+import http.client
+import io
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+
+import fsspec
+from PIL import Image, UnidentifiedImageError, features
+
+from koala.distill.data.files import is_file
+
+ENDINGS = ("jpg", "jpeg", "png", "webp", "avif", "bmp", "gif", "tif", "tiff", "jfif")  # of files that are pictures
+_TIMEOUT = 20.0  # s, for a picture behind an address
+_AVIF = (b"ftypavif", b"ftypavis")
+
+
+def open_picture(value: object, base: Path) -> Image.Image:
+    """From bytes, a path, an address, or {"bytes", "path"} as `datasets` stores pictures."""
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, str) and value:
+        value = local_file(value, base) or _fetch(value)
+    if isinstance(value, Path):
+        if not is_file(value):  # a pipe would be waited for without end
+            raise FileNotFoundError(f"there is no file {value}")
+        value = value.read_bytes()
+    if isinstance(value, bytes) and value:
+        return _opened(value)
+    raise ValueError("no picture" if not value else f"a {type(value).__name__} is no picture")
+
+
+def local_file(value: str, base: Path) -> Path | None:
+    """The file that a path, or an address of this machine, stands for; None for an address elsewhere."""
+    if value.lower().startswith("file://"):
+        plain = value[len("file://") :]
+        return Path(plain if is_file(Path(plain)) else urllib.request.url2pathname(plain))
+    if "://" in value:
+        return None
+    return base / slashed(value, base)
+
+
+def slashed(path: str, base: Path) -> str:
+    """A path as it is, or as it was meant where Windows wrote it: images\\1.png."""
+    return path.replace("\\", "/") if "\\" in path and not is_file(base / path) else path
+
+
+def _opened(content: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(content))
+    except UnidentifiedImageError as error:
+        if content[4:12] in _AVIF and not features.check("avif"):
+            raise ValueError("this Pillow reads no AVIF; pip install 'pillow>=11.3'") from error
+        raise ValueError("it is no picture that Pillow can read") from error
+
+
+def _fetch(address: str) -> bytes:
+    if not address.startswith(("http://", "https://")):
+        with fsspec.open(address, "rb") as file:  # hf://, s3:// and the like
+            return file.read()
+    request = urllib.request.Request(address, headers={"User-Agent": "koala"})
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
+            return answer.read()
+    except http.client.HTTPException as error:
+        raise OSError(f"{address}: {error or type(error).__name__}") from error

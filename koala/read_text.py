@@ -1,0 +1,68 @@
+"""Text that others wrote, in UTF-8 or in UTF-16 with its mark; other encodings are refused, never guessed."""
+
+import codecs
+import re
+from pathlib import Path
+
+_MARKS = (  # the longer ones first: UTF-32's begins as UTF-16's does
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair: JSON can say it, no encoder of text takes it
+_ENDS = re.compile("\r\n|\n|\r")  # str.splitlines would also cut at characters that a caption may hold
+
+
+class NotText(ValueError):
+    """Bytes that are no text in an encoding that can be told for certain; the message says what to do."""
+
+
+def decode(content: bytes) -> str:
+    """Bytes -> text without its byte-order mark, lines ending in \\n. NotText for anything that would be a guess."""
+    for mark, name in _MARKS:
+        if content.startswith(mark):
+            content, encoding = content[len(mark) :], name
+            break
+    else:
+        encoding = "utf-8"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        if encoding == "utf-8":
+            byte = f"byte 0x{content[error.start]:02x} at {error.start:,}"
+            raise NotText(f"is not UTF-8 ({byte}; perhaps Latin-1 or Windows-1252): save it as UTF-8") from error
+        raise NotText(f"is damaged {encoding[:6].upper()} ({error.reason}): save it as UTF-8") from error
+    return checked(_ENDS.sub("\n", text))
+
+
+def checked(text: str) -> str:
+    """The text itself. NotText where it holds what no text holds: a NUL, or half a character."""
+    if "\0" in text:
+        raise NotText("holds NUL characters, as UTF-16 without its byte-order mark does: save it as UTF-8")
+    if _HALF.search(text):
+        raise NotText("holds half a character, which is no text: write it anew")
+    return text
+
+
+def read_text(file: Path) -> str:
+    """The text of a file, as `decode`. OSError where it cannot be read."""
+    return decode(file.read_bytes())
+
+
+def read_lines(file: Path) -> list[str | NotText]:
+    """The lines of a file without their ends; where the whole is no text, those that are, and why others are not."""
+    content = file.read_bytes()
+    try:
+        return decode(content).split("\n")
+    except NotText:
+        if content.startswith(tuple(mark for mark, name in _MARKS if name != "utf-8")) or b"\0" in content:
+            raise  # no line of it can be told from the next
+    found: list[str | NotText] = []
+    for line in re.split(b"\r\n|\n|\r", content):
+        try:
+            found.append(decode(line))
+        except NotText as error:
+            found.append(error)
+    return found
