@@ -129,6 +129,8 @@ class DistillConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "DistillConfig":
         """From JSON; RequestError for a field that does not exist or a value of the wrong kind."""
+        if values.get("normalisation") == "teacher":  # as runs of earlier versions name it
+            values = {**values, "normalisation": "per-kind"}
         return cls(**typed(values))
 
 

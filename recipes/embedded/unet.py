@@ -98,7 +98,7 @@ def main() -> None:
         parser.error("no set holds a shard; make some with recipes/embedded/latents.py")
     config = DistillConfig(
         lf_at_ends=True,
-        normalisation="teacher",
+        normalisation="per-kind",
         output_weight=1.0 if args.teacher else 0.0,
         feature_weight=1.0 if args.teacher else 0.0,
         min_snr_gamma=5.0,

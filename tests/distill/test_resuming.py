@@ -175,7 +175,6 @@ ELSEWHERE = {
     "changed since checkpoint": "test_a_moved_folder_of_the_same_pictures_is_gone_on_with",
     "is no longer finite": "test_what_a_broken_loss_says_to_type_is_allowed",
     "gradients overflowed": "test_what_a_broken_loss_says_to_type_is_allowed",
-    "so only a new run from": "a new run from a student: the cases above",
     "ask about another machine": "tests/distill/test_cli.py",
     "names a checkpoint of a run": "tests/distill/test_cli.py",
     "a resumed run keeps its config": "leaves options out",
