@@ -66,7 +66,7 @@ class LoraReport:
 
 
 def remap(weights: Weights, student: UNetSpec, teacher: UNetSpec) -> tuple[dict[str, torch.Tensor], LoraReport]:
-    """The LoRA of a teacher as one of its student, for diffusers' load_lora_weights, and what became of it.
+    """The LoRA of a teacher as one of its student, with the student's names, and what became of it.
 
     Raises RequestError for a LoRA that does not fit the teacher, and for one of which nothing is left.
     """
