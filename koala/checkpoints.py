@@ -20,7 +20,7 @@ from koala.registry import find
 from koala.request import RequestError
 from koala.semantics import EDM_MARKERS, MARKERS, SCHEDULER, UNET, VAE, check_config, check_markers
 from koala.specs import SDXL, TINY_SDXL, UNetSpec, student
-from koala.tensorfiles import PICKLES, StoredTensor, refuse_pickle, stored_tensors
+from koala.tensorfiles import PICKLES, StoredTensor, refuse_pickle, stored_in, stored_tensors
 from koala.unet_config import from_config
 
 _REFINER = 384  # channels of its first convolution
@@ -38,9 +38,7 @@ class UNetCheckpoint:
     revision: str  # hub commit, or "local"
     pipeline: dict[str, Path] | None  # the small files around it by their place in the pipeline; None for a U-Net alone
     parts: Mapping[str, StoredNetwork] = field(default_factory=dict)  # text encoders and VAE of a pipeline
-    markers: Mapping[str, StoredTensor] = field(
-        default_factory=dict
-    )  # tensors of its file that say what it predicts (koala.semantics.MARKERS)
+    markers: Mapping[str, StoredTensor] = field(default_factory=dict)  # koala.semantics.MARKERS: what it predicts
 
 
 def open_unet(name: str) -> UNetCheckpoint:
@@ -85,7 +83,7 @@ def _pipeline(name: str, location: Location) -> UNetCheckpoint:
 
 def _tensors(files: tuple[Path, ...], index: Path | None = None) -> dict[str, StoredTensor]:
     """The tensors of one file, or of the shards that an index lists."""
-    found = {name: tensor for file in files for name, tensor in stored_tensors(file).items()}
+    found = stored_in(files)
     if index and (absent := {shard for name, shard in weight_map(index).items() if name not in found}):
         raise RequestError(f"{index.parent} lacks {min(absent)}, which its {index.name} lists; copy it there")
     return found

@@ -4,7 +4,7 @@ import dataclasses
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -282,8 +282,9 @@ def generate(
     request = resolve(request, model.card)
     cancel = cancel or threading.Event()
     shape = (request.width, request.height, request.images, request.guidance > 1, request.preset, request.lora)
-    with model.lock, adapted(model, request) as lora:
-        placement = placement or model.place(request)
+    with model.lock, ExitStack() as run:
+        placement = placement or model.place(request)  # it counts the weights of the last LoRA, which goes now
+        lora = run.enter_context(adapted(model, request))
         if shape not in model.warm:
             known = dict(model.library.embeddings)
             _run(model, dataclasses.replace(request, steps=2), placement, None, cancel, 0)

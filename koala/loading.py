@@ -16,6 +16,7 @@ from koala.from_files import check_complete, check_widths, from_files, load_nois
 from koala.hashing import digest
 from koala.layout import TOKENIZERS
 from koala.locate import Location, locate, tiny_vae
+from koala.lora import changed_parameters
 from koala.networks import read_network
 from koala.plans import Plan, pair_plan
 from koala.read_json import read_object
@@ -235,6 +236,7 @@ class Library:
             dtype_asked=self.dtype_asked,
             vae_fp16_safe=not models[0].pipeline.vae.config.force_upcast,
             tiny_vae=all(m.tiny_vae for m in models),
+            lora=sum(map(_changed_bytes, models, requests)),
         )
         for choice in found.choices:
             log.info("%s: %s (%s)", choice.what, choice.value, choice.reason)
@@ -295,6 +297,13 @@ class Library:
             revision=location.revision,
             parameters=sum(p.numel() for p in unet.parameters()),
         )
+
+
+def _changed_bytes(model: LoadedModel, request: GenerationRequest) -> int:
+    """Of the weights that a request's LoRA changes; without one, of those that are kept of the last."""
+    if request.lora and request.lora_strength:
+        return changed_parameters(Path(request.lora), model.spec) * model.dtype.itemsize
+    return sum(weight.nbytes for kept in model.adapted.values() for weight in kept.values())
 
 
 def _spec(card: ModelCard, location: Location) -> UNetSpec:

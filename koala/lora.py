@@ -4,8 +4,9 @@ A student's layer is cut from one of the teacher's, so what a LoRA adds to the o
 block is gone takes its share with it. Files keep their format (`koala.lora_files`), with diffusers' names.
 """
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -15,12 +16,25 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 
 from koala.layer_map import layer_map, renamed
-from koala.lora_files import ENDINGS, KOHYA, SETTINGS, flat, is_embedding, is_text, lacking, metadata, read_lora, split
+from koala.lora_files import (
+    ENDINGS,
+    KOHYA,
+    SETTINGS,
+    assumed,
+    flat,
+    is_embedding,
+    is_text,
+    lacking,
+    metadata,
+    read_lora,
+    split,
+    stored_lora,
+)
 from koala.lora_formulas import Parts, bias_change, change
 from koala.original_layout import original_names
 from koala.outputs import check_space, new_file
 from koala.request import RequestError
-from koala.specs import SDXL, STAGES, TINY_SDXL, UNetSpec
+from koala.specs import SDXL, SPECS, STAGES, TINY_SDXL, UNetSpec
 from koala.specs import student as student_spec
 
 Weights = Mapping[str, torch.Tensor]
@@ -43,6 +57,7 @@ class LoraReport:
     coverage: float  # share of the LoRA's layers that the student has
     reach: float  # share of the student's layers that are adapted, among those of the same kinds
     stages: dict[str, tuple[int, int]]  # stage -> layers that the student has, layers of the LoRA
+    notes: tuple[str, ...] = ()  # what was assumed, as sentences
 
     @property
     def summary(self) -> str:
@@ -50,7 +65,8 @@ class LoraReport:
         survivors = len(self.kept) + len(self.moved)
         said = f"{survivors:,} of its {survivors + len(self.dropped):,} U-Net layers ({self.coverage:.0%})"
         said += f", its {self.text_keys:,} tensors of the text encoders are not used" if self.text_keys else ""
-        return said + (f", {len(self.skipped):,} others are skipped" if self.skipped else "")
+        said += f", {len(self.skipped):,} others are skipped" if self.skipped else ""
+        return "; ".join([said, *self.notes])
 
     def lines(self) -> list[str]:
         """For people."""
@@ -62,6 +78,7 @@ class LoraReport:
             f"coverage: {self.coverage:.1%} of the LoRA; it adapts {self.reach:.1%} of the student's layers of its "
             f"kinds; {self.text_keys:,} keys of the text encoders are as before",
             *([f"skipped, as they change no layer: {', '.join(self.skipped[:5])}"] if self.skipped else []),
+            *self.notes,
         ]
 
 
@@ -121,13 +138,15 @@ def teacher_of(weights: Weights) -> UNetSpec:
 def lora_for(path: Path, student: UNetSpec) -> tuple[dict[str, torch.Tensor], LoraReport]:
     """A LoRA file as `remap` gives it, whatever it was made for: the student's teacher, or the student itself."""
     weights = read_lora(path)
-    return remap(weights, student, _origin(path, weights, student))
+    teacher, notes = _origin(path, weights, student)
+    found, report = remap(weights, student, teacher)
+    return found, replace(report, notes=(*assumed(path, weights), *notes))
 
 
 def layers_for(path: Path, student: UNetSpec) -> tuple[dict[str, Parts], LoraReport]:
     """The student's module path -> the LoRA's tensors for it by role (`koala.lora_formulas`), and what became of it."""
     weights = read_lora(path)
-    teacher = _origin(path, weights, student)
+    teacher, notes = _origin(path, weights, student)
     _, report = remap(weights, student, teacher)
     places = {its: its for its in report.kept} | report.moved
     layers, _ = _layers(weights, teacher)
@@ -140,11 +159,19 @@ def layers_for(path: Path, student: UNetSpec) -> tuple[dict[str, Parts], LoraRep
                 unused.append(f"the bias of {place}, which has none")
                 parts = {role: t for role, t in parts.items() if role not in ("diff_b", "up_bias")}
             found[place] = parts
-    return found, replace(report, skipped=(*report.skipped, *unused))
+    return found, replace(report, skipped=(*report.skipped, *unused), notes=(*assumed(path, weights), *notes))
 
 
-def _origin(path: Path, weights: Weights, student: UNetSpec) -> UNetSpec:
-    """The U-Net that a LoRA file was made for: the student, or the teacher that its shapes tell."""
+def changed_parameters(path: Path, student: UNetSpec) -> int:
+    """How many weights of a U-Net a LoRA file changes, without reading its tensors' values."""
+    weights = {key: torch.empty(t.shape, device="meta") for key, t in stored_lora(path).items()}
+    teacher, _ = _origin(path, weights, student)
+    table, layers, shapes = layer_map(student, teacher), _layers(weights, teacher)[0], _modules(student)
+    return sum(math.prod(shape) for module, shape in shapes.items() if renamed(module, table) in layers)
+
+
+def _origin(path: Path, weights: Weights, student: UNetSpec) -> tuple[UNetSpec, tuple[str, ...]]:
+    """The U-Net that a LoRA file was made for, the student or the teacher that its shapes tell; and what is assumed."""
     moved = metadata(path).get(_MOVED)
     if moved and moved != student.notation:
         raise RequestError(
@@ -152,35 +179,88 @@ def _origin(path: Path, weights: Weights, student: UNetSpec) -> UNetSpec:
             "take the original LoRA"
         )
     if moved:
-        return student
+        return student, ()
     try:
         teacher = teacher_of(weights)
     except RequestError:
-        try:
-            _layers(weights, student)  # one whose names and shapes only the student has
-        except RequestError:
-            pass
-        else:
-            return student
+        if _fits_all(weights, student):  # one whose names and shapes only the student has
+            return student, ()
         raise
+    if student.channels != teacher.channels or not _fits_all(weights, student):
+        return teacher, ()
     layers, _ = _layers(weights, teacher)
-    kinds = {_kind(module) for module in layers}
-    # One trained on the student adapts all of its layers of a kind and no other; the teacher has more of each kind.
-    own = layers.keys() == {module for module in _modules(student) if _kind(module) in kinds}
-    return student if own and student.channels == teacher.channels else teacher
+    own, table = _layers(weights, student)[0].keys(), layer_map(student, teacher)
+    if {renamed(module, table) for module in own} == layers.keys():
+        return teacher, ()  # either way the same layers change
+    alike = _alike(own, student)
+    if own == alike:  # one trained on the student has all of its layers of a kind; the teacher's has more of each
+        return student, ()
+    inside = {module for module in alike if _stage(module) in set(map(_stage, own))}
+    if own == inside and not _whole_transformers(layers, teacher):  # the same of the stages that it is in
+        return student, ()
+    told = f"taken for a LoRA of {teacher.name}, though {student.name} has layers of all its names too"
+    if name := next((name for name, spec in SPECS.items() if replace(spec, name=student.name) == student), None):
+        told += (
+            f"; if it was trained on {student.name}, python -m koala lora --lora FILE.safetensors --spec {name} "
+            f"--teacher-spec {name} --out NEW.safetensors says so in a new file"
+        )
+    return teacher, (told,)
+
+
+def _alike(layers: Iterable[str], spec: UNetSpec) -> set[str]:
+    """All of a U-Net's layers of the kinds of these."""
+    kinds = set(map(_kind, layers))
+    return {module for module in _modules(spec) if _kind(module) in kinds}
+
+
+def _whole_transformers(layers: Iterable[str], spec: UNetSpec) -> bool:
+    """Whether every transformer that these layers are in has all of its layers of their kinds among them."""
+    blocks = set(map(_transformer, layers))
+    return all(module in layers for module in _alike(layers, spec) if _transformer(module) in blocks)
+
+
+def _stage(module: str) -> str:
+    return next((stage for stage, block in STAGES.items() if module.startswith(f"{block}.")), "")
+
+
+def _transformer(module: str) -> str:
+    """The block that it stands in: up_blocks.0.attentions.1."""
+    return module.partition(".transformer_blocks.")[0]
+
+
+def _named(spec: str, weights: Weights, teacher: UNetSpec | None) -> UNetSpec:
+    """The student of that name, in the widths of the LoRA, be it the teacher's or the student's own."""
+    if teacher is None:
+        try:
+            teacher = teacher_of(weights)
+        except RequestError:
+            own = (student_spec(spec, other) for other in (TINY_SDXL, SDXL))
+            if found := next((student for student in own if _fits_all(weights, student)), None):
+                return found
+            raise
+    return student_spec(spec, teacher)
+
+
+def _fits_all(weights: Weights, spec: UNetSpec) -> bool:
+    try:
+        _layers(weights, spec)
+    except RequestError:
+        return False
+    return True
 
 
 def remap_file(lora: Path, spec: str, out: Path, teacher: UNetSpec | None = None) -> LoraReport:
     """Move a LoRA file onto a student's spec; the teacher is told by the LoRA's shapes where none is given."""
     weights = read_lora(lora)
-    student = student_spec(spec, teacher or teacher_of(weights))
-    found, report = remap(weights, student, teacher or _origin(lora, weights, student))
+    student = _named(spec, weights, teacher)
+    origin, notes = (teacher, ()) if teacher else _origin(lora, weights, student)
+    found, report = remap(weights, student, origin)
     check_space(out, sum(t.nbytes for t in found.values()))
     dropped = (SETTINGS, "sshs_")  # what is no longer true of the file: peft's settings and kohya's hashes
     kept = {k: v for k, v in metadata(lora).items() if not k.startswith(dropped)}
     with new_file(out) as file:
         save_file(found, file, metadata=kept | {"format": "pt", _MOVED: student.notation})
-    return report
+    return replace(report, notes=(*assumed(lora, weights), *notes))
 
 
 @lru_cache(maxsize=8)
@@ -246,6 +326,8 @@ def _layers(weights: Weights, teacher: UNetSpec) -> tuple[dict[str, dict[str, to
         del found[module]
     if not found:
         raise RequestError("this LoRA adapts no layer of a U-Net; there is nothing to move")
+    for module in found.keys() & _norms(teacher).keys():  # ComfyUI and LyCORIS write a norm's change in either way
+        found[module] = {{"diff": "w_norm", "diff_b": "b_norm"}.get(role, role): t for role, t in found[module].items()}
     for module, parts in found.items():
         if role := lacking(parts):
             raise RequestError(f"this LoRA is not whole: {module} lacks its {role} factor; download it again")
@@ -281,7 +363,16 @@ def has_weight(parts: Parts) -> bool:
 
 
 def _only_kohya(parts: Parts) -> bool:
-    return not parts.keys() <= _IN_PEFT or "alpha" in parts and parts["up"].element_size() == 1  # fp8 is not multiplied
+    """Whether peft's style cannot say it: another format, or a scale that would round the factor that it goes into."""
+    if not parts.keys() <= _IN_PEFT or "alpha" not in parts:
+        return not parts.keys() <= _IN_PEFT
+    up, scale = parts["up"], _peft_scale(parts)
+    exact = up.dtype == torch.float32 or torch.equal((up.float() * scale).to(up.dtype).float(), up.float() * scale)
+    return up.element_size() == 1 or not exact
+
+
+def _peft_scale(parts: Parts) -> float:
+    return parts["alpha"].float().item() / parts["down"].shape[0]
 
 
 def _written(module: str, parts: Parts, kohya: bool) -> dict[str, torch.Tensor]:
@@ -292,6 +383,6 @@ def _written(module: str, parts: Parts, kohya: bool) -> dict[str, torch.Tensor]:
             parts["magnitude"] = parts["magnitude"].reshape(-1, *[1] * (parts["down"].ndim - 1))
         return {f"{_kohya_name(module)}{ENDINGS[role][0]}": tensor for role, tensor in parts.items()}
     if "alpha" in parts:
-        scale = parts.pop("alpha").float().item() / parts["down"].shape[0]
-        parts["up"] = parts["up"] * scale
+        parts["up"] = parts["up"] * _peft_scale(parts)
+        del parts["alpha"]
     return {f"unet.{module}{ENDINGS[role][1]}": tensor for role, tensor in parts.items()}

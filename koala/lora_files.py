@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from koala.read_json import read_object
 from koala.request import RequestError
-from koala.tensorfiles import refuse_pickle, stored_tensors
+from koala.tensorfiles import StoredTensor, refuse_pickle, stored_tensors
 
 Weights = Mapping[str, torch.Tensor]
 
@@ -24,6 +24,7 @@ KOHYA = "lora_unet_"
 SETTINGS = "lora_adapter_metadata"  # in a file's metadata: peft's settings, as JSON
 _PEFT_FILE = "adapter_config.json"  # beside a file that peft itself saved: the same settings
 _PEFT = "base_model.model."
+_PARTS = (_PEFT, "unet.", "text_encoder.", "text_encoder_2.")  # of which PEFT's settings may be told apart
 _BEFORE = (_PEFT, "model.diffusion_model.", "diffusion_model.", "unet.", KOHYA, "lycoris_unet_", "lycoris_")
 _TEXT = re.compile(r"(base_model\.model\.)?(lora_te|lycoris_te|te\d?_|text_encoder|text_model\.|clip_[lg]\b)")
 _EMBEDDINGS = re.compile(r"(bundle_emb\.|emb_params$)")  # new words for the prompt, which OneTrainer adds
@@ -85,20 +86,30 @@ def metadata(path: Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
+def stored_lora(path: Path) -> dict[str, StoredTensor]:
+    """Where a LoRA's tensors lie in its file, by key; RequestError for a file that is not whole, and for odd keys."""
+    refuse_pickle(path)
+    if not path.is_file():
+        raise RequestError(f"there is no file {path}")
+    found = stored_tensors(path)
+    for key in found:
+        if not _NAME.fullmatch(key):  # it is shown to people, and stands in paths of modules
+            raise RequestError(f"the key {key[:80]!r} in {path} names no layer; take the LoRA from where it was made")
+    return found
+
+
 def read_lora(path: Path) -> dict[str, torch.Tensor]:
     """A LoRA's tensors; a scale that peft keeps in its settings is an `alpha` beside the layer's factors here.
 
     Raises RequestError for a file that is no whole safetensors file, for keys and scales that no LoRA has, and for
     values that are not finite.
     """
-    refuse_pickle(path)
-    if not path.is_file():
-        raise RequestError(f"there is no file {path}")
-    for key in stored_tensors(path):
-        if not _NAME.fullmatch(key):  # it is shown to people, and stands in paths of modules
-            raise RequestError(f"the key {key[:80]!r} in {path} names no layer; take the LoRA from where it was made")
+    stored_lora(path)
     weights = load_file(path)
     for key, tensor in weights.items():
+        if not tensor.is_floating_point() and tensor.dtype != torch.int64:  # codes of a quantiser, not their own values
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise RequestError(f"{key} in {path} is of {kind}, and a LoRA is of floats; take it in float16 or float32")
         if key.endswith(".alpha"):
             if not (tensor.numel() == 1 and _is_scale(tensor.float().item())):
                 raise RequestError(
@@ -118,20 +129,43 @@ def read_lora(path: Path) -> dict[str, torch.Tensor]:
 def _settings(path: Path, weights: Weights) -> dict:
     """peft's settings by part, from the file's metadata or from the file that peft saves beside its own."""
     if text := metadata(path).get(SETTINGS):
-        return json.loads(text)
+        found = json.loads(text)
+        _check_kind(path, next((kind for name, kind in found.items() if name.endswith("peft_type")), "LORA"))
+        return found
     beside = path.parent / _PEFT_FILE
     if beside.is_file() and any(key.startswith(_PEFT) for key in weights):
         found = read_object(beside, f"correct it, or copy {path.name} to a folder of its own")
+        _check_kind(path, found.get("peft_type", "LORA"))
         return {f"{_PEFT}{name}": value for name, value in found.items()}
     return {}
+
+
+def assumed(path: Path, weights: Weights) -> tuple[str, ...]:
+    """What had to be taken for granted in reading the file, as sentences."""
+    if metadata(path).get(SETTINGS) or not any(key.startswith(_PEFT) for key in weights):
+        return ()
+    if (path.parent / _PEFT_FILE).is_file():
+        return ()
+    return (f"{_PEFT_FILE}, which has its alpha, is not beside it, so its scale is taken as 1; put it there",)
+
+
+def _check_kind(path: Path, kind: object) -> None:
+    """peft's other adapters keep their scale in settings of other names, and reckon it in other ways."""
+    if kind != "LORA":
+        raise RequestError(
+            f"{path} is peft's {str(kind)[:20]!r}, of which the scale is not known here; take a LoRA, or save it in "
+            "LyCORIS' format, which has alpha in the file"
+        )
 
 
 def _add_scales(weights: dict[str, torch.Tensor], settings: Mapping) -> None:
     """peft's scale of each layer as kohya writes it: alpha, of which alpha / rank is the scale."""
     for key in [k for k in weights if _ADAPTER.sub(r".\1\2", k).endswith(".lora_A.weight")]:
         plain = _ADAPTER.sub(r".\1\2", key).removesuffix(".lora_A.weight")
-        part = _PEFT if plain.startswith(_PEFT) else plain.partition(".")[0] + "."
+        part = next((p for p in _PARTS if plain.startswith(p)), "")
         module = plain.removeprefix(part)
+        if part in ("", "unet.") and f"{part}lora_alpha" not in settings:
+            part = "" if part else "unet."  # diffusers' unet.save_lora_adapter leaves it out, and its pipelines do not
         patterns = settings.get(f"{part}alpha_pattern") or {}
         if tried := [pattern for pattern in patterns if re.search(r"[*+?{(]", pattern)]:
             raise ValueError(f"{tried[0][:80]!r} could be tried for hours; a pattern of a scale names its layers")

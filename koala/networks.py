@@ -1,5 +1,6 @@
 """Networks of a pipeline from their files: built empty from config.json, then filled with exactly its tensors."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,9 @@ from koala.accounting import account
 from koala.from_files import from_files, say_ignored
 from koala.read_json import read_object
 from koala.semantics import check_markers
-from koala.tensorfiles import StoredTensor, check_numbers, stored_tensors
+from koala.tensorfiles import StoredTensor, check_numbers, stored_in
+
+log = logging.getLogger(__name__)
 
 CLASSES = {
     "unet": UNet2DConditionModel,
@@ -67,6 +70,15 @@ def matched(part: str, place: Path, network: torch.nn.Module, stored: Mapping[st
     return StoredNetwork(tensors=tensors, names=found.names, markers=marks, left_out=found.left_out)
 
 
+def _say_unused(vae: Mapping[str, object], folder: Path) -> None:
+    """A warning for what a VAE's config says and no pipeline of SDXL applies, diffusers' own neither."""
+    names = ["shift_factor"] if vae["shift_factor"] else []
+    whitening = [name for name in ("latents_mean", "latents_std") if vae[name] is not None]
+    names += whitening if len(whitening) == 1 else []
+    if names:
+        log.warning("%s says %s, which SDXL's pipelines do not apply", folder / "config.json", " and ".join(names))
+
+
 def read_network(
     part: str, folder: Path, files: Sequence[Path], dtype: torch.dtype, *, scheduler: Path | None = None
 ) -> torch.nn.Module:
@@ -77,8 +89,9 @@ def read_network(
     if not part.startswith("text"):
         say_ignored(CLASSES[part], folder / "config.json")
     network = empty(part, folder)
-    stored = {name: tensor for file in files for name, tensor in stored_tensors(file).items()}
-    found = matched(part, folder, network, stored)
+    if part == "vae":
+        _say_unused(network.config, folder)
+    found = matched(part, folder, network, stored_in(files))
     if scheduler and found.markers:
         check_markers(found.markers, read_object(scheduler), scheduler)
     memory = saved_names(part, network)

@@ -14,6 +14,7 @@ GB = 10**9
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 CONTEXT = {"cuda": GB // 2, "cpu": 0, "mps": 0}  # bytes that the driver takes and no allocator reports
 PROCESS = {"cuda": 0, "cpu": GB * 6 // 10, "mps": 0}  # of the interpreter and its libraries, where they count as peak
+WAITING = {"cuda": 0, "cpu": 1, "mps": 2}  # copies beside the model of weights that a LoRA changes: before and after
 SPARE = 0.1  # of the memory: what a display takes, and what an allocator loses between blocks
 COPY_RATE = 8 * GB  # bytes per second from pageable memory over PCIe 4 x16, as measured with model offload (5 to 11)
 
@@ -41,6 +42,8 @@ _UNET = {
     "exchanged": "off the device while a new prompt is encoded, and while another model runs",
     "swapped": "nothing else is on the device beside it, not even the VAE",
 }
+_LORA = "the originals wait in host memory, and so do the changed ones, for the next run: twice as much"
+_LORA_HERE = "the originals wait for the run's end, the changed ones for the next run"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +98,7 @@ class _Job:
     dtype_asked: bool
     vae_fp16_safe: bool
     tiny_vae: bool
+    lora: int  # bytes of the weights that LoRAs change
 
     @property
     def budget(self) -> int | None:
@@ -157,7 +161,7 @@ class _Job:
             at_once = {p: max(w) if p == "unet" and unet != "resident" else sum(w) for p, w in weights.items()}
             return sum(at_once[p] for p in _on_device(text, unet, stage)) + activations[stage]
 
-        return PROCESS[self.device] + max(map(together, weights))
+        return PROCESS[self.device] + WAITING[self.device] * self.lora + max(map(together, weights))
 
     def plan(self, dtype: str, text: str, unet: str, tile: int | None) -> Plan:
         weights = {part: sum(sizes) for part, sizes in self.weights(dtype).items()}
@@ -213,6 +217,9 @@ class _Job:
             reason = why_small if frugal else short(dtype, text, unet, None)
             seams = "; about 1.3 times the VAE's time, faint seams are possible"
             yield Choice(what="decoder", value=f"tiles of {tile * LATENT_FACTOR} px", reason=reason + seams)
+        if self.lora:
+            what = f"{gigabytes(self.lora)} of weights changed"
+            yield Choice(what="LoRA", value=what, reason=_LORA if self.device == "cuda" else _LORA_HERE)
         at = PLACEMENTS.index((text, unet))
         reason = "" if at == 0 else f"; {why_small if frugal else short(dtype, *PLACEMENTS[at - 1], tile)}"
         yield Choice(what="text encoders", value=text, reason=_TEXT[text] + (reason if unet == "resident" else ""))
@@ -270,12 +277,14 @@ def pair_plan(
     vae_fp16_safe: bool = True,
     tiny_vae: bool = False,
     parts: Parts | None = None,
+    lora: int = 0,
 ) -> Plan:
     """The best plan for U-Nets that draw the same prompt one after the other, the text encoded once.
 
     `device` is cuda, cpu or mps; `vram_bytes` its memory, None for no limit; `dtype` the precision of weights that are
     loaded already, and `dtype_asked` whether somebody asked for it; `tiny_vae` whether the model has a small
-    decoder, which only some presets use. Raises RequestError with what would fit when nothing does.
+    decoder, which only some presets use; `lora` the bytes of the weights that LoRAs change. Raises RequestError with
+    what would fit when nothing does.
     """
     return _Job(
         specs=tuple(specs),
@@ -291,4 +300,5 @@ def pair_plan(
         dtype_asked=dtype_asked,
         vae_fp16_safe=vae_fp16_safe,
         tiny_vae=tiny_vae and PRESETS[preset].tiny_decoder,
+        lora=lora,
     ).fitting()

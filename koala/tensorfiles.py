@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -95,6 +95,20 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
         found[name] = StoredTensor(
             file=path, start=8 + length + start, size=end - start, dtype=entry["dtype"], shape=tuple(entry["shape"])
         )
+    return found
+
+
+def stored_in(files: Iterable[Path]) -> dict[str, StoredTensor]:
+    """Every tensor of several files by name, as those of shards; RequestError for one that two of them hold."""
+    found: dict[str, StoredTensor] = {}
+    for file in files:
+        own = stored_tensors(file)
+        if twice := sorted(own.keys() & found.keys()):
+            raise RequestError(
+                f"{file} and {found[twice[0]].file.name} both hold {twice[0]}, and only one can be right; copy or "
+                "download the shards again"
+            )
+        found |= own
     return found
 
 

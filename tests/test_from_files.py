@@ -10,6 +10,7 @@ from koala.from_files import check_widths, from_files, load_noising, load_tokeni
 from koala.loading import Library, load_part
 from koala.registry import EMBEDDED
 from koala.request import RequestError
+from koala.tokenizer_config import assumed
 
 STUDENT = EMBEDDED / "tiny-koala-700m"
 
@@ -114,3 +115,22 @@ def test_a_noise_schedule_on_which_a_scheduler_cannot_be_built_is_refused(tmp_pa
     )
     with pytest.raises(RequestError, match="the scheduler could not be loaded from"):
         load_noising(folder)
+
+
+def test_what_a_tokenizer_without_its_config_pads_with_is_read_where_it_is_said_and_else_sdxls(tmp_path):
+    """SDXL's first tokenizer pads with the end of text, its second with "!", the first of its words."""
+
+    def pads(name: str, **files) -> str:
+        folder = tmp_path / str(len(list(tmp_path.iterdir()))) / name
+        folder.mkdir(parents=True)
+        for file, values in files.items():
+            (folder / f"{file}.json").write_text(json.dumps(values))
+        return assumed(folder)["pad_token"]
+
+    assert (pads("tokenizer"), pads("tokenizer_2")) == ("<|endoftext|>", "!")
+    assert pads("tokenizer_2", special_tokens_map={"pad_token": "a"}) == "a"
+    assert pads("tokenizer_2", special_tokens_map={"pad_token": {"content": "b"}}) == "b"
+    assert pads("tokenizer_2", tokenizer={"padding": {"pad_token": "c"}}) == "c"
+    assert pads("tokenizer_2", tokenizer={"padding": None}, tokenizer_config={"model_max_length": 77}) == "!"
+    told = assumed(STUDENT / "tokenizer_2")
+    assert told == {}

@@ -164,6 +164,29 @@ def test_the_ancestral_sampler_takes_a_predicted_picture_by_its_formula():
         x = found
 
 
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"shift_factor": 0.1159}, "shift_factor, which SDXL's pipelines do not apply"),
+        ({"latents_mean": [0.1] * 4}, "latents_mean, which"),
+        ({"latents_mean": [0.1] * 4, "latents_std": [1.0] * 4}, ""),
+    ],
+)
+def test_what_of_a_vaes_config_no_pipeline_applies_is_said(copy, caplog, values, says):
+    say(copy, "vae/config.json", **values)
+    read_network("vae", copy / "vae", list((copy / "vae").glob("*.safetensors")), torch.float32)
+    assert says in caplog.text and bool(caplog.text) == bool(says)
+
+
+def test_a_tensor_that_two_shards_hold_is_refused(copy):
+    shard(copy, "vae", "diffusion_pytorch_model.safetensors.index.json", "part-{:05}-of-00002.safetensors")
+    files = sorted((copy / "vae").glob("*.safetensors"))
+    for file, value in zip(files, (0.0, 1.0), strict=True):
+        save_file(load_file(file) | {"quant_conv.bias": torch.full((8,), value)}, file)
+    with pytest.raises(RequestError, match="both hold quant_conv.bias, and only one can be right"):
+        read_network("vae", copy / "vae", files, torch.float32)
+
+
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "text_encoder_2"])
 def test_a_network_is_what_the_libraries_read_from_the_same_file(part):
     """To the bit, buffers too, whatever they do between file and memory."""
