@@ -73,17 +73,27 @@ class DistillConfig:
     )
 
     data: str = _doc(
-        "shapes, a folder of pictures, a .parquet file or folder of them, WebDataset shards (path/{000..099}.tar) "
-        "or hub:OWNER/NAME",
+        "shapes, a folder of pictures, a .parquet file or folder of them, WebDataset shards (path/{000..099}.tar), "
+        "several files by * and **/ or hub:OWNER/NAME",
         "shapes",
     )
     image_column: str = _doc(
-        "column of the pictures, or of their addresses, in a parquet file or hub data set", "image"
+        "column of the pictures, or of their addresses, in a parquet file, shard or hub data set", "image"
     )
-    short_caption: str = _doc("column or file ending of the short captions", "caption")
-    detailed_caption: str = _doc("column or file ending of the detailed captions", "detailed_caption")
+    short_caption: str = _doc(
+        "column or file ending of the short captions; where it is not there and was not set, txt, caption or text is",
+        "caption",
+    )
+    detailed_caption: str = _doc(
+        "column or file ending of the detailed captions; where it is not there and was not set, the same",
+        "detailed_caption",
+    )
     captions: str = _choice("which captions are learned", CAPTION_STYLES, "detailed")
-    num_pictures: int = _doc("how many pictures to use; 0 is all of them (shapes: 2,048)", 0)
+    num_pictures: int = _doc(
+        "how many pictures to use, chosen by the seed out of all (of a hub data set: out of shards that it chooses); "
+        "0 is all of them (shapes: 2,048)",
+        0,
+    )
     resolution: int = _doc("side of the pictures in px; 0 is the teacher's own", 0)
     aspect_buckets: bool = _doc(
         "keep each picture's shape as nearly as an equal area allows, instead of a square", False
@@ -105,14 +115,17 @@ class DistillConfig:
     precision: str = _choice("of the student's passes; its weights stay fp32", PRECISIONS, "bf16")
     teacher_precision: str = _choice("of the teacher", PRECISIONS, "bf16")
     gradient_checkpointing: bool = _doc("recompute activations to save memory", False)
-    seed: int = _doc("of data order, noise, timesteps and captions", 0)
+    seed: int = _doc("of data order, noise, timesteps and captions, and of which pictures are held back", 0)
     threads: int = _doc("CPU threads; 0 takes what there is, and resuming keeps the number", 0)
 
     checkpoint_every: int = _doc("steps between checkpoints", 1000)
     keep_last: int = _doc("checkpoints kept, beside the best one", 3)
     validate_every: int = _doc("steps between validations: losses, pictures, score; 0 is only at the end", 1000)
     validation_pictures: int = _doc("pictures held back for the validation loss", 64)
-    validation_prompts: tuple[str, ...] = _doc("drawn by teacher and student at each validation", ())
+    validation_prompts: tuple[str, ...] = _doc(
+        "drawn by teacher and student at each validation; a setting is one prompt, commas and all, and may be repeated",
+        (),
+    )
     validation_guidance: float = _doc("of those pictures; 0 is each model's own", 0.0)
     score_prompts: int = _doc("prompts of the shapes suite that each validation judges; 0 is none", 0)
     log_every: int = _doc("steps between lines of metrics.jsonl", 10)
@@ -163,11 +176,14 @@ def read(file: Path | None, overrides: Sequence[str] = (), base: DistillConfig |
             values |= typed(found)
         except RequestError as error:
             raise RequestError(f"in {file}, {error}") from error
+    said: dict[str, object] = {}
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals:
             raise RequestError(f"{override!r} is no setting; write field=value, for example batch_size=16")
-        values[name] = _spelled(name, text)
+        value = _spelled(name, text)
+        values[name] = [*said.get(name, []), *value] if name in PROSE else value
+        said[name] = values[name]
     try:
         return DistillConfig.from_dict(values)
     except RequestError as error:
@@ -176,16 +192,20 @@ def read(file: Path | None, overrides: Sequence[str] = (), base: DistillConfig |
         raise RequestError(f"in {file}{' and the settings over it' if overrides else ''}, {error}") from error
 
 
+PROSE = ("validation_prompts",)  # lists whose entries hold commas of their own
+
+
 def _spelled(name: str, text: str) -> object:
-    """The value that `field=text` means: tuples by commas, the rest as JSON or as plain text."""
+    """The value that `field=text` means: words by commas, a prompt as it is, the rest as JSON or as plain text."""
     kind = typing.get_type_hints(DistillConfig).get(name)
     if typing.get_origin(kind) is tuple:
         if not text.startswith("["):
-            return [t.strip() for t in text.split(",") if t.strip()]
+            return [t.strip() for t in ([text] if name in PROSE else text.split(",")) if t.strip()]
         try:
             return json.loads(text)
         except ValueError as error:
-            raise RequestError(f"{name}={text} is no JSON list: {error}; commas alone do as well") from error
+            remedy = f"write {name}={json.dumps([text])}" if name in PROSE else "commas alone do as well"
+            raise RequestError(f"{name}={text} is no JSON list: {error}; {remedy}") from error
     if kind is str:
         return text
     try:

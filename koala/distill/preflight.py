@@ -1,5 +1,6 @@
 """What is looked at and set before a run begins: what cannot work on these devices, and FSDP's precision."""
 
+import time
 from importlib.util import find_spec
 
 import torch
@@ -8,7 +9,12 @@ from accelerate.utils import DistributedType
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from koala.distill.config import DistillConfig
+from koala.distill.data.samples import HUB
+from koala.distill.data.sources import source_for
+from koala.registry import find
 from koala.request import RequestError
+
+_LONGEST_LOOK = 20.0  # s, for a description of the data
 
 
 def check(config: DistillConfig, accelerator: Accelerator) -> None:
@@ -41,6 +47,27 @@ def check_share(config: DistillConfig, processes: int) -> None:
         f"batch_size {config.batch_size} cannot be split over {processes} processes of {config.accumulation} passes "
         f"each; {remedy}"
     )
+
+
+def describe_data(config: DistillConfig) -> str:
+    """What the run would learn from and what it would leave out, in a sentence; nothing for shapes and hub data sets.
+
+    Data that cannot be used is described by its error. Whoever asks is not kept waiting for a long look.
+    """
+    if config.data == "shapes" or config.data.startswith(HUB):
+        return ""
+    until = time.monotonic() + _LONGEST_LOOK
+
+    def between() -> None:
+        if time.monotonic() > until:
+            raise TimeoutError
+
+    try:
+        return source_for(config, config.resolution or find(config.teacher).width, between).about
+    except TimeoutError:
+        return f"{config.data}: there is much to look through; the run says what it finds"
+    except RequestError as error:
+        return f"the data cannot be used here: {error}"
 
 
 def keep_exact(accelerator: Accelerator) -> None:

@@ -165,6 +165,7 @@ class _Run:
                 world=self.processes.number,
                 on_progress=on_progress,
                 should_stop=self.pauses.stops_or_waits,
+                say=self._prepares,
             )
         except cache.EncodingStopped:
             return None

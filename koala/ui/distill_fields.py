@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import gradio as gr
 
-from koala.distill.config import FEATURES, TRACKERS, DistillConfig
+from koala.distill.config import FEATURES, PROSE, TRACKERS, DistillConfig
 from koala.specs import STAGES
 from koala.ui.architecture import TITLES
 
@@ -116,7 +116,8 @@ def changed(config: DistillConfig, base: DistillConfig) -> dict[str, object]:
 def setting(name: str, value: object) -> str:
     """field=value as `koala distill` reads it."""
     if isinstance(value, tuple):
-        return f"{name}={json.dumps(list(value)) if any(',' in v for v in value) else ','.join(value)}"
+        as_json = name in PROSE or any("," in v for v in value)
+        return f"{name}={json.dumps(list(value)) if as_json else ','.join(value)}"
     if isinstance(value, bool):
         return f"{name}={str(value).lower()}"
     return f"{name}={value:g}" if isinstance(value, float) and value == float(f"{value:g}") else f"{name}={value}"

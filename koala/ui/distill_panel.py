@@ -160,17 +160,18 @@ def about(shown: Shown | None, presets: Sequence[Preset], folder: str = "") -> s
 
 
 def takes(found: Mapping) -> str:
-    """An estimate in two sentences; `found` is an Estimate's JSON."""
+    """An estimate in two sentences, and what the data is; `found` is an Estimate's JSON with `data`."""
+    data = f'<p class="k-note">{escape(found["data"])}</p>' if found.get("data") else ""
     peak, budget = found["predicted_peak_bytes"], found["budget_bytes"]
     room = f" of {budget / 1e9:.1f} GB" if budget else ""
     memory = f"At its peak it takes {peak / 1e9:.1f} GB{room} of memory"
     if not found["fits"]:
         remedy = " ".join(found["remedies"])
-        return f'<p class="k-no">{memory}: too much. {f"It fits with {escape(remedy)}." if remedy else ""}</p>'
+        return f'<p class="k-no">{memory}: too much. {f"It fits with {escape(remedy)}." if remedy else ""}</p>' + data
     most = found["batch_that_fits"]
     more = f"; {most:,} pictures per pass would fit" if most else ""
     span = f"About {time_left(found['seconds'])} of training here. " if found["seconds"] else ""
-    return f"<p>{span}{memory}{more}. Encoding the pictures comes before it.</p>"
+    return f"<p>{span}{memory}{more}. Encoding the pictures comes before it.</p>{data}"
 
 
 def log(shown: Shown | None) -> str:

@@ -48,8 +48,11 @@ def run(args: argparse.Namespace) -> int:
 
     no_bars()
     if args.estimate:
-        expected = estimate_here(_fresh(args, folder), processes=args.processes, memory_bytes=args.vram)
-        emit(args, expected.to_dict(), "\n".join(expected.lines()))
+        from koala.distill.preflight import describe_data
+
+        config = _fresh(args, folder)
+        expected, data = estimate_here(config, processes=args.processes, memory_bytes=args.vram), describe_data(config)
+        emit(args, expected.to_dict() | {"data": data}, "\n".join([*expected.lines(), *([data] if data else [])]))
         return 0
     if args.processes or args.vram:
         raise RequestError("--processes and --vram ask about another machine; give them together with --estimate")

@@ -71,3 +71,20 @@ def test_every_field_has_a_help_text_and_the_defaults_are_the_papers():
     config = DistillConfig()
     assert (config.batch_size, config.learning_rate, config.num_steps) == (128, 1e-5, 500_000)
     assert config.features == ("SA",) and config.lf_at_ends and config.sa_mapping == "bottom"
+
+
+def test_one_setting_is_one_validation_prompt_and_may_be_repeated(tmp_path):
+    """Symptom: a prompt with a comma was drawn as two."""
+    first, second = "a red circle, left of a blue square", "a star"
+    asked = [f"validation_prompts={first}", f"validation_prompts={second}"]
+    assert read(None, asked[:1]).validation_prompts == (first,)
+    assert read(None, asked).validation_prompts == (first, second)
+    assert read(None, [f"validation_prompts={json.dumps([first, second])}"]).validation_prompts == (first, second)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"validation_prompts": ["a triangle"]}))
+    assert read(file, asked).validation_prompts == (first, second)  # the command line replaces the file's
+    assert read(None, ["stages=UP-1,DW-2"]).stages == ("UP-1", "DW-2")
+    with pytest.raises(RequestError, match="is no JSON list") as told:
+        read(None, ["validation_prompts=[a star]"])
+    remedy = str(told.value).rpartition("; write ")[2]
+    assert read(None, [remedy]).validation_prompts == ("[a star]",)

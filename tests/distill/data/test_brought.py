@@ -1,0 +1,204 @@
+"""Folders, tables and archives as other tools leave them: what is read, what is counted as broken, what is told."""
+
+import io
+import json
+import os
+import tarfile
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, features
+
+from koala.distill.config import DistillConfig
+from koala.distill.data.samples import upright
+from koala.distill.data.sources import source_for
+from koala.distill.preflight import describe_data
+from koala.request import RequestError
+
+
+def png(value: int) -> bytes:
+    made = io.BytesIO()
+    Image.new("RGB", (32, 32), (value, 40, 90)).save(made, "png")
+    return made.getvalue()
+
+
+def pictures(folder: Path, count: int = 3, ending: str = "png", caption: str = "txt") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for k in range(count):
+        (folder / f"{k}.{ending}").write_bytes(png(20 * k))
+        if caption:
+            (folder / f"{k}.{caption}").write_text(f"circle {k}", encoding="utf-8")
+    return folder
+
+
+def read(data: Path, **settings) -> tuple[dict[str, str], list[str]]:
+    """(what a picture is called -> its first caption, what is broken and why)."""
+    good, bad = {}, []
+    for part in source_for(DistillConfig(data=str(data), **settings), 32).parts:
+        for sample in part.read(0):
+            if sample.fault or not sample.captions:
+                bad.append(f"{sample.key}: {sample.fault or 'no caption'}")
+                continue
+            try:
+                upright(sample.image())
+            except Exception as error:
+                bad.append(f"{sample.key}: {error}")
+            else:
+                good[Path(sample.key).name.partition(".")[0]] = sample.captions[0]
+    return good, bad
+
+
+CIRCLES = {str(k): f"circle {k}" for k in range(3)}
+
+
+@pytest.mark.parametrize(("ending", "caption"), [("png", "txt"), ("PNG", "TXT"), ("Png", "txt")])
+def test_names_may_end_in_any_case(tmp_path, ending, caption):
+    assert read(pictures(tmp_path, ending=ending, caption=caption)) == (CIRCLES, [])
+
+
+def test_a_name_is_the_same_name_composed_or_decomposed(tmp_path):
+    """As macOS and Linux write an accent."""
+    (tmp_path / f"{unicodedata.normalize('NFD', 'é')}.png").write_bytes(png(3))
+    (tmp_path / f"{unicodedata.normalize('NFC', 'é')}.txt").write_text("accent", encoding="utf-8")
+    good, bad = read(tmp_path)
+    assert list(good.values()) == ["accent"] and not bad
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_a_caption_may_begin_with_a_byte_order_mark(tmp_path, encoding):
+    pictures(tmp_path, 1)
+    mark = {"utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff"}.get(encoding, b"")
+    (tmp_path / "0.txt").write_bytes(mark + "a café\r\n".encode(encoding))
+    assert read(tmp_path) == ({"0": "a café"}, [])
+
+
+def test_a_caption_in_latin_1_is_told_and_never_mangled(tmp_path):
+    pictures(tmp_path, 2)
+    (tmp_path / "0.txt").write_bytes("a café".encode("latin-1"))
+    good, (bad,) = read(tmp_path)
+    assert good == {"1": "circle 1"} and "0.png" in bad and "is not UTF-8" in bad and "save it as UTF-8" in bad
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_bad_rows_of_a_table_are_named_by_line_and_the_rest_is_learned(tmp_path, mark):
+    pictures(tmp_path, caption="")
+    rows = ["file_name,text", '0.png,"circle 0"', "1.png,circle, red", "2.png,circle 2"]
+    (tmp_path / "metadata.csv").write_text(mark + "\n".join(rows) + "\n", encoding="utf-8")
+    good, (bad,) = read(tmp_path)
+    assert good == {"0": "circle 0", "2": "circle 2"}
+    assert "metadata.csv, line 3" in bad and "goes into quotes" in bad
+    (tmp_path / "metadata.csv").write_text("\n".join([*rows[:2], '1.png,"circle, red"', rows[3]]))  # the remedy
+    assert read(tmp_path) == ({"0": "circle 0", "1": "circle, red", "2": "circle 2"}, [])
+
+
+def test_bad_lines_of_a_jsonl_are_named_and_the_rest_is_learned(tmp_path):
+    pictures(tmp_path, caption="")
+    lines = [json.dumps({"file_name": f"{k}.png", "text": f"circle {k}"}) for k in range(3)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join([*lines, "[1]", '{"text": "x"}', "{"]))
+    good, bad = read(tmp_path)
+    assert good == CIRCLES and [b for b in bad if "line 4" in b] and [b for b in bad if "line 5" in b]
+    assert [b for b in bad if "line 6" in b] and len(bad) == 3
+
+
+def test_a_table_may_name_its_pictures_as_windows_does_and_lie_in_a_split(tmp_path):
+    pictures(tmp_path / "train" / "sub", caption="")
+    rows = ["file_name,text", *(f"sub\\{k}.png,circle {k}" for k in range(3))]
+    (tmp_path / "train" / "metadata.csv").write_text("\n".join(rows))
+    assert read(tmp_path) == (CIRCLES, [])
+
+
+def test_a_json_beside_a_picture_gives_the_caption_inside_it(tmp_path):
+    pictures(tmp_path, caption="")
+    for k in range(3):
+        (tmp_path / f"{k}.json").write_text(json.dumps({"caption": f"circle {k}", "width": 32}))
+    assert read(tmp_path, short_caption="json", captions="short") == (CIRCLES, [])
+
+
+def archive(file: Path, members: dict[str, bytes], mode: str = "w") -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, mode) as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return file
+
+
+def members(names: tuple[str, str] = ("png", "txt")) -> dict[str, bytes]:
+    return {f"{k}.{n}": png(k) if n == names[0] else f"circle {k}".encode() for k in range(3) for n in names}
+
+
+def test_a_stray_archive_never_replaces_the_pictures_and_is_told(tmp_path):
+    archive(pictures(tmp_path / "data") / "old" / "backup.tar", {"x.png": png(9), "x.txt": b"old"})
+    assert read(tmp_path / "data") == (CIRCLES, [])
+    told = describe_data(DistillConfig(data=str(tmp_path / "data")))
+    assert "3 pictures with .txt" in told and "1 shard" in told and "data=" in told
+
+
+@pytest.mark.parametrize(("ending", "mode"), [("tar", "w"), ("tar.gz", "w:gz"), ("tgz", "w:gz")])
+def test_shards_of_a_folder_may_be_compressed_and_made_on_a_mac(tmp_path, ending, mode):
+    content = {}
+    for name, data in members().items():
+        content |= {f"._{name}": b"Mac OS X resource fork", name: data}
+    archive(tmp_path / f"0.{ending}", content, mode)
+    assert read(tmp_path) == (CIRCLES, [])
+
+
+def test_an_unsorted_archive_is_refused_with_the_way_to_sort_it(tmp_path):
+    content = members()
+    archive(tmp_path / "0.tar", {n: content[n] for n in sorted(content, key=lambda n: n.rpartition(".")[2])})
+    with pytest.raises(RequestError, match="is not sorted") as told:
+        read(tmp_path)
+    assert "sort" in str(told.value).partition("is not sorted")[2]
+
+
+def test_a_link_to_the_folder_itself_is_gone_through_once(tmp_path):
+    """Symptom: 6 pictures became 246, and two links never ended."""
+    for name in ("loop", "again"):
+        os.symlink(pictures(tmp_path), tmp_path / name)
+    assert read(tmp_path) == (CIRCLES, [])
+
+
+def test_what_cannot_be_opened_is_one_broken_picture(tmp_path):
+    os.symlink(tmp_path / "nowhere.png", pictures(tmp_path) / "9.png")
+    (tmp_path / "9.txt").write_text("nothing")
+    Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.png")).write_bytes(png(1))
+    good, bad = read(tmp_path)
+    assert good == CIRCLES and len(bad) == 2
+
+
+def test_sixteen_bits_are_scaled_and_fractions_are_broken(tmp_path):
+    """Symptom: 16-bit grey was clipped to white."""
+    Image.fromarray(np.full((32, 32), 60 * 257, np.uint16)).save(tmp_path / "0.png")
+    Image.fromarray(np.full((32, 32), 0.3, np.float32)).save(tmp_path / "1.tiff")
+    for k in range(2):
+        (tmp_path / f"{k}.txt").write_text(f"circle {k}")
+    samples = [s for part in source_for(DistillConfig(data=str(tmp_path)), 32).parts for s in part.read(0)]
+    grey = next(s for s in samples if "0.png" in s.key)
+    assert abs(np.asarray(upright(grey.image()).convert("L")).mean() - 60) <= 1
+    assert read(tmp_path)[0] == {"0": "circle 0"} and "fractions" in read(tmp_path)[1][0]
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_avif_is_read(tmp_path):
+    for k in range(3):
+        Image.new("RGB", (32, 32), (20 * k, 9, 9)).save(tmp_path / f"{k}.avif")
+        (tmp_path / f"{k}.txt").write_text(f"circle {k}")
+    assert read(tmp_path) == (CIRCLES, [])
+
+
+def test_data_are_told_by_content_and_not_by_time(tmp_path):
+    def identity() -> str:
+        return source_for(DistillConfig(data=str(tmp_path)), 32).identity["content"]
+
+    pictures(tmp_path)
+    before, stamp = identity(), (tmp_path / "1.png").stat()
+    os.utime(tmp_path / "0.png", (1, 1))
+    assert identity() == before
+    painted = bytearray((tmp_path / "1.png").read_bytes())
+    painted[-20] ^= 1  # of the same size and time
+    (tmp_path / "1.png").write_bytes(painted)
+    os.utime(tmp_path / "1.png", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert identity() != before
