@@ -64,8 +64,9 @@ class LoraReport:
         """One clause."""
         survivors = len(self.kept) + len(self.moved)
         said = f"{survivors:,} of its {survivors + len(self.dropped):,} U-Net layers ({self.coverage:.0%})"
-        said += f", its {self.text_keys:,} tensors of the text encoders are not used" if self.text_keys else ""
-        said += f", {len(self.skipped):,} others are skipped" if self.skipped else ""
+        said += f", {self.text_keys:,} text-encoder tensors not used" if self.text_keys else ""
+        others = f"{len(self.skipped):,} other tensor" + "s" * (len(self.skipped) != 1)
+        said += f", {others} skipped" if self.skipped else ""
         return "; ".join([said, *self.notes])
 
     def lines(self) -> list[str]:

@@ -199,7 +199,7 @@ def test_biases_and_norms_change_where_the_layer_has_them(teacher, tmp_path):
     assert (inside - before + norm).abs().max() < 1e-6
     parts, _ = plain(shape_of(teacher, SQUARE))
     _, report = layers_for(write(file, SQUARE, parts | {"diff_b": bias}), TINY_SDXL)
-    assert report.skipped == (f"the bias of {SQUARE}, which has none",) and "1 others are skipped" in report.summary
+    assert report.skipped == (f"the bias of {SQUARE}, which has none",) and "1 other tensor skipped" in report.summary
 
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
@@ -261,7 +261,7 @@ def test_what_changes_no_layer_is_told(tmp_path):
     _, report = layers_for(file, TINY_SDXL)
     assert report.text_keys == 2 and set(report.skipped) == set(list(others)[:2])
     assert report.summary == (
-        "1 of its 1 U-Net layers (100%), its 2 tensors of the text encoders are not used, 2 others are skipped"
+        "1 of its 1 U-Net layers (100%), 2 text-encoder tensors not used, 2 other tensors skipped"
     )
 
 
