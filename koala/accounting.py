@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 Shapes = Mapping[str, tuple[int, ...]]  # tensor -> shape
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.|^(?:module\.)+")
-# Numbers that mean nothing without a factor that lies beside them, or without their code book.
+# Numbers that mean nothing without their scale factors or their code book.
 _SCALES = re.compile(
     r"(^|\.)(scale_weight|scale_input|input_scale|weight_scale\w*|weight_scale_inv|scaled_fp8|comfy_quant|absmax|"
     r"quant_map|nested_absmax|nested_quant_map|quant_state\..*|SCB|qweight|qzeros|_scale|weight_zero_point)$"
