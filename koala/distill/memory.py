@@ -235,7 +235,7 @@ class RunMemory:
         for setting in self._ways_out():
             settings |= setting
             smaller = replace(self, config=replace(self.config, **settings))
-            if found := smaller._split():
+            if (found := smaller._split()) is not None:
                 settings |= found
                 return tuple(f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in settings.items())
         return ()

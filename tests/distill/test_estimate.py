@@ -2,6 +2,8 @@
 
 import contextlib
 import itertools
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,8 @@ from koala.distill.activations import feature_elements, saved_bytes, widths
 from koala.distill.config import FEATURES, DistillConfig, read
 from koala.distill.estimate import Estimate, estimate
 from koala.distill.pairs import feature_pairs
+from koala.distill.resuming import check_fits
+from koala.distill.run_folder import RunFolder
 from koala.hooks import tap
 from koala.parts import SDXL_PARTS, TINY_PARTS
 from koala.request import RequestError
@@ -141,6 +145,30 @@ def test_what_does_not_fit_is_refused_with_settings_that_do(memory):
     again = on_gpu(read(None, found.remedies, PAPER), memory=memory * GB)
     again.check()
     assert again.batch_that_fits >= again.pictures_per_pass
+
+
+@pytest.mark.parametrize(
+    ("memory", "remedies"),
+    [
+        (28, ("ema_device=cpu",)),
+        (24, ("ema_device=cpu", "gradient_checkpointing=true")),
+        (20, ("ema_device=cpu", "gradient_checkpointing=true", "optimizer=adamw8bit")),
+        (16, ()),
+    ],
+)
+def test_one_picture_per_pass_is_helped_by_settings_alone(memory, remedies):
+    """Symptom: a setting that was enough without more passes was passed over, and in the end nothing was named."""
+    assert on_gpu(replace(PAPER, batch_size=1), memory=memory * GB).remedies == remedies
+
+
+def test_a_run_that_goes_on_is_told_what_it_may_change_and_else_to_begin_anew():
+    run = RunFolder(path=Path("runs/mine"))
+    one = replace(PAPER, batch_size=1)
+    check_fits(run, on_gpu(one, memory=80 * GB))
+    with pytest.raises(RequestError, match="it fits with ema_device=cpu gradient_checkpointing=true"):
+        check_fits(run, on_gpu(one, memory=24 * GB))
+    with pytest.raises(RequestError, match="optimizer cannot change .* --out NEW .*optimizer=adamw8bit"):
+        check_fits(run, on_gpu(one, memory=20 * GB))
 
 
 def test_a_card_that_holds_no_teacher_says_so():
