@@ -182,7 +182,7 @@ def load(job: Job, part: str) -> torch.nn.Module:
             float_islands(unet, job.islands)
         return unet
     dtype = torch.float32 if part == "vae" else getattr(torch, job.dtype)
-    return load_part(part, job.location.configured(part), job.location.files(part), dtype)
+    return load_part(part, job.location, dtype)
 
 
 def census(job: Job) -> dict[str, float]:

@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from koala.drawing import read_defaults
 from koala.fields import Fields, is_text, is_whole
 from koala.hashing import digest
 from koala.read_json import read_object
-from koala.request import MAX_LORA_STRENGTH, GenerationRequest, RequestError
+from koala.request import MAX_LORA_STRENGTH, RequestError
 
 MANIFEST = "export.json"
 FORMAT = 1  # of the manifest; a later one is refused by an older reader
@@ -97,7 +98,6 @@ class Exported:
 _NAME = r"[\w./-]{1,200}"  # of a tensor, a dimension, a module or a file in the folder
 _PATH = rf"(?!/)(?!.*\.\.){_NAME}"
 _SHA256 = r"[0-9a-f]{64}"
-_SETTINGS = ("scheduler", "steps", "guidance", "width", "height")
 _KINDS = ("min", "opt", "max")
 _PICTURES = ("pictures", "psnr_mean", "ssim_mean", "verdicts_differ")
 
@@ -119,7 +119,7 @@ def read(own: Fields) -> Exported:
     return Exported(
         components=found,
         source=_texts(own.object("source"), _SHA256),
-        defaults=_defaults(own.object("defaults")),
+        defaults=read_defaults(own.object("defaults")),
         profile=_profile(own.object("profile")),
         versions=_texts(own.object("versions")),
         islands=own.each("islands", lambda name: is_text(name, _NAME), "modules", ()),
@@ -165,19 +165,6 @@ def _values(own: Fields) -> dict[str, tuple]:
         if len(value[1]) > 8 or not all(map(is_dim, value[1])):
             raise own.wrong(name, "an element type and a list of dimensions")
     return {name: tuple(value) for name, value in own.values.items()}
-
-
-def _defaults(own: Fields) -> dict[str, object]:
-    """How the model wants to be run: settings that a request can have."""
-    own.only(_SETTINGS)
-    for name in _SETTINGS:
-        if own.values.get(name) is None:
-            raise own.wrong(name, "a setting")
-    try:
-        GenerationRequest(model="any", prompt="any", **own.values)
-    except RequestError as error:
-        raise RequestError(f"{own.file} is damaged: in its defaults {error}; {own.remedy}") from error
-    return dict(own.values)
 
 
 def _profile(own: Fields) -> dict[str, dict[str, tuple[int, ...]]]:

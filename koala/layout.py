@@ -25,6 +25,7 @@ CONFIGS = (
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # transformers 5 saves the first, older ones both
 SURGERY = "surgery.json"  # ours, beside a student: what `koala.surgery.compress` cut it out of
+DRAWING = "koala.json"  # ours, too: how the model wants to be drawn (`koala.drawing`)
 _TOKENIZER = re.compile(r"tokenizer(_2)?/[^/]+\.(json|txt)")
 _PICKLE = (".bin", ".ckpt", ".pt", ".pth")
 SAVE_AGAIN = "Save it again with pipeline.save_pretrained(folder, safe_serialization=True), or copy what is missing"

@@ -35,15 +35,15 @@ LARGE = 100_000_000  # parameters of a U-Net; smaller models stay, whatever else
 EMBEDDINGS = 32  # prompts whose embeddings are remembered where a plan releases the text encoders
 
 
-def load_part(component: str, folder: Path, files: Path | Sequence[Path], dtype: torch.dtype) -> torch.nn.Module:
-    """A text encoder or VAE from its folder, frozen; `files` are the one or the shards of it that were chosen."""
-    return read_network(component, folder, [files] if isinstance(files, Path) else files, dtype)
+def load_part(component: str, location: Location, dtype: torch.dtype) -> torch.nn.Module:
+    """A text encoder or the VAE of a located model, frozen."""
+    return read_network(component, location.configured(component), location.stored(component), dtype)
 
 
 def load_unet(location: Location, dtype: torch.dtype) -> UNet2DConditionModel:
     """The U-Net of a located model, frozen."""
     scheduler = location.folder / "scheduler" / "scheduler_config.json"
-    return read_network("unet", location.folder / "unet", location.files("unet"), dtype, scheduler=scheduler)
+    return read_network("unet", location.folder / "unet", location.stored("unet"), dtype, scheduler=scheduler)
 
 
 def load_tiny_vae(folder: Path, dtype: torch.dtype) -> AutoencoderTiny:
@@ -267,7 +267,7 @@ class Library:
         config = read_object(folder / "config.json")
         used = {name: config[name] for name in _HOW_USED if name in config}
         key = f"{component}:{'+'.join(map(digest, files))}:{json.dumps(used)}:{dtype}"
-        return self.share(key, lambda: load_part(component, folder, files, dtype))
+        return self.share(key, lambda: load_part(component, location, dtype))
 
     def _load(self, card: ModelCard, dtype: torch.dtype) -> LoadedModel:
         location = locate(card)

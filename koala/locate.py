@@ -1,36 +1,53 @@
 """Where a model's files are on this machine: an embedded or named folder, or the hub's cache. Never the network."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
 from koala.exported import Exported
-from koala.layout import CONFIGS, STEMS, Weights, check_pipeline, choose, listing, weights
+from koala.layout import CONFIGS, STEMS, TOKENIZERS, Weights, check_pipeline, choose, listing, needed, weights
 from koala.part_configs import check_pipeline_configs
 from koala.read_json import read_object
-from koala.registry import ModelCard
+from koala.registry import CARDS, ModelCard, find
 from koala.request import RequestError
 from koala.semantics import check_settings
 from koala.shipped import check_shipped
+from koala.single_file.header import Header, read_words
+from koala.single_file.reading import SingleFile, read_single_file
+from koala.single_file.settings import settings_folder
+from koala.specs import UNetSpec
+from koala.tensorfiles import Streamed, stored_in
 from koala.unet_config import from_config
+
+log = logging.getLogger(__name__)
+_MOST_NEIGHBOURS = 100  # folders next to a single file that are looked into
 
 
 class NotOnThisMachine(RequestError):
     """The model is known but its files are not here, or not whole; the message says how to get them."""
 
 
+class NoSettings(RequestError):
+    """No SDXL folder is on this machine from which a single file's tokenizers and settings could come."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Location:
-    """A diffusers folder, with the half-precision variant or without, at one revision; or an export."""
+    """A diffusers folder, with the half-precision variant or without, at one revision; or an export; or one file."""
 
-    folder: Path
+    folder: Path  # of a single file: where its settings lie
     chosen: Mapping[str, Weights]  # of the components that the folder itself gives
     replaced: Mapping[str, Path]  # component -> the file from elsewhere that the card wants instead
     revision: str  # hub commit, or "local"; commits of replaced components follow
     exported: Exported | None = None  # of a folder that holds ONNX files instead of torch's weights
+    single: SingleFile | None = None
+    lent: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)  # component -> files of another model
+    giver: str = ""  # that model, whose tokenizers a single file takes as well
 
     @property
     def variant(self) -> str | None:
@@ -44,13 +61,27 @@ class Location:
                 f"{self.folder} is an export: ONNX files, no weights for torch; name the model that it was made of: "
                 f"{self.exported.model}"
             )
+        if self.single:
+            return self.lent.get(component) or (self.single.path,)
         if component in self.replaced:
             return (self.replaced[component],)
         return tuple(self.folder / name for name in self.chosen[component].files)
 
+    def stored(self, component: str) -> dict[str, Streamed]:
+        """The tensors of a component by name, not yet read; of a single file under diffusers' names."""
+        files = self.files(component)
+        if self.single and component not in self.lent:
+            return dict(self.single.unet if component == "unet" else self.single.parts[component])
+        return stored_in(files)
+
     def configured(self, component: str) -> Path:
         """The folder of a component's config.json: the pipeline's own, or where a VAE from elsewhere lies."""
-        return self.files(component)[0].parent if component == "vae" else self.folder / component
+        own = component != "vae" or self.single
+        return self.folder / component if own else self.files(component)[0].parent
+
+    def place(self, component: str) -> Path:
+        """The folder or file that an error about a component's weights names."""
+        return self.files(component)[0] if self.single else self.configured(component)
 
     @property
     def configs(self) -> dict[str, Path]:
@@ -117,11 +148,14 @@ def _replacements(card: ModelCard) -> dict[str, Path]:
     return found
 
 
-def locate(card: ModelCard) -> Location:
+def locate(card: ModelCard, base: str | None = None) -> Location:
     """The model's files on this machine, replacements of its U-Net or VAE among them.
 
-    Raises NotOnThisMachine with the command that fetches them, RequestError for a folder that is not whole.
+    `base` is the model whose tokenizers and settings a single file takes; without one it is looked for. Raises
+    NotOnThisMachine with the command that fetches them, RequestError for a folder that is not whole.
     """
+    if card.single_file:
+        return _of_file(card, base)
     folder = _snapshot(card) if card.on_hub else Path(card.source)
     if card.runtime == "onnx":
         exported = Exported.read(folder)
@@ -155,6 +189,86 @@ def locate(card: ModelCard) -> Location:
         for file in found.files(part):
             _whole(card, file)
     return found
+
+
+def _of_file(card: ModelCard, base: str | None) -> Location:
+    """A single file's settings and weights; parts that it lacks are those of the model that gives its settings."""
+    file = read_single_file(Path(card.source))
+    header = read_words(file)
+    giver, source = _giver(file, header, base)
+    small = {n: source.folder / n for n in needed(listing(source.folder), {}) if n.startswith(TOKENIZERS)}
+    folder = settings_folder(file, header, small | source.configs)
+    lent = {part: source.files(part) for part in STEMS if part != "unet" and part not in file.parts}
+    if lent:
+        _say_lent(file.path, tuple(lent), giver.name)
+    found = Location(
+        folder=folder,
+        chosen={},
+        replaced={},
+        revision=", ".join(["local", *(f"{part} of {giver.title}" for part in lent)]),
+        single=file,
+        lent=lent,
+        giver=giver.name if giver.on_hub or giver.embedded else giver.title,
+    )
+    check_settings(found.configs)
+    check_pipeline_configs(folder)
+    return found
+
+
+@lru_cache(maxsize=64)
+def _say_lent(path: Path, parts: tuple[str, ...], giver: str) -> None:
+    """Once per process."""
+    log.warning("%s holds no %s; taken from %s", path, " and no ".join(parts), giver)
+
+
+def _giver(file: SingleFile, header: Header, base: str | None) -> tuple[ModelCard, Location]:
+    """The model on this machine that gives a file its tokenizers and what it lacks.
+
+    It is the one that is asked for, else the one that the file was written of, one of the same depths, its teacher, any
+    of the same family, and last a folder next to the file.
+    """
+    if base is not None:
+        card = find(base)
+        if card.single_file or not _same_family(file.spec, card.spec):
+            raise RequestError(f"{base} is no folder of {file.path.name}'s family; name an SDXL model's folder")
+        return card, locate(card)
+    for card in _givers(file, header):
+        try:
+            return card, locate(card)
+        except RequestError:
+            continue
+    raise NoSettings(
+        f"{file.path} holds weights alone, and no SDXL model is on this machine to take tokenizers and settings from; "
+        "fetch one: python -m koala fetch sdxl-base; or put the folder of one, in diffusers' layout, next to the file"
+    )
+
+
+def _givers(file: SingleFile, header: Header) -> Iterator[ModelCard]:
+    family = [card for card in CARDS.values() if _same_family(file.spec, card.spec)]
+    for name in (header.model, header.drawing.teacher):
+        if CARDS.get(name) in family:
+            yield CARDS[name]
+    yield from (card for card in family if card.spec.notation == file.spec.notation)
+    yield from family
+    try:
+        folders = sorted(place for place in file.path.parent.iterdir() if (place / "model_index.json").is_file())
+    except OSError:  # a folder that may be entered, and not looked into
+        folders = []
+    for folder in folders[:_MOST_NEIGHBOURS]:
+        try:
+            card = find(str(folder))
+        except RequestError:
+            continue
+        if _same_family(file.spec, card.spec):
+            yield card
+
+
+def _same_family(one: UNetSpec, other: UNetSpec | None) -> bool:
+    """Whether text encoders and VAE that feed one U-Net feed the other."""
+    return other is not None and (one.cross_attention_dim, one.pooled_dim) == (
+        other.cross_attention_dim,
+        other.pooled_dim,
+    )
 
 
 def _check_configs(card: ModelCard, folder: Path, replaced: Mapping[str, Path]) -> None:

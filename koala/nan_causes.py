@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny
-from safetensors import safe_open
 
 from koala.finite import NotFinite, everywhere, is_finite
 from koala.loading import LoadedModel
 from koala.locate import locate
 from koala.request import GenerationRequest, RequestError
+from koala.tensorfiles import load
 
 _HALF_MAX = torch.finfo(torch.float16).max
 _FULL = "draw it in float32: python -m koala generate --dtype float32"
@@ -112,12 +112,11 @@ def _files(model: LoadedModel, component: str) -> tuple[Path, ...]:
 
 def _fits_float32(model: LoadedModel, component: str, name: str) -> bool:
     """Whether the stored weight is finite, so that loading it in half precision is what made it infinite."""
-    for path in _files(model, component):
-        with safe_open(path, framework="pt") as file:
-            stored = next((key for key in file.keys() if key == name or name.endswith(f".{key}")), None)  # noqa: SIM118
-            if stored:
-                return everywhere(torch.isfinite(file.get_tensor(stored)))
-    return False
+    if not _files(model, component):
+        return False
+    stored = locate(model.card).stored(component)
+    key = next((key for key in stored if key == name or name.endswith(f".{key}")), None)
+    return key is not None and everywhere(torch.isfinite(load(stored[key])))
 
 
 def _again(model: LoadedModel, component: str) -> str:

@@ -1,20 +1,19 @@
 """Networks of a pipeline from their files: built empty from config.json, then filled with exactly its tensors."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors import safe_open
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from koala.accounting import account
 from koala.from_files import from_files, say_ignored
 from koala.read_json import read_object
 from koala.semantics import check_markers
-from koala.tensorfiles import StoredTensor, check_numbers, stored_in
+from koala.tensorfiles import Streamed, check_numbers, load
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +29,9 @@ CLASSES = {
 class StoredNetwork:
     """The tensors of one component by the names that diffusers and transformers save today; none is read yet."""
 
-    tensors: dict[str, StoredTensor]
+    tensors: dict[str, Streamed]
     names: dict[str, str]  # the same tensors -> their names in the files
-    markers: dict[str, StoredTensor]  # what its files say beside the weights (semantics.MARKERS)
+    markers: dict[str, Streamed]  # what its files say beside the weights (semantics.MARKERS)
     left_out: tuple[str, ...]
 
 
@@ -58,7 +57,7 @@ def saved_names(part: str, network: torch.nn.Module) -> dict[str, str]:
     return {name: name for name in names}
 
 
-def matched(part: str, place: Path, network: torch.nn.Module, stored: Mapping[str, StoredTensor]) -> StoredNetwork:
+def matched(part: str, place: Path, network: torch.nn.Module, stored: Mapping[str, Streamed]) -> StoredNetwork:
     """A network's tensors among those of its files; RequestError for files of another network. See `accounting`."""
     state = network.state_dict()
     shapes = {saved: tuple(state[name].shape) for saved, name in saved_names(part, network).items()}
@@ -80,9 +79,9 @@ def _say_unused(vae: Mapping[str, object], folder: Path) -> None:
 
 
 def read_network(
-    part: str, folder: Path, files: Sequence[Path], dtype: torch.dtype, *, scheduler: Path | None = None
+    part: str, folder: Path, stored: Mapping[str, Streamed], dtype: torch.dtype, *, scheduler: Path | None = None
 ) -> torch.nn.Module:
-    """A component from its config's folder and its safetensors (one, or its shards) in this precision, frozen.
+    """A component from its config's folder and the tensors of its files in this precision, frozen.
 
     `scheduler` is the config of the scheduler that a U-Net is drawn with: both must mean the same prediction.
     """
@@ -91,17 +90,12 @@ def read_network(
     network = empty(part, folder)
     if part == "vae":
         _say_unused(network.config, folder)
-    found = matched(part, folder, network, stored_in(files))
+    found = matched(part, folder, network, stored)
     if scheduler and found.markers:
         check_markers(found.markers, read_object(scheduler), scheduler)
     memory = saved_names(part, network)
-    state = {}
     with from_files(f"the {part}", folder):
-        for file in files:
-            with safe_open(file, framework="pt") as opened:
-                for saved, tensor in found.tensors.items():
-                    if tensor.file == file:
-                        state[memory[saved]] = opened.get_tensor(found.names[saved]).to(dtype)
+        state = {memory[saved]: load(tensor).to(dtype) for saved, tensor in found.tensors.items()}
         network.load_state_dict(state, assign=True)
     for name, buffer in list(network.named_buffers()):
         if buffer.is_meta:  # the positions of a text encoder's tokens, which no file holds

@@ -23,6 +23,11 @@ _COUNT = itertools.count(1)  # tells the writers of one process apart
 _SWAPPING = threading.Lock()
 
 
+def user_cache() -> Path:
+    """Where this program keeps what it can make again: $XDG_CACHE_HOME/koala, else ~/.cache/koala."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "koala"
+
+
 def _stem(out: Path) -> str:
     return out.name if len(out.name.encode()) <= _LONGEST else hashlib.sha256(out.name.encode()).hexdigest()[:16]
 

@@ -2,15 +2,19 @@
 
 import difflib
 import errno
+import logging
 import os
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from koala.costs import parameters
+from koala.drawing import SETTINGS, read_drawing
 from koala.exported import MANIFEST, Exported
+from koala.fields import Fields
 from koala.hub_address import hub_id
-from koala.layout import SURGERY
+from koala.layout import DRAWING, SURGERY
 from koala.read_json import read_object
 from koala.request import RequestError
 from koala.specs import (
@@ -26,10 +30,14 @@ from koala.specs import (
 )
 from koala.unet_config import from_config, native_size
 
+log = logging.getLogger(__name__)
+
 EMBEDDED = Path(__file__).parent / "embedded"
 
 _TEXT_ENCODERS, _VAE = 817_720_320, 83_653_863  # parameters of SDXL's: CLIP-L and OpenCLIP-G together; the VAE
 _HUB_ID = re.compile(r"(?=.{3,96}$)(?!.*(--|\.\.|\.git$))\w([\w.-]*\w)?/\w([\w.-]*\w)?")  # as huggingface_hub allows
+_SETTINGS = ("negative_prompt", "scheduler", "noising", "steps", "guidance", "width", "height")
+_FILES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 _REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w./-]*")
 
 
@@ -50,6 +58,7 @@ class ModelCard:
     tiny_vae: str | None = None  # hub id of a tiny VAE on the same latents, for previews and small memories
     teacher: str | None = None
     runtime: str = "torch"  # or "onnx", of a folder that `python -m export` wrote
+    single_file: bool = False  # the source is one safetensors file, not a folder
     negative_prompt: str = ""  # the authors' recommendation; a suggestion, never added silently
     scheduler: str = "euler-trailing"
     noising: str = "ddpm"  # or "straight": how pictures faded into noise while it learned (koala.distill.noising)
@@ -247,9 +256,73 @@ def _folder_card(folder: Path) -> ModelCard:
         source=str(folder),
         parameters=parameters(spec) if spec else None,
         spec=spec,
-        width=width,
-        height=height,
-        **own | _inherited(folder, spec),
+        **{"width": width, "height": height} | own | _inherited(folder, spec) | _drawing(folder),
+    )
+
+
+def _drawing(folder: Path) -> dict[str, object]:
+    """How a folder says that it wants to be drawn; empty for one that says nothing."""
+    file = folder / DRAWING
+    if not os.path.lexists(file):
+        return {}
+    found = read_drawing(Fields(values=read_object(file), file=str(file), remedy="copy it again, or remove it"))
+    return found.settings | ({"teacher": found.teacher} if found.teacher in CARDS else {})
+
+
+def drawing_of(card: ModelCard) -> dict[str, object]:
+    """How a card's model wants to be drawn, as `koala.drawing` reads it again."""
+    teacher = card.teacher if card.teacher in CARDS else None
+    return {
+        "defaults": {name: getattr(card, name) for name in SETTINGS},
+        "noising": card.noising,
+        "negative_prompt": card.negative_prompt,
+        "teacher": teacher or (card.name if card.name in CARDS else ""),
+    }
+
+
+def _file_card(path: Path) -> ModelCard:
+    """A card for one safetensors file: its spec as its tensors tell it, its settings as its header does.
+
+    Where the header says nothing they are those of the embedded model of these shapes, or of the plain model of these
+    depths, and it is said.
+    """
+    from koala.single_file.header import read_words
+    from koala.single_file.reading import read_single_file
+
+    file = read_single_file(path)
+    header, spec = read_words(file), file.spec
+    same = [c for c in CARDS.values() if c.spec and c.spec == replace(spec, name=c.spec.name)]
+    family = CARDS["sdxl-base" if spec.channels == SDXL.channels else "tiny-sdxl"]
+    # Of several models of these depths the plain one, not one of few steps: a file does not tell them apart.
+    like = CARDS.get(header.model) or max(same, key=lambda c: c.steps, default=family)
+    settings = {name: getattr(like, name) for name in _SETTINGS}
+    if not (header.drawing.defaults or like.embedded or like.name == header.model):
+        if header.zero_snr:  # its first step is pure noise, which only the trailing timesteps begin at
+            settings["scheduler"] = "euler-trailing"
+        _say_assumed(path, like.title, settings["steps"], settings["guidance"])
+    return ModelCard(
+        name=str(path),
+        title=header.title or path.stem,
+        source=str(path),
+        parameters=parameters(spec),
+        licence=header.licence or "see where it was published",
+        spec=spec,
+        teacher=header.drawing.teacher if header.drawing.teacher in CARDS else like.teacher,
+        single_file=True,
+        **settings | header.drawing.settings,
+    )
+
+
+@lru_cache(maxsize=64)
+def _say_assumed(path: Path, title: str, steps: int, guidance: float) -> None:
+    """A warning, once per process."""
+    log.warning(
+        "%s does not say how it is drawn; it is drawn as %s is, in %d steps with guidance %g. A model of few steps "
+        "needs --steps and --guidance as its page says",
+        path,
+        title,
+        steps,
+        guidance,
     )
 
 
@@ -319,6 +392,8 @@ def find(model: str) -> ModelCard:
         return _OFFERED[model]
     if found := _folder(model):
         return found
+    if Path(model).suffix.lower() in _FILES and not hub_id(model.strip()):
+        return _file_card(Path(model).absolute())
     if pasted := hub_id(model.strip()):
         return find(pasted)
     if model.endswith("/") and _HUB_ID.fullmatch(model.rstrip("/")):
@@ -332,12 +407,6 @@ def find(model: str) -> ModelCard:
         )
     if model == "ByteDance/SDXL-Lightning":
         raise RequestError(f"{model} holds one U-Net per number of steps; use sdxl-lightning-2step, -4step or -8step")
-    if Path(model).suffix.lower() in (".safetensors", ".ckpt", ".bin", ".pt", ".pth"):
-        raise RequestError(
-            f"{model} is one file; a model is a folder in diffusers' layout. Out of a safetensors file make one by "
-            "diffusers.StableDiffusionXLPipeline.from_single_file(file).save_pretrained(folder), or cut a student out "
-            "of it: python -m koala compress --teacher file"
-        )
     if _HUB_ID.fullmatch(model):
         return ModelCard(name=model, title=model, source=model, parameters=None, licence="see its model card")
     near = difflib.get_close_matches(model, CARDS, n=3, cutoff=0.4)

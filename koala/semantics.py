@@ -80,12 +80,11 @@ SETTINGS = (
         key="prediction_type",
         default="epsilon",
         here=("epsilon", "v_prediction", "sample"),
-        single_file=("epsilon",),
+        single_file=("epsilon", "v_prediction"),  # the second by a marker, see `MARKERS`
         why="what the network predicts is one of epsilon, v_prediction and sample; copy the file again",
         reasons={"flow": _FLOW},
     ),
     Setting(file=SCHEDULER, key="use_flow_sigmas", default=False, here=(False, None), why=_FLOW),
-    Setting(file=SCHEDULER, key="rescale_betas_zero_snr", default=False, single_file=(False, None)),
     Setting(file=SCHEDULER, key="beta_start", default=0.0001, single_file=(0.00085,)),
     Setting(file=SCHEDULER, key="beta_end", default=0.02, single_file=(0.012,)),
     Setting(file=SCHEDULER, key="beta_schedule", default="linear", single_file=("scaled_linear",)),
@@ -135,6 +134,12 @@ def check_config(file: str, config: Mapping[str, object], place: str) -> None:
 
 def check_single_file(owner: str, configs: Mapping[str, Path]) -> None:
     """RequestError where a model differs from SDXL in something that a single file cannot say."""
+    scheduler = read_object(configs[SCHEDULER])
+    if scheduler.get("rescale_betas_zero_snr") and scheduler.get("prediction_type") != "v_prediction":
+        raise RequestError(
+            f"{owner} has rescale_betas_zero_snr in {SCHEDULER} and predicts no velocity; the readers of a single file "
+            "know it of v-prediction alone, so they would draw wrong pictures; keep the model as a folder"
+        )
     for one in SETTINGS:
         if one.single_file is None or one.file not in configs:
             continue

@@ -3,9 +3,7 @@
 `cut` works in memory; `compress` from files to files, where a tensor is a range of bytes and none is ever loaded.
 """
 
-import codecs
 import json
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,18 +13,15 @@ from diffusers import UNet2DConditionModel
 
 from koala.checkpoints import UNetCheckpoint, open_unet
 from koala.layer_map import kept_blocks, layer_map, renamed
-from koala.layout import STEMS, SURGERY, TOKENIZERS
-from koala.networks import StoredNetwork
+from koala.layout import SURGERY
 from koala.outputs import new_folder
-from koala.read_json import read_object
+from koala.pipeline_folder import folder_bytes, network_like, write_folder
 from koala.request import RequestError
 from koala.specs import STAGES, UNetSpec
 from koala.specs import student as student_spec
-from koala.tensorfiles import StoredTensor, write_tensors
-from koala.tokenizer_config import complete
+from koala.tensorfiles import StoredTensor
 
 Shapes = Mapping[str, tuple[int, ...]]  # parameter name -> shape
-_TEXT_CONFIGS = ("text_encoder/config.json", "text_encoder_2/config.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,63 +121,15 @@ def compress(teacher: str, spec: str, out: Path, *, replace: bool = False) -> Su
     """
     original = open_unet(teacher)
     student = student_spec(spec, original.spec)
-    unet = _network(student, original.config)
+    unet = network_like(student, original.config)
     own = {key: tuple(tensor.shape) for key, tensor in unet.state_dict().items()}
     found = sources(student, original.spec, own, {key: t.shape for key, t in original.tensors.items()})
     copied = {key: original.tensors[source] for key, source in found.items()}
     report = _report(original, student, found, own)
-    rest = original.pipeline or {}
-    every = [
-        *copied.values(),
-        *original.markers.values(),
-        *(t for p in original.parts.values() for t in p.tensors.values()),
-    ]
-    size = sum(t.size for t in every) + sum(f.stat().st_size for f in rest.values())
-    with new_folder(out, size, replace=replace) as folder:
-        inside = folder / "unet" if rest else folder
-        unet.save_config(inside)
-        write_tensors(inside / f"{STEMS['unet']}.safetensors", copied | original.markers)
-        for name, file in rest.items():
-            (folder / name).parent.mkdir(exist_ok=True)
-            (folder / name).write_bytes(file.read_bytes().removeprefix(codecs.BOM_UTF8))  # diffusers reads none
-            if name in _TEXT_CONFIGS:
-                _load_in_single(folder / name)
-        for part, stored in original.parts.items():
-            _write_part(folder / part / f"{STEMS[part]}.safetensors", stored)
-        for name in TOKENIZERS if rest else ():
-            complete(folder / name)
+    with new_folder(out, folder_bytes(original, copied), replace=replace) as folder:
+        write_folder(folder, original, unet, copied)
         (folder / SURGERY).write_text(json.dumps(asdict(report), indent=1) + "\n")
     return report
-
-
-def _write_part(file: Path, stored: StoredNetwork) -> None:
-    """A component's weights as one file: the very file that it came in, or its tensors under today's names."""
-    files = {tensor.file for tensor in stored.tensors.values()}
-    if len(files) == 1 and not stored.left_out and all(own == name for own, name in stored.names.items()):
-        shutil.copyfile(files.pop(), file)
-    else:
-        write_tensors(file, stored.tensors)
-
-
-def _load_in_single(config: Path) -> None:
-    """Have transformers load half-precision text encoders in float32, as diffusers does the rest by default.
-
-    It would keep the precision that the config names, and the pipeline would then fail at its first linear layer.
-    """
-    values = read_object(config)
-    if {values.get("dtype"), values.get("torch_dtype")} - {None, "float32"}:
-        values.pop("torch_dtype", None)
-        config.write_text(json.dumps(values | {"dtype": "float32"}, indent=2) + "\n")
-
-
-def _network(student: UNetSpec, config: Mapping[str, object]) -> UNet2DConditionModel:
-    """The student without weights; what its spec does not say is as in the teacher's config."""
-    own = student.config()
-    settings = {k: v for k, v in config.items() if not k.startswith("_") and not k.startswith("reverse_transformer")}
-    with torch.device("meta"):
-        return UNet2DConditionModel.from_config(
-            settings | own | {"sample_size": config.get("sample_size", own["sample_size"])}
-        )
 
 
 def _tally(tensors: Iterable[StoredTensor]) -> Tally:

@@ -8,7 +8,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +20,14 @@ from koala.request import RequestError
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _BLOCK = 1 << 22  # bytes
+_TORCH = {  # safetensors' names of what weights may be
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
 
 
 class Streamed(Protocol):
@@ -55,6 +63,11 @@ class StoredTensor:
         """The number of its elements."""
         return math.prod(self.shape)
 
+    def rows(self, start: int, count: int) -> "StoredTensor":
+        """Some of its rows (of the first dimension), which lie together in the file."""
+        row = self.size // self.shape[0]
+        return replace(self, start=self.start + start * row, size=count * row, shape=(count, *self.shape[1:]))
+
     def blocks(self) -> Iterator[bytes]:
         """Its bytes in their order, some MB at a time."""
         with open(self.file, "rb") as file:
@@ -68,6 +81,56 @@ class StoredTensor:
                 left -= len(block)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Transposed:
+    """A stored matrix whose rows become columns; it is held whole while it is read."""
+
+    stored: StoredTensor
+
+    @property
+    def file(self) -> Path:
+        """Where it is stored."""
+        return self.stored.file
+
+    @property
+    def dtype(self) -> str:
+        """As stored."""
+        return self.stored.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Columns, rows."""
+        return self.stored.shape[::-1]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.stored.size
+
+    @property
+    def parameters(self) -> int:
+        """The number of its elements."""
+        return self.stored.parameters
+
+    def blocks(self) -> Iterator[bytes]:
+        """All its bytes at once."""
+        yield bytes(load(self.stored).T.contiguous().view(torch.uint8).numpy())
+
+
+def load(tensor: Streamed) -> torch.Tensor:
+    """The tensor in memory, in its own dtype. RequestError for one that torch has not."""
+    if tensor.dtype not in _TORCH:
+        raise RequestError(f"{tensor.dtype} is no type that torch reads; take a float16 or float32 file of the model")
+    if not tensor.parameters:
+        return torch.empty(tensor.shape, dtype=_TORCH[tensor.dtype])
+    content = bytearray(tensor.size)
+    end = 0
+    for block in tensor.blocks():
+        content[end : end + len(block)] = block
+        end += len(block)
+    return torch.frombuffer(content, dtype=_TORCH[tensor.dtype]).view(tensor.shape)
+
+
 def refuse_pickle(path: Path) -> None:
     """RequestError for a file that only unpickling could read: that would run whatever code is in it."""
     if path.suffix.lower() in PICKLES:
@@ -79,6 +142,11 @@ def refuse_pickle(path: Path) -> None:
 
 def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     """Every tensor of a safetensors file by name; RequestError for a file that is not whole."""
+    return read_header(path)[0]
+
+
+def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """Every tensor of a safetensors file by name, and its metadata; RequestError for a file that is not whole."""
     refuse_pickle(path)
     try:
         with safe_open(path, framework="numpy"):  # checks that header, shapes and length agree
@@ -88,14 +156,14 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None) or {}
     found = {}
     for name, entry in header.items():
         start, end = entry["data_offsets"]
         found[name] = StoredTensor(
             file=path, start=8 + length + start, size=end - start, dtype=entry["dtype"], shape=tuple(entry["shape"])
         )
-    return found
+    return found, metadata
 
 
 def stored_in(files: Iterable[Path]) -> dict[str, StoredTensor]:

@@ -44,6 +44,7 @@ from koala.loading import Library
 from koala.networks import read_network
 from koala.request import RequestError
 from koala.specs import student as student_spec
+from koala.tensorfiles import stored_tensors
 from koala.timing import StageTimer, synchronize
 
 log = logging.getLogger(__name__)
@@ -212,7 +213,7 @@ class _Run:
     def _read_student(self, dtype: torch.dtype) -> UNet2DConditionModel:
         """The student's network, frozen; RequestError where its file lacks a tensor."""
         folder = self.run.student / "unet"
-        return read_network("unet", folder, [folder / f"{STEMS['unet']}.safetensors"], dtype)
+        return read_network("unet", folder, stored_tensors(folder / f"{STEMS['unet']}.safetensors"), dtype)
 
     def _validator(self, library: Library) -> Validator:
         student = student_model(self.teacher, self._read_student(self.step.teacher.dtype), self.run)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +14,7 @@ from koala.distill.data.encoded import Chunk, EncodedData
 from koala.distill.data.encoders import Encoders
 from koala.distill.data.filling import EncodingStopped, Filling, Progress
 from koala.distill.data.sources import source_for
-from koala.outputs import new_file
+from koala.outputs import new_file, user_cache
 from koala.registry import find
 from koala.request import RequestError
 
@@ -41,7 +40,7 @@ class EncoderSource(Protocol):
 
 def default_folder() -> Path:
     """Where encoded data lies if the config names no place: beside the caches of other programs."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "koala" / "distill"
+    return user_cache() / "distill"
 
 
 def encode(

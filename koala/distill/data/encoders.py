@@ -126,14 +126,16 @@ class EncoderFiles:
     def load(self, device: torch.device | str) -> Encoders:
         """Read them into memory. RequestError for files that cannot be read."""
         location = self.location
-        folder, vae = location.folder, location.configured("vae")
+        folder = location.folder
         with from_files(f"the encoders of {self.name}", folder):
-            text = {n: load_part(n, folder / n, location.files(n), self.dtype) for n in TEXT}
+            text = {n: load_part(n, location, self.dtype) for n in TEXT}
             words = [part.config.vocab_size for part in text.values()]
-            upcast = AutoencoderKL.load_config(vae).get("force_upcast", True)  # it overflows in fp16
+            upcast = AutoencoderKL.load_config(location.configured("vae")).get(
+                "force_upcast", True
+            )  # it overflows in fp16
             pipeline = StableDiffusionXLPipeline(
                 unet=None,
-                vae=load_part("vae", vae, location.files("vae"), torch.float32 if upcast else self.dtype),
+                vae=load_part("vae", location, torch.float32 if upcast else self.dtype),
                 scheduler=load_noising(folder / "scheduler"),
                 force_zeros_for_empty_prompt=self._zeros,
                 add_watermarker=False,
