@@ -37,13 +37,15 @@ EMBEDDINGS = 32  # prompts whose embeddings are remembered where a plan releases
 
 def load_part(component: str, location: Location, dtype: torch.dtype) -> torch.nn.Module:
     """A text encoder or the VAE of a located model, frozen."""
-    return read_network(component, location.configured(component), location.stored(component), dtype)
+    folder, place = location.configured(component), location.place(component)
+    return read_network(component, folder, location.stored(component), dtype, place=place)
 
 
 def load_unet(location: Location, dtype: torch.dtype) -> UNet2DConditionModel:
     """The U-Net of a located model, frozen."""
     scheduler = location.folder / "scheduler" / "scheduler_config.json"
-    return read_network("unet", location.folder / "unet", location.stored("unet"), dtype, scheduler=scheduler)
+    folder, place = location.folder / "unet", location.place("unet")
+    return read_network("unet", folder, location.stored("unet"), dtype, scheduler=scheduler, place=place)
 
 
 def load_tiny_vae(folder: Path, dtype: torch.dtype) -> AutoencoderTiny:

@@ -218,7 +218,7 @@ def _of_file(card: ModelCard, base: str | None) -> Location:
 @lru_cache(maxsize=64)
 def _say_lent(path: Path, parts: tuple[str, ...], giver: str) -> None:
     """Once per process."""
-    log.warning("%s holds no %s; taken from %s", path, " and no ".join(parts), giver)
+    log.warning("%s has no %s of its own; taken from %s", path, " and no ".join(parts), giver)
 
 
 def _giver(file: SingleFile, header: Header, base: str | None) -> tuple[ModelCard, Location]:

@@ -79,18 +79,25 @@ def _say_unused(vae: Mapping[str, object], folder: Path) -> None:
 
 
 def read_network(
-    part: str, folder: Path, stored: Mapping[str, Streamed], dtype: torch.dtype, *, scheduler: Path | None = None
+    part: str,
+    folder: Path,
+    stored: Mapping[str, Streamed],
+    dtype: torch.dtype,
+    *,
+    scheduler: Path | None = None,
+    place: Path | None = None,
 ) -> torch.nn.Module:
     """A component from its config's folder and the tensors of its files in this precision, frozen.
 
-    `scheduler` is the config of the scheduler that a U-Net is drawn with: both must mean the same prediction.
+    `scheduler` is the config of the scheduler that a U-Net is drawn with: both must mean the same prediction. `place`
+    is what an error names, where the tensors are not in the folder.
     """
     if not part.startswith("text"):
         say_ignored(CLASSES[part], folder / "config.json")
     network = empty(part, folder)
     if part == "vae":
         _say_unused(network.config, folder)
-    found = matched(part, folder, network, stored)
+    found = matched(part, place or folder, network, stored)
     if scheduler and found.markers:
         check_markers(found.markers, read_object(scheduler), scheduler)
     memory = saved_names(part, network)

@@ -392,7 +392,12 @@ def find(model: str) -> ModelCard:
         return _OFFERED[model]
     if found := _folder(model):
         return found
-    if Path(model).suffix.lower() in _FILES and not hub_id(model.strip()):
+    if re.search(r"lightning[-_]1[-_]?step", Path(model).name, re.IGNORECASE):
+        raise RequestError(
+            "SDXL-Lightning's 1-step U-Net predicts the clean picture instead of the noise, so no scheduler here can "
+            "run it; use sdxl-lightning-2step"
+        )
+    if Path(model).is_file():
         return _file_card(Path(model).absolute())
     if pasted := hub_id(model.strip()):
         return find(pasted)
@@ -400,13 +405,10 @@ def find(model: str) -> ModelCard:
         return find(model.rstrip("/"))
     if "@" in model:
         return _pinned(model)
-    if re.search(r"lightning[-_]1[-_]?step", model, re.IGNORECASE):
-        raise RequestError(
-            "SDXL-Lightning's 1-step U-Net predicts the clean picture instead of the noise, so no scheduler here can "
-            "run it; use sdxl-lightning-2step"
-        )
     if model == "ByteDance/SDXL-Lightning":
         raise RequestError(f"{model} holds one U-Net per number of steps; use sdxl-lightning-2step, -4step or -8step")
+    if Path(model).suffix.lower() in _FILES:
+        return _file_card(Path(model))
     if _HUB_ID.fullmatch(model):
         return ModelCard(name=model, title=model, source=model, parameters=None, licence="see its model card")
     near = difflib.get_close_matches(model, CARDS, n=3, cutoff=0.4)

@@ -49,6 +49,13 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory) -> None:
+    """What the program keeps in the user's cache lies among the tests' own files, for their child processes as well."""
+    os.environ.setdefault("HF_HOME", str(Path.home() / ".cache" / "huggingface"))  # that of downloads stays
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def embedded() -> Path:
     """The folder of the shipped models."""

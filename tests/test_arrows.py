@@ -29,6 +29,7 @@ LEVELS = {
         "koala.latency",
         "koala.bench_matrix",
         "koala.registry",
+        "koala.drawing",
         "koala.layer_map",
         "koala.layout",
         "koala.original_layout",
@@ -126,6 +127,8 @@ LEVELS = {
     2: (
         "koala.surgery",
         "koala.checkpoints",
+        "koala.pipeline_folder",
+        "koala.single_file.*",
         "koala.lora",
         "koala.lora_files",
         "koala.lora_formulas",
@@ -229,6 +232,7 @@ NEVER = (
 
 # Imports that may go against the arrows, inside a function only: (importer, imported) -> reason.
 LAZY = {
+    ("koala.registry", "koala.single_file.*"): "a file's card is told by its header; read when a file is named",
     ("koala.ui.tabs.export", "export.*"): "the tab is the export's face; loads it when asked",
 }
 

@@ -26,7 +26,7 @@ def unets(tmp_path_factory, embedded):
     weights = load_file(own / "unet" / WEIGHTS)
     names = original_names(TINY_SDXL)
     original = {renamed(key, names): tensor for key, tensor in weights.items()}
-    clutter = {"first_stage_model.encoder.conv_in.weight": torch.zeros(3), "conditioner.embedders.0.x": torch.zeros(2)}
+    clutter = {"model_ema.decay": torch.zeros(3), "conditioner.embedders.0.x": torch.zeros(2)}
     save_file({PREFIX + k: v for k, v in original.items()} | clutter, root / "whole.safetensors")
     save_file(original, root / "unet-only.safetensors")
     unet = UNet2DConditionModel.from_pretrained(own / "unet", torch_dtype=torch.float16)

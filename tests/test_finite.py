@@ -22,11 +22,13 @@ from koala.evaluate.drawing import draw
 from koala.finite import NotFinite, is_finite, require_finite
 from koala.generate import generate, resolve
 from koala.layout import Weights
-from koala.loading import Library, load_part
+from koala.loading import Library
 from koala.locate import Location
+from koala.networks import read_network
 from koala.request import SCHEDULERS, GenerationRequest, RequestError
 from koala.schedulers import build_for_run
 from koala.similarity import similarities
+from koala.tensorfiles import stored_tensors
 
 TEACHER, STUDENT = "tiny-sdxl", "tiny-koala-700m"
 LAYER = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"  # of teacher and student
@@ -157,7 +159,7 @@ def loud(tmp_path, embedded) -> Path:
 def vae_of(folder: Path, dtype: torch.dtype = torch.float32, **config) -> torch.nn.Module:
     file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | config))
-    return load_part("vae", folder, folder / Path(VAE).name, dtype)
+    return read_network("vae", folder, stored_tensors(folder / Path(VAE).name), dtype)
 
 
 @torch.inference_mode()

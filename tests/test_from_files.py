@@ -8,7 +8,8 @@ import torch
 
 from koala.from_files import check_widths, from_files, load_noising, load_tokenizer
 from koala.loading import Library, load_part
-from koala.registry import EMBEDDED
+from koala.locate import locate
+from koala.registry import EMBEDDED, find
 from koala.request import RequestError
 from koala.tokenizer_config import assumed
 
@@ -92,7 +93,7 @@ def test_weights_of_another_network_than_the_configs_are_never_filled_up_with_no
 
 
 def test_what_the_text_encoders_write_is_what_the_unet_reads(tmp_path):
-    text = [load_part(n, STUDENT / n, STUDENT / n / "model.safetensors", torch.float32).config for n in ENCODERS]
+    text = [load_part(n, locate(find(str(STUDENT))), torch.float32).config for n in ENCODERS]
     reads = {"cross_attention_dim": 96, "addition_time_embed_dim": 16, "projection_class_embeddings_input_dim": 160}
     check_widths(tmp_path, reads, text)
     for name in reads:

@@ -21,6 +21,7 @@ from koala.registry import EMBEDDED, find
 from koala.request import GenerationRequest, RequestError
 from koala.schedulers import build
 from koala.surgery import compress
+from koala.tensorfiles import stored_in
 
 STUDENT = EMBEDDED / "tiny-koala-700m"
 STEMS = {p: "diffusion_pytorch_model" if p in ("unet", "vae") else "model" for p in ("unet", "vae", "text_encoder_2")}
@@ -174,7 +175,7 @@ def test_the_ancestral_sampler_takes_a_predicted_picture_by_its_formula():
 )
 def test_what_of_a_vaes_config_no_pipeline_applies_is_said(copy, caplog, values, says):
     say(copy, "vae/config.json", **values)
-    read_network("vae", copy / "vae", list((copy / "vae").glob("*.safetensors")), torch.float32)
+    read_network("vae", copy / "vae", stored_in((copy / "vae").glob("*.safetensors")), torch.float32)
     assert says in caplog.text and bool(caplog.text) == bool(says)
 
 
@@ -184,7 +185,7 @@ def test_a_tensor_that_two_shards_hold_is_refused(copy):
     for file, value in zip(files, (0.0, 1.0), strict=True):
         save_file(load_file(file) | {"quant_conv.bias": torch.full((8,), value)}, file)
     with pytest.raises(RequestError, match="both hold quant_conv.bias, and only one can be right"):
-        read_network("vae", copy / "vae", files, torch.float32)
+        read_network("vae", copy / "vae", stored_in(files), torch.float32)
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "text_encoder_2"])
@@ -198,7 +199,7 @@ def test_a_network_is_what_the_libraries_read_from_the_same_file(part):
     folder = STUDENT / part
     theirs = getattr(diffusers, kind, None) or getattr(transformers, kind)
     theirs = theirs.from_pretrained(folder, torch_dtype=torch.bfloat16).eval()
-    mine = read_network(part, folder, list(folder.glob("*.safetensors")), torch.bfloat16)
+    mine = read_network(part, folder, stored_in(folder.glob("*.safetensors")), torch.bfloat16)
     for one, other in (
         (mine.state_dict(), theirs.state_dict()),
         (dict(mine.named_buffers()), dict(theirs.named_buffers())),
@@ -216,4 +217,4 @@ def test_a_student_without_a_tensor_is_not_filled_up_by_training(copy):
     del weights["conv_in.bias"]
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(RequestError, match=f"{copy}/unet lacks one tensor, conv_in.bias; copy or download"):
-        read_network("unet", copy / "unet", [file], torch.float32)
+        read_network("unet", copy / "unet", stored_in([file]), torch.float32)

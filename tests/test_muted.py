@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from koala.from_files import load_noising
-from koala.loading import load_part
+from koala.networks import read_network
 from koala.request import RequestError
+from koala.tensorfiles import stored_tensors
 
 STUDENT = "tiny-koala-700m"
 LAYER = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -106,7 +107,7 @@ def test_settings_that_diffusers_does_not_know_are_said(embedded, tmp_path, capl
     load_noising(scheduler)
     assert f"{file} says shift, which is unknown to EulerDiscreteScheduler and has no effect" in caplog.text
     file = configured(vae / "config.json", whitening="twice")
-    load_part("vae", vae, vae / "diffusion_pytorch_model.safetensors", torch.float32)
+    read_network("vae", vae, stored_tensors(vae / "diffusion_pytorch_model.safetensors"), torch.float32)
     assert f"{file} says whitening, which is unknown to AutoencoderKL and has no effect" in caplog.text
     caplog.clear()
     load_noising(embedded / STUDENT / "scheduler")

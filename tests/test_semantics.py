@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from export.single_file import single_file
 from koala.checkpoints import open_unet
 from koala.loading import load_unet
 from koala.locate import locate
 from koala.registry import find
 from koala.request import SCHEDULERS, RequestError
 from koala.semantics import SAME_NOISE
+from koala.single_file.writing import write_single_file
 from koala.surgery import compress
 
 SCHEDULER, INDEX = "scheduler/scheduler_config.json", "model_index.json"
@@ -68,7 +68,7 @@ def test_what_is_not_followed_is_refused_by_name_by_loading_compress_and_export(
     for use in (
         lambda: locate(find(str(copy))),
         lambda: compress(str(copy), "0,1,1/-/1+1,1+1,0+0", tmp_path / "student"),
-        lambda: single_file(str(copy), tmp_path / "one.safetensors"),
+        lambda: write_single_file(str(copy), tmp_path / "one.safetensors"),
     ):
         with pytest.raises(RequestError, match=says) as told:
             use()

@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from koala.layout import Weights
-from koala.loading import load_part, load_unet
+from koala.loading import load_unet
 from koala.locate import Location
+from koala.networks import read_network
 from koala.registry import CARDS, EMBEDDED
 from koala.request import RequestError
 from koala.shipped import HASHES, check_shipped, write_hashes
+from koala.tensorfiles import stored_tensors
 
 NAMES = [c.name for c in CARDS.values() if c.embedded]
 STUDENT = "tiny-koala-700m"
@@ -140,7 +142,7 @@ def other_halves(header: dict) -> None:
 
 def loaded(folder: Path, part: str) -> torch.nn.Module:
     if part != "unet":
-        return load_part(part, folder / part, folder / FILES[part], torch.float32)
+        return read_network(part, folder / part, stored_tensors(folder / FILES[part]), torch.float32)
     weights = Weights(variant=None, files=(FILES["unet"],))
     return load_unet(Location(folder=folder, chosen={"unet": weights}, replaced={}, revision="local"), torch.float32)
 

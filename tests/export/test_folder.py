@@ -135,9 +135,7 @@ def test_other_weights_go_into_the_same_graph_by_the_table(exported_700m, tmp_pa
 
 
 def text_encoder(dtype=torch.float32):
-    location = locate(find("tiny-koala-700m"))
-    files = location.files("text_encoder")
-    return wrappers.text_encoder(load_part("text_encoder", location.folder / "text_encoder", files, dtype))
+    return wrappers.text_encoder(load_part("text_encoder", locate(find("tiny-koala-700m")), dtype))
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from export.command import main
-from export.single_file import detected, original_tensors, single_file
 from koala.checkpoints import UNetCheckpoint, open_unet
 from koala.layout import STEMS
 from koala.networks import matched
 from koala.parts import SDXL_PARTS
 from koala.request import RequestError
+from koala.single_file.writing import detected, identity_middle, original_tensors, write_single_file
 from koala.specs import BK_SDXL, KOALA_1B, KOALA_700M, SDXL, SSD_1B, TINY_KOALA_700M, VEGA
 from koala.tensorfiles import StoredTensor, stored_tensors
 
@@ -29,7 +29,7 @@ UNET = "model.diffusion_model."
 def written(tmp_path_factory):
     """The single file of tiny-koala-700m, and its report."""
     out = tmp_path_factory.mktemp("single") / "koala.safetensors"
-    return out, single_file("tiny-koala-700m", out)
+    return out, write_single_file("tiny-koala-700m", out)
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ WIDTHS = {
     "use_linear_in_transformer": True,
 }
 TABLE = {  # spec -> (residual blocks, depths of encoder, decoder and middle, ComfyUI's model), as its tables have them
-    KOALA_700M: ([1, 1, 1], [0, 2, 5], [0, 0, 2, 2, 5, 5], -2, "KOALA-700M"),
+    KOALA_700M: ([1, 1, 1], [0, 2, 5], [0, 0, 2, 2, 5, 5], -1, "KOALA-700M"),
     KOALA_1B: ([1, 1, 1], [0, 2, 6], [0, 0, 2, 2, 6, 6], 6, "KOALA-1B"),
     SDXL: ([2, 2, 2], [0, 0, 2, 2, 10, 10], [0, 0, 0, 2, 2, 2, 10, 10, 10], 10, "SDXL"),
     SSD_1B: ([2, 2, 2], [0, 0, 2, 2, 4, 4], [0, 0, 0, 1, 1, 2, 10, 4, 4], -1, "SSD-1B"),
@@ -140,7 +140,8 @@ TABLE = {  # spec -> (residual blocks, depths of encoder, decoder and middle, Co
 
 @pytest.mark.parametrize("spec", TABLE, ids=lambda spec: spec.name)
 def test_comfyui_detects_the_unet(spec, tmp_path):
-    shapes = {name: tensor.shape for name, tensor in original_tensors(full_size(spec, tmp_path)).items()}
+    written = original_tensors(full_size(spec, tmp_path)) | identity_middle(spec)
+    shapes = {name: tensor.shape for name, tensor in written.items()}
     blocks, down, up, middle, title = TABLE[spec]
     assert comfyui_sees(shapes) == WIDTHS | {
         "num_res_blocks": blocks,
@@ -232,8 +233,8 @@ def test_the_header_says_what_it_is_and_where_every_weight_comes_from(written):
 
 def test_a_folders_file_names_no_path_and_is_the_same_when_written_again(copy, tmp_path):
     first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-    single_file(str(copy), first)
-    single_file(str(copy), second)
+    write_single_file(str(copy), first)
+    write_single_file(str(copy), second)
     assert first.read_bytes() == second.read_bytes()
     assert str(tmp_path).encode() not in first.read_bytes()
     with safe_open(first, framework="pt") as file:
@@ -249,7 +250,7 @@ def rewrite(folder: Path, part: str, change) -> None:
 def test_single_precision_is_rounded_to_the_nearest_half(part, copy, written, tmp_path):
     nearby = 1 + 2**-13  # less than half a step of fp16
     rewrite(copy, part, lambda tensors: {name: tensor.float() * nearby for name, tensor in tensors.items()})
-    report = single_file(str(copy), tmp_path / "a.safetensors")
+    report = write_single_file(str(copy), tmp_path / "a.safetensors")
     assert report.converted > 0
     assert report.content_sha256 == written[1].content_sha256
 
@@ -266,7 +267,7 @@ def test_a_vae_saved_by_an_older_diffusers_has_the_same_place(copy, written, tmp
         return found
 
     rewrite(copy, "vae", older)
-    assert single_file(str(copy), tmp_path / "a.safetensors").content_sha256 == written[1].content_sha256
+    assert write_single_file(str(copy), tmp_path / "a.safetensors").content_sha256 == written[1].content_sha256
 
 
 def set_config(folder: Path, file: str, **values) -> None:
@@ -275,10 +276,6 @@ def set_config(folder: Path, file: str, **values) -> None:
 
 
 BROKEN = {
-    "v-prediction": (
-        lambda folder: set_config(folder, "scheduler/scheduler_config.json", prediction_type="v_prediction"),
-        "prediction_type 'v_prediction' in scheduler/scheduler_config.json",
-    ),
     "other activation": (
         lambda folder: set_config(folder, "text_encoder/config.json", hidden_act="gelu"),
         "hidden_act 'gelu'",
@@ -293,7 +290,7 @@ BROKEN = {
     ),
     "no signal in the first step": (
         lambda folder: set_config(folder, "scheduler/scheduler_config.json", rescale_betas_zero_snr=True),
-        "rescale_betas_zero_snr True",
+        "has rescale_betas_zero_snr in scheduler/scheduler_config.json and predicts no velocity",
     ),
     "doubles": (
         lambda folder: rewrite(folder, "vae", lambda t: {k: v.double() for k, v in t.items()}),
@@ -311,16 +308,16 @@ def test_what_the_file_cannot_say_is_refused_and_nothing_is_left(case, copy, tmp
     damage, says = BROKEN[case]
     damage(copy)
     with pytest.raises(RequestError) as error:
-        single_file(str(copy), tmp_path / "new" / "a.safetensors")
+        write_single_file(str(copy), tmp_path / "new" / "a.safetensors")
     assert says in str(error.value)
     assert not (tmp_path / "new").exists()
 
 
 def test_a_unet_alone_and_another_ending_are_refused(copy, tmp_path):
     with pytest.raises(RequestError, match="must end in .safetensors"):
-        single_file(str(copy), tmp_path / "a.ckpt")
+        write_single_file(str(copy), tmp_path / "a.ckpt")
     with pytest.raises(RequestError, match="a U-Net alone"):
-        single_file(str(copy / "unet"), tmp_path / "a.safetensors")
+        write_single_file(str(copy / "unet"), tmp_path / "a.safetensors")
 
 
 def test_the_command_prints_its_report(written, tmp_path, capsys):
@@ -342,5 +339,5 @@ def test_an_unknown_model_is_one_line_and_exit_2(tmp_path, capsys):
 def test_a_full_disk_is_told_before_anything_is_written(copy, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
     with pytest.raises(RequestError, match="needs 0.01 GB, and the disk at .* has 0.00 GB free"):
-        single_file(str(copy), tmp_path / "a.safetensors")
+        write_single_file(str(copy), tmp_path / "a.safetensors")
     assert not (tmp_path / "a.safetensors").exists()
