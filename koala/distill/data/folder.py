@@ -8,9 +8,9 @@ from pathlib import Path
 from koala.distill.config import DistillConfig
 from koala.distill.data.beside import Beside, captions_beside, counts
 from koala.distill.data.captions import Columns
-from koala.distill.data.content import fingerprint
+from koala.distill.data.content import NOTHING, Absent, fingerprint
 from koala.distill.data.files import Between, is_file, is_printable, nothing, printable
-from koala.distill.data.metadata import Told, read_tables, tables_of
+from koala.distill.data.metadata import Stray, Told, read_tables, tables_of
 from koala.distill.data.pictures import open_picture
 from koala.distill.data.samples import Part, Sample, Source, no_picture
 from koala.read_text import NotText
@@ -48,7 +48,7 @@ class Pictures:
             f"{',' if with_files else ''} with {tables}" if tables else ""
         )
 
-    def source(self, config: DistillConfig, between: Between = nothing) -> Source:
+    def source(self, config: DistillConfig, between: Between = nothing, absent: Absent = NOTHING) -> Source:
         """Every picture with its captions. RequestError where none has any."""
         told = read_tables(config, self.tables, self.pictures, self.folder, between) if self.tables else Told(used=[])
         free = [p for p in self.pictures if not told.governs(p)] if self.tables else self.pictures
@@ -71,8 +71,10 @@ class Pictures:
         used = [file for found in files.values() for file in found.values()]
 
         def identity() -> dict:
-            content = fingerprint([*self.pictures, *sorted(used), *self.tables], self.folder, between)
-            return {"kind": "folder", "content": content, "captions": [*columns.captions, *told.names]}
+            files = [*self.pictures, *sorted(used), *self.tables]
+            content = fingerprint(files, self.folder, between, absent.missing)
+            found = {"kind": "folder", "content": content.digest, "captions": [*columns.captions, *told.names]}
+            return found | content.out_of_reach | ({"unlisted": told.unlisted} if told.unlisted else {})
 
         return Source(identify=identity, parts=tuple(parts), about=self._about(columns, told), used=used + self.tables)
 
@@ -95,7 +97,8 @@ class Pictures:
         for file in pictures[start:]:
             name = str(file.relative_to(self.folder))
             captions, fault = told.captions.get(file, ()), told.faults.get(file, "")
-            if not is_file(file):
+            missing = not is_file(file)
+            if missing:
                 fault = "it is a link to no file, or no file at all"
             elif not is_printable(name):
                 fault = "its name is not UTF-8; rename it"
@@ -106,10 +109,12 @@ class Pictures:
                     captions = captions_beside(files.get(file, {}), columns)
                 except NotText as error:
                     fault = f"its caption in {error}"
-            yield Sample(key=printable(name), captions=captions, image=partial(open_picture, file, file), fault=fault)
+            image = partial(open_picture, file, file)
+            yield Sample(key=printable(name), captions=captions, image=image, fault=fault, out_of_reach=missing)
 
 
-def _lines(strays: Sequence[tuple[str, str]], start: int) -> Iterator[Sample]:
+def _lines(strays: Sequence[Stray], start: int) -> Iterator[Sample]:
     """Lines of a table that are no picture's, each counted as a broken one."""
-    for where, fault in strays[start:]:
-        yield Sample(key=where, captions=(), image=no_picture, fault=fault)
+    for stray in strays[start:]:
+        missing = bool(stray.name)
+        yield Sample(key=stray.where, captions=(), image=no_picture, fault=stray.fault, out_of_reach=missing)

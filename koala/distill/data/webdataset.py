@@ -50,7 +50,7 @@ def webdataset_source(config: DistillConfig, shards: Sequence[Path], base: Path,
     def identity() -> dict:
         return {
             "kind": "webdataset",
-            "content": fingerprint(shards, base, between),
+            "content": fingerprint(shards, base, between).digest,
             "image": columns.image,
             "captions": columns.captions,
         }
