@@ -50,7 +50,9 @@ class Pictures:
 
     def source(self, config: DistillConfig, between: Between = nothing, absent: Absent = NOTHING) -> Source:
         """Every picture with its captions. RequestError where none has any."""
-        told = read_tables(config, self.tables, self.pictures, self.folder, between) if self.tables else Told(used=[])
+        told = Told(used=[])
+        if self.tables:
+            told = read_tables(config, self.tables, self.pictures, self.folder, between, absent.unlisted)
         free = [p for p in self.pictures if not told.governs(p)] if self.tables else self.pictures
         columns = self._columns(config) if free else Columns(captions=())
         files = self.beside.used(columns) if free else {}
@@ -88,7 +90,7 @@ class Pictures:
 
     def _about(self, columns: Columns, told: Told) -> str:
         names = list(dict.fromkeys([*told.names, *(name for _, name in columns.captions)]))
-        bad = len(told.strays)
+        bad = len(told.strays) + len(told.faults)
         return f"captions: {' and '.join(names)}" + (f"; {bad:,} bad line{'s' if bad > 1 else ''}" if bad else "")
 
     def _read(

@@ -102,9 +102,17 @@ def unlisted(found: Found, names: Collection[str], folder: Path) -> Found:
 
 
 def read_tables(
-    config: DistillConfig, tables: Sequence[Path], pictures: Sequence[Path], folder: Path, between: Between
+    config: DistillConfig,
+    tables: Sequence[Path],
+    pictures: Sequence[Path],
+    folder: Path,
+    between: Between,
+    missing: Collection[str] = (),
 ) -> Told:
-    """What the tables say of the pictures. RequestError where one of them lacks a column that is learned."""
+    """What the tables say of the pictures, of which those of the names `missing` count as such whatever there is.
+
+    RequestError where a table lacks a column that is learned.
+    """
     told, there = Told(used=list(tables)), _Pictures(pictures)
     for table in tables:
         seen: dict[Path, list[str]] = {}
@@ -120,7 +128,7 @@ def read_tables(
             picture = there.find(name, table.parent) if is_text(name) and name else None
             captions, fault = _captions(line, columns)
             if picture is None:
-                told.strays.append(_stray(where, fault, name, table.parent, folder))
+                told.strays.append(_stray(where, fault, name, table.parent, folder, missing))
             elif picture in told.captions or picture in told.faults:
                 if picture in seen and captions:  # several lines for one picture are several captions
                     seen[picture] += captions
@@ -135,11 +143,14 @@ def read_tables(
     return told
 
 
-def _stray(where: str, fault: str, name: object, place: Path, folder: Path) -> Stray:
-    missing = ""
-    if not fault and is_text(name) and name and not is_file(file := _forward(name, place)):
-        missing = loose(Path(name_below(file, folder)))
-    return Stray(where=where, fault=fault or _nameless(name), name=missing)
+def _stray(where: str, fault: str, name: object, place: Path, folder: Path, missing: Collection[str]) -> Stray:
+    named = ""
+    if not fault and is_text(name) and name:
+        file = _forward(name, place)
+        named = loose(Path(name_below(file, folder)))
+        if is_file(file) and named not in missing:  # it is there, and no picture
+            named = ""
+    return Stray(where=where, fault=fault or _nameless(name), name=named)
 
 
 def _nameless(name: object) -> str:
