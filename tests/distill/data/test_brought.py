@@ -3,6 +3,9 @@
 import io
 import json
 import os
+import re
+import shlex
+import subprocess
 import tarfile
 import unicodedata
 from pathlib import Path
@@ -146,12 +149,56 @@ def test_shards_of_a_folder_may_be_compressed_and_made_on_a_mac(tmp_path, ending
     assert read(tmp_path) == (CIRCLES, [])
 
 
-def test_an_unsorted_archive_is_refused_with_the_way_to_sort_it(tmp_path):
-    content = members()
-    archive(tmp_path / "0.tar", {n: content[n] for n in sorted(content, key=lambda n: n.rpartition(".")[2])})
-    with pytest.raises(RequestError, match="is not sorted") as told:
+@pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+@pytest.mark.parametrize("name", ["{}", "{1}"])
+def test_an_unsorted_archive_is_refused_with_the_command_that_sorts_it(tmp_path, ending, name):
+    """Beside one that is sorted; the setting stays what it is, a folder or a file."""
+    folder, content = tmp_path / "my data", members()
+    mode = "w:gz" if ending == "tar.gz" else "w"
+    unsorted = {n: content[n] for n in sorted(content, key=lambda n: n.rpartition(".")[2])}
+    file = archive(folder / f"1.{ending}", unsorted, mode)
+    if name == "{}":
+        archive(folder / f"0.{ending}", {"9.png": png(9), "9.txt": b"circle 9"}, mode)
+    data = folder if name == "{}" else file
+    with pytest.raises(RequestError, match=r"1\.tar.* is not sorted") as told:
+        read(data)
+    command = str(told.value).partition("Sort it: ")[2]
+    subprocess.run(["bash", "-c", command], check=True, env={**os.environ, "TMPDIR": str(tmp_path)})
+    assert read(data) == (CIRCLES | ({"9": "circle 9"} if name == "{}" else {}), [])
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_names_with_dots_in_an_archive_are_refused_with_webdatasets_rule_and_the_command_that_unpacks_them(
+    tmp_path, shards
+):
+    folder = tmp_path / "my data"
+    for shard in range(shards):
+        names = [f"IMG_2024.05.{3 * shard + k}" for k in range(3)]
+        content = {f"{n}.{e}": png(7) if e == "png" else f"this is {n}".encode() for n in names for e in ("png", "txt")}
+        archive(folder / "sub" / f"{shard}.tar", content)
+    with pytest.raises(RequestError, match="a sample's name goes up to the first dot") as told:
+        read(folder)
+    command, setting = re.search(r"counts: (.*) and set data=(.*); if", str(told.value)).groups()
+    subprocess.run(["bash", "-c", command], check=True)
+    found = [s for part in source_for(DistillConfig(data=shlex.split(setting)[0]), 32).parts for s in part.read(0)]
+    assert [s.captions for s in found] == [(f"this is IMG_2024.05.{k}",) for k in range(3 * shards)]
+
+
+def test_every_shard_that_is_damaged_is_named_at_once_and_what_a_sample_holds_besides_is_told(tmp_path):
+    for k in range(3):
+        archive(tmp_path / f"{k}.tar.gz", {f"{k}{n}": c for n, c in members(("png", "txt")).items()}, "w:gz")
+    whole = (tmp_path / "0.tar.gz").read_bytes()
+    (tmp_path / "1.tar.gz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "2.tar.gz").write_bytes(whole[:-6] + bytes([whole[-6] ^ 255]) + whole[-5:])  # its sum
+    with pytest.raises(
+        RequestError, match=r"1\.tar\.gz is no whole tar.*Of 3 shards 1 more cannot be used: 2\.tar\.gz"
+    ):
         read(tmp_path)
-    assert "sort" in str(told.value).partition("is not sorted")[2]
+    for k in (1, 2):
+        (tmp_path / f"{k}.tar.gz").unlink()
+    archive(tmp_path / "0.tar.gz", members() | {"2.mask.png": png(1), "2.2.txt": b"x"}, "w:gz")
+    assert read(tmp_path) == (CIRCLES, [])
+    assert "left out of every sample: 2.txt, mask.png" in describe_data(DistillConfig(data=str(tmp_path)))
 
 
 def test_a_link_to_the_folder_itself_is_gone_through_once(tmp_path):
