@@ -73,8 +73,8 @@ def test_a_name_is_the_same_name_composed_or_decomposed(tmp_path):
 def test_a_caption_may_begin_with_a_byte_order_mark(tmp_path, encoding):
     pictures(tmp_path, 1)
     mark = {"utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff"}.get(encoding, b"")
-    (tmp_path / "0.txt").write_bytes(mark + "a café\r\n".encode(encoding))
-    assert read(tmp_path) == ({"0": "a café"}, [])
+    (tmp_path / "0.txt").write_bytes(mark + "a café\r\nat night\r\n".encode(encoding))
+    assert read(tmp_path) == ({"0": "a café\nat night"}, [])
 
 
 def test_a_caption_in_latin_1_is_told_and_never_mangled(tmp_path):
@@ -94,6 +94,10 @@ def test_bad_rows_of_a_table_are_named_by_line_and_the_rest_is_learned(tmp_path,
     assert "metadata.csv, line 3" in bad and "goes into quotes" in bad
     (tmp_path / "metadata.csv").write_text("\n".join([*rows[:2], '1.png,"circle, red"', rows[3]]))  # the remedy
     assert read(tmp_path) == ({"0": "circle 0", "1": "circle, red", "2": "circle 2"}, [])
+    rows = ["file_name,artist,text", "0.png,me,circle 0", "1.png,circle 1", "2.png,,circle 2"]
+    (tmp_path / "metadata.csv").write_text(mark + "\n".join(rows), encoding="utf-8")
+    good, (bad,) = read(tmp_path, short_caption="artist", detailed_caption="text")
+    assert good == {"0": "me", "2": "circle 2"} and "line 3" in bad and "holds 2 where the header names 3" in bad
 
 
 def test_bad_lines_of_a_jsonl_are_named_and_the_rest_is_learned(tmp_path):
