@@ -75,18 +75,18 @@ class _Pictures:
         self.real: dict[str, Path] | None = None
 
     def find(self, name: str, folder: Path) -> Path | None:
-        named = os.path.normpath(folder / slashed(name, folder))
-        found = self.exact.get(named) or self.loose.get(loose(Path(named)))
-        if found is None and is_file(Path(named)):  # by a link
+        named = _named(name, folder)
+        found = self.exact.get(str(named)) or self.loose.get(loose(named))
+        if found is None and is_file(named):  # by a link
             if self.real is None:
                 self.real = {os.path.realpath(picture): picture for picture in self.exact.values()}
             found = self.real.get(os.path.realpath(named))
-        return found or self.loose.get(loose(_forward(name, folder)))
+        return found
 
 
-def _forward(name: str, folder: Path) -> Path:
-    """What a table's name stands for, its backslashes being slashes."""
-    return Path(os.path.normpath(folder / name.replace("\\", "/")))
+def _named(name: str, folder: Path) -> Path:
+    """The file that a table in this folder means, with slashes."""
+    return Path(os.path.normpath(folder / slashed(name, folder)))
 
 
 def loose(path: Path) -> str:
@@ -146,7 +146,7 @@ def read_tables(
 def _stray(where: str, fault: str, name: object, place: Path, folder: Path, missing: Collection[str]) -> Stray:
     named = ""
     if not fault and is_text(name) and name:
-        file = _forward(name, place)
+        file = _named(name, place)
         named = loose(Path(name_below(file, folder)))
         if is_file(file) and named not in missing:  # it is there, and no picture
             named = ""

@@ -94,10 +94,22 @@ def test_bad_rows_of_a_table_are_named_by_line_and_the_rest_is_learned(tmp_path,
     assert "metadata.csv, line 3" in bad and "goes into quotes" in bad
     (tmp_path / "metadata.csv").write_text("\n".join([*rows[:2], '1.png,"circle, red"', rows[3]]))  # the remedy
     assert read(tmp_path) == ({"0": "circle 0", "1": "circle, red", "2": "circle 2"}, [])
-    rows = ["file_name,artist,text", "0.png,me,circle 0", "1.png,circle 1", "2.png,,circle 2"]
+    rows = ["file_name,text,artist", "0.png,circle 0,me", "1.png,circle 1", "2.png,circle 2,"]
     (tmp_path / "metadata.csv").write_text(mark + "\n".join(rows), encoding="utf-8")
-    good, (bad,) = read(tmp_path, short_caption="artist", detailed_caption="text")
-    assert good == {"0": "me", "2": "circle 2"} and "line 3" in bad and "holds 2 where the header names 3" in bad
+    good, (bad,) = read(tmp_path)
+    assert good == {"0": "circle 0", "2": "circle 2"} and "line 3" in bad and "holds 2 where the header names 3" in bad
+
+
+@pytest.mark.parametrize(("mark", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")])
+def test_a_table_with_other_marks_than_commas_is_refused_by_their_name(tmp_path, mark, name):
+    pictures(tmp_path, caption="")
+    rows = [("file_name", "text"), *((f"{k}.png", f"circle {k}") for k in range(3))]
+    file = tmp_path / "metadata.csv"
+    file.write_text("\n".join(mark.join(row) for row in rows))
+    with pytest.raises(RequestError, match=f"metadata.csv separates its columns by {name}"):
+        read(tmp_path)
+    file.write_text("\n".join(",".join(row) for row in rows))  # the remedy
+    assert read(tmp_path) == (CIRCLES, [])
 
 
 def test_bad_lines_of_a_jsonl_are_named_and_the_rest_is_learned(tmp_path):
