@@ -9,7 +9,7 @@ from koala.distill.config import DistillConfig
 from koala.distill.data.beside import Beside, captions_beside, counts
 from koala.distill.data.captions import Columns
 from koala.distill.data.content import NOTHING, Absent, fingerprint
-from koala.distill.data.files import Between, is_file, is_printable, nothing, printable
+from koala.distill.data.files import Between, ending, is_file, is_printable, is_shard, nothing, printable
 from koala.distill.data.metadata import Stray, Told, read_tables, tables_of
 from koala.distill.data.pictures import open_picture
 from koala.distill.data.samples import Part, Sample, Source, no_picture
@@ -37,7 +37,8 @@ class Pictures:
         """The files beside those pictures that no table governs."""
         own, told = set(self.pictures), Told(used=self.tables)
         free = [picture for picture in self.pictures if not told.governs(picture)] if self.tables else self.pictures
-        return Beside(free, [file for file in self.files if file not in own and is_printable(str(file))])
+        others = (f for f in self.files if f not in own and not is_shard(f) and ending(f) != "parquet")
+        return Beside(free, [file for file in others if is_printable(str(file))])
 
     def described(self, names: Sequence[str] | None = None) -> str:
         """How many there are, and with which captions; `names` are those that are learned."""

@@ -11,8 +11,10 @@ import unicodedata
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image, features
+from pyarrow import parquet
 
 from koala.distill.config import DistillConfig
 from koala.distill.data.samples import upright
@@ -133,6 +135,10 @@ def test_a_json_beside_a_picture_gives_the_caption_inside_it(tmp_path):
     for k in range(3):
         (tmp_path / f"{k}.json").write_text(json.dumps({"caption": f"circle {k}", "width": 32}))
     assert read(tmp_path, short_caption="json", captions="short") == (CIRCLES, [])
+    (tmp_path / "1.json").write_text('{"caption": ')
+    for setting in ("json", "caption"):
+        good, (bad,) = read(tmp_path, short_caption=setting, captions="short")
+        assert good == {"0": "circle 0", "2": "circle 2"} and "1.png" in bad and "is no JSON" in bad
 
 
 def archive(file: Path, members: dict[str, bytes], mode: str = "w") -> Path:
@@ -154,6 +160,29 @@ def test_a_stray_archive_never_replaces_the_pictures_and_is_told(tmp_path):
     assert read(tmp_path / "data") == (CIRCLES, [])
     told = describe_data(DistillConfig(data=str(tmp_path / "data")))
     assert "3 pictures with .txt" in told and "1 shard" in told and "data=" in told
+
+
+def test_a_preview_beside_many_shards_does_not_replace_them(tmp_path):
+    pictures(tmp_path / "data", 1)
+    for k in range(3):
+        archive(tmp_path / "data" / f"{k}.tar", {f"{k}.png": png(k), f"{k}.txt": f"circle {k}".encode()})
+    assert read(tmp_path / "data") == (CIRCLES, [])
+    told = describe_data(DistillConfig(data=str(tmp_path / "data")))
+    assert "1 picture with .txt" in told and "using the shards" in told
+
+
+def test_the_column_that_is_asked_for_chooses_the_table(tmp_path):
+    pictures(tmp_path, caption="old")
+    rows = [{"photo": f"{k}.png", "text": f"circle {k}"} for k in range(3)]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "set.parquet")
+    found = [
+        s
+        for part in source_for(DistillConfig(data=str(tmp_path), image_column="photo"), 32).parts
+        for s in part.read(0)
+    ]
+    assert [s.captions for s in found] == [(f"circle {k}",) for k in range(3)]
+    with pytest.raises(RequestError, match=r"\.old"):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize(("ending", "mode"), [("tar", "w"), ("tar.gz", "w:gz"), ("tgz", "w:gz")])
