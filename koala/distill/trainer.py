@@ -19,12 +19,10 @@ from koala.costs import LATENT_CHANNELS, LATENT_FACTOR
 from koala.distill import snapshots
 from koala.distill.claim import Claim
 from koala.distill.config import DistillConfig
-from koala.distill.data import cache
-from koala.distill.data.encoded import EncodedData
-from koala.distill.data.encoders import encoder_files
 from koala.distill.data.order import BatchOrder
 from koala.distill.draws import draw
 from koala.distill.ema import Ema
+from koala.distill.gathering import Gathering
 from koala.distill.means import Means
 from koala.distill.noising import noising_of
 from koala.distill.optimizers import build_optimizers, learning_rate
@@ -33,7 +31,6 @@ from koala.distill.pauses import Pauses
 from koala.distill.preflight import check, keep_exact
 from koala.distill.processes import Processes, on_cpu
 from koala.distill.reporter import Reporter
-from koala.distill.resuming import from_student
 from koala.distill.run_folder import RunFolder
 from koala.distill.step import BrokenLoss, DistillationStep, Losses, alphas_cumprod, check_gradients
 from koala.distill.stopping import Interrupted, Stopped
@@ -124,11 +121,7 @@ class _Run:
         each(check, config, self.accelerator)
         if self.resume_from is None:
             each(check_student, config)
-        on_main(self._prepares, "looking through the pictures")
-        self.data = each(self._encode)
-        self.pauses.may_stop("while encoding; what was encoded is kept")
-        if not self.processes.alike(self.data.key):
-            raise RequestError(f"the processes see other pictures in {config.data}, or other encoders; copy them again")
+        self.data = self._gathering().encoded()
         self.position, self.scaler = each(self._start)
         self.order = BatchOrder(self.data.sizes, config.batch_size, config.seed)
         on_main(self._prepares, "cutting the student out of its teacher")
@@ -150,44 +143,23 @@ class _Run:
         self.say(message)
         self.reporter.say("preparing", message)
 
-    def _encode(self) -> EncodedData | None:
-        """The data as latents and embeddings; everyone encodes what the cache has not got; None when stopped."""
-
-        def on_progress(done: int, total: int | None, message: str) -> None:
-            self.claim.accept()
-            self.reporter.say("preparing", f"{message}: {done:,}" + (f" of {total:,}" if total else "") + " pictures")
-
-        try:
-            data = cache.encode(
-                self.config,
-                encoder_files(self.config.teacher, self.device),
-                device=self.device,
-                rank=self.processes.rank,
-                world=self.processes.number,
-                on_progress=on_progress,
-                should_stop=self.pauses.stops_or_waits,
-                say=self._prepares,
-            )
-        except cache.EncodingStopped:
-            return None
-        except Exception:
-            self.run.give_up()  # the others hear it between two pictures
-            raise
-        self.claim.accept()
-        return data
+    def _gathering(self) -> Gathering:
+        return Gathering(
+            self.run,
+            self.config,
+            self.resume_from,
+            processes=self.processes,
+            pauses=self.pauses,
+            claim=self.claim,
+            reporter=self.reporter,
+            say=self._prepares,
+        )
 
     def _start(self) -> tuple[snapshots.Position, dict | None]:
-        """Where the run stands, and the scaler's state. RequestError where it learned from other data until there."""
+        """Where the run stands, and the scaler's state."""
         if self.resume_from is None:
             return snapshots.Position(step=0, ema_steps=0, seconds=0.0, data=self.data.key), None
-        position, scaler = snapshots.position(self.run, self.resume_from)
-        if position.data != self.data.key:
-            raise RequestError(
-                f"{self.config.data}, or the teacher's encoders, changed since checkpoint step-{self.resume_from} was "
-                "written; put them back (data=PLACE if they lie elsewhere), or start a new run from this student: "
-                f"{from_student(self.run)}"
-            )
-        return position, scaler
+        return snapshots.position(self.run, self.resume_from)
 
     def _load(self) -> UNet2DConditionModel:
         """Teacher and student in this process's memory, and the first process's validator. The student, not wrapped."""

@@ -23,7 +23,7 @@ WAITS = {  # where a process waits for the others
 }  # fmt: skip
 COLLECTIVE = {  # what lets a process wait without saying so: of sharded tensors, wrapped networks and our own
     "on_main", "on_each", "any", "alike", "mean", "all_stop", "may_stop", "prepare", "backward", "clip_grad_norm_",
-    "_kept", "contents", "_validate", "_checkpoint", "_train", "_prepare", "_wrap", "_go_on",
+    "_kept", "contents", "_validate", "_checkpoint", "_train", "_prepare", "_wrap", "_go_on", "encoded",
 }  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def test_processes_wait_for_each_other_in_one_module_alone():
 def test_what_the_first_process_does_alone_decides_nothing_and_waits_for_nobody():
     """Its result is what the others learn; an attribute that it set would be known to it alone."""
     names = set.union(*(tasks(tree) for _, tree in trees()))
-    assert {"_look", "_save", "_take", "begin", "_planned"} <= names
+    assert {"_look", "_save", "_take", "begin", "_planned", "_try_again"} <= names
     found = []
     for file, tree in trees():
         for function in ast.walk(tree):
@@ -77,7 +77,7 @@ def test_what_the_first_process_does_alone_decides_nothing_and_waits_for_nobody(
                 for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
             ]
             kept = [ast.unparse(t) for t in targets if ast.unparse(t).startswith("self.")]
-            if file.name in ("trainer.py", "claim.py"):
+            if file.name in ("trainer.py", "claim.py", "gathering.py"):
                 found += [f"{file.name}: {function.name} sets {name}" for name in kept]
                 found += [f"{file.name}: {function.name} calls {name}" for name in called(function) & COLLECTIVE]
     assert found == []
@@ -86,7 +86,7 @@ def test_what_the_first_process_does_alone_decides_nothing_and_waits_for_nobody(
 def test_no_branch_of_the_trainer_depends_on_which_process_it_is():
     """Only whether it speaks, and what it has in memory: an `if` around a wait would part the processes."""
     for file, tree in trees():
-        for node in ast.walk(tree) if file.name in ("trainer.py", "claim.py", "distill.py") else ():
+        for node in ast.walk(tree) if file.name in ("trainer.py", "claim.py", "gathering.py", "distill.py") else ():
             if isinstance(node, ast.If) and "main" in {n.attr for n in ast.walk(node.test) if hasattr(n, "attr")}:
                 assert not called(node) & COLLECTIVE, f"{file.name}:{node.lineno}"
 

@@ -4,25 +4,34 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
 from koala.distill.config import DistillConfig
-from koala.distill.data.encoded import Chunk, EncodedData
+from koala.distill.data.again import Again
+from koala.distill.data.content import NOTHING, Absent
+from koala.distill.data.decoding import Decoder
+from koala.distill.data.encoded import Chunk, EncodedData, cache_of, last_try
 from koala.distill.data.encoders import Encoders
 from koala.distill.data.filling import EncodingStopped, Filling, Progress
+from koala.distill.data.samples import Source
 from koala.distill.data.sources import source_for
 from koala.outputs import new_file, user_cache
-from koala.registry import find
+from koala.registry import find as find_model
 from koala.request import RequestError
 
-__all__ = ["EncodedData", "EncoderSource", "EncodingStopped", "default_folder", "encode"]
+__all__ = ["EncodedData", "EncoderSource", "EncodingStopped", "Found", "default_folder", "encode", "find", "try_again"]
 
 log = logging.getLogger(__name__)
 
 VERSION = 1  # of what is done to a picture, and of the files
+
+
+def _silent(done: int, total: int, message: str) -> None:
+    """What is told of progress where nobody listens."""
 
 
 class EncoderSource(Protocol):
@@ -43,72 +52,158 @@ def default_folder() -> Path:
     return user_cache() / "distill"
 
 
-def encode(
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The data of a run before it is encoded."""
+
+    config: DistillConfig
+    source: Source
+    folder: Path  # of its cache
+    resolution: int
+    key: str  # of the data that an earlier part of the run learned from
+
+
+def find(
     config: DistillConfig,
     encoders: EncoderSource,
     *,
-    device: torch.device | str,
-    rank: int = 0,
-    world: int = 1,
-    on_progress: Progress = lambda done, total, message: None,
+    key: str = "",
     should_stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = log.info,
-) -> EncodedData:
-    """Encode what the cache lacks and wait for what other processes are encoding; the encoders are released again.
+) -> Found | None:
+    """The data and its cache; `say` is told what the data is, before any of it is used.
 
-    `say` is told what the data is, before any of it is used.
+    With `key`, that of the data which a run learned from so far: those very data, even if pictures that were out of
+    reach are there by now; None where they changed otherwise.
 
     Raises EncodingStopped soon after `should_stop` says so, RequestError for data that cannot be used.
     """
-    resolution = config.resolution or find(config.teacher).width
+    resolution = config.resolution or find_model(config.teacher).width
 
     def between() -> None:
         if should_stop():
             raise EncodingStopped
 
-    source = source_for(config, resolution, between)
-    if source.about:
-        say(source.about)
-    identity = {
-        "version": VERSION,
-        "source": source.identity,
-        "encoders": encoders.identity,
-        "resolution": resolution,
-        "aspect_buckets": config.aspect_buckets,
-    }
-    text = json.dumps(identity, indent=1, sort_keys=True)
-    folder = Path(config.cache or default_folder()).absolute() / hashlib.sha256(text.encode()).hexdigest()[:16]
-    if not (folder / "identity.json").is_file():
-        with new_file(folder / "identity.json") as file:
+    def looked(absent: Absent) -> tuple[Found, str]:
+        source = source_for(config, resolution, between, absent)
+        identity = {
+            "version": VERSION,
+            "source": source.identity,
+            "encoders": encoders.identity,
+            "resolution": resolution,
+            "aspect_buckets": config.aspect_buckets,
+        }
+        text = json.dumps(identity, indent=1, sort_keys=True)
+        folder = _root(config) / hashlib.sha256(text.encode()).hexdigest()[:16]
+        return Found(config=config, source=source, folder=folder, resolution=resolution, key=key), text
+
+    found, text = looked(NOTHING)
+    if key and found.folder.name != cache_of(key):
+        absent = _out_of_reach_then(_root(config) / cache_of(key))
+        found = looked(absent)[0] if absent != NOTHING else found
+        if found.folder.name != cache_of(key) or not _filling(found).complete():
+            return None
+        say(f"{found.source.about}; what has come within reach since then is left to a new run")
+        return found
+    if found.source.about:
+        say(found.source.about)
+    if not (found.folder / "identity.json").is_file():
+        with new_file(found.folder / "identity.json") as file:
             file.write_text(text + "\n")
+    return found
+
+
+def _root(config: DistillConfig) -> Path:
+    return Path(config.cache or default_folder()).absolute()
+
+
+def _out_of_reach_then(folder: Path) -> Absent:
+    """What was out of reach when a cache was begun; nothing where the cache is gone."""
+    try:
+        return Absent.of(json.loads((folder / "identity.json").read_text())["source"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return NOTHING
+
+
+def try_again(
+    found: Found,
+    encoders: EncoderSource,
+    *,
+    device: torch.device | str,
+    on_progress: Progress = _silent,
+    should_stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = log.info,
+) -> int:
+    """Look again for what was out of reach when it was encoded; the number of the last try that found any.
+
+    One process does this before all of them `encode`, so it ends after an hour. Raises EncodingStopped as `find`.
+    """
+    return Again(_filling(found, encoders, device, on_progress, should_stop), say=say).run()
+
+
+def encode(
+    found: Found,
+    encoders: EncoderSource,
+    *,
+    device: torch.device | str,
+    tries: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    on_progress: Progress = _silent,
+    should_stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = log.info,
+) -> EncodedData:
+    """Encode what the cache lacks and wait for what other processes are encoding; the encoders are released again.
+
+    A new run learns from what was found up to a number of `tries`, one that goes on from what it has learned from.
+
+    Raises EncodingStopped soon after `should_stop` says so, RequestError for data that cannot be used.
+    """
+    config, data = found.config, None
+    for number in range(last_try(found.folder), -1, -1) if found.key else (tries,):
+        filling = _filling(found, encoders, device, on_progress, should_stop, number)
+        chunks = filling.run(rank, world)
+        limits = dict(num_pictures=config.num_pictures, held_back=config.validation_pictures)
+        limits["seed"] = None if found.source.drawn else config.seed
+        data = EncodedData(chunks, filling.empty, key=found.folder.name, **limits)
+        if data.key == found.key:
+            break
+    _check(config, data, chunks, say)
+    return data
+
+
+def _filling(
+    found: Found,
+    encoders: EncoderSource | None = None,
+    device: torch.device | str = "cpu",
+    on_progress: Progress = _silent,
+    should_stop: Callable[[], bool] = lambda: False,
+    tries: int | None = None,
+) -> Filling:
     filling = Filling(
-        folder,
-        source.parts,
-        limit=config.num_pictures,
-        resolution=resolution,
-        aspect_buckets=config.aspect_buckets,
+        found.folder,
+        found.source.parts,
+        limit=found.config.num_pictures,
+        decoder=Decoder(resolution=found.resolution, aspect_buckets=found.config.aspect_buckets),
         load=lambda: encoders.load(device),
         on_progress=on_progress,
         should_stop=should_stop,
     )
-    chunks = filling.run(rank, world)
-    limits = dict(num_pictures=config.num_pictures, held_back=config.validation_pictures)
-    limits["seed"] = None if source.drawn else config.seed
-    data = EncodedData(chunks, filling.empty, key=folder.name, **limits)
-    _check(config, data, chunks)
-    return data
+    filling.take_tries(tries)
+    return filling
 
 
-def _check(config: DistillConfig, data: EncodedData, chunks: list[Chunk]) -> None:
+def _check(config: DistillConfig, data: EncodedData, chunks: list[Chunk], say: Callable[[str], None]) -> None:
     """RequestError where nothing is left to learn from."""
     if data.skipped:
-        log.warning("%d of %d pictures were skipped", data.skipped, data.skipped + data.num_pictures)
+        away = f"; {data.out_of_reach:,} out of reach: the next new run tries again" if data.out_of_reach else ""
+        say(f"{data.skipped:,} of {data.skipped + data.num_pictures:,} pictures were skipped{away}")
     if data.skipped + data.num_pictures < config.num_pictures:
         log.warning("%s has no %d pictures; all are used", config.data, config.num_pictures)
     if not data.num_pictures:
         for chunk in chunks:  # the next try shall look again: files may have been missing, or the network
             chunk.file.unlink(missing_ok=True)
-        why = next((f"; the first: {why}" for chunk in chunks for why in chunk.skipped), "")
+        why = next((f"; the first: {one.why}" for chunk in chunks for one in chunk.skipped), "")
         raise RequestError(f"{config.data} holds no picture that can be used: {data.skipped} were skipped{why}")
     if not data.sizes:
         raise RequestError(

@@ -15,10 +15,14 @@ PART = 256
 def spread(total: int, count: int, seed: int, what: str) -> list[int]:
     """`count` of the numbers below `total`, ascending: one at random out of each of `count` stretches of one length.
 
-    Data lies in the order of its names, so that a stretch of it is often one class.
+    Data lies in the order of its names, so that a stretch of it is often one class. Two lie half of all apart, so that
+    no class has both unless it is more than half of all.
     """
     count = min(count, total)
     rng = random.Random(f"{seed}/{what}")
+    if count == 2:
+        first = rng.randrange(total)
+        return sorted((first, (first + total // 2) % total))
     return [rng.randrange(k * total // count, (k + 1) * total // count) for k in range(count)]
 
 

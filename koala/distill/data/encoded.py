@@ -5,7 +5,9 @@ A chunk is one safetensors file of at most 256 pictures. Of each bucket, named W
 (n, K), which texts describe it, filled up with -1. `context` (U, 77, C) and `pooled` (U, P) are those texts.
 """
 
+import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +21,21 @@ from koala.distill.data.buckets import Bucket
 from koala.distill.data.choice import spread
 
 _OPEN_FILES = 256
+_OF_THOSE = "-"  # between the key of a cache and what says which of its pictures are there
+
+
+def cache_of(key: str) -> str:
+    """The cache's part of the key of its data."""
+    return key.partition(_OF_THOSE)[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A sample that is not in its chunk."""
+
+    number: int  # among the chunk's samples
+    why: str
+    out_of_reach: bool  # a later run may find it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +45,12 @@ class Chunk:
     file: Path
     samples: int  # that were read for it, those that were skipped among them
     ends: bool  # its part of the source had fewer than were asked for, so it has no more
-    skipped: tuple[str, ...]  # which and why
+    skipped: tuple[Skipped, ...]
+
+    @property
+    def out_of_reach(self) -> dict[int, Skipped]:
+        """By its number each sample that a later run may find."""
+        return {one.number: one for one in self.skipped if one.out_of_reach}
 
 
 def read_chunk(file: Path) -> Chunk | None:
@@ -36,9 +58,35 @@ def read_chunk(file: Path) -> Chunk | None:
     try:
         with safe_open(file, framework="pt") as opened:
             told = json.loads(opened.metadata()["chunk"])
-        return Chunk(file=file, samples=told["samples"], ends=told["ends"], skipped=tuple(told["skipped"]))
+        skipped = tuple(Skipped(number=n, why=why, out_of_reach=away) for n, why, away in told["skipped"])
+        return Chunk(file=file, samples=told["samples"], ends=told["ends"], skipped=skipped)
     except (FileNotFoundError, ValueError, LookupError, TypeError, SafetensorError):  # cut off, or not ours: made anew
         return None
+
+
+_SUCCESSOR = re.compile(r"(.+)\.again-(\d+)(\.safetensors)")
+
+
+def successor(file: Path, tries: int) -> Path:
+    """The name of a chunk's file with what the try of this number found besides."""
+    former = _SUCCESSOR.fullmatch(file.name)
+    stem = former[1] if former else file.stem
+    return file.with_name(f"{stem}.again-{tries:03}.safetensors")
+
+
+def successors(folder: Path, tries: int | None = None) -> dict[str, list[Path]]:
+    """Name of a chunk's first file -> its successors up to a try, or all of them, the last first."""
+    found: dict[str, list[Path]] = {}
+    for file in sorted(folder.glob("*.again-*"), reverse=True):
+        told = _SUCCESSOR.fullmatch(file.name)
+        if told and (tries is None or int(told[2]) <= tries):
+            found.setdefault(told[1] + told[3], []).append(file)
+    return found
+
+
+def last_try(folder: Path) -> int:
+    """The number of the last further try that found pictures; 0 where none did."""
+    return max((int(_SUCCESSOR.fullmatch(f.name)[2]) for fs in successors(folder).values() for f in fs), default=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +112,11 @@ class EncodedData:
         held_back: int,
         seed: int | None,
     ):
-        """`num_pictures` is how many to use at most, 0 is all; `key` changes whenever any of the data does.
+        """`num_pictures` is how many to use at most, 0 is all; `key` is the cache's.
 
+        Where pictures were skipped, the data's own key says besides which are there: it changes whenever the data does.
         The seed says which are held back; without one it is the last, as good as any where the data was drawn.
         """
-        self.key = key
         self._files = [chunk.file for chunk in chunks]
         self._open = lru_cache(maxsize=_OPEN_FILES)(lambda file: safe_open(file, framework="pt"))
         with safe_open(empty, framework="pt") as opened:
@@ -77,10 +125,13 @@ class EncodedData:
         rows = rows[:num_pictures] if num_pictures else rows
         self.num_pictures = len(rows)
         self.skipped = sum(len(chunk.skipped) for chunk in chunks)
+        self.out_of_reach = sum(len(chunk.out_of_reach) for chunk in chunks)
+        there = hashlib.sha256(rows[:, [1, 3]].astype("<i8").tobytes()).hexdigest()[:8]
+        self.key = f"{key}{_OF_THOSE}{there}" if self.skipped else key
         held = np.zeros(len(rows), bool)
         held[spread(len(rows), held_back, seed, "held back") if seed is not None else slice(-held_back, None)] = True
-        self._training = _by_bucket(buckets, rows[~held])
-        self._validation = _by_bucket(buckets, rows[held])
+        self._training = _by_bucket(buckets, rows[~held, :3])
+        self._validation = _by_bucket(buckets, rows[held, :3])
 
     @property
     def sizes(self) -> dict[Bucket, int]:
@@ -126,7 +177,7 @@ def name_of(bucket: Bucket) -> str:
 
 
 def _index(chunks: Sequence[Chunk]) -> tuple[list[Bucket], np.ndarray]:
-    """The buckets, and for every picture in the data's order (bucket, chunk, place in the chunk's bucket): (N, 3)."""
+    """The buckets; and bucket, chunk, place in its bucket there and number of every picture in order, (N, 4)."""
     numbers: dict[Bucket, int] = {}
     found = [np.zeros((0, 4), np.int64)]
     for number, chunk in enumerate(chunks):
@@ -140,7 +191,7 @@ def _index(chunks: Sequence[Chunk]) -> tuple[list[Bucket], np.ndarray]:
                     columns[:, 2], columns[:, 3] = numbers.setdefault(bucket, len(numbers)), np.arange(len(order))
                     found.append(columns)
     rows = np.concatenate(found)
-    return list(numbers), rows[np.lexsort((rows[:, 1], rows[:, 0]))][:, [2, 0, 3]]
+    return list(numbers), rows[np.lexsort((rows[:, 1], rows[:, 0]))][:, [2, 0, 3, 1]]
 
 
 def _by_bucket(buckets: Sequence[Bucket], rows: np.ndarray) -> dict[Bucket, np.ndarray]:

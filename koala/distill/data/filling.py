@@ -4,35 +4,26 @@ A lock ends with its process, and a chunk is a file of its own: whoever is kille
 depends on nothing but the cache's key and its own name, so that nobody need care who wrote it.
 """
 
-import json
 import logging
-import os
-from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-import torch
 from filelock import Timeout
 from huggingface_hub.utils import WeakFileLock
-from PIL import Image
-from safetensors.torch import save_file
 
-from koala.distill.data.buckets import Bucket, Fit, fit, nearest
-from koala.distill.data.encoded import Chunk, name_of, read_chunk
+from koala.distill.data.chunks import ChunkMaker, write_tensors
+from koala.distill.data.decoding import Decoder, Unusable
+from koala.distill.data.encoded import Chunk, Skipped, read_chunk, successors
 from koala.distill.data.encoders import Encoders
-from koala.distill.data.samples import Part, Sample, upright
-from koala.outputs import check_space, new_file
+from koala.distill.data.samples import Part, Sample
+from koala.outputs import check_space
 from koala.request import RequestError
 
 log = logging.getLogger(__name__)
 
 CHUNK = 256  # pictures of a file
-_THREADS = 8  # that decode pictures
 _PATIENCE = 0.2  # s, for a lock before the next part is looked at
 
 Progress = Callable[[int, int, str], None]  # samples done, samples in all (0 is unknown), what is being done
@@ -40,16 +31,6 @@ Progress = Callable[[int, int, str], None]  # samples done, samples in all (0 is
 
 class EncodingStopped(Exception):
     """The encoding was stopped on request; what was encoded stays, and the next one goes on from it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Picture:
-    """A picture ready to encode."""
-
-    pixels: np.ndarray  # (H, W, 3), uint8
-    fit: Fit
-    order: int  # in its chunk
-    texts: list[int]  # of the chunk's
 
 
 class Filling:
@@ -61,16 +42,16 @@ class Filling:
         parts: Sequence[Part],
         *,
         limit: int,
-        resolution: int,
-        aspect_buckets: bool,
+        decoder: Decoder,
         load: Callable[[], Encoders],
         on_progress: Progress,
         should_stop: Callable[[], bool],
     ):
         self.folder, self.parts, self.limit = folder, parts, limit
-        self.resolution, self.aspect_buckets = resolution, aspect_buckets
-        self.load, self.on_progress, self.should_stop = load, on_progress, should_stop
+        self.decoder, self.load, self.world = decoder, load, 1
+        self.on_progress, self.should_stop = on_progress, should_stop
         self.empty = folder / "empty.safetensors"
+        self.later: dict[str, list[Path]] = {}  # what came of further tries, by the name of a chunk's first file
         self.known: dict[int, list[Chunk]] = {}  # by the number of the part
         self.shares = self._first_shares()  # the same: how many samples it is to give, None for all
         known = [share for share in self.shares.values() if share is not None]
@@ -90,15 +71,37 @@ class Filling:
         used = numbers[: -(-samples // CHUNK)]
         return {number: -(-samples // len(used)) for number in used}
 
+    def take_tries(self, number: int | None) -> None:
+        """Take chunks with what further tries found up to one of this number; None is all."""
+        self.later = successors(self.folder, number)
+
     def run(self, rank: int, world: int) -> list[Chunk]:
         """Fill what is missing and wait for what others are filling: all chunks in the data's order."""
+        self.world = world
         self._fill_shares(rank, world)
-        while further := self._lacking():
-            for number, samples in further.items():
-                self.shares[number] = self.shares.get(number, 0) + samples
-                self.known.pop(number, None)
+        while self._take_more():
             self._fill_shares(rank, world)
         return self._chunks()
+
+    def complete(self) -> bool:
+        """Whether there is nothing to fill."""
+        while not self._missing(self.shares):
+            if not self._take_more():
+                return self.empty.is_file()
+        return False
+
+    def there(self) -> list[tuple[int, int, Chunk]]:
+        """The chunks that need not be filled: (number of the part, first sample in it, chunk)."""
+        self.complete()
+        return [(n, CHUNK * at, chunk) for n in sorted(self.known) for at, chunk in enumerate(self.known[n])]
+
+    def _take_more(self) -> bool:
+        """Whether parts have to give more than their share so far."""
+        further = self._lacking()
+        for number, samples in further.items():
+            self.shares[number] = self.shares.get(number, 0) + samples
+            self.known.pop(number, None)
+        return bool(further)
 
     def _lacking(self) -> dict[int, int]:
         """What to take besides, where parts of unknown length gave fewer samples than their share."""
@@ -124,16 +127,15 @@ class Filling:
         try:
             if not self.empty.is_file():
                 context, pooled = self.encoders.captions([""])
-                _write(self.empty, {"context": context.cpu(), "pooled": pooled.cpu()}, {})
-            with ThreadPoolExecutor(max(1, min(_THREADS, (os.cpu_count() or 1) // world))) as self.threads:
-                while missing := self._missing(missing):
-                    self._fill_what_is_free(missing)
+                write_tensors(self.empty, {"context": context.cpu(), "pooled": pooled.cpu()}, {})
+            while missing := self._missing(missing):
+                self._fill_what_is_free(missing)
         finally:
             self.encoders.release()
 
     def _fill_what_is_free(self, numbers: Iterable[int]) -> None:
         for number in numbers:
-            self._stop_if_told()
+            self.stop_if_told()
             with self._claim(self.parts[number]) as ours:
                 if ours:
                     self._fill(number)
@@ -143,7 +145,7 @@ class Filling:
     def _missing(self, numbers: Iterable[int]) -> list[int]:
         found = []
         for number in numbers:
-            self._stop_if_told()
+            self.stop_if_told()
             if not self._look(number):
                 found.append(number)
         return found
@@ -152,11 +154,14 @@ class Filling:
         """Note the chunks of a part that are on the disk by now; whether they are all."""
         found = self.known.setdefault(number, [])
         while left := self._left(number):
-            chunk = read_chunk(self._file(number, left))
+            chunk = self._read(self._file(number, left))
             if chunk is None:
                 return False
             found.append(chunk)
         return True
+
+    def _read(self, file: Path) -> Chunk | None:
+        return next(filter(None, map(read_chunk, [*self.later.get(file.name, ()), file])), None)
 
     def _left(self, number: int) -> int:
         """How many samples the part's next chunk takes; 0 when it has no more or has given its share."""
@@ -198,93 +203,38 @@ class Filling:
             self._tell("encoding")
 
     def _write_chunk(self, file: Path, samples: Iterable[Sample], asked: int) -> None:
-        pending, encoded = defaultdict(list), defaultdict(list)
-        texts: dict[str, int] = {}
         skipped, number = [], 0
 
-        def encode_pending(bucket: Bucket) -> None:
-            batch = pending.pop(bucket)
-            latents = self.encoders.pictures(np.stack([picture.pixels for picture in batch]))
-            encoded[bucket] += zip(latents.half().cpu(), batch, strict=True)
-            self._stop_if_told()
+        def after_batch() -> None:
+            self.stop_if_told()
             self._tell("encoding", number)
 
-        for sample, found in self._ahead(samples):
-            self._stop_if_told()
-            if isinstance(found, str):
-                log.warning("skipped %s: %s", sample.key, found)
-                skipped.append(f"{sample.key}: {found}")
+        made = ChunkMaker(self.encoders, after_batch)
+        for sample, found in self.decoder.ahead(samples, self.world):
+            self.stop_if_told()
+            if isinstance(found, Unusable):
+                log.warning("skipped %s: %s", sample.key, found.why)
+                why = f"{sample.key}: {found.why}"
+                skipped.append(Skipped(number=number, why=why, out_of_reach=found.out_of_reach))
             else:
-                pixels, place = found
-                told = [texts.setdefault(text, len(texts)) for text in sample.captions]
-                pending[place.bucket].append(_Picture(pixels=pixels, fit=place, order=number, texts=told))
-                if len(pending[place.bucket]) == self.encoders.batch_size(*place.bucket):
-                    encode_pending(place.bucket)
+                made.add(number, sample.captions, *found)
             number += 1
-        for bucket in sorted(pending):
-            encode_pending(bucket)
+        made.encode_rest()
         if len(skipped) == CHUNK:  # a wrong column, or a network that went away: not to be remembered as broken
             raise RequestError(
-                f"{CHUNK} pictures in a row cannot be used, so something else is wrong; the first: {skipped[0]}"
+                f"{CHUNK} pictures in a row cannot be used, so something else is wrong; the first: {skipped[0].why}"
             )
-
-        tensors = {name: tensor for bucket in encoded for name, tensor in _bucket_tensors(bucket, encoded[bucket])}
-        if texts:
-            context, pooled = self.encoders.captions(list(texts))
-            tensors |= {"context": context.cpu(), "pooled": pooled.cpu()}
-        told = {"samples": number, "ends": number < asked, "skipped": skipped}
-        _write(file, tensors, {"chunk": json.dumps(told)})
-
-    def _ahead(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, tuple[np.ndarray, Fit] | str]]:
-        """Samples with their pixels, or with the reason why there are none; decoded while others are encoded."""
-        waiting = deque()
-        for sample in samples:
-            waiting.append((sample, self.threads.submit(self._pixels, sample)))
-            if len(waiting) > 2 * _THREADS:
-                sample, future = waiting.popleft()
-                yield sample, future.result()
-        for sample, future in waiting:
-            yield sample, future.result()
-
-    def _pixels(self, sample: Sample) -> tuple[np.ndarray, Fit] | str:
-        if sample.fault:
-            return sample.fault
-        if not sample.captions:
-            return "no caption"
-        try:
-            image = upright(sample.image())
-        except Exception as error:  # Pillow meets damaged files with errors of every kind
-            return str(error) or type(error).__name__
-        square = (self.resolution, self.resolution)
-        bucket = nearest(*image.size, self.resolution) if self.aspect_buckets else square
-        place = fit(*image.size, bucket)
-        return np.asarray(image.resize(bucket, Image.Resampling.LANCZOS, box=place.box)), place
+        made.write(file, samples=number, ends=number < asked, skipped=skipped)
 
     def _check_space(self, missing: Iterable[int]) -> None:
         """RequestError at once where the disk cannot take what will surely come; latents alone are counted."""
         pictures = sum(self.shares[number] or 0 for number in missing)
-        check_space(self.folder / "latents", pictures * 4 * (self.resolution // 8) ** 2 * 2)
+        check_space(self.folder / "latents", pictures * 4 * (self.decoder.resolution // 8) ** 2 * 2)
 
-    def _stop_if_told(self) -> None:
+    def stop_if_told(self) -> None:
+        """Raises EncodingStopped where this process is to stop."""
         if self.should_stop():
             raise EncodingStopped
 
     def _tell(self, message: str, further: int = 0) -> None:
         self.on_progress(sum(chunk.samples for chunk in self._chunks()) + further, self.total, message)
-
-
-def _bucket_tensors(bucket: Bucket, encoded: list[tuple[torch.Tensor, _Picture]]) -> Iterator[tuple[str, torch.Tensor]]:
-    """A bucket's tensors of one chunk, in the order of its samples."""
-    encoded = sorted(encoded, key=lambda pair: pair[1].order)
-    name, most = name_of(bucket), max(len(picture.texts) for _, picture in encoded)
-    texts = [picture.texts + [-1] * (most - len(picture.texts)) for _, picture in encoded]
-    yield f"{name}/latents", torch.stack([latents for latents, _ in encoded])
-    yield f"{name}/time_ids", torch.tensor([picture.fit.time_ids for _, picture in encoded], dtype=torch.int32)
-    yield f"{name}/order", torch.tensor([picture.order for _, picture in encoded], dtype=torch.int32)
-    yield f"{name}/captions", torch.tensor(texts, dtype=torch.int32)
-
-
-def _write(file: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    check_space(file, sum(tensor.nbytes for tensor in tensors.values()))
-    with new_file(file) as partial:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)

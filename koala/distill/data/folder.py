@@ -8,9 +8,9 @@ from pathlib import Path
 from koala.distill.config import DistillConfig
 from koala.distill.data.beside import Beside, captions_beside, counts
 from koala.distill.data.captions import Columns
-from koala.distill.data.content import fingerprint
-from koala.distill.data.files import Between, is_file, is_printable, nothing, printable
-from koala.distill.data.metadata import Told, read_tables, tables_of
+from koala.distill.data.content import NOTHING, Absent, fingerprint
+from koala.distill.data.files import Between, ending, is_file, is_printable, is_shard, nothing, printable
+from koala.distill.data.metadata import Stray, Told, read_tables, tables_of
 from koala.distill.data.pictures import open_picture
 from koala.distill.data.samples import Part, Sample, Source, no_picture
 from koala.read_text import NotText
@@ -37,7 +37,8 @@ class Pictures:
         """The files beside those pictures that no table governs."""
         own, told = set(self.pictures), Told(used=self.tables)
         free = [picture for picture in self.pictures if not told.governs(picture)] if self.tables else self.pictures
-        return Beside(free, [file for file in self.files if file not in own and is_printable(str(file))])
+        others = (f for f in self.files if f not in own and not is_shard(f) and ending(f) != "parquet")
+        return Beside(free, [file for file in others if is_printable(str(file))])
 
     def described(self, names: Sequence[str] | None = None) -> str:
         """How many there are, and with which captions; `names` are those that are learned."""
@@ -48,9 +49,11 @@ class Pictures:
             f"{',' if with_files else ''} with {tables}" if tables else ""
         )
 
-    def source(self, config: DistillConfig, between: Between = nothing) -> Source:
+    def source(self, config: DistillConfig, between: Between = nothing, absent: Absent = NOTHING) -> Source:
         """Every picture with its captions. RequestError where none has any."""
-        told = read_tables(config, self.tables, self.pictures, self.folder, between) if self.tables else Told(used=[])
+        told = Told(used=[])
+        if self.tables:
+            told = read_tables(config, self.tables, self.pictures, self.folder, between, absent.unlisted)
         free = [p for p in self.pictures if not told.governs(p)] if self.tables else self.pictures
         columns = self._columns(config) if free else Columns(captions=())
         files = self.beside.used(columns) if free else {}
@@ -71,8 +74,10 @@ class Pictures:
         used = [file for found in files.values() for file in found.values()]
 
         def identity() -> dict:
-            content = fingerprint([*self.pictures, *sorted(used), *self.tables], self.folder, between)
-            return {"kind": "folder", "content": content, "captions": [*columns.captions, *told.names]}
+            files = [*self.pictures, *sorted(used), *self.tables]
+            content = fingerprint(files, self.folder, between, absent.missing)
+            found = {"kind": "folder", "content": content.digest, "captions": [*columns.captions, *told.names]}
+            return found | content.out_of_reach | ({"unlisted": told.unlisted} if told.unlisted else {})
 
         return Source(identify=identity, parts=tuple(parts), about=self._about(columns, told), used=used + self.tables)
 
@@ -86,7 +91,7 @@ class Pictures:
 
     def _about(self, columns: Columns, told: Told) -> str:
         names = list(dict.fromkeys([*told.names, *(name for _, name in columns.captions)]))
-        bad = len(told.strays)
+        bad = len(told.strays) + len(told.faults)
         return f"captions: {' and '.join(names)}" + (f"; {bad:,} bad line{'s' if bad > 1 else ''}" if bad else "")
 
     def _read(
@@ -95,7 +100,8 @@ class Pictures:
         for file in pictures[start:]:
             name = str(file.relative_to(self.folder))
             captions, fault = told.captions.get(file, ()), told.faults.get(file, "")
-            if not is_file(file):
+            missing = not is_file(file)
+            if missing:
                 fault = "it is a link to no file, or no file at all"
             elif not is_printable(name):
                 fault = "its name is not UTF-8; rename it"
@@ -106,10 +112,12 @@ class Pictures:
                     captions = captions_beside(files.get(file, {}), columns)
                 except NotText as error:
                     fault = f"its caption in {error}"
-            yield Sample(key=printable(name), captions=captions, image=partial(open_picture, file, file), fault=fault)
+            image = partial(open_picture, file, file)
+            yield Sample(key=printable(name), captions=captions, image=image, fault=fault, out_of_reach=missing)
 
 
-def _lines(strays: Sequence[tuple[str, str]], start: int) -> Iterator[Sample]:
+def _lines(strays: Sequence[Stray], start: int) -> Iterator[Sample]:
     """Lines of a table that are no picture's, each counted as a broken one."""
-    for where, fault in strays[start:]:
-        yield Sample(key=where, captions=(), image=no_picture, fault=fault)
+    for stray in strays[start:]:
+        missing = bool(stray.name)
+        yield Sample(key=stray.where, captions=(), image=no_picture, fault=stray.fault, out_of_reach=missing)

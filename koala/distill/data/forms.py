@@ -4,9 +4,11 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from koala.distill.config import DistillConfig
+from koala.distill.data.content import NOTHING, Absent
 from koala.distill.data.files import Between, Found, ending, is_file, is_shard, match, nothing
 from koala.distill.data.folder import Pictures
 from koala.distill.data.parquet import columns_in, has_pictures, parquet_source
@@ -29,7 +31,9 @@ class Form:
     source: Callable[[], Source]
 
 
-def folder_source(config: DistillConfig, folder: Path, found: Found, between: Between = nothing) -> Source:
+def folder_source(
+    config: DistillConfig, folder: Path, found: Found, between: Between = nothing, absent: Absent = NOTHING
+) -> Source:
     """What a folder is best read as: pictures with captions before tables, tables before shards.
 
     RequestError where it holds none of them, or none that can be used.
@@ -37,50 +41,52 @@ def folder_source(config: DistillConfig, folder: Path, found: Found, between: Be
     bare, tables = [], []
     for file in (file for file in found.files if ending(file) == "parquet"):
         (tables if has_pictures(file, config) else bare).append(file)
-    forms = list(_forms(config, folder, found, tables, between))
+    forms = list(_forms(config, folder, found, tables, between, absent))
     if not forms:
         raise RequestError(_nothing_there(folder, found, bare))
     chosen, source = _choose(config, forms)
     return replace(source, about=_about(chosen, source, forms, bare, found))
 
 
-def pictures_only(config: DistillConfig, folder: Path, found: Found, pictures: list[Path], between: Between) -> Source:
+def pictures_only(
+    config: DistillConfig, folder: Path, found: Found, pictures: list[Path], between: Between, absent: Absent
+) -> Source:
     """The pictures that a pattern names, whatever else lies beside them."""
-    form = _pictures(config, folder, found, pictures, between)
+    form = _pictures(config, folder, found, pictures, between, absent)
     source = form.source()
     return replace(source, about=_about(form, source, [form], [], found))
 
 
-def _forms(config: DistillConfig, folder: Path, found: Found, tables: list[Path], between: Between) -> Iterator[Form]:
+def _forms(
+    config: DistillConfig, folder: Path, found: Found, tables: list[Path], between: Between, absent: Absent
+) -> Iterator[Form]:
     """The ways in which the folder can be read, the first choice first."""
     if pictures := [file for file in found.files if ending(file) in ENDINGS]:
-        yield _pictures(config, folder, found, pictures, between)
-    if tables:
-        yield Form(
-            name="the table" if len(tables) == 1 else "the tables",
-            files=tables,
-            described=_many(len(tables), "table"),
-            setting=_setting(folder, tables),
-            source=lambda: parquet_source(config, tables, folder, between),
-        )
-    if shards := [file for file in found.files if is_shard(file)]:
-        yield Form(
-            name="the shard" if len(shards) == 1 else "the shards",
-            files=shards,
-            described=_many(len(shards), "shard"),
-            setting=_setting(folder, shards),
-            source=lambda: webdataset_source(config, shards, folder, between),
-        )
+        yield _pictures(config, folder, found, pictures, between, absent)
+    shards = [file for file in found.files if is_shard(file)]
+    read_table = partial(parquet_source, config, tables, folder, between, absent)
+    read_shard = partial(webdataset_source, config, shards, folder, between)
+    for what, files, source in (("table", tables, read_table), ("shard", shards, read_shard)):
+        if files:
+            yield Form(
+                name=f"the {what}{'s' if len(files) > 1 else ''}",
+                files=files,
+                described=_many(len(files), what),
+                setting=_setting(folder, files),
+                source=source,
+            )
 
 
-def _pictures(config: DistillConfig, folder: Path, found: Found, pictures: list[Path], between: Between) -> Form:
+def _pictures(
+    config: DistillConfig, folder: Path, found: Found, pictures: list[Path], between: Between, absent: Absent
+) -> Form:
     those = Pictures(folder=folder, pictures=pictures, files=found.files)
     return Form(
         name="the pictures",
         files=pictures,
         described=those.described(),
         setting=_setting(folder, pictures),
-        source=lambda: those.source(config, between),
+        source=lambda: those.source(config, between, absent),
     )
 
 

@@ -53,7 +53,7 @@ def hub_source(config: DistillConfig, between: Between = nothing) -> Source:
             "name": name,
             "subset": subset or builder.config.name,
             "split": split,
-            "content": fingerprint(files_under(folder, between), folder, between)
+            "content": fingerprint(files_under(folder, between), folder, between).digest
             if folder.is_dir()
             else builder.hash,  # its commit
             "image": columns.image,

@@ -2,13 +2,14 @@
 
 import os
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from koala.distill.config import DistillConfig
 from koala.distill.data.captions import Columns, caption_columns, captions_in, inner
-from koala.distill.data.files import Between, is_file, match, printable, same, stem_of
+from koala.distill.data.content import name_below
+from koala.distill.data.files import Between, Found, is_file, match, printable, same, stem_of
 from koala.distill.data.pictures import slashed
 from koala.distill.data.tables import METADATA, Line, read_table
 from koala.fields import is_text
@@ -18,6 +19,15 @@ from koala.request import RequestError
 _NAME = "file_name"  # the column that says which picture
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stray:
+    """A line of a table that is no picture's; `name` is the picture's that it names, where that one is missing."""
+
+    where: str
+    fault: str
+    name: str = ""  # below the folder of the data, as names compare
+
+
 @dataclass(kw_only=True)
 class Told:
     """What the tables say."""
@@ -25,13 +35,18 @@ class Told:
     used: list[Path]  # the tables
     captions: dict[Path, tuple[str, ...]] = field(default_factory=dict)  # by picture
     faults: dict[Path, str] = field(default_factory=dict)  # of pictures whose line cannot be used
-    strays: list[tuple[str, str]] = field(default_factory=list)  # lines of no picture that is there: which, and why
+    strays: list[Stray] = field(default_factory=list)
     names: list[str] = field(default_factory=list)  # the columns of the captions
 
     def governs(self, picture: Path) -> bool:
         """Whether a table lies in the picture's folder or above it."""
         folders = {table.parent for table in self.used}
         return not folders.isdisjoint(picture.parents)
+
+    @property
+    def unlisted(self) -> list[str]:
+        """The pictures that the tables name and that are not there."""
+        return sorted({stray.name for stray in self.strays if stray.name})
 
     def unnamed(self, picture: Path) -> str:
         """What is wrong with a picture that no line names."""
@@ -56,26 +71,48 @@ class _Pictures:
         self.exact = {os.path.normpath(picture): picture for picture in pictures}
         self.loose: dict[str, Path] = {}
         for picture in pictures:
-            self.loose.setdefault(self._loose(picture), picture)
+            self.loose.setdefault(loose(picture), picture)
         self.real: dict[str, Path] | None = None
 
-    def _loose(self, path: Path) -> str:
-        return f"{stem_of(path)}.{same(path.suffix)}"
-
     def find(self, name: str, folder: Path) -> Path | None:
-        named = os.path.normpath(folder / slashed(name, folder))
-        found = self.exact.get(named) or self.loose.get(self._loose(Path(named)))
-        if found is None and is_file(Path(named)):  # by a link
+        named = _named(name, folder)
+        found = self.exact.get(str(named)) or self.loose.get(loose(named))
+        if found is None and is_file(named):  # by a link
             if self.real is None:
                 self.real = {os.path.realpath(picture): picture for picture in self.exact.values()}
             found = self.real.get(os.path.realpath(named))
-        return found or self.loose.get(self._loose(Path(os.path.normpath(folder / name.replace("\\", "/")))))
+        return found
+
+
+def _named(name: str, folder: Path) -> Path:
+    """The file that a table in this folder means, with slashes."""
+    return Path(os.path.normpath(folder / slashed(name, folder)))
+
+
+def loose(path: Path) -> str:
+    """A picture's name as names compare: its ending in any case, accents composed or not."""
+    return f"{stem_of(path)}.{same(path.suffix)}"
+
+
+def unlisted(found: Found, names: Collection[str], folder: Path) -> Found:
+    """A folder's files without the pictures of these names, which were not there when a table first named them."""
+    if not names:
+        return found
+    return replace(found, files=[f for f in found.files if loose(Path(name_below(f, folder))) not in names])
 
 
 def read_tables(
-    config: DistillConfig, tables: Sequence[Path], pictures: Sequence[Path], folder: Path, between: Between
+    config: DistillConfig,
+    tables: Sequence[Path],
+    pictures: Sequence[Path],
+    folder: Path,
+    between: Between,
+    missing: Collection[str] = (),
 ) -> Told:
-    """What the tables say of the pictures. RequestError where one of them lacks a column that is learned."""
+    """What the tables say of the pictures, of which those of the names `missing` count as such whatever there is.
+
+    RequestError where a table lacks a column that is learned.
+    """
     told, there = Told(used=list(tables)), _Pictures(pictures)
     for table in tables:
         seen: dict[Path, list[str]] = {}
@@ -91,19 +128,29 @@ def read_tables(
             picture = there.find(name, table.parent) if is_text(name) and name else None
             captions, fault = _captions(line, columns)
             if picture is None:
-                told.strays.append((where, fault or _nameless(name)))
+                told.strays.append(_stray(where, fault, name, table.parent, folder, missing))
             elif picture in told.captions or picture in told.faults:
                 if picture in seen and captions:  # several lines for one picture are several captions
                     seen[picture] += captions
                     told.captions[picture] = tuple(dict.fromkeys(seen[picture]))
                 elif fault:
-                    told.strays.append((where, fault))
+                    told.strays.append(Stray(where=where, fault=fault))
             elif fault:
                 told.faults[picture] = f"{where}, {fault}"
             else:
                 seen[picture] = list(captions)
                 told.captions[picture] = captions
     return told
+
+
+def _stray(where: str, fault: str, name: object, place: Path, folder: Path, missing: Collection[str]) -> Stray:
+    named = ""
+    if not fault and is_text(name) and name:
+        file = _named(name, place)
+        named = loose(Path(name_below(file, folder)))
+        if is_file(file) and named not in missing:  # it is there, and no picture
+            named = ""
+    return Stray(where=where, fault=fault or _nameless(name), name=named)
 
 
 def _nameless(name: object) -> str:

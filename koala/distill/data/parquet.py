@@ -9,7 +9,7 @@ from pyarrow.parquet import ParquetFile
 
 from koala.distill.config import DistillConfig
 from koala.distill.data.captions import Columns, inner
-from koala.distill.data.content import fingerprint
+from koala.distill.data.content import NOTHING, Absent, fingerprint
 from koala.distill.data.files import Between, nothing, printable
 from koala.distill.data.pictures import local_file
 from koala.distill.data.rows import columns_of, image_column, sample_of
@@ -38,7 +38,9 @@ def has_pictures(file: Path, config: DistillConfig) -> bool:
     return image_column(columns_in(file), config.image_column) is not None
 
 
-def parquet_source(config: DistillConfig, files: Sequence[Path], base: Path, between: Between = nothing) -> Source:
+def parquet_source(
+    config: DistillConfig, files: Sequence[Path], base: Path, between: Between = nothing, absent: Absent = NOTHING
+) -> Source:
     """Every row of the files; a part is a row group. RequestError for a missing column or no rows."""
     parts, columns = [], None
     for number, file in enumerate(files):
@@ -58,12 +60,13 @@ def parquet_source(config: DistillConfig, files: Sequence[Path], base: Path, bet
 
     def identity() -> dict:
         named = [picture for file in files for picture in _named(file, config, between)]
+        content = fingerprint([*files, *named], base, between, absent.missing)
         return {
             "kind": "parquet",
-            "content": fingerprint([*files, *named], base, between),
+            "content": content.digest,
             "image": columns.image,
             "captions": columns.captions,
-        }
+        } | content.out_of_reach
 
     about = f"pictures: {columns.image}, captions: {columns.names}"
     return Source(identify=identity, parts=tuple(parts), about=about, used=list(files))

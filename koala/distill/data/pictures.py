@@ -1,6 +1,5 @@
 """A picture from wherever a row says that it is: bytes, a file, an address."""
 
-import http.client
 import io
 import urllib.request
 from collections.abc import Mapping
@@ -16,16 +15,23 @@ _TIMEOUT = 20.0  # s, for a picture behind an address
 _AVIF = (b"ftypavif", b"ftypavis")
 
 
+class OutOfReach(OSError):
+    """A picture that cannot be had now: missing, not answered for, without a decoder. Broken it need not be."""
+
+
 def open_picture(value: object, base: Path) -> Image.Image:
-    """From bytes, a path, an address, or {"bytes", "path"} as `datasets` stores pictures."""
+    """From bytes, a path, an address, or {"bytes", "path"} as `datasets` stores pictures. OutOfReach for now."""
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, str) and value:
         value = local_file(value, base) or _fetch(value)
     if isinstance(value, Path):
         if not is_file(value):  # a pipe would be waited for without end
-            raise FileNotFoundError(f"there is no file {value}")
-        value = value.read_bytes()
+            raise OutOfReach(f"there is no file {value}")
+        try:
+            value = value.read_bytes()
+        except OSError as error:
+            raise OutOfReach(f"{value} cannot be read ({error.strerror or error})") from error
     if isinstance(value, bytes) and value:
         return _opened(value)
     raise ValueError("no picture" if not value else f"a {type(value).__name__} is no picture")
@@ -51,17 +57,21 @@ def _opened(content: bytes) -> Image.Image:
         return Image.open(io.BytesIO(content))
     except UnidentifiedImageError as error:
         if content[4:12] in _AVIF and not features.check("avif"):
-            raise ValueError("this Pillow reads no AVIF; pip install 'pillow>=11.3'") from error
+            raise OutOfReach("this Pillow reads no AVIF; pip install 'pillow>=11.3'") from error
         raise ValueError("it is no picture that Pillow can read") from error
 
 
 def _fetch(address: str) -> bytes:
+    try:
+        return _answer(address)
+    except Exception as error:  # every file system of fsspec has errors of its own, one that is not installed too
+        raise OutOfReach(f"{address}: {error or type(error).__name__}") from error
+
+
+def _answer(address: str) -> bytes:
     if not address.startswith(("http://", "https://")):
         with fsspec.open(address, "rb") as file:  # hf://, s3:// and the like
             return file.read()
     request = urllib.request.Request(address, headers={"User-Agent": "koala"})
-    try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
-            return answer.read()
-    except http.client.HTTPException as error:
-        raise OSError(f"{address}: {error or type(error).__name__}") from error
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
+        return answer.read()

@@ -21,6 +21,7 @@ class Sample:
     captions: tuple[str, ...]
     image: Callable[[], Image.Image]
     fault: str = ""  # why it cannot be used, where that is known before the picture is opened
+    out_of_reach: bool = False  # whether that may be another time: a file that is missing
 
 
 @dataclass(frozen=True, kw_only=True)

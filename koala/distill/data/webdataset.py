@@ -13,7 +13,7 @@ from pathlib import Path
 from koala.distill.config import DistillConfig
 from koala.distill.data.captions import Columns, inner, parsed
 from koala.distill.data.content import fingerprint
-from koala.distill.data.files import Between, is_file, nothing, printable
+from koala.distill.data.files import SHARDS, Between, is_file, match, nothing, printable
 from koala.distill.data.rows import columns_of, is_picture_column, sample_of
 from koala.distill.data.samples import Part, Sample, Source
 from koala.request import RequestError
@@ -21,6 +21,7 @@ from koala.request import RequestError
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _LOOK = 16  # samples of the first shard that tell which files a sample has
 _BLOCK = 1 << 20
+_NAMED = 6  # names in an error
 
 Samples = Iterator[tuple[tarfile.TarFile, str, list[tarfile.TarInfo]]]
 
@@ -41,40 +42,81 @@ def webdataset_source(config: DistillConfig, shards: Sequence[Path], base: Path,
         between()
         if not is_file(shard):
             raise RequestError(f"there is no shard {shard}; {config.data} names {len(shards)} of them")
-    columns = _columns(config, shards)
+    columns, others = _columns(config, shards, base, between)
     parts = [
-        Part(name=f"shard-{number:05}", count=_count(shard, between), read=partial(_read, columns, shard))
-        for number, shard in enumerate(shards)
+        Part(name=f"shard-{number:05}", count=count, read=partial(_read, columns, shard))
+        for number, (shard, count) in enumerate(zip(shards, _counts(shards, between), strict=True))
     ]
 
     def identity() -> dict:
         return {
             "kind": "webdataset",
-            "content": fingerprint(shards, base, between),
+            "content": fingerprint(shards, base, between).digest,
             "image": columns.image,
             "captions": columns.captions,
         }
 
     about = f"pictures: {columns.image}, captions: {columns.names}"
+    if others:
+        about += f"; left out of every sample: {', '.join(others[:_NAMED])}{' and others' if others[_NAMED:] else ''}"
     return Source(identify=identity, parts=tuple(parts), about=about, used=list(shards))
 
 
-def _columns(config: DistillConfig, shards: Sequence[Path]) -> Columns:
-    """By the first samples of the first shard that has any."""
+def _columns(config: DistillConfig, shards: Sequence[Path], base: Path, between: Between) -> tuple[Columns, list[str]]:
+    """Those that are used and those that are left out, by the first samples of the first shard that has any."""
     for shard in shards:
-        with _samples(shard) as samples:
-            rows = [_row(opened, members) for opened, _, members in islice(samples, _LOOK)]
+        try:
+            with _samples(shard) as samples:
+                rows = [_row(opened, members) for opened, _, members in islice(samples, _LOOK)]
+        except RequestError:
+            _counts(shards, between)  # names all that are damaged
+            raise
         if rows:
             columns = sorted({column for row in rows for column in row})
-            dotted = [name for name in columns if "." in name]
-            hint = (
-                f". A sample's name ends at the first dot, and what follows is the column ({dotted[0]!r} here): rename "
-                "the files if their names hold dots, IMG.1.png to IMG_1.png and IMG.1.txt to IMG_1.txt"
-                if dotted
-                else ""
+            pictures = [name for name in columns if is_picture_column(name, config.image_column)]
+            if match(config.image_column, columns) is None and len([name for name in pictures if "." in name]) > 1:
+                raise RequestError(_dotted(shards, pictures, base))
+            rule = (
+                "; what follows the first dot of a name is the column" if any("." in name for name in columns) else ""
             )
-            return columns_of(columns, config, {field for row in rows for field in inner(row)}, hint)
+            found = columns_of(columns, config, {field for row in rows for field in inner(row)}, rule)
+            used = {found.image, *(name for _, name in found.captions)}
+            inside = not used <= set(columns)  # the fields of a json
+            return found, [name for name in columns if name not in used and not (inside and name == "json")]
     raise RequestError(f"{config.data} holds no samples")
+
+
+def _counts(shards: Sequence[Path], between: Between) -> list[int]:
+    """How many samples each shard holds. RequestError that names every shard which cannot be used."""
+    counts, wrong = [], []
+    for shard in shards:
+        try:
+            counts.append(_count(shard, between))
+        except RequestError as error:
+            wrong.append((shard, error))
+    if len(wrong) > 1:
+        others = [shard.name for shard, _ in wrong[1:]]
+        named = ", ".join(others[:_NAMED]) + (" and others" if len(others) > _NAMED else "")
+        raise RequestError(f"{wrong[0][1]}. Of {len(shards):,} shards {len(others):,} more cannot be used: {named}")
+    if wrong:
+        raise wrong[0][1]
+    return counts
+
+
+def _dotted(shards: Sequence[Path], pictures: Sequence[str], base: Path) -> str:
+    """What is wrong with pictures whose own names hold dots, and what is typed to have them read."""
+    folder = shlex.quote(f"{shards[0]}.unpacked" if len(shards) == 1 else str(base / "unpacked"))
+    there = ", ".join(pictures[:_NAMED]) + (" and others" if len(pictures) > _NAMED else "")
+    unpack = f"tar -xf {shlex.quote(str(shards[0]))} -C {folder}"
+    if len(shards) > 1:
+        kind = next(name for name in SHARDS if shards[0].name.lower().endswith(name))
+        unpack = f"find {shlex.quote(str(base))} -iname '*.{kind}' -exec tar -xf {{}} -C {folder} \\;"
+    return (
+        f"{shards[0]} has {len(pictures)} columns of pictures: {there}. By WebDataset's rule a sample's name goes up "
+        "to the first dot, and what follows is the column. If these are no columns but pictures whose own names hold "
+        f"dots, unpack them, since in a folder the last dot counts: mkdir {folder} && {unpack} and set data={folder}; "
+        "if they are columns, set image_column to one of them"
+    )
 
 
 def _count(shard: Path, between: Between) -> int:
@@ -88,12 +130,12 @@ def _count(shard: Path, between: Between) -> int:
             archive = opened
             columns = frozenset(_column(member) for member in members)
             if key in seen and seen[key].isdisjoint(columns):
-                folder, whole = shlex.quote(f"{shard}.unpacked"), shlex.quote(str(_sorted(shard)))
+                name = shlex.quote(str(shard))
                 raise RequestError(
                     f"{shard} is not sorted: {printable(key)}.{'/'.join(sorted(seen[key]))} and "
                     f"{printable(key)}.{'/'.join(sorted(columns))} lie apart, and the files of a sample must stand "
-                    f"side by side. Sort it: mkdir {folder} && tar -xf {shlex.quote(str(shard))} -C {folder} && "
-                    f"tar -cf {whole} --sort=name -C {folder} . and give data={whole}"
+                    f"side by side. Sort it: d=$(mktemp -d) && tar -xf {name} -C $d && mv {name} {name}.unsorted && "
+                    f"tar -caf {name} --sort=name -C $d ."
                 )
             columns |= seen.get(key, columns)
             seen[key] = kinds.setdefault(columns, columns)
@@ -102,10 +144,6 @@ def _count(shard: Path, between: Between) -> int:
             while archive.fileobj.read(_BLOCK):  # the sum at the end says whether all of it is whole
                 between()
     return number
-
-
-def _sorted(shard: Path) -> Path:
-    return shard.with_name(f"{shard.name.partition('.')[0]}-sorted.tar")
 
 
 def _read(columns: Columns, shard: Path, start: int) -> Iterator[Sample]:

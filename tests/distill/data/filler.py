@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from koala.distill.config import DistillConfig
-from koala.distill.data.cache import encode
+from koala.distill.data.cache import encode, find
 from koala.distill.data.encoders import EncoderFiles, Encoders, encoder_files
 
 
@@ -31,7 +31,7 @@ def main(file: str, pause: str) -> None:
     config = DistillConfig.from_dict(json.loads(Path(file).read_text()))
     found = encoder_files(config.teacher, "cpu")
     waiting = Waiting(name=found.name, location=found.location, dtype=found.dtype)
-    data = encode(config, waiting, device="cpu", on_progress=report)
+    data = encode(find(config, waiting), waiting, device="cpu", on_progress=report)
     print("pictures", data.num_pictures, flush=True)
 
 

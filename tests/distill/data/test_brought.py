@@ -3,13 +3,18 @@
 import io
 import json
 import os
+import re
+import shlex
+import subprocess
 import tarfile
 import unicodedata
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image, features
+from pyarrow import parquet
 
 from koala.distill.config import DistillConfig
 from koala.distill.data.samples import upright
@@ -70,8 +75,8 @@ def test_a_name_is_the_same_name_composed_or_decomposed(tmp_path):
 def test_a_caption_may_begin_with_a_byte_order_mark(tmp_path, encoding):
     pictures(tmp_path, 1)
     mark = {"utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff"}.get(encoding, b"")
-    (tmp_path / "0.txt").write_bytes(mark + "a café\r\n".encode(encoding))
-    assert read(tmp_path) == ({"0": "a café"}, [])
+    (tmp_path / "0.txt").write_bytes(mark + "a café\r\nat night\r\n".encode(encoding))
+    assert read(tmp_path) == ({"0": "a café\nat night"}, [])
 
 
 def test_a_caption_in_latin_1_is_told_and_never_mangled(tmp_path):
@@ -91,6 +96,22 @@ def test_bad_rows_of_a_table_are_named_by_line_and_the_rest_is_learned(tmp_path,
     assert "metadata.csv, line 3" in bad and "goes into quotes" in bad
     (tmp_path / "metadata.csv").write_text("\n".join([*rows[:2], '1.png,"circle, red"', rows[3]]))  # the remedy
     assert read(tmp_path) == ({"0": "circle 0", "1": "circle, red", "2": "circle 2"}, [])
+    rows = ["file_name,text,artist", "0.png,circle 0,me", "1.png,circle 1", "2.png,circle 2,"]
+    (tmp_path / "metadata.csv").write_text(mark + "\n".join(rows), encoding="utf-8")
+    good, (bad,) = read(tmp_path)
+    assert good == {"0": "circle 0", "2": "circle 2"} and "line 3" in bad and "holds 2 where the header names 3" in bad
+
+
+@pytest.mark.parametrize(("mark", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")])
+def test_a_table_with_other_marks_than_commas_is_refused_by_their_name(tmp_path, mark, name):
+    pictures(tmp_path, caption="")
+    rows = [("file_name", "text"), *((f"{k}.png", f"circle {k}") for k in range(3))]
+    file = tmp_path / "metadata.csv"
+    file.write_text("\n".join(mark.join(row) for row in rows))
+    with pytest.raises(RequestError, match=f"metadata.csv separates its columns by {name}"):
+        read(tmp_path)
+    file.write_text("\n".join(",".join(row) for row in rows))  # the remedy
+    assert read(tmp_path) == (CIRCLES, [])
 
 
 def test_bad_lines_of_a_jsonl_are_named_and_the_rest_is_learned(tmp_path):
@@ -114,6 +135,10 @@ def test_a_json_beside_a_picture_gives_the_caption_inside_it(tmp_path):
     for k in range(3):
         (tmp_path / f"{k}.json").write_text(json.dumps({"caption": f"circle {k}", "width": 32}))
     assert read(tmp_path, short_caption="json", captions="short") == (CIRCLES, [])
+    (tmp_path / "1.json").write_text('{"caption": ')
+    for setting in ("json", "caption"):
+        good, (bad,) = read(tmp_path, short_caption=setting, captions="short")
+        assert good == {"0": "circle 0", "2": "circle 2"} and "1.png" in bad and "is no JSON" in bad
 
 
 def archive(file: Path, members: dict[str, bytes], mode: str = "w") -> Path:
@@ -137,6 +162,29 @@ def test_a_stray_archive_never_replaces_the_pictures_and_is_told(tmp_path):
     assert "3 pictures with .txt" in told and "1 shard" in told and "data=" in told
 
 
+def test_a_preview_beside_many_shards_does_not_replace_them(tmp_path):
+    pictures(tmp_path / "data", 1)
+    for k in range(3):
+        archive(tmp_path / "data" / f"{k}.tar", {f"{k}.png": png(k), f"{k}.txt": f"circle {k}".encode()})
+    assert read(tmp_path / "data") == (CIRCLES, [])
+    told = describe_data(DistillConfig(data=str(tmp_path / "data")))
+    assert "1 picture with .txt" in told and "using the shards" in told
+
+
+def test_the_column_that_is_asked_for_chooses_the_table(tmp_path):
+    pictures(tmp_path, caption="old")
+    rows = [{"photo": f"{k}.png", "text": f"circle {k}"} for k in range(3)]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "set.parquet")
+    found = [
+        s
+        for part in source_for(DistillConfig(data=str(tmp_path), image_column="photo"), 32).parts
+        for s in part.read(0)
+    ]
+    assert [s.captions for s in found] == [(f"circle {k}",) for k in range(3)]
+    with pytest.raises(RequestError, match=r"\.old"):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize(("ending", "mode"), [("tar", "w"), ("tar.gz", "w:gz"), ("tgz", "w:gz")])
 def test_shards_of_a_folder_may_be_compressed_and_made_on_a_mac(tmp_path, ending, mode):
     content = {}
@@ -146,12 +194,56 @@ def test_shards_of_a_folder_may_be_compressed_and_made_on_a_mac(tmp_path, ending
     assert read(tmp_path) == (CIRCLES, [])
 
 
-def test_an_unsorted_archive_is_refused_with_the_way_to_sort_it(tmp_path):
-    content = members()
-    archive(tmp_path / "0.tar", {n: content[n] for n in sorted(content, key=lambda n: n.rpartition(".")[2])})
-    with pytest.raises(RequestError, match="is not sorted") as told:
+@pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+@pytest.mark.parametrize("name", ["{}", "{1}"])
+def test_an_unsorted_archive_is_refused_with_the_command_that_sorts_it(tmp_path, ending, name):
+    """Beside one that is sorted; the setting stays what it is, a folder or a file."""
+    folder, content = tmp_path / "my data", members()
+    mode = "w:gz" if ending == "tar.gz" else "w"
+    unsorted = {n: content[n] for n in sorted(content, key=lambda n: n.rpartition(".")[2])}
+    file = archive(folder / f"1.{ending}", unsorted, mode)
+    if name == "{}":
+        archive(folder / f"0.{ending}", {"9.png": png(9), "9.txt": b"circle 9"}, mode)
+    data = folder if name == "{}" else file
+    with pytest.raises(RequestError, match=r"1\.tar.* is not sorted") as told:
+        read(data)
+    command = str(told.value).partition("Sort it: ")[2]
+    subprocess.run(["bash", "-c", command], check=True, env={**os.environ, "TMPDIR": str(tmp_path)})
+    assert read(data) == (CIRCLES | ({"9": "circle 9"} if name == "{}" else {}), [])
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_names_with_dots_in_an_archive_are_refused_with_webdatasets_rule_and_the_command_that_unpacks_them(
+    tmp_path, shards
+):
+    folder = tmp_path / "my data"
+    for shard in range(shards):
+        names = [f"IMG_2024.05.{3 * shard + k}" for k in range(3)]
+        content = {f"{n}.{e}": png(7) if e == "png" else f"this is {n}".encode() for n in names for e in ("png", "txt")}
+        archive(folder / "sub" / f"{shard}.tar", content)
+    with pytest.raises(RequestError, match="a sample's name goes up to the first dot") as told:
+        read(folder)
+    command, setting = re.search(r"counts: (.*) and set data=(.*); if", str(told.value)).groups()
+    subprocess.run(["bash", "-c", command], check=True)
+    found = [s for part in source_for(DistillConfig(data=shlex.split(setting)[0]), 32).parts for s in part.read(0)]
+    assert [s.captions for s in found] == [(f"this is IMG_2024.05.{k}",) for k in range(3 * shards)]
+
+
+def test_every_shard_that_is_damaged_is_named_at_once_and_what_a_sample_holds_besides_is_told(tmp_path):
+    for k in range(3):
+        archive(tmp_path / f"{k}.tar.gz", {f"{k}{n}": c for n, c in members(("png", "txt")).items()}, "w:gz")
+    whole = (tmp_path / "0.tar.gz").read_bytes()
+    (tmp_path / "1.tar.gz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "2.tar.gz").write_bytes(whole[:-6] + bytes([whole[-6] ^ 255]) + whole[-5:])  # its sum
+    with pytest.raises(
+        RequestError, match=r"1\.tar\.gz is no whole tar.*Of 3 shards 1 more cannot be used: 2\.tar\.gz"
+    ):
         read(tmp_path)
-    assert "sort" in str(told.value).partition("is not sorted")[2]
+    for k in (1, 2):
+        (tmp_path / f"{k}.tar.gz").unlink()
+    archive(tmp_path / "0.tar.gz", members() | {"2.mask.png": png(1), "2.2.txt": b"x"}, "w:gz")
+    assert read(tmp_path) == (CIRCLES, [])
+    assert "left out of every sample: 2.txt, mask.png" in describe_data(DistillConfig(data=str(tmp_path)))
 
 
 def test_a_link_to_the_folder_itself_is_gone_through_once(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from koala.distill.config import DistillConfig
-from koala.distill.data import filling
+from koala.distill.data import chunks
 from koala.distill.data.cache import EncodingStopped
 
 from .worlds import COLOURS, encoded, files, folders, parquet_file, png, set_config
@@ -106,7 +106,7 @@ def test_a_damaged_file_is_made_again(tmp_path, encoders, undisturbed):
 
 def test_a_disk_that_fills_up_leaves_whole_files(tmp_path, encoders, monkeypatch):
     wanted = processes_config(tmp_path)
-    save, calls = filling.save_file, iter(range(100))
+    save, calls = chunks.save_file, iter(range(100))
 
     def failing(tensors, file, metadata):
         save(tensors, file, metadata=metadata)
@@ -114,7 +114,7 @@ def test_a_disk_that_fills_up_leaves_whole_files(tmp_path, encoders, monkeypatch
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(filling, "save_file", failing)
+        patch.setattr(chunks, "save_file", failing)
         with pytest.raises(OSError, match="No space left"):
             encoded(wanted, encoders)
     assert not list(folders(tmp_path)[0].glob("*.partial"))

@@ -10,7 +10,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from koala.distill.config import DistillConfig
-from koala.distill.data.cache import encode
+from koala.distill.data.cache import encode, find, try_again
 from koala.distill.data.encoded import EncodedData
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "white")
@@ -61,7 +61,12 @@ def set_config(tmp_path, data, **values) -> DistillConfig:
 
 
 def encoded(config: DistillConfig, encoders, **settings) -> EncodedData:
-    return encode(config, encoders, device="cpu", **settings)
+    """As a run of one process has it, one that goes on where `key` says from which data."""
+    key = settings.pop("key", "")
+    looks = {name: settings[name] for name in ("should_stop", "say") if name in settings}
+    found = find(config, encoders, key=key, **looks)
+    tries = 0 if key else try_again(found, encoders, device="cpu", **looks)
+    return encode(found, encoders, device="cpu", tries=tries, **settings)
 
 
 def folders(tmp_path) -> list[Path]:
