@@ -189,7 +189,7 @@ def test_the_column_that_is_asked_for_chooses_the_table(tmp_path):
 def test_shards_of_a_folder_may_be_compressed_and_made_on_a_mac(tmp_path, ending, mode):
     content = {}
     for name, data in members().items():
-        content |= {f"._{name}": b"Mac OS X resource fork", name: data}
+        content |= {f"._{name}": b"Mac OS X resource fork", name: data, f"__MACOSX/{name}": data}
     archive(tmp_path / f"0.{ending}", content, mode)
     assert read(tmp_path) == (CIRCLES, [])
 
@@ -210,6 +210,9 @@ def test_an_unsorted_archive_is_refused_with_the_command_that_sorts_it(tmp_path,
     command = str(told.value).partition("Sort it: ")[2]
     subprocess.run(["bash", "-c", command], check=True, env={**os.environ, "TMPDIR": str(tmp_path)})
     assert read(data) == (CIRCLES | ({"9": "circle 9"} if name == "{}" else {}), [])
+    with pytest.raises(RequestError, match="is not sorted"):  # it is kept
+        read(file.with_name(f"{file.name}.unsorted").rename(tmp_path / file.name))
+    assert ending == "tar" or file.read_bytes()[:2] == b"\x1f\x8b"  # compressed as its name says
 
 
 @pytest.mark.parametrize("shards", [1, 2])
