@@ -210,7 +210,7 @@ def _component(job: Job, name: str, folder: Path, exported: Exported, clock: Clo
         quantise.QUANTISERS[job.target.weights](graph.model)
         dtype = job.target.weights
     clock.begin(f"write {name}")
-    files = to_onnx.save(graph.model, folder / name / "model.onnx", manifest.metadata(exported))
+    files = to_onnx.save(graph.model, folder / name / "model.onnx", manifest.metadata(exported, name, dtype))
     if name == "unet":
         (folder / name / PARAMETERS).write_text(json.dumps(graph.weights, indent=1) + "\n")
     module.save_config(folder / name) if hasattr(module, "save_config") else module.config.save_pretrained(

@@ -1,17 +1,21 @@
 """The file itself: whole, well typed, of standard operators, with finite weights and nothing of another machine."""
 
+import contextlib
+import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy
 import onnx
 import onnx_ir as ir
 
 from export.gates.case import Case, Finding
+from export.manifest import PREFIX
 from export.shape_profile import shapes
-from koala.exported import Component
+from export.targets import Target
+from koala.exported import Component, Exported
 
 STANDARD = ("", "ai.onnx")
 HALF_MAX = float(numpy.finfo(numpy.float16).max)
@@ -55,6 +59,12 @@ def _problems(case: Case, name: str, component: Component, model: ir.Model) -> I
     foreign = sorted({node.domain for node in model.graph} - set(STANDARD))
     if foreign:
         yield f"operators outside the standard, of {', '.join(foreign)}"
+    if model.functions:
+        yield f"functions of its own, which hide their operators: {', '.join(f.name for f in model.functions.values())}"
+    found = Counter(node.op_type for node in model.graph)
+    if unwanted := [kind for kind in case.job.target.forbidden if kind in found]:
+        yield f"operators that {case.job.target.name} must not have: {', '.join(unwanted)}"
+    yield from signed(model, case.job.target)
     if tuple(value.name for value in model.graph.inputs) != _INPUTS[name]:
         yield f"its inputs are {', '.join(v.name for v in model.graph.inputs)}, not {', '.join(_INPUTS[name])}"
     weights = "float32" if name.startswith("vae") else case.exported.stored_dtype
@@ -90,5 +100,51 @@ def _problems(case: Case, name: str, component: Component, model: ir.Model) -> I
     told += [text for text in (model.doc_string, *(node.doc_string for node in model.graph)) if text]
     if found := next(filter(None, map(_PATH.search, told)), None):
         yield f"a path of the machine that wrote it: {found[0]}"
-    if "koala.model" not in model.metadata_props:
-        yield "its metadata does not say what it is"
+    yield from _provenance(case.exported, component, model.metadata_props)
+
+
+def _provenance(exported: Exported, component: Component, told: Mapping[str, str]) -> Iterator[str]:
+    """What the file's own metadata lacks, or says other than the manifest does."""
+    wanted = {
+        "model": exported.model,
+        "licence": exported.licence,
+        "source_sha256": dict(exported.source),
+        "dtype": component.dtype,
+    }
+    for name, value in wanted.items():
+        text = told.get(f"{PREFIX}{name}")
+        if text is None and name != "dtype":  # files of before say their dtype in the manifest alone
+            yield f"its metadata does not say its {name}"
+        elif text is not None and text != value and _object(text) != value:
+            yield f"its metadata says another {name} than the manifest"
+
+
+def _object(text: str) -> object:
+    with contextlib.suppress(ValueError):
+        return json.loads(text)
+
+
+def signed(model: ir.Model, target: Target) -> Iterator[str]:
+    """8-bit weights that this target must not have, and integer products of anything but unsigned numbers.
+
+    It is the file's structure that is looked at: whether signed products saturate depends on the processor.
+    """
+    constants = [value.const_value for value in model.graph.initializers.values()]
+    constants += [
+        attribute.as_tensor()
+        for node in model.graph
+        for attribute in node.attributes.values()
+        if attribute.type == ir.AttributeType.TENSOR
+    ]
+    if not target.signed and (names := [t.name for t in constants if t.dtype == ir.DataType.INT8]):
+        yield (
+            f"{len(names)} tensors of signed 8-bit integers ({names[0]} is the first), and x86 processors without VNNI "
+            f"saturate in products with them; export the model again for unsigned weights"
+        )
+    for node in model.graph:
+        for value in node.inputs[:2] if node.op_type in ("MatMulInteger", "ConvInteger") else ():
+            made = value.producer()
+            known = made.op_type == "DynamicQuantizeLinear" if made else value.const_value is not None
+            if not known or made is None and value.const_value.dtype != ir.DataType.UINT8:
+                yield f"{node.op_type} {node.name} multiplies {value.name}, which is not known to be unsigned"
+                return
