@@ -9,11 +9,11 @@ DTYPES = {"fp16": "float16", "fp32": "float32"}
 # Operators by what they are; a target says which of them its files must not have.
 _BRANCHES = ("If", "Loop", "Scan", "SequenceMap")  # graphs within graphs, which hide their operators from a reader
 _CHANCE = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
-_UNKNOWN_SIZES = ("Compress", "NonMaxSuppression", "NonZero", "Unique")  # of results: TensorRT plans no memory for them
+_UNKNOWN_SIZES = ("Compress", "NonMaxSuppression", "NonZero", "Unique")  # of results, for which TensorRT plans nothing
 _NOWHERE = (*_BRANCHES, *_CHANCE, *_UNKNOWN_SIZES)
-_LATE = ("Attention", "GroupNormalization", "RMSNormalization", "RotaryEmbedding")  # expanded, or unknown before opset 23
-_INTEGER_PRODUCTS = ("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul")
-_TO_INTEGERS = ("DynamicQuantizeLinear", "QuantizeLinear")
+_LATE = ("Attention", "GroupNormalization", "RMSNormalization", "RotaryEmbedding")  # expanded in opset 20, or unknown
+_STATIC = ("ConvInteger", "QLinearConv", "QLinearMatMul", "QuantizeLinear")  # slow, or of scales fixed beforehand
+_DYNAMIC = ("DynamicQuantizeLinear", "MatMulInteger")
 _FROM_INTEGERS = ("DequantizeLinear",)
 
 
@@ -38,21 +38,21 @@ TARGETS = {
             opset=20,
             dtypes=("fp16", "fp32"),
             text="ONNX Runtime on any device, TensorRT, TensorRT-RTX, OpenVINO: no operator outside the standard",
-            forbidden=(*_NOWHERE, *_LATE, *_INTEGER_PRODUCTS, *_TO_INTEGERS, *_FROM_INTEGERS),
+            forbidden=(*_NOWHERE, *_LATE, *_STATIC, *_DYNAMIC, *_FROM_INTEGERS),
         ),
         Target(
             name="tensorrt",
             opset=23,
             dtypes=("fp16", "fp32"),
             text="TensorRT 10.13 and later and TensorRT-RTX: attention and group norm as one operator each",
-            forbidden=(*_NOWHERE, *_INTEGER_PRODUCTS, *_TO_INTEGERS, *_FROM_INTEGERS),
+            forbidden=(*_NOWHERE, *_STATIC, *_DYNAMIC, *_FROM_INTEGERS),
         ),
         Target(
             name="cpu-int8",
             opset=20,
             dtypes=("fp32",),
             text="ONNX Runtime on a CPU: weights of the linear layers in 8 bits, activations quantised as they come",
-            forbidden=(*_NOWHERE, *_LATE, *_FROM_INTEGERS, "QuantizeLinear", "ConvInteger", "QLinearConv", "QLinearMatMul"),
+            forbidden=(*_NOWHERE, *_LATE, *_STATIC, *_FROM_INTEGERS),
             weights="dynamic-int8",
         ),
         Target(
@@ -60,7 +60,7 @@ TARGETS = {
             opset=20,
             dtypes=("fp16", "fp32"),
             text="a small download: weights of the linear layers in 8 bits, one scale per output, computed in fp16",
-            forbidden=(*_NOWHERE, *_LATE, *_INTEGER_PRODUCTS, *_TO_INTEGERS),
+            forbidden=(*_NOWHERE, *_LATE, *_STATIC, *_DYNAMIC),
             weights="weight-only-int8",
             signed=True,  # TensorRT reads no unsigned ones
         ),

@@ -49,9 +49,7 @@ def pictures(case: Case) -> Finding:
             gate="pictures",
             passed=None,
             text="pictures of this size take many minutes on a CPU; draw them with --thorough, or on a GPU"
-            + (
-                f": that the worst of them is within {LEAST_INT8:g} dB of torch's is NOT known" if quantised(case) else ""
-            ),
+            + (f": whether the worst of them is at {LEAST_INT8:g} dB is NOT known" if quantised(case) else ""),
         )
     count = max(case.prompts, SIX) if quantised(case) else case.prompts
     texts = [*prompts("one_object", count - count // 2), *prompts("two_objects", count // 2)]

@@ -12,9 +12,9 @@ import onnx
 import onnx_ir as ir
 
 from export.gates.case import Case, Finding
+from export.gates.operators import unwanted
 from export.manifest import PREFIX
 from export.shape_profile import shapes
-from export.targets import Target
 from koala.exported import Component, Exported
 
 STANDARD = ("", "ai.onnx")
@@ -59,12 +59,7 @@ def _problems(case: Case, name: str, component: Component, model: ir.Model) -> I
     foreign = sorted({node.domain for node in model.graph} - set(STANDARD))
     if foreign:
         yield f"operators outside the standard, of {', '.join(foreign)}"
-    if model.functions:
-        yield f"functions of its own, which hide their operators: {', '.join(f.name for f in model.functions.values())}"
-    found = Counter(node.op_type for node in model.graph)
-    if unwanted := [kind for kind in case.job.target.forbidden if kind in found]:
-        yield f"operators that {case.job.target.name} must not have: {', '.join(unwanted)}"
-    yield from signed(model, case.job.target)
+    yield from unwanted(model, case.job.target)
     if tuple(value.name for value in model.graph.inputs) != _INPUTS[name]:
         yield f"its inputs are {', '.join(v.name for v in model.graph.inputs)}, not {', '.join(_INPUTS[name])}"
     weights = "float32" if name.startswith("vae") else case.exported.stored_dtype
@@ -122,29 +117,3 @@ def _provenance(exported: Exported, component: Component, told: Mapping[str, str
 def _object(text: str) -> object:
     with contextlib.suppress(ValueError):
         return json.loads(text)
-
-
-def signed(model: ir.Model, target: Target) -> Iterator[str]:
-    """8-bit weights that this target must not have, and integer products of anything but unsigned numbers.
-
-    It is the file's structure that is looked at: whether signed products saturate depends on the processor.
-    """
-    constants = [value.const_value for value in model.graph.initializers.values()]
-    constants += [
-        attribute.as_tensor()
-        for node in model.graph
-        for attribute in node.attributes.values()
-        if attribute.type == ir.AttributeType.TENSOR
-    ]
-    if not target.signed and (names := [t.name for t in constants if t.dtype == ir.DataType.INT8]):
-        yield (
-            f"{len(names)} tensors of signed 8-bit integers ({names[0]} is the first), and x86 processors without VNNI "
-            f"saturate in products with them; export the model again for unsigned weights"
-        )
-    for node in model.graph:
-        for value in node.inputs[:2] if node.op_type in ("MatMulInteger", "ConvInteger") else ():
-            made = value.producer()
-            known = made.op_type == "DynamicQuantizeLinear" if made else value.const_value is not None
-            if not known or made is None and value.const_value.dtype != ir.DataType.UINT8:
-                yield f"{node.op_type} {node.name} multiplies {value.name}, which is not known to be unsigned"
-                return
