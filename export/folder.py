@@ -148,8 +148,7 @@ def export(
 
 def source_hashes(job: Job) -> dict[str, str]:
     """Weights of the model -> SHA-256, by their place in a pipeline's folder."""
-    parts = sorted({COMPONENTS[name] for name in job.components})
-    return {f"{part}/{file.name}": digest(file) for part in parts for file in job.location.files(part)}
+    return job.location.hashes(COMPONENTS[name] for name in job.components)
 
 
 def _manifest(job: Job) -> Exported:
