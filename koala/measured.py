@@ -13,13 +13,15 @@ NONE = "none"  # nothing was computed with weights
 
 
 def weights(models: Iterable[str | Path]) -> dict[str, dict[str, str]]:
-    """Model -> file within its folder -> SHA-256. Folders are called by their last name: reports tell no one's paths."""
+    """Model -> file within its folder -> SHA-256. A folder goes by its last name, for a report tells no one's paths."""
     found = {}
     for model in models:
         folder = Path(model)
-        if folder.is_dir() and not any((folder / name).is_file() for name in ("model_index.json", MANIFEST)):
+        name = folder.name if folder.is_dir() else str(model)
+        name = f"{folder.parent.name}/{name}" if name in found else name  # every run's student has the same
+        if folder.is_dir() and not any((folder / index).is_file() for index in ("model_index.json", MANIFEST)):
             files = sorted(folder.rglob("*.safetensors"))  # a U-Net alone, say
-            found[folder.name] = {file.relative_to(folder).as_posix(): digest(file) for file in files}
+            found[name] = {file.relative_to(folder).as_posix(): digest(file) for file in files}
         else:
-            found[folder.name if folder.is_dir() else str(model)] = locate(find(str(model))).hashes()
+            found[name] = locate(find(str(model))).hashes()
     return found

@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 
 from koala.evaluate.reports import circumstances
+from koala.measured import NONE
 from koala.outputs import new_file
 
 ROOT = Path(__file__).resolve().parents[2]

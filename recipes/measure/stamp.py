@@ -4,9 +4,9 @@
     python -m recipes.measure.stamp docs/measurements/bench-full-size-cpu.json --random
 
 For what takes too long to measure again. Refused are a report that has hashes, one with changes that are in no commit,
-one whose weights have changed since the commit that wrote it, and one whose date is before its weights were there. The
-report then says, as "weights_by", how the hashes were found: not by the run. `--random` is for a report that says itself
-that its weights were random.
+one whose weights have changed since the commit in which its figures first appear, and one that is older than its
+weights. The report then says, as "weights_by", how the hashes were found: not by the run. `--random` is for a report
+that says itself that its weights were random.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,27 +49,56 @@ def last(*paths: str, root: Path = ROOT) -> Commit:
     return Commit(sha=sha, date=date)
 
 
+def decimals(found: object) -> Counter[float]:
+    """Every fraction in a report: what no second measurement finds again."""
+    if isinstance(found, float):
+        return Counter([found])
+    values = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
+    return sum(map(decimals, values), Counter())
+
+
+def wrote(name: str, root: Path = ROOT) -> Commit:
+    """The commit in which a report's figures first appear: later ones only changed its form.
+
+    An earlier version is the same measurement where date and command are the same and half of its fractions are.
+    """
+    found = None
+    for line in git("log", "--format=%H %cI", "--", name, root=root).decode().splitlines():
+        sha, _, date = line.partition(" ")
+        report = json.loads(git("show", f"{sha}:{name}", root=root))
+        if found is None:
+            mine, told = decimals(report), (report.get("date"), report.get("command"))
+        elif (
+            told != (report.get("date"), report.get("command")) or 2 * (mine & decimals(report)).total() < mine.total()
+        ):
+            break
+        found = Commit(sha=sha, date=date)
+    if found is None:
+        raise SystemExit(f"{name} is in no commit")
+    return found
+
+
 def derived(report: Path, models: dict[str, dict[str, str]], where: Path, root: Path = ROOT) -> str:
     """Why the report was made with these weights; SystemExit where git does not show it. `where` holds the models."""
     name = report.resolve().relative_to(root).as_posix()
     if git("status", "--porcelain", "--", name, root=root):
         raise SystemExit(f"{name} has changes that are in no commit; commit them or take them back first")
-    wrote = last(name, root=root)
+    first = wrote(name, root)
     folder = where.relative_to(root).as_posix()
     files = {f"{folder}/{model}/{file}": sha256 for model, own in models.items() for file, sha256 in own.items()}
     for file, sha256 in files.items():
-        if hashlib.sha256(git("show", f"{wrote.sha}:{file}", root=root)).hexdigest() != sha256:
-            raise SystemExit(f"{file} has changed since {wrote} wrote {name}; measure it again")
+        if hashlib.sha256(git("show", f"{first.sha}:{file}", root=root)).hexdigest() != sha256:
+            raise SystemExit(f"{file} has changed since {first} wrote {name}; measure it again")
     changed = last(*files, root=root)
     date = json.loads(report.read_text()).get("date", "")
-    if changed.sha == wrote.sha or not date or date < changed.date[:10]:
+    if changed.sha == first.sha or date < changed.date[:10]:
         raise SystemExit(
             f"{name} may have been measured before {changed} changed its weights: it is of {date or 'no date'} and "
-            f"{wrote} wrote it; measure it again"
+            f"{first} wrote it; measure it again"
         )
     return (
-        f"git, not the run: {wrote} wrote this report, and the weights have been the same since {changed}, "
-        f"before it; recipes.measure.stamp"
+        f"git, not the run: {first} wrote these figures, and the weights have been the same since {changed}, before it; "
+        "recipes.measure.stamp"
     )
 
 

@@ -25,6 +25,7 @@ def unsigned_export(fp16: Path, out: Path) -> Path:
             if not value.is_graph_output():
                 value.shape, value.type = None, None
     model.metadata_props.update({p.key: p.value for p in told} | {"koala.dtype": quantise.DYNAMIC})
+    ir.external_data.load_to_model(model)  # the twin's, which goes
     ir.save(model, out / UNET)
     for file in out.glob("twin.onnx*"):
         file.unlink()

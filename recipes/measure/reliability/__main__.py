@@ -41,7 +41,6 @@ ALONE: dict[str, Callable[[Path], Trial]] = {
     "sites": sites.cross_site,
 }
 MODELS = ("tiny-sdxl", "tiny-koala-700m")
-FILE = "diffusion_pytorch_model.safetensors"
 
 
 def main() -> None:
