@@ -60,17 +60,16 @@ def decimals(found: object) -> Counter[float]:
 def wrote(name: str, root: Path = ROOT) -> Commit:
     """The commit in which a report's figures first appear: later ones only changed its form.
 
-    An earlier version is the same measurement where date and command are the same and half of its fractions are.
+    An earlier version is the same measurement where date and command are the same and a third of its fractions are.
     """
     found = None
     for line in git("log", "--format=%H %cI", "--", name, root=root).decode().splitlines():
         sha, _, date = line.partition(" ")
         report = json.loads(git("show", f"{sha}:{name}", root=root))
+        own, says = decimals(report), (report.get("date"), report.get("command"))
         if found is None:
-            mine, told = decimals(report), (report.get("date"), report.get("command"))
-        elif (
-            told != (report.get("date"), report.get("command")) or 2 * (mine & decimals(report)).total() < mine.total()
-        ):
+            mine, said = own, says
+        elif says != said or 3 * (mine & own).total() < mine.total():
             break
         found = Commit(sha=sha, date=date)
     if found is None:
@@ -97,8 +96,8 @@ def derived(report: Path, models: dict[str, dict[str, str]], where: Path, root: 
             f"{first} wrote it; measure it again"
         )
     return (
-        f"git, not the run: {first} wrote these figures, and the weights have been the same since {changed}, before it; "
-        "recipes.measure.stamp"
+        f"git, not the run: {first} wrote these figures, and the weights have been the same since {changed}, "
+        "before it; recipes.measure.stamp"
     )
 
 
