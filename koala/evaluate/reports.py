@@ -1,6 +1,7 @@
 """Evaluation suites by name, and the circumstances that belong beside every figure."""
 
 import datetime
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def circumstances(
     `weights` are the models that were measured, or RANDOM or NONE of `measured`.
     """
     return {
-        "command": " ".join([f"python -m {program}", *arguments]),
+        "command": shlex.join(["python", "-m", program, *arguments]),
         "device": device_name(device),
         "versions": versions(),
         "date": datetime.date.today().isoformat(),

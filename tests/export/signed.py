@@ -1,7 +1,9 @@
 """An export for CPUs as it was before weights were unsigned, and as it is: U-Nets alone, of a folder in fp16."""
 
 import dataclasses
+import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy
@@ -24,7 +26,9 @@ def unsigned_export(fp16: Path, out: Path) -> Path:
         for value in node.outputs:
             if not value.is_graph_output():
                 value.shape, value.type = None, None
-    model.metadata_props.update({p.key: p.value for p in told} | {"koala.dtype": quantise.DYNAMIC})
+    source = json.dumps(_of_the_unet(Exported.read(fp16).source))
+    changed = {"koala.dtype": quantise.DYNAMIC, "koala.source_sha256": source}
+    model.metadata_props.update({p.key: p.value for p in told} | changed)
     ir.external_data.load_to_model(model)  # the twin's, which goes
     ir.save(model, out / UNET)
     for file in out.glob("twin.onnx*"):
@@ -45,9 +49,14 @@ def signed_export(fp16: Path, out: Path) -> Path:
     for node in model.graph.node:
         if node.op_type == "MatMulInteger":
             del node.input[3]
+    del model.graph.value_info[:]  # which has the unsigned type
     onnx.save(model, out / UNET)
     _settle(out)
     return out
+
+
+def _of_the_unet(source: Mapping[str, str]) -> dict[str, str]:
+    return {name: sha256 for name, sha256 in source.items() if name.startswith("unet/")}
 
 
 def _settle(folder: Path) -> None:
@@ -58,5 +67,10 @@ def _settle(folder: Path) -> None:
         exported.components["unet"], files={UNET: sha256(folder / UNET)}, dtype=quantise.DYNAMIC, inputs=inputs
     )
     dataclasses.replace(
-        exported, target="cpu-int8", dtype=quantise.DYNAMIC, stored_dtype="float32", components={"unet": unet}
+        exported,
+        target="cpu-int8",
+        dtype=quantise.DYNAMIC,
+        stored_dtype="float32",
+        components={"unet": unet},
+        source=_of_the_unet(exported.source),
     ).write(folder)

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 import onnx
@@ -139,6 +140,7 @@ def test_in_8_bits_six_pictures_are_drawn_at_least(exported_700m, tmp_path, monk
         return [Image.new("RGB", (64, 64), "red")] * len(texts)
 
     monkeypatch.setattr(pictures, "_draw", draw)
+    monkeypatch.setattr(pictures, "Library", lambda *_, **__: SimpleNamespace(get=lambda name: None))
     assert pictures.pictures(open_case(copy, prompts=1)).figures["file"]["pictures"] == 6
     pictures.pictures(open_case(exported_700m, prompts=1))
     assert drawn[0] == 6 and drawn[-1] == 1
