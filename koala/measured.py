@@ -13,11 +13,11 @@ NONE = "none"  # nothing was computed with weights
 
 
 def weights(models: Iterable[str | Path]) -> dict[str, dict[str, str]]:
-    """Model -> file within its folder -> SHA-256. A folder goes by its last name, for a report tells no one's paths."""
+    """Model -> file within its folder -> SHA-256. A path goes by its last name, for a report tells no one's paths."""
     found = {}
     for model in models:
         folder = Path(model)
-        name = folder.name if folder.is_dir() else str(model)
+        name = folder.name if folder.exists() else str(model)
         name = f"{folder.parent.name}/{name}" if name in found else name  # every run's student has the same
         if folder.is_dir() and not any((folder / index).is_file() for index in ("model_index.json", MANIFEST)):
             files = sorted(folder.rglob("*.safetensors"))  # a U-Net alone, say
