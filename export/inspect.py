@@ -7,8 +7,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
 
 from export.gates.operators import unwanted
 from export.manifest import PREFIX
@@ -129,9 +129,10 @@ def inspect(folder: Path) -> Inspection:
 def _part(folder: Path, name: str, exported: Exported, component: Component) -> Part:
     file = folder / name / "model.onnx"
     try:
-        model = ir.load(file)
-    except (DecodeError, ValueError, TypeError, KeyError) as error:
-        raise RequestError(f"{file} is no whole ONNX file ({error}); {AGAIN}") from error
+        onnx.checker.check_model(str(file))  # by path: also above 2 GiB
+    except onnx.checker.ValidationError as error:
+        raise RequestError(f"{file} is no whole ONNX file ({str(error).strip().splitlines()[0]}); {AGAIN}") from error
+    model = ir.load(file)
     operators = Counter(node.op_type for node in model.graph)
     target, _ = target_of(exported.target, None)
     return Part(
