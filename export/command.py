@@ -18,6 +18,7 @@ SMALLER = "--components unet or a smaller model"  # what helps where memory ran 
 # Commands beside the export itself -> the module that has HELP, add and run; imported when asked for.
 VERBS = {
     "verify": "export.verify",
+    "inspect": "export.inspect",
     "tensorrt": "export.to_tensorrt",
     "single-file": "export.single_file",
 }

@@ -148,8 +148,7 @@ def export(
 
 def source_hashes(job: Job) -> dict[str, str]:
     """Weights of the model -> SHA-256, by their place in a pipeline's folder."""
-    parts = sorted({COMPONENTS[name] for name in job.components})
-    return {f"{part}/{file.name}": digest(file) for part in parts for file in job.location.files(part)}
+    return job.location.hashes(COMPONENTS[name] for name in job.components)
 
 
 def _manifest(job: Job) -> Exported:
@@ -210,7 +209,7 @@ def _component(job: Job, name: str, folder: Path, exported: Exported, clock: Clo
         quantise.QUANTISERS[job.target.weights](graph.model)
         dtype = job.target.weights
     clock.begin(f"write {name}")
-    files = to_onnx.save(graph.model, folder / name / "model.onnx", manifest.metadata(exported))
+    files = to_onnx.save(graph.model, folder / name / "model.onnx", manifest.metadata(exported, name, dtype))
     if name == "unet":
         (folder / name / PARAMETERS).write_text(json.dumps(graph.weights, indent=1) + "\n")
     module.save_config(folder / name) if hasattr(module, "save_config") else module.config.save_pretrained(

@@ -12,7 +12,7 @@ from koala.exported import Component, Exported
 from koala.hashing import digest
 from koala.registry import ModelCard
 
-_PREFIX = "koala."
+PREFIX = "koala."  # of our keys in metadata_props
 _TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
 
 
@@ -26,10 +26,15 @@ def defaults(card: ModelCard) -> dict[str, object]:
     return {name: getattr(card, name) for name in ("scheduler", "steps", "guidance", "width", "height")}
 
 
-def metadata(exported: Exported) -> dict[str, str]:
-    """metadata_props of every ONNX file: all of the manifest but the hashes of files, which would be their own."""
+def metadata(exported: Exported, component: str, dtype: str) -> dict[str, str]:
+    """metadata_props of a component's ONNX file: all of the manifest but the hashes of files, which would be their own.
+
+    `dtype` is of this file's weights.
+    """
     told = {
         "model": exported.model,
+        "component": component,
+        "dtype": dtype,
         "revision": exported.revision,
         "licence": exported.licence,
         "spec": exported.spec,
@@ -41,7 +46,7 @@ def metadata(exported: Exported) -> dict[str, str]:
         "islands": exported.islands or None,
         "lora": exported.lora,
     }
-    return {f"{_PREFIX}{k}": v if isinstance(v, str) else json.dumps(v) for k, v in told.items() if v is not None}
+    return {f"{PREFIX}{k}": v if isinstance(v, str) else json.dumps(v) for k, v in told.items() if v is not None}
 
 
 def add_metadata(path: Path, values: Mapping[str, str]) -> None:

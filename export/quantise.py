@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 DYNAMIC, WEIGHT_ONLY = "dynamic-int8", "weight-only-int8"
 _LEVELS = 127  # symmetric: -127 .. 127, so that zero is zero
+_ZERO = 128  # of unsigned weights: the same levels, stored as 1 .. 255
 
 
 def _linear(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Value]]:
@@ -41,7 +42,10 @@ def _insert(
 
 
 def weight_only(model: ir.Model) -> None:
-    """Store int8 weights and make floats of them at run time; standard operators (DequantizeLinear per channel)."""
+    """Store int8 weights and make floats of them at run time; standard operators (DequantizeLinear per channel).
+
+    They may be signed, for nothing multiplies them as integers; TensorRT reads no unsigned ones.
+    """
     for node, weight in _linear(model):
         values, scale = _rounded(weight.const_value)
         stored = _initializer(model, f"{weight.name}.int8", values)
@@ -54,18 +58,20 @@ def weight_only(model: ir.Model) -> None:
 def dynamic(model: ir.Model) -> None:
     """Multiply in integers: activations get a scale per tensor in every run (DynamicQuantizeLinear, MatMulInteger).
 
+    Weights are unsigned: x86 processors without VNNI add pairs of unsigned by signed products in 16 bits, and saturate.
     Convolutions stay in fp32: ONNX Runtime has no fast integer kernel for them.
     """
+    zero_point = _initializer(model, "weights.zero_point", numpy.array(_ZERO, numpy.uint8))
     quantised: dict[ir.Value, tuple] = {}
     for node, weight in _linear(model):
         values, scale = _rounded(weight.const_value)
-        stored = _initializer(model, f"{weight.name}.int8", values)
+        stored = _initializer(model, f"{weight.name}.uint8", (values.astype(numpy.int16) + _ZERO).astype(numpy.uint8))
         scales = _initializer(model, f"{weight.name}.scale", scale)
         activation = node.inputs[0]
         if activation not in quantised:
             quantised[activation] = _insert(model, node, "DynamicQuantizeLinear", [activation], outputs=3)
         integers, factor, zero = quantised[activation]
-        product = _insert(model, node, "MatMulInteger", [integers, stored, zero])
+        product = _insert(model, node, "MatMulInteger", [integers, stored, zero, zero_point])
         product = _insert(model, node, "Cast", [product], {"to": ir.DataType.FLOAT})
         both = _insert(model, node, "Mul", [factor, scales])
         result = _insert(model, node, "Mul", [product, both])

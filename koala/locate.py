@@ -1,7 +1,7 @@
 """Where a model's files are on this machine: an embedded or named folder, or the hub's cache. Never the network."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -10,6 +10,7 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
 from koala.exported import Exported
+from koala.hashing import digest
 from koala.layout import CONFIGS, STEMS, TOKENIZERS, Weights, check_pipeline, choose, listing, needed, weights
 from koala.part_configs import check_pipeline_configs
 from koala.read_json import read_object
@@ -73,6 +74,14 @@ class Location:
         if self.single and component not in self.lent:
             return dict(self.single.unet if component == "unet" else self.single.parts[component])
         return stored_in(files)
+
+    def hashes(self, components: Iterable[str] | None = None) -> dict[str, str]:
+        """Files of weights, or an export's graphs -> SHA-256, by their place in a pipeline's folder."""
+        if self.exported:
+            return {name: sha256 for one in self.exported.components.values() for name, sha256 in one.files.items()}
+        parts = STEMS if self.single else (*self.chosen, *self.replaced)
+        chosen = sorted(set(parts if components is None else components))
+        return {f"{part}/{file.name}": digest(file) for part in chosen for file in self.files(part)}
 
     def configured(self, component: str) -> Path:
         """The folder of a component's config.json: the pipeline's own, or where a VAE from elsewhere lies."""

@@ -62,7 +62,8 @@ def main() -> None:
 
 def _report(args: argparse.Namespace, found: dict) -> dict:
     """What the figures are of, and how far each student's attention is from the teacher's."""
-    return circumstances(sys.argv[1:], torch.device("cpu"), program="recipes.attention_figures") | {
+    models = (TEACHER, *(RunFolder(path=args.runs / name).student for name in STUDENTS))
+    return circumstances(sys.argv[1:], torch.device("cpu"), program="recipes.attention_figures", weights=models) | {
         "teacher": TEACHER,
         "students": {name: [*SAME, *own, *args.settings] for name, own in STUDENTS.items()},
         "prompt": args.prompt,

@@ -177,7 +177,9 @@ def main() -> None:
     no_bars()
     torch.set_num_threads(1)
     library = Library("cpu")
-    report = circumstances(sys.argv[1:], library.device, program="recipes.attention_speed") | {
+    report = circumstances(
+        sys.argv[1:], library.device, program="recipes.attention_speed", weights=(TEACHER, STUDENT)
+    ) | {
         "milliseconds": "of the CPU, one thread",
         "full_size": memory(),
         "recording": recording(library, args.rounds),

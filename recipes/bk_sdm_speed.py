@@ -225,7 +225,7 @@ def main() -> None:
             log_every=1,
         )
         found = measure(config, pictures, work, args.rounds, args.steps, clock)
-    report = circumstances(sys.argv[1:], clock.device, program="recipes.bk_sdm_speed") | {
+    report = circumstances(sys.argv[1:], clock.device, program="recipes.bk_sdm_speed", weights=[config.teacher]) | {
         "student": config.student_spec,
         "features": list(config.features),
         "precision": {"koala": config.precision, "koala_teacher": config.teacher_precision, "bk_sdm_teacher": "fp32"},

@@ -70,7 +70,7 @@ def main() -> None:
     args = parser.parse_args()
 
     folders = {name: made(args.model, name, args.work, args.pictures) for name in args.exports}
-    report = circumstances(sys.argv[1:], torch.device("cpu"), program="recipes.export_check") | {
+    report = circumstances(sys.argv[1:], torch.device("cpu"), program="recipes.export_check", weights=[args.model]) | {
         "model": args.model,
         "exports": {name: told(folder) for name, folder in folders.items()},
     }

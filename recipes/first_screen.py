@@ -54,7 +54,7 @@ def main() -> None:
     picture, share = _picture(results, capture)
     with new_file(args.out) as file:
         picture.quantize(256, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
-    found = circumstances(sys.argv[1:], library.device, program="recipes.first_screen") | {
+    found = circumstances(sys.argv[1:], library.device, program="recipes.first_screen", weights=MODELS) | {
         "machine": device_name(torch.device("cpu")),
         "repeats": REPEATS,
         "rule": f"the first prompt of the suite {SUITE}, from the noise of its number, that all three draw right",

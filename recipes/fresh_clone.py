@@ -85,6 +85,7 @@ def main() -> None:
         "command": " ".join(["python -m recipes.fresh_clone", *sys.argv[1:]]),
         "device": f"{platform.machine()}, {os.cpu_count()} CPU cores",
         "date": datetime.date.today().isoformat(),
+        "weights": "none",
     }
     args.out.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report))

@@ -20,6 +20,7 @@ from export.targets import TARGETS
 from koala.device import best_device
 from koala.evaluate.reports import circumstances
 from koala.exported import Exported
+from koala.measured import RANDOM
 from koala.outputs import new_file
 from koala.random_weights import RandomLibrary
 
@@ -74,8 +75,7 @@ def main() -> None:
             found[name]["engines"] = json.loads(printed)["engines"]
             found[name]["engine_seconds"], found[name]["engine_peak_memory_bytes"] = round(seconds), peak
         print(name, json.dumps(found[name]), file=sys.stderr)
-    report = circumstances(sys.argv[1:], best_device("cpu"), program="recipes.full_size_export") | {
-        "weights": "random",
+    report = circumstances(sys.argv[1:], best_device("cpu"), program="recipes.full_size_export", weights=RANDOM) | {
         "models": found,
     }
     with new_file(args.out) as file:

@@ -10,6 +10,7 @@ folder of the model that was exported.
 
 import argparse
 import datetime
+import hashlib
 import json
 import platform
 import sys
@@ -43,6 +44,13 @@ def draw(pipeline, width: int, height: int) -> numpy.ndarray:
     return found.images[0]
 
 
+def changed(folder: Path, source: dict[str, str]) -> list[str]:
+    """Files of the model that are not those of which the export was made."""
+    return [
+        name for name, sha256 in source.items() if hashlib.sha256((folder / name).read_bytes()).hexdigest() != sha256
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("export", type=Path, metavar="DIR")
@@ -50,6 +58,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     args = parser.parse_args()
 
+    manifest = json.loads((args.export / "export.json").read_text())
+    if args.reference and (other := changed(args.reference, manifest["source"])):
+        parser.error(f"{args.export} was made of other weights than {args.reference} has: {', '.join(other)}")
     pipeline = ORTStableDiffusionXLPipeline.from_pretrained(args.export)
     torch_pipeline = StableDiffusionXLPipeline.from_pretrained(args.reference) if args.reference else None
     pictures = []
@@ -67,7 +78,8 @@ def main() -> None:
         "device": f"{platform.machine()}, CPU",
         "versions": {name: version(name) for name in names},
         "date": datetime.date.today().isoformat(),
-        "export": json.loads((args.export / "export.json").read_text())["model"],
+        "export": manifest["model"],
+        "weights": {manifest["model"]: manifest["source"]},
         "steps": STEPS,
         "guidance": GUIDANCE,
         "prompt": PROMPT,

@@ -165,6 +165,14 @@ def check(python: str, bundle: Path, work: Path, chromium: str | None) -> dict:
     }
 
 
+def shipped(bundle: Path) -> dict[str, dict[str, str]]:
+    """The weights that the bundle draws with; its app holds each file against this list on loading."""
+    listed = json.loads((bundle / "koala" / "embedded" / "hashes.json").read_text())
+    return {
+        name: {file: sha256 for file, sha256 in listed[name].items() if file.endswith(".safetensors")} for name in PAIR
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", default="python3.12", help="the interpreter that makes the fresh environment")
@@ -186,6 +194,7 @@ def main() -> None:
         found = {
             "command": "python " + " ".join(sys.argv),
             "date": datetime.date.today().isoformat(),
+            "weights": shipped(bundle),
             "device": f"{platform.machine()}, CPU, {len(os.sched_getaffinity(0))} core",
             "bundle": {"files": len(files), "bytes": sum(f.stat().st_size for f in files)},
             "with_spaces": beside,

@@ -16,6 +16,7 @@ from koala.distill.run_folder import RunFolder
 from koala.evaluate.shapes import evaluate
 from koala.generate import versions
 from koala.loading import Library
+from koala.measured import weights
 from koala.outputs import new_file
 from koala.registry import EMBEDDED
 from koala.timing import device_name
@@ -46,6 +47,7 @@ def main() -> None:
         "device": device_name(library.device),
         "versions": versions(),
         "date": datetime.date.today().isoformat(),
+        "weights": weights([config.teacher, run.student]),
         "seconds": round(status.updated - status.started),
         "threads": config.threads,
         "num_steps": status.step,

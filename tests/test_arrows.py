@@ -134,6 +134,7 @@ LEVELS = {
         "koala.lora_files",
         "koala.lora_formulas",
         "koala.locate",
+        "koala.measured",
         "koala.downloads",
         "koala.from_files",
         "koala.networks",

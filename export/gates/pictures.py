@@ -20,7 +20,9 @@ FLOOR = 8  # pictures that torch draws in fp16, which takes a CPU three times as
 BELOW_FLOOR = 3.0  # dB that a file may be further from torch's fp32 than torch's fp16 is
 ALLOWED = 0.01  # of the verdicts may differ; of an 8-bit model the share of right pictures may fall by ...
 ALLOWED_INT8 = 0.05
-LEAST_INT8 = 18.0  # dB
+LEAST_INT8 = 35.0  # dB of the worst picture
+SIX = 6  # pictures at least, of an 8-bit model
+STRAY = 50  # one picture in so many may be another: a run at a fork, which torch's own fp16 changes as well
 
 
 def _draw(model: LoadedModel, texts: Sequence[str], lora: Lora | None = None) -> list[Image.Image]:
@@ -46,9 +48,11 @@ def pictures(case: Case) -> Finding:
         return Finding(
             gate="pictures",
             passed=None,
-            text="pictures of this size take many minutes on a CPU; draw them with --thorough, or on a GPU",
+            text="pictures of this size take many minutes on a CPU; draw them with --thorough, or on a GPU"
+            + (f": whether the worst of them is at {LEAST_INT8:g} dB is NOT known" if quantised(case) else ""),
         )
-    texts = [*prompts("one_object", case.prompts - case.prompts // 2), *prompts("two_objects", case.prompts // 2)]
+    count = max(case.prompts, SIX) if quantised(case) else case.prompts
+    texts = [*prompts("one_object", count - count // 2), *prompts("two_objects", count // 2)]
     name, lora = case.job.card.name, case.job.lora
     wanted = _draw(Library("cpu", dtype="float32").get(name), texts, lora)
     give_back()
@@ -61,6 +65,11 @@ def pictures(case: Case) -> Finding:
     return _verdict(case, figures)
 
 
+def quantised(case: Case) -> bool:
+    """Whether the U-Net's weights have 8 bits."""
+    return case.exported.dtype.endswith("int8")
+
+
 def _compared(mine: Sequence[Image.Image], wanted: Sequence[Image.Image], texts: Sequence[str]) -> dict:
     decibels = [psnr(a, b) for a, b in zip(mine, wanted, strict=True)]
     alike = [ssim(a, b) for a, b in zip(mine, wanted, strict=True)]
@@ -71,6 +80,7 @@ def _compared(mine: Sequence[Image.Image], wanted: Sequence[Image.Image], texts:
         "pictures": len(texts),
         "psnr_mean": round(mean(decibels), 1),
         "psnr_least": round(min(decibels), 1),
+        "psnr_below_35": sum(value < LEAST_INT8 for value in decibels),
         "ssim_mean": round(mean(alike), 4),
         "ssim_least": round(min(alike), 4),
         "verdicts_differ": sum(a != b for a, b in zip(*right, strict=True)),
@@ -82,11 +92,14 @@ def _compared(mine: Sequence[Image.Image], wanted: Sequence[Image.Image], texts:
 def _verdict(case: Case, figures: dict[str, dict]) -> Finding:
     mine, count = figures["file"], figures["file"]["pictures"]
     problems = []
-    if case.exported.dtype.endswith("int8"):
+    if quantised(case):
         if mine["right_torch_fp32"] - mine["right"] > max(1, ALLOWED_INT8 * count):
             problems.append(f"{mine['right']} pictures right, {mine['right_torch_fp32']} with torch")
-        if mine["psnr_mean"] < LEAST_INT8:
-            problems.append(f"PSNR {mine['psnr_mean']} dB, below {LEAST_INT8:g}")
+        if mine["psnr_below_35"] > count // STRAY:
+            problems.append(
+                f"{mine['psnr_below_35']} of {count} pictures are less than {LEAST_INT8:g} dB like torch's, the worst "
+                f"{mine['psnr_least']} dB; {count // STRAY or 'none'} may be"
+            )
     else:
         if mine["verdicts_differ"] > max(1, ALLOWED * count):
             problems.append(f"{mine['verdicts_differ']} of {count} verdicts differ from torch's")
@@ -94,7 +107,8 @@ def _verdict(case: Case, figures: dict[str, dict]) -> Finding:
         if mine["psnr_mean"] < floor - BELOW_FLOOR:
             problems.append(f"PSNR {mine['psnr_mean']} dB, torch's own fp16 has {floor} dB")
     told = (
-        f"{count} pictures against torch in fp32: PSNR {mine['psnr_mean']} dB, SSIM {mine['ssim_mean']}, "
+        f"{count} pictures against torch in fp32: PSNR {mine['psnr_mean']} dB (worst {mine['psnr_least']}), "
+        f"SSIM {mine['ssim_mean']}, "
         f"{mine['verdicts_differ']} verdicts differ"
     )
     if floor := figures.get("torch fp16"):

@@ -1,17 +1,21 @@
 """The file itself: whole, well typed, of standard operators, with finite weights and nothing of another machine."""
 
+import contextlib
+import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy
 import onnx
 import onnx_ir as ir
 
 from export.gates.case import Case, Finding
+from export.gates.operators import unwanted
+from export.manifest import PREFIX
 from export.shape_profile import shapes
-from koala.exported import Component
+from koala.exported import Component, Exported
 
 STANDARD = ("", "ai.onnx")
 HALF_MAX = float(numpy.finfo(numpy.float16).max)
@@ -55,6 +59,7 @@ def _problems(case: Case, name: str, component: Component, model: ir.Model) -> I
     foreign = sorted({node.domain for node in model.graph} - set(STANDARD))
     if foreign:
         yield f"operators outside the standard, of {', '.join(foreign)}"
+    yield from unwanted(model, case.job.target)
     if tuple(value.name for value in model.graph.inputs) != _INPUTS[name]:
         yield f"its inputs are {', '.join(v.name for v in model.graph.inputs)}, not {', '.join(_INPUTS[name])}"
     weights = "float32" if name.startswith("vae") else case.exported.stored_dtype
@@ -90,5 +95,25 @@ def _problems(case: Case, name: str, component: Component, model: ir.Model) -> I
     told += [text for text in (model.doc_string, *(node.doc_string for node in model.graph)) if text]
     if found := next(filter(None, map(_PATH.search, told)), None):
         yield f"a path of the machine that wrote it: {found[0]}"
-    if "koala.model" not in model.metadata_props:
-        yield "its metadata does not say what it is"
+    yield from _provenance(case.exported, component, model.metadata_props)
+
+
+def _provenance(exported: Exported, component: Component, told: Mapping[str, str]) -> Iterator[str]:
+    """What the file's own metadata lacks, or says other than the manifest does."""
+    wanted = {
+        "model": exported.model,
+        "licence": exported.licence,
+        "source_sha256": dict(exported.source),
+        "dtype": component.dtype,
+    }
+    for name, value in wanted.items():
+        text = told.get(f"{PREFIX}{name}")
+        if text is None and name != "dtype":  # files of before say their dtype in the manifest alone
+            yield f"its metadata does not say its {name}"
+        elif text is not None and text != value and _object(text) != value:
+            yield f"its metadata says another {name} than the manifest"
+
+
+def _object(text: str) -> object:
+    with contextlib.suppress(ValueError):
+        return json.loads(text)

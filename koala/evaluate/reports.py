@@ -1,11 +1,13 @@
 """Evaluation suites by name, and the circumstances that belong beside every figure."""
 
 import datetime
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 
+from koala import measured
 from koala.evaluate import agreement, judge_accuracy, picture_folder, steps
 from koala.evaluate.metrics import METRICS
 from koala.evaluate.prompt_files import prompts_for
@@ -62,11 +64,17 @@ def evaluate(
     return METRICS[suite](settings, library, say).score(model)
 
 
-def circumstances(arguments: list[str], device: torch.device, *, program: str = "koala") -> dict:
-    """Command, device, versions and date of a measurement; `program` is the module that was asked."""
+def circumstances(
+    arguments: list[str], device: torch.device, *, weights: Iterable[str | Path] | str, program: str = "koala"
+) -> dict:
+    """Command, device, versions, date and the weights' hashes of a measurement; `program` is the module that was asked.
+
+    `weights` are the models that were measured, or RANDOM or NONE of `measured`.
+    """
     return {
-        "command": " ".join([f"python -m {program}", *arguments]),
+        "command": shlex.join(["python", "-m", program, *arguments]),
         "device": device_name(device),
         "versions": versions(),
         "date": datetime.date.today().isoformat(),
+        "weights": weights if isinstance(weights, str) else measured.weights(weights),
     }

@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from koala.bench import measure
     from koala.bench_report import markdown, report
     from koala.evaluate.reports import circumstances
+    from koala.measured import RANDOM
     from koala.outputs import check_file, new_file
     from koala.random_weights import RandomLibrary
 
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     finally:  # what was measured is kept, whatever ended it
         if cells:
             found = report(matrix, cells, random_weights=args.random_weights)
-            found |= circumstances(sys.argv[1:], models.device)
+            found |= circumstances(sys.argv[1:], models.device, weights=RANDOM if args.random_weights else names)
             texts = {args.out: json.dumps(found, indent=1), args.out.with_suffix(".md"): markdown(found)}
             for file, text in texts.items():
                 with new_file(file) as partial:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import sys
 from pathlib import Path
 
 from koala.console import no_bars
@@ -30,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
     requests = [dataclasses.replace(r, model=name) for r, name in zip(requests, names, strict=True)]
     from koala.compare import compare as draw
     from koala.compare import speedup
+    from koala.evaluate.reports import circumstances
     from koala.out_of_memory import telling
     from koala.outputs import check_folder
     from koala.report import comparison
@@ -51,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         [str(p) for p in r.save(args.out / f"{k}-{Path(r.request.model).name}.png", together)]
         for k, r in enumerate(results, 1)
     ]
-    found = comparison(results, files)
+    found = circumstances(sys.argv[1:], models.device, weights=names) | comparison(results, files)
     lines = []
     for one in found["models"]:
         lines += [f"{one['model']}: {one['image']}", f"  {timing_line(one)}", f"  {claims_line(one)}"]

@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     models = library(args, names)
     models.get_all(names)  # together, so that all of them get a precision in which they fit beside each other
     found = reports.evaluate(args.suite, args.model, settings, models, say, args.out)
-    found |= reports.circumstances(sys.argv[1:], models.device)
+    found |= reports.circumstances(sys.argv[1:], models.device, weights=names)
     if file:
         with new_file(file) as partial:
             partial.write_text(json.dumps(found, indent=1) + "\n")

@@ -52,7 +52,9 @@ def run(args: argparse.Namespace) -> int:
     for found in measure(model, prompts, steps=args.steps, seed=args.seed):
         say(f"{len(found['prompts'])} of {len(prompts)} prompts")
     picture = args.out.with_suffix(".svg")
-    found |= {"figure": str(picture), "shows": sentence(found)} | circumstances(sys.argv[1:], model.device)
+    found |= {"figure": str(picture), "shows": sentence(found)} | circumstances(
+        sys.argv[1:], model.device, weights=[args.model]
+    )
     for file, text in ((args.out, json.dumps(found, indent=1) + "\n"), (picture, figure(found))):
         with new_file(file) as partial:
             partial.write_text(text)

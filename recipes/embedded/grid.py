@@ -21,8 +21,7 @@ from pathlib import Path
 
 from koala.evaluate.reports import circumstances
 from koala.evaluate.shapes import STEPS, SUITES, evaluate
-from koala.hashing import digest
-from koala.loading import Library, LoadedModel
+from koala.loading import Library
 from koala.outputs import new_file
 from koala.registry import CARDS
 from koala.request import SCHEDULERS
@@ -32,12 +31,6 @@ def size(text: str) -> tuple[int, int]:
     """Width and height in px out of "320x192"."""
     width, height = map(int, text.split("x"))
     return width, height
-
-
-def weights(model: LoadedModel) -> dict[str, str]:
-    """SHA-256 of the files that decide a model's pictures."""
-    folder = Path(model.card.source)
-    return {str(file.relative_to(folder)): digest(file) for file in sorted(folder.glob("*/*.safetensors"))}
 
 
 def earlier(out: Path, report: dict) -> dict[str, list[dict]]:
@@ -65,8 +58,7 @@ def main() -> None:
     library = Library("cpu")
     models = {model.card.name: model for model in library.get_all(args.models)}
     report = {"num_prompts": args.num_prompts, "steps": STEPS, "series": args.series, "suites": args.suites}
-    report |= circumstances(sys.argv[1:], library.device, program="recipes.embedded.grid")
-    report |= {"weights": {name: weights(model) for name, model in models.items()}}
+    report |= circumstances(sys.argv[1:], library.device, program="recipes.embedded.grid", weights=models)
     combinations = list(itertools.product(args.scheduler, args.guidance, args.size))
     report["models"] = earlier(args.out, report)
     for name, model in models.items():

@@ -20,6 +20,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from unet import text_encoders
 
 from koala.distill.noising import straight
+from koala.measured import weights
 from koala.outputs import new_file
 from koala.shapes.captions import STYLES, caption
 from koala.shapes.render import render_array
@@ -79,6 +80,7 @@ def main() -> None:
         "command": " ".join(["python recipes/embedded/validate.py", *(Path(a).name for a in sys.argv[1:])]),
         "device": device_name(torch.device("cpu")),
         "date": datetime.date.today().isoformat(),
+        "weights": weights([args.models, *args.unets]),
     }
     with new_file(args.out) as file:
         file.write_text(json.dumps(report, indent=1) + "\n")

@@ -20,6 +20,7 @@ from koala.distill.run_folder import RunFolder
 from koala.evaluate.shapes import evaluate
 from koala.generate import versions
 from koala.loading import Library
+from koala.measured import weights
 from koala.outputs import new_file
 from koala.timing import device_name
 
@@ -81,6 +82,7 @@ def main() -> None:
         "device": device_name(Library("cpu").device),
         "versions": versions(),
         "date": datetime.date.today().isoformat(),
+        "weights": weights([config.teacher, *(RunFolder(path=args.runs / name).student for name in NORMALISATIONS)]),
         "seed": config.seed,
         "num_steps": run.config().num_steps,
         "batch_size": config.batch_size,

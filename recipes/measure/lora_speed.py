@@ -16,6 +16,7 @@ from diffusers import UNet2DConditionModel
 
 from koala.adapters import changed
 from koala.evaluate.reports import circumstances
+from koala.measured import RANDOM
 from koala.outputs import new_file
 from koala.specs import SDXL
 
@@ -64,7 +65,7 @@ def main() -> None:
         "all_seconds": [round(t, 2) for t in took],
         "threads": torch.get_num_threads(),
     }
-    report |= circumstances(sys.argv[1:], torch.device("cpu"), program="recipes.measure.lora_speed")
+    report |= circumstances(sys.argv[1:], torch.device("cpu"), program="recipes.measure.lora_speed", weights=RANDOM)
     with new_file(args.out) as partial:
         partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(f"{len(layers)} layers of rank {RANK}: {min(took):.1f} s")

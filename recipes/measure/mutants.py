@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 
 from koala.evaluate.reports import circumstances
+from koala.measured import NONE
 from koala.outputs import new_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -169,7 +170,7 @@ def main() -> None:
     caught = sum(outcome["caught"] for outcome in found.values())
     found = {name: found[name] for name in known if name in found}
     report = {"mutants": found, "tried": len(found), "caught": caught, "share": round(caught / len(found), 4)}
-    report |= circumstances(sys.argv[1:], torch.device("cpu"), program="recipes.measure.mutants")
+    report |= circumstances(sys.argv[1:], torch.device("cpu"), program="recipes.measure.mutants", weights=NONE)
     with new_file(args.out) as partial:
         partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(f"{caught} of {len(found)} caught ({caught / len(found):.1%})")

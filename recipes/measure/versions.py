@@ -224,6 +224,7 @@ def main() -> int:
     args = parser.parse_args()
 
     report = json.loads(args.out.read_text()) if args.out.is_file() else {"environments": {}}
+    report["weights"] = "none"
     report["command"] = "python -m recipes.measure.versions --out docs/measurements/versions.json"
     for name in args.environments:
         report["environments"][name] = measure(name, args.python, args.uv)

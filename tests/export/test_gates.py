@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy
 import onnx
-import onnx_ir as ir
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from export import folder, quantise, wrappers
+from export import folder, wrappers
 from export.gates import numbers, pictures, structure
 from export.gates.case import Finding, open_case
 from export.gates.twin import widen
@@ -220,28 +219,6 @@ def test_the_twin_is_the_same_graph_in_fp32(exported_700m, tmp_path):
     assert [n.op_type for n in mine.graph.node] == [n.op_type for n in its.graph.node]
     assert all(t.data_type != onnx.TensorProto.FLOAT16 for t in its.graph.initializer)
     onnx.checker.check_model(str(twin), full_check=True)
-
-
-@pytest.mark.parametrize(("kind", "bound"), [(quantise.WEIGHT_ONLY, 0.05), (quantise.DYNAMIC, 0.15)])
-def test_eight_bits_are_near_and_standard(exported_700m, tmp_path, kind, bound):
-    """On the fp32 twin of the exported U-Net, so that nothing is traced again."""
-    model = ir.load(widen(exported_700m / UNET, tmp_path / "twin.onnx"))
-    before = sum(v.const_value.nbytes for v in model.graph.initializers.values())
-    quantise.QUANTISERS[kind](model)
-    after = sum(v.const_value.nbytes for v in model.graph.initializers.values())
-    for node in model.graph:
-        for value in node.outputs:
-            if not value.is_graph_output():
-                value.shape, value.type = None, None
-    ir.save(model, tmp_path / "small.onnx")
-    onnx.checker.check_model(str(tmp_path / "small.onnx"), full_check=True)
-    assert {n.domain for n in model.graph} == {""}
-    case = open_case(exported_700m)
-    given = numbers.inputs(case, numbers.Shape(width=128, height=128, batch=2, tokens=77, timestep=500.0))
-    wanted, found = (numbers.onnx_call(tmp_path / name)(given) for name in ("twin.onnx", "small.onnx"))
-    error = numbers.error(found, wanted)
-    print(f"{kind}: {error:.4f} off, {before / after:.2f}x smaller")
-    assert 0 < error < bound and after < 0.62 * before
 
 
 def test_a_report_that_failed_says_so():

@@ -1,4 +1,4 @@
-"""Linear layers in 8 bits: each output has a scale of its own."""
+"""Linear layers in 8 bits: each output has a scale of its own, and integer products know no signed weights."""
 
 import numpy
 import onnx
@@ -10,12 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 from export.quantise import dynamic, weight_only
 
 
-@pytest.mark.parametrize("quantise", [weight_only, dynamic])
-def test_a_small_output_beside_a_large_one_keeps_its_digits(quantise):
-    """One scale for the whole matrix would round the first output, a ten-thousandth of the second, to zero."""
-    rng = numpy.random.default_rng(0)
-    weight = rng.standard_normal((64, 2)).astype(numpy.float32) * numpy.array([1e-4, 1.0], numpy.float32)
-    x = rng.standard_normal((8, 64)).astype(numpy.float32)
+def quantised(quantise, weight) -> onnx.ModelProto:
+    """One linear layer x (8, 64) @ weight in 8 bits."""
     graph = helper.make_graph(
         [
             helper.make_node("MatMul", ["x", "w"], ["product"], name="product"),
@@ -28,10 +24,46 @@ def test_a_small_output_beside_a_large_one_keeps_its_digits(quantise):
     )
     model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9))
     quantise(model)
-    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    return ir.to_proto(model)
+
+
+def layer() -> tuple[numpy.ndarray, numpy.ndarray]:
+    """x, and a weight whose first output is a ten-thousandth of its second."""
+    rng = numpy.random.default_rng(0)
+    weight = rng.standard_normal((64, 2)).astype(numpy.float32) * numpy.array([1e-4, 1.0], numpy.float32)
+    return rng.standard_normal((8, 64)).astype(numpy.float32), weight
+
+
+@pytest.mark.parametrize("quantise", [weight_only, dynamic])
+def test_a_small_output_beside_a_large_one_keeps_its_digits(quantise):
+    """One scale for the whole matrix would round the first output to zero."""
+    x, weight = layer()
+    proto = quantised(quantise, weight)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"x": x})
     exact = x @ weight
     error = numpy.linalg.norm(found - exact, axis=0) / numpy.linalg.norm(exact, axis=0)
     assert (error < 0.02).all(), error
-    stored = [i for i in onnx.load_from_string(ir.to_proto(model).SerializeToString()).graph.initializer]
-    assert any(i.data_type in (TensorProto.INT8, TensorProto.UINT8) for i in stored)
+
+
+@pytest.mark.parametrize(
+    ("quantise", "dtype", "zero"), [(weight_only, TensorProto.INT8, 0), (dynamic, TensorProto.UINT8, 128)]
+)
+def test_the_largest_weight_of_each_output_is_127_levels_from_zero(quantise, dtype, zero):
+    _, weight = layer()
+    stored = {t.name: t for t in quantised(quantise, weight).graph.initializer}
+    (levels,) = (t for t in stored.values() if len(t.dims) == 2)
+    assert levels.data_type == dtype
+    wanted = numpy.round(weight / (abs(weight).max(axis=0) / 127)) + zero
+    assert numpy.array_equal(numpy_helper.to_array(levels), wanted)
+    assert "w" not in stored
+
+
+def test_integer_products_have_unsigned_weights_and_their_zero_point():
+    """Signed weights saturate in ONNX Runtime on x86 without VNNI: two products of 255 * 127 do not fit in 16 bits."""
+    graph = quantised(dynamic, layer()[1]).graph
+    stored = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    (product,) = (node for node in graph.node if node.op_type == "MatMulInteger")
+    assert stored[product.input[1]].dtype == numpy.uint8
+    assert stored[product.input[3]] == 128 and stored[product.input[3]].dtype == numpy.uint8
+    assert not [name for name, values in stored.items() if values.dtype == numpy.int8]

@@ -196,7 +196,7 @@ class Bench:
 
         found = report(matrix, cells, random_weights=False)
         said = command(matrix, [self.session.card(name) for name in matrix.models])
-        found |= circumstances([], self.session.library().device) | {"command": said}
+        found |= circumstances([], self.session.library().device, weights=matrix.models) | {"command": said}
         return {self.panel: bench_chart.panel(found, self.title)}
 
 

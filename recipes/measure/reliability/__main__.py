@@ -21,9 +21,7 @@ from pathlib import Path
 import torch
 
 from koala.evaluate.reports import circumstances
-from koala.hashing import digest
 from koala.outputs import new_file
-from koala.registry import EMBEDDED
 from recipes.measure.reliability import bodies, clients, distillations, hostile, judge, memory, pages, sites
 from recipes.measure.reliability.page import markdown
 from recipes.measure.reliability.running import App, served
@@ -43,7 +41,6 @@ ALONE: dict[str, Callable[[Path], Trial]] = {
     "sites": sites.cross_site,
 }
 MODELS = ("tiny-sdxl", "tiny-koala-700m")
-FILE = "diffusion_pytorch_model.safetensors"
 
 
 def main() -> None:
@@ -88,9 +85,7 @@ def attack(names: Sequence[str]) -> Iterator[tuple[str, Trial, float]]:
 
 def about() -> dict:
     """Command, machine, date and weights of a measurement."""
-    weights = {f"{n}/unet": digest(EMBEDDED / n / "unet" / FILE) for n in MODELS}
-    told = circumstances(sys.argv[1:], torch.device("cpu"), program="recipes.measure.reliability")
-    return told | {"weights": weights}
+    return circumstances(sys.argv[1:], torch.device("cpu"), program="recipes.measure.reliability", weights=MODELS)
 
 
 if __name__ == "__main__":
