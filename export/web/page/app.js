@@ -239,9 +239,9 @@ class App {
     this.ready = false;
   }
 
-  on_step({ run, position, index, rgba }) {
+  on_step({ run, position, index, preview }) {
     if (this.running?.run !== run) return;
-    this.stage.shots[position].stepped(index, rgba);
+    this.stage.shots[position].stepped(index, preview);
     this.running.step = `${this.models[position].title}: step ${index} of ${this.running.requests[position].steps}`;
     this.say(this.running.step, "running", false);
   }

@@ -8,7 +8,7 @@ import { Generator } from "./noise.js";
 
 const PARTS = ["text_encoder", "text_encoder_2", "unet", "vae_decoder"];
 const TOKENS = 77, FACTOR = 8, CHANNELS = 4; // px per latent, latents' channels
-const MOST_PREVIEWS = 6; // a preview costs a decode
+const MOST_PREVIEWS = 6, LEAST = 128; // a preview costs a decode; px of a side that is halved for it
 const now = () => performance.now();
 
 export class Stopped extends Error {}
@@ -125,6 +125,17 @@ export class Pipeline {
     return rgba;
   }
 
+  /** {rgba, width, height} of latents: a glance, at half the size, which takes a quarter of the time. */
+  async preview(latents, width, height) {
+    if (Math.min(width, height) < LEAST) return { rgba: await this.decode(latents, width, height), width, height };
+    const w = width / FACTOR, half = new Float32Array(latents.length / 4);
+    for (let i = 0; i < half.length; i++) {
+      const x = i % (w / 2), row = (i - x) / (w / 2), at = 2 * (row * w + x); // all channels' rows, one below the other
+      half[i] = (latents[at] + latents[at + 1] + latents[at + w] + latents[at + w + 1]) / 4;
+    }
+    return { rgba: await this.decode(half, width / 2, height / 2), width: width / 2, height: height / 2 };
+  }
+
   async plan(request) {
     const guided = request.guidance > 1;
     const { words, pooled } = await this.text(request.prompt);
@@ -168,7 +179,7 @@ export class Pipeline {
       unet.push(now() - start);
       const looking = now();
       const wanted = shown.has(k + 1) && k + 1 < steps;
-      const preview = wanted ? await this.decode(clean(latents, predicted, sigma), width, height).catch(() => null) : null;
+      const preview = wanted ? await this.preview(clean(latents, predicted, sigma), width, height).catch(() => null) : null;
       watching += now() - looking;
       step(latents, predicted, sigma, plan.sigmas[k + 1], ancestral ? source.randn(size) : null);
       finite(latents, "the latents");

@@ -44,22 +44,21 @@ class Shot {
     this.bar.style.width = `${100 * share}%`;
   }
 
-  show(rgba, what) {
-    const { width, height, prompt } = this.request;
+  show({ rgba, width, height }, what) {
     Object.assign(this.canvas, { width, height, hidden: false });
     this.canvas.getContext("2d").putImageData(new ImageData(rgba, width, height), 0, 0);
-    this.canvas.setAttribute("aria-label", `${what} by ${this.model.title}: ${prompt}`);
+    this.canvas.setAttribute("aria-label", `${what} by ${this.model.title}: ${this.request.prompt}`);
     this.empty.hidden = true;
   }
 
-  stepped(index, rgba) {
+  stepped(index, preview) {
     this.step.textContent = `${index} / ${this.request.steps}`;
     this.progress(index / this.request.steps);
-    if (rgba) this.show(rgba, "Preview");
+    if (preview) this.show(preview, "Preview");
   }
 
   done(rgba, timing, file) {
-    this.show(rgba, "Picture");
+    this.show({ ...this.request, rgba }, "Picture");
     this.bar.hidden = true;
     this.step.textContent = duration(timing.total_ms);
     if (this.png.href) URL.revokeObjectURL(this.png.href);

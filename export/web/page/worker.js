@@ -110,7 +110,7 @@ async function draw({ run, requests }) {
       const request = requests[position], pipeline = await own.models.get(request.model);
       const watch = {
         stopped: () => stopped.has(run),
-        onStep: (index, rgba) => tell("step", { run, position, index, rgba }),
+        onStep: (index, preview) => tell("step", { run, position, index, preview }),
       };
       if (watch.stopped()) throw new Stopped();
       const found = await turn(() => pipeline.draw(request, watch));
