@@ -13,6 +13,11 @@ const THEMES = ["system", "light", "dark"];
 const remembered = (name) => { try { return localStorage.getItem(name); } catch { return null; } };
 const remember = (name, value) => { try { localStorage.setItem(name, value); } catch { /* a browser that keeps nothing */ } };
 
+function setTheme(name) {
+  document.documentElement.dataset.theme = THEMES.includes(name) ? name : THEMES[0];
+  $("theme").textContent = `Theme: ${document.documentElement.dataset.theme}`;
+}
+
 class App {
   constructor(site) {
     this.site = site;
@@ -62,7 +67,6 @@ class App {
       `Models: ${[...new Set(this.models.map((m) => `${m.title} (${m.licence})`))].join(", ")}. Drawn by `,
       make("a", { href: site.runtime.licence, textContent: `ONNX Runtime Web ${site.runtime.version} (MIT)` }), "; ",
       make("a", { href: site.runtime.notices, textContent: "its notices" }), ". Made by KOALA ", site.made.koala, ".");
-    this.theme(remembered(THEME) ?? "system");
   }
 
   /** Choose a size, which may be a new one. */
@@ -70,11 +74,6 @@ class App {
     const value = `${width}x${height}`;
     if (![...$("size").options].some((o) => o.value === value)) $("size").append(make("option", { value, textContent: `${width} × ${height} px` }));
     return value;
-  }
-
-  theme(name) {
-    document.documentElement.dataset.theme = name;
-    $("theme").textContent = `Theme: ${name}`;
   }
 
   requests() {
@@ -122,7 +121,7 @@ class App {
     $("prompt").oninput = () => this.counted();
     $("theme").onclick = () => {
       const next = THEMES[(THEMES.indexOf(document.documentElement.dataset.theme) + 1) % THEMES.length];
-      this.theme(next);
+      setTheme(next);
       remember(THEME, next);
     };
     $("backend").onchange = () => {
@@ -194,8 +193,8 @@ class App {
   // --- what the worker says
 
   on_progress({ model, received, total }) {
-    this.state(model, "loading", `${MB(received)} of ${MB(total)}`, received / total);
-    if (received >= total) this.state(model, "loading", `${MB(total)} here, being opened`);
+    if (received < total) this.state(model, "loading", `${MB(received)} of ${MB(total)}`, received / total);
+    else this.state(model, "loading", `${MB(total)} here, being opened`);
   }
 
   on_ready({ model }) {
@@ -316,4 +315,5 @@ async function start() {
   if (navigator.serviceWorker) await navigator.serviceWorker.register(`sw.js?v=${site.version}`).catch(() => {}); // forbidden: online only
 }
 
+setTheme(remembered(THEME));
 start().catch((error) => { $("status").textContent = `The page could not start: ${error.message}. Reload it.`; });

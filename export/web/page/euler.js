@@ -16,7 +16,8 @@ export function schedule(own, steps) {
     signal *= 1 - (first + ((last - first) * i) / (count - 1)) ** 2;
     levels.push(Math.sqrt((1 - signal) / signal));
   }
-  const timesteps = Array.from({ length: steps }, (_, i) => round(count - i * (count / steps)) - 1);
+  const by = count - count / steps - count; // as numpy's arange has it, to the last bit
+  const timesteps = Array.from({ length: steps }, (_, i) => round(count + i * by) - 1);
   return { timesteps, sigmas: [...timesteps.map((t) => levels[t]), 0] };
 }
 

@@ -1,0 +1,281 @@
+"""The page in a real browser, as a visitor uses it: pictures against torch's, files, links, keys, Stop, no network."""
+
+import io
+import json
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+from koala.generate import generate
+from koala.loading import Library
+from koala.request import GenerationRequest
+from koala.result import parameters_text, read_png
+from koala.ui import settings
+from koala.ui.session import Session
+from tests.export.web.conftest import DESKTOP, NAMES, PHONE, phase, ready, served
+from tests.ui.conftest import FAULTS
+
+pytestmark = [pytest.mark.browser, pytest.mark.long]
+
+PROMPT = "a red circle left of a blue square"
+LINK = "#prompt=a+red+circle+left+of+a+blue+square&seed=3&width=128&height=128&steps=4,4&guidance=2,2"
+# The longest time between two frames of a page, in so many milliseconds.
+LONGEST = """async (ms) => {
+  let longest = 0, last = performance.now();
+  for (const end = last + ms; last < end; ) {
+    await new Promise(requestAnimationFrame);
+    const now = performance.now();
+    longest = Math.max(longest, now - last);
+    last = now;
+  }
+  return longest;
+}"""
+FIRST_S = 5.0  # until the first picture, on one thread
+
+
+@pytest.fixture(scope="module")
+def model():
+    """The student in torch with the weights of the site: those of the fp16 file, in fp32."""
+    found = Library("cpu").get("tiny-koala-700m")
+    for part in (found.pipeline.unet, found.pipeline.text_encoder, found.pipeline.text_encoder_2):
+        for weight in part.parameters():
+            weight.data = weight.data.half().float()
+    return found
+
+
+def picture(page: Page, k: int) -> bytes:
+    """The file of the k-th model's picture."""
+    with page.expect_download() as found:
+        page.locator(".head a").nth(k).click()
+    with open(found.value.path(), "rb") as file:
+        return file.read()
+
+
+def pixels(content: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(content)), np.int16)
+
+
+def apart(content: bytes, model) -> int:
+    """The largest difference, of 255, between a picture of the page and torch's of the request that it carries."""
+    request = read_png(content)["request"]
+    with torch.inference_mode():
+        drawn = generate(request, model)
+    found = np.abs(pixels(content) - np.asarray(drawn.images[0], np.int16)).max()
+    print(f"{request.steps} steps of seed {request.seed}: {found}/255")
+    return found
+
+
+def test_a_seed_draws_the_picture_that_torch_draws(visit, model):
+    """Seed and prompt on both sides: tokens, noise, schedule, guidance and every network are the page's own."""
+    page = visit(LINK)
+    page.get_by_role("button", name="Generate").click()
+    phase(page, "done")
+    files = [picture(page, k) for k in range(2)]
+    assert pixels(files[0]).shape == (128, 128, 3)
+    assert apart(files[1], model) <= 2
+    np.testing.assert_array_equal(pixels(files[0]), pixels(files[1]))  # one network under two names, on one noise
+    expect(page.locator("#time")).to_contain_text("8 calls ×")
+    expect(page.locator("#time")).to_contain_text("per U-Net call")
+    expect(page.locator("#backend-note")).to_contain_text("Drawn by the processor in 1 thread.")
+    expect(page.locator("#backend-note")).to_contain_text("does not isolate the page")
+
+
+def test_a_picture_carries_its_request_and_opens_in_the_app(visit, model, pages):
+    fragment = "#prompt=a+%22blue%22+cross:+é🐨,+it%27s&negative_prompt=a+star&seed=4294967295&width=160&height=96"
+    page = visit(f"{fragment}&steps=2,3&guidance=1.5,3")
+    expect(page.get_by_label("Seed", exact=True)).to_have_value("4294967295")
+    page.locator("#generate").click()
+    phase(page, "done")
+    content = picture(page, 1)
+    metadata = read_png(content)
+    prompt = 'a "blue" cross: é🐨, it\'s'
+    asked = GenerationRequest(
+        model=NAMES[1],
+        prompt=prompt,
+        negative_prompt="a star",
+        seed=2**32 - 1,
+        steps=3,
+        guidance=3,
+        scheduler="euler-ancestral-trailing",
+        width=160,
+        height=96,
+    )
+    assert metadata["request"] == asked and [r.model for r in metadata["compared"]] == list(NAMES)
+    assert metadata["unread"] == {"prompt": "", "negative_prompt": ""} and metadata["runtime"] == "onnx"
+    assert metadata["versions"]["onnxruntime-web"] == "1.30.0" and metadata["dtype"] == "float32"
+    plain = json.loads(Image.open(io.BytesIO(content)).text["koala"])
+    assert Image.open(io.BytesIO(content)).text["parameters"] == parameters_text(plain)
+    session = Session(NAMES)
+    restored = [session.of_picture(r, m) for r, m in zip(metadata["compared"], metadata["folders"], strict=False)]
+    fields = settings.from_requests(restored, session.card)
+    assert (fields["prompt"], fields["steps_a"], fields["steps_b"], fields["guidance_b"]) == (prompt, 2, 3, 3)
+    assert apart(content, model) <= 2
+
+    page.locator("#prompt").fill("something else")  # the page reads its own files, too
+    page.locator("summary").click()
+    page.locator("#png").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": content})
+    expect(page.locator("#status")).to_have_text("Settings restored. Generate draws the same picture again.")
+    expect(page.locator("#prompt")).to_have_value(prompt)
+    expect(page.get_by_label("Steps of Tiny KOALA-700M", exact=True).first).to_have_value("2")
+
+
+def cpu_s() -> float:
+    """Processor seconds of every Chromium that this process started: a busy machine does not lengthen them."""
+    found = 0.0
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "chrom" in process.name().lower():
+                found += sum(process.cpu_times()[:2])
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def test_the_first_picture_comes_within_seconds_of_the_student(visit):
+    """25 guided steps at 256 px, on one thread, with previews."""
+    page = visit("#seed=1")
+    ready(page)
+    ready(page, NAMES[0])
+    before = cpu_s()
+    page.locator("#generate").click()
+    page.locator("#frame > div").nth(0).or_(page.locator("#frame > div").nth(1)).locator(
+        ".head a:visible"
+    ).first.wait_for()
+    took = cpu_s() - before
+    print(f"first picture after {took:.1f} processor seconds")
+    assert took <= FIRST_S
+    page.locator("#stop").click()
+
+
+def test_previews_come_and_stop_is_heard_within_a_step(visit):
+    page = visit(LINK.replace("steps=4,4", "steps=200,200"))
+    ready(page)
+    page.locator("#prompt").press("Enter")
+    phase(page, "running")
+    page.locator("canvas[aria-label^='Preview by']").first.wait_for()
+    page.keyboard.press("Escape")
+    expect(page.locator("#status")).to_contain_text("Stopped at Tiny KOALA")
+    expect(page.locator("#stop")).to_be_disabled()
+    page.get_by_label("Steps of Tiny KOALA-1B", exact=True).first.fill("2")
+    page.get_by_label("Steps of Tiny KOALA-700M", exact=True).first.fill("2")
+    page.get_by_label("Seed", exact=True).press("Enter")
+    phase(page, "done")
+    page.locator("#prompt").fill("")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#status")).to_contain_text("The prompt is empty")
+
+
+def test_the_page_answers_while_it_draws(visit):
+    """The models run in a worker: a click is heard at once, not after the run."""
+    page = visit(LINK.replace("steps=4,4", "steps=200,200").replace("=128", "=256"))
+    ready(page)
+    page.locator("#generate").click()
+    page.locator(".step", has_text="1 / 200").first.wait_for()
+    longest = page.evaluate(LONGEST, 1500)
+    print(f"longest pause {longest:.0f} ms")
+    assert longest < 1000
+    page.locator("#stop").click()
+    phase(page, "stopped")
+
+
+def test_a_link_restores_a_run(visit):
+    page = visit(permissions=["clipboard-read", "clipboard-write"])
+    page.locator("summary").click()
+    page.locator("#size").select_option("128x128")
+    for name in NAMES:
+        page.locator(f"#steps-{name}").fill("1")
+    page.get_by_label("Negative prompt").fill("blur & noise")
+    page.locator("#generate").click()
+    phase(page, "done")
+    page.locator("#link").click()
+    expect(page.locator("#status")).to_contain_text("Link copied")
+    link, seed = page.evaluate("navigator.clipboard.readText()"), page.locator("#seed").input_value()
+    again = visit("#" + link.partition("#")[2])
+    expect(again.locator("#seed")).to_have_value(seed)
+    assert not again.locator("#random").is_checked()
+    again.locator("#generate").click()
+    phase(again, "done")
+    np.testing.assert_array_equal(pixels(picture(page, 0)), pixels(picture(again, 0)))
+    assert read_png(picture(again, 0))["request"].negative_prompt == "blur & noise"
+    bad = visit("#prompt=a&steps=900,1&models=tiny-koala-1b,elsewhere")
+    expect(bad.locator("#status")).to_contain_text("Steps must be a whole number from 1 to 200")
+    expect(bad.locator("#status")).to_contain_text("names the model elsewhere")
+
+
+def test_it_draws_without_a_network_after_the_first_visit(browser, pages):
+    with served(pages) as server:
+        page = browser.new_page()
+        page.goto(server.url + LINK)
+        for name in NAMES:
+            ready(page, name)
+        page.evaluate("navigator.serviceWorker.ready.then(() => true)")
+        asked = page.evaluate("performance.getEntriesByType('resource').map((e) => e.name)")
+    assert all(url.startswith(server.url) for url in asked)
+    page.reload()
+    ready(page)
+    page.locator("#generate").click()
+    phase(page, "done")
+    page.close()
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_axe_reports_nothing(visit, axe, viewport):
+    """In light and in dark, before and after a run; nor does anything lie beyond the window or below WCAG AA."""
+    page = visit(LINK.replace("steps=4,4", "steps=1,1"), viewport)
+    page.evaluate(axe + ";0")
+    page.locator("summary").click()
+    found = []
+
+    def look(when: str) -> None:
+        for theme in ("dark", "light"):
+            page.emulate_media(color_scheme=theme)
+            for fault in page.evaluate(
+                "axe.run().then((r) => r.violations.map((v) => [v.id, v.nodes.map((n) => n.html)]))"
+            ):
+                found.append(f"{when}, {theme}: {fault}")
+            found.extend(f"{when}, {theme}: {fault}" for fault in page.evaluate(FAULTS))
+
+    look("before")
+    page.locator("#generate").click()
+    phase(page, "done")
+    look("after")
+    assert found == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_the_switch_of_the_theme_wins_over_the_system(visit):
+    page = visit(LINK, color_scheme="light")
+    ground = lambda: page.evaluate("getComputedStyle(document.body).backgroundColor")  # noqa: E731
+    light = ground()
+    page.locator("#theme").click()
+    assert page.locator("#theme").inner_text() == "Theme: light" and ground() == light
+    page.locator("#theme").click()
+    assert ground() != light
+    page.reload()
+    expect(page.locator("#theme")).to_have_text("Theme: dark")
+    assert ground() != light
+
+
+def test_a_file_that_arrives_damaged_is_refused_and_said(browser, host, pages):
+    page = browser.new_page()
+    told = json.loads((pages / "site.json").read_text())
+    name = told["models"][1]["tokenizers"][0]
+    page.context.route(f"**/{name}", lambda route: route.fulfill(body=b"{}"))
+    page.goto(host.url)
+    expect(page.locator(f"#state-{NAMES[1]}[data-state=broken]")).to_contain_text("arrived damaged")
+    page.close()
+
+
+def test_an_isolated_page_uses_its_threads(visit, pages):
+    with served(pages, isolated=True) as server:
+        page = visit(LINK, at=server)
+        ready(page)
+        assert page.evaluate("crossOriginIsolated")
+        cores = min(8, page.evaluate("navigator.hardwareConcurrency"))
+        expect(page.locator("#backend-note")).to_contain_text(f"in {cores} thread")
+        page.locator("#generate").click()
+        phase(page, "done")
