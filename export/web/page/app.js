@@ -155,6 +155,10 @@ class App {
     $("linkbox").hidden = true;
     this.say(this.ready ? "Reading the prompt." : "Drawing begins as soon as the first model is here.");
     this.worker.postMessage({ kind: "draw", run: this.run, requests });
+    if ($("frame").getBoundingClientRect().top > innerHeight * 0.7) { // on a phone: what was asked for comes into view
+      const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+      $("states").scrollIntoView({ behavior: calm ? "auto" : "smooth", block: "start" });
+    }
   }
 
   stop() {
@@ -222,7 +226,7 @@ class App {
   on_backend({ backend, note, threads, isolated }) {
     this.backend = { backend, threads };
     const cores = navigator.hardwareConcurrency || 1, parts = [note];
-    if (backend === "webgpu") parts.push("Drawn by the graphics card; text and decoding by the processor.");
+    if (backend === "webgpu") parts.push(`Drawn by the graphics card; text and decoding by the processor.${this.card?.software ? " This one is imitated by software, and slower than the processor itself." : ""}`);
     else parts.push(`Drawn by the processor in ${threads} thread${threads > 1 ? "s" : ""}.`);
     if (backend === "wasm" && !note && this.card && !this.card.usable) parts.push(`WebGPU cannot be chosen: ${this.card.why}.`);
     if (backend === "wasm" && !isolated && cores > 1) {
@@ -261,6 +265,7 @@ class App {
     if (this.running?.run !== run) return;
     const { backend, threads } = this.backend;
     const where = backend === "webgpu" ? "the graphics card, through WebGPU" : `the processor, through WebAssembly in ${threads} thread${threads > 1 ? "s" : ""}`;
+    this.last = results; // for whoever measures
     showTimes($("time"), results, this.models, where);
     this.finish("done", `Done. Seed ${requests[0].seed}.`);
   }

@@ -9,6 +9,7 @@ import { Generator } from "./noise.js";
 const PARTS = ["text_encoder", "text_encoder_2", "unet", "vae_decoder"];
 const TOKENS = 77, FACTOR = 8, CHANNELS = 4; // px per latent, latents' channels
 const MOST_PREVIEWS = 6, LEAST = 128; // a preview costs a decode; px of a side that is halved for it
+const ERRORS = 3; // of the runtime's log levels; below, it tells which shapes WebGPU leaves to the processor
 const now = () => performance.now();
 
 export class Stopped extends Error {}
@@ -43,7 +44,7 @@ export class Sessions {
     if (!this.opened.has(name)) {
       const executionProviders = [part === "unet" ? this.backend : "wasm"];
       const opening = load(this.site, name, progress).then((bytes) =>
-        this.turn(() => this.ort.InferenceSession.create(bytes, { executionProviders })));
+        this.turn(() => this.ort.InferenceSession.create(bytes, { executionProviders, logSeverityLevel: ERRORS })));
       this.opened.set(name, opening);
       opening.catch(() => this.opened.delete(name));
     }

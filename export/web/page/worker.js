@@ -98,7 +98,7 @@ async function use(backend, note) {
   tell("backend", { backend, note, threads: threads(), isolated: Boolean(globalThis.crossOriginIsolated) });
   current = begin(backend);
   const all = [...current.models.values()];
-  await turn(() => before?.sessions?.close());
+  await turn(() => before?.sessions?.close()).catch(() => {}); // what failed may not even end
   Promise.all(all).then(() => tidy(site), () => {});
 }
 

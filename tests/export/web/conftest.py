@@ -136,12 +136,24 @@ def host(pages) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Browser]:
+def chromiums(chromium: str) -> Iterator[Callable[..., Browser]]:
+    """Starts a Chromium with these arguments."""
     with sync_playwright() as playwright:
         expect.set_options(timeout=60_000)
-        found = playwright.chromium.launch(executable_path=chromium, args=ALONE)
-        yield found
-        found.close()
+        found = []
+
+        def start(*arguments: str) -> Browser:
+            found.append(playwright.chromium.launch(executable_path=chromium, args=[*ALONE, *arguments]))
+            return found[-1]
+
+        yield start
+        for one in found:
+            one.close()
+
+
+@pytest.fixture(scope="module")
+def browser(chromiums: Callable[..., Browser]) -> Browser:
+    return chromiums()
 
 
 def watch(page: Page, url: str) -> list[str]:

@@ -120,7 +120,8 @@ def test_a_picture_carries_its_request_and_opens_in_the_app(visit, model, pages)
     page.locator("#png").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": content})
     expect(page.locator("#status")).to_have_text("Settings restored. Generate draws the same picture again.")
     expect(page.locator("#prompt")).to_have_value(prompt)
-    expect(page.get_by_label("Steps of Tiny KOALA-700M", exact=True).first).to_have_value("2")
+    expect(page.get_by_label("Steps of Tiny KOALA-1B", exact=True)).to_have_value("2")
+    expect(page.get_by_label("Steps of Tiny KOALA-700M", exact=True)).to_have_value("3")
 
 
 def cpu_s() -> float:
@@ -160,8 +161,8 @@ def test_previews_come_and_stop_is_heard_within_a_step(visit):
     page.keyboard.press("Escape")
     expect(page.locator("#status")).to_contain_text("Stopped at Tiny KOALA")
     expect(page.locator("#stop")).to_be_disabled()
-    page.get_by_label("Steps of Tiny KOALA-1B", exact=True).first.fill("2")
-    page.get_by_label("Steps of Tiny KOALA-700M", exact=True).first.fill("2")
+    page.get_by_label("Steps of Tiny KOALA-1B", exact=True).fill("2")
+    page.get_by_label("Steps of Tiny KOALA-700M", exact=True).fill("2")
     page.get_by_label("Seed", exact=True).press("Enter")
     phase(page, "done")
     page.locator("#prompt").fill("")
