@@ -16,7 +16,7 @@ class Files:
     site: Path
     listed: dict[str, dict[str, object]] = field(default_factory=dict)  # path -> size, size on the way, SHA-256
 
-    def add(self, stem: str, content: bytes, ending: str) -> str:
+    def enclose(self, stem: str, content: bytes, ending: str) -> str:
         """Write a file, gzipped, unless it is there; its path in the site.
 
         The page unpacks it itself, so that the way is short from a host that compresses nothing, too.

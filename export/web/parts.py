@@ -54,7 +54,7 @@ _SCHEDULE = {
 }  # key -> the value that euler.js follows, what a config means that does not say
 
 
-def told(folder: Path, exported: Exported, files: Files, known: dict[tuple, str]) -> dict[str, object]:
+def entry_of(folder: Path, exported: Exported, files: Files, known: dict[tuple, str]) -> dict[str, object]:
     """A model's entry in site.json; its files are written, those that `known` has under the same source once."""
     schedule, defaults = _schedule(folder), dict(exported.defaults)
     if defaults["scheduler"] not in SAMPLERS:
@@ -81,7 +81,7 @@ def told(folder: Path, exported: Exported, files: Files, known: dict[tuple, str]
             part: {name: kind for name, (kind, _) in exported.components[part].inputs.items()} for part in PARTS
         },
         "parts": {part: _graph(folder, exported, part, files, known) for part in PARTS},
-        "tokenizers": [files.add(name, _tokenizer(folder / name), ".json") for name in TOKENIZERS],
+        "tokenizers": [files.enclose(name, _tokenizer(folder / name), ".json") for name in TOKENIZERS],
     }
 
 
@@ -100,7 +100,7 @@ def _graph(folder: Path, exported: Exported, part: str, files: Files, known: dic
                 f"{names[0]} of {exported.title} has {len(content) / 1e9:.1f} GB, and a browser takes "
                 f"{LARGEST / 1e9:.0f} GB at most; take a smaller model"
             )
-        known[key] = files.add(part, content, ".onnx")
+        known[key] = files.enclose(part, content, ".onnx")
     return known[key]
 
 

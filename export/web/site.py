@@ -98,7 +98,7 @@ def _fill(site: Path, exports: list[tuple[Path, Exported]], package: Path) -> Si
     runtime = _runtime(site, package, files)
     if licence := _own_licence():
         (site / "LICENSE").write_text(licence, encoding="utf-8")
-    models = [parts.told(folder, one, files, known) for folder, one in exports]
+    models = [parts.entry_of(folder, one, files, known) for folder, one in exports]
     page = sorted(f.relative_to(site).as_posix() for f in site.rglob("*") if f.is_file() and f.parent == site)
     page += [name for name in runtime["backends"]["wasm"].values() if name not in files.listed]
     width, height = (max(model["defaults"][side] for model in models) for side in ("width", "height"))
@@ -157,7 +157,7 @@ def _runtime(site: Path, package: Path, files: Files) -> dict[str, object]:
         found[backend] = {
             "script": f"{RUNTIME}/{script}",
             "glue": f"{RUNTIME}/{glue}",
-            "wasm": files.add(wasm.removesuffix(".wasm"), content, ".wasm"),
+            "wasm": files.enclose(wasm.removesuffix(".wasm"), content, ".wasm"),
         }
     for name in _LICENCES.values():
         (site / RUNTIME / name).write_text(_licence_of_runtime(name), encoding="utf-8")

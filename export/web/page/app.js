@@ -27,6 +27,7 @@ class App {
     this.running = null; // {run, requests, results}
     this.backend = { backend: "wasm", threads: 1, note: "" };
     this.fields();
+    for (const model of this.models) this.state(model.name, "waiting", "waiting");
     this.tokens = new Tokens(site, $("tokens"));
     this.restore(location.hash.slice(1));
     this.listen();

@@ -133,7 +133,7 @@ const DO = {
     site = message.site;
     return (choosing = choose(message.backend));
   },
-  choose: ({ backend }) => (choosing = choose(backend)),
+  choose: ({ backend }) => (choosing = choosing.catch(() => {}).then(() => choose(backend))),
   draw,
   stop: ({ run }) => void stopped.add(run),
 };

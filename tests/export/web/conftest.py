@@ -20,7 +20,6 @@ from export.web import packages, site
 from export.web.packages import Package
 from koala.exported import Exported
 from koala.registry import find
-from koala.request import RequestError
 
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 ALONE = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]  # no name of a host leads anywhere
@@ -34,14 +33,13 @@ AXE = Package(
 
 def kept(package: Package) -> Path:
     """A package's file; without it the test is skipped, and under CI=true it fails."""
-    try:
-        file = packages.cache() / package.file
+    file = packages.cache() / package.file
+    if file.is_file():
         return packages.fetched(package, file)
-    except RequestError as error:
-        message = f"{error}, and put it into {packages.cache()}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
+    message = f"{package.file} is not in {file.parent}; there run: npm pack {package.name}@{package.version}"
+    if os.environ.get("CI") == "true":
+        pytest.fail(message)
+    pytest.skip(message)
 
 
 @pytest.fixture(scope="session")

@@ -280,3 +280,15 @@ def test_an_isolated_page_uses_its_threads(visit, pages):
         expect(page.locator("#backend-note")).to_contain_text(f"in {cores} thread")
         page.locator("#generate").click()
         phase(page, "done")
+
+
+def test_in_a_frame_it_says_what_a_tab_of_its_own_would_give(visit, host):
+    page = visit("site.json")
+    page.context.route(
+        "**/frame", lambda r: r.fulfill(body=f"<iframe src='{host.url}'></iframe>", content_type="text/html")
+    )
+    page.goto(f"{host.url}frame")
+    note = page.frame_locator("iframe").locator("#backend-note")
+    expect(note).to_contain_text("In a frame one thread is allowed; in a tab of its own the page may use")
+    outside = note.get_by_role("link", name="open it outside the frame")
+    assert outside.get_attribute("target") == "_blank" and outside.get_attribute("href").startswith(host.url)
