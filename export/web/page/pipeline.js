@@ -8,7 +8,7 @@ import { Generator } from "./noise.js";
 
 const PARTS = ["text_encoder", "text_encoder_2", "unet", "vae_decoder"];
 const TOKENS = 77, FACTOR = 8, CHANNELS = 4; // px per latent, latents' channels
-const MOST_PREVIEWS = 6, LEAST = 128; // a preview costs a decode; px of a side that is halved for it
+const MOST_PREVIEWS = 5, LEAST = 128; // a preview costs a decode; px of a side that is halved for it
 const ERRORS = 3; // of the runtime's log levels; below, it tells which shapes WebGPU leaves to the processor
 const now = () => performance.now();
 
