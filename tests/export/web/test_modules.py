@@ -78,7 +78,7 @@ def test_noise_is_that_of_torch(modules):
 @pytest.mark.parametrize("name", ["euler-trailing", "euler-ancestral-trailing"])
 def test_the_schedule_is_that_of_diffusers(modules, name):
     config = json.loads((EMBEDDED / "tiny-sdxl" / "scheduler" / "scheduler_config.json").read_text())
-    counts = [1, 2, 3, 7, 8, 10, 15, 24, 25, 30, 48, 50, 60, 77, 200]
+    counts = [1, 2, 3, 7, 8, 10, 15, 16, 24, 25, 30, 48, 50, 60, 77, 200]
     found = run(
         modules, "euler.js", "({ schedule }, [own, counts]) => counts.map((n) => schedule(own, n))", [config, counts]
     )

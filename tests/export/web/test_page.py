@@ -256,10 +256,9 @@ def test_an_isolated_page_uses_its_threads(visit, pages):
 
 
 def test_in_a_frame_it_says_what_a_tab_of_its_own_would_give(visit, host):
-    page = visit("site.json")
-    page.context.route(
-        "**/frame", lambda r: r.fulfill(body=f"<iframe src='{host.url}'></iframe>", content_type="text/html")
-    )
+    page = visit()
+    html = f"<link rel=icon href='data:,'><iframe src='{host.url}'></iframe>"
+    page.context.route("**/frame", lambda route: route.fulfill(body=html, content_type="text/html"))
     page.goto(f"{host.url}frame")
     note = page.frame_locator("iframe").locator("#backend-note")
     expect(note).to_contain_text("In a frame one thread is allowed; in a tab of its own the page may use")
