@@ -10,7 +10,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from koala.outputs import new_file
+from koala.outputs import new_file, user_cache
 from koala.request import RequestError
 
 REGISTRY = "https://registry.npmjs.org/"  # npm's own default
@@ -51,7 +51,7 @@ RUNTIME = Package(
 def cache() -> Path:
     """Where packages are kept: $KOALA_PACKAGES, else the user's cache folder."""
     own = os.environ.get("KOALA_PACKAGES")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "koala" / "npm"
+    return Path(own) if own else user_cache() / "npm"
 
 
 def registry() -> str:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from export.command import main, parse
-from export.web import parts, site
+from export.web import packages, parts, site
 from koala.palette import COLOURS
+from koala.registry import EMBEDDED
 from koala.request import RequestError
 from tests.export.web.conftest import NAMES
 
@@ -137,3 +138,18 @@ def test_a_site_that_is_there_is_not_overwritten(exported_700m, runtime, tmp_pat
     assert [f.name for f in tmp_path.rglob("*") if f.is_file()] == ["mine.txt"]
     with pytest.raises(RequestError, match="is named twice"):
         site.write([exported_700m, exported_700m], tmp_path / "new", runtime=runtime)
+
+
+def test_the_readmes_figures_are_those_of_the_report_and_the_report_is_of_the_shipped_weights():
+    root = Path(__file__).parents[3]
+    found = json.loads((root / "docs" / "measurements" / "web.json").read_text())
+    text = " ".join((root / "README.md").read_text().split())
+    worst = max(max(one["largest_difference"]) for one in found["against_torch"])
+    assert f"within {worst}/255 of torch's" in text and worst <= 2
+    first, whole = found["site"]["first_load"], found["site"]["whole"]
+    assert f"the first picture needs {first / 1e6:.1f} MB, all of the site {whole / 1e6:.1f} MB, gzipped" in text
+    assert first < BUDGET_FIRST and whole < BUDGET_WHOLE
+    shipped = json.loads((EMBEDDED / "hashes.json").read_text())
+    for model in found["models"]:
+        assert model["source"].items() <= shipped[model["name"]].items()
+    assert found["runtime"] == f"{packages.RUNTIME.name} {packages.RUNTIME.version}"
