@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export.options import add_depth, add_progress
-from export.targets import DTYPES, TARGETS
+from export.targets import DTYPES, TARGETS, WEB, WEB_TEXT
 from koala.console import no_bars, quiet
 from koala.last_resort import DEBUG, add_debug, finish
+from koala.request import RequestError
 
 HELP = "write ONNX files of a model that other runtimes load as they are"
 SMALLER = "--components unet or a smaller model"  # what helps where memory ran out
@@ -26,13 +27,20 @@ VERBS = {
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The options of the export itself."""
-    parser.add_argument("--model", required=True, metavar="MODEL", help="model name, fetched hub id, or folder")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--model", metavar="MODEL", help="model name, fetched hub id, or folder")
+    which.add_argument(
+        "--models",
+        nargs="+",
+        metavar="MODEL",
+        help=f"for --target {WEB}: the teacher, then students; or exports of them",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder for the export")
     parser.add_argument(
         "--target",
         default="universal",
         metavar="NAME",
-        help="; ".join(f"{t.name}: {t.text}" for t in TARGETS.values()) + " (default: universal)",
+        help="; ".join(f"{t.name}: {t.text}" for t in TARGETS.values()) + f"; {WEB}: {WEB_TEXT} (default: universal)",
     )
     parser.add_argument(
         "--dtype", choices=tuple(DTYPES), help="of the weights (default: the target's; the VAE is always fp32)"
@@ -42,35 +50,32 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--lora", type=Path, metavar="FILE.safetensors", help="a LoRA to fuse into the U-Net")
     parser.add_argument("--lora-strength", type=float, default=1.0, metavar="N", help="how much of it (default: 1)")
+    parser.add_argument(
+        "--runtime",
+        type=Path,
+        metavar="FILE.tgz",
+        help=f"for --target {WEB}: ONNX Runtime Web, where there is no network",
+    )
     add_depth(parser)
     add_progress(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints what the new folder holds and its size in MB, or JSON; exit status 0."""
-    from export.folder import Lora, export, plan
-    from export.gates.case import Finding
     from export.telling import Teller
-    from export.verify import gated
 
     teller = Teller.of(args)
+    if args.target == WEB:
+        from export.web.command import publish
 
-    lora = Lora(file=args.lora, strength=args.lora_strength) if args.lora else None
-    job = plan(args.model, target=args.target, dtype=args.dtype, components=args.components, lora=lora)
-    teller.estimate(f"{job.card.name} for {job.target.name}", job.estimate)
+        return publish(args, teller)
+    if args.model is None:
+        raise RequestError(f"--models goes with --target {WEB}; name one model with --model")
+    if args.runtime:
+        raise RequestError(f"--runtime goes with --target {WEB}; leave it out")
+    from export.writing import write_export
 
-    findings = []
-
-    def tell(finding: Finding) -> None:
-        findings.append(dataclasses.asdict(finding))
-        teller.finding(finding)
-
-    def check(folder: Path) -> dict[str, object]:
-        return gated(
-            folder, model=args.model, lora=args.lora, prompts=args.pictures, thorough=args.thorough, on_finding=tell
-        )
-
-    found = export(job, args.out, check=check, on_progress=teller.progress)
+    findings, found = write_export(args, args.model, args.out, teller, target=args.target, dtype=args.dtype)
     size = sum(f.stat().st_size for f in args.out.rglob("*") if f.is_file())
     if args.json:
         told = {"findings": findings, "out": str(args.out), "bytes": size}

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from koala.request import RequestError
 
 DTYPES = {"fp16": "float16", "fp32": "float32"}
+# No kind of ONNX file but a page around universal ones, by `export.web`.
+WEB, WEB_TEXT = "web", "a page that draws in the visitor's own browser, for any static host; see --models"
 
 # Operators by what they are; a target says which of them its files must not have.
 _BRANCHES = ("If", "Loop", "Scan", "SequenceMap")  # graphs within graphs, which hide their operators from a reader
@@ -71,7 +73,7 @@ TARGETS = {
 def target_of(name: str, dtype: str | None) -> tuple[Target, str]:
     """The target of a name and the dtype ("fp16" or "fp32") of its weights; RequestError with what there is."""
     if name not in TARGETS:
-        raise RequestError(f"unknown target {name!r}; choose one of {', '.join(TARGETS)}")
+        raise RequestError(f"unknown target {name!r}; choose one of {', '.join([*TARGETS, WEB])}")
     target = TARGETS[name]
     if dtype is not None and dtype not in target.dtypes:
         raise RequestError(f"target {name} has {' or '.join(target.dtypes)} weights, not {dtype}; leave --dtype out")

@@ -4,6 +4,7 @@ import argparse
 import json
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ CONSTRAINTS = "constraints-server.txt"
 STAMP = ".koala-space.json"  # tells a bundle from any other folder
 SWITCH = "# zerogpu: "  # begins the lines of README.md that only a Space on ZeroGPU has
 HARDWARE = {False: "cpu-basic", True: "zero-a10g"}  # as huggingface_hub still names ZeroGPU
+STATIC, PAGE_MODELS = "static", ("tiny-sdxl", "tiny-koala-700m")  # the page that draws in a browser
 
 
 def readme(zerogpu: bool) -> str:
@@ -64,17 +66,47 @@ def build(out: Path, *, zerogpu: bool = False) -> None:
         (folder / STAMP).write_text(json.dumps({"hardware": HARDWARE[zerogpu]}) + "\n")
 
 
+def build_static(out: Path, page: Path | None) -> None:
+    """The same with a page that draws in the browser of whoever visits it: `page`, or a new one."""
+    out = out.resolve()
+    with tempfile.TemporaryDirectory() as scratch:
+        if page is None:
+            from export.command import main as export
+
+            page = Path(scratch) / "page"
+            if export(["--target", "web", "--models", *PAGE_MODELS, "--out", str(page)]):
+                raise RequestError("the page could not be made; what was wrong is said above")
+        elif not (page / "site.json").is_file():
+            raise RequestError(
+                f"{page} is no page of this project; make one with python -m export --target web --models "
+                f"{' '.join(PAGE_MODELS)} --out {page}, or leave the folder out"
+            )
+        needed = sum(f.stat().st_size for f in page.rglob("*") if f.is_file())
+        with new_folder(out, needed, replace=(out / STAMP).is_file()) as folder:
+            shutil.copytree(page, folder, dirs_exist_ok=True)
+            shutil.copyfile(ROOT / "spaces" / "static.md", folder / "README.md")
+            shutil.copyfile(ROOT / "NOTICE.md", folder / "NOTICE.md")
+            (folder / STAMP).write_text(json.dumps({"sdk": STATIC}) + "\n")
+
+
+def kind(folder: Path) -> dict[str, str]:
+    """What huggingface_hub must be told to make a bundle's Space."""
+    stamp = read_object(folder / STAMP, "build the bundle again")
+    if stamp.get("sdk") == STATIC:
+        return {"space_sdk": STATIC}
+    if (hardware := stamp.get("hardware")) not in HARDWARE.values():
+        raise RequestError(f"{folder / STAMP} names no hardware of a Space: {hardware!r}; build the bundle again")
+    return {"space_sdk": "gradio", "space_hardware": hardware}
+
+
 def push(folder: Path, repo: str) -> str:
     """Mirror a bundle to a Space, which is made if it is missing; the Space's address."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, HTTPError
 
-    hardware = read_object(folder / STAMP, "build the bundle again").get("hardware")
-    if hardware not in HARDWARE.values():
-        raise RequestError(f"{folder / STAMP} names no hardware of a Space: {hardware!r}; build the bundle again")
-    api = HfApi()
+    api, own = HfApi(), kind(folder)
     try:
-        made = api.create_repo(repo, repo_type="space", space_sdk="gradio", space_hardware=hardware, exist_ok=True)
+        made = api.create_repo(repo, repo_type="space", exist_ok=True, **own)
         api.upload_folder(
             repo_id=repo,
             repo_type="space",
@@ -96,6 +128,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the bundle goes")
     parser.add_argument("--push", metavar="OWNER/NAME", help="then mirror it to this Space")
     parser.add_argument("--zerogpu", action="store_true", help="for ZeroGPU and the real checkpoints, not CPU Basic")
+    parser.add_argument(
+        "--static",
+        nargs="?",
+        const=True,
+        metavar="PAGE",
+        help="a static Space, which draws in the visitor's browser: of a page by export --target web, or of a new one",
+    )
     parser.add_argument("--dry-run", action="store_true", help="only say which files it would have, and how large")
     add_debug(parser)
     options = parser.parse_args(arguments)
@@ -103,7 +142,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.dry_run:
+    if options.static and (options.zerogpu or options.dry_run):
+        other = "--zerogpu" if options.zerogpu else "--dry-run"
+        raise RequestError(f"{other} is for a Space with a server, and --static for one without; leave one of them out")
+    if options.static:
+        build_static(options.out, None if options.static is True else Path(options.static))
+        sizes = {f: f.stat().st_size for f in options.out.rglob("*") if f.is_file()}
+    elif options.dry_run:
         sizes = {name: file.stat().st_size for name, file in sources()}
         print("\n".join(f"{size:>12,}  {name}" for name, size in sizes.items()))
     else:

@@ -52,7 +52,10 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory) -> None:
     """What the program keeps in the user's cache lies among the tests' own files, for their child processes as well."""
+    from koala.outputs import user_cache
+
     os.environ.setdefault("HF_HOME", str(Path.home() / ".cache" / "huggingface"))  # that of downloads stays
+    os.environ.setdefault("KOALA_PACKAGES", str(user_cache() / "npm"))  # those of npm, too
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 

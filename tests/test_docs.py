@@ -40,6 +40,8 @@ ELSEWHERE = {
     "python -m koala lora": "tests/test_verbs_lora.py",
     "python -m koala distill --config recipes/full_scale": "tests/distill/test_full_scale_recipes.py",
     "python -m export --model tiny-koala-700m --out exports": "the fixture exported_700m",
+    "python -m export --target web": "tests/export/web/test_whole.py, as the export of both takes minutes",
+    "python spaces/deploy.py --static": "tests/export/web/test_static_space.py",
     "python -m export verify": "tests/export/test_gates.py",
     "python -m koala bench --models sdxl-base": "tests/test_bench.py; full-size networks, for a GPU",
 }

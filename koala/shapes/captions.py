@@ -8,10 +8,20 @@ import random
 import re
 from dataclasses import dataclass
 
-from koala.shapes.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, relation
+from koala.shapes.scene import BACKGROUNDS, COLOURS, HELD_OUT, SHAPES, SIZES, Scene, relation
 
 STYLES = ("short", "detailed")
 CLAIM_KINDS = ("attribute", "binding", "relation", "count")
+# Prompts to begin with; the last one shows a shape and a colour that no training picture joined.
+EXAMPLES = (
+    "a red circle left of a blue square",
+    "a yellow star above a purple ring",
+    "a small pink triangle on a night background",
+    "a large green square and a small cyan circle",
+    "a blue cross below a red star",
+    "a purple circle",
+)
+assert ("circle", "purple") in HELD_OUT
 
 _PHRASES = {  # relation -> how captions say it
     "left of": ("left of", "to the left of"),

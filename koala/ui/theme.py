@@ -4,6 +4,8 @@ from pathlib import Path
 
 import gradio as gr
 
+from koala.palette import COLOURS, variables
+
 ASSETS = Path(__file__).parent / "assets"
 VIEWER = Path(__file__).parents[1] / "attention" / "assets"  # shared with the page that opens with no server
 
@@ -36,23 +38,6 @@ STONE = gr.themes.Color(
     c950="#141310",
 )
 
-# Our own variables, (light, dark); the stylesheet reads them as var(--k-NAME).
-COLOURS = {
-    "paper": ("#faf8f4", "#121917"),
-    "card": ("#fffefb", "#19221f"),
-    "sunken": ("#f2efe8", "#0e1513"),
-    "line": ("#e3ded4", "#2c3935"),
-    "control": ("#8f887b", "#70857d"),  # borders of what can be operated: 3:1
-    "ink": ("#22211d", "#e8eeeb"),
-    "quiet": ("#5e584f", "#a8b8b1"),
-    "accent": ("#2b604e", "#93c9b3"),
-    "accent-soft": ("#e2efe8", "#22382f"),
-    "good": ("#256246", "#8fd3ad"),
-    "bad": ("#a03325", "#f3a595"),
-    "bar-text": ("#b98a2f", "#d9b263"),
-    "bar-unet": ("#3a7a64", "#6fb39a"),
-    "bar-vae": ("#7b6a8f", "#a894c0"),
-}
 # Gradio's tokens of a colour -> its name in COLOURS.
 TOKENS = {
     "body_background_fill": "paper",
@@ -103,6 +88,11 @@ TOKENS = {
     "button_cancel_border_color_hover": "bad",
     "button_cancel_text_color": "bad",
     "button_cancel_text_color_hover": "bad",
+    "button_primary_background_fill": "action",
+    "button_primary_background_fill_hover": "action-hover",
+    "button_primary_border_color": "action",
+    "button_primary_border_color_hover": "action-hover",
+    "button_primary_text_color": "action-text",
     "error_background_fill": "card",
     "error_text_color": "bad",
     "error_border_color": "bad",
@@ -134,16 +124,6 @@ SETTINGS = {
     "input_shadow_focus_dark": "inset 0 0 0 1px *primary_300",
     "button_large_text_weight": "600",
     "button_border_width": "1px",
-    "button_primary_background_fill": "*primary_600",
-    "button_primary_background_fill_hover": "*primary_700",
-    "button_primary_border_color": "*primary_600",
-    "button_primary_border_color_hover": "*primary_700",
-    "button_primary_text_color": "#ffffff",
-    "button_primary_background_fill_dark": "#8cc4ad",
-    "button_primary_background_fill_hover_dark": "#a6d5c2",
-    "button_primary_border_color_dark": "#8cc4ad",
-    "button_primary_border_color_hover_dark": "#a6d5c2",
-    "button_primary_text_color_dark": "#0e1f1a",
     "button_primary_shadow": "none",
     "button_secondary_shadow": "none",
     "button_transition": "background-color 0.15s, border-color 0.15s",
@@ -152,8 +132,7 @@ SETTINGS = {
 
 
 def _variables() -> str:
-    light, dark = ("".join(f"--k-{name}:{pair[k]};" for name, pair in COLOURS.items()) for k in range(2))
-    light, dark = (f"{block}--color-accent:var(--k-accent);" for block in (light, dark))
+    light, dark = (f"{block}--color-accent:var(--k-accent);" for block in variables())
     return f":root{{{light}}}:root.dark,:root .dark{{{dark}}}"
 
 

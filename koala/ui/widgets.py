@@ -5,23 +5,12 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from koala.registry import find
-from koala.shapes.scene import HELD_OUT
+from koala.shapes.captions import EXAMPLES
 
 if TYPE_CHECKING:
     from koala.ui.session import ModelState
 
 _STATES = {"waiting": "waiting", "loading": "loading", "ready": "ready", "needs": "not ready"}
-
-# Prompts that the shapes world speaks; the last one shows a shape and a colour that no training picture joined.
-EXAMPLES = (
-    "a red circle left of a blue square",
-    "a yellow star above a purple ring",
-    "a small pink triangle on a night background",
-    "a large green square and a small cyan circle",
-    "a blue cross below a red star",
-    "a purple circle",
-)
-assert ("circle", "purple") in HELD_OUT
 
 
 def chips() -> str:

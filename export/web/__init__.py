@@ -1,0 +1,1 @@
+"""Models as a web page that draws in the visitor's own browser."""
