@@ -1,4 +1,4 @@
-"""What the recipes of other programs share. It imports nothing of this project: it runs in the programs' environments."""
+"""What the recipes of other programs share. It imports nothing of koala: it runs in the environments of the programs."""
 
 import argparse
 import datetime
@@ -62,7 +62,9 @@ def header(file: Path) -> dict[str, dict]:
 
 def shapes_only(file: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a file as its name and shape; no memory."""
-    return {name: torch.empty(entry["shape"], dtype=torch.float16, device="meta") for name, entry in header(file).items()}
+    return {
+        name: torch.empty(entry["shape"], dtype=torch.float16, device="meta") for name, entry in header(file).items()
+    }
 
 
 def against(file: dict[str, torch.Tensor], model: dict[str, torch.Tensor]) -> dict:
@@ -79,7 +81,9 @@ def against(file: dict[str, torch.Tensor], model: dict[str, torch.Tensor]) -> di
 def revision(source: Path) -> str:
     """The commit of a source folder, where it is a clone."""
     try:
-        told = subprocess.run(["git", "-C", str(source), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        told = subprocess.run(
+            ["git", "-C", str(source), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return told.stdout.strip()

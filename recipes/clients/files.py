@@ -3,12 +3,14 @@
     python -m recipes.clients.files --out work/clients
 
 Full-size checkpoints are names and shapes over zeros that take no room on the disk: enough for what a program detects
-and loads. The numbers are compared on tiny-koala-700m: its file, and what diffusers' U-Net gives for some inputs.
+and loads. Numbers are compared on a small random U-Net of KOALA-700M's depths, with what diffusers' gives for some
+inputs: Forge knows no norm of fewer than 32 groups, so the embedded models' cannot be built there.
 """
 
 import argparse
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,18 +19,16 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from koala.layer_map import renamed
-from koala.loading import Library
-from koala.locate import locate
 from koala.lora import remap_file
 from koala.original_layout import LORA_NAMES, PREFIX, original_names
 from koala.parts import SDXL_PARTS
-from koala.registry import find
 from koala.single_file.part_names import VAE_PREFIX, text_2_name, text_name, vae_names
 from koala.single_file.writing import identity_middle, write_single_file
-from koala.specs import KOALA_1B, KOALA_700M, SDXL, UNetSpec
+from koala.specs import KOALA_1B, KOALA_700M, SDXL, TINY_KOALA_700M, UNetSpec
 
 SPECS = {"sdxl": SDXL, "koala-700m": KOALA_700M, "koala-1b": KOALA_1B}
 TINY = "tiny-koala-700m"
+SMALL = replace(TINY_KOALA_700M, name="small", channels=(32, 64, 128), norm_num_groups=32)
 
 
 def shapes_of(spec: UNetSpec) -> dict[str, tuple[int, ...]]:
@@ -86,21 +86,21 @@ def write_loras(folder: Path) -> None:
 
 
 @torch.inference_mode()
-def write_tiny(folder: Path) -> None:
-    """The embedded student's file, with inputs of its U-Net and what diffusers' gives for them in fp32."""
-    write_single_file(TINY, folder / f"{TINY}.safetensors")
-    model = Library("cpu", dtype="float32").get(TINY)
-    generator = torch.Generator().manual_seed(0)
-    sample = torch.randn(2, 4, 32, 32, generator=generator)
-    context = torch.randn(2, 77, model.spec.cross_attention_dim, generator=generator)
-    pooled = torch.randn(2, model.spec.pooled_dim, generator=generator)
-    sizes = torch.tensor([[256.0, 256, 0, 0, 256, 256]] * 2)
-    added = {"text_embeds": pooled, "time_ids": sizes}
-    unet = model.pipeline.unet
-    out = unet(sample, 500, context, added_cond_kwargs=added).sample
+def write_small(folder: Path) -> None:
+    """A small U-Net in the original layout, with inputs of it and what diffusers' gives for them in fp32."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(**SMALL.config()).eval()
+    table = original_names(SMALL)
+    weights = {PREFIX + renamed(key, table): tensor for key, tensor in unet.state_dict().items()}
+    for name, tensor in identity_middle(SMALL).items():
+        weights[name] = torch.full(tensor.shape, tensor.value)
+    save_file(weights, folder / "small.safetensors")
+    sample, context = torch.randn(2, 4, 32, 32), torch.randn(2, 77, SMALL.cross_attention_dim)
+    pooled, sizes = torch.randn(2, SMALL.pooled_dim), torch.tensor([[256.0, 256, 0, 0, 256, 256]] * 2)
+    out = unet(sample, 500, context, added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes}).sample
     numbers = unet.add_time_proj(sizes.flatten()).reshape(2, -1)
     given = {"sample": sample, "timestep": torch.tensor([500.0, 500.0]), "context": context, "out": out}
-    save_file(given | {"vector": torch.cat([pooled, numbers], dim=1)}, folder / f"{TINY}-call.safetensors")
+    save_file(given | {"vector": torch.cat([pooled, numbers], dim=1)}, folder / "small-call.safetensors")
 
 
 def main() -> None:
@@ -112,8 +112,9 @@ def main() -> None:
     for name, spec in SPECS.items():
         write_zeros(args.out / f"{name}.safetensors", shapes_of(spec))
     write_loras(args.out)
-    write_tiny(args.out)
-    print(f"{args.out}: {', '.join(sorted(f.name for f in args.out.iterdir()))} of {locate(find(TINY)).revision}")
+    write_small(args.out)
+    write_single_file(TINY, args.out / f"{TINY}.safetensors")
+    print(f"{args.out}: {', '.join(sorted(file.name for file in args.out.iterdir()))}")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
         --out docs/measurements/clients-forge.json
 
 FORGE is a clone of stable-diffusion-webui-forge, GUESS one of huggingface_guess, which it detects models with.
-`recipes.clients.files` writes the files. Nothing of Forge is copied. Its U-Net computes on the embedded student what
-diffusers' does, with the middle block that our file has, and once without it, to show what the block is for.
+`recipes.clients.files` writes the files. Nothing of Forge is copied. Its U-Net is held against diffusers' on a small
+one of KOALA-700M's depths: with the middle block that our files have, and once without it, to show what it is for.
 """
 
 import sys
@@ -19,7 +19,7 @@ from common import against, arguments, sha256, shapes_only, stand_in, write
 
 PACKAGES = ("torchvision", "gradio", "modules", "modules_forge", "k_diffusion", "bitsandbytes", "sentencepiece")
 NAMES = ("sdxl", "koala-700m", "koala-1b")
-TINY, HEAD = "tiny-koala-700m", 16  # channels of one of its heads
+SMALL, HEAD = "small", 32  # channels of one of its heads
 PREFIX = "model.diffusion_model."
 
 
@@ -46,11 +46,11 @@ def main() -> None:
         given = {key: tensor for key, tensor in tensors.items() if key.startswith(PREFIX)}
         found[name] = {"detected": type(config).__name__, **against(given, own)}
 
-    file = args.files / f"{TINY}.safetensors"
+    file = args.files / f"{SMALL}.safetensors"
     weights = load_file(file)
     settings = _settings(detect_unet_config(weights, PREFIX)) | {"num_head_channels": HEAD, "num_heads": -1}
     tensors = {key.removeprefix(PREFIX): t.float() for key, t in weights.items() if key.startswith(PREFIX)}
-    call = load_file(args.files / f"{TINY}-call.safetensors")
+    call = load_file(args.files / f"{SMALL}-call.safetensors")
     errors = {}
     for label, state in {
         "with the middle block": tensors,
@@ -61,7 +61,7 @@ def main() -> None:
         unet.load_state_dict(state, strict=False)
         out = unet(call["sample"], call["timestep"], context=call["context"], y=call["vector"])
         errors[label] = float((out - call["out"]).norm() / call["out"].norm())
-    found[TINY] = {"relative_error": errors, "sha256": sha256(file)}
+    found[SMALL] = {"relative_error": errors, "sha256": sha256(file)}
     write(args, "python recipes/clients/forge.py", {"stand_ins": sorted(taken), "files": found})
 
 
