@@ -53,7 +53,7 @@ def main() -> None:
             found["loras"] = {
                 names: _read(args.files / f"lora-{names}.safetensors", table) for names in ("kohya", "peft")
             }
-    write(args, "python recipes/clients/comfyui.py", {"stand_ins": sorted(taken), "files": found})
+    write(args, "python recipes/clients/comfyui.py", {"weights": "none", "stand_ins": sorted(taken), "files": found})
 
 
 def _read(file: Path, table: dict) -> dict[str, int]:

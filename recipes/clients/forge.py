@@ -62,7 +62,7 @@ def main() -> None:
         out = unet(call["sample"], call["timestep"], context=call["context"], y=call["vector"])
         errors[label] = float((out - call["out"]).norm() / call["out"].norm())
     found[SMALL] = {"relative_error": errors, "sha256": sha256(file)}
-    write(args, "python recipes/clients/forge.py", {"stand_ins": sorted(taken), "files": found})
+    write(args, "python recipes/clients/forge.py", {"weights": "random", "stand_ins": sorted(taken), "files": found})
 
 
 def _settings(config: dict) -> dict:
