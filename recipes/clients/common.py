@@ -1,4 +1,4 @@
-"""What the recipes of other programs share. It imports nothing of koala: it runs in the environments of the programs."""
+"""What the recipes of other programs share; it imports nothing of koala, as it runs in their own environments."""
 
 import argparse
 import datetime
