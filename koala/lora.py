@@ -1,7 +1,8 @@
 """LoRAs of a teacher's U-Net, moved onto a student by the layer map that surgery follows.
 
 A student's layer is cut from one of the teacher's, so what a LoRA adds to the one it adds to the other; a layer whose
-block is gone takes its share with it. Files keep their format (`koala.lora_files`), with diffusers' names.
+block is gone takes its share with it. Files keep their format (`koala.lora_files`); their layers get kohya's names,
+which every program reads.
 """
 
 import math
@@ -40,7 +41,7 @@ from koala.specs import student as student_spec
 Weights = Mapping[str, torch.Tensor]
 
 _MOVED = "koala_student"  # in a file's metadata: the depths of the student that it was moved onto
-_IN_PEFT = {"down", "up", "alpha", "magnitude"}  # what peft's style has a name for; the rest is written in kohya's
+_IN_PEFT = {"down", "up", "alpha", "magnitude"}  # what peft's style has a name for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +84,13 @@ class LoraReport:
         ]
 
 
-def remap(weights: Weights, student: UNetSpec, teacher: UNetSpec) -> tuple[dict[str, torch.Tensor], LoraReport]:
-    """The LoRA of a teacher as one of its student, with the student's names, and what became of it.
+def remap(
+    weights: Weights, student: UNetSpec, teacher: UNetSpec, names: str = "kohya"
+) -> tuple[dict[str, torch.Tensor], LoraReport]:
+    """The LoRA of a teacher as one of its student, with the student's names (LORA_NAMES), and what became of it.
 
-    Raises RequestError for a LoRA that does not fit the teacher, and for one of which nothing is left.
+    Raises RequestError for a LoRA that does not fit the teacher, for one of which nothing is left, and for one that
+    the style cannot say.
     """
     layers, skipped = _layers(weights, teacher)
     if student.channels != teacher.channels:
@@ -96,11 +100,13 @@ def remap(weights: Weights, student: UNetSpec, teacher: UNetSpec) -> tuple[dict[
         )
     table = layer_map(student, teacher)
     places = {renamed(module, table): module for module in _modules(student) | _norms(student)}
-    kohya = any(key.startswith(KOHYA) for key in weights) or any(_only_kohya(parts) for parts in layers.values())
+    for module, parts in layers.items():
+        if names == "peft" and (reason := _only_kohya(parts)):
+            raise RequestError(f"peft's names cannot say what this LoRA does to {module}: {reason}; use --names kohya")
     found = {key: tensor for key, tensor in weights.items() if is_text(key) or is_embedding(key)}
     for module, parts in layers.items():
         if module in places:
-            found |= _written(places[module], parts, kohya)
+            found |= _written(places[module], parts, names)
     survivors = {module: places[module] for module in layers if module in places}
     if not survivors:
         raise RequestError(
@@ -250,12 +256,12 @@ def _fits_all(weights: Weights, spec: UNetSpec) -> bool:
     return True
 
 
-def remap_file(lora: Path, spec: str, out: Path, teacher: UNetSpec | None = None) -> LoraReport:
+def remap_file(lora: Path, spec: str, out: Path, teacher: UNetSpec | None = None, names: str = "kohya") -> LoraReport:
     """Move a LoRA file onto a student's spec; the teacher is told by the LoRA's shapes where none is given."""
     weights = read_lora(lora)
     student = _named(spec, weights, teacher)
     origin, notes = (teacher, ()) if teacher else _origin(lora, weights, student)
-    found, report = remap(weights, student, origin)
+    found, report = remap(weights, student, origin, names)
     check_space(out, sum(t.nbytes for t in found.values()))
     dropped = (SETTINGS, "sshs_")  # what is no longer true of the file: peft's settings and kohya's hashes
     kept = {k: v for k, v in metadata(lora).items() if not k.startswith(dropped)}
@@ -363,23 +369,27 @@ def has_weight(parts: Parts) -> bool:
     return bool(parts.keys() - {"alpha", "diff_b", "b_norm", "w_norm"})
 
 
-def _only_kohya(parts: Parts) -> bool:
-    """Whether peft's style cannot say it: another format, or a scale that would round the factor that it goes into."""
-    if not parts.keys() <= _IN_PEFT or "alpha" not in parts:
-        return not parts.keys() <= _IN_PEFT
+def _only_kohya(parts: Parts) -> str:
+    """Why peft's style cannot say it: another format, or a scale that would round the factor it goes into; or empty."""
+    if others := sorted(parts.keys() - _IN_PEFT):
+        return f"it has {others[0]}"
+    if "alpha" not in parts:
+        return ""
     up, scale = parts["up"], _peft_scale(parts)
     exact = up.dtype == torch.float32 or torch.equal((up.float() * scale).to(up.dtype).float(), up.float() * scale)
-    return up.element_size() == 1 or not exact
+    return "" if exact and up.element_size() > 1 else f"its scale of {scale:g} would be rounded"
 
 
 def _peft_scale(parts: Parts) -> float:
     return parts["alpha"].float().item() / parts["down"].shape[0]
 
 
-def _written(module: str, parts: Parts, kohya: bool) -> dict[str, torch.Tensor]:
-    """A layer's tensors under their keys. Only kohya's style has alpha beside them; elsewhere it goes into `up`."""
+def _written(module: str, parts: Parts, names: str) -> dict[str, torch.Tensor]:
+    """A layer's tensors under their keys. Only kohya's style has alpha beside them; in peft's it goes into `up`."""
     parts = dict(parts)
-    if kohya:
+    if names == "kohya":
+        if "down" in parts and "up" in parts:  # said even where it is the rank, which not every program assumes
+            parts.setdefault("alpha", torch.tensor(float(parts["down"].shape[0])))
         if "magnitude" in parts:  # one per output, which kohya's shape tells
             parts["magnitude"] = parts["magnitude"].reshape(-1, *[1] * (parts["down"].ndim - 1))
         return {f"{_kohya_name(module)}{ENDINGS[role][0]}": tensor for role, tensor in parts.items()}

@@ -8,6 +8,8 @@ from koala.specs import STAGES, UNetSpec
 
 PREFIX = "model.diffusion_model."  # of the U-Net's keys in a file that holds the whole model
 
+LORA_NAMES = ("kohya", "peft")  # styles of a LoRA file's names; of a KOALA's layers ComfyUI reads all in the first only
+
 _ENDS = {
     "conv_in": "input_blocks.0.0",
     "time_embedding.linear_1": "time_embed.0",

@@ -11,6 +11,7 @@ from diffusers import UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from koala.cli import main
 from koala.generate import generate
 from koala.layer_map import layer_map, renamed
 from koala.lora import lora_for, read_lora, remap, remap_file, teacher_of
@@ -181,6 +182,46 @@ def test_text_encoders_keep_their_part():
     assert all(found[key] is tensor for key, tensor in text.items())
 
 
+def comfyui_reads(key: str) -> bool:
+    """Whether ComfyUI's table has a U-Net key of a LoRA for a layer with diffusers' path; its rules, restated.
+
+    It knows lora_unet_ with underscores for every layer. Behind unet. it has an attention's projections as parts of a
+    processor, and their output without its number.
+    """
+    name = re.sub(r"\.(lora_down|lora_up|lora_A|lora_B)\.weight$|\.alpha$", "", key)
+    flat = {f"lora_unet_{path.replace('.', '_')}" for path in modules(TINY_KOALA_700M)}
+    dotted = {f"unet.{path.replace('.to_', '.processor.to_')}" for path in modules(TINY_KOALA_700M)}
+    return name in flat | {path.removesuffix(".0") for path in dotted if ".to_out." in path} | dotted
+
+
+def test_comfyui_reads_every_layer_of_a_moved_lora_unless_pefts_names_are_asked_for(tmp_path):
+    """Symptom: a moved LoRA worked in ComfyUI on 54 of its 222 layers, without a word."""
+    save_file(peft(factors(TINY_SDXL, r"attn[12]\.to_|proj_in$")), tmp_path / "lora.safetensors")
+    for names, share in (("kohya", 1.0), ("peft", 0.1)):
+        remap_file(tmp_path / "lora.safetensors", "koala-700m", tmp_path / f"{names}.safetensors", names=names)
+        keys = load_file(tmp_path / f"{names}.safetensors").keys()
+        read = [key for key in keys if comfyui_reads(key)]
+        assert len(read) == len(keys) if share == 1 else 0 < len(read) <= share * len(keys)
+    mine, its = (by_hand(tmp_path / f"{names}.safetensors") for names in ("kohya", "peft"))
+    assert mine.keys() == its.keys() and all(torch.equal(mine[path], its[path]) for path in mine)
+
+
+def test_what_pefts_names_cannot_say_is_refused_with_what_can(tmp_path):
+    path = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    layers = {path: (torch.randn(RANK, 32), torch.randn(32, RANK))}
+    save_file(
+        kohya(layers) | {f"lora_unet_{path.replace('.', '_')}.dora_scale": torch.ones(1, 32)},
+        tmp_path / "d.safetensors",
+    )
+    with pytest.raises(
+        RequestError, match=f"cannot say what this LoRA does to {path}: it has dora_scale; use --names kohya"
+    ):
+        remap_file(tmp_path / "d.safetensors", "koala-700m", tmp_path / "out.safetensors", names="peft")
+    assert not (tmp_path / "out.safetensors").exists()
+    arguments = ["--lora", str(tmp_path / "d.safetensors"), "--spec", "koala-700m", "--names", "kohya"]
+    assert main(["lora", *arguments, "--out", str(tmp_path / "out.safetensors")]) == 0
+
+
 def test_pefts_scale_in_the_metadata_is_not_lost(tmp_path):
     """A file that diffusers' trainers write has alpha in its metadata, beside layer names that change."""
     layers = factors(TINY_SDXL, r"attn1\.to_q$")
@@ -210,7 +251,7 @@ def test_alpha_beside_pefts_factors_goes_into_them():
     """Some tools write it so; diffusers refuses such a file."""
     layers = factors(TINY_SDXL, r"attn1\.to_q$")
     keys = peft(layers) | {f"unet.{path}.alpha": torch.tensor(ALPHA) for path in layers}
-    found, _ = remap(keys, TINY_KOALA_700M, TINY_SDXL)
+    found, _ = remap(keys, TINY_KOALA_700M, TINY_SDXL, "peft")
     path = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
     assert torch.equal(found[f"unet.{path}.lora_B.weight"], layers[path][1] * ALPHA / RANK)
     assert not any(key.endswith("alpha") for key in found)

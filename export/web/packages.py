@@ -6,16 +6,14 @@ import os
 import shutil
 import subprocess
 import tarfile
-import urllib.request
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from koala.outputs import new_file, user_cache
 from koala.request import RequestError
 
-REGISTRY = "https://registry.npmjs.org/"  # npm's own default
-_VARIABLE = "NPM_CONFIG_REGISTRY"
-_LARGEST = 200_000_000  # bytes of a package
+_LONGEST = 300  # seconds that npm may take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,19 +52,8 @@ def cache() -> Path:
     return Path(own) if own else user_cache() / "npm"
 
 
-def registry() -> str:
-    """The registry that npm is configured for on this machine, or npm's default."""
-    if own := next((value for name, value in os.environ.items() if name.upper() == _VARIABLE), None):  # npm takes both
-        return own.rstrip("/") + "/"
-    if npm := shutil.which("npm"):
-        done = subprocess.run([npm, "config", "get", "registry"], capture_output=True, text=True, check=False)
-        if done.returncode == 0 and done.stdout.strip().startswith("http"):
-            return done.stdout.strip().rstrip("/") + "/"
-    return REGISTRY
-
-
 def fetched(package: Package, file: Path | None = None) -> Path:
-    """The package's file, checked: `file` if one is given, else the one that is kept, else from the registry.
+    """The package's file, checked: `file` if one is given, else the one that is kept, else the one that npm brings.
 
     RequestError where there is none, or another one, with the way to bring it.
     """
@@ -74,9 +61,11 @@ def fetched(package: Package, file: Path | None = None) -> Path:
     if file is not None or kept.is_file():
         package.check(_read(kept, package), str(kept))
         return kept
-    content = _download(package)
-    with new_file(kept) as partial:
-        partial.write_bytes(content)
+    with tempfile.TemporaryDirectory() as folder:
+        brought = _packed(package, Path(folder))
+        package.check(brought.read_bytes(), f"what npm brought as {package.file}")
+        with new_file(kept) as partial:
+            shutil.copyfile(brought, partial)
     return kept
 
 
@@ -90,19 +79,29 @@ def _read(file: Path, package: Package) -> bytes:
         ) from error
 
 
-def _download(package: Package) -> bytes:
-    url = f"{registry()}{package.name}/-/{package.file}"
-    try:
-        with urllib.request.urlopen(url, timeout=60) as answer:
-            content = answer.read(_LARGEST)
-    except (OSError, ValueError) as error:  # urllib's own are OSErrors; ValueError: an address that is none
+def _packed(package: Package, folder: Path) -> Path:
+    """The package as `npm pack` writes it into a folder, from whatever registry npm is configured for."""
+    npm = shutil.which("npm")
+    wanted = f"{package.name}@{package.version}"
+    elsewhere = (
+        f"run npm pack {wanted} on a machine that can, copy {package.file} here, and add --runtime {package.file}"
+    )
+    if npm is None:
         raise RequestError(
-            f"{package.name} {package.version} could not be fetched from {url} ({getattr(error, 'reason', error)}). "
-            f"Connect this machine to the network and try again; or, on one that is connected, run "
-            f"npm pack {package.name}@{package.version}, copy {package.file} here, and add --runtime {package.file}"
-        ) from error
-    package.check(content, url)
-    return content
+            f"{wanted} is brought by npm, and this machine has none; install Node.js with npm and try again, or "
+            f"{elsewhere}"
+        )
+    command = [npm, "pack", wanted, "--silent", "--pack-destination", str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, timeout=_LONGEST)
+        told = " ".join(done.stderr.split())[-300:] or f"exit status {done.returncode}"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        told = str(error)
+    if not (folder / package.file).is_file():
+        raise RequestError(
+            f"npm could not bring {wanted} ({told}). Connect this machine to the network and try again, or {elsewhere}"
+        )
+    return folder / package.file
 
 
 def member(file: Path, name: str) -> bytes:

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+from koala.original_layout import LORA_NAMES
 from koala.specs import SPECS
 from koala.verbs.options import file_ending
 from koala.verbs.output import emit
@@ -30,6 +31,13 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"what the LoRA was trained on: {', '.join(SPECS)} (default: told by its shapes)",
     )
+    parser.add_argument(
+        "--names",
+        choices=LORA_NAMES,
+        default="kohya",
+        help="style of the new file's names: ComfyUI, Forge and diffusers read kohya's; peft's are for diffusers alone "
+        "(default: kohya)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,6 +46,6 @@ def run(args: argparse.Namespace) -> int:
     from koala.outputs import check_file
 
     check_file(args.out)
-    report = remap_file(args.lora, args.spec, args.out, SPECS.get(args.teacher_spec))
+    report = remap_file(args.lora, args.spec, args.out, SPECS.get(args.teacher_spec), args.names)
     emit(args, dataclasses.asdict(report) | {"out": str(args.out)}, "\n".join([*report.lines(), str(args.out)]))
     return 0

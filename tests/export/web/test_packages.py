@@ -1,19 +1,15 @@
 """The npm package of the runtime: fetched once, held against its published hash, refused with the way to bring it."""
 
 import base64
-import functools
 import hashlib
-import http.server
 import io
-import os
 import stat
 import tarfile
-import threading
 from pathlib import Path
 
 import pytest
 
-from export.web.packages import REGISTRY, RUNTIME, Package, fetched, member, registry
+from export.web.packages import RUNTIME, Package, fetched, member
 from koala.request import RequestError
 from tests.export.web.conftest import AXE
 
@@ -40,28 +36,48 @@ def package(content: bytes = ARCHIVE) -> Package:
 
 @pytest.fixture
 def kept(tmp_path, monkeypatch) -> Path:
-    """A cache of the test's own, and a registry where nobody listens."""
+    """A cache of the test's own, and no npm."""
     monkeypatch.setenv("KOALA_PACKAGES", str(tmp_path / "kept"))
-    monkeypatch.setenv("NPM_CONFIG_REGISTRY", "http://127.0.0.1:9")
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     return tmp_path / "kept"
 
 
-def test_a_package_is_fetched_once_from_the_registry_that_npm_is_told(kept, tmp_path, monkeypatch):
-    place = tmp_path / "some-package" / "-"
-    place.mkdir(parents=True)
-    (place / "some-package-1.2.3.tgz").write_bytes(ARCHIVE)
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setenv("NPM_CONFIG_REGISTRY", f"http://127.0.0.1:{server.server_port}")
-        found = fetched(package())
-        server.shutdown()
+def install_npm(tmp_path: Path, script: str) -> None:
+    """An npm that does this; $2 is the package and $5 the folder that it is packed into."""
+    npm = tmp_path / "bin" / "npm"
+    npm.write_text(f"#!/bin/sh\n{script}\n")
+    npm.chmod(npm.stat().st_mode | stat.S_IXUSR)
+
+
+def test_a_package_is_brought_by_npm_once(kept, tmp_path):
+    (tmp_path / "published.tgz").write_bytes(ARCHIVE)
+    copy = f"/bin/cp {tmp_path / 'published.tgz'} $5/some-package-1.2.3.tgz"
+    install_npm(tmp_path, f'[ "$1 $2" = "pack some-package@1.2.3" ] && {copy}')
+    found = fetched(package())
     assert found == kept / "some-package-1.2.3.tgz" and member(found, "dist/a.txt") == b"hello"
-    assert fetched(package()) == found  # nobody serves it any more
+    install_npm(tmp_path, "exit 1")
+    assert fetched(package()) == found  # it is kept
 
 
-def test_without_a_network_the_remedy_works(kept, tmp_path):
-    with pytest.raises(RequestError, match="could not be fetched.*npm pack some-package@1.2.3.*--runtime some-package"):
+def test_another_file_of_npms_is_refused_and_not_kept(kept, tmp_path):
+    install_npm(tmp_path, "echo tampered > $5/some-package-1.2.3.tgz")
+    with pytest.raises(RequestError, match="is not some-package 1.2.3 as it was published"):
+        fetched(package())
+    assert not kept.exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        (None, "is brought by npm, and this machine has none; install Node.js"),
+        ("echo no network >&2; exit 1", "npm could not bring some-package@1.2.3 .no network.. Connect this machine"),
+    ],
+)
+def test_without_npm_or_a_network_the_remedy_works(kept, tmp_path, script, says):
+    if script:
+        install_npm(tmp_path, script)
+    with pytest.raises(RequestError, match=f"{says}.*npm pack some-package@1.2.3.*--runtime some-package"):
         fetched(package())
     assert not kept.exists() or not list(kept.iterdir())
     brought = tmp_path / "some-package-1.2.3.tgz"
@@ -86,20 +102,6 @@ def test_a_file_that_cannot_be_read_is_named(kept, tmp_path, name):
         fetched(package(), tmp_path / name)
 
 
-def test_the_registry_is_npms_own_setting_then_its_default(tmp_path, monkeypatch):
-    for name in list(os.environ):
-        if name.upper() == "NPM_CONFIG_REGISTRY":
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert registry() == REGISTRY
-    npm = tmp_path / "npm"
-    npm.write_text("#!/bin/sh\necho http://mirror.example/npm\n")
-    npm.chmod(npm.stat().st_mode | stat.S_IXUSR)
-    assert registry() == "http://mirror.example/npm/"
-    monkeypatch.setenv("npm_config_registry", "http://other.example/")
-    assert registry() == "http://other.example/"
-
-
 def test_a_package_without_a_file_says_so(tmp_path):
     file = tmp_path / "a.tgz"
     file.write_bytes(ARCHIVE)
@@ -109,6 +111,4 @@ def test_a_package_without_a_file_says_so(tmp_path):
 
 def test_continuous_integration_fetches_the_packages_that_the_tests_use():
     assert NPM.read_text().splitlines() == [f"{p.name} {p.version}" for p in (RUNTIME, AXE)]
-    assert (
-        'fetch_packages "$work/koala/tests/npm.txt" "$KOALA_PACKAGES"' in (NPM.parents[1] / ".ci" / "run").read_text()
-    )
+    assert '< "$work/koala/tests/npm.txt"' in (NPM.parents[1] / ".ci" / "run").read_text()
