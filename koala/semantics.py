@@ -4,7 +4,7 @@ One table, read by loading, compress and export. `part_configs` and `unet_config
 here it is one that this program follows, or that a single file's readers assume.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -163,6 +163,20 @@ def check_markers(markers: Iterable[str], scheduler: Mapping[str, object], place
                 f'"{key}": {"true" if wanted is True else f"{chr(34)}{wanted}{chr(34)}"} there, or take the file of '
                 "another U-Net"
             )
+
+
+def prediction(markers: Collection[str], scheduler: Mapping[str, object] | None) -> str | None:
+    """What a U-Net predicts, in words: its scheduler's config says it, or for a U-Net alone its file's marks.
+
+    None where neither does. The marks of a U-Net with a scheduler were held against it (`check_markers`).
+    """
+    if scheduler is None and not markers:
+        return None
+    if scheduler is None:
+        kind, silent = "v_prediction" if VELOCITY in markers else "epsilon", ZERO_SNR in markers
+    else:
+        kind, silent = scheduler.get("prediction_type", "epsilon"), scheduler.get("rescale_betas_zero_snr")
+    return f"{kind} with rescale_betas_zero_snr" if silent else kind
 
 
 def zeros_for_empty(index: Path) -> bool:

@@ -53,7 +53,10 @@ def full_size(spec, folder: Path) -> UNetCheckpoint:
         file.parent.mkdir(parents=True)
         found[name] = matched(name, file.parent, module, stored_tensors(sparse(file, module.state_dict())))
     parts["vae"].save_config(folder / "vae")
-    stored = {k: StoredTensor(file=folder, start=0, size=0, dtype="F16", shape=tuple(v.shape)) for k, v in unet.items()}
+    stored = {
+        k: StoredTensor(file=folder, name=k, start=0, size=0, dtype="F16", shape=tuple(v.shape))
+        for k, v in unet.items()
+    }
     return UNetCheckpoint(
         name="x", spec=spec, config={}, tensors=stored, revision="local", pipeline=pipeline, parts=found
     )
