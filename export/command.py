@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
 
     lora = Lora(file=args.lora, strength=args.lora_strength) if args.lora else None
     job = plan(args.model, target=args.target, dtype=args.dtype, components=args.components, lora=lora)
+    if job.lora:
+        teller.lora(job.lora.file.name, job.lora_layers)
     teller.estimate(f"{job.card.name} for {job.target.name}", job.estimate)
 
     findings = []
@@ -72,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     found = export(job, args.out, check=check, on_progress=teller.progress)
     size = sum(f.stat().st_size for f in args.out.rglob("*") if f.is_file())
     if args.json:
-        told = {"findings": findings, "out": str(args.out), "bytes": size}
+        told = {"findings": findings, "out": str(args.out), "bytes": size, "lora_layers": job.lora_layers}
         print(json.dumps(dataclasses.asdict(found) | told, indent=1))
     else:
         print(f"{args.out} holds {', '.join(found.components)}: {size / 1e6:,.1f} MB")

@@ -130,8 +130,8 @@ def _check_prediction(config: DistillConfig, own: str | None, wanted: str) -> No
         )
     if own and own != wanted:
         raise RequestError(
-            f"student_init={config.student_init} predicts {own}, the teacher {config.teacher} predicts {wanted}; choose "
-            "a model that predicts what the teacher does, or leave student_init empty"
+            f"student_init={config.student_init} predicts {own}, the teacher {config.teacher} predicts {wanted}; "
+            "choose a model that predicts what the teacher does, or leave student_init empty"
         )
 
 
