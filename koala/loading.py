@@ -16,7 +16,8 @@ from koala.from_files import check_complete, check_widths, from_files, load_nois
 from koala.hashing import digest
 from koala.layout import TOKENIZERS
 from koala.locate import Location, locate, tiny_vae
-from koala.lora import changed_parameters
+from koala.lora import LoraReport, changed_parameters
+from koala.lora_files import content
 from koala.networks import read_network
 from koala.plans import Plan, pair_plan
 from koala.read_json import read_object
@@ -56,6 +57,14 @@ def load_tiny_vae(folder: Path, dtype: torch.dtype) -> AutoencoderTiny:
     return vae.eval()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """A LoRA as it was put on a model: what became of it, and every weight that it changes, in host memory."""
+
+    report: LoraReport
+    weights: dict[str, torch.Tensor]
+
+
 @dataclass(kw_only=True)
 class LoadedModel:
     """A model in memory. `lock` is held by the one run that uses the device: two runs never share a U-Net at once."""
@@ -68,8 +77,8 @@ class LoadedModel:
     revision: str
     parameters: int  # of the U-Net
     warm: set[tuple] = field(default_factory=set)  # request shapes that have run once
-    # (a LoRA's hash, its strength) -> the weights with it, in host memory: of the last one only
-    adapted: dict[tuple[str, float], dict[str, torch.Tensor]] = field(default_factory=dict)
+    # (a LoRA's content, its strength) -> that LoRA, as long as no other one is asked for
+    adapted: dict[tuple[str, float], Fitted] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -303,9 +312,10 @@ class Library:
 
 def _changed_bytes(model: LoadedModel, request: GenerationRequest) -> int:
     """Of the weights that a request's LoRA changes; without one, of those that are kept of the last."""
-    if request.lora and request.lora_strength:
+    wanted = request.lora and (content(Path(request.lora)), float(request.lora_strength))
+    if request.lora and request.lora_strength and wanted not in model.adapted:
         return changed_parameters(Path(request.lora), model.spec) * model.dtype.itemsize
-    return sum(weight.nbytes for kept in model.adapted.values() for weight in kept.values())
+    return sum(weight.nbytes for kept in model.adapted.values() for weight in kept.weights.values())
 
 
 def _spec(card: ModelCard, location: Location) -> UNetSpec:
