@@ -21,10 +21,10 @@ from koala.lora_files import content
 from koala.networks import read_network
 from koala.plans import Plan, pair_plan
 from koala.read_json import read_object
-from koala.registry import ModelCard, find
-from koala.request import GenerationRequest
+from koala.registry import CARDS, ModelCard, find, own_sampler
+from koala.request import SCHEDULERS, GenerationRequest
 from koala.residence import Residence
-from koala.semantics import zeros_for_empty
+from koala.semantics import SCHEDULER, with_class_defaults, zeros_for_empty
 from koala.specs import UNetSpec
 from koala.unet_config import from_config
 
@@ -282,6 +282,7 @@ class Library:
 
     def _load(self, card: ModelCard, dtype: torch.dtype) -> LoadedModel:
         location = locate(card)
+        _say_scheduler(card, location)
         folder, small = location.folder, tiny_vae(card)
         with from_files(card.name, folder):
             unet = load_unet(location, dtype)
@@ -307,6 +308,25 @@ class Library:
             library=self,
             revision=location.revision,
             parameters=sum(p.numel() for p in unet.parameters()),
+        )
+
+
+def _say_scheduler(card: ModelCard, location: Location) -> None:
+    """A warning where a model that nobody has tried here is drawn with another scheduler than its own by default."""
+    if card.name in CARDS or card.teacher:  # the settings of these are their authors'
+        return
+    file = location.configs[SCHEDULER]
+    config = read_object(file)
+    nearest, same = own_sampler(config)
+    if not same or nearest != card.scheduler:
+        log.warning(
+            "%s is for %s with %s timesteps; by default pictures are drawn with %s here, so they differ from those of "
+            "diffusers; --scheduler names another: %s",
+            file,
+            config.get("_class_name", "no scheduler by name"),
+            with_class_defaults(config)["timestep_spacing"],
+            card.scheduler,
+            ", ".join(SCHEDULERS),
         )
 
 

@@ -16,7 +16,8 @@ from koala.fields import Fields
 from koala.hub_address import hub_id
 from koala.layout import DRAWING, SURGERY
 from koala.read_json import read_object
-from koala.request import RequestError
+from koala.request import SCHEDULERS, RequestError
+from koala.semantics import with_class_defaults
 from koala.specs import (
     KOALA_1B,
     KOALA_700M,
@@ -217,12 +218,15 @@ def _config(file: Path) -> dict:
     return read_object(file) if file.exists() else {}
 
 
-def _sampler(config: dict) -> str:
-    """The scheduler (request.SCHEDULERS) that a folder's own comes nearest to."""
-    if config.get("timestep_spacing", "trailing") == "leading":
-        return "euler-leading"
-    ancestral = config.get("_class_name") == "EulerAncestralDiscreteScheduler"
-    return "euler-ancestral-trailing" if ancestral else "euler-trailing"
+def own_sampler(config: dict) -> tuple[str, bool]:
+    """The scheduler (request.SCHEDULERS) that a pipeline's own comes nearest to, and whether it is the same."""
+    spacing, kind = with_class_defaults(config)["timestep_spacing"], config.get("_class_name", "EulerDiscreteScheduler")
+    if kind == "EulerAncestralDiscreteScheduler" and spacing == "trailing":
+        return "euler-ancestral-trailing", True
+    return (
+        f"euler-{spacing}" if f"euler-{spacing}" in SCHEDULERS else "euler-trailing",
+        kind == "EulerDiscreteScheduler",
+    )
 
 
 def _inherited(folder: Path, spec: UNetSpec | None) -> dict[str, object]:
@@ -249,7 +253,10 @@ def _folder_card(folder: Path) -> ModelCard:
     unet = _config(file)
     spec = from_config(unet, str(folder), str(file)) if file.exists() else None
     width, height = native_size(unet, str(file))
-    own = {"licence": "see its folder", "scheduler": _sampler(_config(folder / "scheduler" / "scheduler_config.json"))}
+    own = {
+        "licence": "see its folder",
+        "scheduler": own_sampler(_config(folder / "scheduler" / "scheduler_config.json"))[0],
+    }
     return ModelCard(
         name=str(folder),
         title=folder.name,

@@ -114,12 +114,16 @@ def test_a_file_that_was_replaced_is_read_again(library, tmp_path):
     """By its content: the same name, size and time of change tell nothing of it."""
     model, file = library.get("tiny-sdxl"), tmp_path / "style.safetensors"
     plain = model.pipeline.unet.get_parameter(f"{LAYER}.weight")
-    for scale in (1.0, 2.0):
+    for scale in (1.0, 2.0, 3.0):
         changes = {"lora_down.weight": torch.ones(1, plain.shape[1]), "lora_up.weight": torch.ones(plain.shape[0], 1)}
         changes["lora_up.weight"] *= scale
         save_file({f"lora_unet_{LAYER.replace('.', '_')}.{k}": t for k, t in changes.items()}, tmp_path / "new")
         os.utime(tmp_path / "new", ns=(10**18, 10**18))
-        (tmp_path / "new").replace(file)
+        if scale < 3:
+            (tmp_path / "new").replace(file)
+        else:  # into the very file
+            file.write_bytes((tmp_path / "new").read_bytes())
+            os.utime(file, ns=(10**18, 10**18))
         assert torch.allclose(weight_during(model, file), plain + scale)
 
 

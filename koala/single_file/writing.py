@@ -59,6 +59,7 @@ _DTYPES = {
 _LARGEST = 65504  # of fp16
 _SAMPLERS = {  # as UIs name them
     "euler-trailing": "Euler, trailing timesteps (sgm_uniform)",
+    "euler-linspace": "Euler, evenly spaced timesteps (normal)",
     "euler-leading": "Euler, leading timesteps (normal)",
     "euler-ancestral-trailing": "Euler ancestral, trailing timesteps (sgm_uniform)",
 }
