@@ -107,8 +107,8 @@ def _there(picture: Picture, revision: str, content: str | None) -> bool:
     others += ["revision"] if found["revision"] != revision else []
     if others:
         raise RequestError(
-            f"{picture.file} was drawn with other settings: {', '.join(dict.fromkeys(others))}; choose a new folder with "
-            "--out, the same settings, or remove the picture to have it drawn again"
+            f"{picture.file} was drawn with other settings: {', '.join(dict.fromkeys(others))}; choose a new folder "
+            "with --out, the same settings, or remove the picture to have it drawn again"
         )
     return True
 
