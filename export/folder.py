@@ -16,7 +16,7 @@ from export.shape_profile import usual
 from export.targets import DTYPES, Target, target_of
 from export.wrappers import WRAPPERS
 from koala.adapters import fuse
-from koala.checkpoints import open_unet
+from koala.checkpoints import open_located
 from koala.costs import parameters
 from koala.exported import Component, Exported
 from koala.fields import Fields
@@ -126,7 +126,7 @@ def export(
     returns the figures that the files are to carry.
     """
     job.estimate.check(out)
-    stored = open_unet(job.card.name)
+    stored = open_located(job.card.name, job.location)
     for part in {COMPONENTS[name] for name in job.components}:
         check_values((stored if part == "unet" else stored.parts[part]).tensors.values())
     sizes = part_bytes(job.spec, job.components, job.dtype)

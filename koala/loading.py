@@ -14,17 +14,17 @@ from diffusers import AutoencoderTiny, StableDiffusionXLPipeline, UNet2DConditio
 from koala.device import best_device, device_memory
 from koala.from_files import check_complete, check_widths, from_files, load_noising, load_tokenizer
 from koala.hashing import digest
-from koala.layout import TOKENIZERS
+from koala.layout import DRAWING, TOKENIZERS
 from koala.locate import Location, locate, tiny_vae
 from koala.lora import LoraReport, changed_parameters
 from koala.lora_files import content
 from koala.networks import read_network
 from koala.plans import Plan, pair_plan
 from koala.read_json import read_object
-from koala.registry import CARDS, ModelCard, find, own_sampler
+from koala.registry import CARDS, ModelCard, find
 from koala.request import SCHEDULERS, GenerationRequest
 from koala.residence import Residence
-from koala.semantics import SCHEDULER, with_class_defaults, zeros_for_empty
+from koala.semantics import SCHEDULER, own_sampler, with_class_defaults, zeros_for_empty
 from koala.specs import UNetSpec
 from koala.unet_config import from_config
 
@@ -313,8 +313,8 @@ class Library:
 
 def _say_scheduler(card: ModelCard, location: Location) -> None:
     """A warning where a model that nobody has tried here is drawn with another scheduler than its own by default."""
-    if card.name in CARDS or card.teacher:  # the settings of these are their authors'
-        return
+    if card.name in CARDS or card.teacher or card.single_file or (location.folder / DRAWING).is_file():
+        return  # the settings of these are their authors'
     file = location.configs[SCHEDULER]
     config = read_object(file)
     nearest, same = own_sampler(config)

@@ -16,8 +16,8 @@ from koala.fields import Fields
 from koala.hub_address import hub_id
 from koala.layout import DRAWING, SURGERY
 from koala.read_json import read_object
-from koala.request import SCHEDULERS, RequestError
-from koala.semantics import with_class_defaults
+from koala.request import RequestError
+from koala.semantics import own_sampler
 from koala.specs import (
     KOALA_1B,
     KOALA_700M,
@@ -216,17 +216,6 @@ def withdraw(card: ModelCard) -> None:
 def _config(file: Path) -> dict:
     """A config.json, empty where there is none: `locate` names what a folder lacks."""
     return read_object(file) if file.exists() else {}
-
-
-def own_sampler(config: dict) -> tuple[str, bool]:
-    """The scheduler (request.SCHEDULERS) that a pipeline's own comes nearest to, and whether it is the same."""
-    spacing, kind = with_class_defaults(config)["timestep_spacing"], config.get("_class_name", "EulerDiscreteScheduler")
-    if kind == "EulerAncestralDiscreteScheduler" and spacing == "trailing":
-        return "euler-ancestral-trailing", True
-    return (
-        f"euler-{spacing}" if f"euler-{spacing}" in SCHEDULERS else "euler-trailing",
-        kind == "EulerDiscreteScheduler",
-    )
 
 
 def _inherited(folder: Path, spec: UNetSpec | None) -> dict[str, object]:

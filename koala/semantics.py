@@ -131,6 +131,17 @@ def with_class_defaults(scheduler: Mapping[str, object]) -> dict[str, object]:
     return next(given for start, given in _CLASS_DEFAULTS.items() if kind.startswith(start)) | dict(scheduler)
 
 
+def own_sampler(config: Mapping[str, object]) -> tuple[str, bool]:
+    """The scheduler (request.SCHEDULERS) that a pipeline's own comes nearest to, and whether it is the same."""
+    spacing, kind = with_class_defaults(config)["timestep_spacing"], config.get("_class_name", "EulerDiscreteScheduler")
+    if kind == "EulerAncestralDiscreteScheduler" and spacing == "trailing":
+        return "euler-ancestral-trailing", True
+    return (
+        f"euler-{spacing}" if f"euler-{spacing}" in SCHEDULERS else "euler-trailing",
+        kind == "EulerDiscreteScheduler",
+    )
+
+
 def check_settings(files: Mapping[str, Path]) -> None:
     """RequestError for a setting that is not followed here; `files` are configs by their place in a pipeline."""
     for file, path in files.items():

@@ -80,6 +80,10 @@ class StoredTensor:
         row = self.size // self.shape[0]
         return replace(self, start=self.start + start * row, size=count * row, shape=(count, *self.shape[1:]))
 
+    def _again(self) -> str:
+        """How to get the file anew; the hub's cache would link to the very same one again."""
+        return f"remove {self.file.resolve()} and fetch it" if self.file.is_symlink() else "copy or download it"
+
     def blocks(self) -> Iterator[bytes]:
         """Its bytes in their order, some MB at a time; RequestError for one that holds NaN or infinity."""
         with open(self.file, "rb") as file:
@@ -91,8 +95,8 @@ class StoredTensor:
                     raise OSError(f"{self.file} ended within a tensor; it changed while it was read")
                 if not _is_finite(block, self.dtype):
                     raise RequestError(
-                        f"{self.file} is damaged: its weight {self.name} holds NaN or infinity; copy or download it "
-                        "again, and where a training run made it so, take an earlier checkpoint of it"
+                        f"{self.file} is damaged: its weight {self.name} holds NaN or infinity; {self._again()} again, "
+                        "and where a training run made it so, take an earlier checkpoint of it"
                     )
                 yield block
                 left -= len(block)
@@ -154,7 +158,7 @@ def _is_finite(block: bytes, dtype: str) -> bool:
     return not bits or bool((np.frombuffer(block, kind) & np.array(bits, kind)).max() != bits)
 
 
-def check_values(tensors: Iterable[StoredTensor]) -> None:
+def check_values(tensors: Iterable[Streamed]) -> None:
     """RequestError for a tensor that holds NaN or infinity; the files are read once, and nothing is kept."""
     for tensor in tensors:
         for _ in tensor.blocks():

@@ -263,7 +263,7 @@ def test_single_precision_is_rounded_to_the_nearest_half(part, copy, written, tm
 def test_eight_bits_become_the_halves_of_the_same_value(kind, copy, tmp_path):
     """Every such number is one of fp16's."""
     rewrite(copy, "unet", lambda t: {name: tensor.to(kind) for name, tensor in t.items()})
-    single_file(str(copy), tmp_path / "a.safetensors")
+    write_single_file(str(copy), tmp_path / "a.safetensors")
     wanted = load_file(copy / "unet" / "diffusion_pytorch_model.safetensors")["conv_in.weight"]
     found = load_file(tmp_path / "a.safetensors")["model.diffusion_model.input_blocks.0.0.weight"]
     assert found.dtype == torch.float16 and torch.equal(found.float(), wanted.float())
