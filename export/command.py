@@ -75,10 +75,10 @@ def run(args: argparse.Namespace) -> int:
         raise RequestError(f"--runtime goes with --target {WEB}; leave it out")
     from export.writing import write_export
 
-    findings, found = write_export(args, args.model, args.out, teller, target=args.target, dtype=args.dtype)
+    job, findings, found = write_export(args, args.model, args.out, teller, target=args.target, dtype=args.dtype)
     size = sum(f.stat().st_size for f in args.out.rglob("*") if f.is_file())
     if args.json:
-        told = {"findings": findings, "out": str(args.out), "bytes": size}
+        told = {"findings": findings, "out": str(args.out), "bytes": size, "lora_layers": job.lora_layers}
         print(json.dumps(dataclasses.asdict(found) | told, indent=1))
     else:
         print(f"{args.out} holds {', '.join(found.components)}: {size / 1e6:,.1f} MB")

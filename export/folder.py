@@ -16,18 +16,22 @@ from export.shape_profile import usual
 from export.targets import DTYPES, Target, target_of
 from export.wrappers import WRAPPERS
 from koala.adapters import fuse
+from koala.checkpoints import open_located
 from koala.costs import parameters
 from koala.exported import Component, Exported
 from koala.fields import Fields
+from koala.finite import is_finite
 from koala.hashing import digest
 from koala.layout import TOKENIZERS
 from koala.loading import Library, load_part, load_unet
 from koala.locate import Location, locate
+from koala.lora import layers_for
 from koala.outputs import new_folder
 from koala.read_json import read_object
 from koala.registry import ModelCard, find
 from koala.request import GenerationRequest, RequestError
 from koala.specs import UNetSpec
+from koala.tensorfiles import check_values
 from koala.tokenizer_config import complete
 from koala.unet_config import from_config
 
@@ -67,6 +71,7 @@ class Job:
     dtype: str  # of U-Net and text encoders: float16 or float32
     components: tuple[str, ...]
     lora: Lora | None
+    lora_layers: str | None = None  # how much of the LoRA the U-Net has a place for, and what of its file is not used
     islands: tuple[str, ...] = ()  # modules of the U-Net that stay in fp32
 
     @property
@@ -95,14 +100,16 @@ def plan(
     card = find(model)
     location = locate(card)
     file = location.folder / "unet" / "config.json"
+    spec = card.spec or from_config(read_object(file), card.name, str(file))
     return Job(
         card=card,
         location=location,
-        spec=card.spec or from_config(read_object(file), card.name, str(file)),
+        spec=spec,
         target=chosen,
         dtype=DTYPES[short],
         components=tuple(COMPONENTS) if components == "all" else ("unet",),
         lora=lora,
+        lora_layers=layers_for(lora.file, spec)[1].summary if lora else None,
     )
 
 
@@ -119,6 +126,9 @@ def export(
     returns the figures that the files are to carry.
     """
     job.estimate.check(out)
+    stored = open_located(job.card.name, job.location)
+    for part in {COMPONENTS[name] for name in job.components}:
+        check_values((stored if part == "unet" else stored.parts[part]).tensors.values())
     sizes = part_bytes(job.spec, job.components, job.dtype)
     lengths = {
         f"{stage} {name}": seconds
@@ -197,10 +207,23 @@ def _fused(unet: torch.nn.Module, job: Job) -> torch.nn.Module:
     return unet.requires_grad_(False)
 
 
+def _check_range(job: Job, part: str, module: torch.nn.Module) -> None:
+    """RequestError for a weight that became infinite: its file's are finite, as was found before."""
+    name = next((name for name, weight in module.named_parameters() if not is_finite(weight)), None)
+    if name is None:
+        return
+    remedies = ["export it in float32: --dtype fp32"] if job.dtype == "float16" else []
+    remedies += [f"lower --lora-strength, now {job.lora.strength:g}"] if job.lora and part == "unet" else []
+    raise RequestError(
+        f"the weight {name} of the {part} is beyond {job.dtype}'s largest number; {', or '.join(remedies)}"
+    )
+
+
 def _component(job: Job, name: str, folder: Path, exported: Exported, clock: Clock) -> Component:
     """Trace, convert and write one component."""
     clock.begin(f"trace {name}")
     module = load(job, COMPONENTS[name])
+    _check_range(job, COMPONENTS[name], module)
     program = to_onnx.trace(WRAPPERS[name](module))
     clock.begin(f"convert {name}")
     graph = to_onnx.convert(program, job.target.opset)

@@ -21,6 +21,17 @@ from tokenizers import Tokenizer
 TYPES = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(int64)": np.int64}
 LATENT_FACTOR = 8  # px per latent
 TOKENS = 77  # that CLIP reads
+DEFAULTS = {"scheduler": str, "steps": int, "guidance": (int, float), "width": int, "height": int}  # in export.json
+ANCESTRAL = "euler-ancestral-trailing"
+SPACINGS = {
+    "euler-trailing": "trailing",
+    ANCESTRAL: "trailing",
+    "euler-leading": "leading",
+    "euler-linspace": "linspace",
+}
+OURS = "draw with python -m koala generate --model DIR instead"
+# Settings of a scheduler that would change the noise levels, and that no value may be given to.
+OTHERS = ("trained_betas", "rescale_betas_zero_snr", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 
 
 class Graph:
@@ -35,17 +46,23 @@ class Graph:
         return {name: value.astype(np.float32) for name, value in zip(names, self.session.run(None, cast), strict=True)}
 
 
-def read(file: Path) -> dict:
-    """A JSON file."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"{file} cannot be read ({error}); export the model again") from error
+class Settings(dict):
+    """The object in a JSON file; a key that it lacks ends the program in one line."""
+
+    def __init__(self, file: Path):
+        try:
+            super().__init__(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise SystemExit(f"{file} cannot be read ({error}); export the model again") from error
+        self.file = file
+
+    def __missing__(self, name: str):
+        raise SystemExit(f"{self.file} has no {name}; export the model again")
 
 
 def tokenize(folder: Path, text: str) -> np.ndarray:
     """Token ids (1, 77): start, text, end, then padding; what is too long is cut before the end."""
-    settings = read(folder / "tokenizer_config.json")
+    settings = Settings(folder / "tokenizer_config.json")
 
     def token(name: str) -> str:  # some files have the word alone, some a table that holds it
         found = settings[name]
@@ -70,17 +87,23 @@ def encode(folder: Path, text: str) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(words, axis=2), pooled
 
 
-def euler(folder: Path, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Timesteps (steps) and noise levels (steps + 1) of Euler's method, evenly spaced from the noisiest (trailing)."""
-    c = read(folder / "scheduler" / "scheduler_config.json")
-    if c["beta_schedule"] != "scaled_linear" or c["prediction_type"] != "epsilon":
-        raise SystemExit(
-            f"this runner knows scaled_linear and epsilon, not {c['beta_schedule']}, {c['prediction_type']}"
-        )
-    count = c["num_train_timesteps"]
+def euler(folder: Path, steps: int, scheduler: str) -> tuple[np.ndarray, np.ndarray]:
+    """Timesteps (steps) and noise levels (steps + 1) of Euler's method, the noisiest first."""
+    c = Settings(folder / "scheduler" / "scheduler_config.json")
+    if unknown := [name for name in OTHERS if c.get(name)]:
+        raise SystemExit(f"{c.file} says {unknown[0]} {c[unknown[0]]!r}, which this runner does not follow; {OURS}")
+    if (known := (c["beta_schedule"], c.get("prediction_type", "epsilon"))) != ("scaled_linear", "epsilon"):
+        raise SystemExit(f"{c.file} says {known[0]}, {known[1]}; this runner knows scaled_linear, epsilon; {OURS}")
+    count = c.get("num_train_timesteps", 1000)
     betas = np.linspace(c["beta_start"] ** 0.5, c["beta_end"] ** 0.5, count, dtype=np.float32) ** 2
     signal = np.cumprod(1 - betas)
-    timesteps = np.round(np.arange(count, 0, -count / steps)) - 1
+    own = "leading" if str(c.get("_class_name")).startswith(("DDIM", "DDPM", "PNDM")) else "linspace"  # if none is said
+    offset = c.get("steps_offset", 0) if c.get("timestep_spacing", own) == "leading" else 1
+    timesteps = {
+        "trailing": np.round(np.arange(count, 0, -count / steps)) - 1,
+        "leading": np.arange(steps)[::-1] * (count // steps) + offset,
+        "linspace": np.linspace(0, count - 1, steps)[::-1],
+    }[SPACINGS[scheduler]]
     sigmas = np.interp(timesteps, np.arange(count), ((1 - signal) / signal) ** 0.5)
     return timesteps.astype(np.float32), np.append(sigmas, 0).astype(np.float32)
 
@@ -92,7 +115,7 @@ def ancestral(high: np.ndarray, low: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def unscaled(folder: Path, latents: np.ndarray) -> np.ndarray:
     """The U-Net's latents (1, 4, h, w) in the VAE's scale, by channel where its config says how."""
-    c = read(folder / "vae_decoder" / "config.json")
+    c = Settings(folder / "vae_decoder" / "config.json")
     if c.get("latents_mean") is None or c.get("latents_std") is None:
         return latents / c["scaling_factor"]
     mean, std = (np.array(c[name], np.float32).reshape(1, -1, 1, 1) for name in ("latents_mean", "latents_std"))
@@ -100,7 +123,7 @@ def unscaled(folder: Path, latents: np.ndarray) -> np.ndarray:
 
 
 def draw(
-    folder: Path, prompt: str, negative_prompt: str, noise: np.ndarray, steps: int, guidance: float
+    folder: Path, prompt: str, negative_prompt: str, noise: np.ndarray, steps: int, guidance: float, scheduler: str
 ) -> Image.Image:
     """One picture from unit noise: (1, 4, h, w) by Euler, (1 + steps, 4, h, w) by ancestral steps."""
     words, pooled = encode(folder, prompt)
@@ -108,16 +131,17 @@ def draw(
     sizes = np.array([[height, width, 0, 0, height, width]], np.float32)  # original size, crop, size
     guided = guidance > 1
     if guided:  # without a negative prompt SDXL is guided away from zeros, not from the empty text
-        zeros = not negative_prompt and read(folder / "model_index.json").get("force_zeros_for_empty_prompt", True)
+        zeros = not negative_prompt and Settings(folder / "model_index.json").get("force_zeros_for_empty_prompt", True)
         away = (np.zeros_like(words), np.zeros_like(pooled)) if zeros else encode(folder, negative_prompt)
         words, pooled = np.concatenate([away[0], words]), np.concatenate([away[1], pooled])
         sizes = np.repeat(sizes, 2, axis=0)
 
     unet = Graph(folder / "unet" / "model.onnx")
-    timesteps, sigmas = euler(folder, steps)
+    timesteps, sigmas = euler(folder, steps, scheduler)
     start, *stirring = noise.astype(np.float32)
     lower, fresh = ancestral(sigmas[:-1], sigmas[1:]) if stirring else (sigmas[1:], None)
-    latents = start[None] * sigmas[0]
+    # The noisiest of leading timesteps are not all noise: there its level is that of noise and a picture together.
+    latents = start[None] * (np.sqrt(sigmas[0] ** 2 + 1) if scheduler == "euler-leading" else sigmas[0])
     for k, timestep in enumerate(timesteps):
         sample = np.repeat(latents / np.sqrt(sigmas[k] ** 2 + 1), len(words), axis=0)
         predicted = unet(
@@ -155,9 +179,16 @@ def arguments() -> argparse.Namespace:
         parser.error(f"{options.folder} is no export: it has no export.json")
     if not (options.folder / "vae_decoder" / "model.onnx").is_file():
         parser.error(f"{options.folder} is a U-Net alone; export all of the model with --components all")
-    for name, value in read(options.folder / "export.json")["defaults"].items():
+    file = options.folder / "export.json"
+    for name, value in Settings(file)["defaults"].items():
+        if name not in DEFAULTS or not isinstance(value, DEFAULTS[name]):
+            parser.error(f"{file} has the default {name}: {value!r}, which is unknown here; export the model again")
         if getattr(options, name, None) is None:
             setattr(options, name, value)
+    if missing := [name for name in DEFAULTS if getattr(options, name, None) is None]:
+        parser.error(f"{file} has no default {missing[0]}; export the model again")
+    if options.scheduler not in SPACINGS:
+        parser.error(f"{file} asks for {options.scheduler!r}; this runner knows {', '.join(SPACINGS)}; {OURS}")
     if options.steps < 1:
         parser.error("--steps must be at least 1")
     if options.width % LATENT_FACTOR or options.height % LATENT_FACTOR:
@@ -168,15 +199,25 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Draw the picture, save it with its prompt, and print its path."""
     options = arguments()
-    count = 1 + options.steps if options.scheduler == "euler-ancestral-trailing" else 1
+    count = 1 + options.steps if options.scheduler == ANCESTRAL else 1
     if options.noise:
         noise = np.load(options.noise)
-        if len(noise) not in (1, 1 + options.steps):
-            sys.exit(f"{options.noise} holds {len(noise)} noises; write 1, or {1 + options.steps} for ancestral steps")
+        if noise.ndim != 4 or noise.shape[1] != 4 or len(noise) not in (1, 1 + options.steps):
+            sys.exit(
+                f"{options.noise} holds {noise.shape}; write (1, 4, h, w), or ({1 + options.steps}, ...) for ancestral"
+            )
     else:
         shape = (count, 4, options.height // LATENT_FACTOR, options.width // LATENT_FACTOR)
         noise = np.random.default_rng(options.seed).standard_normal(shape)
-    picture = draw(options.folder, options.prompt, options.negative_prompt, noise, options.steps, options.guidance)
+    picture = draw(
+        options.folder,
+        options.prompt,
+        options.negative_prompt,
+        noise,
+        options.steps,
+        options.guidance,
+        options.scheduler,
+    )
     told = PngImagePlugin.PngInfo()
     told.add_itxt("parameters", f"{options.prompt}\nSteps: {options.steps}, CFG scale: {options.guidance:g}")
     picture.save(options.out, pnginfo=told)
@@ -184,4 +225,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception as error:  # files that are damaged in a way that nothing above has a word for
+        sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}; export the model again")

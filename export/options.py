@@ -21,8 +21,8 @@ def add_progress(parser: argparse.ArgumentParser) -> None:
         "--progress",
         choices=(SENTENCES, LINES),
         default=SENTENCES,
-        help="how progress is told on stderr: as text, or one JSON object per line with its kind: estimate, progress, "
-        "finding or error (default: text)",
+        help="how progress is told on stderr: as text, or one JSON object per line with its kind: estimate, lora, "
+        "progress, finding or error (default: text)",
     )
 
 

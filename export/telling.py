@@ -24,6 +24,11 @@ class Teller:
         """The one that a command's arguments ask for."""
         return cls(lines=getattr(args, "progress", SENTENCES) == LINES)
 
+    def lora(self, name: str, layers: str) -> None:
+        """Which of a LoRA's layers the model has, and what of its file is not used."""
+        text = f"LoRA {name} on {layers}"
+        self._say("lora", {"text": text}, text)
+
     def estimate(self, title: str, found: Estimate) -> None:
         """What the export of `title` will take."""
         values = {

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from export.folder import Lora, export, plan
+from export.folder import Job, Lora, export, plan
 from export.gates.case import Finding
 from export.telling import Teller
 from export.verify import gated
@@ -13,10 +13,12 @@ from koala.exported import Exported
 
 def write_export(
     args: argparse.Namespace, model: str, out: Path, teller: Teller, *, target: str, dtype: str | None
-) -> tuple[list[dict], Exported]:
-    """The folder `out`, and what its gates found."""
+) -> tuple[Job, list[dict], Exported]:
+    """The folder `out`: its job, what its gates found, and its manifest."""
     lora = Lora(file=args.lora, strength=args.lora_strength) if args.lora else None
     job = plan(model, target=target, dtype=dtype, components=args.components, lora=lora)
+    if job.lora:
+        teller.lora(job.lora.file.name, job.lora_layers)
     teller.estimate(f"{job.card.name} for {job.target.name}", job.estimate)
     findings = []
 
@@ -29,4 +31,4 @@ def write_export(
             folder, model=model, lora=args.lora, prompts=args.pictures, thorough=args.thorough, on_finding=tell
         )
 
-    return findings, export(job, out, check=check, on_progress=teller.progress)
+    return job, findings, export(job, out, check=check, on_progress=teller.progress)

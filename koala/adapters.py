@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from koala.hashing import digest
-from koala.loading import LoadedModel
+from koala.loading import Fitted, LoadedModel
 from koala.lora import LoraReport, has_weight, layers_for
+from koala.lora_files import content
 from koala.lora_formulas import Parts, bias_change, change
 from koala.request import GenerationRequest
 from koala.specs import UNetSpec
@@ -49,29 +49,27 @@ def adapted(model: LoadedModel, request: GenerationRequest) -> Iterator[LoraRepo
     """Put the LoRA on; afterwards the U-Net is what it was, to the bit.
 
     The weights that it replaces wait in host memory. Those that it makes are kept there for the next run with the same
-    file and strength. A strength of 0 changes nothing, to the bit as well.
+    file and strength, which then reads nothing. A strength of 0 changes nothing, to the bit as well.
     """
     if request.lora is None:
         yield None
         return
-    layers, report = layers_for(Path(request.lora), model.spec)
-    strength = float(request.lora_strength)
-    if strength == 0:
-        yield report
-        return
-    unet, key = model.pipeline.unet, (digest(Path(request.lora)), strength)
+    unet, file, strength = model.pipeline.unet, Path(request.lora), float(request.lora_strength)
+    key = (content(file), strength)
     known = model.adapted.get(key)
+    layers, report = ({}, known.report) if known else layers_for(file, model.spec)
+    made = known.weights.items() if known else changed(unet, layers, strength) if strength else ()
     originals: dict[str, torch.Tensor] = {}
     try:
         with torch.no_grad():
-            made = known.items() if known is not None else changed(unet, layers, strength)
             for name, value in made:
                 parameter = unet.get_parameter(name)
                 originals[name] = parameter.data.cpu()  # on a CPU the very tensor, no copy
                 parameter.data = value.to(parameter.device)
-        if known is None:
+        if not known:
             model.adapted.clear()
-            model.adapted[key] = {name: unet.get_parameter(name).data.cpu() for name in originals}
+            weights = {name: unet.get_parameter(name).data.cpu() for name in originals}
+            model.adapted[key] = Fitted(report=report, weights=weights)
         yield report
     finally:
         for name, original in originals.items():

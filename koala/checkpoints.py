@@ -15,7 +15,7 @@ from koala.networks import StoredNetwork, empty, matched
 from koala.read_json import read_object
 from koala.registry import find
 from koala.request import RequestError
-from koala.semantics import SCHEDULER, UNET, VAE, check_config, check_markers
+from koala.semantics import SCHEDULER, UNET, VAE, check_config, check_markers, prediction
 from koala.single_file.reading import read_single_file
 from koala.specs import UNetSpec
 from koala.tensorfiles import PICKLES, StoredTensor, refuse_pickle, stored_in
@@ -36,6 +36,11 @@ class UNetCheckpoint:
     pipeline: dict[str, Path] | None  # the small files around it by their place in the pipeline; None for a U-Net alone
     parts: Mapping[str, StoredNetwork] = field(default_factory=dict)  # text encoders and VAE of a pipeline
     markers: Mapping[str, StoredTensor] = field(default_factory=dict)  # koala.semantics.MARKERS: what it predicts
+
+    @property
+    def predicts(self) -> str | None:
+        """What it predicts, in words; None for a U-Net alone that does not say. See `semantics.prediction`."""
+        return prediction(self.markers, self.pipeline and read_object(self.pipeline[SCHEDULER]))
 
 
 def open_unet(name: str) -> UNetCheckpoint:

@@ -13,7 +13,7 @@ from koala.costs import TOKENS
 from koala.read_json import read_object
 from koala.request import SCHEDULERS, RequestError
 from koala.schedulers import build
-from koala.semantics import SCHEDULER, check_config
+from koala.semantics import SCHEDULER, check_config, with_class_defaults
 from koala.shortage import ran_out
 from koala.tokenizer_config import assumed
 
@@ -110,10 +110,12 @@ def check_widths(folder: Path, unet: Mapping[str, int], text: Sequence[Pretraine
 def load_noising(folder: Path) -> EulerDiscreteScheduler:
     """A pipeline's own scheduler, on whose noise schedule every scheduler of a request can be built."""
     file = folder / "scheduler_config.json"
-    check_config(SCHEDULER, read_object(file), str(file))
+    config = read_object(file)
+    check_config(SCHEDULER, config, str(file))
     say_ignored(EulerDiscreteScheduler, file)
+    assumed_by_class = {name: value for name, value in with_class_defaults(config).items() if name not in config}
     with from_files("the scheduler", folder):
-        found = EulerDiscreteScheduler.from_pretrained(folder)
+        found = EulerDiscreteScheduler.from_pretrained(folder, **assumed_by_class)
         for name in SCHEDULERS:
             build(name, found.config).set_timesteps(2)
     return found

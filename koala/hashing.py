@@ -15,7 +15,7 @@ def sha256(path: Path) -> str:
 
 
 @lru_cache(maxsize=512)
-def _remembered(path: Path, size: int, modified: float) -> str:
+def _remembered(path: Path, inode: int, size: int, modified: int, changed: int) -> str:
     return sha256(path)
 
 
@@ -23,4 +23,4 @@ def digest(path: Path) -> str:
     """The same, remembered until the file changes."""
     path = path.resolve()
     stat = path.stat()
-    return _remembered(path, stat.st_size, stat.st_mtime)
+    return _remembered(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)

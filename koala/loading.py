@@ -14,16 +14,17 @@ from diffusers import AutoencoderTiny, StableDiffusionXLPipeline, UNet2DConditio
 from koala.device import best_device, device_memory
 from koala.from_files import check_complete, check_widths, from_files, load_noising, load_tokenizer
 from koala.hashing import digest
-from koala.layout import TOKENIZERS
+from koala.layout import DRAWING, TOKENIZERS
 from koala.locate import Location, locate, tiny_vae
-from koala.lora import changed_parameters
+from koala.lora import LoraReport, changed_parameters
+from koala.lora_files import content
 from koala.networks import read_network
 from koala.plans import Plan, pair_plan
 from koala.read_json import read_object
-from koala.registry import ModelCard, find
-from koala.request import GenerationRequest
+from koala.registry import CARDS, ModelCard, find
+from koala.request import SCHEDULERS, GenerationRequest
 from koala.residence import Residence
-from koala.semantics import zeros_for_empty
+from koala.semantics import SCHEDULER, own_sampler, with_class_defaults, zeros_for_empty
 from koala.specs import UNetSpec
 from koala.unet_config import from_config
 
@@ -56,6 +57,14 @@ def load_tiny_vae(folder: Path, dtype: torch.dtype) -> AutoencoderTiny:
     return vae.eval()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """A LoRA as it was put on a model: what became of it, and every weight that it changes, in host memory."""
+
+    report: LoraReport
+    weights: dict[str, torch.Tensor]
+
+
 @dataclass(kw_only=True)
 class LoadedModel:
     """A model in memory. `lock` is held by the one run that uses the device: two runs never share a U-Net at once."""
@@ -68,8 +77,8 @@ class LoadedModel:
     revision: str
     parameters: int  # of the U-Net
     warm: set[tuple] = field(default_factory=set)  # request shapes that have run once
-    # (a LoRA's hash, its strength) -> the weights with it, in host memory: of the last one only
-    adapted: dict[tuple[str, float], dict[str, torch.Tensor]] = field(default_factory=dict)
+    # (a LoRA's content, its strength) -> that LoRA, as long as no other one is asked for
+    adapted: dict[tuple[str, float], Fitted] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -273,6 +282,7 @@ class Library:
 
     def _load(self, card: ModelCard, dtype: torch.dtype) -> LoadedModel:
         location = locate(card)
+        _say_scheduler(card, location)
         folder, small = location.folder, tiny_vae(card)
         with from_files(card.name, folder):
             unet = load_unet(location, dtype)
@@ -301,11 +311,31 @@ class Library:
         )
 
 
+def _say_scheduler(card: ModelCard, location: Location) -> None:
+    """A warning where a model that nobody has tried here is drawn with another scheduler than its own by default."""
+    if card.name in CARDS or card.teacher or card.single_file or (location.folder / DRAWING).is_file():
+        return  # the settings of these are their authors'
+    file = location.configs[SCHEDULER]
+    config = read_object(file)
+    nearest, same = own_sampler(config)
+    if not same or nearest != card.scheduler:
+        log.warning(
+            "%s is for %s with %s timesteps; by default pictures are drawn with %s here, so they differ from those of "
+            "diffusers; --scheduler names another: %s",
+            file,
+            config.get("_class_name", "no scheduler by name"),
+            with_class_defaults(config)["timestep_spacing"],
+            card.scheduler,
+            ", ".join(SCHEDULERS),
+        )
+
+
 def _changed_bytes(model: LoadedModel, request: GenerationRequest) -> int:
     """Of the weights that a request's LoRA changes; without one, of those that are kept of the last."""
-    if request.lora and request.lora_strength:
+    wanted = request.lora and (content(Path(request.lora)), float(request.lora_strength))
+    if request.lora and request.lora_strength and wanted not in model.adapted:
         return changed_parameters(Path(request.lora), model.spec) * model.dtype.itemsize
-    return sum(weight.nbytes for kept in model.adapted.values() for weight in kept.values())
+    return sum(weight.nbytes for kept in model.adapted.values() for weight in kept.weights.values())
 
 
 def _spec(card: ModelCard, location: Location) -> UNetSpec:

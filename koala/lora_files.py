@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from koala.hashing import digest
 from koala.read_json import read_object
 from koala.request import RequestError
 from koala.tensorfiles import StoredTensor, refuse_pickle, stored_tensors
@@ -96,6 +97,12 @@ def stored_lora(path: Path) -> dict[str, StoredTensor]:
         if not _NAME.fullmatch(key):  # it is shown to people, and stands in paths of modules
             raise RequestError(f"the key {key[:80]!r} in {path} names no layer; take the LoRA from where it was made")
     return found
+
+
+def content(path: Path) -> str:
+    """What a LoRA's file says, as a hash: its own, and that of peft's settings beside it."""
+    beside = path.parent / _PEFT_FILE
+    return ":".join(digest(file) for file in (path, beside) if file.is_file())
 
 
 def read_lora(path: Path) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ from koala.layout import STEMS, TOKENIZERS
 from koala.networks import StoredNetwork
 from koala.read_json import read_object
 from koala.specs import UNetSpec
-from koala.tensorfiles import StoredTensor, stored_tensors, write_tensors
+from koala.tensorfiles import StoredTensor, check_values, stored_tensors, write_tensors
 from koala.tokenizer_config import complete
 
 _TEXT_CONFIGS = ("text_encoder/config.json", "text_encoder_2/config.json")
@@ -60,6 +60,7 @@ def _write_part(file: Path, stored: StoredNetwork) -> None:
     """A component's weights as one file: the very file that it came in, or its tensors under today's names."""
     files = {tensor.file for tensor in stored.tensors.values()}
     if len(files) == 1 and stored_tensors(next(iter(files))) == stored.tensors:
+        check_values(stored.tensors.values())
         shutil.copyfile(files.pop(), file)
     else:
         write_tensors(file, stored.tensors)

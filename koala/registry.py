@@ -17,6 +17,7 @@ from koala.hub_address import hub_id
 from koala.layout import DRAWING, SURGERY
 from koala.read_json import read_object
 from koala.request import RequestError
+from koala.semantics import own_sampler
 from koala.specs import (
     KOALA_1B,
     KOALA_700M,
@@ -217,14 +218,6 @@ def _config(file: Path) -> dict:
     return read_object(file) if file.exists() else {}
 
 
-def _sampler(config: dict) -> str:
-    """The scheduler (request.SCHEDULERS) that a folder's own comes nearest to."""
-    if config.get("timestep_spacing", "trailing") == "leading":
-        return "euler-leading"
-    ancestral = config.get("_class_name") == "EulerAncestralDiscreteScheduler"
-    return "euler-ancestral-trailing" if ancestral else "euler-trailing"
-
-
 def _inherited(folder: Path, spec: UNetSpec | None) -> dict[str, object]:
     """How a student that `koala.surgery` cut wants to be run: as the published one of its teacher and depths, or as
     its teacher. Empty for a folder that was no cut, or whose teacher is unknown here."""
@@ -249,7 +242,10 @@ def _folder_card(folder: Path) -> ModelCard:
     unet = _config(file)
     spec = from_config(unet, str(folder), str(file)) if file.exists() else None
     width, height = native_size(unet, str(file))
-    own = {"licence": "see its folder", "scheduler": _sampler(_config(folder / "scheduler" / "scheduler_config.json"))}
+    own = {
+        "licence": "see its folder",
+        "scheduler": own_sampler(_config(folder / "scheduler" / "scheduler_config.json"))[0],
+    }
     return ModelCard(
         name=str(folder),
         title=folder.name,

@@ -13,7 +13,14 @@ MIN_SIDE, MAX_SIDE, SIDE_MULTIPLE = 64, 2048, 32  # px; the U-Net halves the eig
 MAX_SEED = 2**32 - 1
 MAX_LORA_STRENGTH = 4.0
 _HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair: JSON can say it, no encoder of text takes it
-SCHEDULERS = ("euler-trailing", "euler-leading", "euler-ancestral-trailing", "ddim-trailing", "dpmpp-2m-trailing")
+SCHEDULERS = (
+    "euler-trailing",
+    "euler-leading",
+    "euler-linspace",
+    "euler-ancestral-trailing",
+    "ddim-trailing",
+    "dpmpp-2m-trailing",
+)
 
 
 class RequestError(ValueError):

@@ -31,6 +31,7 @@ class GenerationResult:
     versions: dict[str, str] = field(default_factory=dict)
     lora_sha256: str | None = None  # of the LoRA's file
     lora_layers: str | None = None  # how much of the LoRA this model has a place for
+    weights_sha256: str | None = None  # of the files of a model's folder, where a folder of pictures has to know them
     unread: dict[str, str] = field(default_factory=lambda: {"prompt": "", "negative_prompt": ""})  # ends of the prompts
     plan: Plan | None = None  # how it was placed in memory; None where a runtime of its own decides
 
@@ -49,6 +50,7 @@ class GenerationResult:
         return {
             "request": asdict(shared(self.request)) | {"seed": self.request.seed + index, "images": 1},
             "folders": [folder_mark(r.model) for r in (self.request, *compared)],
+            "weights_sha256": self.weights_sha256,
             "lora_sha256": self.lora_sha256,
             "unread": self.unread,
             "revision": self.revision,
@@ -148,12 +150,12 @@ def read_png(source: Path | str | bytes) -> dict:
     try:
         metadata = json.loads(text)
         metadata["request"] = GenerationRequest.from_dict(metadata["request"])
-        metadata.setdefault("lora_sha256", None)
+        for name in ("lora_sha256", "weights_sha256"):
+            if not isinstance(metadata.setdefault(name, None), str | None):
+                raise TypeError("a hash is text")
         metadata.setdefault("runtime", "torch")
         if not _are_marks(metadata.setdefault("folders", [])):
             raise TypeError("folders are marked by text")
-        if not isinstance(metadata["lora_sha256"], str | None):
-            raise TypeError("a hash is text")
         metadata["compared"] = [GenerationRequest.from_dict(c) for c in metadata.get("compared", [])]
     except RequestError as error:
         raise RequestError(f"the settings in this PNG cannot be used: {error}") from error

@@ -45,7 +45,8 @@ class EulerAncestral(EulerAncestralDiscreteScheduler):
 
 _KINDS = {
     "euler-trailing": (EulerDiscreteScheduler, {"timestep_spacing": "trailing"}),
-    "euler-leading": (EulerDiscreteScheduler, {"timestep_spacing": "leading", "steps_offset": 1}),
+    "euler-leading": (EulerDiscreteScheduler, {"timestep_spacing": "leading"}),
+    "euler-linspace": (EulerDiscreteScheduler, {"timestep_spacing": "linspace"}),
     "euler-ancestral-trailing": (EulerAncestral, {"timestep_spacing": "trailing"}),
     "ddim-trailing": (DDIMScheduler, {"timestep_spacing": "trailing", "clip_sample": False}),
     "dpmpp-2m-trailing": (DPMSolverMultistepScheduler, {"timestep_spacing": "trailing"}),
@@ -55,6 +56,8 @@ _KINDS = {
 def build(name: str, config: dict) -> SchedulerMixin:
     """A fresh scheduler of this name (request.SCHEDULERS) on the noise schedule of `config`."""
     kind, settings = _KINDS[name]
+    if settings["timestep_spacing"] == "leading" != config.get("timestep_spacing"):
+        settings = settings | {"steps_offset": 1}  # SDXL's, where the pipeline says nothing of leading timesteps
     clean = kind is EulerAncestral and config.get("prediction_type") == "sample"
     made = kind.from_config(config, **settings, **({"prediction_type": "epsilon"} if clean else {}))
     if clean:

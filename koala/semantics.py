@@ -4,7 +4,7 @@ One table, read by loading, compress and export. `part_configs` and `unet_config
 here it is one that this program follows, or that a single file's readers assume.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,6 +101,19 @@ SETTINGS = (
     ),
 )
 
+# What diffusers' classes take for granted where a config does not say, by (the beginning of) their name.
+_LEADING = {"timestep_spacing": "leading"}
+_SD_BETAS = {"timestep_spacing": "linspace", "beta_start": 0.00085, "beta_end": 0.012}
+_CLASS_DEFAULTS = {
+    "DDIM": _LEADING,
+    "DDPM": _LEADING,
+    "PNDM": _LEADING,
+    "Heun": _SD_BETAS,
+    "KDPM2": _SD_BETAS,
+    "DPMSolverSDE": _SD_BETAS,
+    "": {"timestep_spacing": "linspace"},
+}
+
 # Tensors that some files carry beside a U-Net's own, which say what it predicts (as ComfyUI reads them).
 VELOCITY, ZERO_SNR = "v_pred", "ztsnr"
 MARKERS = (VELOCITY, ZERO_SNR)
@@ -110,6 +123,23 @@ EDM_MARKERS = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_mi
 def _same(found: object, wanted: object) -> bool:
     """Equality in which false is not 0, and true not 1."""
     return found == wanted and isinstance(found, bool) == isinstance(wanted, bool)
+
+
+def with_class_defaults(scheduler: Mapping[str, object]) -> dict[str, object]:
+    """A scheduler's config with what its own class takes for granted: another class would take something else."""
+    kind = str(scheduler.get("_class_name", ""))
+    return next(given for start, given in _CLASS_DEFAULTS.items() if kind.startswith(start)) | dict(scheduler)
+
+
+def own_sampler(config: Mapping[str, object]) -> tuple[str, bool]:
+    """The scheduler (request.SCHEDULERS) that a pipeline's own comes nearest to, and whether it is the same."""
+    spacing, kind = with_class_defaults(config)["timestep_spacing"], config.get("_class_name", "EulerDiscreteScheduler")
+    if kind == "EulerAncestralDiscreteScheduler" and spacing == "trailing":
+        return "euler-ancestral-trailing", True
+    return (
+        f"euler-{spacing}" if f"euler-{spacing}" in SCHEDULERS else "euler-trailing",
+        kind == "EulerDiscreteScheduler",
+    )
 
 
 def check_settings(files: Mapping[str, Path]) -> None:
@@ -143,7 +173,8 @@ def check_single_file(owner: str, configs: Mapping[str, Path]) -> None:
     for one in SETTINGS:
         if one.single_file is None or one.file not in configs:
             continue
-        found = read_object(configs[one.file]).get(one.key, one.default)
+        config = read_object(configs[one.file])
+        found = (with_class_defaults(config) if one.file == SCHEDULER else config).get(one.key, one.default)
         if not any(_same(found, wanted) for wanted in one.single_file):
             raise RequestError(
                 f"{owner} has {one.key} {shown(found)} in {one.file}; a single file cannot say so, and its readers "
@@ -163,6 +194,20 @@ def check_markers(markers: Iterable[str], scheduler: Mapping[str, object], place
                 f'"{key}": {"true" if wanted is True else f"{chr(34)}{wanted}{chr(34)}"} there, or take the file of '
                 "another U-Net"
             )
+
+
+def prediction(markers: Collection[str], scheduler: Mapping[str, object] | None) -> str | None:
+    """What a U-Net predicts, in words: its scheduler's config says it, or for a U-Net alone its file's marks.
+
+    None where neither does. The marks of a U-Net with a scheduler were held against it (`check_markers`).
+    """
+    if scheduler is None and not markers:
+        return None
+    if scheduler is None:
+        kind, silent = "v_prediction" if VELOCITY in markers else "epsilon", ZERO_SNR in markers
+    else:
+        kind, silent = scheduler.get("prediction_type", "epsilon"), scheduler.get("rescale_betas_zero_snr")
+    return f"{kind} with rescale_betas_zero_snr" if silent else kind
 
 
 def zeros_for_empty(index: Path) -> bool:

@@ -117,7 +117,8 @@ def compress(teacher: str, spec: str, out: Path, *, replace: bool = False) -> Su
     """Cut the teacher (a name, hub id, folder or safetensors file) to a spec; `out` becomes a folder for diffusers.
 
     A pipeline gives a pipeline, a U-Net alone gives a U-Net. With `replace` what is in `out` goes when the new one is
-    whole. Raises RequestError before anything is written.
+    whole. Raises RequestError, and leaves nothing then: for a teacher that does not fit before anything is written, for
+    a weight that holds NaN or infinity when its bytes pass.
     """
     original = open_unet(teacher)
     student = student_spec(spec, original.spec)

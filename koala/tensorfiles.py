@@ -1,6 +1,7 @@
 """safetensors files as bytes: where each tensor lies, and new files made of such pieces.
 
-Nothing is decoded, so values and dtype stay what they are, and memory is one block whatever the file's size.
+Nothing is decoded, so values and dtype stay what they are, and memory is one block whatever the file's size. Of the
+values only this is looked at while they pass: whether they are numbers.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -27,6 +29,15 @@ _TORCH = {  # safetensors' names of what weights may be
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+}
+# Bits that are all set in NaN and infinity alone (in NaN alone for the first, which has no infinity), by dtype.
+_NOT_FINITE = {
+    "F8_E4M3": ("u1", 0x7F),
+    "F8_E5M2": ("u1", 0x7C),
+    "F16": ("<u2", 0x7C00),
+    "BF16": ("<u2", 0x7F80),
+    "F32": ("<u4", 0x7F80_0000),
+    "F64": ("<u8", 0x7FF0_0000_0000_0000),
 }
 
 
@@ -53,6 +64,7 @@ class StoredTensor:
     """One tensor's bytes in a file."""
 
     file: Path
+    name: str  # in the file
     start: int
     size: int  # bytes
     dtype: str  # safetensors' own name, such as F16
@@ -68,8 +80,12 @@ class StoredTensor:
         row = self.size // self.shape[0]
         return replace(self, start=self.start + start * row, size=count * row, shape=(count, *self.shape[1:]))
 
+    def _again(self) -> str:
+        """How to get the file anew; the hub's cache would link to the very same one again."""
+        return f"remove {self.file.resolve()} and fetch it" if self.file.is_symlink() else "copy or download it"
+
     def blocks(self) -> Iterator[bytes]:
-        """Its bytes in their order, some MB at a time."""
+        """Its bytes in their order, some MB at a time; RequestError for one that holds NaN or infinity."""
         with open(self.file, "rb") as file:
             file.seek(self.start)
             left = self.size
@@ -77,6 +93,11 @@ class StoredTensor:
                 block = file.read(min(left, _BLOCK))
                 if not block:
                     raise OSError(f"{self.file} ended within a tensor; it changed while it was read")
+                if not _is_finite(block, self.dtype):
+                    raise RequestError(
+                        f"{self.file} is damaged: its weight {self.name} holds NaN or infinity; {self._again()} again, "
+                        "and where a training run made it so, take an earlier checkpoint of it"
+                    )
                 yield block
                 left -= len(block)
 
@@ -131,6 +152,19 @@ def load(tensor: Streamed) -> torch.Tensor:
     return torch.frombuffer(content, dtype=_TORCH[tensor.dtype]).view(tensor.shape)
 
 
+def _is_finite(block: bytes, dtype: str) -> bool:
+    """Whether a block of whole elements holds no NaN and no infinity; integers never do."""
+    kind, bits = _NOT_FINITE.get(dtype, ("u1", 0))
+    return not bits or bool((np.frombuffer(block, kind) & np.array(bits, kind)).max() != bits)
+
+
+def check_values(tensors: Iterable[Streamed]) -> None:
+    """RequestError for a tensor that holds NaN or infinity; the files are read once, and nothing is kept."""
+    for tensor in tensors:
+        for _ in tensor.blocks():
+            pass
+
+
 def refuse_pickle(path: Path) -> None:
     """RequestError for a file that only unpickling could read: that would run whatever code is in it."""
     if path.suffix.lower() in PICKLES:
@@ -161,7 +195,12 @@ def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     for name, entry in header.items():
         start, end = entry["data_offsets"]
         found[name] = StoredTensor(
-            file=path, start=8 + length + start, size=end - start, dtype=entry["dtype"], shape=tuple(entry["shape"])
+            file=path,
+            name=name,
+            start=8 + length + start,
+            size=end - start,
+            dtype=entry["dtype"],
+            shape=tuple(entry["shape"]),
         )
     return found, metadata
 

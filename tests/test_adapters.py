@@ -1,12 +1,16 @@
 """A LoRA in a request: it changes the picture on teacher and student, and leaves no trace behind."""
 
 import dataclasses
+import json
+import os
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from koala import adapters, loading
 from koala.generate import generate
 from koala.request import GenerationRequest, RequestError
 
@@ -54,6 +58,84 @@ def test_a_lora_changes_the_picture_and_only_while_it_is_asked_for(library, lora
     assert before.keys() == after.keys()
     assert all(torch.equal(before[k], after[k]) for k in before)
     assert np.array_equal(pixels(plain), pixels(generate(request(name), model)))
+
+
+class Reads:
+    """How often a LoRA's file was read and fitted."""
+
+    def __init__(self, monkeypatch):
+        self.count = 0
+
+        def counted(read):
+            def reading(*args):
+                self.count += 1
+                return read(*args)
+
+            return reading
+
+        monkeypatch.setattr(adapters, "layers_for", counted(adapters.layers_for))
+        monkeypatch.setattr(adapters, "changed", counted(adapters.changed))
+        monkeypatch.setattr(loading, "changed_parameters", counted(loading.changed_parameters))
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.0])
+def test_the_same_lora_once_more_is_neither_read_nor_fitted(library, lora, monkeypatch, tmp_path, strength):
+    """Symptom: 1.2 s of every run on SDXL went into a LoRA that was on it a moment before."""
+    model = library.get("tiny-koala-700m")
+    model.adapted.clear()
+
+    def asked(file, strength):
+        return request("tiny-koala-700m", lora=str(file), lora_strength=strength, steps=1, width=64, height=64)
+
+    reads = Reads(monkeypatch)
+    first = generate(asked(lora, strength), model)
+    assert reads.count > 0
+    reads.count = 0
+    copy = shutil.copy(lora, tmp_path / "another name.safetensors")
+    for file in (lora, copy):
+        again = generate(asked(file, strength), model)
+        assert np.array_equal(pixels(again), pixels(first))
+        assert (again.lora_layers, again.lora_sha256) == (first.lora_layers, first.lora_sha256)
+    assert reads.count == 0
+    generate(asked(lora, 0.5), model)
+    assert reads.count > 0
+
+
+def weight_during(model, file):
+    """One weight of a U-Net while a LoRA is on it."""
+    with adapters.adapted(model, request("tiny-sdxl", lora=str(file))):
+        return model.pipeline.unet.get_parameter(f"{LAYER}.weight").clone()
+
+
+LAYER = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+def test_a_file_that_was_replaced_is_read_again(library, tmp_path):
+    """By its content: the same name, size and time of change tell nothing of it."""
+    model, file = library.get("tiny-sdxl"), tmp_path / "style.safetensors"
+    plain = model.pipeline.unet.get_parameter(f"{LAYER}.weight")
+    for scale in (1.0, 2.0, 3.0):
+        changes = {"lora_down.weight": torch.ones(1, plain.shape[1]), "lora_up.weight": torch.ones(plain.shape[0], 1)}
+        changes["lora_up.weight"] *= scale
+        save_file({f"lora_unet_{LAYER.replace('.', '_')}.{k}": t for k, t in changes.items()}, tmp_path / "new")
+        os.utime(tmp_path / "new", ns=(10**18, 10**18))
+        if scale < 3:
+            (tmp_path / "new").replace(file)
+        else:  # into the very file
+            file.write_bytes((tmp_path / "new").read_bytes())
+            os.utime(file, ns=(10**18, 10**18))
+        assert torch.allclose(weight_during(model, file), plain + scale)
+
+
+def test_peft_s_settings_beside_a_file_are_part_of_it(library, tmp_path):
+    """Symptom: a corrected alpha did not reach a model that had drawn with the wrong one."""
+    model, file = library.get("tiny-sdxl"), tmp_path / "adapter_model.safetensors"
+    plain = model.pipeline.unet.get_parameter(f"{LAYER}.weight")
+    both = {"lora_A": torch.ones(1, plain.shape[1]), "lora_B": torch.ones(plain.shape[0], 1)}
+    save_file({f"base_model.model.{LAYER}.{name}.weight": t for name, t in both.items()}, file)
+    for alpha in (1, 3):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": alpha}))
+        assert torch.allclose(weight_during(model, file), plain + alpha)
 
 
 def test_a_failed_run_takes_the_lora_off_again(library, lora):

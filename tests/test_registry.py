@@ -32,6 +32,11 @@ def test_aliases_are_nobody_elses_name():
     ("config", "scheduler"),
     [
         ({"timestep_spacing": "leading"}, "euler-leading"),
+        ({"_class_name": "EulerDiscreteScheduler"}, "euler-linspace"),  # as diffusers has it where nothing is said
+        ({"_class_name": "UniPCMultistepScheduler"}, "euler-linspace"),
+        ({"_class_name": "DDIMScheduler"}, "euler-leading"),
+        ({"_class_name": "PNDMScheduler", "timestep_spacing": "trailing"}, "euler-trailing"),
+        ({"_class_name": "EulerAncestralDiscreteScheduler"}, "euler-linspace"),
         ({"timestep_spacing": "trailing", "_class_name": "EulerDiscreteScheduler"}, "euler-trailing"),
         (
             {"timestep_spacing": "trailing", "_class_name": "EulerAncestralDiscreteScheduler"},

@@ -10,6 +10,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
@@ -238,6 +239,22 @@ def test_a_teacher_file_that_lacks_a_tensor_is_refused_and_nothing_is_written(tm
     assert [p.name for p in tmp_path.iterdir()] == ["broken.safetensors"]
 
 
+@pytest.mark.parametrize(
+    ("part", "value"), [("unet", math.nan), ("unet", -math.inf), ("vae", math.inf), ("text_encoder_2", math.nan)]
+)
+def test_a_weight_that_is_no_number_is_refused_by_its_name_and_nothing_is_left(tmp_path, embedded, part, value):
+    """Symptom: a student that draws nothing, of a damaged teacher, without a word."""
+    copy = shutil.copytree(embedded / "tiny-sdxl", tmp_path / "teacher")
+    file = next((copy / part).glob("*.safetensors"))
+    weights = load_file(file)
+    name = sorted(name for name, weight in weights.items() if "down_blocks.1" not in name)[-1]
+    weights[name].view(-1)[-1] = value
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(RequestError, match=f"{file} is damaged: its weight {name} holds NaN or infinity; copy or down"):
+        compress(str(copy), "koala-700m", tmp_path / "new" / "student")
+    assert not list((tmp_path / "new").rglob("*"))
+
+
 def compress_on_a_full_disk(student: str) -> None:
     import resource
 
@@ -285,7 +302,7 @@ def write_random_sdxl(folder: Path) -> None:
         offset += size
     encoded = json.dumps(header).encode()
     largest = max(math.prod(h["shape"]) * 2 for h in header.values() if "shape" in h)
-    noise = os.urandom(largest + 64 * len(header))
+    noise = (np.frombuffer(os.urandom(largest + 64 * len(header)), "<u2") & 0xBFFF).tobytes()  # no NaN, no infinity
     with open(folder / "diffusion_pytorch_model.fp16.safetensors", "wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for number, entry in enumerate(e for name, e in header.items() if name != "__metadata__"):

@@ -1,5 +1,6 @@
 """safetensors files as bytes: what we write is what safetensors itself writes, and what is broken is refused."""
 
+import math
 import pickle
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from koala.request import RequestError
-from koala.tensorfiles import stored_tensors, write_tensors
+from koala.tensorfiles import check_values, stored_tensors, write_tensors
 
 
 @pytest.fixture
@@ -79,3 +80,32 @@ def test_a_pickle_under_a_safe_name_is_refused_without_unpickling(tmp_path):
     torch.save({"a": Bomb()}, tmp_path / "a.safetensors")
     with pytest.raises(RequestError, match="is no whole safetensors file"):
         stored_tensors(tmp_path / "a.safetensors")
+
+
+KINDS = ("float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_number_of_a_type_passes_and_what_is_none_does_not(kind, tmp_path):
+    """By torch's own isfinite: every pattern of the short types, and the edges of the long ones."""
+    dtype = getattr(torch, kind)
+    if dtype.itemsize < 3:
+        patterns = torch.arange(256**dtype.itemsize, dtype=torch.int32)
+        whole = patterns.to({1: torch.uint8, 2: torch.uint16}[dtype.itemsize]).view(dtype)
+    else:
+        ends = torch.finfo(dtype)
+        edges = [0.0, ends.max, ends.min, ends.tiny, ends.tiny / 4, math.nan, -math.nan, math.inf, -math.inf]
+        whole = torch.tensor(edges, dtype=dtype)
+    finite = torch.isfinite(whole.double())
+    save_file({"good": whole[finite].clone()}, tmp_path / "good.safetensors")
+    check_values(stored_tensors(tmp_path / "good.safetensors").values())
+    none = whole[~finite]
+    for one in none[:: max(len(none) // 8, 1)]:
+        save_file({"good": whole[finite].clone(), "bad": torch.stack([whole[1], one])}, tmp_path / "a.safetensors")
+        with pytest.raises(RequestError, match="a.safetensors is damaged: its weight bad holds NaN or infinity"):
+            check_values(stored_tensors(tmp_path / "a.safetensors").values())
+
+
+def test_whole_numbers_are_never_taken_for_nan(tmp_path):
+    save_file({"ids": torch.full((4,), -1)}, tmp_path / "a.safetensors")
+    check_values(stored_tensors(tmp_path / "a.safetensors").values())

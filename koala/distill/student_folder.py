@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ from koala.request import RequestError
 from koala.specs import student as student_spec
 from koala.surgery import compress
 from koala.tensorfiles import save_tensors, stored_tensors, write_tensors
+
+log = logging.getLogger(__name__)
 
 
 def _weights(run: RunFolder) -> Path:
@@ -114,12 +117,22 @@ def check_student(config: DistillConfig) -> None:
                 f"{config.student_spec} has {wanted.notation}; choose a model of the same spec, or "
                 f"student_spec={initial.spec.notation}"
             )
-        if initial.markers.keys() != teacher.markers.keys():
-            marks = [" and ".join(one.markers) or "nothing" for one in (initial, teacher)]
-            raise RequestError(
-                f"student_init={config.student_init} is marked {marks[0]}, the teacher {marks[1]}: they do not predict "
-                "the same; choose a model that predicts what the teacher does"
-            )
+        _check_prediction(config, initial.predicts, teacher.predicts)
+
+
+def _check_prediction(config: DistillConfig, own: str | None, wanted: str) -> None:
+    """RequestError where the initial model and the teacher do not predict the same; a warning where nothing says so."""
+    if own is None and wanted != "epsilon":
+        log.warning(
+            "student_init=%s does not say what it predicts; it is taken for %s, as the teacher predicts",
+            config.student_init,
+            wanted,
+        )
+    if own and own != wanted:
+        raise RequestError(
+            f"student_init={config.student_init} predicts {own}, the teacher {config.teacher} predicts {wanted}; "
+            "choose a model that predicts what the teacher does, or leave student_init empty"
+        )
 
 
 def create_student(run: RunFolder, config: DistillConfig) -> None:
@@ -128,7 +141,7 @@ def create_student(run: RunFolder, config: DistillConfig) -> None:
     if config.student_init:
         initial = open_unet(config.student_init)
         with new_file(_weights(run)) as partial:
-            write_tensors(partial, initial.tensors | initial.markers)
+            write_tensors(partial, initial.tensors | initial.markers | open_unet(config.teacher).markers)
     _write_record(run, names)
 
 

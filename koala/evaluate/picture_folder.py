@@ -4,16 +4,21 @@ T2I-CompBench: DIR/samples/PROMPT_000000.png, numbered through all prompts; its 
 first underscore and sort by the number. GenEval: DIR/00000/metadata.jsonl and DIR/00000/samples/00000.png.
 """
 
+import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from koala.evaluate.drawing import batches, draw, how_drawn
 from koala.evaluate.prompt_files import Prompt
 from koala.evaluate.settings import Settings, request
+from koala.exported import MANIFEST
 from koala.generate import resolve
+from koala.hashing import digest
+from koala.layout import STEMS
 from koala.loading import LoadedModel
+from koala.locate import locate
 from koala.outputs import new_file
 from koala.request import GenerationRequest, RequestError
 from koala.result import folder_mark, read_png, shared
@@ -73,7 +78,19 @@ def planned(model: LoadedModel, prompts: list[Prompt], settings: Settings, folde
     return [Picture(request=r, file=folder / f) for r, f in zip(requests, files, strict=True)]
 
 
-def _there(picture: Picture, revision: str) -> bool:
+def _content(model: LoadedModel) -> str | None:
+    """SHA-256 of the files that make a folder of this machine the model that it is; None where a revision says it."""
+    if model.card.on_hub or model.card.embedded:
+        return None
+    place = locate(model.card)
+    if place.exported:
+        files = [place.folder / MANIFEST, *sorted(place.folder.glob("*/*.json"))]
+    else:
+        files = [*(file for part in STEMS for file in place.files(part)), *place.configs.values()]
+    return hashlib.sha256(" ".join(map(digest, files)).encode()).hexdigest()
+
+
+def _there(picture: Picture, revision: str, content: str | None) -> bool:
     """Whether the picture is drawn already; RequestError for one that was drawn otherwise."""
     if not picture.file.exists():
         return False
@@ -81,10 +98,18 @@ def _there(picture: Picture, revision: str) -> bool:
         found = read_png(picture.file)
     except RequestError:
         return False  # cut off, or never ours: drawn again
-    wanted = picture.request
-    same = found["request"] == shared(wanted) and found["folders"][:1] in ([], [folder_mark(wanted.model)])
-    if not same or found["revision"] != revision:
-        raise RequestError(f"{picture.file} was drawn with other settings; choose a new folder, or the same settings")
+    wanted, own = picture.request, found["request"]
+    others = [name for name, value in asdict(shared(wanted)).items() if value != getattr(shared(own), name)]
+    if content and found["weights_sha256"]:  # where its folder lies, and how it is called, is no matter
+        others = ["model"] * (found["weights_sha256"] != content) + [name for name in others if name != "model"]
+    elif next(iter(found["folders"]), folder_mark(own.model)) != folder_mark(wanted.model):  # older ones have a path
+        others = ["model", *others]
+    others += ["revision"] if found["revision"] != revision else []
+    if others:
+        raise RequestError(
+            f"{picture.file} was drawn with other settings: {', '.join(dict.fromkeys(others))}; choose a new folder "
+            "with --out, the same settings, or remove the picture to have it drawn again"
+        )
     return True
 
 
@@ -93,7 +118,8 @@ def draw_folder(
 ) -> dict:
     """Draw what is missing of the folder; every PNG carries its request."""
     wanted = planned(model, prompts, settings, folder)
-    missing = [p for p in wanted if not _there(p, model.revision)]
+    content = _content(model)
+    missing = [p for p in wanted if not _there(p, model.revision, content)]
     say(f"{len(wanted) - len(missing)} of {len(wanted)} pictures are there already")
     if settings.layout == "geneval":
         for number, prompt in enumerate(prompts):
@@ -103,7 +129,7 @@ def draw_folder(
     for batch in batches([p.request for p in missing], settings.batch_size):
         for picture, result in zip(missing[done : done + len(batch)], draw(model, batch), strict=True):
             with new_file(picture.file) as file:
-                file.write_bytes(result.png())
+                file.write_bytes(replace(result, weights_sha256=content).png())
         done += len(batch)
         say(f"{model.card.name}: {done} of {len(missing)} missing pictures")
     return {

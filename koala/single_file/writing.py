@@ -49,10 +49,17 @@ _IDENTITY = (
     "{} more tensors are a middle block that changes nothing: this U-Net has none, and Forge would compute with "
     "whatever is in memory"
 )
-_DTYPES = {"F16": torch.float16, "F32": torch.float32, "BF16": torch.bfloat16}
+_DTYPES = {
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,  # plain ones; scaled ones are refused where a model is opened
+    "F8_E5M2": torch.float8_e5m2,
+}
 _LARGEST = 65504  # of fp16
 _SAMPLERS = {  # as UIs name them
     "euler-trailing": "Euler, trailing timesteps (sgm_uniform)",
+    "euler-linspace": "Euler, evenly spaced timesteps (normal)",
     "euler-leading": "Euler, leading timesteps (normal)",
     "euler-ancestral-trailing": "Euler ancestral, trailing timesteps (sgm_uniform)",
 }
@@ -157,9 +164,12 @@ def _markers(checkpoint: UNetCheckpoint) -> dict[str, Constant]:
 def _half(block: bytes, part: StoredTensor) -> bytes:
     if part.dtype == "F16":
         return block
-    values = torch.frombuffer(bytearray(block), dtype=_DTYPES[part.dtype])
-    if not values.abs().max() <= _LARGEST:  # or is NaN
-        raise RequestError(f"{part.file} has a weight that fp16 cannot hold; a single file of it would draw nothing")
+    values = torch.frombuffer(bytearray(block), dtype=_DTYPES[part.dtype]).float()
+    if values.abs().max() > _LARGEST:
+        raise RequestError(
+            f"{part.file} has a weight that fp16 cannot hold, {part.name}; a single file of it would draw nothing; "
+            "keep the model as a folder"
+        )
     return values.half().numpy().tobytes()
 
 

@@ -64,6 +64,8 @@ class Job:
         match _object(line):
             case {"kind": "estimate", "text": str(text)}:
                 self.message = text
+            case {"kind": "lora", "text": str(text)}:
+                self.steps.append(Step(text=text, begun=time.time()))
             case {"kind": "progress", "stage": str(text), "share": float() | int() as share, "left_s": left}:
                 self.share, self.left = share, left
                 self.steps.append(Step(text=text, begun=time.time()))

@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
+from PIL import Image, PngImagePlugin
+from safetensors.torch import load_file, save_file
 
 from koala.evaluate import picture_folder
 from koala.evaluate.picture_folder import draw_folder
@@ -82,8 +85,56 @@ def test_a_stopped_run_draws_only_what_is_missing_or_cut_off(model, tmp_path, mo
 def test_pictures_of_other_settings_are_never_mixed_in(model, tmp_path):
     settings = Settings(layout="t2i-compbench", **FAST)
     draw_folder(model, TWO[:1], settings, tmp_path, silent)
-    with pytest.raises(RequestError, match="drawn with other settings; choose a new folder"):
+    with pytest.raises(RequestError, match="drawn with other settings: guidance; choose a new folder"):
         draw_folder(model, TWO[:1], dataclasses.replace(settings, guidance=1.0), tmp_path, silent)
+
+
+ONE = Settings(layout="t2i-compbench", **FAST | {"images": 1})
+
+
+@pytest.fixture
+def own(embedded, tmp_path):
+    """A model's folder, whose U-Net is its own."""
+    folder = shutil.copytree(embedded / "tiny-koala-700m", tmp_path / "models" / "mine")
+    return Library("cpu").get(str(folder))
+
+
+def written_as(file, **change):
+    """The picture as an older version of the program would have written it; None takes a key away."""
+    with Image.open(file) as picture:
+        picture.load()
+        found = {k: v for k, v in (json.loads(picture.text["koala"]) | change).items() if v is not None}
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("koala", json.dumps(found))
+    picture.save(file, pnginfo=chunks)
+    return found
+
+
+def test_pictures_that_still_name_a_folder_are_those_of_that_folder(own, tmp_path):
+    """Symptom: a folder of pictures of a week ago could not be finished."""
+    draw_folder(own, TWO[:1], ONE, tmp_path / "out", silent)
+    (file,) = (tmp_path / "out" / "samples").iterdir()
+    request = json.loads(Image.open(file).text["koala"])["request"]
+    before = {"folders": None, "weights_sha256": None}
+    written_as(file, request=request | {"model": own.card.name}, **before)
+    assert draw_folder(own, TWO[:1], ONE, tmp_path / "out", silent)["found"] == 1
+    written_as(file, request=request | {"model": "/elsewhere/mine"}, **before)
+    with pytest.raises(RequestError, match="with other settings: model; .* or remove the picture to have it drawn"):
+        draw_folder(own, TWO[:1], ONE, tmp_path / "out", silent)
+    file.unlink()  # as it says
+    assert draw_folder(own, TWO[:1], ONE, tmp_path / "out", silent)["drawn"] == 1
+
+
+def test_a_model_is_known_by_its_files_wherever_they_lie(own, tmp_path):
+    draw_folder(own, TWO[:1], ONE, tmp_path / "out", silent)
+    moved = (tmp_path / "models" / "mine").rename(tmp_path / "moved")
+    assert draw_folder(Library("cpu").get(str(moved)), TWO[:1], ONE, tmp_path / "out", silent)["found"] == 1
+    weights = moved / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["conv_in.bias"] += 1  # a training run has gone on
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(RequestError, match="with other settings: model; choose a new folder"):
+        draw_folder(Library("cpu").get(str(moved)), TWO[:1], ONE, tmp_path / "out", silent)
 
 
 @pytest.mark.parametrize(

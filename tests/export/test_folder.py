@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+import re
 import shutil
 
 import numpy
@@ -9,9 +11,9 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from export import folder, to_onnx, wrappers
+from export import command, folder, to_onnx, wrappers
 from export.command import parse
 from export.estimate import estimate
 from export.folder import PARAMETERS, Lora, export, plan
@@ -230,3 +232,81 @@ def test_a_lora_is_named_in_the_manifest_and_in_the_weights(tmp_path):
     changed = [name for name in before if not torch.equal(before[name], after[name])]
     assert changed and all(".to_" in name or "proj" in name or "net" in name for name in changed)
     assert fused.lora.told()["sha256"] == sha256(file)
+
+
+def damaged(folder, part, name, value):
+    """The folder with one number of one weight replaced."""
+    file = next((folder / part).glob("*.safetensors"))
+    weights = load_file(file)
+    weights[name] = weights[name].float()
+    weights[name].view(-1)[-1] = value
+    save_file(weights, file, metadata={"format": "pt"})
+    return file
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("unet", "up_blocks.0.resnets.0.conv1.weight", math.nan),
+        ("vae", "decoder.conv_in.bias", math.inf),
+        ("text_encoder", "text_model.final_layer_norm.weight", -math.inf),
+    ],
+)
+def test_a_weight_that_is_no_number_is_refused_by_its_name_before_anything_is_traced(
+    tmp_path, embedded, part, name, value
+):
+    copy = shutil.copytree(embedded / "tiny-koala-700m", tmp_path / "mine")
+    file = damaged(copy, part, name, value)
+    with pytest.raises(RequestError, match=f"{file} is damaged: its weight {name} holds NaN or infinity; copy or down"):
+        export(plan(str(copy)), tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
+class Traced(Exception):
+    """The export came as far as tracing."""
+
+
+def test_a_weight_too_large_for_half_precision_is_refused_and_what_is_said_to_type_works(
+    tmp_path, embedded, monkeypatch
+):
+    def trace(wrapper):
+        raise Traced
+
+    monkeypatch.setattr(folder, "census", lambda job: {})
+    monkeypatch.setattr(to_onnx, "trace", trace)
+    copy = shutil.copytree(embedded / "tiny-koala-700m", tmp_path / "mine")
+    damaged(copy, "unet", "conv_in.bias", 1e6)
+    with pytest.raises(RequestError, match="conv_in.bias of the unet is beyond float16's largest .*: --dtype fp32$"):
+        export(plan(str(copy)), tmp_path / "out")
+    with pytest.raises(Traced):
+        export(plan(str(copy), dtype="fp32"), tmp_path / "out")
+    lora = tmp_path / "lora.safetensors"
+    save_file(kohya(factors(TINY_SDXL, ATTENTION)), lora)
+    with pytest.raises(RequestError, match="beyond float16's .*, or lower --lora-strength, now 1e[+]20$"):
+        export(plan("tiny-koala-700m", lora=Lora(file=lora, strength=1e20)), tmp_path / "out")
+    with pytest.raises(Traced):
+        export(plan("tiny-koala-700m", lora=Lora(file=lora)), tmp_path / "out")
+
+
+@pytest.mark.parametrize("progress", ["text", "json"])
+def test_what_a_lora_reaches_and_what_of_it_is_not_used_is_told(tmp_path, monkeypatch, capsys, progress):
+    """Symptom: an export took the text encoders' half of a LoRA for nothing without a word."""
+    lora = tmp_path / "detail.safetensors"
+    layers = factors(TINY_SDXL, ATTENTION)
+    text = {f"lora_te1_text_model_encoder_layers_0_mlp_fc1.{end}": torch.ones(()) for end in ("alpha", "x", "y")}
+    save_file(kohya(layers) | text | {"bundle_emb.cat.clip_g": torch.ones(2, 4)}, lora)
+    stopped = RequestError("far enough")
+    monkeypatch.setattr(folder, "export", lambda *_, **__: (_ for _ in ()).throw(stopped))
+    args = ["--model", "tiny-koala-700m", "--lora", str(lora), "--out", str(tmp_path / "out"), "--progress", progress]
+    with pytest.raises(RequestError, match="far enough"):
+        command.run(parse(args))
+    said = capsys.readouterr().err.splitlines()[0]
+    said = json.loads(said)["text"] if progress == "json" else said
+    # The paper's cut: no middle, of each stage the first residual block (in the decoder the last as well), 5 deep.
+    gone = re.compile(r"mid_block|down_blocks\.\d\.attentions\.1|up_blocks\.\d\.attentions\.1|transformer_blocks\.5")
+    count, here = len(layers), sum(not gone.search(path) for path in layers)
+    assert said == (
+        f"LoRA detail.safetensors on {here} of its {count} U-Net layers ({here / count:.0%}), "
+        "3 text-encoder tensors not used, 1 other tensor skipped"
+    )
+    assert 0 < here < count

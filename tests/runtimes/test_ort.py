@@ -142,6 +142,22 @@ def test_a_call_writes_into_nothing_that_it_read(onnx):
     assert first.data_ptr() != second.data_ptr() and not torch.equal(first, second)
 
 
+def test_latents_are_whitened_by_channel_where_the_folder_says_so(copy, monkeypatch):
+    """The reverse of (latents - mean) * factor / std, in which such a U-Net learned."""
+    mean, std, factor = [-1.6, 1.9, -1.4, 2.5], [8.5, 5.9, 6.5, 5.2], 0.5
+    config = copy / "vae_decoder" / "config.json"
+    said = {"latents_mean": mean, "latents_std": std, "scaling_factor": factor}
+    config.write_text(json.dumps(json.loads(config.read_text()) | said))
+    own = np.random.default_rng(0).standard_normal((1, 4, 8, 8))
+    learned = np.stack([(own[0, k] - mean[k]) * factor / std[k] for k in range(4)])[None]
+    given = []
+    vae = Library("cpu").get(str(copy)).pipeline.vae
+    whole = vae.compute
+    monkeypatch.setattr(vae, "compute", lambda inputs, **sizes: given.append(inputs) or whole(inputs, **sizes))
+    assert decode(vae, torch.tensor(learned, dtype=torch.float32))[0].size == (64, 64)
+    assert np.allclose(given[0]["latent_sample"].numpy(), own, atol=1e-5)
+
+
 def test_previews_and_a_cancel_within_one_step(onnx):
     steps, cancel = [], threading.Event()
 

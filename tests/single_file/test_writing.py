@@ -1,6 +1,7 @@
 """One file in SDXL's original layout: what ComfyUI detects in it, what diffusers reads from it, what is refused."""
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,7 +54,10 @@ def full_size(spec, folder: Path) -> UNetCheckpoint:
         file.parent.mkdir(parents=True)
         found[name] = matched(name, file.parent, module, stored_tensors(sparse(file, module.state_dict())))
     parts["vae"].save_config(folder / "vae")
-    stored = {k: StoredTensor(file=folder, start=0, size=0, dtype="F16", shape=tuple(v.shape)) for k, v in unet.items()}
+    stored = {
+        k: StoredTensor(file=folder, name=k, start=0, size=0, dtype="F16", shape=tuple(v.shape))
+        for k, v in unet.items()
+    }
     return UNetCheckpoint(
         name="x", spec=spec, config={}, tensors=stored, revision="local", pipeline=pipeline, parts=found
     )
@@ -255,6 +259,16 @@ def test_single_precision_is_rounded_to_the_nearest_half(part, copy, written, tm
     assert report.content_sha256 == written[1].content_sha256
 
 
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_eight_bits_become_the_halves_of_the_same_value(kind, copy, tmp_path):
+    """Every such number is one of fp16's."""
+    rewrite(copy, "unet", lambda t: {name: tensor.to(kind) for name, tensor in t.items()})
+    write_single_file(str(copy), tmp_path / "a.safetensors")
+    wanted = load_file(copy / "unet" / "diffusion_pytorch_model.safetensors")["conv_in.weight"]
+    found = load_file(tmp_path / "a.safetensors")["model.diffusion_model.input_blocks.0.0.weight"]
+    assert found.dtype == torch.float16 and torch.equal(found.float(), wanted.float())
+
+
 def test_a_vae_saved_by_an_older_diffusers_has_the_same_place(copy, written, tmp_path):
     old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
 
@@ -298,7 +312,15 @@ BROKEN = {
     ),
     "too large for half": (
         lambda folder: rewrite(folder, "unet", lambda t: t | {"conv_in.bias": torch.full((16,), 1e6)}),
-        "a weight that fp16 cannot hold",
+        "a weight that fp16 cannot hold, conv_in.bias; a single file of it would draw nothing; keep the model as a",
+    ),
+    "no number in half precision": (
+        lambda folder: rewrite(folder, "unet", lambda t: t | {"conv_in.bias": torch.full((16,), math.nan).half()}),
+        "unet/diffusion_pytorch_model.safetensors is damaged: its weight conv_in.bias holds NaN or infinity",
+    ),
+    "no number in single precision": (
+        lambda folder: rewrite(folder, "vae", lambda t: t | {"decoder.conv_in.bias": torch.full((96,), -math.inf)}),
+        "vae/diffusion_pytorch_model.safetensors is damaged: its weight decoder.conv_in.bias holds NaN or infinity",
     ),
 }
 
