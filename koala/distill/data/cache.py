@@ -101,7 +101,7 @@ def find(
     if key and found.folder.name != cache_of(key):
         absent = _out_of_reach_then(_root(config) / cache_of(key))
         found = looked(absent)[0] if absent != NOTHING else found
-        if found.folder.name != cache_of(key) or not _filling(found).complete():
+        if found.folder.name != cache_of(key) or not _filling(found).is_complete():
             return None
         say(f"{found.source.about}; what has come within reach since then is left to a new run")
         return found

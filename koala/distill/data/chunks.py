@@ -61,7 +61,7 @@ class ChunkMaker:
         if former is not None:
             tensors = _together(load_file(former), tensors)
         told = {"samples": samples, "ends": ends, "skipped": [astuple(one) for one in skipped]}
-        write_tensors(file, tensors, {"chunk": json.dumps(told)})
+        store_tensors(file, tensors, {"chunk": json.dumps(told)})
 
     def _encode(self, bucket: Bucket) -> None:
         batch = self._pending.pop(bucket)
@@ -102,7 +102,7 @@ def _together(old: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor]) 
     return found
 
 
-def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+def store_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
     """A file of the cache, whole or not at all. RequestError where the disk has no room."""
     check_space(file, sum(tensor.nbytes for tensor in tensors.values()))
     with new_file(file) as partial:

@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import Timeout
 from huggingface_hub.utils import WeakFileLock
 
-from koala.distill.data.chunks import ChunkMaker, write_tensors
+from koala.distill.data.chunks import ChunkMaker, store_tensors
 from koala.distill.data.decoding import Decoder, Unusable
 from koala.distill.data.encoded import Chunk, Skipped, read_chunk, successors
 from koala.distill.data.encoders import Encoders
@@ -83,7 +83,7 @@ class Filling:
             self._fill_shares(rank, world)
         return self._chunks()
 
-    def complete(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether there is nothing to fill."""
         while not self._missing(self.shares):
             if not self._take_more():
@@ -92,7 +92,7 @@ class Filling:
 
     def there(self) -> list[tuple[int, int, Chunk]]:
         """The chunks that need not be filled: (number of the part, first sample in it, chunk)."""
-        self.complete()
+        self.is_complete()
         return [(n, CHUNK * at, chunk) for n in sorted(self.known) for at, chunk in enumerate(self.known[n])]
 
     def _take_more(self) -> bool:
@@ -127,7 +127,7 @@ class Filling:
         try:
             if not self.empty.is_file():
                 context, pooled = self.encoders.captions([""])
-                write_tensors(self.empty, {"context": context.cpu(), "pooled": pooled.cpu()}, {})
+                store_tensors(self.empty, {"context": context.cpu(), "pooled": pooled.cpu()}, {})
             while missing := self._missing(missing):
                 self._fill_what_is_free(missing)
         finally:
