@@ -19,7 +19,7 @@ SMALLER = "--components unet or a smaller model"  # what helps where memory ran 
 # Commands beside the export itself -> the module that has HELP, add and run; imported when asked for.
 VERBS = {
     "verify": "export.verify",
-    "inspect": "export.inspect",
+    "inspect": "export.inspection",
     "tensorrt": "export.to_tensorrt",
     "single-file": "export.single_file",
 }

@@ -364,6 +364,13 @@ def _folder(name: str) -> ModelCard | None:
         raise RequestError(f"{name} cannot be read ({error.strerror}); choose a folder that you may read") from error
 
 
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except OSError:  # no file has so long a name, or one may not look there
+        return False
+
+
 def _pinned(model: str) -> ModelCard:
     """The card of model@revision."""
     name, _, revision = model.partition("@")
@@ -393,7 +400,7 @@ def find(model: str) -> ModelCard:
             "SDXL-Lightning's 1-step U-Net predicts the clean picture instead of the noise, so no scheduler here can "
             "run it; use sdxl-lightning-2step"
         )
-    if Path(model).is_file():
+    if _is_file(model):
         return _file_card(Path(model).absolute())
     if pasted := hub_id(model.strip()):
         return find(pasted)

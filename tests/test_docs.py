@@ -27,6 +27,7 @@ PAGES = (
     "CONTRIBUTING.md",
     "docs/architecture.md",
     "docs/benchmarks.md",
+    "docs/clients.md",
     "docs/cookbook.md",
     "docs/reliability.md",
 )
@@ -203,6 +204,7 @@ def test_every_block_of_every_page_is_run_by_a_test():
         "CONTRIBUTING.md": {"bash", "diff"},
         "docs/architecture.md": {"mermaid"},
         "docs/benchmarks.md": {"bash"},  # tests/test_readme.py holds the commands to their reports
+        "docs/clients.md": {"bash"},  # tests/test_clients.py; its second and third line want other programs
         "docs/cookbook.md": {"bash", "python"},
         "docs/reliability.md": {"bash"},  # tests/test_reliability.py
     }

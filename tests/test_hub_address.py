@@ -74,6 +74,6 @@ def test_what_is_no_address_is_left_alone(name):
     assert hub_id(name) is None
 
 
-def test_one_file_is_no_model_whatever_the_case_of_its_ending():
-    with pytest.raises(RequestError, match="is one file; a model is a folder"):
+def test_a_file_that_is_not_there_is_said_whatever_the_case_of_its_ending():
+    with pytest.raises(RequestError, match="there is no file mine.SAFETENSORS"):
         find("mine.SAFETENSORS")

@@ -32,7 +32,7 @@ def broken(*_, **__):
 # Entry point -> its function, a command line without --debug, and what of it to break.
 ENTRIES = {
     "koala": (lambda: koala.cli.main, ["models"], "koala.verbs.models._table"),
-    "export": (lambda: export.command.main, ["--model", "tiny-sdxl", "--out", "x"], "export.folder.plan"),
+    "export": (lambda: export.command.main, ["--model", "tiny-sdxl", "--out", "x"], "export.writing.plan"),
     "export verify": (lambda: export.command.main, ["verify", "x"], "export.verify.verify"),
     "app": (lambda: app.main, ["--port", "1"], "app.launch"),
     "deploy": (deploy, ["--out", "x", "--dry-run"], "pathlib.Path.rglob"),

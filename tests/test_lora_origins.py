@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from koala.cli import main
 from koala.generate import generate
@@ -86,11 +86,17 @@ def test_a_moved_lora_in_half_precision_is_the_same_lora(tmp_path, alpha):
     """Its scale went into a factor, which was rounded: 3e-4 of the change."""
     half = {key: tensor.half() for key, tensor in peft(QUERY).items()}
     file = saved(tmp_path / "l.safetensors", half, **{"unet.r": 2, "unet.lora_alpha": alpha})
-    remap_file(file, "koala-700m", tmp_path / "moved.safetensors")
-    before, after = (delta_of(f, QUERY, TINY_KOALA_700M) for f in (file, tmp_path / "moved.safetensors"))
-    assert (before - after).abs().max() <= 1e-7 * before.abs().max() and before.abs().max() > 0.1
-    in_peft = any(".lora_A." in key for key in load_file(tmp_path / "moved.safetensors"))
-    assert in_peft == (alpha == 1)  # a half is exact, so the file may keep its style
+    moved = [tmp_path / "kohya.safetensors"]
+    remap_file(file, "koala-700m", moved[0])
+    if alpha == 1:  # a half is exact, so peft's names can say it too
+        moved.append(tmp_path / "peft.safetensors")
+        remap_file(file, "koala-700m", moved[1], names="peft")
+    else:
+        with pytest.raises(RequestError, match="its scale of 0.3 would be rounded; use --names kohya"):
+            remap_file(file, "koala-700m", tmp_path / "peft.safetensors", names="peft")
+    before, *after = (delta_of(f, QUERY, TINY_KOALA_700M) for f in (file, *moved))
+    assert before.abs().max() > 0.1
+    assert all((before - one).abs().max() <= 1e-7 * before.abs().max() for one in after)
 
 
 def test_the_difference_of_a_norm_is_read_in_either_spelling(tmp_path):

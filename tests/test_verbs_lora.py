@@ -32,7 +32,9 @@ def test_lora_prints_its_report_as_one_json_object(lora, tmp_path, capsys):
     assert (found["kept"], found["moved"], found["dropped"]) == ([], {TEACHERS: STUDENTS}, [GONE])
     assert (found["coverage"], found["stages"]) == (0.5, {"UP-1": [1, 2]})
     moved = load_file(out)
-    assert moved.keys() == {f"unet.{STUDENTS}.lora_{factor}.weight" for factor in "AB"}
+    name = f"lora_unet_{STUDENTS.replace('.', '_')}"
+    assert moved.keys() == {f"{name}.lora_down.weight", f"{name}.lora_up.weight", f"{name}.alpha"}
+    assert moved.pop(f"{name}.alpha") == 2  # its rank
     assert all((tensor == 1).all() for tensor in moved.values())
 
 

@@ -126,7 +126,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     args = parser.parse_args()
     report = measure(args.site, args.chromium)
-    report |= circumstances(sys.argv[1:], torch.device("cpu"), program="recipes.measure.web")
+    weights = {model["name"]: model["source"] for model in report["models"]}
+    report |= circumstances(sys.argv[1:], torch.device("cpu"), program="recipes.measure.web", weights=weights)
     with new_file(args.out) as file:
         file.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))

@@ -35,7 +35,8 @@ def teacher():
 
 
 def batch_and_draws(config, step=0):
-    data = cache.encode(config, encoder_files("tiny-sdxl", "cpu"), device="cpu")
+    encoders = encoder_files("tiny-sdxl", "cpu")
+    data = cache.encode(cache.find(config, encoders), encoders, device="cpu")
     bucket, rows = BatchOrder(data.sizes, config.batch_size, config.seed).rows(step)
     shape = (4, bucket[1] // 8, bucket[0] // 8)
     draws = draw(config, range(step * config.batch_size, (step + 1) * config.batch_size), shape)

@@ -48,7 +48,7 @@ def test_a_run_that_looks_through_a_folder_stops(small, run, tmp_path):
         Image.new("RGB", (64, 64)).save(pictures / f"{k}.png")
         (pictures / f"{k}.txt").write_text("a red circle")
     config = small(data=str(pictures), captions="short", short_caption="txt", cache=str(cache))
-    with pytest.raises(Stopped, match="stopped by SIGTERM while encoding; what was encoded is kept"):
+    with pytest.raises(Stopped, match="stopped by SIGTERM while looking through the pictures"):
         train(run, config, say=saying("looking through the pictures", interrupt))
     assert run.status().state == "stopped" and not cache.exists()
 

@@ -19,7 +19,7 @@ from tests.export.signed import signed_export
 
 @pytest.fixture(scope="module")
 def found(exported_700m):
-    from export.inspect import inspect
+    from export.inspection import inspect
 
     return inspect(exported_700m).to_dict()
 

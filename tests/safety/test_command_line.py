@@ -39,7 +39,8 @@ def line(draw, parser: argparse.ArgumentParser) -> list[str]:
     """What is required, and up to four options more, in any order."""
     actions = [a for a in parser._actions if a.dest not in ("help", "fields", "debug")]  # which print more
     asked = [a for a in actions if a.required or MODELS & set(a.option_strings)]
-    asked += draw(st.lists(st.sampled_from([a for a in actions if a.option_strings]), max_size=4))
+    if options := [a for a in actions if a.option_strings]:
+        asked += draw(st.lists(st.sampled_from(options), max_size=4))
     return [word for action in draw(st.permutations(asked)) for word in option(draw, action)]
 
 
