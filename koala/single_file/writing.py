@@ -66,18 +66,11 @@ _SAMPLERS = {  # as UIs name them
 
 
 @dataclass(frozen=True, kw_only=True)
-class Half:
-    """Stored tensors one after the other (rows below rows), as one tensor in fp16."""
+class _InHalf:
+    """A tensor of the new file."""
 
-    parts: tuple[StoredTensor, ...]
     shape: tuple[int, ...]
-    transposed: bool = False  # a matrix whose rows become columns
     dtype: str = "F16"
-
-    @property
-    def converted(self) -> bool:
-        """Whether it was not in fp16 before."""
-        return any(part.dtype != "F16" for part in self.parts)
 
     @property
     def parameters(self) -> int:
@@ -88,6 +81,19 @@ class Half:
     def size(self) -> int:
         """Bytes."""
         return 2 * self.parameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Half(_InHalf):
+    """Stored tensors one after the other (rows below rows), as one tensor in fp16."""
+
+    parts: tuple[StoredTensor, ...]
+    transposed: bool = False  # a matrix whose rows become columns
+
+    @property
+    def converted(self) -> bool:
+        """Whether it was not in fp16 before."""
+        return any(part.dtype != "F16" for part in self.parts)
 
     def blocks(self) -> Iterator[bytes]:
         """Its bytes in their order; RequestError where fp16 cannot hold a weight."""
@@ -100,23 +106,10 @@ class Half:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Constant:
+class Constant(_InHalf):
     """A tensor in fp16 that is one number everywhere."""
 
     value: float
-    shape: tuple[int, ...]
-    dtype: str = "F16"
-    converted: bool = False
-
-    @property
-    def parameters(self) -> int:
-        """How many numbers it holds."""
-        return math.prod(self.shape)
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return 2 * self.parameters
 
     def blocks(self) -> Iterator[bytes]:
         """Its bytes, a row at a time."""
