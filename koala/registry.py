@@ -298,7 +298,7 @@ def _file_card(path: Path) -> ModelCard:
         _say_assumed(path, like.title, settings["steps"], settings["guidance"])
     return ModelCard(
         name=str(path),
-        title=header.title or path.stem,
+        title=f"{header.title} ({path.name})" if header.title else path.stem,
         source=str(path),
         parameters=parameters(spec),
         licence=header.licence or "see where it was published",

@@ -322,7 +322,7 @@ def _metadata(card: ModelCard, checkpoint: UNetCheckpoint, content: str) -> dict
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": "stable-diffusion-xl-v1-base",
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
-        "modelspec.title": card.title,
+        "modelspec.title": card.title.removesuffix(f" ({Path(card.source).name})"),  # of a file that is written again
         "modelspec.license": card.licence,
         "modelspec.resolution": f"{card.width}x{card.height}",
         "modelspec.prediction_type": "v" if velocity else "epsilon",

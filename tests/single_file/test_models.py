@@ -75,6 +75,7 @@ def test_a_file_is_drawn_as_its_folder_is(files, name):
         assert getattr(one, setting) == getattr(other, setting)
     assert find(str(files[name])).noising == find(name).noising
     assert find(str(files[name])).parameters == find(name).parameters
+    assert find(str(files[name])).title == f"{find(name).title} ({name}.safetensors)"  # told apart in a list
 
 
 def test_a_file_draws_its_folders_picture_without_options(files):
@@ -317,6 +318,7 @@ def test_there_and_back_is_the_same_file_and_the_same_picture(files, tmp_path, c
     assert (told["unet"], told["settings_from"], told["lent"]) == ("tiny-koala-700m", "tiny-koala-700m", [])
     assert picture(str(folder)).tobytes() == picture(str(file)).tobytes()
     assert main(["convert", str(folder), "--out", str(again)]) == 0
+    assert find(str(again)).title == "folder (again.safetensors)"
     mine, its = load_file(again), load_file(file)
     assert mine.keys() == its.keys() and all(torch.equal(mine[k], its[k]) for k in mine)
     StableDiffusionXLPipeline.from_pretrained(folder)
