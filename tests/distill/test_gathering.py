@@ -68,7 +68,8 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("resumed", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("resumed", [False, True])
 def test_two_processes_try_again_together_and_go_on_together(tmp_path, small, resumed):
     """The first of them alone tries again, before both encode."""
     put(tmp_path / "site", [n for n in range(8) if n not in MISSING])
