@@ -265,6 +265,11 @@ def _drawing(folder: Path) -> dict[str, object]:
     return found.settings | ({"teacher": found.teacher} if found.teacher in CARDS else {})
 
 
+def says_how_it_is_drawn(card: ModelCard) -> bool:
+    """Whether a model without a name here brings its settings, in a file's header or in a folder's koala.json."""
+    return card.single_file or not card.on_hub and card.name not in CARDS and (Path(card.source) / DRAWING).is_file()
+
+
 def drawing_of(card: ModelCard) -> dict[str, object]:
     """How a card's model wants to be drawn, as `koala.drawing` reads it again."""
     teacher = card.teacher if card.teacher in CARDS else None

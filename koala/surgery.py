@@ -13,9 +13,10 @@ from diffusers import UNet2DConditionModel
 
 from koala.checkpoints import UNetCheckpoint, open_unet
 from koala.layer_map import kept_blocks, layer_map, renamed
-from koala.layout import SURGERY
+from koala.layout import DRAWING, SURGERY
 from koala.outputs import new_folder
 from koala.pipeline_folder import folder_bytes, network_like, write_folder
+from koala.registry import drawing_of, find, says_how_it_is_drawn
 from koala.request import RequestError
 from koala.specs import STAGES, UNetSpec
 from koala.specs import student as student_spec
@@ -130,6 +131,8 @@ def compress(teacher: str, spec: str, out: Path, *, replace: bool = False) -> Su
     with new_folder(out, folder_bytes(original, copied), replace=replace) as folder:
         write_folder(folder, original, unet, copied)
         (folder / SURGERY).write_text(json.dumps(asdict(report), indent=1) + "\n")
+        if original.pipeline and says_how_it_is_drawn(card := find(teacher)):  # of a name `registry` knows it
+            (folder / DRAWING).write_text(json.dumps(drawing_of(card), indent=1) + "\n")
     return report
 
 

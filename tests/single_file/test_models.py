@@ -286,6 +286,8 @@ def test_compress_keeps_the_pipeline_of_a_whole_file(files, tmp_path):
         mine, its = (load_file(folder / part / f"{stem}.safetensors") for folder in (out, reference))
         assert mine.keys() == its.keys() and all(torch.equal(mine[k], its[k]) for k in mine), part
     StableDiffusionXLPipeline.from_pretrained(out)
+    settings = ("scheduler", "steps", "guidance", "width", "height", "noising", "teacher")
+    assert [getattr(find(str(out)), s) for s in settings] == [getattr(find(str(reference)), s) for s in settings]
 
 
 def test_compare_attention_and_export_take_a_file(files, tmp_path, capsys):
