@@ -27,9 +27,12 @@ from koala.original_layout import original_names
 from koala.registry import CARDS, find
 from koala.request import GenerationRequest, RequestError
 from koala.resolve import resolve
+from koala.single_file.header import Header
 from koala.single_file.reading import read_single_file, spec_of
+from koala.single_file.settings import settings_folder
 from koala.single_file.writing import write_single_file
 from koala.specs import SDXL, SPECS, TINY_KOALA_700M, TINY_SDXL, student
+from recipes.clients.files import shapes_of, write_zeros
 
 UNET, TEXT, TEXT_2, VAE = (
     "model.diffusion_model.",
@@ -393,3 +396,18 @@ def test_a_file_of_sdxls_size_without_any_sdxl_folder_says_where_to_get_one(full
     with pytest.raises(NoSettings, match="python -m koala fetch sdxl-base; or put the folder of one"):
         locate(card)
     assert open_unet(str(file)).pipeline is None  # surgery needs no more than the U-Net
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_file_with_sdxls_own_vae_decodes_it_in_single_precision(own, full_size, tmp_path):
+    """The base may have a VAE that half precision can hold. That says nothing of the file's own, which would draw black."""
+    file = full_size
+    if own:
+        write_zeros(file := tmp_path / "whole.safetensors", shapes_of(SDXL))
+    base = locate(find("tiny-sdxl"))
+    (vae := tmp_path / "config.json").write_text(
+        json.dumps(json.loads(base.configs["vae/config.json"].read_text()) | {"force_upcast": False})
+    )
+    small = {f"{name}/tokenizer.json": base.folder / name / "tokenizer.json" for name in ("tokenizer", "tokenizer_2")}
+    folder = settings_folder(read_single_file(file), Header(), base.configs | small | {"vae/config.json": vae})
+    assert json.loads((folder / "vae" / "config.json").read_text())["force_upcast"] is own
