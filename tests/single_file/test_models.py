@@ -400,7 +400,7 @@ def test_a_file_of_sdxls_size_without_any_sdxl_folder_says_where_to_get_one(full
 
 @pytest.mark.parametrize("own", [True, False])
 def test_a_file_with_sdxls_own_vae_decodes_it_in_single_precision(own, full_size, tmp_path):
-    """The base may have a VAE that half precision can hold. That says nothing of the file's own, which would draw black."""
+    """The base may have a VAE that half precision can hold, which says nothing of the file's own: black pictures."""
     file = full_size
     if own:
         write_zeros(file := tmp_path / "whole.safetensors", shapes_of(SDXL))
