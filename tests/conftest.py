@@ -56,7 +56,6 @@ def own_cache(tmp_path_factory) -> None:
 
     there = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     os.environ.setdefault("HF_HOME", str(there / "huggingface"))  # what was downloaded stays in reach
-    os.environ.setdefault("KOALA_PACKAGES", str(there / "koala" / "npm"))
     os.environ.setdefault("KOALA_PACKAGES", str(user_cache() / "npm"))  # those of npm, too
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 

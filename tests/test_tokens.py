@@ -106,10 +106,10 @@ def test_without_guidance_no_negative_prompt_is_read():
 
 def test_counting_is_cheap_for_the_longest_and_worst_prompt():
     read_text("warm", FOLDERS)
-    begun = time.process_time()
+    begun = time.thread_time()
     for text in ("x" * MAX_PROMPT, "🐨" * MAX_PROMPT, "' " * (MAX_PROMPT // 2)):
         read_text(text, FOLDERS)
-    assert time.process_time() - begun < 0.3
+    assert time.thread_time() - begun < 0.3
 
 
 def result_of(prompt: str, colour=(200, 40, 40)) -> GenerationResult:

@@ -116,10 +116,10 @@ BOMBS = {
 def test_a_small_file_that_would_take_much_is_refused_at_once(tmp_path, name):
     about, tensors = made(tmp_path / "made")
     content = BOMBS[name][0](about, save(tensors))
-    begun = time.process_time()
+    begun = time.thread_time()
     with pytest.raises(RequestError, match=BOMBS[name][1]):
         opened(content, tmp_path)
-    print(f"{len(content):,} bytes, refused after {time.process_time() - begun:.2f} s")
+    print(f"{len(content):,} bytes, refused after {time.thread_time() - begun:.2f} s")
 
 
 def test_pictures_count_in_the_budget(tmp_path):

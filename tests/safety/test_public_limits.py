@@ -82,7 +82,7 @@ def test_the_page_and_the_table_tell_the_limit(public):
     ids=["a depth of 4,000 digits", "a million characters", "very many blocks", "very many stages", "one number"],
 )
 def test_a_strangers_network_is_refused_in_little_time(spec):
-    begun = time.process_time()
+    begun = time.thread_time()
     with pytest.raises(RequestError) as told:
         architecture.read(spec, TEACHER)
-    assert time.process_time() - begun < 0.5 and len(str(told.value)) < 1000
+    assert time.thread_time() - begun < 0.5 and len(str(told.value)) < 1000

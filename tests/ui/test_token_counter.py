@@ -57,10 +57,10 @@ def test_models_that_are_not_here_or_that_nobody_may_name_are_left_out(count, mo
 def test_what_is_far_too_long_or_no_text_is_refused_without_being_counted(count):
     assert f"shorten it to {MAX_PROMPT:,}" in count("a" * (MAX_PROMPT + 1), *PAIR)
     assert "half a character" in count("a \ud83d circle", *PAIR)
-    begun = time.process_time()
+    begun = time.thread_time()
     for _ in range(20):
         count("🐨" * MAX_PROMPT, *PAIR)
-    assert (time.process_time() - begun) / 20 < 0.1
+    assert (time.thread_time() - begun) / 20 < 0.1
 
 
 def test_a_prompt_is_text_in_the_line_too(count):
