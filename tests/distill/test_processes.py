@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from accelerate import PartialState
 from accelerate.utils import DistributedType
@@ -23,16 +25,26 @@ pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 4
+LONGEST = 200  # s
 STUDENT = "0,1,1/-/1+1,1+1,0+0"  # sharded, every parameter costs 10 ms a step, whatever its size
 FSDP2 = json.loads((ROOT / "recipes" / "full_scale" / "fsdp2-8.json").read_text())["fsdp_config"]
 
 
 def launch(*arguments: str) -> None:
-    """Two CPU processes of `python ...`, as `accelerate launch` starts them on GPUs."""
+    """Two CPU processes of `python ...`, as `accelerate launch` starts them on GPUs. What hangs says where."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *arguments]
     variables = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    variables |= {"PYTHONFAULTHANDLER": "1"}
+    launcher = subprocess.Popen(
+        command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        _, said = launcher.communicate(timeout=LONGEST)
+    except subprocess.TimeoutExpired:
+        for process in (*psutil.Process(launcher.pid).children(recursive=True), launcher):
+            process.send_signal(signal.SIGABRT)  # each writes the stacks of its threads
+        said = f"it hangs after {LONGEST} s:\n{launcher.communicate()[1]}"
+    assert launcher.returncode == 0, said[-12_000:]
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +81,7 @@ def assert_equal(run: RunFolder, reference: RunFolder) -> None:
     assert max(weights) <= 2e-4  # AdamW's first steps are of the learning rate's size, whatever the gradient's
 
 
+@pytest.mark.slow  # test_two_processes.py compares the losses of two processes by default
 def test_two_processes_learn_what_one_does(reference, tmp_path):
     run = RunFolder(path=tmp_path / "two")
     launch("-m", "koala", "distill", "--config", str(reference[1]), "--out", str(run.path))
