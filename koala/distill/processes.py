@@ -90,6 +90,13 @@ class Processes:
             group.all_reduce(values)
         return values / self.number
 
+    def leave(self) -> None:
+        """The last that all of them do together. One that hung up earlier could leave another waiting for its word."""
+        self._meet()
+        state = this_process()
+        state.wait_for_everyone()
+        state.destroy_process_group()
+
     def _of_all(self, value: T) -> list[T]:
         every = [value] * self.number
         if self.number > 1:

@@ -104,13 +104,18 @@ class _Run:
                     self._train()
             except Stopped as stopped:
                 self.processes.on_main(self.claim.stopped, str(stopped))
+                self.processes.leave()
                 raise
             except Exception as error:
                 with suppress(OSError, RequestError):  # a full disk takes no word; the error itself is what counts
                     self.claim.failed(error)
+                if error is self.processes.shared:  # else the others may be anywhere: the launcher ends them
+                    self.processes.leave()
                 raise
             finally:
-                self.accelerator.end_training()
+                for tracker in self.accelerator.trackers:
+                    tracker.finish()
+            self.processes.leave()
             if self.processes.main:
                 self.reporter.end("done", f"{self.config.num_steps:,} steps; the student is in student/")
 

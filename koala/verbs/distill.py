@@ -149,6 +149,7 @@ def _train(args: argparse.Namespace, folder: RunFolder) -> int:
     if plan.ended:
         if main:
             emit(args, dataclasses.asdict(folder.status()) | {"run": str(folder.path)}, plan.ended)
+        processes.leave()
         return 0
     config = plan.config
     models = [name for name in (config.teacher, config.student_init) if name]
