@@ -222,6 +222,18 @@ def test_axe_reports_nothing(visit, axe):
     assert found == []
 
 
+def test_a_phone_still_shows_the_pictures_when_their_times_have_appeared(visit):
+    """Symptom: the browser held on to what was below, and the pictures ended above the window."""
+    page = visit(LINK.replace("steps=4,4", "steps=2,2"), viewport=PHONE, reduced_motion="reduce")
+    ready(page, NAMES[0])
+    ready(page)
+    page.locator("#generate").click()
+    phase(page, "done")
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    top = page.locator("#states").bounding_box()["y"]
+    assert -1 <= top < 100, f"the pictures' head is at {top:.0f} px of {PHONE['height']}"
+
+
 def test_the_switch_of_the_theme_wins_over_the_system(visit):
     page = visit(LINK, color_scheme="light")
     ground = lambda: page.evaluate("getComputedStyle(document.body).backgroundColor")  # noqa: E731
