@@ -179,7 +179,12 @@ def measure(
         cells = []
         for preset, model in itertools.product(matrix.presets, models):
             request = matrix.request(model.card.name, size, images, "quality" if preset == STOCK else preset)
-            request = resolve(request, model.card)
+            try:
+                request = resolve(request, model.card)
+            except RequestError as error:  # a preset that this model does not allow
+                request = resolve(dataclasses.replace(request, preset="quality"), model.card)
+                yield _skipped(request, preset, str(error), out_of_memory=False)
+                continue
             try:
                 plan = stock_plan(model, request) if preset == STOCK else model.place(request).plan
             except RequestError as error:  # no plan fits

@@ -74,6 +74,12 @@ class ModelCard:
         return Path(self.source).parent == EMBEDDED
 
     @property
+    def draws_unguided(self) -> bool:
+        """Whether it keeps its pictures without guidance: it, or the teacher that it learned from, was distilled so."""
+        teacher = CARDS.get(self.teacher)
+        return self.guidance <= 1 or (teacher is not None and teacher.guidance <= 1)
+
+    @property
     def on_hub(self) -> bool:
         """Whether the source is a hub id; otherwise it is a folder of this machine."""
         return not Path(self.source).is_absolute()

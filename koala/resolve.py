@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
-from koala.registry import ModelCard, find
+from koala.presets import PRESETS
+from koala.registry import CARDS, ModelCard, find
 from koala.request import GenerationRequest, RequestError
 
 MAX_MODELS = 8  # in one comparison
@@ -13,9 +14,27 @@ def resolve(request: GenerationRequest, card: ModelCard) -> GenerationRequest:
     """The request with every None replaced by its model's default; RequestError for what its runtime cannot do."""
     if card.runtime == "onnx":
         _check_export(request, card)
+    if PRESETS[request.preset].guided is None:
+        request = _unguided(request, card)
     defaults = {n: getattr(card, n) for n in ("steps", "guidance", "scheduler", "width", "height")}
     missing = {n: v for n, v in defaults.items() if getattr(request, n) is None}
     return dataclasses.replace(request, model=card.name, **missing)
+
+
+def _unguided(request: GenerationRequest, card: ModelCard) -> GenerationRequest:
+    """The request without guidance, where its model allows that."""
+    if not card.draws_unguided:
+        able = ", ".join(name for name, one in CARDS.items() if one.draws_unguided)
+        raise RequestError(
+            f"{card.title} needs guidance, and the preset {request.preset} draws without; use --preset fast, or a "
+            f"model that was distilled for it: {able}"
+        )
+    if request.guidance is not None and request.guidance > 1:
+        raise RequestError(
+            f"the preset {request.preset} draws without guidance, not with {request.guidance:g}; set guidance to 1, or "
+            "leave it out"
+        )
+    return request if request.guidance is not None else dataclasses.replace(request, guidance=min(card.guidance, 1.0))
 
 
 def _check_export(request: GenerationRequest, card: ModelCard) -> None:

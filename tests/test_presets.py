@@ -1,5 +1,7 @@
 """Presets: quality is the stock pipeline to the bit, fast calls the U-Net less often, low-memory decodes in tiles."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from koala.guidance import guided_steps
 from koala.loading import Library
 from koala.presets import PRESETS
 from koala.registry import CARDS, EMBEDDED
-from koala.request import GenerationRequest
+from koala.request import GenerationRequest, RequestError
 
 STUDENT = "tiny-koala-700m"
 
@@ -81,10 +83,38 @@ def test_fast_guides_half_of_the_steps_whatever_the_batch(model, images):
     assert fast.request.preset == "fast"
 
 
+def test_turbo_draws_without_guidance_what_was_distilled_for_it(model, monkeypatch):
+    """The pictures of guidance 1 with the small decoder, in one U-Net call a step."""
+    monkeypatch.setattr(type(model.card), "draws_unguided", property(lambda card: True))
+    turbo = generate(request(preset="turbo"), model)
+    assert (turbo.request.guidance, turbo.timing.unet_calls) == (1.0, 6)
+    assert np.array_equal(pixels(turbo), pixels(generate(request(preset="quality", guidance=1.0), model)))
+
+
+@pytest.mark.parametrize(
+    ("name", "guidance"),
+    [("sdxl-turbo", 0.0), ("sdxl-lightning-4step", 0.0), ("koala-lightning-700m", 1.0), ("koala-lightning-1b", 1.0)],
+)
+def test_turbo_takes_models_that_were_distilled_without_guidance(name, guidance):
+    """SDXL-Turbo and -Lightning are drawn without; the Lightning KOALAs learned from the latter (paper, A.2)."""
+    asked = GenerationRequest(model=name, prompt="a koala", preset="turbo")
+    assert resolve(asked, CARDS[name]).guidance == guidance
+    assert not guided_steps(resolve(asked, CARDS[name]))
+    with pytest.raises(RequestError, match="draws without guidance, not with 3.5; set guidance to 1"):
+        resolve(dataclasses.replace(asked, guidance=3.5), CARDS[name])
+
+
+@pytest.mark.parametrize("name", ["sdxl-base", "koala-700m", "ssd-1b", STUDENT, "tiny-sdxl"])
+def test_turbo_refuses_what_needs_guidance_and_names_what_works(name):
+    with pytest.raises(RequestError, match="needs guidance.*--preset fast, or a model") as told:
+        resolve(GenerationRequest(model=name, prompt="a koala", preset="turbo"), CARDS[name])
+    resolve(GenerationRequest(model=name, prompt="a koala", preset="fast"), CARDS[name])
+    for able in str(told.value).rpartition(": ")[2].split(", "):
+        resolve(GenerationRequest(model=able, prompt="a koala", preset="turbo"), CARDS[able])
+
+
 def test_the_guided_interval_may_begin_later(model, monkeypatch):
     """Guidance off, on and off again equals the plain loop with the same switches."""
-    import dataclasses
-
     late = dataclasses.replace(PRESETS["fast"], guided=(0.25, 0.75))
     monkeypatch.setitem(PRESETS, "fast", late)
     asked = resolve(request(preset="fast", steps=8, scheduler="euler-trailing"), CARDS[STUDENT])

@@ -70,6 +70,7 @@ def work(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_packed_folders_draw_in_plain_diffusers_and_share_their_parts(work):
     for name in NAMES:
         pipeline = StableDiffusionXLPipeline.from_pretrained(work / "packed" / name)
@@ -79,6 +80,7 @@ def test_the_packed_folders_draw_in_plain_diffusers_and_share_their_parts(work):
     assert digest(files[0]) == digest(files[1])
 
 
+@pytest.mark.slow
 def test_distillation_starts_from_the_teachers_cut_and_moves_every_kind_of_layer(work):
     teacher = UNet2DConditionModel.from_pretrained(work / "teacher").state_dict()
     student = UNet2DConditionModel.from_pretrained(work / "student").state_dict()
@@ -90,6 +92,7 @@ def test_distillation_starts_from_the_teachers_cut_and_moves_every_kind_of_layer
         assert not torch.equal(student[key], mine), f"{key} has not learned"
 
 
+@pytest.mark.slow
 def test_the_mean_of_two_unets_lies_between_them(work):
     first, second, mean = (UNet2DConditionModel.from_pretrained(work / n) for n in ("student", "further", "mean"))
     for mine, its, between in zip(first.parameters(), second.parameters(), mean.parameters(), strict=True):
@@ -97,6 +100,7 @@ def test_the_mean_of_two_unets_lies_between_them(work):
     assert not torch.equal(first.conv_in.weight, second.conv_in.weight)
 
 
+@pytest.mark.slow
 def test_only_the_decoder_learns_of_redrawn_latents(work):
     before, after = (AutoencoderKL.from_pretrained(work / name) for name in ("white", "sharp"))
     for part in ("encoder", "quant_conv", "decoder"):

@@ -18,8 +18,6 @@ from tests.forked import end_of
 
 pytestmark = pytest.mark.long
 
-KILLS = 5
-
 
 def distill(*arguments: str) -> int:
     """`koala distill`: all that a process does."""
@@ -50,18 +48,19 @@ def running(run: RunFolder, pid: int) -> bool:
     return bool(status and status.pid == pid and status.state == "running")
 
 
-def test_a_run_killed_at_random_moments_ends_bit_identical(small, tmp_path, start, said):
+@pytest.mark.parametrize(("kills", "num_steps"), [(1, 9), pytest.param(5, 30, marks=pytest.mark.slow)])
+def test_a_run_killed_at_random_moments_ends_bit_identical(kills, num_steps, small, tmp_path, start, said):
     config = tmp_path / "config.json"
-    config.write_text(json.dumps(small(num_steps=30, checkpoint_every=3, optimizer="muon").to_dict()))
+    config.write_text(json.dumps(small(num_steps=num_steps, checkpoint_every=3, optimizer="muon").to_dict()))
     whole, killed = (RunFolder(path=tmp_path / n) for n in ("whole", "killed"))
     assert end_of(start("--config", str(config), "--out", str(whole.path))) == 0, said.read_text()
     rng = random.Random()  # no fixed seed: every run of this test tries other moments
     first = ("--config", str(config), "--out", str(killed.path))
-    kept = list(damage.kill_and_resume(start, first, killed, KILLS, rng))
-    assert len(kept) == KILLS and kept == sorted(kept), said.read_text()
-    assert damage.same(killed, whole, 30)
+    kept = list(damage.kill_and_resume(start, first, killed, kills, rng))
+    assert len(kept) == kills and kept == sorted(kept), said.read_text()
+    assert damage.same(killed, whole, num_steps)
     steps = [e["step"] for e in killed.metrics() if e["kind"] == "train"]
-    assert steps == list(range(1, 31))  # no line twice, none lost
+    assert steps == list(range(1, num_steps + 1))  # no line twice, none lost
     assert not list((killed.path / "checkpoints").glob(".*"))
 
 

@@ -119,6 +119,7 @@ def launch_sharded(folder: Path, *arguments: str) -> None:
     assert ends == [0, 0], "\n".join(file.read_text()[-3000:] for file in said)
 
 
+@pytest.mark.slow
 def test_a_sharded_student_learns_the_same_and_goes_on_from_a_checkpoint_of_whole_ones(reference, tmp_path):
     whole, config = reference
     run = RunFolder(path=tmp_path / "sharded")

@@ -160,6 +160,9 @@ class Compare:
         self.stop.click(self.halt, queue=False, **CHEAP)
         preset = self.fields["preset"]
         preset.change(self.explain, preset, preset, **CHEAP)
+        guidances = [self.fields["guidance_a"], self.fields["guidance_b"]]
+        models = [self.fields["model_a"], self.fields["model_b"]]
+        preset.input(self.guide, [preset, *models, *guidances], guidances, **CHEAP)
         self.chips.click(self.example, None, self.fields["prompt"], **CHEAP)
         self.reuse.click(self.reuse_seed, self.last_seed, [self.fields["seed"], self.random], **CHEAP)
         self.upload.upload(self.restore, self.upload, [*fields, self.random, self.upload], **CHEAP)
@@ -189,6 +192,25 @@ class Compare:
         """What a preset does, under it."""
         known = PRESETS.get(preset)
         return gr.Dropdown(info=known.label.capitalize()) if known else gr.skip()
+
+    def guide(self, preset: str, *models_then_guidances: object) -> list:
+        """A preset was chosen: guidance goes to 1 for one that draws without, and from there back to a model's own."""
+        half = len(models_then_guidances) // 2
+        found = []
+        for name, guidance in zip(models_then_guidances[:half], models_then_guidances[half:], strict=True):
+            try:
+                card, chosen = self.session.card(name), PRESETS[preset]
+            except (RequestError, KeyError):
+                found.append(gr.skip())  # the run itself says what is wrong with it
+                continue
+            unguided = chosen.guided is None
+            if unguided and guidance > 1:
+                found.append(1)
+            elif not unguided and guidance <= 1 < card.guidance:
+                found.append(card.guidance)
+            else:
+                found.append(gr.skip())
+        return found
 
     def empty(self, *names: str) -> dict:
         """The stage before a run of these models, or of the app's own; RequestError for an unknown name."""
