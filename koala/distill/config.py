@@ -44,7 +44,7 @@ def _choice(text: str, options: Sequence[str], default: object):
 class DistillConfig:
     """One distillation run. Steps are the optimizer's; `batch_size` is that of all processes together."""
 
-    teacher: str = _doc("model name, hub id or folder; it predicts noise (epsilon)", "tiny-sdxl")
+    teacher: str = _doc("model name, hub id, folder or .safetensors file; it predicts noise (epsilon)", "tiny-sdxl")
     student_spec: str = _doc("what to cut the teacher to: a name such as koala-700m, or depths", "koala-700m")
     student_init: str = _doc("model whose U-Net to go on from; empty cuts the student out of the teacher", "")
 
