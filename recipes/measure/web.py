@@ -17,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from koala.evaluate.reports import circumstances
 from koala.generate import generate
@@ -87,6 +88,21 @@ def difference(content: bytes, library: Library) -> int:
         return int(np.abs(own - np.asarray(generate(request, library.get(request.model)).images[0], np.int16)).max())
 
 
+def first_picture(browser: Browser, url: str, student: str) -> float:
+    """Seconds of a new visitor from the student being there to the first picture, asked for at once."""
+    context = browser.new_context()
+    page = context.new_page()
+    page.set_default_timeout(300_000)
+    page.goto(f"{url}#seed=1")
+    page.locator(f"#state-{student}[data-state=ready]").wait_for()
+    began = time.perf_counter()
+    page.locator("#generate").click()
+    page.locator(".head a:visible").first.wait_for()
+    took = time.perf_counter() - began
+    context.close()
+    return took
+
+
 def measure(folder: Path, chromium: str) -> dict:
     """Everything of the report but its circumstances."""
     told, library = json.loads((folder / "site.json").read_text()), Library("cpu")
@@ -103,6 +119,7 @@ def measure(folder: Path, chromium: str) -> dict:
             page.goto(f"{url}#{fragment}")
             files, _ = drawn(page, Path(scratch))
             compared.append({"settings": fragment, "largest_difference": [difference(f, library) for f in files]})
+        waits = [first_picture(browser, url, told["models"][-1]["name"]) for _ in range(RUNS)]
         agent = browser.version
         browser.close()
     per_call = [[sum(one["unet_ms"]) / one["unet_calls"] for one in run] for run in runs]
@@ -112,6 +129,7 @@ def measure(folder: Path, chromium: str) -> dict:
         "against_torch": compared,
         "speedup_per_call": round(statistics.median(first / last for first, *_, last in per_call), 2),
         "speedup_total": round(statistics.median(run[0]["total_ms"] / run[-1]["total_ms"] for run in runs), 2),
+        "first_picture_s": [round(wait, 1) for wait in sorted(waits)],
         "runs": len(runs),
         "threads": 1,
         "runtime": f"onnxruntime-web {told['runtime']['version']}",
