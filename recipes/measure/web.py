@@ -108,6 +108,8 @@ def measure(folder: Path, chromium: str) -> dict:
     told, library = json.loads((folder / "site.json").read_text()), Library("cpu")
     with served(folder) as url, sync_playwright() as playwright, tempfile.TemporaryDirectory() as scratch:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        # before this process computes: torch's threads go on asking for work for a while
+        waits = [first_picture(browser, url, told["models"][-1]["name"]) for _ in range(RUNS)]
         page = browser.new_page()
         page.set_default_timeout(300_000)
         page.goto(f"{url}#{SETTINGS[0]}")
@@ -119,7 +121,6 @@ def measure(folder: Path, chromium: str) -> dict:
             page.goto(f"{url}#{fragment}")
             files, _ = drawn(page, Path(scratch))
             compared.append({"settings": fragment, "largest_difference": [difference(f, library) for f in files]})
-        waits = [first_picture(browser, url, told["models"][-1]["name"]) for _ in range(RUNS)]
         agent = browser.version
         browser.close()
     per_call = [[sum(one["unet_ms"]) / one["unet_calls"] for one in run] for run in runs]

@@ -149,6 +149,7 @@ def test_the_readmes_figures_are_those_of_the_report_and_the_report_is_of_the_sh
     first, whole = found["site"]["first_load"], found["site"]["whole"]
     assert f"the first picture needs {first / 1e6:.1f} MB, all of the site {whole / 1e6:.1f} MB, gzipped" in text
     assert first < BUDGET_FIRST and whole < BUDGET_WHOLE
+    assert max(found["first_picture_s"]) < 5  # after the student was there, on one thread
     shipped = json.loads((EMBEDDED / "hashes.json").read_text())
     for model in found["models"]:
         assert model["source"].items() <= shipped[model["name"]].items()
