@@ -3,6 +3,8 @@
     python -m recipes.export_check --work exports/check --out docs/measurements/export-embedded.json
 
 What --work has already is kept, so that it goes on where it was stopped: five to fifteen minutes a target on one core.
+With --exports only those are measured, and the report keeps its other rows where the model's weights are still the
+same: every row says when and how it was measured.
 The figures are those that the gates wrote into each file as it was made; only the paces are measured in the end, one
 after the other, with one thread and with all.
 """
@@ -60,6 +62,19 @@ def paced(folder: Path, threads: int) -> dict:
     return speed(open_case(folder)).figures
 
 
+def kept(file: Path, model: str, weights: dict) -> dict[str, dict]:
+    """The rows of an earlier report that are of these weights; what it once said of all its rows, each says itself."""
+    if not file.is_file():
+        return {}
+    report = json.loads(file.read_text())
+    shared = {key: value for key, value in report.items() if key not in ("model", "exports")}
+    rows = {name: row | shared for name, row in report["exports"].items()}
+    same = {name: row for name, row in rows.items() if report["model"] == model and row["weights"] == weights}
+    if gone := rows.keys() - same.keys():
+        print(f"left out, as they are of other weights: {', '.join(sorted(gone))}", file=sys.stderr)
+    return same
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny-koala-700m")
@@ -70,10 +85,9 @@ def main() -> None:
     args = parser.parse_args()
 
     folders = {name: made(args.model, name, args.work, args.pictures) for name in args.exports}
-    report = circumstances(sys.argv[1:], torch.device("cpu"), program="recipes.export_check", weights=[args.model]) | {
-        "model": args.model,
-        "exports": {name: told(folder) for name, folder in folders.items()},
-    }
+    now = circumstances(sys.argv[1:], torch.device("cpu"), program="recipes.export_check", weights=[args.model])
+    rows = kept(args.out, args.model, now["weights"]) | {name: told(folder) | now for name, folder in folders.items()}
+    report = {"model": args.model, "exports": {name: rows[name] for name in EXPORTS if name in rows}}
     with new_file(args.out) as file:
         file.write_text(json.dumps(report, indent=1) + "\n")
 
