@@ -44,6 +44,7 @@ LEVELS = {
         "koala.tokenizer_config",
         "koala.shortage",
         "koala.presets",
+        "koala.torch_build",
         "koala.palette",
         "koala.exported",
         "koala.child",
