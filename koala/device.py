@@ -10,6 +10,7 @@ import torch
 
 from koala.cuda import cards
 from koala.request import RequestError
+from koala.torch_build import advice_here
 
 # What a container may use, control groups version 2 and 1: less than what the machine has, which psutil tells.
 _CONTAINER = tuple(Path("/sys/fs/cgroup") / n for n in ("memory.max", "memory/memory.limit_in_bytes"))
@@ -32,7 +33,9 @@ def best_device(name: str | None = None) -> torch.device:
 
 def _check_visible(device: torch.device) -> None:
     if not cards().available():
-        raise RequestError(f"device {device} was asked for, but no CUDA GPU is visible; use --device cpu")
+        unused = advice_here()
+        why = f"no CUDA GPU is visible ({unused})" if unused else "no CUDA GPU is visible"
+        raise RequestError(f"device {device} was asked for, but {why}; use --device cpu")
     if device.index and device.index >= cards().count():
         raise RequestError(
             f"device {device} was asked for, but the last of the CUDA GPUs that are visible is "
