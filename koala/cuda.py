@@ -56,6 +56,15 @@ class Cards:
         """Most bytes that tensors held at once since the last reset."""
         return torch.cuda.max_memory_allocated(device)
 
+    def reserved_peak(self, device: torch.device | None = None) -> int:
+        """Most bytes that torch's allocator had from the driver since the last reset, in use or kept."""
+        return torch.cuda.max_memory_reserved(device)
+
+    def cap(self, count: int | None, device: torch.device | None = None) -> None:
+        """Let torch's allocator have so many bytes of the card at most; None is all of it again."""
+        total = self.memory(device)[1]
+        torch.cuda.set_per_process_memory_fraction(1.0 if count is None else min(count / total, 1.0), device)
+
     def current_stream(self, device: torch.device | None = None) -> torch.Stream:
         """The queue that torch's kernels are put in."""
         return torch.cuda.current_stream(device)
