@@ -20,7 +20,9 @@ from koala.ui.session import Session
 CPU = Build(version="2.13.0+cpu", cuda=None)
 ADA = Card(name="NVIDIA GeForce RTX 4090", driver="580.95.05", capability=8.9)
 LINE = "install torch==2.13.0+cu130 --index-url https://download.pytorch.org/whl/cu130"
-KERNEL = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  535.183.01  Release Build  (root@host)\nGCC version:\n"
+KERNEL = (
+    "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  535.183.01  Release Build  (root@host)\nGCC version:\n"
+)
 
 
 def nvidia_smi(folder: Path, says: str, status: int = 0, name: str = "nvidia-smi") -> Path:

@@ -1,4 +1,4 @@
-"""Sections within a budget of seconds: the worthiest first, each with its share, and none that takes the others down."""
+"""Sections within a budget of seconds: the worthiest first, each with a share, and none that takes others down."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -85,7 +85,8 @@ def measure(
         outcome = outcomes[section.name] = Outcome(title=section.title, status=DONE)
         if left < section.least:
             outcome.status = LEFT_OUT
-            outcome.reason = f"it takes {section.least:.0f} s at the least, and of {budget:.0f} s {max(left, 0):.0f} were left for it"
+            there = f"of {budget:.0f} s {max(left, 0):.0f} were left for it"
+            outcome.reason = f"it takes {section.least:.0f} s at the least, and {there}"
             progress(f"{number} of {len(sections)}, {section.title}: left out, {outcome.reason}")
         else:
             progress(f"{number} of {len(sections)}, {section.title}: {left:.0f} s at most")

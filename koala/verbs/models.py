@@ -6,8 +6,8 @@ from pathlib import Path
 from koala.costs import parameters
 from koala.read_json import read_object
 from koala.registry import CARDS, find
-from koala.unet_config import from_config
 from koala.torch_build import advice_here
+from koala.unet_config import from_config
 from koala.verbs.output import emit, say
 
 HELP = "list every model by name, with its size, licence and whether it is here; asks no network"

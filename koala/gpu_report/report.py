@@ -1,0 +1,112 @@
+"""The whole report: its sections in the order of worth, what is said of the card, and both files after each section."""
+
+import dataclasses
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from koala.cuda import cards
+from koala.device import device_memory, give_back
+from koala.evaluate.reports import circumstances
+from koala.gpu_report.attention import attention
+from koala.gpu_report.budget import Outcome, Say, Section, measure
+from koala.gpu_report.distillation import distillation, precision
+from koala.gpu_report.drawing import latencies, presets
+from koala.gpu_report.exports import Exports, onnx_runtime, tensorrt_rtx
+from koala.gpu_report.memory import plans
+from koala.gpu_report.scale import Scale
+from koala.gpu_report.tables import markdown
+from koala.measured import RANDOM
+from koala.outputs import new_file
+from koala.random_weights import SEED, RandomLibrary
+from koala.timing import device_name
+from koala.torch_build import find_card
+
+FORMAT = "koala gpu report 1"
+_NAMES = {"bf16": "bfloat16", "fp32": "float32"}
+
+
+def sections(scale: Scale, device: torch.device, exports: Exports) -> list[Section]:
+    """Every section with its share of the 500 seconds, and a library of its own: no state goes from one to the next."""
+
+    def drawing(work: Callable, dtype: str | None = None, **more) -> Callable[[dict, object, Say], None]:
+        def run(found: dict, limit, say: Say) -> None:
+            try:
+                work(scale, RandomLibrary(str(device), dtype=dtype), **more, found=found, limit=limit, say=say)
+            finally:
+                give_back()
+
+        return run
+
+    trained = _NAMES[precision(device)]
+    return [
+        Section(name="latencies", title="Latency and memory", share=140, least=20, work=drawing(latencies)),
+        Section(name="presets", title="Presets against stock diffusers", share=100, least=20, work=drawing(presets)),
+        Section(name="plans", title="Memory plans", share=70, least=15, work=drawing(plans)),
+        Section(
+            name="distillation", title="Distillation", share=60, least=30, work=drawing(distillation, dtype=trained)
+        ),
+        Section(name="attention", title="Attention", share=30, least=10, work=drawing(attention)),
+        Section(
+            name="onnx-runtime",
+            title="ONNX Runtime",
+            share=60,
+            least=45,
+            work=drawing(onnx_runtime, exports=exports),
+        ),
+        Section(
+            name="tensorrt-rtx",
+            title="TensorRT-RTX",
+            share=40,
+            least=40,
+            work=drawing(tensorrt_rtx, exports=exports),
+        ),
+    ]
+
+
+def card(device: torch.device) -> dict:
+    """The device and what drives it; off a CUDA card what there is of it."""
+    found = {"name": device_name(device), "capability": None, "driver": None, "cuda": cards().build()}
+    found |= {"system": f"{platform.system()} {platform.machine()}", "free_bytes": device_memory(device)}
+    found["memory_bytes"] = found["free_bytes"]
+    if device.type == "cuda":
+        known = find_card()
+        found["memory_bytes"] = cards().memory(device)[1]
+        found["capability"] = ".".join(map(str, cards().capability(device)))
+        found["driver"] = known and known.driver
+    return found
+
+
+def run(
+    scale: Scale,
+    device: torch.device,
+    out: Path,
+    *,
+    exports: Callable[[Path], Exports],
+    say: Say,
+    told: Callable[[Exception], str] = str,
+    arguments: Sequence[str] = (),
+    clock: Callable[[], float] = time.monotonic,
+) -> dict:
+    """Measure every section, and have the files `out` and the same as .md whole after each of them. The report."""
+    begun = clock()
+    found = {"format": FORMAT} | circumstances(list(arguments), device, weights=RANDOM)
+    found |= {"seed": SEED, "card": card(device), "scale": dataclasses.asdict(scale)}
+    with tempfile.TemporaryDirectory(prefix="koala-gpu-report-") as work:
+        chosen = sections(scale, device, exports(Path(work)))
+        found["budget_seconds"] = sum(section.share for section in chosen)
+
+        def after(outcomes: dict[str, Outcome]) -> None:
+            found["seconds"] = round(clock() - begun, 1)
+            found["sections"] = {name: dataclasses.asdict(outcome) for name, outcome in outcomes.items()}
+            for file, text in ((out, json.dumps(found, indent=1)), (out.with_suffix(".md"), markdown(found))):
+                with new_file(file) as partial_file:
+                    partial_file.write_text(text + "\n", encoding="utf-8")
+
+        measure(chosen, say=say, told=told, after=after, clock=clock)
+    return found

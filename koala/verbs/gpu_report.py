@@ -1,0 +1,56 @@
+"""gpu-report: what this machine's card can do, in one file to keep or to send in."""
+
+import argparse
+
+from koala.console import no_bars
+from koala.last_resort import sentence
+from koala.torch_build import advice_here
+from koala.verbs.options import file_ending
+from koala.verbs.output import emit, say
+
+HELP = "measure this machine's NVIDIA card in nine minutes, without any model's files: one JSON to keep or to send in"
+
+SMALLER = "a card with more free memory"  # what helps where memory ran out
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
+    parser.add_argument(
+        "--out",
+        type=file_ending(".json", "the tables go beside it as .md"),
+        required=True,
+        metavar="FILE.json",
+        help="written anew after each section; the tables go beside it as .md",
+    )
+    parser.add_argument("--device", metavar="NAME", help="cuda:1 for the second card (default: the first)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the tables, or JSON; exit status 0, whatever single sections came to, and 2 without a card."""
+    from koala.device import best_device
+    from koala.outputs import check_file
+    from koala.request import RequestError
+
+    device = best_device(args.device)
+    if device.type != "cuda":
+        told = advice_here() or "no CUDA GPU is visible to torch; `python -m koala bench` measures any device"
+        raise RequestError(f"gpu-report measures an NVIDIA card, and there is none to use: {told}")
+    check_file(args.out)
+    from koala.gpu_report.report import run as measure
+    from koala.gpu_report.scale import FULL
+    from koala.gpu_report.tables import markdown
+
+    no_bars()
+    asked = ["gpu-report", *(["--device", args.device] if args.device else []), "--out", args.out.name]
+    found = measure(FULL, device, args.out, exports=_exports, say=say, told=sentence, arguments=asked)
+    emit(args, found, markdown(found))
+    say(f"{args.out} is the report: docs/benchmarks.md says where to send it")
+    return 0
+
+
+def _exports(folder):
+    """How the export's own functions serve a report."""
+    from export.network import RTX, build_engine, write_unet
+    from koala.gpu_report.exports import Exports
+
+    return Exports(folder=folder, write=write_unet, build=build_engine, builds=lambda: RTX.ready)
