@@ -9,23 +9,26 @@ import pytest
 import torch
 
 from koala.cli import main
+from koala.cuda import Card, DescribedCards, in_place
 from koala.gpu_report import distillation, exports, memory
 from koala.gpu_report.budget import DONE, FAILED, LEFT_OUT, NOT_HERE, Limit, NotHere, Section, measure
 from koala.gpu_report.drawing import against_stock
 from koala.gpu_report.paper import OOM, ROWS
-from koala.gpu_report.report import FORMAT, run, sections
+from koala.gpu_report.report import run, sections
 from koala.gpu_report.scale import FULL, Scale, alike
-from koala.gpu_report.tables import TABLES, markdown
+from koala.gpu_report.tables import FORMAT, TABLES, markdown
 from koala.presets import PRESETS
 from koala.random_weights import RandomLibrary
 from koala.registry import CARDS
 from koala.specs import KOALA_700M, SDXL
 from koala.verbs.gpu_report import _exports
+from recipes.readme_tables import cards
 
 CPU = torch.device("cpu")
 TINY = "tiny-koala-700m"
 SMALL = Scale(
     groups=(("tiny-sdxl", TINY), ("tiny-koala-1b",)),
+    group_shares=(0.5, 1),
     sizes=(64,),
     preset_models=(TINY,),
     preset_size=64,
@@ -419,6 +422,21 @@ def test_what_was_not_measured_is_in_the_text_too():
     assert text.startswith("Not measured: failed. RuntimeError: CUDA error.\n\n| model |") and "| sdxl-base |" in text
 
 
+# --- where reports are collected
+
+
+def test_reports_that_were_sent_in_are_collected_and_other_files_are_not(tmp_path):
+    assert cards(tmp_path) == "No card's report has been sent in yet.\n"
+    (tmp_path / "gpu-rehearsal.json").write_text(json.dumps({"rows": []}))
+    assert cards(tmp_path) == "No card's report has been sent in yet.\n"
+    one = HAND | {"format": FORMAT, "sections": {}}
+    (tmp_path / "gpu-rtx-4070.json").write_text(json.dumps(one))
+    (tmp_path / "gpu-a10.json").write_text(json.dumps(one | {"device": "NVIDIA A10"}))
+    text = cards(tmp_path)
+    assert text.startswith("### NVIDIA A10\n\n12.9 GB") and text.count("### ") == 2
+    assert "[Its report](measurements/gpu-rtx-4070.json)." in text
+
+
 # --- the verb
 
 
@@ -431,6 +449,24 @@ def test_without_a_card_it_says_so_in_one_line(tmp_path, capsys):
         assert said.out == "" and len(said.err.splitlines()) == 1 and said.err.startswith("koala: ")
         assert "CUDA GPU is visible" in said.err or "CPU build" in said.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_card_on_which_nothing_runs_leaves_a_whole_file_of_reasons(tmp_path, capsys):
+    """A described card: torch's CPU build refuses every tensor on it, so that each section fails in its own way."""
+    if torch.version.cuda and torch.cuda.is_available():
+        pytest.skip("needs a machine without a GPU")
+    card = Card(name="Described", total_bytes=8 * 10**9, free_bytes=7 * 10**9, capability=(8, 6))
+    out = tmp_path / "my secret folder" / "gpu.json"
+    with in_place(DescribedCards([card], peak=lambda: 0, reset_peak=lambda: None)):
+        assert main(["gpu-report", "--out", str(out), "--json"]) == 1
+    said, found = capsys.readouterr(), json.loads(out.read_text())
+    assert json.loads(said.out) == found
+    assert {s["status"] for s in found["sections"].values()} <= {FAILED, NOT_HERE}
+    assert "CUDA" in found["sections"]["plans"]["reason"]
+    assert found["card"]["memory_bytes"] == 8 * 10**9 and found["card"]["capability"] == "8.6"
+    assert found["device"] == "Described" and found["command"] == "python -m koala gpu-report --out gpu.json"
+    assert "my secret folder" not in out.read_text() + out.with_suffix(".md").read_text()
+    assert "of 8:20  7 of 7, TensorRT-RTX" in said.err and "nothing could be measured" in said.err
 
 
 def test_the_student_of_the_full_report_is_koala():

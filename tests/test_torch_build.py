@@ -1,6 +1,7 @@
 """A torch that leaves the card unused is told, with a line that helps; the driver is a folder of this test."""
 
 import importlib.util
+import re
 import shlex
 import stat
 import sys
@@ -13,7 +14,7 @@ import torch
 from koala import torch_build
 from koala.cli import main
 from koala.request import RequestError
-from koala.torch_build import INDEX, WHEELS, Build, Card, Host, advice, find_card, installed
+from koala.torch_build import INDEX, WHEELS, Build, Card, Host, advice, command, find_card, installed
 from koala.ui import widgets
 from koala.ui.session import Session
 
@@ -174,6 +175,22 @@ def test_the_line_installs_into_the_environment_that_runs(monkeypatch, tmp_path)
 def test_every_build_of_the_table_has_its_own_name():
     assert [w.title for w in WHEELS] == ["CUDA 13.0", "CUDA 12.6"]
     assert [w.since for w in WHEELS] == sorted((w.since for w in WHEELS), reverse=True)
+
+
+def test_the_readme_has_the_same_line_for_windows():
+    root = Path(__file__).parents[1]
+    text = (root / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```powershell\n(.*?)```", text, re.DOTALL)
+    pinned = re.search(r"^torch==(\S+)$", (root / "requirements.txt").read_text(), re.M)[1]
+    line = command(pinned, WHEELS[0]).partition(" -m ")[2]
+    assert [words.split(maxsplit=1) for words in block.splitlines()] == [
+        ["py", "-m venv .venv"],
+        [r".venv\Scripts\python", f"-m {line}"],
+        [r".venv\Scripts\python", "-m pip install -r requirements.txt"],
+        [r".venv\Scripts\python", "app.py"],
+    ]
+    assert f"put {WHEELS[1].name} in both places" in text and f"({WHEELS[1].branch} and newer)" in text
+    assert f"built for {WHEELS[0].title}, for drivers from {WHEELS[0].branch}" in text
 
 
 # --- who says it

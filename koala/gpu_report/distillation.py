@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from itertools import product
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -67,8 +68,11 @@ def distillation(scale: Scale, library: Library, found: dict, limit: Limit, say:
 def _fitting(
     scale: Scale, student: UNetSpec, teacher: UNetSpec, device: torch.device, free: int, checkpointing: bool
 ) -> tuple[DistillConfig, Estimate]:
-    """The config with the largest batch that fits, or with the smallest where none does."""
-    for batch in scale.batches:
+    """The config with the largest batch that fits, or with the smallest where none does.
+
+    The moving average is on the card where it fits beside that batch, else in host memory.
+    """
+    for batch, place in product(scale.batches, ("student", "cpu")):
         config = DistillConfig(
             teacher=scale.teacher,
             student_spec=scale.student,
@@ -77,7 +81,7 @@ def _fitting(
             precision=precision(device),
             teacher_precision=precision(device),
             gradient_checkpointing=checkpointing,
-            ema_device="cpu" if device.type == "cuda" else "student",
+            ema_device=place,
         )
         found = estimate(config, student, teacher, resolution=scale.resolution, device=device.type, memory_bytes=free)
         if found.fits:

@@ -11,33 +11,42 @@ from koala.loading import Library
 from koala.registry import CARDS
 from koala.request import RequestError
 
+_FIRST_SIZE = 0.7  # of a group's time, which the size of most worth takes at most
+
 
 def latencies(scale: Scale, library: Library, found: dict, limit: Limit, say: Say) -> None:
-    """Every group of models in turns at every size; the first takes half of the time at most, and so does the next."""
+    """Every group of models in turns at every size; each group has its share of what the groups before it left."""
     found |= {"rows": [], "not_measured": []}
-    for number, group in enumerate(scale.groups, 1):
-        seconds = limit.left / (1 if number == len(scale.groups) else 2)
-        matrix = Matrix(
-            models=group, sizes=scale.sizes, steps=scale.steps, repeats=scale.repeats, time_limit=max(seconds, 1)
-        )
-        _cells(matrix, library, found, say)
+    for group, share in zip(scale.groups, scale.group_shares, strict=True):
+        own = Limit(limit.left * share, limit.clock)
+        for number, size in enumerate(scale.sizes, 1):
+            seconds = own.left * (1 if number == len(scale.sizes) else _FIRST_SIZE)
+            _cells(_matrix(scale, group, size, seconds), library, found, say)
     for row in found["rows"]:
         row["speaks_for"] = alike(row["model"]) if row["model"] in CARDS else []
 
 
 def presets(scale: Scale, library: Library, found: dict, limit: Limit, say: Say) -> None:
-    """Every preset and diffusers' own pipeline in turns, each against the latter of the same model."""
+    """Every preset and diffusers' own pipeline in turns, each against the latter, model by model."""
     found |= {"rows": [], "not_measured": [], "against_stock": []}
-    matrix = Matrix(
-        models=scale.preset_models,
-        sizes=(scale.preset_size,),
-        presets=(STOCK, *(name for name in PRESET_NAMES if name != STOCK)),
+    chosen = (STOCK, *(name for name in PRESET_NAMES if name != STOCK))
+    for number, model in enumerate(scale.preset_models, 1):
+        seconds = limit.left / (1 if number == len(scale.preset_models) else 2)
+        _cells(_matrix(scale, (model,), scale.preset_size, seconds, chosen), library, found, say)
+    found["against_stock"] = against_stock(found["rows"])
+
+
+def _matrix(
+    scale: Scale, models: tuple[str, ...], size: int, seconds: float, presets: tuple[str, ...] = ("quality",)
+) -> Matrix:
+    return Matrix(
+        models=models,
+        sizes=(size,),
+        presets=presets,
         steps=scale.steps,
         repeats=scale.repeats,
-        time_limit=max(limit.left, 1),
+        time_limit=max(seconds, 1.0),  # one that is up is told by the benchmark itself
     )
-    _cells(matrix, library, found, say)
-    found["against_stock"] = against_stock(found["rows"])
 
 
 def _cells(matrix: Matrix, library: Library, found: dict, say: Say) -> None:

@@ -20,14 +20,13 @@ from koala.gpu_report.drawing import latencies, presets
 from koala.gpu_report.exports import Exports, onnx_runtime, tensorrt_rtx
 from koala.gpu_report.memory import plans
 from koala.gpu_report.scale import Scale
-from koala.gpu_report.tables import markdown
+from koala.gpu_report.tables import FORMAT, markdown
 from koala.measured import RANDOM
 from koala.outputs import new_file
 from koala.random_weights import SEED, RandomLibrary
 from koala.timing import device_name
 from koala.torch_build import find_card
 
-FORMAT = "koala gpu report 1"
 _NAMES = {"bf16": "bfloat16", "fp32": "float32"}
 
 
@@ -45,24 +44,24 @@ def sections(scale: Scale, device: torch.device, exports: Exports) -> list[Secti
 
     trained = _NAMES[precision(device)]
     return [
-        Section(name="latencies", title="Latency and memory", share=140, least=20, work=drawing(latencies)),
+        Section(name="latencies", title="Latency and memory", share=150, least=20, work=drawing(latencies)),
         Section(name="presets", title="Presets against stock diffusers", share=100, least=20, work=drawing(presets)),
-        Section(name="plans", title="Memory plans", share=70, least=15, work=drawing(plans)),
+        Section(name="plans", title="Memory plans", share=60, least=15, work=drawing(plans)),
         Section(
-            name="distillation", title="Distillation", share=60, least=30, work=drawing(distillation, dtype=trained)
+            name="distillation", title="Distillation", share=50, least=30, work=drawing(distillation, dtype=trained)
         ),
-        Section(name="attention", title="Attention", share=30, least=10, work=drawing(attention)),
+        Section(name="attention", title="Attention", share=25, least=10, work=drawing(attention)),
         Section(
             name="onnx-runtime",
             title="ONNX Runtime",
-            share=60,
-            least=45,
+            share=70,
+            least=55,
             work=drawing(onnx_runtime, exports=exports),
         ),
         Section(
             name="tensorrt-rtx",
             title="TensorRT-RTX",
-            share=40,
+            share=45,
             least=40,
             work=drawing(tensorrt_rtx, exports=exports),
         ),

@@ -14,7 +14,8 @@ class Scale:
     """Names of models, sides in px and numbers of steps; None is a model's own number."""
 
     groups: tuple[tuple[str, ...], ...]  # of the latencies; those of a group take turns
-    sizes: tuple[int, ...]
+    group_shares: tuple[float, ...]  # of the time that is left when a group begins
+    sizes: tuple[int, ...]  # the first is of most worth
     preset_models: tuple[str, ...]
     preset_size: int
     plan_models: tuple[str, ...]
@@ -35,7 +36,8 @@ class Scale:
 
 def same_run(card: ModelCard) -> tuple:
     """What decides a run's time and memory at a size: models that agree in it need no second measurement."""
-    return card.spec and card.spec.notation, card.steps, card.guidance > 1
+    network = (card.spec.notation, card.spec.channels) if card.spec else card.name
+    return network, card.steps, card.guidance > 1
 
 
 def alike(name: str) -> list[str]:
@@ -62,8 +64,9 @@ def full_groups(cards: Iterable[ModelCard] = tuple(CARDS.values())) -> tuple[tup
 
 FULL = Scale(
     groups=full_groups(),
-    sizes=(512, 1024),
-    preset_models=("sdxl-base", "koala-lightning-700m"),
+    group_shares=(1 / 2, 2 / 3, 1),
+    sizes=(1024, 512),
+    preset_models=("koala-lightning-700m", "sdxl-base"),
     preset_size=1024,
     plan_models=("koala-700m", "sdxl-base", "koala-1b"),
     plan_size=1024,

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from koala.gpu_report.budget import DONE
 from koala.gpu_report.paper import CARDS, FIGURE_7, OOM, ROWS, Cell
 
+FORMAT = "koala gpu report 1"  # the number goes up when a field means something else
 _OLDER_MARK = " †"
 _BESIDE = (
     "The paper's figures are of its own cards and software: KOALA, figure 7, at 1024 px, fp16, PyTorch 2.1.2; those "

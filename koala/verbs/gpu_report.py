@@ -1,12 +1,18 @@
 """gpu-report: what this machine's card can do, in one file to keep or to send in."""
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from koala.console import no_bars
+from koala.gpu_report.budget import DONE
 from koala.last_resort import sentence
 from koala.torch_build import advice_here
 from koala.verbs.options import file_ending
 from koala.verbs.output import emit, say
+
+if TYPE_CHECKING:
+    from koala.gpu_report.exports import Exports
 
 HELP = "measure this machine's NVIDIA card in nine minutes, without any model's files: one JSON to keep or to send in"
 
@@ -26,7 +32,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the tables, or JSON; exit status 0, whatever single sections came to, and 2 without a card."""
+    """Prints the tables, or JSON; exit status 0 where any section was measured, 1 where none was, 2 without a card."""
     from koala.device import best_device
     from koala.outputs import check_file
     from koala.request import RequestError
@@ -44,11 +50,14 @@ def run(args: argparse.Namespace) -> int:
     asked = ["gpu-report", *(["--device", args.device] if args.device else []), "--out", args.out.name]
     found = measure(FULL, device, args.out, exports=_exports, say=say, told=sentence, arguments=asked)
     emit(args, found, markdown(found))
+    if not any(section["status"] == DONE for section in found["sections"].values()):
+        say(f"nothing could be measured; {args.out} has the reasons")
+        return 1
     say(f"{args.out} is the report: docs/benchmarks.md says where to send it")
     return 0
 
 
-def _exports(folder):
+def _exports(folder: Path) -> "Exports":
     """How the export's own functions serve a report."""
     from export.network import RTX, build_engine, write_unet
     from koala.gpu_report.exports import Exports
