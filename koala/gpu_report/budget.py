@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from koala.shortage import release
 
 Say = Callable[[str], None]
+MINUTES = 9.0  # that a report takes at most
 DONE, LEFT_OUT, NOT_HERE, FAILED = "done", "left out", "not here", "failed"
 
 

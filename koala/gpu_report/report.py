@@ -14,7 +14,7 @@ from koala.cuda import cards
 from koala.device import device_memory, give_back
 from koala.evaluate.reports import circumstances
 from koala.gpu_report.attention import attention
-from koala.gpu_report.budget import Outcome, Say, Section, measure
+from koala.gpu_report.budget import MINUTES, Limit, Outcome, Say, Section, measure
 from koala.gpu_report.distillation import distillation, precision
 from koala.gpu_report.drawing import latencies, presets
 from koala.gpu_report.exports import Exports, onnx_runtime, tensorrt_rtx
@@ -27,14 +27,20 @@ from koala.random_weights import SEED, RandomLibrary
 from koala.timing import device_name
 from koala.torch_build import find_card
 
+_SPARE = 40.0  # seconds of a report to begin, and to end what cannot be broken off
+_SHARES = 500.0  # seconds, of all sections, in nine minutes
 _NAMES = {"bf16": "bfloat16", "fp32": "float32"}
 
 
-def sections(scale: Scale, device: torch.device, exports: Exports) -> list[Section]:
-    """Every section with its share of the 500 seconds, and a library of its own: no state goes from one to the next."""
+def sections(scale: Scale, device: torch.device, exports: Exports, minutes: float = MINUTES) -> list[Section]:
+    """Every section with its share of the time, and a library of its own: no state goes from one to the next.
 
-    def drawing(work: Callable, dtype: str | None = None, **more) -> Callable[[dict, object, Say], None]:
-        def run(found: dict, limit, say: Say) -> None:
+    The shares are of nine minutes; with more time all of them grow alike, and with less they shrink.
+    """
+    stretch = (60 * minutes - _SPARE) / _SHARES
+
+    def drawing(work: Callable, dtype: str | None = None, **more) -> Callable[[dict, Limit, Say], None]:
+        def run(found: dict, limit: Limit, say: Say) -> None:
             try:
                 work(scale, RandomLibrary(str(device), dtype=dtype), **more, found=found, limit=limit, say=say)
             finally:
@@ -43,7 +49,7 @@ def sections(scale: Scale, device: torch.device, exports: Exports) -> list[Secti
         return run
 
     trained = _NAMES[precision(device)]
-    return [
+    chosen = [
         Section(name="latencies", title="Latency and memory", share=150, least=20, work=drawing(latencies)),
         Section(name="presets", title="Presets against stock diffusers", share=100, least=20, work=drawing(presets)),
         Section(name="plans", title="Memory plans", share=60, least=15, work=drawing(plans)),
@@ -66,6 +72,7 @@ def sections(scale: Scale, device: torch.device, exports: Exports) -> list[Secti
             work=drawing(tensorrt_rtx, exports=exports),
         ),
     ]
+    return [dataclasses.replace(section, share=section.share * stretch) for section in chosen]
 
 
 def card(device: torch.device) -> dict:
@@ -90,6 +97,7 @@ def run(
     say: Say,
     told: Callable[[Exception], str] = str,
     arguments: Sequence[str] = (),
+    minutes: float = MINUTES,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict:
     """Measure every section, and have the files `out` and the same as .md whole after each of them. The report."""
@@ -97,7 +105,7 @@ def run(
     found = {"format": FORMAT} | circumstances(list(arguments), device, weights=RANDOM)
     found |= {"seed": SEED, "card": card(device), "scale": dataclasses.asdict(scale)}
     with tempfile.TemporaryDirectory(prefix="koala-gpu-report-") as work:
-        chosen = sections(scale, device, exports(Path(work)))
+        chosen = sections(scale, device, exports(Path(work)), minutes)
         found["budget_seconds"] = sum(section.share for section in chosen)
 
         def after(outcomes: dict[str, Outcome]) -> None:

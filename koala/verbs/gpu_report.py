@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from koala.console import no_bars
-from koala.gpu_report.budget import DONE
+from koala.gpu_report.budget import DONE, MINUTES
 from koala.last_resort import sentence
 from koala.torch_build import advice_here
 from koala.verbs.options import file_ending
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 HELP = "measure this machine's NVIDIA card in nine minutes, without any model's files: one JSON to keep or to send in"
 
+LEAST, MOST = 2, 120  # minutes
 SMALLER = "a card with more free memory"  # what helps where memory ran out
 
 
@@ -29,6 +30,23 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="written anew after each section; the tables go beside it as .md",
     )
     parser.add_argument("--device", metavar="NAME", help="cuda:1 for the second card (default: the first)")
+    parser.add_argument(
+        "--minutes",
+        type=_minutes,
+        default=MINUTES,
+        metavar="N",
+        help=f"that it may take, from {LEAST} to {MOST}; a slow card measures more in more (default: {MINUTES:g})",
+    )
+
+
+def _minutes(text: str) -> float:
+    try:
+        count = float(text)
+    except ValueError:
+        count = 0.0
+    if not LEAST <= count <= MOST:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of minutes from {LEAST} to {MOST}; 9 is usual")
+    return count
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,7 +66,17 @@ def run(args: argparse.Namespace) -> int:
 
     no_bars()
     asked = ["gpu-report", *(["--device", args.device] if args.device else []), "--out", args.out.name]
-    found = measure(FULL, device, args.out, exports=_exports, say=say, told=sentence, arguments=asked)
+    asked += ["--minutes", f"{args.minutes:g}"] if args.minutes != MINUTES else []
+    found = measure(
+        FULL,
+        device,
+        args.out,
+        exports=_exports,
+        say=say,
+        told=sentence,
+        arguments=asked,
+        minutes=args.minutes,
+    )
     emit(args, found, markdown(found))
     if not any(section["status"] == DONE for section in found["sections"].values()):
         say(f"nothing could be measured; {args.out} has the reasons")
