@@ -62,8 +62,9 @@ class Cards:
 
     def cap(self, count: int | None, device: torch.device | None = None) -> None:
         """Let torch's allocator have so many bytes of the card at most; None is all of it again."""
-        total = self.memory(device)[1]
-        torch.cuda.set_per_process_memory_fraction(1.0 if count is None else min(count / total, 1.0), device)
+        number = device.index if device and device.index is not None else torch.cuda.current_device()
+        share = 1.0 if count is None else min(count / self.memory(device)[1], 1.0)
+        torch.cuda.set_per_process_memory_fraction(share, number)  # which knows no device without a number
 
     def current_stream(self, device: torch.device | None = None) -> torch.Stream:
         """The queue that torch's kernels are put in."""

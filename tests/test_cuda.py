@@ -111,3 +111,17 @@ def test_the_second_card_is_asked_for_its_own_memory():
         assert device_memory(torch.device("cuda:1")) == 23 * 10**9
         assert device_name(torch.device("cuda:1")) == "24 GB"
         assert cards().capability(torch.device("cuda:1")) == (8, 9)
+
+
+@pytest.mark.parametrize("device", [None, torch.device("cuda"), torch.device("cuda:2")])
+def test_a_cap_is_a_share_of_the_cards_memory_and_names_the_card_by_number(monkeypatch, device):
+    """torch takes no device without a number here, and no share that is no float."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**9, 8 * 10**9))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *told: asked.append(told))
+    number = 2 if device and device.index else 0
+    for count in (2 * 10**9, 24 * 10**9, None):
+        Cards().cap(count, device)
+    assert asked == [(0.25, number), (1.0, number), (1.0, number)]
+    assert all(isinstance(share, float) for share, _ in asked)

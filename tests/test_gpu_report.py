@@ -487,6 +487,8 @@ def test_a_card_on_which_nothing_runs_leaves_a_whole_file_of_reasons(tmp_path, c
     assert json.loads(said.out) == found
     assert {s["status"] for s in found["sections"].values()} <= {FAILED, NOT_HERE}
     assert "CUDA" in found["sections"]["plans"]["reason"]
+    where = found["sections"]["plans"]["where"]
+    assert where[-1].startswith("koala/random_weights.py:") and any(w.startswith("koala/gpu_report/") for w in where)
     assert found["card"]["memory_bytes"] == 8 * 10**9 and found["card"]["capability"] == "8.6"
     assert found["device"] == "Described" and found["command"] == "python -m koala gpu-report --out gpu.json"
     assert "my secret folder" not in out.read_text() + out.with_suffix(".md").read_text()

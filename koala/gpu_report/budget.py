@@ -1,12 +1,15 @@
 """Sections within a budget of seconds: the worthiest first, each with a share, and none that takes others down."""
 
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from koala.shortage import release
 
 Say = Callable[[str], None]
+_ROOT = Path(__file__).resolve().parents[2]
 MINUTES = 9.0  # that a report takes at most
 DONE, LEFT_OUT, NOT_HERE, FAILED = "done", "left out", "not here", "failed"
 
@@ -52,6 +55,7 @@ class Outcome:
     title: str
     status: str
     reason: str | None = None
+    where: tuple[str, ...] = ()  # lines of this project that an error came through, the last one last
     seconds: float = 0.0
     found: dict = field(default_factory=dict)
 
@@ -102,8 +106,16 @@ def _run(section: Section, outcome: Outcome, limit: Limit, say: Say, told: Calla
     except NotHere as error:
         outcome.status, outcome.reason = NOT_HERE, str(error)
     except Exception as error:  # whatever it is, the sections behind it are measured
-        outcome.status, outcome.reason = FAILED, told(error)
+        outcome.status, outcome.reason, outcome.where = FAILED, told(error), tuple(_lines_of(error))
         release(error)  # its frames hold every tensor of the run
     outcome.seconds = round(limit.seconds - limit.left, 1)
     if outcome.reason:
         say(f"{section.title}: {outcome.status}, {outcome.reason}")
+
+
+def _lines_of(error: Exception) -> Iterator[str]:
+    """file:line of each frame within the project, named from its root: a report tells no one's folders."""
+    for frame in traceback.extract_tb(error.__traceback__):
+        file = Path(frame.filename)
+        if file.is_relative_to(_ROOT) and (inside := file.relative_to(_ROOT)).parts[0] in ("koala", "export"):
+            yield f"{inside.as_posix()}:{frame.lineno}"

@@ -39,37 +39,32 @@ def sections(scale: Scale, device: torch.device, exports: Exports, minutes: floa
     """
     stretch = (60 * minutes - _SPARE) / _SHARES
 
-    def drawing(work: Callable, dtype: str | None = None, **more) -> Callable[[dict, Limit, Say], None]:
+    def own(work: Callable, dtype: str | None = None, **more) -> Callable[[dict, Limit, Say], None]:
         def run(found: dict, limit: Limit, say: Say) -> None:
-            try:
-                work(scale, RandomLibrary(str(device), dtype=dtype), **more, found=found, limit=limit, say=say)
-            finally:
-                give_back()
+            work(scale, RandomLibrary(str(device), dtype=dtype), **more, found=found, limit=limit, say=say)
 
         return run
 
     trained = _NAMES[precision(device)]
     chosen = [
-        Section(name="latencies", title="Latency and memory", share=150, least=20, work=drawing(latencies)),
-        Section(name="presets", title="Presets against stock diffusers", share=100, least=20, work=drawing(presets)),
-        Section(name="plans", title="Memory plans", share=60, least=15, work=drawing(plans)),
-        Section(
-            name="distillation", title="Distillation", share=50, least=30, work=drawing(distillation, dtype=trained)
-        ),
-        Section(name="attention", title="Attention", share=25, least=10, work=drawing(attention)),
+        Section(name="latencies", title="Latency and memory", share=150, least=20, work=own(latencies)),
+        Section(name="presets", title="Presets against stock diffusers", share=100, least=20, work=own(presets)),
+        Section(name="plans", title="Memory plans", share=60, least=15, work=own(plans)),
+        Section(name="distillation", title="Distillation", share=50, least=30, work=own(distillation, dtype=trained)),
+        Section(name="attention", title="Attention", share=25, least=10, work=own(attention)),
         Section(
             name="onnx-runtime",
             title="ONNX Runtime",
             share=70,
             least=55,
-            work=drawing(onnx_runtime, exports=exports),
+            work=own(onnx_runtime, exports=exports),
         ),
         Section(
             name="tensorrt-rtx",
             title="TensorRT-RTX",
             share=45,
             least=40,
-            work=drawing(tensorrt_rtx, exports=exports),
+            work=own(tensorrt_rtx, exports=exports),
         ),
     ]
     return [dataclasses.replace(section, share=section.share * stretch) for section in chosen]
@@ -104,16 +99,17 @@ def run(
     begun = clock()
     found = {"format": FORMAT} | circumstances(list(arguments), device, weights=RANDOM)
     found |= {"seed": SEED, "card": card(device), "scale": dataclasses.asdict(scale)}
-    with tempfile.TemporaryDirectory(prefix="koala-gpu-report-") as work:
+    with tempfile.TemporaryDirectory(prefix="koala-gpu-report-", ignore_cleanup_errors=True) as work:
         chosen = sections(scale, device, exports(Path(work)), minutes)
         found["budget_seconds"] = sum(section.share for section in chosen)
 
         def after(outcomes: dict[str, Outcome]) -> None:
+            give_back()  # the section's models are nobody's any more
             found["seconds"] = round(clock() - begun, 1)
             found["sections"] = {name: dataclasses.asdict(outcome) for name, outcome in outcomes.items()}
             for file, text in ((out, json.dumps(found, indent=1)), (out.with_suffix(".md"), markdown(found))):
-                with new_file(file) as partial_file:
-                    partial_file.write_text(text + "\n", encoding="utf-8")
+                with new_file(file) as partial:
+                    partial.write_text(text + "\n", encoding="utf-8")
 
         measure(chosen, say=say, told=told, after=after, clock=clock)
     return found
