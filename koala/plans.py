@@ -66,7 +66,7 @@ class Plan:
     text: str  # resident, released
     unet: str  # resident, exchanged, swapped
     predicted_peak_bytes: int  # as StageTimer measures it: of the allocator on a GPU, of the process on a CPU
-    live_peak_bytes: int  # the same without what convolutions ask for beside tensors: all that a tensor holds
+    live_peak_bytes: int  # of that, weights and tensors alone, without what convolutions ask for beside them
     budget_bytes: int | None  # None: nobody set one
     swap_ms: float  # copying parts to the device for a new prompt, predicted; never part of a model's own time
     choices: tuple[Choice, ...] = ()
@@ -142,7 +142,7 @@ class _Job:
         }
 
     def activations(self, dtype: str, tile: int | None, workspace: float = WORKSPACE) -> dict[str, int]:
-        """Bytes that each stage works in: its tensors, times what is asked for beside them."""
+        """Bytes that each stage works in; with a `workspace` of 1 those of its tensors alone."""
         positions = self.latents[0] * self.latents[1]
         samples = self.images * (2 if self.guided else 1)
         decoded = min(tile or positions, self.latents[0]) * min(tile or positions, self.latents[1]) * LATENT_FACTOR**2
@@ -155,7 +155,7 @@ class _Job:
         }
 
     def peak(self, dtype: str, text: str, unet: str, tile: int | None, workspace: float = WORKSPACE) -> int:
-        """Bytes at the busiest moment."""
+        """Bytes at the busiest moment; with a `workspace` of 1 those of weights and tensors alone."""
         weights, activations = self.weights(dtype), self.activations(dtype, tile, workspace)
 
         def together(stage: str) -> int:

@@ -41,7 +41,7 @@ class RandomLibrary(Library):
         parts = parts_of(card.spec)
 
         def shared(name: str, build, of: object = card.spec.cross_attention_dim) -> torch.nn.Module:
-            return self.share(f"{name}:{of}", lambda: random_network(build, dtype, self.device).to("cpu"))
+            return self.share(f"{name}:{of}", lambda: self._random(build, dtype))
 
         of = card.spec.notation, card.spec.channels
         pipeline = StableDiffusionXLPipeline(
@@ -65,6 +65,10 @@ class RandomLibrary(Library):
             revision="random",
             parameters=sum(p.numel() for p in pipeline.unet.parameters()),
         )
+
+    def _random(self, build: Callable[[], torch.nn.Module], dtype: torch.dtype) -> torch.nn.Module:
+        """The network, drawn on the device and kept in host memory."""
+        return random_network(build, dtype, self.device).to("cpu")
 
 
 def random_network(build: Callable[[], torch.nn.Module], dtype: torch.dtype, device: torch.device) -> torch.nn.Module:

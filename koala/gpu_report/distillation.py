@@ -95,7 +95,7 @@ def _paced(config: DistillConfig, expected: Estimate, spec: UNetSpec, teacher: L
         "batch": config.batch_size,
         "precision": config.precision,
         "moving_average": config.ema_device,
-        "predicted_bytes": max(moments) - expected.always[VALIDATED],
+        "predicted_bytes": max(moments) - expected.always.get(VALIDATED, 0),
     }
     try:
         seconds, peak = _steps(config, spec, teacher, limit)
