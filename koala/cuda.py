@@ -136,6 +136,13 @@ class DescribedCards(Cards):
         """As the caller of this class counts."""
         return self._peak()
 
+    def reserved_peak(self, device: torch.device | None = None) -> int:
+        """As the caller of this class counts: nothing is kept for later."""
+        return self._peak()
+
+    def cap(self, count: int | None, device: torch.device | None = None) -> None:
+        pass
+
     def current_stream(self, device: torch.device | None = None) -> torch.Stream:
         """NotImplementedError: only ONNX Runtime asks, and it would want a real one."""
         raise NotImplementedError("a described card has no streams")
