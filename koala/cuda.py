@@ -141,7 +141,7 @@ class DescribedCards(Cards):
         return self._peak()
 
     def cap(self, count: int | None, device: torch.device | None = None) -> None:
-        pass
+        """Nothing is given, so nothing is held back."""
 
     def current_stream(self, device: torch.device | None = None) -> torch.Stream:
         """NotImplementedError: only ONNX Runtime asks, and it would want a real one."""

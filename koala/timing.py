@@ -70,9 +70,13 @@ class StageTimer:
     def __init__(self, device: torch.device):
         self.device = device
         self.ms: dict[str, list[float]] = {}
-        if device.type == "cuda":
-            cards().reset_peak(device)
-        self._has_peak = device.type == "cuda" or _reset_process_peak()
+        self.restart_peak()
+
+    def restart_peak(self) -> None:
+        """Forget the peak so far, of what is no part of what is measured."""
+        if self.device.type == "cuda":
+            cards().reset_peak(self.device)
+        self._has_peak = self.device.type == "cuda" or _reset_process_peak()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -107,7 +111,7 @@ class StageTimer:
         return sum(self.ms.get(name, ()))
 
     def peak_memory(self) -> int | None:
-        """Peak bytes since this timer began: of the GPU, or of the whole process on a CPU."""
+        """Peak bytes since this timer began, or its peak was restarted: of the GPU, or of the process on a CPU."""
         if self.device.type == "cuda":
             return cards().peak(self.device)
         return _process_peak() if self._has_peak else None
