@@ -175,7 +175,8 @@ def measure(
     yardsticks: dict[tuple, UNet2DConditionModel] = {}
     for size, images in matrix.groups(models[0].card.width):
         speeds = {width: _Speed(m, size, images, yardsticks) for width, m in widths.items()}
-        everything = sum(_bytes(m.pipeline.unet) for m in models) + sum(s.bytes for s in speeds.values())
+        unets = {id(m.pipeline.unet): m.pipeline.unet for m in models}  # names of one network may share it
+        everything = sum(map(_bytes, unets.values())) + sum(s.bytes for s in speeds.values())
         cells = []
         for preset, model in itertools.product(matrix.presets, models):
             request = matrix.request(model.card.name, size, images, "quality" if preset == STOCK else preset)

@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from koala.costs import LATENT_CHANNELS, LATENT_FACTOR, TOKENS, flops
 from koala.latency import Hardware
 from koala.parts import parts_of
+from koala.random_weights import random_network
 from koala.specs import UNetSpec, koala
 from koala.timing import device_name, synchronize
 
@@ -38,8 +39,11 @@ class Yardstick:
         self.device, self.vae, self.parts = device, vae, parts_of(spec)
         self.width, self.height, self.images = width, height, images
         self.spec = koala("yardstick", spec, depth=DEPTH, mid=False)
-        self.unet = unet or UNet2DConditionModel(**self.spec.config()).to(vae.dtype).eval()  # in host memory
+        self.unet = unet or self._made().to("cpu")
         self.seconds: dict[str, list[float]] = {}
+
+    def _made(self) -> UNet2DConditionModel:
+        return random_network(lambda: UNet2DConditionModel(**self.spec.config()), self.vae.dtype, self.device)
 
     @torch.inference_mode()
     def run(self) -> None:

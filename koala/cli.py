@@ -18,6 +18,7 @@ from koala.verbs import (
     evaluate,
     fetch,
     generate,
+    gpu_report,
     lora,
     models,
     similarity,
@@ -35,6 +36,7 @@ VERBS = {
     "eval": evaluate,
     "attention": attention,
     "bench": bench,
+    "gpu-report": gpu_report,
     "similarity": similarity,
 }
 

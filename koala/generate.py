@@ -83,9 +83,10 @@ def _encode(
     remembered = model.library.embeddings if all(encoders) and not placement.keeps_text else OrderedDict()
     said = prompt if isinstance(prompt, str) else tuple(prompt)
     key = (*encoders, zeros, said, request.negative_prompt, request.images, guided)
+    with timer.stage("swap"):
+        placement.enter("unet" if key in remembered else "text", model)
+    timer.restart_peak()  # what an earlier run of another model left on the device has gone only now
     if key not in remembered:
-        with timer.stage("swap"):
-            placement.enter("text", model)
         names = (
             "prompt_embeds",
             "negative_prompt_embeds",

@@ -1,7 +1,7 @@
-"""The README's tables, out of the registry and the reports, each between a pair of markers.
+"""The tables of README and docs, out of the registry and the reports, each between a pair of markers.
 
 python -m recipes.readme_tables
-python -m recipes.readme_tables --check     # exit 1 where the README differs
+python -m recipes.readme_tables --check     # exit 1 where a page differs
 """
 
 import argparse
@@ -10,11 +10,13 @@ import re
 import sys
 from pathlib import Path
 
+from koala.gpu_report.tables import FORMAT, markdown
 from koala.outputs import new_file
 from koala.registry import CARDS, EMBEDDED
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
+PAGES = ("README.md", "docs/benchmarks.md")
+MEASUREMENTS = ROOT / "docs" / "measurements"
 MARKERS = re.compile(r"(<!-- table: (?P<name>\w+) -->\n)(?P<table>.*?)(<!-- /table -->)", re.DOTALL)
 
 
@@ -22,13 +24,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing, fail where the README differs")
     args = parser.parse_args()
-    text = README.read_text(encoding="utf-8")
-    found = MARKERS.sub(lambda m: f"{m[1]}{TABLES[m['name']]()}{m[4]}", text)
-    if not args.check:
-        with new_file(README) as file:
-            file.write_text(found, encoding="utf-8")
-    elif found != text:
-        sys.exit("README.md's tables differ from registry and reports: python -m recipes.readme_tables")
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        found = MARKERS.sub(lambda m: f"{m[1]}{TABLES[m['name']]()}{m[4]}", text)
+        if not args.check:
+            with new_file(ROOT / page) as file:
+                file.write_text(found, encoding="utf-8")
+        elif found != text:
+            sys.exit(f"{page}'s tables differ from registry and reports: python -m recipes.readme_tables")
 
 
 def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -55,7 +58,7 @@ def models() -> str:
 
 def scores() -> str:
     """Rates of whole prompts that hold, of every embedded model; of two objects also the relation, and other sizes."""
-    sizes = json.loads((ROOT / "docs" / "measurements" / "embedded-sizes.json").read_text())["models"]
+    sizes = json.loads((MEASUREMENTS / "embedded-sizes.json").read_text())["models"]
     rows, teacher = [], None
     for card in (card for card in CARDS.values() if card.embedded):
         found = json.loads((EMBEDDED / "scores" / f"{card.name}.json").read_text())["scores"]
@@ -72,7 +75,7 @@ def scores() -> str:
 
 def exports() -> str:
     """Every export of one model, held against torch in fp32."""
-    report = json.loads((ROOT / "docs" / "measurements" / "export-embedded.json").read_text())
+    report = json.loads((MEASUREMENTS / "export-embedded.json").read_text())
     rows = []
     for name, found in report["exports"].items():
         target, _, dtype = name.rpartition("-")
@@ -93,7 +96,18 @@ def exports() -> str:
     )
 
 
-TABLES = {"models": models, "scores": scores, "exports": exports}
+def cards(folder: Path = MEASUREMENTS) -> str:
+    """Every report of a card that was sent in, by the name of its file; or that there is none."""
+    reports = {file: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("gpu-*.json"))}
+    own = [
+        f"{markdown(report, level=3)}\n\n[Its report](measurements/{file.name})."
+        for file, report in reports.items()
+        if report.get("format") == FORMAT
+    ]
+    return "\n\n".join(own or ["No card's report has been sent in yet."]) + "\n"
+
+
+TABLES = {"models": models, "scores": scores, "exports": exports, "cards": cards}
 
 
 if __name__ == "__main__":

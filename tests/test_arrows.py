@@ -44,6 +44,12 @@ LEVELS = {
         "koala.tokenizer_config",
         "koala.shortage",
         "koala.presets",
+        "koala.torch_build",
+        "koala.gpu_report",
+        "koala.gpu_report.budget",
+        "koala.gpu_report.paper",
+        "koala.gpu_report.scale",
+        "koala.gpu_report.tables",
         "koala.palette",
         "koala.exported",
         "koala.child",
@@ -84,6 +90,7 @@ LEVELS = {
         "koala.finite",
         "koala.tensorfiles",
         "koala.timing",
+        "koala.cuda",
         "koala.device",
         "koala.residence",
         "koala.result",
@@ -162,6 +169,7 @@ LEVELS = {
     3: (
         "koala.bench",
         "koala.bench_report",
+        "koala.gpu_report.*",
         "koala.compare",
         "koala.out_of_memory",
         "koala.report",
@@ -240,6 +248,7 @@ NEVER = (
 LAZY = {
     ("koala.registry", "koala.single_file.*"): "a file's card is told by its header; read when a file is named",
     ("koala.ui.tabs.export", "export.*"): "the tab is the export's face; loads it when asked",
+    ("koala.verbs.gpu_report", "export.*"): "a card is measured with exports, too; loads them when it has a card",
 }
 
 

@@ -45,6 +45,7 @@ ELSEWHERE = {
     "python spaces/deploy.py --static": "tests/export/web/test_static_space.py",
     "python -m export verify": "tests/export/test_gates.py",
     "python -m koala bench --models sdxl-base": "tests/test_bench.py; full-size networks, for a GPU",
+    "python -m koala gpu-report": "tests/test_gpu_report.py, on small networks; it wants a card",
 }
 # What the README's other lines get so that they end soon: how a line begins -> arguments at its end. A real
 # checkpoint, which is not here, becomes the embedded model of its kind.
@@ -203,10 +204,12 @@ def test_every_block_of_every_page_is_run_by_a_test():
     """Those of the cookbook and the README above, of the others below; a new page or language needs its own test."""
     found = {page: {s.language for s in snippets((ROOT / page).read_text())} for page in PAGES}
     assert found == {
-        "README.md": {"bash"},
+        "README.md": {"bash", "powershell"},  # tests/test_torch_build.py holds the lines for Windows
         "CONTRIBUTING.md": {"bash", "diff"},
         "docs/architecture.md": {"mermaid"},
-        "docs/benchmarks.md": {"bash"},  # tests/test_readme.py holds the commands to their reports
+        "docs/benchmarks.md": {
+            "bash"
+        },  # tests/test_readme.py holds the command to its report, test_gpu_report.py its own
         "docs/clients.md": {"bash"},  # tests/test_clients.py; its second and third line want other programs
         "docs/cookbook.md": {"bash", "python"},
         "docs/reliability.md": {"bash"},  # tests/test_reliability.py
@@ -221,7 +224,7 @@ def test_links_lead_somewhere(page):
         assert ((ROOT / page).parent / target).exists(), target
 
 
-def test_the_readmes_tables_are_the_registrys_and_the_reports():
+def test_the_pages_tables_are_the_registrys_and_the_reports():
     subprocess.run([sys.executable, "-m", "recipes.readme_tables", "--check"], cwd=ROOT, check=True)
 
 

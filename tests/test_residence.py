@@ -93,3 +93,17 @@ def test_a_released_text_is_encoded_once_for_both_models_and_counted_for_each(li
     assert all(r.timing.swap_ms >= 0 for r in results)
     total = results[1].timing
     assert total.total_ms == pytest.approx(total.text_ms + total.unet_total_ms + total.vae_ms, rel=0.2)
+
+
+@pytest.mark.parametrize("text", ["resident", "released"])
+def test_a_models_peak_does_not_count_the_one_that_was_on_the_device_before(library, monkeypatch, text):
+    """SDXL's U-Net is 5 GB of a card, and leaves it when KOALA's run has begun; also where the text is remembered."""
+    models, asked, placement = place(library, text, "exchanged" if text == "released" else "resident")
+    alone = [dataclasses.replace(placement, models=(m,)) for m in models]
+    counted = []
+    monkeypatch.setattr("koala.timing._reset_process_peak", lambda: counted.append(here(library, models)) or True)
+    for _ in range(2):
+        for request, model, own in zip(asked, models, alone, strict=True):
+            generate(request, model, placement=own, num_previews=0)
+            others = {part for part in counted[-1] if not part.startswith(model.card.name) and part.endswith("unet")}
+            assert not others, "the peak counts from a moment at which another model's U-Net was there"

@@ -19,6 +19,7 @@ from koala.out_of_memory import told
 from koala.registry import CARDS, ModelCard
 from koala.request import GenerationRequest, RequestError
 from koala.result import folder_mark
+from koala.torch_build import Advice, advice_here
 from koala.ui import turns
 from koala.ui.limits import check_public
 from koala.ui.line import Line
@@ -98,6 +99,7 @@ class Session:
         self._made: dict[str, ModelCard] = {}  # by name: folders that this app wrote itself
         self.before_choosing: list[Callable[[], object]] = []  # who looks for models that came meanwhile
         self.device_type: str | None = None  # known once torch is there
+        self.advice: Advice | None = None  # on a card of this machine that torch leaves unused; known with it
         self.line = Line()  # of whatever wants the device
         self.share: Share | None = None  # of each visitor, where strangers reach the app
         self.around_runs: list[Callable[[], AbstractContextManager]] = []  # what is held while anything is drawn
@@ -245,7 +247,10 @@ class Session:
         """One friendly line on why these models; empty where the models were chosen or torch is not there yet."""
         if self.named or self.device_type is None or self.models != EMBEDDED_PAIR:
             return ""
-        why = "No GPU here" if self.device_type == "cpu" else "The real checkpoints are not on this machine"
+        if self.advice:
+            why = "The GPU here is not used"
+        else:
+            why = "No GPU here" if self.device_type == "cpu" else "The real checkpoints are not on this machine"
         return f"{why}, so the app runs its embedded models: tiny networks that draw coloured shapes in seconds."
 
     def start(self) -> "Session":
@@ -316,6 +321,8 @@ class Session:
             no_bars()
             self._library = self._library or Library(self.device, memory=self.memory)
             self.device_type = self._library.device.type
+            if self.local and self.device is None and self.device_type == "cpu":  # nobody asked for the CPU
+                self.advice = advice_here()
         except Exception as error:
             self._failure = error
             for name, state in self._states.items():

@@ -8,6 +8,7 @@ from koala.registry import find
 from koala.shapes.captions import EXAMPLES
 
 if TYPE_CHECKING:
+    from koala.torch_build import Advice
     from koala.ui.session import ModelState
 
 _STATES = {"waiting": "waiting", "loading": "loading", "ready": "ready", "needs": "not ready"}
@@ -36,14 +37,23 @@ def header() -> str:
     )
 
 
-def states(models: Sequence["ModelState"], note: str) -> str:
-    """What every chosen model is doing, and the friendly line."""
+def states(models: Sequence["ModelState"], note: str, advice: "Advice | None" = None) -> str:
+    """What every chosen model is doing, the friendly line, and what keeps torch from this machine's card."""
     items = []
     for model in dict.fromkeys(models):
         detail = f': <span class="k-needs">{escape(model.detail)}</span>' if model.detail else ""
         items.append(f'<li data-state="{model.state}"><b>{escape(model.title)}</b> {_STATES[model.state]}{detail}</li>')
     line = f"<p>{escape(note)}</p>" if note else ""
-    return f'<div class="k-states"><ul aria-label="Models">{"".join(items)}</ul>{line}</div>'
+    return f'<div class="k-states"><ul aria-label="Models">{"".join(items)}</ul>{line}{_advice(advice)}</div>'
+
+
+def _advice(advice: "Advice | None") -> str:
+    if advice is None:
+        return ""
+    said = escape(f"{advice.wrong[:1].upper()}{advice.wrong[1:]}: {advice.remedy}")
+    line = f" <code>{escape(advice.command)}</code>" if advice.command else ""
+    after = f" ({escape(advice.unless)})" if advice.unless else ""
+    return f'<p class="k-advice">{said}{line}{after}</p>'
 
 
 def duration(ms: float) -> str:

@@ -6,8 +6,9 @@ from pathlib import Path
 from koala.costs import parameters
 from koala.read_json import read_object
 from koala.registry import CARDS, find
+from koala.torch_build import advice_here
 from koala.unet_config import from_config
-from koala.verbs.output import emit
+from koala.verbs.output import emit, say
 
 HELP = "list every model by name, with its size, licence and whether it is here; asks no network"
 
@@ -18,7 +19,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints a table, one row per model, or JSON; exit status 0, whether the models are here or not."""
+    """Prints a table, one row per model, or JSON; exit status 0, whether the models are here or not.
+
+    On stderr, whether this torch leaves the card of this machine unused.
+    """
     cards = [find(name) for name in args.models] or list(CARDS.values())
     from koala.locate import locate
     from koala.request import RequestError
@@ -51,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
             }
         )
     emit(args, rows, _table(rows))
+    if told := advice_here():
+        say(str(told))
     return 0
 
 

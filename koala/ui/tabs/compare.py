@@ -234,7 +234,7 @@ class Compare:
                 found.append(self.session.state(name))
             except RequestError:
                 continue  # the run itself says what is wrong with the name
-        return widgets.states(found, self.session.note)
+        return widgets.states(found, self.session.note, self.session.advice)
 
     def tick(self, model_a: str, model_b: str):
         """Each second until no model loads: states, the Download button where a model is missing, the timer."""

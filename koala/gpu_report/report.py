@@ -1,0 +1,115 @@
+"""The whole report: its sections in the order of worth, what is said of the card, and both files after each section."""
+
+import dataclasses
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from koala.cuda import cards
+from koala.device import device_memory, give_back
+from koala.evaluate.reports import circumstances
+from koala.gpu_report.attention import attention
+from koala.gpu_report.budget import MINUTES, Limit, Outcome, Say, Section, measure
+from koala.gpu_report.distillation import distillation, precision
+from koala.gpu_report.drawing import latencies, presets
+from koala.gpu_report.exports import Exports, onnx_runtime, tensorrt_rtx
+from koala.gpu_report.memory import plans
+from koala.gpu_report.scale import Scale
+from koala.gpu_report.tables import FORMAT, markdown
+from koala.measured import RANDOM
+from koala.outputs import new_file
+from koala.random_weights import SEED, RandomLibrary
+from koala.timing import device_name
+from koala.torch_build import find_card
+
+_SPARE = 40.0  # seconds of a report to begin, and to end what cannot be broken off
+_SHARES = 500.0  # seconds, of all sections, in nine minutes
+_NAMES = {"bf16": "bfloat16", "fp32": "float32"}
+
+
+def sections(scale: Scale, device: torch.device, exports: Exports, minutes: float = MINUTES) -> list[Section]:
+    """Every section with its share of the time, and a library of its own: no state goes from one to the next.
+
+    The shares are of nine minutes; with more time all of them grow alike, and with less they shrink.
+    """
+    stretch = (60 * minutes - _SPARE) / _SHARES
+
+    def own(work: Callable, dtype: str | None = None, **more) -> Callable[[dict, Limit, Say], None]:
+        def run(found: dict, limit: Limit, say: Say) -> None:
+            work(scale, RandomLibrary(str(device), dtype=dtype), **more, found=found, limit=limit, say=say)
+
+        return run
+
+    trained = _NAMES[precision(device)]
+    chosen = [
+        Section(name="latencies", title="Latency and memory", share=150, least=20, work=own(latencies)),
+        Section(name="presets", title="Presets against stock diffusers", share=100, least=20, work=own(presets)),
+        Section(name="plans", title="Memory plans", share=60, least=15, work=own(plans)),
+        Section(name="distillation", title="Distillation", share=50, least=30, work=own(distillation, dtype=trained)),
+        Section(name="attention", title="Attention", share=25, least=10, work=own(attention)),
+        Section(
+            name="onnx-runtime",
+            title="ONNX Runtime",
+            share=70,
+            least=55,
+            work=own(onnx_runtime, exports=exports),
+        ),
+        Section(
+            name="tensorrt-rtx",
+            title="TensorRT-RTX",
+            share=45,
+            least=40,
+            work=own(tensorrt_rtx, exports=exports),
+        ),
+    ]
+    return [dataclasses.replace(section, share=section.share * stretch) for section in chosen]
+
+
+def card(device: torch.device) -> dict:
+    """The device and what drives it; off a CUDA card what there is of it."""
+    found = {"name": device_name(device), "capability": None, "driver": None, "cuda": cards().build()}
+    found |= {"system": f"{platform.system()} {platform.machine()}", "free_bytes": device_memory(device)}
+    found["memory_bytes"] = found["free_bytes"]
+    if device.type == "cuda":
+        known = find_card()
+        found["memory_bytes"] = cards().memory(device)[1]
+        found["capability"] = ".".join(map(str, cards().capability(device)))
+        found["driver"] = known and known.driver
+    return found
+
+
+def run(
+    scale: Scale,
+    device: torch.device,
+    out: Path,
+    *,
+    exports: Callable[[Path], Exports],
+    say: Say,
+    told: Callable[[Exception], str] = str,
+    arguments: Sequence[str] = (),
+    minutes: float = MINUTES,
+    clock: Callable[[], float] = time.monotonic,
+) -> dict:
+    """Measure every section, and have the files `out` and the same as .md whole after each of them. The report."""
+    begun = clock()
+    found = {"format": FORMAT} | circumstances(list(arguments), device, weights=RANDOM)
+    found |= {"seed": SEED, "card": card(device), "scale": dataclasses.asdict(scale)}
+    with tempfile.TemporaryDirectory(prefix="koala-gpu-report-", ignore_cleanup_errors=True) as work:
+        chosen = sections(scale, device, exports(Path(work)), minutes)
+        found["budget_seconds"] = sum(section.share for section in chosen)
+
+        def after(outcomes: dict[str, Outcome]) -> None:
+            give_back()  # the section's models are nobody's any more
+            found["seconds"] = round(clock() - begun, 1)
+            found["sections"] = {name: dataclasses.asdict(outcome) for name, outcome in outcomes.items()}
+            for file, text in ((out, json.dumps(found, indent=1)), (out.with_suffix(".md"), markdown(found))):
+                with new_file(file) as partial:
+                    partial.write_text(text + "\n", encoding="utf-8")
+
+        measure(chosen, say=say, told=told, after=after, clock=clock)
+    return found

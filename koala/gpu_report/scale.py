@@ -1,0 +1,82 @@
+"""What a report measures: which models, at which sizes; the full size, or any that is as large as a test can bear."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from koala.registry import CARDS, ModelCard
+from koala.specs import SDXL
+
+FIRST = ("sdxl-base", "koala-1b", "koala-700m")  # the teacher is the baseline of the others
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """Names of models, sides in px and numbers of steps; None is a model's own number."""
+
+    groups: tuple[tuple[str, ...], ...]  # of the latencies; those of a group take turns
+    group_shares: tuple[float, ...]  # of the time that is left when a group begins
+    sizes: tuple[int, ...]  # the first is of most worth
+    preset_models: tuple[str, ...]
+    preset_size: int
+    plan_models: tuple[str, ...]
+    plan_size: int
+    plan_memories: tuple[int, ...]  # bytes of the cards that are planned for
+    attention_model: str
+    attention_size: int
+    attention_steps: int
+    teacher: str
+    student: str  # the name of a spec
+    resolution: int  # of the distillation
+    batches: tuple[int, ...]  # pictures per step, of which the largest is taken that fits
+    exported: str
+    steps: int | None = None
+    repeats: int = 3
+    clicks: int = 50
+
+
+def same_run(card: ModelCard) -> tuple:
+    """What decides a run's time and memory at a size: models that agree in it need no second measurement."""
+    network = (card.spec.notation, card.spec.channels) if card.spec else card.name
+    return network, card.steps, card.guidance > 1
+
+
+def alike(name: str) -> list[str]:
+    """The models of the registry that a measurement of this one also speaks for."""
+    run = same_run(CARDS[name])
+    return [card.name for card in CARDS.values() if same_run(card) == run and card.name != name]
+
+
+def _others(names: Sequence[str], cards: Iterable[ModelCard]) -> Iterator[ModelCard]:
+    """Every model of SDXL's width whose run differs from those of the names, and of the ones before it."""
+    known = {same_run(CARDS[name]) for name in names}
+    for card in cards:
+        if card.spec and card.spec.channels == SDXL.channels and same_run(card) not in known:
+            known.add(same_run(card))
+            yield card
+
+
+def full_groups(cards: Iterable[ModelCard] = tuple(CARDS.values())) -> tuple[tuple[str, ...], ...]:
+    """All that the registry has at full size: the three of KOALA's figure, those of few steps, and the rest."""
+    rest = list(_others(FIRST, cards))
+    few = tuple(card.name for card in rest if card.steps < CARDS[FIRST[0]].steps)
+    return FIRST, few, tuple(card.name for card in rest if card.name not in few)
+
+
+FULL = Scale(
+    groups=full_groups(),
+    group_shares=(1 / 2, 2 / 3, 1),
+    sizes=(1024, 512),
+    preset_models=("koala-lightning-700m", "sdxl-base"),
+    preset_size=1024,
+    plan_models=("koala-700m", "sdxl-base", "koala-1b"),
+    plan_size=1024,
+    plan_memories=tuple(gb * 10**9 for gb in (24, 12, 8, 6, 4, 3)),
+    attention_model="koala-700m",
+    attention_size=1024,
+    attention_steps=10,
+    teacher="sdxl-base",
+    student="koala-700m",
+    resolution=1024,
+    batches=(8, 4, 2, 1),
+    exported="koala-700m",
+)

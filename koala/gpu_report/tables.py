@@ -1,0 +1,205 @@
+"""A report as Markdown: each section as a table, the paper's figures beside ours, and what was not measured."""
+
+from collections.abc import Iterator, Sequence
+
+from koala.gpu_report.budget import DONE
+from koala.gpu_report.paper import CARDS, FIGURE_7, OOM, ROWS, Cell
+
+FORMAT = "koala gpu report 1"  # the number goes up when a field means something else
+_OLDER_MARK = " †"
+_BESIDE = (
+    "The paper's figures are of its own cards and software: KOALA, figure 7, at 1024 px, fp16, PyTorch 2.1.2; those "
+    "marked † are of the project page's older figure, which names its cards by their memory. They stand here to be "
+    "read beside ours, not to be divided by them."
+)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    lines = [head, [*[":--"] * left, *["--:"] * (len(head) - left)], *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _seconds(ms: float) -> str:
+    return f"{ms / 1000:.3g}"
+
+
+def _gigabytes(count: float | None) -> str:
+    return "-" if count is None else f"{count / 1e9:.2f}"
+
+
+def _share(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{100 * ratio:.0f} %"
+
+
+def _printed(cell: Cell, mark: str) -> str:
+    return cell if cell == OOM else f"{cell[0]:.2f} s, {cell[1]:.1f} GB{mark}"
+
+
+def latencies(found: dict) -> Iterator[str]:
+    """Seconds and peak GB of every model at every size; to the right what the paper printed of other cards."""
+    rows = found["rows"]
+    sizes = sorted({row["size"] for row in rows})
+    cells = {(row["model"], row["size"]): row for row in rows}
+    head = ["model", "steps"]
+    for size in sizes:
+        head += [f"{size} px: s", "peak GB"]
+    head += [f"paper, {card}" for card in CARDS]
+    body = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [cells.get((model, size)) for size in sizes]
+        first = next(filter(None, own))
+        line = [", ".join([model, *first["speaks_for"]]), f"{first['steps']}{', guided' * (first['guidance'] > 1)}"]
+        for row in own:
+            line += [_seconds(row["total_ms"]), _gigabytes(row["peak_memory_bytes"])] if row else ["-", "-"]
+        paper = ROWS.get(model)
+        mark = "" if paper is None or paper.figure == FIGURE_7 else _OLDER_MARK
+        line += [_printed(cell, mark) for cell in paper.cells] if paper else ["-"] * len(CARDS)
+        body.append(line)
+    yield _table(head, body, left=2)
+    yield _BESIDE
+
+
+def presets(found: dict) -> Iterator[str]:
+    """Ratios to diffusers' own pipeline, in one run."""
+    rows = [
+        [
+            row["model"],
+            row["preset"],
+            f"{row['total']:.2f}x",
+            f"{row['unet_step']:.2f}x",
+            _share(row["peak_memory"]),
+        ]
+        for row in found["against_stock"]
+    ]
+    yield _table(["model", "preset", "faster than stock diffusers", "per U-Net step", "of its peak memory"], rows, 2)
+
+
+def plans(found: dict) -> Iterator[str]:
+    """What each plan predicts, with and without the workspace factor, and the allocator's peak."""
+    rows = []
+    for row in found["rows"]:
+        card = f"{row['card_bytes'] / 1e9:g} GB"
+        if row["refused"]:
+            rows.append([row["model"], card, "no plan fits", *["-"] * 5])
+            continue
+        plan, peak = row["plan"], row["peak_bytes"]
+        tile = f", tiles of {8 * plan['vae_tile']} px" if plan["vae_tile"] else ""
+        rows.append(
+            [
+                row["model"],
+                card,
+                f"text {plan['text']}, U-Net {plan['unet']}{tile}",
+                _gigabytes(row["predicted_bytes"]),
+                _gigabytes(row["live_bytes"]),
+                "ran out" if row["ran_out"] else _gigabytes(peak),
+                _share(peak and peak / row["live_bytes"]),
+                _gigabytes(row["reserved_bytes"]),
+            ]
+        )
+    head = ["model", "card", "plan", "predicted GB", "live tensors", "peak", "peak of live", "allocator's own"]
+    yield _table(head, rows, left=3)
+
+
+def attention(found: dict) -> Iterator[str]:
+    """What recording and a click take, as sentences."""
+    click, grid = found["click"], "x".join(map(str, found["click"]["grid"]))
+    one, mean = (click[which]["median_ms"] for which in ("one_step", "mean_of_steps"))
+    yield (
+        f"Recording one layer of each stage, with its words, over {found['steps']} steps of {found['model']} at "
+        f"{found['size']} px: {100 * found['overhead']:+.1f} % of a run ({_seconds(found['plain_ms'])} s without, "
+        f"{_seconds(found['recorded_ms'])} s with; medians of {found['runs']}). A click on a {grid} map of "
+        f"{click['heads']} heads: {one:.1f} ms, and {mean:.1f} ms on the mean of all steps."
+    )
+
+
+def distillation(found: dict) -> Iterator[str]:
+    """Pictures per second and peak memory of whole training steps."""
+    rows = [
+        [
+            f"{row['student']} of {row['teacher']}",
+            f"{row['size']} px",
+            str(row["batch"]),
+            "yes" if row["gradient_checkpointing"] else "no",
+            "ran out" if row["ran_out"] else f"{row['pictures_per_second']:.3g}",
+            _gigabytes(row["peak_bytes"]),
+            _gigabytes(row["predicted_bytes"]),
+        ]
+        for row in found["rows"]
+    ]
+    head = ["distilled", "size", "batch", "checkpointing", "pictures/s", "peak GB", "predicted"]
+    yield _table(head, rows)
+
+
+def onnx_runtime(found: dict) -> Iterator[str]:
+    """A U-Net call on ONNX Runtime beside torch."""
+    rows = [
+        [
+            found["model"],
+            f"{row['size']} px",
+            f"{row['torch_ms']:.1f}",
+            f"{row['onnxruntime_ms']:.1f}",
+            f"{row['faster']:.2f}x",
+            f"{row['relative_error']:.1e}",
+        ]
+        for row in found["rows"]
+    ]
+    yield _table(["guided U-Net call", "size", "torch ms", "ONNX Runtime ms", "faster", "difference"], rows)
+    yield f"{found['provider']} of ONNX Runtime {found['version']}, inputs and outputs bound on the device."
+
+
+def tensorrt_rtx(found: dict) -> Iterator[str]:
+    """A U-Net call of an engine beside torch."""
+    yield (
+        f"TensorRT-RTX {found['version']}: a guided call of {found['model']} at {found['size']} px takes "
+        f"{found['engine_ms']:.1f} ms, torch {found['torch_ms']:.1f} ms ({found['faster']:.2f}x); its engine of "
+        f"{found['engine_bytes'] / 1e9:.2f} GB was built in {found['build_seconds']:.0f} s."
+    )
+
+
+TABLES = {
+    "latencies": latencies,
+    "presets": presets,
+    "plans": plans,
+    "distillation": distillation,
+    "attention": attention,
+    "onnx-runtime": onnx_runtime,
+    "tensorrt-rtx": tensorrt_rtx,
+}
+
+
+def markdown(report: dict, level: int = 1) -> str:
+    """The whole report; its title is a heading of this level."""
+    parts = [f"{'#' * level} {report['device']}", _circumstances(report)]
+    for name, section in report["sections"].items():
+        parts += [f"{'#' * (level + 1)} {section['title']}", *_section(name, section)]
+    return "\n\n".join(parts)
+
+
+def _section(name: str, section: dict) -> Iterator[str]:
+    if section["status"] != DONE:
+        yield f"Not measured: {section['status']}. {section['reason'][:1].upper()}{section['reason'][1:]}."
+    whole = section["status"] == DONE or section["found"].get("rows")
+    if whole:
+        yield from TABLES[name](section["found"])
+    if left := section["found"].get("not_measured"):
+        yield "\n".join(f"- not measured: {_what(one)}: {one['reason']}" for one in left)
+
+
+def _what(one: dict) -> str:
+    """Which cell it is that was not measured."""
+    card = f"a card of {one['card_bytes'] / 1e9:g} GB" if "card_bytes" in one else None
+    size = f"{one['size']} px" if "size" in one else None
+    checkpointing = {True: "with checkpointing", False: "without checkpointing"}.get(one.get("gradient_checkpointing"))
+    named = (one.get("student"), one.get("model"), one.get("preset"), size, card, checkpointing)
+    return ", ".join(filter(None, named))
+
+
+def _circumstances(report: dict) -> str:
+    card, versions = report["card"], ", ".join(f"{name} {value}" for name, value in report["versions"].items())
+    driver = f", driver {card['driver']}" if card["driver"] else ""
+    cuda = f", CUDA {card['cuda']}" if card["cuda"] else ""
+    return (
+        f"{card['memory_bytes'] / 1e9:.1f} GB{driver}{cuda}, {card['system']}; {report['date']}; {versions}; random "
+        f"weights of the real sizes, seed {report['seed']}; measured in {report['seconds']:.0f} s; medians, the models "
+        f"in turn. `{report['command']}`"
+    )
