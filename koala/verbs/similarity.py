@@ -17,7 +17,7 @@ SMALLER = "--vram GB with less than is free, a smaller model"  # what helps wher
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("--model", required=True, metavar="MODEL", help="model name, hub id, folder or .safetensors file")
+    parser.add_argument("--model", required=True, metavar="MODEL", help="model name, hub id, folder or file")
     parser.add_argument(
         "--prompts", nargs="+", metavar="TEXT", help="prompts to average over (default: eight of the model's world)"
     )
