@@ -11,6 +11,7 @@ from types import ModuleType
 
 import torch
 
+from koala.cuda import cards
 from koala.hashing import digest
 from koala.outputs import check_space, new_file
 from koala.request import RequestError
@@ -35,7 +36,7 @@ class Builder:
     def ready(self) -> bool:
         """Whether it is installed, and has the GPU that it needs."""
         installed = importlib.util.find_spec(self.module) is not None
-        return installed and (not self.needs_gpu or torch.cuda.is_available())
+        return installed and (not self.needs_gpu or cards().available())
 
 
 BUILDERS = (
@@ -115,8 +116,8 @@ def build(folder: Path, onnx: str, profile: Profile, builder: Builder) -> Engine
         sha256=digest(folder / builder.engine),
         layers=network.num_layers,
         seconds=seconds,
-        device=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        milliseconds=latency(trt, engine, usual) if torch.cuda.is_available() else None,
+        device=cards().name() if cards().available() else None,
+        milliseconds=latency(trt, engine, usual) if cards().available() else None,
     )
 
 
@@ -141,7 +142,7 @@ def latency(trt: ModuleType, engine, shapes: Mapping[str, tuple[int, ...]], call
     loaded = runtime.deserialize_cuda_engine(engine)
     if loaded is None:
         return None
-    context, stream = loaded.create_execution_context(), torch.cuda.Stream()
+    context, stream = loaded.create_execution_context(), cards().new_stream()
     types = {trt.DataType.HALF: torch.float16, trt.DataType.FLOAT: torch.float32}
     names = [loaded.get_tensor_name(i) for i in range(loaded.num_io_tensors)]
     for name, shape in shapes.items():
@@ -154,10 +155,10 @@ def latency(trt: ModuleType, engine, shapes: Mapping[str, tuple[int, ...]], call
     }
     for name, buffer in buffers.items():
         context.set_tensor_address(name, buffer.data_ptr())
-    torch.cuda.synchronize()
+    cards().synchronize()
     found = []
     for _ in range(3 + calls):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = (cards().new_event() for _ in range(2))
         start.record(stream)
         context.execute_async_v3(stream.cuda_stream)
         end.record(stream)

@@ -18,6 +18,7 @@ from export.wrappers import WRAPPERS
 from koala.adapters import fuse
 from koala.checkpoints import open_located
 from koala.costs import parameters
+from koala.cuda import cards
 from koala.exported import Component, Exported
 from koala.fields import Fields
 from koala.finite import is_finite
@@ -77,7 +78,7 @@ class Job:
     @property
     def large(self) -> bool:
         """Whether a whole denoising run is out of reach here."""
-        return parameters(self.spec) > LARGE and not torch.cuda.is_available()
+        return parameters(self.spec) > LARGE and not cards().available()
 
     @property
     def estimate(self) -> Estimate:
@@ -197,7 +198,7 @@ def load(job: Job, part: str) -> torch.nn.Module:
 def census(job: Job) -> dict[str, float]:
     """The U-Net's largest activations by module, on one run of the model in fp32; see `islands.activations`."""
     lora = {"lora": str(job.lora.file), "lora_strength": job.lora.strength} if job.lora else {}
-    model = Library("cuda" if torch.cuda.is_available() else "cpu", dtype="float32").get(job.card.name)
+    model = Library("cuda" if cards().available() else "cpu", dtype="float32").get(job.card.name)
     return activations(model, GenerationRequest(model=job.card.name, prompt=PROMPT, **lora))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from koala.cuda import cards
 from koala.request import RequestError
 
 # What a container may use, control groups version 2 and 1: less than what the machine has, which psutil tells.
@@ -21,18 +22,29 @@ def best_device(name: str | None = None) -> torch.device:
             device = torch.device(name)
         except RuntimeError as error:
             raise RequestError(f"unknown device {name!r}; use cpu, cuda, cuda:1 or mps") from error
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise RequestError(f"device {name} was asked for, but no CUDA GPU is visible; use --device cpu")
+        if device.type == "cuda":
+            _check_visible(device)
         return device
-    if torch.cuda.is_available():
+    if cards().available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _check_visible(device: torch.device) -> None:
+    if not cards().available():
+        raise RequestError(f"device {device} was asked for, but no CUDA GPU is visible; use --device cpu")
+    if device.index and device.index >= cards().count():
+        raise RequestError(
+            f"device {device} was asked for, but the last of the CUDA GPUs that are visible is "
+            f"cuda:{cards().count() - 1}: they are numbered from 0, also where CUDA_VISIBLE_DEVICES names some of "
+            f"them. Use --device cuda:{cards().count() - 1}"
+        )
 
 
 def device_memory(device: torch.device) -> int:
     """Bytes that this process may use of the device now."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        return cards().memory(device)[0]
     if device.type == "mps":
         return torch.mps.recommended_max_memory()
     limits = [int(f.read_text()) for f in _CONTAINER if f.is_file() and f.read_text().strip().isdigit()]
@@ -45,7 +57,7 @@ def give_back() -> None:
     glibc keeps blocks below 32 MB, which is most of a U-Net: 2 GB of a freed KOALA-700M.
     """
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    if cards().available():
+        cards().empty_cache()
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # musl has none
         trim(0)

@@ -10,13 +10,15 @@ from pathlib import Path
 import psutil
 import torch
 
+from koala.cuda import cards
+
 log = logging.getLogger(__name__)
 
 
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done all that was asked of it, so that a clock read here is true."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        cards().synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
 
@@ -24,7 +26,7 @@ def synchronize(device: torch.device) -> None:
 def device_name(device: torch.device) -> str:
     """What a person calls the device: the GPU's name, or the CPU's with its thread count."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        return cards().name(device)
     if device.type == "mps":
         return "Apple GPU"
     model = "CPU"
@@ -69,7 +71,7 @@ class StageTimer:
         self.device = device
         self.ms: dict[str, list[float]] = {}
         if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+            cards().reset_peak(device)
         self._has_peak = device.type == "cuda" or _reset_process_peak()
 
     @contextmanager
@@ -107,5 +109,5 @@ class StageTimer:
     def peak_memory(self) -> int | None:
         """Peak bytes since this timer began: of the GPU, or of the whole process on a CPU."""
         if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
+            return cards().peak(self.device)
         return _process_peak() if self._has_peak else None

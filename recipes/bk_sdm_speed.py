@@ -27,6 +27,7 @@ from diffusers.training_utils import EMAModel
 from PIL import Image
 
 from koala.console import no_bars
+from koala.cuda import cards
 from koala.distill.config import DistillConfig
 from koala.distill.run_folder import RunFolder
 from koala.distill.trainer import train
@@ -199,7 +200,7 @@ def main() -> None:
     no_bars()
     logging.disable(logging.WARNING)
     torch.set_num_threads(args.threads)
-    gpu = torch.cuda.is_available()
+    gpu = cards().available()
     clock = Clock(torch.device("cuda" if gpu else "cpu"))
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)

@@ -84,6 +84,7 @@ LEVELS = {
         "koala.finite",
         "koala.tensorfiles",
         "koala.timing",
+        "koala.cuda",
         "koala.device",
         "koala.residence",
         "koala.result",

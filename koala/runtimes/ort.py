@@ -21,6 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
 from koala.costs import LATENT_FACTOR
+from koala.cuda import cards
 from koala.exported import Exported
 from koala.from_files import check_widths, from_files, load_noising, load_tokenizer
 from koala.layout import TOKENIZERS
@@ -105,7 +106,7 @@ class _Graph(torch.nn.Module):
             one = found[value.name] = torch.empty(shape, dtype=torch_type, device=self.device)
             binding.bind_output(value.name, *where, numpy_type, shape, one.data_ptr())
         if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()  # the session has a stream of its own
+            cards().current_stream(self.device).synchronize()  # the session has a stream of its own
         self.session.run_with_iobinding(binding)
         return {name: one.to(self.dtype) for name, one in found.items()}
 

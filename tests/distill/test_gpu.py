@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from koala.cuda import cards
 from koala.distill.run_folder import RunFolder
 from koala.distill.trainer import train
 
@@ -12,7 +13,7 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture(autouse=True)
 def accelerator():
-    if not torch.cuda.is_available():
+    if not cards().available():
         pytest.skip("no CUDA GPU here")
 
 

@@ -18,6 +18,7 @@ from koala.bench import measure
 from koala.bench_matrix import Matrix
 from koala.cli import main
 from koala.compare import compare
+from koala.cuda import cards
 from koala.decoding import decode
 from koala.evaluate.drawing import clean_latents, placement_for
 from koala.exported import MANIFEST
@@ -247,7 +248,7 @@ def test_a_file_that_was_edited_after_the_export_is_refused_by_name(copy, file):
 @pytest.mark.parametrize("provider", ["CUDAExecutionProvider", "TensorrtExecutionProvider", "NoSuchExecutionProvider"])
 def test_a_provider_that_was_not_used_is_an_error_and_not_a_slow_run(exported_700m, provider):
     """ONNX Runtime lists providers that cannot start here, and goes on with the CPU."""
-    if torch.cuda.is_available():
+    if cards().available():
         pytest.skip("needs a machine without a GPU")
     with pytest.raises(RequestError, match=provider):
         open_session(exported_700m / "unet" / "model.onnx", provider)
