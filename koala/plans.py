@@ -66,6 +66,7 @@ class Plan:
     text: str  # resident, released
     unet: str  # resident, exchanged, swapped
     predicted_peak_bytes: int  # as StageTimer measures it: of the allocator on a GPU, of the process on a CPU
+    live_peak_bytes: int  # of that, weights and tensors alone, without what convolutions ask for beside them
     budget_bytes: int | None  # None: nobody set one
     swap_ms: float  # copying parts to the device for a new prompt, predicted; never part of a model's own time
     choices: tuple[Choice, ...] = ()
@@ -140,8 +141,8 @@ class _Job:
             "vae": [vae * BYTES[self.vae_dtype(dtype)]],
         }
 
-    def activations(self, dtype: str, tile: int | None) -> dict[str, int]:
-        """Bytes that each stage works in."""
+    def activations(self, dtype: str, tile: int | None, workspace: float = WORKSPACE) -> dict[str, int]:
+        """Bytes that each stage works in; with a `workspace` of 1 those of its tensors alone."""
         positions = self.latents[0] * self.latents[1]
         samples = self.images * (2 if self.guided else 1)
         decoded = min(tile or positions, self.latents[0]) * min(tile or positions, self.latents[1]) * LATENT_FACTOR**2
@@ -149,13 +150,13 @@ class _Job:
         unet = UNET_ELEMENTS * samples * positions * max(s.channels[0] for s in self.specs)
         return {
             "text": 0,
-            "unet": int(WORKSPACE * unet * BYTES[dtype]),
-            "vae": int(WORKSPACE * per_pixel * decoded * BYTES[self.vae_dtype(dtype)]),
+            "unet": int(workspace * unet * BYTES[dtype]),
+            "vae": int(workspace * per_pixel * decoded * BYTES[self.vae_dtype(dtype)]),
         }
 
-    def peak(self, dtype: str, text: str, unet: str, tile: int | None) -> int:
-        """Bytes at the busiest moment."""
-        weights, activations = self.weights(dtype), self.activations(dtype, tile)
+    def peak(self, dtype: str, text: str, unet: str, tile: int | None, workspace: float = WORKSPACE) -> int:
+        """Bytes at the busiest moment; with a `workspace` of 1 those of weights and tensors alone."""
+        weights, activations = self.weights(dtype), self.activations(dtype, tile, workspace)
 
         def together(stage: str) -> int:
             at_once = {p: max(w) if p == "unet" and unet != "resident" else sum(w) for p, w in weights.items()}
@@ -176,6 +177,7 @@ class _Job:
             text=text,
             unet=unet,
             predicted_peak_bytes=self.peak(dtype, text, unet, tile),
+            live_peak_bytes=self.peak(dtype, text, unet, tile, workspace=1.0),
             budget_bytes=self.budget,
             swap_ms=1000 * copied / COPY_RATE,
             choices=tuple(self.reasons(dtype, text, unet, tile)),
