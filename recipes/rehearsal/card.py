@@ -4,7 +4,7 @@ Replaced is only what needs numbers, each one function: whether values are finit
 a picture, and where a scheduler keeps its timesteps (on the CPU, with its sigmas; so they stay real).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from unittest import mock
@@ -15,12 +15,13 @@ from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from koala import decoding, finite, schedulers
+from koala.attention import record
 from koala.cuda import Card, DescribedCards, in_place
 from koala.loading import LoadedModel
 from koala.random_weights import RandomLibrary
 from koala.registry import ModelCard
 from koala.residence import Residence
-from recipes.rehearsal.fused_attention import FusedAttention
+from recipes.rehearsal.fused_attention import attention
 from recipes.rehearsal.guard import install
 from recipes.rehearsal.storages import Storages
 
@@ -52,19 +53,12 @@ class Rehearsal:
 
     @property
     def peak(self) -> int:
-        """The most bytes at once on the card since the last run began."""
-        return self.storages.peak
+        """The most bytes at once on the card."""
+        return max(self.storages.busiest.values())
 
     def live(self, stage: str) -> int:
         """Of a stage's busiest moment, what is no part's weights."""
         return self.storages.busiest[stage] - max(call.weights for call in self.calls if call.stage == stage)
-
-    def forget(self) -> None:
-        """Begin anew; what is on the card stays there."""
-        self.moves.clear()
-        self.calls.clear()
-        self.storages.kernels.clear()
-        self.storages.reset()
 
     def library(self, **settings) -> "RehearsedLibrary":
         """Models of any size in the described machine's memory."""
@@ -98,8 +92,12 @@ class RehearsedResidence(Residence):
     def name(self, part: torch.nn.Module) -> str:
         return self.names.get(id(part), type(part).__name__)
 
-    def _send(self, part: torch.nn.Module, device: torch.device) -> None:
+    def bring(self, working: Iterable[torch.nn.Module], keep: Iterable[torch.nn.Module] = ()) -> None:
         self.rehearsal.storages.stage = "swap"
+        super().bring(working, keep)
+        self.rehearsal.storages.stage = "beside"
+
+    def _send(self, part: torch.nn.Module, device: torch.device) -> None:
         self.rehearsal.moves.append((self.name(part), "host" if device == HOST else "card"))
         super()._send(part, device)
 
@@ -151,7 +149,12 @@ class RehearsedLibrary(RandomLibrary):
                 )
             )
 
-        (part.decoder if stage == "vae" else part).register_forward_pre_hook(called, with_kwargs=True)
+        def done(*_: object) -> None:
+            rehearsal.storages.stage = "beside"
+
+        computes = part.decoder if stage == "vae" else part
+        computes.register_forward_pre_hook(called, with_kwargs=True)
+        computes.register_forward_hook(done)
 
 
 class _Warm(set):
@@ -193,13 +196,14 @@ def rehearsed(*cards: Card, device: str = "cuda:0") -> Iterator[Rehearsal]:
     install()
     where = torch.device(device)
     mode, storages = FakeTensorMode(allow_non_fake_inputs=True), Storages(where)
-    everywhere, number = finite.everywhere, finite.number
+    everywhere, number = finite.everywhere, record.number
     described = DescribedCards(cards, peak=lambda: storages.peak, reset_peak=storages.reset)
     replaced = (
         (finite, "everywhere", lambda c: True if isinstance(c, FakeTensor) else everywhere(c)),
-        (finite, "number", lambda v: 0.0 if isinstance(v, FakeTensor) else number(v)),
+        (record, "number", lambda v: 0.0 if isinstance(v, FakeTensor) else number(v)),
         (decoding, "to_picture", _picture),
         (schedulers, "build", _keeping_timesteps(schedulers.build)),
+        (torch.nn.functional, "scaled_dot_product_attention", attention),
         (torch.utils, "swap_tensors", _swapping(mode, torch.utils.swap_tensors)),
     )
     with ExitStack() as stack:
@@ -207,6 +211,6 @@ def rehearsed(*cards: Card, device: str = "cuda:0") -> Iterator[Rehearsal]:
         for place, name, other in replaced:
             stack.enter_context(mock.patch.object(place, name, other))
         stack.enter_context(torch._dynamo.config.patch(disable=True))
-        for each in (FusedAttention(), mode, storages):
-            stack.enter_context(each)
+        stack.enter_context(mode)
+        stack.enter_context(storages)
         yield Rehearsal(card=cards[where.index or 0], device=where, mode=mode, storages=storages)

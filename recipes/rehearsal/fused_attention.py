@@ -1,19 +1,9 @@
-"""The attention kernels that torch chooses on a card; without one it chooses that which makes the whole N x N map."""
+"""The attention kernels that torch chooses on a card; without one it takes that which makes the whole N x N map."""
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 _WIDEST = 256  # channels of a head that flash attention takes
 _HALF = (torch.float16, torch.bfloat16)
-
-
-class FusedAttention(TorchFunctionMode):
-    """Flash attention where it can be, else memory-efficient attention, as sdp_utils.cpp ranks them for CUDA."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is torch.nn.functional.scaled_dot_product_attention:
-            return attention(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
 
 
 def attention(
@@ -25,7 +15,8 @@ def attention(
     is_causal: bool = False,
     scale: float | None = None,
 ) -> torch.Tensor:
-    """softmax(q k^T * scale) v for q (B, heads, N, d), k and v (B, heads, M, d); the mask is (.., N, M)."""
+    """torch's scaled_dot_product_attention of q (B, heads, N, d), k and v (B, heads, M, d), mask (.., N, M), as on a card:
+    flash attention where it can be, else memory-efficient attention, as sdp_utils.cpp ranks them for CUDA."""
     if attn_mask is None and query.shape[-1] <= _WIDEST and query.dtype in _HALF:
         flash = torch.ops.aten._scaled_dot_product_flash_attention
         return flash(query, key, value, dropout_p, is_causal, scale=scale)[0]

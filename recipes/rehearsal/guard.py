@@ -31,7 +31,10 @@ class NoCompiler(RuntimeError):
 
 def compiler() -> str | None:
     """The C++ compiler: $CXX, else the system's."""
-    return next((found for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name and (found := shutil.which(name))), None)
+    return next(
+        (found for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name and (found := shutil.which(name))),
+        None,
+    )
 
 
 def install(cache: Path | None = None) -> None:
@@ -59,6 +62,8 @@ def _build(library: Path) -> None:
     home = Path(torch.__file__).parent
     with new_file(library) as partial:
         options = ["-std=c++20", "-shared", "-fPIC", f"-I{home / 'include'}", f"-L{home / 'lib'}", "-x", "c++", "-"]
-        done = subprocess.run([found, *options, "-x", "none", "-lc10", "-o", partial], input=SOURCE, text=True, capture_output=True)
+        done = subprocess.run(
+            [found, *options, "-x", "none", "-lc10", "-o", partial], input=SOURCE, text=True, capture_output=True
+        )
     if done.returncode:
         raise NoCompiler(f"{found} cannot build against torch {torch.__version__}: {done.stderr[-500:]}")

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 # What a GPU computes with: their precision is the run's.
 HEAVY = ("convolution", "addmm", "mm", "bmm", "baddbmm", "_softmax")
+HOST = torch.device("cpu")
 FUSED = ("_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention")
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
@@ -31,24 +32,23 @@ class Storages(TorchDispatchMode):
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self.device = device
+        self.learning = False  # whether gradients are computed
         self.now = 0
         self.stage = "loading"
+        self.peak = 0  # the most bytes at once since the last reset
         self.busiest: Counter[str] = Counter()
         self.kernels: Counter[tuple[str, str, str]] = Counter()
         self.elsewhere: set[torch.device] = set()  # other cards that got a tensor
         self._known: dict[int, weakref.ref] = {}
 
-    @property
-    def peak(self) -> int:
-        """The most bytes at once since the last reset."""
-        return max(self.busiest.values(), default=self.now)
-
     def reset(self) -> None:
-        """Forget what was busiest; what is alive still counts."""
-        self.busiest.clear()
+        """Count `peak` from now on, as an allocator does; `busiest` is of the whole rehearsal."""
+        self.peak = self.now
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if self.learning and func is torch.ops.prim.device.default:
+            return HOST  # to C++ alone, where autograd's engine would ask a card for its streams; Python sees the card
         if not any(map(self._is_fake, tree_leaves((args, kwargs)))):
             with unset_fake_temporarily():
                 return func(*args, **kwargs)
@@ -65,7 +65,9 @@ class Storages(TorchDispatchMode):
         return found
 
     def _is_fake(self, value: object) -> bool:
-        return isinstance(value, FakeTensor) or (isinstance(value, torch.device) and value.type == self.device.type)
+        return isinstance(value, FakeTensor) or (
+            isinstance(value, torch.device) and value.type == self.device.type != "cpu"
+        )
 
     def follow(self, tensor: FakeTensor) -> None:
         """Count a tensor's storage from now on, as long as anything holds it."""
@@ -85,4 +87,5 @@ class Storages(TorchDispatchMode):
 
         self._known[key] = weakref.ref(storage, gone)
         self.now += size
+        self.peak = max(self.peak, self.now)
         self.busiest[self.stage] = max(self.busiest[self.stage], self.now)
