@@ -73,7 +73,7 @@ class RunMemory:
 
     @property
     def drawing(self) -> dict[str, int]:
-        """What draws the validation's pictures: the teacher's text encoders and VAE, and a student, in its precision."""
+        """What draws the validation's pictures: the teacher's text encoders and VAE, a student; in its precision."""
         parts, each = parts_of(self.teacher), _BYTES[self.config.teacher_precision]
         return {
             "text encoders": parts.text_cost[0] * each,

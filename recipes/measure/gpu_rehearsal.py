@@ -11,7 +11,6 @@ import argparse
 import json
 import logging
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -18,7 +18,7 @@ def problems(rehearsal: Rehearsal, plan: Plan, models: Sequence[str]) -> list[st
         *_precisions(rehearsal, plan),
         *_attention(rehearsal),
         *_moves(rehearsal, plan, models),
-        *_bytes(rehearsal, plan.live_peak_bytes),
+        *bytes_wrong(rehearsal, plan.live_peak_bytes),
     ]
 
 
@@ -34,7 +34,8 @@ def _precisions(rehearsal: Rehearsal, plan: Plan) -> Iterator[str]:
     for call in rehearsal.calls:
         inputs = wanted[call.stage] if call.stage != "text" else "int64"
         if (call.dtype, call.inputs) != (wanted[call.stage], inputs):
-            yield f"{call.part} has {call.dtype} weights and was given {call.inputs}; the plan says {wanted[call.stage]}"
+            told = f"{call.part} has {call.dtype} weights and was given {call.inputs}"
+            yield f"{told}; the plan says {wanted[call.stage]}"
     for stage, name, dtype in rehearsal.storages.kernels:
         if dtype != wanted.get(stage, dtype):
             yield f"{name} ran in {dtype} in the stage {stage}; the plan says {wanted[stage]}"
@@ -79,7 +80,8 @@ def _moves(rehearsal: Rehearsal, plan: Plan, models: Sequence[str]) -> Iterator[
         yield f"the plan states the moves {wanted}, and there were {rehearsal.moves}"
 
 
-def _bytes(rehearsal: Rehearsal, predicted: int) -> Iterator[str]:
+def bytes_wrong(rehearsal: Rehearsal, predicted: int) -> Iterator[str]:
+    """The peak against what was counted beforehand, and against the card."""
     if abs(rehearsal.peak - predicted) > WITHIN * predicted:
         yield f"the peak is {rehearsal.peak:,} bytes, and the plan counts {predicted:,}"
     if rehearsal.peak >= rehearsal.card.total_bytes:

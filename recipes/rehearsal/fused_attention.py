@@ -15,8 +15,10 @@ def attention(
     is_causal: bool = False,
     scale: float | None = None,
 ) -> torch.Tensor:
-    """torch's scaled_dot_product_attention of q (B, heads, N, d), k and v (B, heads, M, d), mask (.., N, M), as on a card:
-    flash attention where it can be, else memory-efficient attention, as sdp_utils.cpp ranks them for CUDA."""
+    """torch's scaled_dot_product_attention of q (B, heads, N, d), k and v (B, heads, M, d), mask (.., N, M).
+
+    Flash attention where it can be, else memory-efficient attention, as sdp_utils.cpp ranks them for CUDA.
+    """
     if attn_mask is None and query.shape[-1] <= _WIDEST and query.dtype in _HALF:
         flash = torch.ops.aten._scaled_dot_product_flash_attention
         return flash(query, key, value, dropout_p, is_causal, scale=scale)[0]
