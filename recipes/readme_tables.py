@@ -1,7 +1,7 @@
-"""The README's tables, out of the registry and the reports, each between a pair of markers.
+"""The tables of README and docs/benchmarks.md, out of registry and reports, each between a pair of markers.
 
 python -m recipes.readme_tables
-python -m recipes.readme_tables --check     # exit 1 where the README differs
+python -m recipes.readme_tables --check     # exit 1 where a page differs
 """
 
 import argparse
@@ -14,21 +14,22 @@ from koala.outputs import new_file
 from koala.registry import CARDS, EMBEDDED
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
 MARKERS = re.compile(r"(<!-- table: (?P<name>\w+) -->\n)(?P<table>.*?)(<!-- /table -->)", re.DOTALL)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing, fail where the README differs")
+    parser.add_argument("--check", action="store_true", help="write nothing, fail where a page differs")
     args = parser.parse_args()
-    text = README.read_text(encoding="utf-8")
-    found = MARKERS.sub(lambda m: f"{m[1]}{TABLES[m['name']]()}{m[4]}", text)
-    if not args.check:
-        with new_file(README) as file:
-            file.write_text(found, encoding="utf-8")
-    elif found != text:
-        sys.exit("README.md's tables differ from registry and reports: python -m recipes.readme_tables")
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        found = MARKERS.sub(lambda m: f"{m[1]}{TABLES[m['name']]()}{m[4]}", text)
+        if not args.check:
+            with new_file(page) as file:
+                file.write_text(found, encoding="utf-8")
+        elif found != text:
+            sys.exit(f"{page.name}'s tables differ from registry and reports: python -m recipes.readme_tables")
 
 
 def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -93,7 +94,34 @@ def exports() -> str:
     )
 
 
-TABLES = {"models": models, "scores": scores, "exports": exports}
+def rehearsed() -> str:
+    """Every rehearsed case of the GPU: what was counted on a described card, and what had been predicted."""
+    report = json.loads((ROOT / "docs" / "measurements" / "gpu-rehearsal.json").read_text())
+    rows = []
+    for row in report["rows"]:
+        case = (row["case"], " + ".join(row["models"]), row["card"])
+        if row["plan"] is None:
+            least = re.search(r"takes ([\d.]+ GB) at the least", row["refusal"])[1]
+            rows.append((*case, f"refused: {least} at the least", "", "", ""))
+            continue
+        counted, predicted = row["tracked_bytes"], row["predicted_bytes"]
+        sizes = (f"{counted / 1e9:.2f} GB", f"{predicted / 1e9:.2f} GB", f"{100 * (counted / predicted - 1):+.1f} %")
+        rows.append((*case, _plan(row["plan"]), *sizes))
+    return _table(("case", "models", "card", "plan", "counted", "predicted", "apart"), rows)
+
+
+def _plan(plan: dict) -> str:
+    """A memory plan in a few words, or a distillation's settings."""
+    if "text" not in plan:
+        return f"batch {plan['batch_size']}, {plan['precision']}, {plan['optimizer']}"
+    words = [f"text {plan['text']}, U-Net {plan['unet']}"]
+    words += [f"tiles of {8 * plan['vae_tile']} px"] if plan["vae_tile"] else []
+    words += ["small VAE"] if plan["tiny_vae"] else []
+    words += [f"VAE in {plan['vae_dtype']}"] if plan["vae_dtype"] != plan["dtype"] else []
+    return ", ".join(words)
+
+
+TABLES = {"models": models, "scores": scores, "exports": exports, "rehearsed": rehearsed}
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from unittest import mock
 
 import torch
@@ -75,27 +76,16 @@ def train(config: DistillConfig, card: Card) -> Training:
     In fp32 the tensors say that they are on the card. Under autocast they say that they are a CPU's, for CUDA's own
     asks autograd's engine for streams, and only a card has those; norms are in fp32 then, as CUDA's autocast has them.
     """
-    spec, teacher = student_spec(config.student_spec, CARDS[config.teacher].spec), CARDS[config.teacher].spec
     device = "cuda:0" if config.precision == "fp32" else "cpu"
     with rehearsed(card, device=device) as rehearsal, _norms_as_on_a_card():
         rehearsal.storages.learning = True
-        for _ in _steps(rehearsal, config, spec, teacher):
+        two = steps(config, network=partial(_network, rehearsal), begins=partial(setattr, rehearsal.storages, "stage"))
+        for _ in two:
             rehearsal.storages.busiest.clear()
             rehearsal.storages.kernels.clear()
         tracked = {stage: rehearsal.storages.busiest[stage] for stage in STAGES}
         precisions = {dtype for stage, _, dtype in rehearsal.storages.kernels if stage == STAGES[0]}
-    run = RunMemory(
-        config=config,
-        student=spec,
-        teacher=teacher,
-        resolution=config.resolution,
-        device="cuda",
-        memory=card.total_bytes,
-        world=1,
-        sharded=False,
-        slack=1.0,
-    )
-    moments = run.moments(run.pictures_per_pass)
+    moments = estimated(config, slack=1.0)
     return Training(
         card=card,
         config=config,
@@ -105,10 +95,39 @@ def train(config: DistillConfig, card: Card) -> Training:
     )
 
 
-def _steps(rehearsal: Rehearsal, config: DistillConfig, spec: UNetSpec, taught_by: UNetSpec) -> Iterator[None]:
-    """Two steps, with a pause before the second; as `koala.distill.trainer` loads, wraps and runs."""
-    teacher = _network(rehearsal, taught_by, DTYPES[config.teacher_precision]).eval().requires_grad_(False)
-    bare = _network(rehearsal, spec, "float32").train()
+def estimated(config: DistillConfig, **more) -> dict[str, int]:
+    """What the estimate says of every moment, in bytes; `more` are further fields of RunMemory."""
+    teacher = CARDS[config.teacher].spec
+    run = RunMemory(
+        config=config,
+        student=student_spec(config.student_spec, teacher),
+        teacher=teacher,
+        resolution=config.resolution,
+        device="cuda",
+        memory=None,
+        world=1,
+        sharded=False,
+        **more,
+    )
+    return run.moments(run.pictures_per_pass)
+
+
+def steps(
+    config: DistillConfig,
+    *,
+    network: Callable[[UNetSpec, str], UNet2DConditionModel],
+    begins: Callable[[str], None],
+    autocast: str = "cpu",
+) -> Iterator[None]:
+    """Two steps, with a pause before the second; as `koala.distill.trainer` loads, wraps and runs.
+
+    `network` makes one of a spec and a dtype where it is to work, `begins` hears each of STAGES, and `autocast` is the
+    kind of device whose autocast the student runs under.
+    """
+    taught_by = CARDS[config.teacher].spec
+    spec = student_spec(config.student_spec, taught_by)
+    teacher = network(taught_by, DTYPES[config.teacher_precision]).eval().requires_grad_(False)
+    bare = network(spec, "float32").train().requires_grad_(True)
     if config.gradient_checkpointing:
         bare.enable_gradient_checkpointing()
     alphas = alphas_cumprod(load_noising(FOLDER / "scheduler").config)
@@ -116,19 +135,19 @@ def _steps(rehearsal: Rehearsal, config: DistillConfig, spec: UNetSpec, taught_b
     step = DistillationStep(config, teacher, feature_pairs(config, spec, taught_by), alphas, noising)
     optimizers = build_optimizers(bare, config)
     half = config.precision != "fp32"
-    student = _Autocasting(bare, getattr(torch, DTYPES[config.precision])) if half else bare
+    student = _Autocasting(bare, autocast, getattr(torch, DTYPES[config.precision])) if half else bare
     ema = Ema(bare, config.ema_decay, config.ema_device) if config.ema_decay else None
-    storages, side = rehearsal.storages, config.resolution // LATENT_FACTOR
+    side = config.resolution // LATENT_FACTOR
     with step.hooked(bare) as losses_of:
         for number in range(2):
             places = range(number * config.batch_size, (number + 1) * config.batch_size)
             batch = _batch(spec, config.batch_size, side)
-            storages.stage = STAGES[0]
+            begins(STAGES[0])
             losses = losses_of(student, batch, draw(config, places, (LATENT_CHANNELS, side, side)))
-            storages.stage = STAGES[1]
+            begins(STAGES[1])
             losses.total.backward()
             del losses
-            storages.stage = STAGES[2]
+            begins(STAGES[2])
             torch.nn.utils.clip_grad_norm_(bare.parameters(), config.max_grad_norm or float("inf"))
             for optimizer in optimizers:
                 optimizer.step()
@@ -158,12 +177,12 @@ def _batch(spec: UNetSpec, pictures: int, side: int) -> Batch:
 class _Autocasting(torch.nn.Module):
     """A network whose passes are under autocast and whose output is fp32 again, as accelerate's `prepare` makes it."""
 
-    def __init__(self, bare: torch.nn.Module, dtype: torch.dtype):
+    def __init__(self, bare: torch.nn.Module, device: str, dtype: torch.dtype):
         super().__init__()
-        self.bare, self.dtype = bare, dtype
+        self.bare, self.device_type, self.dtype = bare, device, dtype
 
     def forward(self, *inputs, **more):
-        with torch.autocast("cpu", self.dtype):
+        with torch.autocast(self.device_type, self.dtype):
             found = self.bare(*inputs, **more)
         found.sample = found.sample.float()
         return found
