@@ -160,6 +160,8 @@ def cases() -> Iterator[Case]:
         yield Case(name="two beside each other", models=("sdxl-base", "koala-700m"), card=card(size))
     for preset in ("fast", "low-memory"):
         yield Case(name=f"preset {preset}", models=small, card=card(8), request={"preset": preset})
+    turbo = ("koala-lightning-700m",)  # a model that was distilled to draw without guidance
+    yield Case(name="preset turbo", models=turbo, card=card(8), request={"preset": "turbo"})
     yield Case(name="four pictures", models=small, card=card(8), request={"images": 4})
     yield Case(name="2048 px", models=small, card=card(8), request={"width": 2048, "height": 2048})
     yield Case(name="LoRA", models=small, card=card(8), draw=with_lora, again=with_lora)

@@ -184,7 +184,8 @@ def test_what_draws_the_validation_is_on_the_gpu_for_it_alone():
     live = 3 * 256 * 1024**2 * 2  # of decoding one picture
     always = sum(found.always.values())
     assert found.moments["validation"] == always + sum(away.values()) + int(1.25 * live)
-    assert estimate(PAPER, KOALA_700M, SDXL, resolution=1024, device="cpu", memory_bytes=None).always.keys() >= set(away)
+    here = estimate(PAPER, KOALA_700M, SDXL, resolution=1024, device="cpu", memory_bytes=None)
+    assert here.always.keys() >= set(away)  # a CPU's memory is host memory
 
 
 def test_features_of_the_student_are_held_through_the_optimizers_step():

@@ -4,8 +4,10 @@ Two of them run by default, at 512 px; the others are slow, and recipes/measure/
 """
 
 import dataclasses
+import json
 import multiprocessing
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +16,8 @@ from koala.compare import compare
 from koala.cuda import DescribedCards, in_place
 from koala.distill.config import DistillConfig
 from koala.generate import generate
-from koala.plans import GB
+from koala.plans import GB, plan
+from koala.registry import CARDS
 from koala.request import GenerationRequest, RequestError
 from koala.residence import Residence
 from recipes.measure.gpu_rehearsal import HALF, SINGLE, TRAINING
@@ -22,6 +25,8 @@ from recipes.rehearsal.card import rehearsed
 from recipes.rehearsal.cases import Case, card, cases
 from recipes.rehearsal.checks import problems, stated_moves
 from recipes.rehearsal.distillation import train
+
+ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.usefixtures("guard")
 
@@ -45,6 +50,25 @@ def test_a_plan_is_kept_at_full_size(size):
     assert found.tracked == pytest.approx(found.plan.live_peak_bytes, rel=0.1)
     # Two steps of 15 elements for each of two samples' 64x64 positions and 320 channels, in 16 bit
     assert found.live["unet"] == pytest.approx(15 * 2 * 64 * 64 * 320 * 2, rel=0.1)
+
+
+def test_the_report_has_every_case_and_todays_predictions():
+    report = json.loads((ROOT / "docs" / "measurements" / "gpu-rehearsal.json").read_text())
+    rows = report["rows"]
+    assert [(r["case"], tuple(r["models"]), r["card_bytes"]) for r in rows if "moments" not in r] == [
+        (c.name, c.models, c.card.total_bytes) for c in cases()
+    ]
+    assert sum("moments" in row for row in rows) == 4  # steps of distillation
+    for row in (row for row in rows if row["plan"]):
+        assert row["tracked_bytes"] == pytest.approx(row["predicted_bytes"], rel=0.1)
+        assert row["tracked_bytes"] < row["card_bytes"]
+    for row in (row for row in rows if row["case"] == "plan"):
+        job = dict(device="cuda", vram_bytes=row["card_bytes"], width=1024, height=1024, dtype="float16")
+        if row["plan"]:
+            assert plan(CARDS[row["models"][0]].spec, **job).live_peak_bytes == row["predicted_bytes"]
+        else:
+            with pytest.raises(RequestError, match="at the least"):
+                plan(CARDS[row["models"][0]].spec, **job)
 
 
 @pytest.mark.slow
@@ -127,8 +151,8 @@ def test_a_run_that_does_not_follow_its_plan_is_noticed(monkeypatch):
     with rehearsed(card(24)) as rehearsal, monkeypatch.context() as patch:
         patch.setattr(torch.nn.functional, "scaled_dot_product_attention", plain_attention)
         model = rehearsal.library(dtype="float32").get("koala-700m")
-        plan = dataclasses.replace(generate(case.requests()[0], model).plan, dtype="float16")
-        found = problems(rehearsal, plan, case.models)
+        stated = dataclasses.replace(generate(case.requests()[0], model).plan, dtype="float16")
+        found = problems(rehearsal, stated, case.models)
     print(*found, sep="\n")
     assert any("float32 weights" in problem for problem in found)
     assert any("0 ran fused" in problem for problem in found)
