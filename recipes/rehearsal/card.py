@@ -32,7 +32,7 @@ HOST = torch.device("cpu")
 class Call:
     """One call of a part: what it computes in, and what it was given."""
 
-    stage: str  # text, unet, vae
+    stage: str  # text, unet, vae, or small vae: of previews and of the presets that decode with it
     part: str
     dtype: str  # of its weights
     inputs: str  # of its first input
@@ -131,8 +131,8 @@ class RehearsedLibrary(RandomLibrary):
 
     def _note(self, part: torch.nn.Module, name: str) -> None:
         """Note every call of a part: which weights were on the card, in what it computes."""
-        stage = "unet" if isinstance(part, UNet2DConditionModel) else "text"
-        stage = "vae" if isinstance(part, AutoencoderKL | AutoencoderTiny) else stage
+        stages = {UNet2DConditionModel: "unet", AutoencoderKL: "vae", AutoencoderTiny: "small vae"}
+        stage = stages.get(type(part), "text")
         rehearsal, residence = self.rehearsal, self.residence
 
         def called(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
@@ -152,7 +152,7 @@ class RehearsedLibrary(RandomLibrary):
         def done(*_: object) -> None:
             rehearsal.storages.stage = "beside"
 
-        computes = part.decoder if stage == "vae" else part
+        computes = part.decoder if stage.endswith("vae") else part
         computes.register_forward_pre_hook(called, with_kwargs=True)
         computes.register_forward_hook(done)
 
@@ -191,6 +191,8 @@ def _swapping(mode: FakeTensorMode, swap: Callable) -> Callable:
 def rehearsed(*cards: Card, device: str = "cuda:0") -> Iterator[Rehearsal]:
     """Have this process see these cards, and work on the one that `device` names; torch's compiler is off.
 
+    `device` is cuda:N, mps:0 for an Apple GPU with the card's memory, or cpu where only bytes are counted.
+
     NoCompiler where the guard that this takes cannot be built.
     """
     install()
@@ -205,6 +207,8 @@ def rehearsed(*cards: Card, device: str = "cuda:0") -> Iterator[Rehearsal]:
         (schedulers, "build", _keeping_timesteps(schedulers.build)),
         (torch.nn.functional, "scaled_dot_product_attention", attention),
         (torch.utils, "swap_tensors", _swapping(mode, torch.utils.swap_tensors)),
+        (torch.mps, "synchronize", lambda: None),
+        (torch.mps, "recommended_max_memory", lambda: cards[0].free_bytes),
     )
     with ExitStack() as stack:
         stack.enter_context(in_place(described))

@@ -43,6 +43,7 @@ class Case:
     models: tuple[str, ...]
     card: Card
     beside: tuple[Card, ...] = ()  # cards with smaller numbers, which nothing may touch
+    kind: str = "cuda"  # or mps, an Apple GPU, whose memory is the machine's
     request: dict = field(default_factory=dict)
     draw: Callable[["Case", RandomLibrary], Plan] | None = None
     again: Callable[["Case", RandomLibrary], Plan] | None = None
@@ -61,7 +62,7 @@ class Case:
 
     def run(self) -> "Outcome":
         """Rehearse it. The outcome says what is wrong, and what was refused."""
-        device = f"cuda:{len(self.beside)}"
+        device = f"{self.kind}:{len(self.beside)}"
         with rehearsed(*self.beside, self.card, device=device) as rehearsal:
             library = rehearsal.library()
             try:
@@ -72,7 +73,7 @@ class Case:
             if self.again:
                 self.again(self, library)
                 wrong += bytes_wrong(rehearsal, plan.live_peak_bytes)
-            live = {stage: rehearsal.live(stage) for stage in ("text", "unet", "vae")}
+            live = {stage: rehearsal.live(stage) for stage in dict.fromkeys(call.stage for call in rehearsal.calls)}
             return Outcome(case=self, plan=plan, tracked=rehearsal.peak, live=live, problems=tuple(wrong))
 
 
@@ -103,11 +104,16 @@ class Outcome:
 
 
 def drawn(case: Case, library: RandomLibrary) -> Plan:
-    """The pictures, by `generate` for one model and `compare` for several."""
-    requests = case.requests()
+    """The pictures, by `generate` for one model and `compare` for several, with previews as the app asks for them."""
+    requests, steps = case.requests(), []
+    watch = lambda *step: steps.append(step[-1])  # noqa: E731
     if len(requests) > 1:
-        return compare(requests, library)[0].plan
-    return generate(requests[0], library.get(case.models[0])).plan
+        plan = compare(requests, library, on_step=watch)[0].plan
+    else:
+        plan = generate(requests[0], library.get(case.models[0]), on_step=watch).plan
+    assert len(steps) == STEPS * len(requests)
+    assert plan.unet == "swapped" or any(step.preview for step in steps), "no preview was drawn"
+    return plan
 
 
 def with_lora(case: Case, library: RandomLibrary) -> Plan:
@@ -170,5 +176,6 @@ def cases() -> Iterator[Case]:
     yield Case(name="VAE in float32", models=small, card=card(8), draw=with_own_vae)
     for size in INSTANCES:
         yield Case(name="MIG", models=("koala-1b",), card=card(size, f"MIG {size} GB"))
+    yield Case(name="Apple GPU", models=small, card=card(16), kind="mps")
     # CUDA_VISIBLE_DEVICES=1 makes the second card cuda:0; where both are visible it is cuda:1
     yield Case(name="the second card", models=small, card=card(4), beside=(card(24),))

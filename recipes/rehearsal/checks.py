@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
+import torch
+
 from koala.plans import Plan
 from koala.registry import CARDS
 from recipes.rehearsal.card import Rehearsal
@@ -29,8 +31,10 @@ def _devices(rehearsal: Rehearsal) -> Iterator[str]:
 
 
 def _precisions(rehearsal: Rehearsal, plan: Plan) -> Iterator[str]:
-    """Of weights, of what goes in, and of every product and convolution."""
-    wanted = {"text": plan.dtype, "unet": plan.dtype, "vae": plan.vae_dtype}
+    """Of weights, of what goes in, and of every product and convolution; Apple's GPUs have no float64."""
+    if rehearsal.device.type == "mps" and torch.float64 in rehearsal.storages.dtypes:
+        yield "a tensor on the card is in float64"
+    wanted = {"text": plan.dtype, "unet": plan.dtype, "vae": plan.vae_dtype, "small vae": plan.dtype}
     for call in rehearsal.calls:
         inputs = wanted[call.stage] if call.stage != "text" else "int64"
         if (call.dtype, call.inputs) != (wanted[call.stage], inputs):

@@ -17,8 +17,12 @@ from koala.outputs import new_file, user_cache
 SOURCE = """
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 namespace {
-c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CUDA> guard;
-c10::impl::DeviceGuardImplRegistrar registrar(c10::DeviceType::CUDA, &guard);
+c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CUDA> cuda;
+c10::impl::DeviceGuardImplRegistrar cuda_registrar(c10::DeviceType::CUDA, &cuda);
+#ifndef __APPLE__
+c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::MPS> mps;
+c10::impl::DeviceGuardImplRegistrar mps_registrar(c10::DeviceType::MPS, &mps);
+#endif
 }
 """
 INSTALL_COMPILER = "sudo apt-get install g++"
@@ -46,7 +50,7 @@ def install(cache: Path | None = None) -> None:
         return
     library = (cache or user_cache() / "rehearsal") / f"guard-{_version()}.so"
     if not library.is_file():
-        _build(library)
+        build(library)
     torch.ops.load_library(library)
     _loaded.append(library)
 
@@ -55,7 +59,8 @@ def _version() -> str:
     return hashlib.sha256(f"{torch.__version__}{SOURCE}".encode()).hexdigest()[:16]
 
 
-def _build(library: Path) -> None:
+def build(library: Path) -> None:
+    """Compile it; NoCompiler with what to install, or with the compiler's words."""
     if (found := compiler()) is None:
         raise NoCompiler(f"a rehearsal needs a C++ compiler: {INSTALL_COMPILER}")
     library.parent.mkdir(parents=True, exist_ok=True)
@@ -65,5 +70,5 @@ def _build(library: Path) -> None:
         done = subprocess.run(
             [found, *options, "-x", "none", "-lc10", "-o", partial], input=SOURCE, text=True, capture_output=True
         )
-    if done.returncode:
-        raise NoCompiler(f"{found} cannot build against torch {torch.__version__}: {done.stderr[-500:]}")
+        if done.returncode:
+            raise NoCompiler(f"{found} cannot build against torch {torch.__version__}: {done.stderr[-500:]}")

@@ -39,6 +39,7 @@ class Storages(TorchDispatchMode):
         self.busiest: Counter[str] = Counter()
         self.kernels: Counter[tuple[str, str, str]] = Counter()
         self.elsewhere: set[torch.device] = set()  # other cards that got a tensor
+        self.dtypes: set[torch.dtype] = set()  # of all that was on the card
         self._known: dict[int, weakref.ref] = {}
 
     def reset(self) -> None:
@@ -85,6 +86,7 @@ class Storages(TorchDispatchMode):
             del self._known[key]
             self.now -= size
 
+        self.dtypes.add(tensor.dtype)
         self._known[key] = weakref.ref(storage, gone)
         self.now += size
         self.peak = max(self.peak, self.now)

@@ -25,6 +25,7 @@ from recipes.rehearsal.card import rehearsed
 from recipes.rehearsal.cases import Case, card, cases
 from recipes.rehearsal.checks import problems, stated_moves
 from recipes.rehearsal.distillation import train
+from recipes.rehearsal.guard import NoCompiler, build
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -126,6 +127,18 @@ def test_storages_are_counted_once_and_as_long_as_something_holds_them():
             layer = rehearsal.empty(torch.nn.Linear(8, 4, dtype=torch.float16, device="meta")).to("cuda")
             layer(torch.ones(2, 8, dtype=torch.float16).to("cuda"))
         assert storages.peak == 2 * (8 * 4 + 4 + 2 * 8 + 2 * 4)
+
+
+def test_without_a_compiler_it_is_said_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(NoCompiler, match=r"apt-get install g\+\+"):
+        build(tmp_path / "guard.so")
+    (tmp_path / "c++").write_text("#!/bin/sh\necho no headers here >&2\nexit 1\n")
+    (tmp_path / "c++").chmod(0o755)
+    with pytest.raises(NoCompiler, match="no headers here"):
+        build(tmp_path / "guard.so")
+    assert [file.name for file in tmp_path.iterdir()] == ["c++"]
 
 
 def test_a_tensor_that_was_left_behind_is_noticed():
