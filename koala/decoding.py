@@ -62,6 +62,11 @@ def _picture(vae: torch.nn.Module, latents: torch.Tensor) -> Image.Image:
     """One picture of scaled latents (1, 4, h, w)."""
     decoded = vae.decode(latents.to(vae.dtype)).sample
     check_picture(decoded, vae)
+    return to_picture(decoded)
+
+
+def to_picture(decoded: torch.Tensor) -> Image.Image:
+    """What a VAE made, (1, 3, H, W) from -1 to 1, in bytes. A rehearsal on tensors without values replaces this."""
     return _PROCESSOR.postprocess(decoded, output_type="pil")[0]
 
 

@@ -1,7 +1,7 @@
 """Whether a run's numbers are numbers: the one place where a run looks at the values of its tensors.
 
 A NaN would become a black picture, or a score of nothing, without a word. A rehearsal on tensors that have no values
-replaces `everywhere`.
+replaces `everywhere` and `number`.
 """
 
 import torch
@@ -16,6 +16,16 @@ class NotFinite(RequestError):
 def everywhere(condition: torch.Tensor) -> bool:
     """Whether a condition holds in every element; on a GPU this waits for the device."""
     return bool(condition.all())
+
+
+def number(value: torch.Tensor) -> float:
+    """The number in a tensor of one element; on a GPU this waits for the device."""
+    return float(value)
+
+
+def alike(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether two tensors of one shape are the same, NaN in the same places included."""
+    return everywhere((first == second) | (first.isnan() & second.isnan()))
 
 
 def is_finite(values: torch.Tensor) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderTiny
 
-from koala.finite import NotFinite, everywhere, is_finite
+from koala.finite import NotFinite, is_finite
 from koala.loading import LoadedModel
 from koala.locate import locate
 from koala.request import GenerationRequest, RequestError
@@ -116,7 +116,7 @@ def _fits_float32(model: LoadedModel, component: str, name: str) -> bool:
         return False
     stored = locate(model.card).stored(component)
     key = next((key for key in stored if key == name or name.endswith(f".{key}")), None)
-    return key is not None and everywhere(torch.isfinite(load(stored[key])))
+    return key is not None and is_finite(load(stored[key]))
 
 
 def _again(model: LoadedModel, component: str) -> str:

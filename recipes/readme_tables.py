@@ -22,7 +22,7 @@ MARKERS = re.compile(r"(<!-- table: (?P<name>\w+) -->\n)(?P<table>.*?)(<!-- /tab
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing, fail where the README differs")
+    parser.add_argument("--check", action="store_true", help="write nothing, fail where a page differs")
     args = parser.parse_args()
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
@@ -107,7 +107,34 @@ def cards(folder: Path = MEASUREMENTS) -> str:
     return "\n\n".join(own or ["No card's report has been sent in yet."]) + "\n"
 
 
-TABLES = {"models": models, "scores": scores, "exports": exports, "cards": cards}
+def rehearsed() -> str:
+    """Every rehearsed case of the GPU: what was counted on a described card, and what had been predicted."""
+    report = json.loads((MEASUREMENTS / "gpu-rehearsal.json").read_text())
+    rows = []
+    for row in report["rows"]:
+        case = (row["case"], " + ".join(row["models"]), row["card"])
+        if row["plan"] is None:
+            least = re.search(r"takes ([\d.]+ GB) at the least", row["refusal"])[1]
+            rows.append((*case, f"refused: {least} at the least", "", "", ""))
+            continue
+        counted, predicted = row["tracked_bytes"], row["predicted_bytes"]
+        sizes = (f"{counted / 1e9:.2f} GB", f"{predicted / 1e9:.2f} GB", f"{100 * (counted / predicted - 1):+.1f} %")
+        rows.append((*case, _plan(row["plan"]), *sizes))
+    return _table(("case", "models", "card", "plan", "counted", "predicted", "apart"), rows)
+
+
+def _plan(plan: dict) -> str:
+    """A memory plan in a few words, or a distillation's settings."""
+    if "text" not in plan:
+        return f"batch {plan['batch_size']}, {plan['precision']}, {plan['optimizer']}"
+    words = [f"text {plan['text']}, U-Net {plan['unet']}"]
+    words += [f"tiles of {8 * plan['vae_tile']} px"] if plan["vae_tile"] else []
+    words += ["small VAE"] if plan["tiny_vae"] else []
+    words += [f"VAE in {plan['vae_dtype']}"] if plan["vae_dtype"] != plan["dtype"] else []
+    return ", ".join(words)
+
+
+TABLES = {"models": models, "scores": scores, "exports": exports, "rehearsed": rehearsed, "cards": cards}
 
 
 if __name__ == "__main__":

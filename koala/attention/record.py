@@ -19,7 +19,7 @@ from koala.attention.plan import AttentionPlan
 from koala.attention.plan import plan as plan_of
 from koala.attention.recorded import AttentionRecord, Frame
 from koala.costs import LATENT_FACTOR
-from koala.finite import NotFinite, everywhere, is_finite
+from koala.finite import NotFinite, alike, is_finite, number
 from koala.generate import MAX_PREVIEWS, Step, generate, resolve
 from koala.hooks import listen
 from koala.loading import LoadedModel
@@ -89,7 +89,7 @@ class Recorder:
     def _heard_input(self, name: str, inputs: tuple, output: torch.Tensor) -> None:
         """A pass begins with its timestep; its sample tells the size, and whether guidance doubled the batch."""
         if name == "timestep":
-            self.passes.append(Pass(timestep=float(inputs[0].flatten()[0])))
+            self.passes.append(Pass(timestep=number(inputs[0].flatten()[0])))
             return
         sample = inputs[0]  # (B, 4, h, w)
         height, width = (side * LATENT_FACTOR for side in sample.shape[-2:])
@@ -167,8 +167,7 @@ def _alike(sample: torch.Tensor) -> bool:
     """Whether both halves of a batch are the same, NaN in the same places included."""
     if len(sample) % 2:
         return False
-    first, second = sample.chunk(2)
-    return everywhere((first == second) | (first.isnan() & second.isnan()))
+    return alike(*sample.chunk(2))
 
 
 @contextmanager

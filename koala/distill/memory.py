@@ -35,6 +35,7 @@ class RunMemory:
     memory: int | None
     world: int
     sharded: bool
+    slack: float = WORKSPACE  # what a GPU's allocator takes for each byte that lives in it
 
     @property
     def side(self) -> dict[str, int]:
@@ -72,9 +73,13 @@ class RunMemory:
 
     @property
     def drawing(self) -> dict[str, int]:
-        """What draws the validation's pictures: the teacher's text encoders and VAE in its own precision."""
+        """What draws the validation's pictures: the teacher's text encoders and VAE, a student; in its precision."""
         parts, each = parts_of(self.teacher), _BYTES[self.config.teacher_precision]
-        return {"text encoders": parts.text_cost[0] * each, "VAE": parts.vae.parameters * each}
+        return {
+            "text encoders": parts.text_cost[0] * each,
+            "VAE": parts.vae.parameters * each,
+            "student that is validated": self.weights * each,
+        }
 
     @cached_property
     def always(self) -> dict[str, int]:
@@ -88,7 +93,6 @@ class RunMemory:
             found[f"optimizer: {name}"] = self.split(size * self.weights)
         if not self.on_host:
             found["moving average"] = self.ema
-        found["student that is validated"] = self.weights * each
         if self.device == "cpu":
             found |= self.drawing
         if self.world > 1 and not self.sharded:
@@ -151,7 +155,7 @@ class RunMemory:
     @property
     def workspace(self) -> float:
         """What an allocator takes for each byte that lives in it."""
-        return WORKSPACE if self.device == "cuda" else 1.0
+        return self.slack if self.device == "cuda" else 1.0
 
     @cached_property
     def updating(self) -> int:
@@ -188,7 +192,7 @@ class RunMemory:
         return {
             "passes of student and teacher": int(always + max(student, teacher)),
             "backward pass": int(always + max(first, last)),
-            "optimizer's step": int(always + self.gradients + self.updating),
+            "optimizer's step": int(always + self.gradients + self.updating + outputs / 2 * pictures),  # see step.py
             "validation": int(always + self.decoding),
             "encoding before it": self.encoding,
         }

@@ -150,8 +150,8 @@ def test_what_does_not_fit_is_refused_with_settings_that_do(memory):
 @pytest.mark.parametrize(
     ("memory", "remedies"),
     [
-        (28, ("ema_device=cpu",)),
-        (24, ("ema_device=cpu", "gradient_checkpointing=true")),
+        (27, ("ema_device=cpu",)),
+        (23, ("ema_device=cpu", "gradient_checkpointing=true")),
         (20, ("ema_device=cpu", "gradient_checkpointing=true", "optimizer=adamw8bit")),
         (16, ()),
     ],
@@ -166,7 +166,7 @@ def test_a_run_that_goes_on_is_told_what_it_may_change_and_else_to_begin_anew():
     one = replace(PAPER, batch_size=1)
     check_fits(run, on_gpu(one, memory=80 * GB))
     with pytest.raises(RequestError, match="it fits with ema_device=cpu gradient_checkpointing=true"):
-        check_fits(run, on_gpu(one, memory=24 * GB))
+        check_fits(run, on_gpu(one, memory=23 * GB))
     with pytest.raises(RequestError, match="optimizer cannot change .* --out NEW .*optimizer=adamw8bit"):
         check_fits(run, on_gpu(one, memory=20 * GB))
 
@@ -174,6 +174,25 @@ def test_a_run_that_goes_on_is_told_what_it_may_change_and_else_to_begin_anew():
 def test_a_card_that_holds_no_teacher_says_so():
     with pytest.raises(RequestError, match="no setting makes it fit; choose a smaller teacher"):
         on_gpu(PAPER, memory=6 * GB).check()
+
+
+def test_what_draws_the_validation_is_on_the_gpu_for_it_alone():
+    """Symptom: 1.6 GB of KOALA-700M that only validation draws with were counted in every moment of training."""
+    found, weights = on_gpu(PAPER), 782_822_724 * 2
+    away = {"text encoders": 817_720_320 * 2, "VAE": 83_653_863 * 2, "student that is validated": weights}
+    assert {name: found.host[name] for name in away} == away and not set(away) & set(found.always)
+    live = 3 * 256 * 1024**2 * 2  # of decoding one picture
+    always = sum(found.always.values())
+    assert found.moments["validation"] == always + sum(away.values()) + int(1.25 * live)
+    here = estimate(PAPER, KOALA_700M, SDXL, resolution=1024, device="cpu", memory_bytes=None)
+    assert here.always.keys() >= set(away)  # a CPU's memory is host memory
+
+
+def test_features_of_the_student_are_held_through_the_optimizers_step():
+    """They wait for the next call, which clears them: 84 MB of each picture of KOALA-700M in 16 bit."""
+    one, two = (on_gpu(replace(PAPER, batch_size=n)).moments["optimizer's step"] for n in (1, 2))
+    ends = 320 * 64**2 + 320 * 128**2  # what DW-1 and UP-3 end with
+    assert two - one == int(67.5 * 2**20) + 2 * ends
 
 
 def test_each_saving_saves_what_it_is_for():
