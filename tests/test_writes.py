@@ -30,6 +30,7 @@ HANDED = {
     ("export.manifest", "add_metadata"): "a graph in the folder of `export`",
     ("export.to_onnx", "save"): "a graph in the folder of `export`",
     ("export.gates.twin", "widen"): "a graph in the temporary folder of a gate",
+    ("export.network", "write_unet"): "a graph in the temporary folder of a card's report",
     ("export.folder", "_component"): "a component in the folder of `export`",
     ("export.folder", "_settings"): "the settings in the folder of `export`",
     ("export.folder", "_spell_out"): "a tokenizer in the folder of `export`",
