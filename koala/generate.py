@@ -189,7 +189,7 @@ class _Watch:
         tile: int | None,
     ):
         self.request, self.timer, self.on_step, self.cancel = request, timer, on_step, cancel
-        self.vae, self.tile = model.tiny_vae or model.pipeline.vae, None if model.tiny_vae else tile
+        self.vae, self.tile = model.tiny_vae or model.pipeline.vae, tile  # whole, a small one takes more than the tiles
         self.shown = {round(request.steps * k / (num_previews + 1)) for k in range(1, num_previews + 1)}
         self.latents: torch.Tensor | None = None
         self.unet_ms: list[float] = []

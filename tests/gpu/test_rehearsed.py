@@ -62,7 +62,7 @@ def test_the_report_has_every_case_and_todays_predictions():
     assert sum("moments" in row for row in rows) == 4  # steps of distillation
     for row in (row for row in rows if row["plan"]):
         assert row["tracked_bytes"] == pytest.approx(row["predicted_bytes"], rel=0.1)
-        assert row["tracked_bytes"] < row["card_bytes"]
+        assert row["tracked_bytes"] < min(row["card_bytes"], 1.02 * row["predicted_bytes"])
     for row in (row for row in rows if row["case"] == "plan"):
         job = dict(device="cuda", vram_bytes=row["card_bytes"], width=1024, height=1024, dtype="float16")
         if row["plan"]:
@@ -81,6 +81,8 @@ def test_every_case_is_as_its_plan_says_or_refused_with_what_fits(case):
         assert "GB at the least" in found.refusal and ("this fits with" in found.refusal or "needs" in found.refusal)
     else:
         print(f"{found.tracked / 1e9:.3f} GB counted, {found.plan.live_peak_bytes / 1e9:.3f} GB predicted")
+        # Symptom: at 2048 px a preview, decoded whole, took a gigabyte more than the plan, which decodes in tiles
+        assert found.tracked < 1.02 * found.plan.live_peak_bytes
 
 
 def test_what_a_small_card_cannot_hold_is_refused():
