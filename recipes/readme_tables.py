@@ -134,7 +134,49 @@ def _plan(plan: dict) -> str:
     return ", ".join(words)
 
 
-TABLES = {"models": models, "scores": scores, "exports": exports, "rehearsed": rehearsed, "cards": cards}
+STANDS = {  # where each option stands; what is not in a preset waits for a card's report
+    "fused QKV": "undecided: exact, and whether it is faster only a card can say",
+    "channels last": "undecided: exact but for rounding, and whether it is faster only a card can say",
+    "compiled blocks": "in `fast` and `turbo`, on a card",
+    "CUDA graphs": "undecided: the same bits, and every size and batch would need a graph of its own",
+    "FP8 weights": "undecided: memory is certain, time is not",
+    "deep features every 2nd step": "undecided",
+    "deep features every 3rd step": "undecided",
+    "guidance in half of the steps": "in `fast`",
+    "no guidance": "`turbo`, for models that were distilled for it; others are refused",
+}
+
+
+def options() -> str:
+    """Ways to a faster U-Net: at most saved by arithmetic, lost by the judge, and where each stands."""
+    report = json.loads((MEASUREMENTS / "options.json").read_text())
+    rows = []
+    for name, stand in STANDS.items():
+        saved = " / ".join(
+            f"{100 * report['arithmetic'][spec][name]['saves_at_most']:.0f} %" for spec in ("sdxl", "koala-700m")
+        )
+        why = report["arithmetic"]["koala-700m"][name]["why"]
+        lost = [_lost(found["options"][name]) for found in report["models"].values() if name in found["options"]]
+        rows.append((name, saved, why, *(lost or [report["undrawn"][name], ""]), stand))
+    heads = ("option", "saves at most, SDXL / KOALA-700M", "why", *(f"`{model}`" for model in report["models"]))
+    return _table((*heads, "where it stands"), rows)
+
+
+def _lost(found: dict) -> str:
+    """A paired difference of rates in points with its 95 % interval, and whether zero is outside it."""
+    low, high = (100 * bound for bound in found["interval"])
+    clear = "" if low <= 0 <= high else ", resolved"
+    return f"{100 * found['difference']:+.0f} ({low:+.0f} to {high:+.0f}{clear})"
+
+
+TABLES = {
+    "options": options,
+    "models": models,
+    "scores": scores,
+    "exports": exports,
+    "rehearsed": rehearsed,
+    "cards": cards,
+}
 
 
 if __name__ == "__main__":
