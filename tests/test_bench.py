@@ -181,7 +181,7 @@ def test_a_full_size_model_needs_no_files():
         (dict(sizes=(100,)), "width must be a multiple of 32"),
         (dict(batch=(99,)), "images must lie between"),
         (dict(steps=0), "steps must lie between"),
-        (dict(presets=("turbo",)), "unknown preset 'turbo'; choose from quality, fast, low-memory, stock"),
+        (dict(presets=("swift",)), "unknown preset 'swift'; choose from quality, fast, turbo, low-memory, stock"),
         (dict(repeats=0), "repeats must lie between"),
         (dict(time_limit=0), "time limit must be above 0"),
     ],

@@ -193,7 +193,7 @@ def test_fields_survive_requests_and_links():
         (dict(model_a="tiny-sdlx"), "did you mean tiny-sdxl"),
         (dict(model_b=None), "no model was named"),
         (dict(scheduler="heun"), "unknown scheduler"),
-        (dict(preset="turbo"), "unknown preset.*quality, fast, low-memory"),
+        (dict(preset="swift"), "unknown preset.*quality, fast, turbo, low-memory"),
         (dict(lora="style.ckpt"), "must be a .safetensors file"),
         (dict(lora_strength=9), "strength must be a number from -4 to 4"),
     ],
