@@ -171,6 +171,7 @@ def test_every_line_of_the_readme_runs(root, exported_700m):
     assert not left, "nothing in the README begins so any more"
 
 
+@pytest.mark.slow
 def test_the_first_change_of_contributing_works(tmp_path):
     """Its lines in their order, on a copy; the environment is this one."""
     (tmp_path / "tests").mkdir()

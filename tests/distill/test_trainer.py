@@ -48,7 +48,11 @@ def assert_same(mine: dict, its: dict) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"optimizer": "adamw"}, {"optimizer": "muon"}, pytest.param({"accumulation": 2}, marks=pytest.mark.slow)],
+    [  # test_killed.py resumes with muon by default
+        {"optimizer": "adamw"},
+        pytest.param({"optimizer": "muon"}, marks=pytest.mark.slow),
+        pytest.param({"accumulation": 2}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_resumed_run_ends_with_the_very_same_weights(small, tmp_path, settings):
     whole, halves = (RunFolder(path=tmp_path / n) for n in ("whole", "halves"))

@@ -146,6 +146,7 @@ def cpu_s() -> float:
     return found
 
 
+@pytest.mark.slow  # docs/measurements/web.json has the time on a clock
 def test_the_first_picture_comes_within_seconds_of_the_student(visit):
     """25 guided steps at 256 px, on one thread, with previews; a second visitor tries where the machine was busy."""
     took = []
