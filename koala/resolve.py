@@ -26,7 +26,7 @@ def _unguided(request: GenerationRequest, card: ModelCard) -> GenerationRequest:
     if not card.draws_unguided:
         able = ", ".join(name for name, one in CARDS.items() if one.draws_unguided)
         raise RequestError(
-            f"{card.title} needs guidance, and the preset {request.preset} draws without; use --preset fast, or a "
+            f"{card.title} needs guidance, and the preset {request.preset} draws without; use the preset fast, or a "
             f"model that was distilled for it: {able}"
         )
     if request.guidance is not None and request.guidance > 1:
