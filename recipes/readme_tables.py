@@ -140,8 +140,8 @@ STANDS = {  # where each option stands; what is not in a preset waits for a card
     "compiled blocks": "in `fast` and `turbo`, on a card",
     "CUDA graphs": "undecided: the same bits, and every size and batch would need a graph of its own",
     "FP8 weights": "undecided: memory is certain, time is not",
-    "deep features every 2nd step": "undecided",
-    "deep features every 3rd step": "undecided",
+    "deep features every 2nd step": "undecided: what it costs is not resolved, and only a card can say what it gains",
+    "deep features every 3rd step": "left out: it costs pictures",
     "guidance in half of the steps": "in `fast`",
     "no guidance": "`turbo`, for models that were distilled for it; others are refused",
 }
@@ -152,9 +152,8 @@ def options() -> str:
     report = json.loads((MEASUREMENTS / "options.json").read_text())
     rows = []
     for name, stand in STANDS.items():
-        saved = " / ".join(
-            f"{100 * report['arithmetic'][spec][name]['saves_at_most']:.0f} %" for spec in ("sdxl", "koala-700m")
-        )
+        shares = [report["arithmetic"][spec][name]["saves_at_most"] for spec in ("sdxl", "koala-700m")]
+        saved = "not bounded" if None in shares else " / ".join(f"{100 * share:.0f} %" for share in shares)
         why = report["arithmetic"]["koala-700m"][name]["why"]
         lost = [_lost(found["options"][name]) for found in report["models"].values() if name in found["options"]]
         rows.append((name, saved, why, *(lost or [report["undrawn"][name], ""]), stand))

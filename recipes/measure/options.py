@@ -4,7 +4,8 @@
 
 The arithmetic is of the full-size networks at 1024 px with guidance; the pictures are of the embedded ones, the same
 prompts and noise for every option. A difference is claimed where its 95 % interval, bootstrapped over the prompts,
-leaves out zero. Whether an option is faster only a card can say: `koala gpu-report`.
+leaves out zero. Whether an option is faster only a card can say: `koala gpu-report`. With --arithmetic a report that
+is there keeps its pictures, and its arithmetic is done anew.
 """
 
 import argparse
@@ -163,7 +164,10 @@ UNDRAWN = {
 
 
 def arithmetic(spec: UNetSpec) -> dict[str, dict]:
-    """What each option could save at most of a guided step at 1024 px on CARD: shares of the step's predicted time."""
+    """What each option could save at most of a guided step at 1024 px on CARD: shares of the step's predicted time.
+
+    None where FLOPs and blocks do not bound it.
+    """
     parts = list(blocks(spec, width=1024, height=1024))
     flops = sum(b.flops for b in parts)
     num_blocks = sum(b.depth for b in parts)
@@ -172,19 +176,19 @@ def arithmetic(spec: UNetSpec) -> dict[str, dict]:
     fine = sum(b.flops for b in parts if b.stage in ("in", "out", "DW-1", "UP-3"))
     convolutions = sum(b.flops for b in parts if b.kind in ("convolution", "resnet", "downsampler", "upsampler"))
 
-    def share(ms: float) -> float:
-        return round(ms / step, 3)
+    def share(ms: float | None) -> float | None:
+        return ms if ms is None else round(ms / step, 3)
 
     saved = {
-        "fused QKV": (0.0, f"no FLOPs; {3 * num_blocks} fewer kernel launches a call"),
+        "fused QKV": (None, f"no FLOPs; {3 * num_blocks} fewer kernel launches a call"),
         "channels last": (
-            0.0,
-            f"convolutions are {convolutions / flops:.0%} of the FLOPs; what layout gains is unknown",
+            work * convolutions / flops,
+            f"convolutions are {convolutions / flops:.0%} of the FLOPs, and cannot gain more than all of their time",
         ),
         "compiled blocks": (step * (1 - 1 / COMPILED), f"{COMPILED:g} times faster as published for SDXL"),
         "CUDA graphs": (launches, "at most what blocks wait for launches and memory; less where it is memory"),
         "FP8 weights": (
-            0.0,
+            None,
             f"{parameters(spec) / 1e9:.1f} GB less memory than FP16; time only where products are FP8 too",
         ),
         "deep features every 2nd step": (
@@ -243,7 +247,12 @@ def main() -> None:
     parser.add_argument("--num-prompts", type=int, default=100)
     parser.add_argument("--options", nargs="+", choices=OPTIONS, default=list(OPTIONS), metavar="NAME")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
+    parser.add_argument("--arithmetic", action="store_true", help="draw nothing: renew this part of a report")
     args = parser.parse_args()
+    reckoned = {spec.name: arithmetic(spec) for spec in (SDXL, KOALA_700M)}
+    if args.arithmetic:
+        _write(args.out, json.loads(args.out.read_text()) | {"arithmetic": reckoned})
+        return
     names = list(args.options)
     if "compiled blocks" in names and not (shutil.which("g++") or shutil.which("c++")):
         sys.exit('"compiled blocks" needs a C++ compiler on a CPU; install one, or leave the option out with --options')
@@ -253,11 +262,15 @@ def main() -> None:
         "suite": SUITE,
         "num_prompts": args.num_prompts,
         "card": CARD.name,
-        "arithmetic": {spec.name: arithmetic(spec) for spec in (SDXL, KOALA_700M)},
+        "arithmetic": reckoned,
         "models": {name: judged(library.get(name), texts, names, say) for name in MODELS},
         "undrawn": UNDRAWN,
     } | circumstances(sys.argv[1:], torch.device("cpu"), program="recipes.measure.options", weights=MODELS)
-    with new_file(args.out) as file:
+    _write(args.out, report)
+
+
+def _write(out: Path, report: dict) -> None:
+    with new_file(out) as file:
         file.write_text(json.dumps(report, indent=1) + "\n")
 
 
