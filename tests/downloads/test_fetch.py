@@ -101,6 +101,7 @@ except DownloadStopped:
 """
 
 
+@pytest.mark.slow
 def test_a_stopped_download_goes_on_in_the_next_process(hub, run, teacher, tmp_path):
     hub.add(OWN, teacher)
     stopped = run("-c", STOP_AT_THE_FIRST_PIECE)
@@ -153,6 +154,7 @@ def test_two_downloads_at_once_fetch_the_weights_once(hub, run, teacher):
     assert len(asked) == len(set(asked)) == 4
 
 
+@pytest.mark.slow
 def test_replaced_parts_are_fetched_from_their_own_repositories_and_only_there(hub, run, teacher, tmp_path):
     base = "stabilityai/stable-diffusion-xl-base-1.0"
     commit = hub.add(base, teacher)

@@ -13,6 +13,7 @@ def one_line(done: subprocess.CompletedProcess, *parts: str) -> None:
     assert all(part in line for part in parts), line
 
 
+@pytest.mark.slow
 def test_what_the_hub_refuses_is_one_line_with_what_to_type(hub, run, student, tmp_path):
     hub.add(OWN, student)
     hub.add("someone/gated", student, refuse=(401, "GatedRepo"))

@@ -33,6 +33,7 @@ def test_the_shipped_vae_is_true_to_the_picture_to_objects_and_to_their_colours(
     assert found["object_delta_e_2000"] <= 5
 
 
+@pytest.mark.slow
 def test_latents_are_white_so_that_the_scaling_factor_alone_describes_them(vae):
     rng = random.Random(3)
     pictures = [render(random_scene(rng, 1 + i % 3)) for i in range(96)]

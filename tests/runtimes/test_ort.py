@@ -94,6 +94,7 @@ def edit(folder: Path, **change) -> None:
     (folder / MANIFEST).write_text(json.dumps(values | change))
 
 
+@pytest.mark.slow
 def test_the_judge_sees_the_same_in_pictures_of_both_runtimes(library, onnx):
     """The file is fp16: how far that alone takes a picture is the weights' own, and torch's fp16 tells.
 

@@ -49,6 +49,7 @@ def test_a_file_is_benchmarked_under_its_name(files, tmp_path):
     assert [row["parameters"] for row in rows] == [6_442_948, 1_967_636]  # as the README's table has them
 
 
+@pytest.mark.slow
 def test_a_student_of_a_file_is_that_of_its_folder(files, tmp_path):
     settings = ["num_steps=1", "num_pictures=4", "resolution=128", "batch_size=1", "validation_pictures=1"]
     settings += ["precision=fp32", "teacher_precision=fp32", f"cache={tmp_path / 'cache'}"]
