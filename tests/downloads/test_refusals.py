@@ -3,6 +3,8 @@
 import shutil
 import subprocess
 
+import pytest
+
 from tests.downloads.conftest import OWN
 
 
