@@ -1,5 +1,6 @@
 """The real app, started as a person would start it, once for all tests that talk to it; and apps of a test's own."""
 
+import itertools
 import os
 import socket
 import subprocess
@@ -27,10 +28,20 @@ def serve_app(*arguments: str) -> int:
     return main(list(arguments))
 
 
+# Below those that the system gives out: an app binds its port seconds later, when another server may have had it.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PORTS = itertools.cycle(range(20_000 + 1_000 * _WORKER, 21_000 + 1_000 * _WORKER))
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    for port in _PORTS:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("0.0.0.0", port))
+            except OSError:
+                continue
+            return port
 
 
 class Server:
