@@ -39,7 +39,8 @@ def caption_columns(
     everything = [*fields, *(name for name in inside if name not in fields)]
     found = {style: match(name, everything) for style, name in wanted.items()}
     if not any(found.values()) and set(wanted.values()) <= set(_DEFAULTS):
-        usual = next((name for name in map(lambda name: match(name, everything), _USUAL) if name), None)
+        other = [name for name in (config.short_caption, config.detailed_caption) if name not in _DEFAULTS]
+        usual = next((name for name in (match(name, everything) for name in (*other, *_USUAL)) if name), None)
         found = dict.fromkeys(wanted, usual)
     for style, name in found.items():
         if name is None:
