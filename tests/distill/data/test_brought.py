@@ -146,13 +146,15 @@ def test_the_captions_that_were_set_are_learned_where_no_others_are_there(tmp_pa
     """Symptom: short_caption was set, and the refusal asked for detailed_caption, which nobody had spoken of."""
     archive(tmp_path / "a.tar", members(("image.png", "caption.txt")))
     settings = {"image_column": "image.png", "short_caption": column}
-    assert read(tmp_path, **settings) == read(tmp_path, **settings, captions="short") == (CIRCLES, [])
+    for captions in ("detailed", "short", "mixed"):
+        assert read(tmp_path, **settings, captions=captions) == (CIRCLES, [])
     prose = {f"{k}.prose.txt": f"prose {k}".encode() for k in range(3)}
     archive(tmp_path / "a.tar", dict(sorted((members() | prose).items())))
     assert read(tmp_path, short_caption="prose.txt") == ({str(k): f"prose {k}" for k in range(3)}, [])
     assert read(tmp_path, short_caption="none.txt") == (CIRCLES, [])  # of a style that is not learned
-    with pytest.raises(RequestError, match="has no captions 'none.txt'"):
-        read(tmp_path, short_caption="none.txt", captions="short")
+    for captions in ("short", "mixed"):
+        with pytest.raises(RequestError, match="has no captions 'none.txt'"):
+            read(tmp_path, short_caption="none.txt", captions=captions)
 
 
 def archive(file: Path, members: dict[str, bytes], mode: str = "w") -> Path:
