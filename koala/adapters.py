@@ -9,9 +9,11 @@ import torch
 from koala.loading import Fitted, LoadedModel
 from koala.lora import LoraReport, has_weight, layers_for
 from koala.lora_files import content
-from koala.lora_formulas import Parts, bias_change, change
+from koala.lora_formulas import Parts, bias_change, change, rows_at_once
 from koala.request import GenerationRequest
 from koala.specs import UNetSpec
+
+_BY_ROWS = {"down", "up", "alpha", "up_bias"}  # of a format in which an output's change is of its own row of `up`
 
 
 def changed(unet: torch.nn.Module, layers: Mapping[str, Parts], strength: float) -> Iterator[tuple[str, torch.Tensor]]:
@@ -22,16 +24,31 @@ def changed(unet: torch.nn.Module, layers: Mapping[str, Parts], strength: float)
             added["weight"] = parts["w_norm"].float().flatten().clone()
         elif has_weight(parts):
             weight = unet.get_parameter(f"{module}.weight")
-            delta = change({r: t.to(weight.device) for r, t in parts.items()}, weight.detach())
-            added["weight"] = delta.clone() if "diff" in parts else delta
+            yield f"{module}.weight", _adapted(weight.detach(), parts, strength)
         if (bias := bias_change(parts)) is not None:
             added["bias"] = bias.clone()  # of the file's own tensor, which stays as it is
         for name, delta in added.items():
             before = unet.get_parameter(f"{module}.{name}").detach()
-            yield (
-                f"{module}.{name}",
-                torch.add(before.float(), delta.to(before.device), alpha=strength).to(before.dtype),
-            )
+            yield f"{module}.{name}", _sum(before, delta.to(before.device), strength)
+
+
+def _sum(before: torch.Tensor, delta: torch.Tensor, strength: float) -> torch.Tensor:
+    return torch.add(before.float(), delta, alpha=strength).to(before.dtype)
+
+
+def _adapted(weight: torch.Tensor, parts: Parts, strength: float) -> torch.Tensor:
+    """A layer's weight with the LoRA in it. On a CPU the rows of a plain product come a part at a time.
+
+    So no tensor in fp32 of the size of the whole weight goes through memory, which takes longer than to compute it.
+    """
+    here = {role: tensor.to(weight.device) for role, tensor in parts.items()}
+    if weight.device.type != "cpu" or not here.keys() <= _BY_ROWS:
+        return _sum(weight, change(here, weight), strength)
+    here["down"], found = here["down"].float(), torch.empty_like(weight)
+    rows = rows_at_once(weight)
+    for before, up, made in zip(*(t.split(rows) for t in (weight, here["up"], found)), strict=True):
+        made.copy_(_sum(before, change(here | {"up": up}, before), strength))
+    return found
 
 
 @torch.no_grad()

@@ -146,7 +146,9 @@ def check(request: GenerationRequest) -> None:
         raise RequestError(f"unknown scheduler {request.scheduler!r}; choose one of {', '.join(SCHEDULERS)}")
     if not isinstance(request.preset, str) or request.preset not in PRESETS:
         raise RequestError(f"unknown preset {request.preset!r}; choose one of {', '.join(PRESETS)}")
-    if request.lora is not None and not (isinstance(request.lora, str) and request.lora.endswith(".safetensors")):
+    if request.lora is not None and not (
+        isinstance(request.lora, str) and request.lora.lower().endswith(".safetensors")
+    ):
         raise RequestError(
             f"a LoRA must be a .safetensors file, not {request.lora!r}; other formats can run code when they are read"
         )

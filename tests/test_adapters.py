@@ -60,6 +60,14 @@ def test_a_lora_changes_the_picture_and_only_while_it_is_asked_for(library, lora
     assert np.array_equal(pixels(plain), pixels(generate(request(name), model)))
 
 
+def test_a_file_may_be_named_in_capitals(library, lora, tmp_path):
+    shutil.copy(lora, tmp_path / "STYLE.SAFETENSORS")
+    drawn = generate(
+        request("tiny-koala-700m", lora=str(tmp_path / "STYLE.SAFETENSORS")), library.get("tiny-koala-700m")
+    )
+    assert drawn.lora_layers.startswith("21 of its 70")
+
+
 class Reads:
     """How often a LoRA's file was read and fitted."""
 

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from koala.adapters import adapted, changed, fuse
 from koala.lora import layers_for
 from koala.lora_files import read_lora
+from koala.lora_formulas import change
 from koala.request import GenerationRequest, RequestError
 from koala.specs import TINY_KOALA_700M, TINY_SDXL
 
@@ -223,6 +224,29 @@ def test_the_sum_in_half_precision_is_the_nearest_value(teacher, tmp_path, dtype
     assert found.dtype == dtype
     for neighbour in (torch.nextafter(found, torch.full_like(found, side)) for side in (-1e4, 1e4)):
         assert ((found.double() - exact).abs() <= (neighbour.double() - exact).abs() + 1e-7).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_the_sum_is_the_formula_s_to_the_bit(dtype):
+    """The product, then its scale, then the sum, each in fp32: whoever follows the format's formula has these bits."""
+    down, up = ((random(*shape) * 100).round() / 64 for shape in ((3, 1024), (700, 3)))  # their product is exact
+    weight = random(700, 1024).to(dtype)  # more than one part of rows
+    unet = torch.nn.Module()
+    unet.get_parameter = {"layer.weight": torch.nn.Parameter(weight, requires_grad=False)}.get
+    ((_, found),) = changed(unet, {"layer": {"down": down, "up": up, "alpha": torch.tensor(1.0)}}, 1.0)
+    assert torch.equal(found, (weight.float() + up @ down * (1 / 3)).to(dtype))
+
+
+@pytest.mark.parametrize("per_input", [False, True])
+def test_a_small_change_of_dora_is_not_lost_between_two_large_numbers(per_input):
+    weight, down, up = random(300, 1024), random(RANK, 1024) * 0.01, random(300, RANK) * 0.01
+    dim = 0 if per_input else 1
+    moved = weight.double() + up.double() @ down.double()
+    magnitude = weight.norm(dim=dim, keepdim=True) * 1.001
+    expected = magnitude.double() * moved / moved.norm(dim=dim, keepdim=True) - weight.double()
+    found = change({"down": down, "up": up, "dora_scale": magnitude}, weight)
+    assert found.dtype == torch.float32
+    assert (found - expected).abs().max() <= 1e-7 * expected.abs().max()
 
 
 def test_layers_of_one_file_have_ranks_and_alphas_of_their_own(teacher, tmp_path):

@@ -81,11 +81,13 @@ class DistillConfig:
         "column of the pictures, or of their addresses, in a parquet file, shard or hub data set", "image"
     )
     short_caption: str = _doc(
-        "column or file ending of the short captions; where it is not there and was not set, txt, caption or text is",
+        "column or file ending of the short captions; where it is not there and was not set, what was set for the "
+        "detailed ones, txt, caption or text is",
         "caption",
     )
     detailed_caption: str = _doc(
-        "column or file ending of the detailed captions; where it is not there and was not set, the same",
+        "column or file ending of the detailed captions; where it is not there and was not set, what was set for the "
+        "short ones, txt, caption or text is",
         "detailed_caption",
     )
     captions: str = _choice("which captions are learned", CAPTION_STYLES, "detailed")

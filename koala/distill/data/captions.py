@@ -38,9 +38,11 @@ def caption_columns(
     wanted = caption_fields(config)
     everything = [*fields, *(name for name in inside if name not in fields)]
     found = {style: match(name, everything) for style, name in wanted.items()}
-    if not any(found.values()) and set(wanted.values()) <= set(_DEFAULTS):
-        usual = next((name for name in map(lambda name: match(name, everything), _USUAL) if name), None)
-        found = dict.fromkeys(wanted, usual)
+    other = [name for name in (config.short_caption, config.detailed_caption) if name not in _DEFAULTS]
+    if not any(found.values()):
+        other += _USUAL
+    usual = next((name for name in (match(name, everything) for name in other) if name), None)
+    found = {style: name or (usual if wanted[style] in _DEFAULTS else None) for style, name in found.items()}
     for style, name in found.items():
         if name is None:
             raise RequestError(

@@ -141,6 +141,22 @@ def test_a_json_beside_a_picture_gives_the_caption_inside_it(tmp_path):
         assert good == {"0": "circle 0", "2": "circle 2"} and "1.png" in bad and "is no JSON" in bad
 
 
+@pytest.mark.parametrize("column", ["caption.txt", "CAPTION.TXT"])
+def test_the_captions_that_were_set_are_learned_where_no_others_are_there(tmp_path, column):
+    """Symptom: short_caption was set, and the refusal asked for detailed_caption, which nobody had spoken of."""
+    archive(tmp_path / "a.tar", members(("image.png", "caption.txt")))
+    settings = {"image_column": "image.png", "short_caption": column}
+    for captions in ("detailed", "short", "mixed"):
+        assert read(tmp_path, **settings, captions=captions) == (CIRCLES, [])
+    prose = {f"{k}.prose.txt": f"prose {k}".encode() for k in range(3)}
+    archive(tmp_path / "a.tar", dict(sorted((members() | prose).items())))
+    assert read(tmp_path, short_caption="prose.txt") == ({str(k): f"prose {k}" for k in range(3)}, [])
+    assert read(tmp_path, short_caption="none.txt") == (CIRCLES, [])  # of a style that is not learned
+    for captions in ("short", "mixed"):
+        with pytest.raises(RequestError, match="has no captions 'none.txt'"):
+            read(tmp_path, short_caption="none.txt", captions=captions)
+
+
 def archive(file: Path, members: dict[str, bytes], mode: str = "w") -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(file, mode) as tar:
