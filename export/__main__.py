@@ -1,9 +1,7 @@
-"""python -m export: write ONNX files of a model; `verify`, `tensorrt` and `single-file` are commands beside it."""
+"""python -m export, in a clone: the same as `python -m koala export`."""
 
-import signal
 import sys
 
-from export.command import main
+from koala.export.__main__ import main
 
-signal.signal(signal.SIGTERM, signal.default_int_handler)  # told to end, it leaves nothing half-written
 sys.exit(main())

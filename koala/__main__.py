@@ -2,6 +2,7 @@
 
 import sys
 
-from koala.cli import main
+from koala.cli.main import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,10 +6,10 @@ replaces `everywhere` and `number`.
 
 import torch
 
-from koala.request import RequestError
+from koala.errors import UserError
 
 
-class NotFinite(RequestError):
+class NotFinite(UserError):
     """A tensor holds NaN or infinity where a picture or a measurement was to be made of it."""
 
 

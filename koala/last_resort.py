@@ -6,8 +6,8 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from koala.request import RequestError
-from koala.shortage import RanOut, ran_out, release, unplanned
+from koala.errors import UserError
+from koala.hardware.shortage import RanOut, ran_out, release, unplanned
 
 DEBUG = "--debug"
 
@@ -45,7 +45,7 @@ def finish(
             release(error)
             error = unplanned(error, smaller)
         tell(sentence(error) + ("" if debug or _plain(error) else f" ({DEBUG} shows where)"))
-        return 2 if isinstance(error, RequestError) and not isinstance(error, RanOut) else 1
+        return 2 if isinstance(error, UserError) and not isinstance(error, RanOut) else 1
 
 
 def sentence(error: Exception) -> str:
@@ -56,4 +56,4 @@ def sentence(error: Exception) -> str:
 
 def _plain(error: Exception) -> bool:
     """Whether the error was made for people, as our own are; the system's name file and cause."""
-    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("koala", "export")
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] == "koala"

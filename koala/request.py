@@ -4,6 +4,7 @@ import dataclasses
 import re
 from dataclasses import dataclass, field
 
+from koala.errors import UserError
 from koala.presets import PRESETS
 
 MAX_PROMPT = 2000  # characters; CLIP reads 77 tokens, far less than this
@@ -21,14 +22,6 @@ SCHEDULERS = (
     "ddim-trailing",
     "dpmpp-2m-trailing",
 )
-
-
-class RequestError(ValueError):
-    """A request that cannot be run; the message says what was asked, what is possible and what to type."""
-
-
-class Cancelled(Exception):
-    """The run was stopped on request; nothing was produced."""
 
 
 def _doc(text: str, **settings):
@@ -67,9 +60,9 @@ class GenerationRequest:
         """A request from JSON; unknown fields are refused by name."""
         known = {f.name for f in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - known):
-            raise RequestError(f"unknown request field {unknown[0]!r}; the fields are {', '.join(sorted(known))}")
+            raise UserError(f"unknown request field {unknown[0]!r}; the fields are {', '.join(sorted(known))}")
         if missing := sorted({"model", "prompt"} - set(values)):
-            raise RequestError(f"the request lacks {' and '.join(missing)}")
+            raise UserError(f"the request lacks {' and '.join(missing)}")
         return cls(**values)
 
 
@@ -93,26 +86,26 @@ class Timing:
 
 def _whole(name: str, value: object, low: int, high: int, advice: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise RequestError(f"{name} must be a whole number from {low} to {high}, not {value!r}; {advice}")
+        raise UserError(f"{name} must be a whole number from {low} to {high}, not {value!r}; {advice}")
     if not low <= value <= high:
-        raise RequestError(f"{name} must lie between {low} and {high}, not {value}; {advice}")
+        raise UserError(f"{name} must lie between {low} and {high}, not {value}; {advice}")
 
 
 def check(request: GenerationRequest) -> None:
-    """Raise RequestError with a remedy for the first field that cannot work."""
+    """Raise UserError with a remedy for the first field that cannot work."""
     for name in ("model", "prompt", "negative_prompt"):
         if not isinstance(getattr(request, name), str):
-            raise RequestError(f"the {name.replace('_', ' ')} must be text, not {getattr(request, name)!r}")
+            raise UserError(f"the {name.replace('_', ' ')} must be text, not {getattr(request, name)!r}")
         if _HALF.search(getattr(request, name)):
-            raise RequestError(f"the {name.replace('_', ' ')} holds half a character, which is no text; type it again")
+            raise UserError(f"the {name.replace('_', ' ')} holds half a character, which is no text; type it again")
     if not request.model.strip():
-        raise RequestError("no model was named; `python -m koala models` lists them")
+        raise UserError("no model was named; `python -m koala models` lists them")
     if not request.prompt.strip():
-        raise RequestError("the prompt is empty; describe a picture, for example: a red circle left of a blue square")
+        raise UserError("the prompt is empty; describe a picture, for example: a red circle left of a blue square")
     for name in ("prompt", "negative_prompt"):
         length = len(getattr(request, name))
         if length > MAX_PROMPT:
-            raise RequestError(
+            raise UserError(
                 f"the {name.replace('_', ' ')} has {length:,} characters; shorten it to {MAX_PROMPT:,} "
                 "(the text encoders read about the first 77 words anyway)"
             )
@@ -122,7 +115,7 @@ def check(request: GenerationRequest) -> None:
     if request.guidance is not None:
         value = request.guidance
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 30:
-            raise RequestError(f"guidance must be a number from 0 to 30, not {value!r}; 3.5 to 7.5 is usual")
+            raise UserError(f"guidance must be a number from 0 to 30, not {value!r}; 3.5 to 7.5 is usual")
     for name in ("width", "height"):
         value = getattr(request, name)
         if value is None:
@@ -133,33 +126,33 @@ def check(request: GenerationRequest) -> None:
             if whole:
                 near = round(min(max(value, MIN_SIDE), MAX_SIDE) / SIDE_MULTIPLE) * SIDE_MULTIPLE
                 near = f"; {near} is the nearest"
-            raise RequestError(
+            raise UserError(
                 f"{name} must be a multiple of {SIDE_MULTIPLE} from {MIN_SIDE} to {MAX_SIDE} px, not {value!r}{near}"
             )
     _whole("images", request.images, 1, MAX_IMAGES, "run again with the next seed for more")
     if request.seed + request.images - 1 > MAX_SEED:
-        raise RequestError(
+        raise UserError(
             f"{request.images} images have the seeds {request.seed} to {request.seed + request.images - 1}, "
             f"and the largest is {MAX_SEED}; choose a seed of at most {MAX_SEED - request.images + 1}, or fewer images"
         )
     if request.scheduler is not None and request.scheduler not in SCHEDULERS:
-        raise RequestError(f"unknown scheduler {request.scheduler!r}; choose one of {', '.join(SCHEDULERS)}")
+        raise UserError(f"unknown scheduler {request.scheduler!r}; choose one of {', '.join(SCHEDULERS)}")
     if not isinstance(request.preset, str) or request.preset not in PRESETS:
-        raise RequestError(f"unknown preset {request.preset!r}; choose one of {', '.join(PRESETS)}")
+        raise UserError(f"unknown preset {request.preset!r}; choose one of {', '.join(PRESETS)}")
     if request.lora is not None and not (
         isinstance(request.lora, str) and request.lora.lower().endswith(".safetensors")
     ):
-        raise RequestError(
+        raise UserError(
             f"a LoRA must be a .safetensors file, not {request.lora!r}; other formats can run code when they are read"
         )
     if request.lora is not None and _HALF.search(request.lora):
-        raise RequestError(
+        raise UserError(
             f"the name of the LoRA {request.lora!r} is no text, so no picture could carry it; rename the file"
         )
     strength = request.lora_strength
     number = isinstance(strength, int | float) and not isinstance(strength, bool)
     if not number or not abs(strength) <= MAX_LORA_STRENGTH:  # NaN is within no bounds
-        raise RequestError(
+        raise UserError(
             f"the LoRA strength must be a number from -{MAX_LORA_STRENGTH:g} to {MAX_LORA_STRENGTH:g}, "
             f"not {strength!r}; 0.5 to 1 is usual"
         )

@@ -27,10 +27,10 @@ def on_zerogpu() -> Session:
     """Every model is put on the GPU before the page is served: the forks that draw get them from this process."""
     from functools import partial
 
-    from koala.downloads import fetch
-    from koala.loading import Library
-    from koala.locate import availability
-    from koala.registry import CARDS
+    from koala.models.cards import CARDS
+    from koala.models.downloads import fetch
+    from koala.models.library import Library
+    from koala.models.locate import availability
     from koala.ui import zerogpu
 
     for name in REAL:

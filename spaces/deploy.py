@@ -11,13 +11,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the koala of this repository, whatever is installed
 
+from koala.errors import UserError  # noqa: E402
+from koala.files.outputs import new_folder  # noqa: E402
+from koala.files.read_json import read_object  # noqa: E402
 from koala.last_resort import add_debug, finish  # noqa: E402
-from koala.outputs import new_folder  # noqa: E402
-from koala.read_json import read_object  # noqa: E402
-from koala.request import RequestError  # noqa: E402
 
 SPACE = ("README.md", "app.py", "requirements.txt")  # of this folder
-WHOLE = ("LICENSE", "NOTICE.md", "koala", "export")  # of the repository
+WHOLE = ("LICENSE", "NOTICE.md", "koala")  # of the repository
 CONSTRAINTS = "constraints-server.txt"
 STAMP = ".koala-space.json"  # tells a bundle from any other folder
 SWITCH = "# zerogpu: "  # begins the lines of README.md that only a Space on ZeroGPU has
@@ -71,13 +71,13 @@ def build_static(out: Path, page: Path | None) -> None:
     out = out.resolve()
     with tempfile.TemporaryDirectory() as scratch:
         if page is None:
-            from export.command import main as export
+            from koala.export.command import main as export
 
             page = Path(scratch) / "page"
             if export(["--target", "web", "--models", *PAGE_MODELS, "--out", str(page)]):
-                raise RequestError("the page could not be made; what was wrong is said above")
+                raise UserError("the page could not be made; what was wrong is said above")
         elif not (page / "site.json").is_file():
-            raise RequestError(
+            raise UserError(
                 f"{page} is no page of this project; make one with python -m export --target web --models "
                 f"{' '.join(PAGE_MODELS)} --out {page}, or leave the folder out"
             )
@@ -95,7 +95,7 @@ def kind(folder: Path) -> dict[str, str]:
     if stamp.get("sdk") == STATIC:
         return {"space_sdk": STATIC}
     if (hardware := stamp.get("hardware")) not in HARDWARE.values():
-        raise RequestError(f"{folder / STAMP} names no hardware of a Space: {hardware!r}; build the bundle again")
+        raise UserError(f"{folder / STAMP} names no hardware of a Space: {hardware!r}; build the bundle again")
     return {"space_sdk": "gradio", "space_hardware": hardware}
 
 
@@ -118,7 +118,7 @@ def push(folder: Path, repo: str) -> str:
     except (HTTPError, HFValidationError) as error:
         first = str(error).strip().splitlines()[0]
         remedy = f"the bundle is in {folder}; check name and network, and `hf auth login` with a token that may write"
-        raise RequestError(f"{repo} could not be pushed: {first.rstrip('.')}; {remedy}") from error
+        raise UserError(f"{repo} could not be pushed: {first.rstrip('.')}; {remedy}") from error
     return str(made)
 
 
@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     if options.static and (options.zerogpu or options.dry_run):
         other = "--zerogpu" if options.zerogpu else "--dry-run"
-        raise RequestError(f"{other} is for a Space with a server, and --static for one without; leave one of them out")
+        raise UserError(f"{other} is for a Space with a server, and --static for one without; leave one of them out")
     if options.static:
         build_static(options.out, None if options.static is True else Path(options.static))
         sizes = {f: f.stat().st_size for f in options.out.rglob("*") if f.is_file()}

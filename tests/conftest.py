@@ -52,7 +52,7 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory) -> None:
     """What the program keeps in the user's cache lies among the tests' own files, for their child processes as well."""
-    from koala.outputs import user_cache
+    from koala.files.outputs import user_cache
 
     there = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     os.environ.setdefault("HF_HOME", str(there / "huggingface"))  # what was downloaded stays in reach
@@ -69,7 +69,7 @@ def embedded() -> Path:
 @pytest.fixture(scope="module")
 def library():
     """The models of one file of tests, on the CPU: what is put into them is in no other file's."""
-    from koala.loading import Library
+    from koala.models.library import Library
 
     return Library("cpu")
 
@@ -96,7 +96,7 @@ def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
 @pytest.fixture(scope="session")
 def exported_700m(once) -> Path:
     """tiny-koala-700m as ONNX files in fp16, the whole pipeline."""
-    from export.folder import export, plan
+    from koala.export.folder import export, plan
 
     return once("exports/tiny-koala-700m", lambda folder: export(plan("tiny-koala-700m"), folder))
 

@@ -12,7 +12,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["koala.distill.trainer", "koala.distill.forecast", "koala.surgery", "app"])
+_FORKS.set_forkserver_preload(
+    ["koala.distill.trainer", "koala.distill.estimate.forecast", "koala.compress.surgery", "app"]
+)
 
 
 def _work(said: Path, environment: dict[str, str], task: Callable[..., object], arguments: tuple[str, ...]) -> None:

@@ -1,13 +1,13 @@
-"""The arrows of the design as data: every module has a level, imports go down or sideways, some go nowhere.
+"""The rooms of koala/ as data: which room may import which. A room is a folder, or a module that lies in koala/ itself.
 
-L0 standard library <- L1 torch, numpy, PIL <- L2 diffusers, huggingface_hub <- L3 jobs, export <- L4 faces.
-A pattern `a.b.*` covers the package a.b and everything inside it; `*` covers everything.
+Each row may name only rows above it, so imports go down and no cycle can come about between rooms. Inside a room the
+same holds from folder to folder and from module to module, which is read from the imports themselves.
 """
 
 import ast
 import sys
-from collections import Counter
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,339 +15,193 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Every module of koala/ and export/, and app.py. A name wins over a pattern, a longer pattern over a shorter.
-LEVELS = {
-    0: (
-        "koala",
-        "koala.specs",
-        "koala.fields",
-        "koala.part_configs",
-        "koala.unet_config",
-        "koala.costs",
-        "koala.parts",
-        "koala.plans",
-        "koala.latency",
-        "koala.bench_matrix",
-        "koala.registry",
-        "koala.drawing",
-        "koala.layer_map",
-        "koala.layout",
-        "koala.original_layout",
-        "koala.read_json",
-        "koala.read_text",
-        "koala.similarity_figure",
-        "koala.request",
-        "koala.resolve",
-        "koala.semantics",
-        "koala.hub_address",
-        "koala.accounting",
-        "koala.tokenizer_config",
-        "koala.shortage",
-        "koala.presets",
-        "koala.torch_build",
-        "koala.gpu_report",
-        "koala.gpu_report.budget",
-        "koala.gpu_report.paper",
-        "koala.gpu_report.scale",
-        "koala.gpu_report.tables",
-        "koala.palette",
-        "koala.exported",
-        "koala.child",
-        "koala.hashing",
-        "koala.attention",
-        "koala.attention.about",
-        "koala.attention.plan",
-        "koala.attention.pairing",
-        "koala.shapes",
-        "koala.shapes.scene",
-        "koala.shapes.captions",
-        "koala.distill",
-        "koala.distill.config",
-        "koala.distill.pairs",
-        "koala.distill.activations",
-        "koala.distill.estimate",
-        "koala.distill.memory",
-        "koala.distill.data",
-        "koala.distill.data.buckets",
-        "koala.distill.data.order",
-        "koala.distill.data.files",
-        "koala.distill.data.content",
-        "koala.distill.data.tables",
-        "koala.distill.stopping",
-        "koala.distill.records",
-        "koala.distill.presets",
-    ),
-    1: (
-        "koala.process",
-        "koala.outputs",
-        "koala.distill.run_folder",
-        "koala.distill.reporter",
-        "koala.distill.intact",
-        "koala.distill.place",
-        "koala.distill.resuming",
-        "koala.shipped",
-        "koala.hooks",
-        "koala.finite",
-        "koala.tensorfiles",
-        "koala.timing",
-        "koala.cuda",
-        "koala.device",
-        "koala.residence",
-        "koala.result",
-        "koala.fidelity",
-        "koala.attention.recorded",
-        "koala.attention.agreement",
-        "koala.attention.render",
-        "koala.attention.colours",
-        "koala.attention.figures",
-        "koala.attention.maps",
-        "koala.attention.pca",
-        "koala.attention.questions",
-        "koala.attention.view",
-        "koala.attention.page",
-        "koala.attention.archive",
-        "koala.shapes.colour",
-        "koala.shapes.render",
-        "koala.shapes.reading",
-        "koala.shapes.judge",
-        "koala.distill.losses",
-        "koala.distill.muon",
-        "koala.distill.noising",
-        "koala.distill.data.samples",
-        "koala.distill.data.depths",
-        "koala.distill.data.decoding",
-        "koala.distill.data.pictures",
-        "koala.distill.data.captions",
-        "koala.distill.data.metadata",
-        "koala.distill.data.beside",
-        "koala.distill.data.choice",
-        "koala.distill.data.forms",
-        "koala.distill.data.shapes",
-        "koala.distill.data.encoded",
-        "koala.distill.data.rows",
-        "koala.distill.data.folder",
-        "koala.distill.data.parquet",
-        "koala.distill.data.webdataset",
-        "koala.distill.draws",
-        "koala.distill.ema",
-        "koala.distill.optimizers",
-        "koala.distill.snapshots",
-    ),
-    2: (
-        "koala.surgery",
-        "koala.checkpoints",
-        "koala.pipeline_folder",
-        "koala.single_file.*",
-        "koala.lora",
-        "koala.lora_files",
-        "koala.lora_formulas",
-        "koala.locate",
-        "koala.measured",
-        "koala.downloads",
-        "koala.from_files",
-        "koala.networks",
-        "koala.loading",
-        "koala.runtimes",
-        "koala.runtimes.ort",
-        "koala.schedulers",
-        "koala.guidance",
-        "koala.adapters",
-        "koala.decoding",
-        "koala.nan_causes",
-        "koala.tokens",
-        "koala.compilation",
-        "koala.generate",
-        "koala.attention.record",
-        "koala.calibration",
-        "koala.random_weights",
-        "koala.stock",
-        "koala.distill.data.encoders",
-        "koala.distill.data.chunks",
-        "koala.distill.data.filling",
-        "koala.distill.data.again",
-    ),
-    3: (
-        "koala.bench",
-        "koala.bench_report",
-        "koala.gpu_report.*",
-        "koala.compare",
-        "koala.out_of_memory",
-        "koala.report",
-        "koala.similarity",
-        "koala.attention.together",
-        "koala.distill.step",
-        "koala.distill.student_folder",
-        "koala.distill.validation",
-        "koala.distill.means",
-        "koala.distill.preflight",
-        "koala.distill.trainer",
-        "koala.distill.runs",
-        "koala.distill.turns",
-        "koala.distill.pauses",
-        "koala.distill.forecast",
-        "koala.distill.processes",
-        "koala.distill.claim",
-        "koala.distill.gathering",
-        "koala.evaluate.*",
-        "koala.distill.data.hub",
-        "koala.distill.data.sources",
-        "koala.distill.data.cache",
-        "export.*",
-    ),
-    4: (
-        "app",
-        "export.__main__",
-        "export.command",
-        "koala.cli",
-        "koala.verbs.*",
-        "koala.__main__",
-        "koala.console",
-        "koala.last_resort",
-        "koala.ui.*",
-    ),
+# Room -> the rooms that it imports.
+ROOMS = {
+    "child": "",
+    "console": "",
+    "errors": "",
+    "palette": "",
+    "presets": "",
+    "process": "",
+    "shapes": "",
+    "files": "errors process",
+    "finite": "errors",
+    "request": "errors presets",
+    "unet": "errors files request",
+    "hardware": "errors presets request unet",
+    "lora": "errors files unet",
+    "last_resort": "errors hardware",
+    "models": "errors files finite request unet hardware lora",
+    "compress": "errors files unet models",
+    "convert": "errors files unet models",
+    "sampling": "errors presets shapes files finite request unet hardware lora models",
+    "attention": "errors presets files finite request unet hardware models sampling",
+    "benchmark": "errors presets request unet hardware models sampling",
+    "evaluate": "errors presets shapes files finite request unet hardware models sampling",
+    "distill": "child errors process shapes files finite request unet hardware models compress sampling benchmark "
+    "evaluate",
+    "export": "console errors palette shapes files finite request unet hardware lora last_resort models convert "
+    "sampling evaluate",
+    "gpu_report": "errors files request unet hardware models sampling attention benchmark evaluate distill",
+    "ui": "child console errors palette presets shapes files request unet hardware last_resort models compress "
+    "sampling attention benchmark evaluate distill export",
+    "cli": "console errors files request unet hardware lora last_resort models compress convert sampling "
+    "attention benchmark evaluate distill export gpu_report ui",
+    "__main__": "cli",
 }
 
-# Every package that is imported, by its import name; the standard library is L0.
+# Modules that load the standard library alone, so that a command's help and a page's first words come at once.
+LIGHT = [
+    "koala",
+    "koala.errors",
+    "koala.request",
+    "koala.presets",
+    "koala.palette",
+    "koala.child",
+    "koala.unet.*",
+    "koala.shapes",
+    "koala.shapes.captions",
+    "koala.shapes.scene",
+    "koala.files",
+    "koala.files.fields",
+    "koala.files.hashing",
+    "koala.files.read_json",
+    "koala.files.read_text",
+    "koala.hardware",
+    "koala.hardware.latency",
+    "koala.hardware.memory_plan",
+    "koala.hardware.shortage",
+    "koala.hardware.torch_build",
+    "koala.models",
+    "koala.models.accounting",
+    "koala.models.export_manifest",
+    "koala.models.hub_address",
+    "koala.models.layout",
+    "koala.models.registry",
+    "koala.models.sampling_defaults",
+    "koala.models.semantics",
+    "koala.models.tokenizer_config",
+    "koala.sampling",
+    "koala.sampling.resolve",
+    "koala.attention",
+    "koala.attention.about",
+    "koala.attention.pairing",
+    "koala.attention.plan",
+    "koala.benchmark",
+    "koala.benchmark.matrix",
+    "koala.evaluate",
+    "koala.evaluate.similarity_figure",
+    "koala.distill",
+    "koala.distill.config",
+    "koala.distill.presets",
+    "koala.distill.data",
+    "koala.distill.data.buckets",
+    "koala.distill.data.content",
+    "koala.distill.data.files",
+    "koala.distill.data.order",
+    "koala.distill.data.tables",
+    "koala.distill.estimate",
+    "koala.distill.estimate.activations",
+    "koala.distill.estimate.memory",
+    "koala.distill.estimate.total",
+    "koala.distill.loss",
+    "koala.distill.loss.pairs",
+    "koala.distill.run",
+    "koala.distill.run.records",
+    "koala.distill.run.stopping",
+    "koala.gpu_report",
+    "koala.gpu_report.budget",
+    "koala.gpu_report.paper",
+    "koala.gpu_report.scale",
+    "koala.gpu_report.tables",
+]
+
+# Every package of others, by its import name, and the rooms that may import it; none means all.
 PACKAGES = {
-    1: ("torch", "numpy", "PIL", "scipy", "safetensors", "bitsandbytes", "filelock", "fsspec", "pyarrow", "psutil"),
-    2: ("diffusers", "huggingface_hub", "transformers", "tokenizers", "onnxruntime", "open_clip"),
-    3: ("accelerate", "datasets", "onnx", "onnx_ir", "onnxscript"),
-    4: ("gradio", "gradio_client", "starlette"),
+    "torch numpy PIL scipy safetensors filelock fsspec pyarrow psutil": None,
+    "diffusers huggingface_hub transformers tokenizers": None,
+    "accelerate bitsandbytes datasets": ("distill",),
+    "open_clip": ("evaluate",),
+    "onnxruntime": ("models", "export", "gpu_report"),
+    "onnx onnx_ir onnxscript": ("export",),
+    "gradio starlette": ("ui",),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Never:
-    """`importer` never imports `imported`, whatever their levels; `but` names the importers that may."""
-
-    importer: str
-    imported: str
-    reason: str
-    but: tuple[str, ...] = ()
-
-
-NEVER = (
-    Never(importer="*", imported="gradio.*", but=("koala.ui.*",), reason="the core has no face"),
-    Never(importer="*", imported="gradio_client.*", but=("koala.ui.*",), reason="the core has no face"),
-    Never(importer="koala.*", imported="export.*", reason="the export is built on koala"),
-    Never(importer="export.*", imported="koala.ui.*", reason="the export knows models, not faces"),
-    Never(importer="export.*", imported="koala.cli", reason="the export has its own command line"),
-    Never(importer="export.*", imported="koala.distill.*", reason="a trained model is a folder like any"),
-    Never(importer="koala.ui.*", imported="koala.cli", reason="they are two faces of one core"),
-    Never(importer="koala.ui.*", imported="koala.verbs.*", reason="they are two faces of one core"),
-    Never(importer="koala.verbs.*", imported="koala.cli", reason="the command line is made of its verbs"),
-    Never(importer="koala.attention.*", imported="koala.distill.*", reason="what they share is below both"),
-    Never(importer="koala.distill.*", imported="koala.attention.*", reason="what they share is below both"),
-    Never(importer="*", imported="spaces.*", reason="a deployment folder, and the name of a PyPI package"),
-    Never(importer="*", imported="tests.*", reason="the code does not know its tests"),
-    Never(importer="*", imported="recipes.*", reason="recipes are run, not imported"),
-    Never(importer="*", imported="app", reason="the entry point is run, not imported"),
-)
-
-# Imports that may go against the arrows, inside a function only: (importer, imported) -> reason.
-LAZY = {
-    ("koala.registry", "koala.single_file.*"): "a file's card is told by its header; read when a file is named",
-    ("koala.ui.tabs.export", "export.*"): "the tab is the export's face; loads it when asked",
-    ("koala.verbs.gpu_report", "export.*"): "a card is measured with exports, too; loads them when it has a card",
-}
+# Never imported by koala: a deployment folder that is named like a package, the tests, what is run, and entry points.
+NEVER = ("spaces", "tests", "recipes", "app", "export")
+MAY = {("koala.ui.zerogpu", "spaces"): "Hugging Face's package of that name, on a Space"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Import:
-    """One import as it stands in a file; `lazy` inside a function."""
+    """One import as it stands in a file."""
 
     importer: str
     imported: str
     line: int
-    lazy: bool
 
     def __str__(self) -> str:
-        file = MODULES[self.importer].relative_to(ROOT)
-        return f"{file}:{self.line}: {self.importer} imports {self.imported}"
+        return f"{MODULES[self.importer].relative_to(ROOT)}:{self.line}: imports {self.imported}"
 
 
 def find_modules() -> dict[str, Path]:
-    """Dotted name -> file, of koala/, export/ and app.py."""
-    files = [f for folder in ("koala", "export") for f in (ROOT / folder).rglob("*.py")] + [ROOT / "app.py"]
+    """Dotted name -> file, of koala/ and app.py."""
+    files = [*(ROOT / "koala").rglob("*.py"), ROOT / "app.py"]
     names = {".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f for f in files}
-    return {name: file for name, file in sorted(names.items()) if file.exists()}
+    return dict(sorted(names.items()))
 
 
 MODULES = find_modules()
 
 
 def covers(pattern: str, name: str) -> bool:
-    """Whether a pattern of this file means this dotted name."""
-    if pattern.endswith(".*"):
-        return name == pattern[:-2] or name.startswith(pattern[:-1])
-    return pattern in ("*", name)
+    """Whether a pattern means this dotted name: `a.b.*` is the package a.b and everything inside it."""
+    return name == pattern or (pattern.endswith(".*") and (name == pattern[:-2] or name.startswith(pattern[:-1])))
 
 
-def level_of(name: str) -> int | None:
-    """The level of a module or package; None where the tables do not place it."""
-    placed = {entry: level for level, entries in LEVELS.items() for entry in entries}
-    if name in placed:
-        return placed[name]
-    for pattern in sorted(placed, key=len, reverse=True):
-        if covers(pattern, name):
-            return placed[pattern]
-    top = name.partition(".")[0]
-    if top in sys.stdlib_module_names:
-        return 0
-    return next((level for level, packages in PACKAGES.items() if top in packages), None)
+def light(name: str) -> bool:
+    """Whether this module loads the standard library alone."""
+    return any(covers(pattern, name) for pattern in LIGHT)
 
 
-def with_packages(name: str) -> list[str]:
-    """a.b.c -> a, a.b, a.b.c: importing a module runs its packages first."""
-    parts = name.split(".")
-    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+def room(name: str) -> str:
+    """The room of a module of koala; of koala itself, the word koala."""
+    return name.split(".")[1] if "." in name else name
 
 
-def targets(node: ast.AST, importer: str) -> list[str]:
-    """The dotted names that one statement or call imports."""
+def targets(node: ast.AST) -> list[str]:
+    """The dotted names that one statement or call imports; the modules, where it takes names out of a package."""
     match node:
         case ast.Import():
             return [alias.name for alias in node.names]
         case ast.ImportFrom():
-            base = node.module or ""
-            if node.level:  # relative: one dot is the package of the importer
-                is_package = MODULES[importer].name == "__init__.py"
-                package = importer.split(".")[: len(importer.split(".")) - node.level + is_package]
-                base = ".".join([*package, *([base] if base else [])])
-            return [name if (name := f"{base}.{alias.name}") in MODULES else base for alias in node.names]
+            assert not node.level, "imports name the whole path"
+            return [name if (name := f"{node.module}.{a.name}") in MODULES else node.module for a in node.names]
         case ast.Call(func=ast.Name(id=function) | ast.Attribute(attr=function), args=[ast.Constant(value=name), *_]):
             return [name] if function in ("import_module", "__import__") else []
     return []
 
 
 def imports(importer: str) -> Iterator[Import]:
-    """Every import of one module, also in functions and under TYPE_CHECKING, and its own packages."""
-    for package in with_packages(importer)[:-1]:
-        yield Import(importer=importer, imported=package, line=1, lazy=False)
-
-    def walk(node: ast.AST, lazy: bool) -> Iterator[Import]:
-        for target in targets(node, importer):
-            for name in with_packages(target) if target in MODULES else [target]:
-                yield Import(importer=importer, imported=name, line=node.lineno, lazy=lazy)
-        lazy = lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        for child in ast.iter_child_nodes(node):
-            yield from walk(child, lazy)
-
-    yield from walk(ast.parse(MODULES[importer].read_text(encoding="utf-8")), False)
+    """Every import of one module, also in functions and under TYPE_CHECKING."""
+    for node in ast.walk(ast.parse(MODULES[importer].read_text(encoding="utf-8"))):
+        for target in targets(node):
+            if target != importer:
+                yield Import(importer=importer, imported=target, line=node.lineno)
 
 
-def allowed_lazily(found: Import) -> bool:
-    return found.lazy and any(
-        covers(importer, found.importer) and covers(imported, found.imported) for importer, imported in LAZY
-    )
+IMPORTS = [found for name in MODULES for found in imports(name)]
+OURS = [found for found in IMPORTS if found.imported in MODULES and found.imported != "koala"]
 
 
-def least_level(name: str, seen: tuple[str, ...] = ()) -> int:
-    """The lowest level that a module's imports allow it."""
-    found = {i.imported for i in imports(name)} - {*seen, name}
-    levels = [(i, level_of(i)) for i in found]
-    unplaced = [i for i, level in levels if level is None and i in MODULES]
-    return max([level or 0 for _, level in levels] + [least_level(i, (*seen, name)) for i in unplaced], default=0)
+def cycles(arrows: Iterable[tuple[str, str]]) -> list[list[str]]:
+    """The nodes that cannot be taken away from below, one list; empty where no arrows form a circle."""
+    uses = defaultdict(set)
+    for a, b in arrows:
+        uses[a].add(b)
+    left = set(uses)
+    while ready := {node for node in left if not uses[node] & left}:
+        left -= ready
+    return [sorted(left)] if left else []
 
 
 def fail_with(problems: list[str]) -> None:
@@ -355,75 +209,86 @@ def fail_with(problems: list[str]) -> None:
         pytest.fail("\n".join(dict.fromkeys(problems)), pytrace=False)
 
 
-def test_every_module_has_a_level():
-    fail_with(
-        [
-            f"{file.relative_to(ROOT)} has no level: in tests/test_arrows.py add "
-            f'"{name}", to LEVELS[{least}] (or higher: its imports ask for L{least})'
-            for name, file in MODULES.items()
-            if level_of(name) is None and (least := least_level(name)) is not None
-        ]
-    )
+def test_every_room_has_a_row_and_every_row_a_room():
+    rooms = {room(name) for name in MODULES} - {"koala", "app"}
+    assert rooms == set(ROOMS)
 
 
-def test_the_table_names_only_what_is_there():
-    """A pattern may be ahead of its folder."""
-    entries = Counter(entry for names in LEVELS.values() for entry in names)
-    gone = [entry for entry in entries if not entry.endswith(".*") and entry not in MODULES]
-    twice = [entry for entry, count in entries.items() if count > 1]
-    fail_with(
-        [f'there is no module {e}: in tests/test_arrows.py take "{e}" out of LEVELS' for e in gone]
-        + [f'"{e}" stands twice: in tests/test_arrows.py take one out of LEVELS' for e in twice]
-    )
+def test_a_row_names_only_rows_above_it():
+    above = set()
+    for name, words in ROOMS.items():
+        assert set(words.split()) <= above, f"{name} names a room below it"
+        above.add(name)
 
 
-def test_imports_go_down_or_sideways():
+def test_rooms_import_what_their_rows_say():
+    allowed = {(name, other) for name, words in ROOMS.items() for other in words.split()}
+    crossing = [i for i in OURS if i.importer != "app" and room(i.importer) != room(i.imported)]
+    crossing = [i for i in crossing if room(i.importer) != "koala"]
+    found = {(room(i.importer), room(i.imported)) for i in crossing}
+    problems = [f"{i}: not in its row" for i in crossing if (room(i.importer), room(i.imported)) not in allowed]
+    fail_with(problems + [f"{a} does not import {b}: take it out of its row" for a, b in sorted(allowed - found)])
+
+
+def test_no_circle_between_modules():
+    found = cycles((i.importer, i.imported) for i in OURS)
+    assert found == []
+
+
+def test_no_circle_between_the_children_of_a_folder():
+    """A folder inside a room counts as one thing among its neighbours, as a room does in koala/."""
+    levels = defaultdict(set)
+    for i in OURS:
+        a, b = i.importer.split("."), i.imported.split(".")
+        same = next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
+        if same is not None:
+            levels[".".join(a[:same])].add((a[same], b[same]))
+    fail_with([f"{folder}: a circle among {found}" for folder, arrows in levels.items() for found in cycles(arrows)])
+    assert len(levels) > 15
+
+
+def test_a_circle_is_found():
+    assert cycles([("a", "b"), ("b", "c"), ("c", "a"), ("d", "a"), ("c", "e")]) == [["a", "b", "c", "d"]]
+    assert cycles([("a", "b"), ("b", "c"), ("a", "c")]) == []
+
+
+def test_every_module_that_is_named_is_there():
+    names = [name for name in LIGHT if not name.endswith(".*")]
+    fail_with([f"there is no module {name}" for name in names if name not in MODULES])
+    assert len(LIGHT) == len(set(LIGHT))
+    inner = [i for i in IMPORTS if i.imported.startswith("koala.") and i.imported not in MODULES]
+    fail_with([f"{i}: there is no such module" for i in inner])
+
+
+def test_packages_of_others_are_imported_where_they_may_be():
+    rooms = {name: where for names, where in PACKAGES.items() for name in names.split()}
     problems = []
-    for name in MODULES:
-        own = level_of(name)
-        for found in imports(name):
-            level = level_of(found.imported)
-            forbidden = any(covers(rule.imported, found.imported) for rule in NEVER)
-            if found.imported.startswith(("koala.", "export.")) and found.imported not in MODULES:
-                problems.append(f"{found}: there is no such module")
-            elif level is None and not forbidden and found.imported not in MODULES:
-                problems.append(
-                    f"{found}, which has no level: add it to PACKAGES in tests/test_arrows.py, "
-                    f"and to requirements.txt and pyproject.toml"
-                )
-            elif None not in (own, level) and level > own and not allowed_lazily(found):
-                problems.append(f"{found}: up from L{own} to L{level}")
+    for found in IMPORTS:
+        top = found.imported.partition(".")[0]
+        if top in ("koala", *sys.stdlib_module_names) or (found.importer, top) in MAY:
+            continue
+        if top in NEVER:
+            problems.append(f"{found}: never")
+        elif top not in rooms:
+            problems.append(f"{found}: add it to PACKAGES, to requirements.txt and to pyproject.toml")
+        elif rooms[top] and room(found.importer) not in rooms[top]:
+            problems.append(f"{found}: only {', '.join(rooms[top])} may")
     fail_with(problems)
+    assert {top for i in IMPORTS if (top := i.imported.partition(".")[0]) in rooms} == set(rooms)
 
 
-def test_some_imports_never_happen():
-    problems = []
-    for name in MODULES:
-        for found in imports(name):
-            for rule in NEVER:
-                if (
-                    covers(rule.importer, name)
-                    and covers(rule.imported, found.imported)
-                    and not any(covers(pattern, name) for pattern in rule.but)
-                    and not allowed_lazily(found)
-                ):
-                    problems.append(f"{found}: never ({rule.reason})")
-    fail_with(problems)
+def test_only_a_few_modules_lie_in_koala_itself():
+    flat = [name for name, file in MODULES.items() if file.parent == ROOT / "koala"]
+    assert len(flat) <= 15, flat
 
 
-def test_every_lazy_exception_is_used():
-    """An exception may be ahead of its module."""
-    problems = []
-    for importer, imported in LAZY:
-        found = [i for name in MODULES if covers(importer, name) for i in imports(name)]
-        if found and not any(i.lazy and covers(imported, i.imported) for i in found):
-            problems.append(f"{importer} does not import {imported} in a function: take its line out of LAZY")
-    fail_with(problems)
+def test_no_module_is_longer_than_400_lines():
+    for name, file in MODULES.items():
+        assert len(file.read_text(encoding="utf-8").splitlines()) <= 400, name
 
 
-def test_every_folder_with_code_is_a_package_except_spaces():
-    """Without an __init__.py a folder is left out of the wheel; with one, `spaces` hides the PyPI package."""
+def test_every_folder_with_code_is_a_package():
+    """Without an __init__.py a folder is left out of the wheel."""
     folders = {parent for file in MODULES.values() for parent in file.parents if ROOT in parent.parents}
-    bare = [folder.relative_to(ROOT) for folder in folders if not (folder / "__init__.py").exists()]
-    fail_with([f"{folder} needs an __init__.py" for folder in sorted(bare)])
-    assert not list((ROOT / "spaces").rglob("__init__.py"))
+    assert [f.relative_to(ROOT) for f in folders if not (f / "__init__.py").exists()] == []
+    assert not (ROOT / "spaces" / "__init__.py").exists(), "it would hide the PyPI package of that name"

@@ -2,7 +2,8 @@
 
 import pytest
 
-from koala.request import GenerationRequest, RequestError
+from koala.errors import UserError
+from koala.request import GenerationRequest
 
 GOOD = dict(model="tiny-sdxl", prompt="a red circle")
 
@@ -37,7 +38,7 @@ GOOD = dict(model="tiny-sdxl", prompt="a red circle")
     ],
 )
 def test_bad_field_names_its_remedy(change, message):
-    with pytest.raises(RequestError) as caught:
+    with pytest.raises(UserError) as caught:
         GenerationRequest(**GOOD | change)
     assert message in str(caught.value)
 
@@ -45,7 +46,7 @@ def test_bad_field_names_its_remedy(change, message):
 def test_a_request_survives_json_and_unknown_fields_are_refused_by_name():
     request = GenerationRequest(**GOOD, seed=3, width=320, height=192)
     assert GenerationRequest.from_dict(request.to_dict()) == request
-    with pytest.raises(RequestError, match="unknown request field 'sampler'"):
+    with pytest.raises(UserError, match="unknown request field 'sampler'"):
         GenerationRequest.from_dict(GOOD | {"sampler": "x"})
-    with pytest.raises(RequestError, match="the request lacks prompt"):
+    with pytest.raises(UserError, match="the request lacks prompt"):
         GenerationRequest.from_dict({"model": "tiny-sdxl"})

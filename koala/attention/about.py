@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping
 
 from koala.attention.plan import LEVELS, MOST_PATCHES, Layer, attention_stages, grid
-from koala.costs import TOKENS
 from koala.request import MAX_IMAGES, MAX_PROMPT, MAX_SEED, MAX_SIDE, MAX_STEPS
-from koala.specs import UNetSpec
+from koala.unet.costs import TOKENS
+from koala.unet.specs import UNetSpec
 
 MOST_LAYERS = 1000  # of a network in a file from elsewhere; SDXL has 70
 LEAST_DIM = 4  # of one head: smaller ones would pack more patches into a file than a computer can look at

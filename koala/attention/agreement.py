@@ -11,8 +11,8 @@ from torch.nn.functional import cosine_similarity
 from koala.attention.maps import common_grid, pooled
 from koala.attention.plan import Layer
 from koala.attention.recorded import AttentionRecord, beside
-from koala.request import RequestError
-from koala.specs import STAGES
+from koala.errors import UserError
+from koala.unet.specs import STAGES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ def _compared(
 def agreement(first: AttentionRecord, second: AttentionRecord) -> list[StageAgreement]:
     """Every stage of two records of one size; of models that are no cuts of each other the last layers are compared."""
     if (first.width, first.height) != (second.width, second.height):
-        raise RequestError(
+        raise UserError(
             f"the captures are {first.width}x{first.height} and {second.width}x{second.height} px; "
             "capture both in one size"
         )

@@ -20,8 +20,8 @@ from koala.attention.figures import Side
 from koala.attention.plan import BUDGET, size
 from koala.attention.questions import Capture
 from koala.attention.recorded import ABOUT, PICTURE, PNG, TENSORS, AttentionRecord
-from koala.outputs import check_space, new_file
-from koala.request import RequestError
+from koala.errors import UserError
+from koala.files.outputs import check_space, new_file
 
 FORMAT, VERSION = "koala attention archive", 1
 INDEX = "capture.json"
@@ -58,7 +58,7 @@ def _pictures(capture: Capture) -> tuple[bytes, ...]:
 
 
 def load(file: Path, limit: int = BUDGET) -> Capture:
-    """The capture of a zip that `save` wrote, of at most `limit` bytes of tensors; RequestError for any other file."""
+    """The capture of a zip that `save` wrote, of at most `limit` bytes of tensors; UserError for any other file."""
     try:
         with zipfile.ZipFile(file) as packed, tempfile.TemporaryDirectory() as folder:
             contents = _contents(packed, limit)
@@ -66,15 +66,13 @@ def load(file: Path, limit: int = BUDGET) -> Capture:
             check_space(Path(folder) / "1", sum(info.file_size for info in contents.values()))
             found = [_side(packed, contents, one, Path(folder) / str(k)) for k, one in enumerate(index["models"])]
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, RequestError):
+        if isinstance(error, UserError):
             raise
-        raise RequestError(f"this file is no whole capture ({error}); save it again, or copy it again") from error
+        raise UserError(f"this file is no whole capture ({error}); save it again, or copy it again") from error
     sides, files = zip(*found, strict=True)
     capture = Capture(prompt=index["prompt"], told=index["told"], sides=sides, files=files)
     if len({(side.record.width, side.record.height) for side in sides}) > 1 or not capture.stages:
-        raise RequestError(
-            "the models in this file do not belong together: no layers of theirs stand beside each other"
-        )
+        raise UserError("the models in this file do not belong together: no layers of theirs stand beside each other")
     return capture
 
 
@@ -87,20 +85,20 @@ def _contents(packed: zipfile.ZipFile, limit: int) -> dict[str, zipfile.ZipInfo]
         folder = info.filename.removesuffix(kind)
         known = kind == INDEX and not folder or kind in (ABOUT, TENSORS, PICTURE) and _FOLDER.fullmatch(folder[:-1])
         if not known or info.filename in found:
-            raise RequestError(f"this file is no capture: it holds {info.filename[:80]!r}")
+            raise UserError(f"this file is no capture: it holds {info.filename[:80]!r}")
         if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise RequestError(f"{info.filename} is packed in a way that captures are not; save the capture again")
+            raise UserError(f"{info.filename} is packed in a way that captures are not; save the capture again")
         most = MOST.get(kind, limit)
         if info.file_size > most:
-            raise RequestError(f"{info.filename} takes {size(info.file_size)}, more than the {size(most)} read here")
+            raise UserError(f"{info.filename} takes {size(info.file_size)}, more than the {size(most)} read here")
         found[info.filename] = info
     if INDEX not in found or len(infos) > len(found):
-        raise RequestError(
+        raise UserError(
             f"this file is no capture: it needs one {INDEX} and three files for each of up to {MODELS} models"
         )
     tensors = sum(info.file_size for name, info in found.items() if name.endswith(TENSORS))
     if tensors > limit:
-        raise RequestError(f"this capture takes {size(tensors)}, more than the {size(limit)} read here")
+        raise UserError(f"this capture takes {size(tensors)}, more than the {size(limit)} read here")
     return found
 
 
@@ -108,7 +106,7 @@ _FOLDER = re.compile(r"[1-8]-[A-Za-z0-9._-]{0,80}")
 
 
 def _index(text: bytes) -> dict:
-    """What the capture is of; RequestError where it is damaged, or of a newer version."""
+    """What the capture is of; UserError where it is damaged, or of a newer version."""
     try:
         index = json.loads(text)
         recorded.check_version("this file", index["format"], FORMAT, VERSION)
@@ -119,9 +117,9 @@ def _index(text: bytes) -> dict:
         if len(index["prompt"]) > LONG or len(index["told"]) > LONG:
             raise ValueError(f"its prompt or its note has more than {LONG:,} characters")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        if isinstance(error, RequestError):
+        if isinstance(error, UserError):
             raise
-        raise RequestError(f"this capture's {INDEX} is damaged ({error}); save the capture again") from error
+        raise UserError(f"this capture's {INDEX} is damaged ({error}); save the capture again") from error
     return index
 
 
@@ -133,12 +131,12 @@ def _side(
     for file in (ABOUT, TENSORS, PICTURE):
         info = contents.get(f"{model['folder']}/{file}")
         if not info:
-            raise RequestError(f"this capture lacks {model['folder'][:80]}/{file}; save it again")
+            raise UserError(f"this capture lacks {model['folder'][:80]}/{file}; save it again")
         with packed.open(info) as source, open(folder / file, "wb") as target:
             shutil.copyfileobj(source, target)
     try:
         record = AttentionRecord.load(folder)
         picture = recorded.picture(folder, record)
-    except RequestError as error:  # of the folder in the zip, not of ours
-        raise RequestError(str(error).replace(str(folder), model["folder"])) from error
+    except UserError as error:  # of the folder in the zip, not of ours
+        raise UserError(str(error).replace(str(folder), model["folder"])) from error
     return Side(title=model["title"][:LONGEST], picture=picture, record=record), (folder / PICTURE).read_bytes()

@@ -14,7 +14,7 @@ from koala.attention import colours, maps
 from koala.attention.plan import AttentionPlan, Layer, check_stages
 from koala.attention.recorded import AttentionRecord, beside
 from koala.attention.render import components, gif, heat, marked, segments, table
-from koala.request import RequestError
+from koala.errors import UserError
 
 KINDS = {
     "rows": "where the marked patches look",
@@ -56,9 +56,9 @@ class Choices:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise RequestError(f"there is no figure {self.kind!r}; choose one of {', '.join(KINDS)}")
+            raise UserError(f"there is no figure {self.kind!r}; choose one of {', '.join(KINDS)}")
         if self.kind == "pca" and self.paper and self.step == "mean":
-            raise RequestError("in paper mode each step is fitted alone, so there is no mean; choose a step")
+            raise UserError("in paper mode each step is fitted alone, so there is no mean; choose a step")
 
     def place(self, run: AttentionPlan | AttentionRecord) -> tuple[float, float, float, float]:
         """left, top, right, bottom in px of what is looked from: a pixel is a box of one."""
@@ -74,37 +74,37 @@ class Choices:
         return {"mean": None, "middle": record.steps // 2}.get(self.step, self.step)
 
     def check(self, run: AttentionPlan | AttentionRecord, title: str) -> None:
-        """RequestError for what cannot be drawn of a run, before it has begun where `run` is its plan."""
+        """UserError for what cannot be drawn of a run, before it has begun where `run` is its plan."""
         left, top, right, bottom = self.place(run)
         if not (0 <= left <= right < run.width and 0 <= top <= bottom < run.height):
-            raise RequestError(
+            raise UserError(
                 f"{self.where(run)} is outside the picture of {run.width}x{run.height} px; x goes from 0 to "
                 f"{run.width - 1}, y to {run.height - 1}"
                 + (", left before right and top before bottom" * bool(self.box))
             )
         if self.step not in ("mean", "middle") and not isinstance(self.step, int):
-            raise RequestError(f"step {self.step!r} is neither middle nor mean nor a number")
+            raise UserError(f"step {self.step!r} is neither middle nor mean nor a number")
         if isinstance(self.step, int) and not 0 <= self.step < run.steps:
-            raise RequestError(
+            raise UserError(
                 f"step {self.step + 1} is not in {title}'s run of {run.steps}; choose 1 to {run.steps}, middle or mean"
             )
         if self.head not in ("mean", "max") and not isinstance(self.head, int):
-            raise RequestError(f"there is no head {self.head!r}; choose mean, max or a number")
+            raise UserError(f"there is no head {self.head!r}; choose mean, max or a number")
         for stage in run.stages if self.layer is not None else ():
             count = sum(x.stage == stage and x.kind == "self" for x in run.layers)
             if not 0 <= self.layer < count:
-                raise RequestError(
+                raise UserError(
                     f"layer {self.layer + 1} is not among the {count} recorded of {title}'s {stage}; choose 1 to "
                     f"{count}, record all layers, or leave the stage out"
                 )
         for layer in run.layers:
             if isinstance(self.head, int) and not 0 <= self.head < layer.heads:
-                raise RequestError(
+                raise UserError(
                     f"head {self.head + 1} is not in {layer.stage}'s {layer.heads}; choose 1 to {layer.heads}, mean or "
                     "max, or leave the stage out"
                 )
         if self.kind == "words" and not any(x.kind == "cross" for x in run.layers):
-            raise RequestError("words need cross-attention, which is not recorded here; record it with them")
+            raise UserError("words need cross-attention, which is not recorded here; record it with them")
 
 
 def _layers(sides: Sequence[Side], stage: str, choices: Choices) -> tuple[Layer | None, ...]:
@@ -114,9 +114,9 @@ def _layers(sides: Sequence[Side], stage: str, choices: Choices) -> tuple[Layer 
     if not found:
         check_stages(sides[0].record.spec, [stage])
         there = ", ".join(recorded) or "no stage in common"
-        raise RequestError(f"{stage} was not recorded, there is {there}; capture the models together, with {stage}")
+        raise UserError(f"{stage} was not recorded, there is {there}; capture the models together, with {stage}")
     if choices.layer is not None and choices.layer >= len(found):
-        raise RequestError(f"{stage} has {len(found)} layers that were recorded in all of these models; choose one")
+        raise UserError(f"{stage} has {len(found)} layers that were recorded in all of these models; choose one")
     return found[-1 if choices.layer is None else choices.layer]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
-from koala.request import RequestError
+from koala.errors import UserError
 
 CELLS = 1024  # of the grid on which layers, steps and models are compared, at most: 32x32
 _CHUNK = 1 << 22  # elements of (heads, rows, M) at once
@@ -25,7 +25,7 @@ def _reduced(weights: torch.Tensor, head: str | int) -> torch.Tensor:
         return highest / highest.sum(-1, keepdim=True)
     if isinstance(head, int) and 0 <= head < len(weights):
         return weights[head]
-    raise RequestError(f"there is no head {head!r}; choose mean, max, or 0 to {len(weights) - 1}")
+    raise UserError(f"there is no head {head!r}; choose mean, max, or 0 to {len(weights) - 1}")
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, rows: torch.Tensor | slice = slice(None)) -> torch.Tensor:
@@ -78,7 +78,7 @@ def region(
     """(M,): where the queries of a mask (N,) look, on average."""
     indices = mask.flatten().nonzero().flatten()
     if not len(indices):
-        raise RequestError("the region is empty; mark at least one patch")
+        raise UserError("the region is empty; mark at least one patch")
     return sum(part.sum(0) for part in _rows(q, k, indices, head, diagonal)) / len(indices)
 
 
@@ -152,7 +152,7 @@ def mean(maps: Iterable[torch.Tensor]) -> torch.Tensor:
 def word_map(q: torch.Tensor, k: torch.Tensor, tokens: Sequence[int], head: str | int = "mean") -> torch.Tensor:
     """(N,): how much every patch looks at a word, the sum over its tokens; from cross-attention."""
     if not tokens or not all(0 <= t < k.shape[1] for t in tokens):
-        raise RequestError(f"tokens are numbers from 0 to {k.shape[1] - 1}, not {list(tokens)}")
+        raise UserError(f"tokens are numbers from 0 to {k.shape[1] - 1}, not {list(tokens)}")
     return torch.cat([part[:, list(tokens)].sum(-1) for part in _all(q, k, head, True)])
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from koala.attention.plan import BUDGET, AttentionPlan, attention_stages, check_stages, ordered, plan
-from koala.layer_map import self_attention_pairs
-from koala.request import RequestError
-from koala.specs import STAGES, UNetSpec
+from koala.errors import UserError
+from koala.unet.layer_map import self_attention_pairs
+from koala.unet.specs import STAGES, UNetSpec
 
 Row = tuple[str | None, ...]  # a module path per model; None where it has no such layer
 
@@ -18,7 +18,7 @@ def _counterparts(student: UNetSpec, other: UNetSpec, stage: str) -> dict[str, s
     """Path of the student -> path of the other. Of a model that it is no cut of, the last layers of the stage pair."""
     try:
         return {path: its for _, path, its in self_attention_pairs(student, other)}
-    except RequestError:
+    except UserError:
         return {_layers(student, stage)[-1]: _layers(other, stage)[-1]}
 
 
@@ -27,7 +27,7 @@ def paired(
 ) -> dict[str, tuple[Row, ...]]:
     """Stage -> rows of layers that stand beside each other, in forward order: all of them, or the last one.
 
-    In each stage the smallest model that has it leads. RequestError for a stage in which no model has attention.
+    In each stage the smallest model that has it leads. UserError for a stage in which no model has attention.
     """
     there = [attention_stages(spec) for spec in specs]
     for stage in stages or ():
@@ -57,12 +57,12 @@ def plans(
     dtype: str = "float16",
     budget_bytes: int = BUDGET,
 ) -> list[AttentionPlan]:
-    """One plan per model, all within one budget; `steps` of each. RequestError, with what fits, above the budget."""
+    """One plan per model, all within one budget; `steps` of each. UserError, with what fits, above the budget."""
     found: list[AttentionPlan] = []
     for k, spec in enumerate(specs):
         paths = [row[k] for stage in rows.values() for row in stage if row[k]]
         if not paths:
-            raise RequestError(
+            raise UserError(
                 f"{spec.name} has no attention in {' or '.join(rows)}; it has it in {', '.join(attention_stages(spec))}"
             )
         found.append(
@@ -100,7 +100,7 @@ def planned(
     """
     if shared:
         if len(specs) != 2 or specs[0] == specs[1]:
-            raise RequestError("the same input needs a teacher and a student of it; choose two such models")
+            raise UserError("the same input needs a teacher and a student of it; choose two such models")
         student, _ = ordered(*specs)
         steps = [steps[list(specs).index(student)]] * 2
     rows = paired(specs, stages=stages, every=every)

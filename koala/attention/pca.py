@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from koala.attention.maps import attend
-from koala.request import RequestError
+from koala.errors import UserError
 
 COMPONENTS = 3  # red, green, blue
 LOW, HIGH = 0.01, 0.99  # quantiles that become 0 and 255
@@ -98,7 +98,7 @@ def paper_mode(
     shown, shares, before = [], [], None
     for q, k in steps:
         if len(q) * q.shape[1] * k.shape[1] > MOST_WEIGHTS:
-            raise RequestError(
+            raise UserError(
                 f"{len(q)} heads of {q.shape[1]:,} patches side by side take over {MOST_WEIGHTS * 8 / 1e9:.1f} GB; "
                 "choose the mean of all heads, one head, or a coarser stage"
             )

@@ -4,10 +4,11 @@ import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from koala.costs import LATENT_FACTOR, TOKENS
-from koala.layer_map import self_attention_pairs
-from koala.request import MAX_SIDE, RequestError
-from koala.specs import STAGES, UNetSpec
+from koala.errors import UserError
+from koala.request import MAX_SIDE
+from koala.unet.costs import LATENT_FACTOR, TOKENS
+from koala.unet.layer_map import self_attention_pairs
+from koala.unet.specs import STAGES, UNetSpec
 
 BUDGET = 2 * 10**9  # bytes of host memory for one capture
 MOST_PATCHES = (MAX_SIDE // 16) ** 2  # of one layer; where a look is at all pairs of them, that is 268 million
@@ -87,14 +88,14 @@ def size(count: int) -> str:
 
 
 def check_stages(spec: UNetSpec, stages: Sequence[str]) -> None:
-    """RequestError for the first stage in which the model has no attention."""
+    """UserError for the first stage in which the model has no attention."""
     there = attention_stages(spec)
     for stage in stages:
         if stage not in STAGES:
-            raise RequestError(f"there is no stage {stage!r}; {spec.name} has attention in {', '.join(there)}")
+            raise UserError(f"there is no stage {stage!r}; {spec.name} has attention in {', '.join(there)}")
         if stage not in there:
             lacks = "no attention in" if stage in spec.depths() else "no"
-            raise RequestError(f"{spec.name} has {lacks} {stage}; it has attention in {', '.join(there)}")
+            raise UserError(f"{spec.name} has {lacks} {stage}; it has attention in {', '.join(there)}")
 
 
 def _chosen(spec: UNetSpec, stages: Sequence[str] | None, layers: str | Sequence[str]) -> list[tuple[str, str]]:
@@ -106,12 +107,12 @@ def _chosen(spec: UNetSpec, stages: Sequence[str] | None, layers: str | Sequence
     if layers == "last":
         return list(dict(every).items())
     if isinstance(layers, str):
-        raise RequestError(f"layers are 'last', 'all' or a list of module paths, not {layers!r}")
+        raise UserError(f"layers are 'last', 'all' or a list of module paths, not {layers!r}")
     paths = [p for _, p in every]
     for path in layers:
         if path not in paths:
             near = difflib.get_close_matches(path, paths, n=1) or paths[-1:]
-            raise RequestError(f"{spec.name} has no self-attention {path!r} in these stages; near it is {near[0]}")
+            raise UserError(f"{spec.name} has no self-attention {path!r} in these stages; near it is {near[0]}")
     return [(s, p) for s, p in every if p in layers]
 
 
@@ -169,14 +170,14 @@ def plan(
 ) -> AttentionPlan:
     """What to record of a run: the last or all self-attention layers of the stages, or those of the given paths.
 
-    `cross` adds the cross-attention of the same transformer blocks, for maps of the prompt's words. RequestError for
+    `cross` adds the cross-attention of the same transformer blocks, for maps of the prompt's words. UserError for
     a stage or layer that the model lacks, and for a plan above the budget, with one that fits.
     """
     run = AttentionPlan(layers=(), width=width, height=height, steps=steps, images=images, dtype=dtype)
     found = _build(spec, stages, layers, cross, run)
     large = next((x for x in found.layers if x.queries > MOST_PATCHES), None)
     if large:
-        raise RequestError(
+        raise UserError(
             f"{large.stage} of {spec.name} has {large.queries:,} patches at {width}x{height} px, and at most "
             f"{MOST_PATCHES:,} of a layer can be looked at; draw a smaller picture, or leave out this stage"
         )
@@ -188,21 +189,21 @@ def plan(
     )
     for words, other in _smaller(found):
         if other.bytes <= budget_bytes:
-            raise RequestError(f"{asked}; {words} takes {size(other.bytes)}")
+            raise UserError(f"{asked}; {words} takes {size(other.bytes)}")
     coarsest = min(found.stages, key=lambda s: grid(s, width, height))
     least = replace(_part(found, [coarsest], last=True, cross=False), steps=1)
     fitting = budget_bytes // least.bytes
     if fitting < 1:
-        raise RequestError(f"{asked}; the least, one step of one layer of {coarsest}, takes {size(least.bytes)}")
-    raise RequestError(f"{asked}; {fitting} steps of the last layer of {coarsest}, without words, fit")
+        raise UserError(f"{asked}; the least, one step of one layer of {coarsest}, takes {size(least.bytes)}")
+    raise UserError(f"{asked}; {fitting} steps of the last layer of {coarsest}, without words, fit")
 
 
 def ordered(first: UNetSpec, second: UNetSpec) -> tuple[UNetSpec, UNetSpec]:
-    """(student, teacher): which of the two is cut from the other. RequestError where neither is."""
+    """(student, teacher): which of the two is cut from the other. UserError where neither is."""
     for student, teacher in ((first, second), (second, first)):
         try:
             self_attention_pairs(student, teacher)
-        except RequestError:
+        except UserError:
             continue
         return student, teacher
-    raise RequestError(f"neither of {first.name} and {second.name} is cut from the other, so their layers do not pair")
+    raise UserError(f"neither of {first.name} and {second.name} is cut from the other, so their layers do not pair")

@@ -9,8 +9,8 @@ from koala.attention.agreement import nearest
 from koala.attention.figures import Side, absent
 from koala.attention.plan import Layer
 from koala.attention.recorded import AttentionRecord, beside
-from koala.request import RequestError
-from koala.specs import STAGES
+from koala.errors import UserError
+from koala.unet.specs import STAGES
 
 MEAN = "mean"  # of all steps, or of all heads
 EVERY_HEAD = [MEAN, "max", "each"]
@@ -185,12 +185,12 @@ def words_of(capture: Capture) -> list[dict]:
 
 
 def read(capture: Capture, asked: Mapping) -> Asked:
-    """What the page asks for; RequestError says what this capture has instead."""
+    """What the page asks for; UserError says what this capture has instead."""
     kind, stage = str(asked.get("kind")), str(asked.get("stage"))
     if kind not in KINDS:
-        raise RequestError(f"there is no view {kind!r}; choose one of {', '.join(KINDS)}")
+        raise UserError(f"there is no view {kind!r}; choose one of {', '.join(KINDS)}")
     if stage not in capture.stages:
-        raise RequestError(
+        raise UserError(
             f"{stage_of(stage, capture)['absent'] if stage in STAGES else f'there is no stage {stage!r}'}; "
             f"this capture has {', '.join(capture.stages)}"
         )
@@ -201,14 +201,14 @@ def read(capture: Capture, asked: Mapping) -> Asked:
     if kind == "word":
         words = words_of(capture)
         if not words:
-            raise RequestError("words were not recorded in this capture; tick Words and capture again")
+            raise UserError("words were not recorded in this capture; tick Words and capture again")
         word = _number("word", asked.get("word", 0), len(words))
     choices = KINDS[kind].heads
     head = asked.get("head", MEAN)
     if head not in choices or head == "each":
         found = next(x for x in capture.stages[stage][index] if x)
         if "each" not in choices:
-            raise RequestError(f"{KINDS[kind].title} is the {choices[0]} of all heads")
+            raise UserError(f"{KINDS[kind].title} is the {choices[0]} of all heads")
         head = _number("head", head, found.heads)
     return Asked(
         kind=kind,
@@ -224,7 +224,7 @@ def read(capture: Capture, asked: Mapping) -> Asked:
 
 def _number(name: str, given: object, count: int) -> int:
     if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given < count:
-        raise RequestError(f"{name} {given!r} is not in this capture; they count from 0 to {count - 1}")
+        raise UserError(f"{name} {given!r} is not in this capture; they count from 0 to {count - 1}")
     return given
 
 
@@ -234,12 +234,12 @@ def _region(asked: Mapping) -> Box | tuple[Place, ...]:
         points = asked["brush"]
         whole = isinstance(points, list) and all(isinstance(p, list) and len(p) == 2 for p in points)
         if not whole or not 1 <= len(points) <= STROKE or not all(_inside(v) for p in points for v in p):
-            raise RequestError(f"a brush is 1 to {STROKE} points within the picture; paint it again")
+            raise UserError(f"a brush is 1 to {STROKE} points within the picture; paint it again")
         return tuple((x, y) for x, y in points)
     box = asked.get("box")
     whole = isinstance(box, list) and len(box) == 4 and all(_inside(v) for v in box)
     if not whole or box[0] > box[2] or box[1] > box[3]:
-        raise RequestError("this place is outside the picture; click within it")
+        raise UserError("this place is outside the picture; click within it")
     return tuple(box)
 
 

@@ -18,17 +18,18 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from koala.attention.plan import AttentionPlan
 from koala.attention.plan import plan as plan_of
 from koala.attention.recorded import AttentionRecord, Frame
-from koala.costs import LATENT_FACTOR
+from koala.errors import UserError
 from koala.finite import NotFinite, alike, is_finite, number
-from koala.generate import MAX_PREVIEWS, Step, generate, resolve
-from koala.hooks import listen
-from koala.loading import LoadedModel
-from koala.nan_causes import check_prediction
+from koala.hardware.timing import synchronize
+from koala.models.hooks import listen
+from koala.models.loaded import LoadedModel
 from koala.presets import PRESETS
-from koala.request import GenerationRequest, RequestError
-from koala.result import GenerationResult
-from koala.timing import synchronize
-from koala.unet_config import from_config
+from koala.request import GenerationRequest
+from koala.sampling.generate import MAX_PREVIEWS, Step, generate, resolve
+from koala.sampling.nan_causes import check_prediction
+from koala.sampling.result import GenerationResult
+from koala.unet.config import from_config
+from koala.unet.costs import LATENT_FACTOR
 
 HALVES = ("conditional", "unconditional")
 
@@ -59,7 +60,7 @@ class Recorder:
         planned: Callable[[int, int, int], AttentionPlan],
     ):
         if half not in HALVES:
-            raise RequestError(f"half is one of {' and '.join(HALVES)}, not {half!r}")
+            raise UserError(f"half is one of {' and '.join(HALVES)}, not {half!r}")
         self.unet, self.plan, self.half = unet, plan, half
         self.passes: deque[Pass] = deque(maxlen=plan and plan.steps)
         self.seconds = 0.0
@@ -97,7 +98,7 @@ class Recorder:
             self.plan = self._planned(width, height, len(sample) // (2 if _alike(sample) else 1))
             self.passes = deque(self.passes, maxlen=self.plan.steps)
         if (width, height) != (self.plan.width, self.plan.height):
-            raise RequestError(
+            raise UserError(
                 f"the plan is for {self.plan.width}x{self.plan.height} px and the run draws {width}x{height}; "
                 "make the plan for the run's own size"
             )
@@ -121,7 +122,7 @@ class Recorder:
         images = self.plan.images
         doubled = len(sample) == 2 * images and _alike(sample)
         if len(sample) != images and not doubled:
-            raise RequestError(
+            raise UserError(
                 f"the plan is for {images} picture{'s' if images > 1 else ''} at once and a pass of the run has "
                 f"{len(sample)} rows; make the plan with the run's own number of images"
             )
@@ -131,7 +132,7 @@ class Recorder:
         """The rows of a batch that are kept."""
         if not self._doubled:
             if self.half == "unconditional":
-                raise RequestError("without guidance there is no unconditional half; record the conditional one")
+                raise UserError("without guidance there is no unconditional half; record the conditional one")
             return batch
         return batch.chunk(2)[HALVES[::-1].index(self.half)]
 
@@ -145,12 +146,12 @@ class Recorder:
         getattr(self.passes[-1], which)[path] = kept
 
     def frames(self) -> tuple[Frame, ...]:
-        """Whole passes; RequestError where a planned layer was not heard."""
+        """Whole passes; UserError where a planned layer was not heard."""
         if not self.passes:
-            raise RequestError("nothing was recorded: the model did not run within the block")
+            raise UserError("nothing was recorded: the model did not run within the block")
         for one in self.passes:
             if silent := [x for x in self.plan.layers if x.path not in one.q or x.path not in one.k]:
-                raise RequestError(
+                raise UserError(
                     f"{len(silent)} of {len(self.plan.layers)} planned layers recorded nothing, {silent[0].path} for "
                     "one; undo fuse_qkv_projections(), and run the U-Net uncompiled"
                 )
@@ -190,7 +191,7 @@ def record(
         name = pipeline.config.get("_name_or_path") or "pipeline"
         spec = from_config(pipeline.unet.config, name)
     if plan is None and isinstance(target, LoadedModel):
-        raise RequestError("a run of `generate` needs its plan, for example plan(model.spec, width, height, steps)")
+        raise UserError("a run of `generate` needs its plan, for example plan(model.spec, width, height, steps)")
 
     def planned(width: int, height: int, images: int) -> AttentionPlan:
         return plan_of(spec, width, height, pipeline.scheduler.num_inference_steps, images=images)
@@ -243,12 +244,12 @@ def capture(
 
 
 def _planned(model: LoadedModel, request: GenerationRequest, plan: AttentionPlan) -> GenerationRequest:
-    """The request with its defaults; RequestError before the run for what could not be recorded."""
+    """The request with its defaults; UserError before the run for what could not be recorded."""
     request = resolve(request, model.card)
     if request.steps != plan.steps:
-        raise RequestError(f"the plan is for {plan.steps} steps and the run has {request.steps}; make both the same")
+        raise UserError(f"the plan is for {plan.steps} steps and the run has {request.steps}; make both the same")
     if PRESETS[request.preset].compiled and model.device.type == "cuda":
-        raise RequestError(f"the preset {request.preset} compiles the U-Net, which hides its layers; choose quality")
+        raise UserError(f"the preset {request.preset} compiles the U-Net, which hides its layers; choose quality")
     return request
 
 

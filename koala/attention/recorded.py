@@ -12,14 +12,15 @@ from safetensors import SafetensorError, safe_open
 from koala.attention.about import check_run, layers_of, spec_of, tuples
 from koala.attention.pairing import paired
 from koala.attention.plan import Layer
+from koala.errors import UserError
+from koala.files.hashing import sha256
+from koala.files.outputs import new_folder
+from koala.files.read_json import read_object
+from koala.files.tensorfiles import save_tensors
 from koala.finite import is_finite
-from koala.hashing import sha256
-from koala.outputs import new_folder
-from koala.read_json import read_object
-from koala.request import MAX_SIDE, RequestError
-from koala.result import GenerationResult
-from koala.specs import UNetSpec
-from koala.tensorfiles import save_tensors
+from koala.request import MAX_SIDE
+from koala.sampling.result import GenerationResult
+from koala.unet.specs import UNetSpec
 
 FORMAT, VERSION = "koala attention", 1
 TENSORS, ABOUT, PICTURE = "attention.safetensors", "attention.json", "picture.png"
@@ -66,12 +67,12 @@ class AttentionRecord:
         return tuple(dict.fromkeys(x.stage for x in self.layers))
 
     def layer(self, stage: str, kind: str = "self", path: str | None = None) -> Layer:
-        """The layer of this path, else the stage's last one; RequestError where nothing of the kind was recorded."""
+        """The layer of this path, else the stage's last one; UserError where nothing of the kind was recorded."""
         found = [x for x in self.layers if x.stage == stage and x.kind == kind and path in (None, x.path)]
         if not found:
             lacks = "" if stage in self.spec.depths() else f"{self.model} has no {stage}. "
             what = f"{stage} {path}" if path else stage
-            raise RequestError(
+            raise UserError(
                 f"{lacks}This capture holds no {kind}-attention of {what}; it holds {', '.join(self.stages)}"
             )
         return found[-1]
@@ -79,16 +80,16 @@ class AttentionRecord:
     def at(self, layer: Layer, step: int, image: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         """q (heads, N, d) and k (heads, M, d) of a layer; steps and pictures count from 0."""
         if not 0 <= step < self.steps:
-            raise RequestError(f"step {step} is not in this run of {self.steps}: they count from 0 to {self.steps - 1}")
+            raise UserError(f"step {step} is not in this run of {self.steps}: they count from 0 to {self.steps - 1}")
         if not 0 <= image < self.images:
-            raise RequestError(f"picture {image} is not in this run of {self.images}: they count from 0")
+            raise UserError(f"picture {image} is not in this run of {self.images}: they count from 0")
         q, k = self.frames[step][layer.path]
         return q[image], k[image]
 
     def patch(self, layer: Layer, x: float, y: float) -> int:
         """Index of the layer's patch under a pixel of the picture."""
         if not (0 <= x < self.width and 0 <= y < self.height):
-            raise RequestError(f"pixel {x:g},{y:g} is outside the picture of {self.width}x{self.height} px")
+            raise UserError(f"pixel {x:g},{y:g} is outside the picture of {self.width}x{self.height} px")
         rows, columns = layer.grid
         return int(y * rows / self.height) * columns + int(x * columns / self.width)
 
@@ -119,9 +120,9 @@ class AttentionRecord:
 
     @classmethod
     def load(cls, folder: Path, model: str | None = None) -> "AttentionRecord":
-        """A capture that `save` wrote. RequestError for one that is damaged, foreign, or not of `model` where given."""
+        """A capture that `save` wrote. UserError for one that is damaged, foreign, or not of `model` where given."""
         if not (folder / ABOUT).is_file() or not (folder / TENSORS).is_file():
-            raise RequestError(f"{folder} is no capture: it needs {ABOUT} and {TENSORS}, as `koala attention` writes")
+            raise UserError(f"{folder} is no capture: it needs {ABOUT} and {TENSORS}, as `koala attention` writes")
         try:
             about = read_object(folder / ABOUT, "copy the capture again")
             check_version(str(folder / ABOUT), about.pop("format"), FORMAT, VERSION)
@@ -130,7 +131,7 @@ class AttentionRecord:
             spec = spec_of(about.pop("spec"))
             layers = layers_of(about.pop("layers"), spec, about["width"], about["height"])
             if sha256(folder / TENSORS) != digest:
-                raise RequestError(f"{folder / TENSORS} is damaged: it is not what was saved; copy it again")
+                raise UserError(f"{folder / TENSORS} is damaged: it is not what was saved; copy it again")
             frames = _frames(folder / TENSORS, layers, about.pop("steps"), about["images"])
             found = cls(spec=spec, layers=layers, frames=frames, **{k: tuples(v) for k, v in about.items()})
         except (
@@ -142,11 +143,11 @@ class AttentionRecord:
             RuntimeError,
             SafetensorError,
         ) as error:
-            if isinstance(error, RequestError):
+            if isinstance(error, UserError):
                 raise
-            raise RequestError(f"{folder / ABOUT} is damaged ({error}); copy the capture again") from error
+            raise UserError(f"{folder / ABOUT} is damaged ({error}); copy the capture again") from error
         if model is not None and found.model != model:
-            raise RequestError(f"{folder} is a capture of {found.model}, not of {model}; choose that model, or another")
+            raise UserError(f"{folder} is a capture of {found.model}, not of {model}; choose that model, or another")
         return found
 
 
@@ -181,29 +182,29 @@ def _frames(file: Path, layers: Sequence[Layer], steps: int, images: int) -> tup
 
 
 def check_version(file: str, given: object, form: str, reads: int) -> None:
-    """RequestError for a file that is not of this form, or of another version than the one that is read here."""
+    """UserError for a file that is not of this form, or of another version than the one that is read here."""
     name, _, version = str(given).rpartition(" ")
     if name != form or not version.isdecimal():
-        raise RequestError(f"{file} is not of a capture; it says {given!r}, not {form} {reads}")
+        raise UserError(f"{file} is not of a capture; it says {given!r}, not {form} {reads}")
     if int(version) > reads:
-        raise RequestError(f"{file} is of a newer koala, format {version}; this one reads {reads}: update it")
+        raise UserError(f"{file} is of a newer koala, format {version}; this one reads {reads}: update it")
     if int(version) < reads:
-        raise RequestError(f"{file} is of format {version}, this koala reads {reads}; capture the run again")
+        raise UserError(f"{file} is of format {version}, this koala reads {reads}; capture the run again")
 
 
 def picture(folder: Path, record: AttentionRecord) -> Image.Image:
     """The picture that was saved beside a capture."""
     file = folder / PICTURE
     if not file.is_file():
-        raise RequestError(f"{folder} lacks its {PICTURE}; save the record together with its result")
+        raise UserError(f"{folder} lacks its {PICTURE}; save the record together with its result")
     try:
         with Image.open(file, formats=("PNG",)) as opened:
             if opened.size == (record.width, record.height):
                 return opened.convert("RGB")
             found = "x".join(map(str, opened.size))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise RequestError(f"{file} is damaged ({error}); copy the capture again") from error
-    raise RequestError(f"{file} is of {found} px, the capture of {record.width}x{record.height}: of another run")
+        raise UserError(f"{file} is damaged ({error}); copy the capture again") from error
+    raise UserError(f"{file} is of {found} px, the capture of {record.width}x{record.height}: of another run")
 
 
 def beside(records: Sequence[AttentionRecord]) -> dict[str, list[tuple[Layer | None, ...]]]:

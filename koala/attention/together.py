@@ -11,13 +11,14 @@ from koala.attention.plan import BUDGET, AttentionPlan, ordered, size
 from koala.attention.questions import Capture
 from koala.attention.record import capture, same_input
 from koala.attention.recorded import AttentionRecord
-from koala.compare import same_noise
-from koala.generate import Step, resolve
-from koala.loading import Library, LoadedModel
-from koala.registry import find, torch_only
+from koala.models.library import Library
+from koala.models.loaded import LoadedModel
+from koala.models.registry import find, torch_only
 from koala.request import GenerationRequest
-from koala.result import GenerationResult
-from koala.specs import STAGES
+from koala.sampling.compare import same_noise
+from koala.sampling.generate import Step, resolve
+from koala.sampling.result import GenerationResult
+from koala.unet.specs import STAGES
 
 Found = tuple[GenerationResult, AttentionRecord]
 
@@ -109,7 +110,7 @@ def prepare(
 ) -> Together:
     """Load the models and plan what is recorded: the last layer of each stage, or every one that pairs.
 
-    RequestError for what cannot be recorded together, before anything runs.
+    UserError for what cannot be recorded together, before anything runs.
     """
     for request in requests:
         torch_only(find(request.model), "recording its attention")

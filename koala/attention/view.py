@@ -15,8 +15,8 @@ from koala.attention.figures import absent
 from koala.attention.plan import Layer
 from koala.attention.questions import KINDS, Asked, Box, Capture, Place, lacking, pace, read, stage_of, when, words_of
 from koala.attention.recorded import AttentionRecord
-from koala.request import RequestError
-from koala.specs import STAGES
+from koala.errors import UserError
+from koala.unet.specs import STAGES
 
 PICTURE = 768  # px that a picture has on the page at most
 PAINTED = 8  # layers and heads whose colours are kept
@@ -74,7 +74,7 @@ def look(capture: Capture, asked: Mapping) -> dict:
 def alike(capture: Capture) -> dict:
     """The agreement chart: per stage a value per step of the longer run, or why there is none."""
     if len(capture.sides) != 2:
-        raise RequestError("agreement is between two models; this capture has one")
+        raise UserError("agreement is between two models; this capture has one")
     if "alike" not in capture.made:
         first, second = sorted((side.record for side in capture.sides), key=lambda r: r is not capture.longest)
         capture.made["alike"] = [
@@ -239,9 +239,7 @@ def _word(capture: Capture, k: int, layer: Layer, one: Asked):
 
 def _pca(capture: Capture, k: int, layer: Layer, one: Asked):
     if one.head == "paper" and one.step is None:
-        raise RequestError(
-            "with the heads side by side each step is fitted by itself, so there is no mean; choose a step"
-        )
+        raise UserError("with the heads side by side each step is fitted by itself, so there is no mean; choose a step")
     painted, explained = _painted(capture, one)[k]
     at = -1 if one.step is None else one.step
     return painted[at], f"variance shown {colours.share(explained[at])}"

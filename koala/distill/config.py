@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from koala.fields import shown
-from koala.read_json import read_object
-from koala.request import MAX_SIDE, RequestError
-from koala.specs import STAGES
+from koala.errors import UserError
+from koala.files.fields import shown
+from koala.files.read_json import read_object
+from koala.request import MAX_SIDE
+from koala.unet.specs import STAGES
 
 FEATURES = ("SA", "CA", "FFN", "Res", "LF")  # KOALA, section 3.1.2 and table 3a
 ATTENTION_STAGES = ("DW-2", "DW-3", "MID", "UP-1", "UP-2")
@@ -143,19 +144,19 @@ class DistillConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "DistillConfig":
-        """From JSON; RequestError for a field that does not exist or a value of the wrong kind."""
+        """From JSON; UserError for a field that does not exist or a value of the wrong kind."""
         if values.get("normalisation") == "teacher":  # as runs of earlier versions name it
             values = {**values, "normalisation": "per-kind"}
         return cls(**typed(values))
 
 
 def typed(values: Mapping[str, object]) -> dict[str, object]:
-    """Fields of a config with their values; RequestError for a field that does not exist or a value of another kind."""
+    """Fields of a config with their values; UserError for a field that does not exist or a value of another kind."""
     hints = typing.get_type_hints(DistillConfig)
     for name in values:
         if name not in hints:
             near = difflib.get_close_matches(name, hints, n=1, cutoff=0.5)
-            raise RequestError(
+            raise UserError(
                 f"there is no field {shown(name)} in a distillation's config"
                 + (f"; did you mean {near[0]}?" if near else f"; the fields are {', '.join(hints)}")
             )
@@ -168,30 +169,30 @@ def _renamed(name: str, value: object) -> object:
 
 
 def read(file: Path | None, overrides: Sequence[str] = (), base: DistillConfig | None = None) -> DistillConfig:
-    """A config from a JSON file over `base`, then `field=value` settings over both. RequestError names the remedy."""
+    """A config from a JSON file over `base`, then `field=value` settings over both. UserError names the remedy."""
     values = base.to_dict() if base else {}
     if file:
         if not file.exists():
-            raise RequestError(f"there is no config {file}; recipes/full_scale holds some to start from")
+            raise UserError(f"there is no config {file}; recipes/full_scale holds some to start from")
         found = read_object(file, "correct it, or write it anew")
         try:
             values |= typed(found)
-        except RequestError as error:
-            raise RequestError(f"in {file}, {error}") from error
+        except UserError as error:
+            raise UserError(f"in {file}, {error}") from error
     said: dict[str, object] = {}
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals:
-            raise RequestError(f"{override!r} is no setting; write field=value, for example batch_size=16")
+            raise UserError(f"{override!r} is no setting; write field=value, for example batch_size=16")
         value = _spelled(name, text)
         values[name] = [*said.get(name, []), *value] if name in PROSE else value
         said[name] = values[name]
     try:
         return DistillConfig.from_dict(values)
-    except RequestError as error:
+    except UserError as error:
         if not file:
             raise
-        raise RequestError(f"in {file}{' and the settings over it' if overrides else ''}, {error}") from error
+        raise UserError(f"in {file}{' and the settings over it' if overrides else ''}, {error}") from error
 
 
 PROSE = ("validation_prompts",)  # lists whose entries hold commas of their own
@@ -207,7 +208,7 @@ def _spelled(name: str, text: str) -> object:
             return json.loads(text)
         except ValueError as error:
             remedy = f"write {name}={json.dumps([text])}" if name in PROSE else "commas alone do as well"
-            raise RequestError(f"{name}={text} is no JSON list: {error}; {remedy}") from error
+            raise UserError(f"{name}={text} is no JSON list: {error}; {remedy}") from error
     if kind is str:
         return text
     try:
@@ -220,13 +221,13 @@ def _typed(name: str, value: object, kind: object) -> object:
     if typing.get_origin(kind) is tuple:
         if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
             return tuple(value)
-        raise RequestError(f"{name} must be a list of words, not {shown(value)}")
+        raise UserError(f"{name} must be a list of words, not {shown(value)}")
     right = isinstance(value, int | float if kind is float else kind)
     if not right or isinstance(value, bool) and kind is not bool:
         words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-        raise RequestError(f"{name} must be {words[kind]}, not {shown(value)}")
+        raise UserError(f"{name} must be {words[kind]}, not {shown(value)}")
     if kind is not bool and isinstance(value, int | float) and not abs(value) < _LARGEST:  # NaN is not, either
-        raise RequestError(f"{name} must lie below {_LARGEST:,}, not {shown(value)}")
+        raise UserError(f"{name} must lie below {_LARGEST:,}, not {shown(value)}")
     return float(value) if kind is float else value
 
 
@@ -236,9 +237,9 @@ def feature_stages(config: DistillConfig) -> list[tuple[str, str | None]]:
     for entry in config.features:
         kind, at, stage = entry.partition("@")
         if kind not in FEATURES:
-            raise RequestError(f"unknown feature {kind!r}; the features are {', '.join(FEATURES)}")
+            raise UserError(f"unknown feature {kind!r}; the features are {', '.join(FEATURES)}")
         if at and stage not in STAGES:
-            raise RequestError(f"unknown stage {stage!r} in {entry!r}; the stages are {', '.join(STAGES)}")
+            raise UserError(f"unknown stage {stage!r} in {entry!r}; the stages are {', '.join(STAGES)}")
         found.append((kind, stage if at else None))
     return found + ([("LF", "DW-1"), ("LF", "UP-3")] if config.lf_at_ends else [])
 
@@ -262,40 +263,40 @@ _LEAST = types.MappingProxyType(
 
 
 def check(config: DistillConfig) -> None:
-    """RequestError for the first value that cannot work."""
+    """UserError for the first value that cannot work."""
     for each in dataclasses.fields(config):
         value, options = getattr(config, each.name), each.metadata.get("choices")
         if options and value not in options:
-            raise RequestError(f"{each.name} must be one of {', '.join(options)}, not {value!r}")
+            raise UserError(f"{each.name} must be one of {', '.join(options)}, not {value!r}")
         if each.name in _LEAST and not value >= _LEAST[each.name]:
-            raise RequestError(f"{each.name} must be {_LEAST[each.name]} or more, not {value!r}")
+            raise UserError(f"{each.name} must be {_LEAST[each.name]} or more, not {value!r}")
         if each.name in _MOST and not value <= _MOST[each.name]:
-            raise RequestError(f"{each.name} must be {_MOST[each.name]:,} or less, not {value!r}")
+            raise UserError(f"{each.name} must be {_MOST[each.name]:,} or less, not {value!r}")
     for stage in config.stages:
         if stage not in STAGES:
-            raise RequestError(f"unknown stage {stage!r}; the stages are {', '.join(STAGES)}")
+            raise UserError(f"unknown stage {stage!r}; the stages are {', '.join(STAGES)}")
     for tracker in config.trackers:
         if tracker not in TRACKERS:
-            raise RequestError(f"unknown tracker {tracker!r}; there are {', '.join(TRACKERS)}")
+            raise UserError(f"unknown tracker {tracker!r}; there are {', '.join(TRACKERS)}")
     feature_stages(config)
     if not 0 <= config.ema_decay < 1:
-        raise RequestError(
+        raise UserError(
             f"ema_decay must lie between 0 and 1, not {config.ema_decay}; choose ema_decay=0.9999, or ema_decay=0 (off)"
         )
     if not 0 <= config.empty_prompts < 1:
-        raise RequestError(f"empty_prompts is a share between 0 and 1, not {config.empty_prompts}")
+        raise UserError(f"empty_prompts is a share between 0 and 1, not {config.empty_prompts}")
     if not config.learning_rate > 0:
-        raise RequestError(f"the learning rate must be above 0, not {config.learning_rate}")
+        raise UserError(f"the learning rate must be above 0, not {config.learning_rate}")
     if config.resolution % 32:
-        raise RequestError(f"resolution must be a multiple of 32 px, not {config.resolution}")
+        raise UserError(f"resolution must be a multiple of 32 px, not {config.resolution}")
     if config.optimizer == "muon" and config.precision == "fp16":
-        raise RequestError("optimizer=muon does not run with fp16's scaled gradients; choose precision=bf16 or fp32")
+        raise UserError("optimizer=muon does not run with fp16's scaled gradients; choose precision=bf16 or fp32")
     if config.batch_size % config.accumulation:
-        raise RequestError(
+        raise UserError(
             f"batch_size {config.batch_size} cannot be split into {config.accumulation} passes; choose a multiple"
         )
     if not (config.task_weight or config.output_weight or config.feature_weight and feature_stages(config)):
-        raise RequestError("every term of the loss is off; give one of the weights a value above 0")
+        raise UserError("every term of the loss is off; give one of the weights a value above 0")
 
 
 # BK-SDM's own loss (Kim et al. 2024): outputs of whole blocks, summed as they are; its code never matches MID.

@@ -6,7 +6,7 @@ import torch
 
 from koala.distill.config import DistillConfig
 from koala.distill.muon import Muon
-from koala.request import RequestError
+from koala.errors import UserError
 
 _ENDS = ("conv_in.", "conv_out.", "time_embedding.linear_1.", "add_embedding.linear_1.")  # no hidden matrices
 
@@ -29,7 +29,7 @@ def _eight_bit() -> type[torch.optim.Optimizer]:
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
-        raise RequestError(
+        raise UserError(
             "optimizer=adamw8bit needs bitsandbytes, which is not installed: pip install bitsandbytes; "
             "or choose optimizer=adamw"
         ) from error

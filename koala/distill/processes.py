@@ -15,8 +15,8 @@ import torch.distributed as group
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
-from koala.device import best_device
-from koala.request import RequestError
+from koala.errors import UserError
+from koala.hardware.device import best_device
 
 T = TypeVar("T")
 _LONGEST_WAIT = timedelta(hours=3)  # of the others while one draws or encodes
@@ -46,12 +46,12 @@ class Processes:
     """All processes of a run, as one of them sees them. Every process calls the same methods in the same order."""
 
     def __init__(self, errors: Sequence[type[Exception]] = ()):
-        """`errors` are those that the others shall raise as what they are, besides RequestError and OSError."""
+        """`errors` are those that the others shall raise as what they are, besides UserError and OSError."""
         state = this_process()
         self.number, self.rank, self.device = state.num_processes, state.process_index, state.device
         self.main = state.is_main_process
         self.shared: Exception | None = None  # the error that all processes raised
-        self._errors = {kind.__name__: kind for kind in (RequestError, OSError, *errors)}
+        self._errors = {kind.__name__: kind for kind in (UserError, OSError, *errors)}
         self._apart = False
 
     def on_main(self, task: Callable[..., T], *arguments) -> T:

@@ -15,34 +15,34 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from diffusers import UNet2DConditionModel
 
-from koala.costs import LATENT_CHANNELS, LATENT_FACTOR
-from koala.distill import snapshots
-from koala.distill.claim import Claim
 from koala.distill.config import DistillConfig
 from koala.distill.data.order import BatchOrder
 from koala.distill.draws import draw
 from koala.distill.ema import Ema
-from koala.distill.gathering import Gathering
-from koala.distill.means import Means
-from koala.distill.noising import noising_of
+from koala.distill.loss.means import Means
+from koala.distill.loss.pairs import feature_pairs
+from koala.distill.loss.step import BrokenLoss, DistillationStep, Losses, alphas_cumprod, check_gradients
 from koala.distill.optimizers import build_optimizers, learning_rate
-from koala.distill.pairs import feature_pairs
-from koala.distill.pauses import Pauses
-from koala.distill.preflight import check, keep_exact
 from koala.distill.processes import Processes, on_cpu
-from koala.distill.reporter import Reporter
-from koala.distill.run_folder import RunFolder
-from koala.distill.step import BrokenLoss, DistillationStep, Losses, alphas_cumprod, check_gradients
-from koala.distill.stopping import Interrupted, Stopped
-from koala.distill.student_folder import check_student, update_student
+from koala.distill.run import snapshots
+from koala.distill.run.claim import Claim
+from koala.distill.run.folder import RunFolder
+from koala.distill.run.gathering import Gathering
+from koala.distill.run.pauses import Pauses
+from koala.distill.run.preflight import check, keep_exact
+from koala.distill.run.reporter import Reporter
+from koala.distill.run.stopping import Interrupted, Stopped
+from koala.distill.run.student_folder import check_student, update_student
 from koala.distill.validation import Validator, student_model
-from koala.layout import STEMS
-from koala.loading import Library
-from koala.networks import read_network
-from koala.request import RequestError
-from koala.specs import student as student_spec
-from koala.tensorfiles import stored_tensors
-from koala.timing import StageTimer, synchronize
+from koala.errors import UserError
+from koala.files.tensorfiles import stored_tensors
+from koala.hardware.timing import StageTimer, synchronize
+from koala.models.layout import STEMS
+from koala.models.library import Library
+from koala.models.networks import read_network
+from koala.sampling.noising import noising_of
+from koala.unet.costs import LATENT_CHANNELS, LATENT_FACTOR
+from koala.unet.specs import student as student_spec
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def train(
 ) -> None:
     """Train until `config.num_steps`; from the checkpoint of step `resume_from` where one is given.
 
-    Raises Stopped when it was asked to stop, RequestError for what cannot run, BrokenLoss when a loss is no longer
+    Raises Stopped when it was asked to stop, UserError for what cannot run, BrokenLoss when a loss is no longer
     finite, OSError for a full disk. In each case status.json says so, and the checkpoints written so far are whole.
     """
     config = dataclasses.replace(config, threads=config.threads or torch.get_num_threads())
@@ -107,7 +107,7 @@ class _Run:
                 self.processes.leave()
                 raise
             except Exception as error:
-                with suppress(OSError, RequestError):  # a full disk takes no word; the error itself is what counts
+                with suppress(OSError, UserError):  # a full disk takes no word; the error itself is what counts
                     self.claim.failed(error)
                 if error is self.processes.shared:  # else the others may be anywhere: the launcher ends them
                     self.processes.leave()
@@ -188,7 +188,7 @@ class _Run:
         return bare
 
     def _read_student(self, dtype: torch.dtype) -> UNet2DConditionModel:
-        """The student's network, frozen; RequestError where its file lacks a tensor."""
+        """The student's network, frozen; UserError where its file lacks a tensor."""
         folder = self.run.student / "unet"
         return read_network("unet", folder, stored_tensors(folder / f"{STEMS['unet']}.safetensors"), dtype)
 

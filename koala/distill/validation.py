@@ -13,15 +13,15 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from koala.distill.config import DistillConfig
 from koala.distill.data.encoded import EncodedData
 from koala.distill.draws import NUM_TIMESTEPS, Draws, generator
-from koala.distill.run_folder import RunFolder
-from koala.distill.step import DistillationStep
-from koala.distill.stopping import Interrupted
+from koala.distill.loss.step import DistillationStep
+from koala.distill.run.folder import RunFolder
+from koala.distill.run.stopping import Interrupted
 from koala.evaluate import drawing, shapes
-from koala.generate import resolve
-from koala.loading import LoadedModel
-from koala.outputs import new_file
-from koala.registry import find
+from koala.files.outputs import new_file
+from koala.models.loaded import LoadedModel
+from koala.models.registry import find
 from koala.request import GenerationRequest
+from koala.sampling.generate import resolve
 
 BUCKETS = 4  # of timesteps
 _MOST = 4  # pictures at once

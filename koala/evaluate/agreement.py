@@ -12,15 +12,15 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from koala.distill.noising import noising_of
+from koala.errors import UserError
 from koala.evaluate.drawing import batches, clean_latents, placement_for, requests_for
 from koala.evaluate.settings import Settings
-from koala.hooks import tap
-from koala.layer_map import self_attention_pairs
-from koala.loading import LoadedModel, Placement
-from koala.nan_causes import check_prediction
-from koala.registry import torch_only
-from koala.request import RequestError
+from koala.models.hooks import tap
+from koala.models.loaded import LoadedModel, Placement
+from koala.models.registry import torch_only
+from koala.sampling.nan_causes import check_prediction
+from koala.sampling.noising import noising_of
+from koala.unet.layer_map import self_attention_pairs
 
 BUCKET = 100  # timesteps per bucket; each is measured at its centre
 TIMESTEPS = tuple(range(BUCKET // 2, 1000, BUCKET))
@@ -30,20 +30,20 @@ OUTPUT = "output"
 
 
 def pairs(student: LoadedModel, teacher: LoadedModel) -> list[tuple[str, str, str]]:
-    """(stage, student's attn1, teacher's attn1); RequestError where the teacher cannot be this student's."""
+    """(stage, student's attn1, teacher's attn1); UserError where the teacher cannot be this student's."""
     for model in (student, teacher):
         torch_only(model.card, "its agreement with a teacher")
     mine, its = student.spec, teacher.spec
     refusal = f"{teacher.card.name} is no teacher of {student.card.name}"
     if mine.channels != its.channels:
-        raise RequestError(f"{refusal}: its stages are {its.channels} wide, the student's {mine.channels}")
+        raise UserError(f"{refusal}: its stages are {its.channels} wide, the student's {mine.channels}")
     kinds = [m.pipeline.scheduler.config.prediction_type for m in (student, teacher)]
     if kinds[0] != kinds[1]:
-        raise RequestError(f"{refusal}: it predicts {kinds[1]}, the student {kinds[0]}")
+        raise UserError(f"{refusal}: it predicts {kinds[1]}, the student {kinds[0]}")
     try:
         return self_attention_pairs(mine, its)
-    except RequestError as error:
-        raise RequestError(f"{refusal}: {error}; name the network that it was cut from with --teacher") from error
+    except UserError as error:
+        raise UserError(f"{refusal}: {error}; name the network that it was cut from with --teacher") from error
 
 
 def relative_error(mine: torch.Tensor, its: torch.Tensor) -> torch.Tensor:

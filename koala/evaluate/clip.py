@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
+from koala.errors import UserError
 from koala.finite import require_finite
-from koala.from_files import check_complete
-from koala.request import RequestError
+from koala.models.reading import check_complete
 
 SCORE_MODEL = "openai/clip-vit-large-patch14"
 CMMD_MODEL = "openai/clip-vit-large-patch14-336"
@@ -52,7 +52,7 @@ class Clip:
 
 
 def load(name: str, device: torch.device) -> Clip:
-    """A CLIP by hub id or folder from this machine; RequestError with the command that fetches it."""
+    """A CLIP by hub id or folder from this machine; UserError with the command that fetches it."""
     try:
         model, told = CLIPModel.from_pretrained(
             name, local_files_only=True, dtype=torch.float32, output_loading_info=True
@@ -60,12 +60,12 @@ def load(name: str, device: torch.device) -> Clip:
         check_complete(told, Path(name))
         pictures = CLIPImageProcessor.from_pretrained(name, local_files_only=True)
         tokenizer = CLIPTokenizer.from_pretrained(name, local_files_only=True)
-    except RequestError:
+    except UserError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         if Path(name).is_dir():
-            raise RequestError(f"{name} is no whole CLIP folder of transformers ({error})") from error
-        raise RequestError(
+            raise UserError(f"{name} is no whole CLIP folder of transformers ({error})") from error
+        raise UserError(
             f"the CLIP {name} is not on this machine. With a network, fetch it once: "
             f"hf download {name} --include '*.json' '*.txt' '{_WEIGHTS.get(name, 'model.safetensors')}'; "
             "or name a folder with --clip"
@@ -103,7 +103,7 @@ def _readable(files: Iterable[Path], broken: list[Path]) -> Iterator[Image.Image
 def read_reference(folder: Path, clip: Clip) -> Reference:
     """Every picture in a folder and the folders in it; broken ones are counted and named, never skipped in silence."""
     if not folder.is_dir():
-        raise RequestError(f"there is no folder {folder}; --reference names a folder of pictures")
+        raise UserError(f"there is no folder {folder}; --reference names a folder of pictures")
     files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in ENDINGS)
     broken: list[Path] = []
     pictures = _readable(files, broken)
@@ -115,5 +115,5 @@ def read_reference(folder: Path, clip: Clip) -> Reference:
         trouble = (
             f"{len(names)} of its {len(files)} cannot be read, {names[0]} for one" if names else f"it has {len(files)}"
         )
-        raise RequestError(f"CMMD needs at least two pictures in {folder} ({', '.join(ENDINGS)}); {trouble}")
+        raise UserError(f"CMMD needs at least two pictures in {folder} ({', '.join(ENDINGS)}); {trouble}")
     return Reference(embeddings=torch.cat(embeddings), source=str(folder), broken=names)

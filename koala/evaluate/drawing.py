@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from diffusers import StableDiffusionXLPipeline
 
-from koala.decoding import decode
 from koala.evaluate.settings import Settings, request
-from koala.generate import made_by, noise_sources, peak_memory, resolve, run_pipeline
-from koala.guidance import guided_steps
-from koala.loading import LoadedModel, Placement
+from koala.hardware.timing import StageTimer
+from koala.models.loaded import LoadedModel, Placement
 from koala.request import MAX_IMAGES, GenerationRequest, Timing
-from koala.result import GenerationResult
-from koala.timing import StageTimer
+from koala.sampling.decoding import decode
+from koala.sampling.generate import made_by, noise_sources, peak_memory, resolve, run_pipeline
+from koala.sampling.guidance import guided_steps
+from koala.sampling.result import GenerationResult
 
 BATCH_PIXELS = 25 * 256 * 256
 

@@ -12,8 +12,8 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 
+from koala.errors import UserError
 from koala.finite import require_finite
-from koala.request import RequestError
 
 REPOSITORY, FILE = "xswu/HPSv2", "HPS_v2.1_compressed.pt"
 ARCHITECTURE = "ViT-H-14"
@@ -42,14 +42,14 @@ class Scorer:
 
 
 def load(device: torch.device) -> Scorer:
-    """The scorer from this machine; RequestError with the command that fetches what is missing."""
+    """The scorer from this machine; UserError with the command that fetches what is missing."""
     try:
         import open_clip
     except ImportError as error:
-        raise RequestError("the suite hpsv2 needs open_clip: pip install open_clip_torch") from error
+        raise UserError("the suite hpsv2 needs open_clip: pip install open_clip_torch") from error
     weights = try_to_load_from_cache(REPOSITORY, FILE)
     if not isinstance(weights, str):
-        raise RequestError(
+        raise UserError(
             f"the weights of HPSv2.1 (2 GB) are not on this machine. With a network, fetch them once: "
             f"hf download {REPOSITORY} {FILE}"
         )
@@ -59,7 +59,7 @@ def load(device: torch.device) -> Scorer:
             ARCHITECTURE, pretrained=weights, image_resize_mode="longest", device=device
         )
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise RequestError(
+        raise UserError(
             f"the weights of HPSv2.1 at {weights} cannot be read ({error}); remove the file and fetch it again: "
             f"hf download {REPOSITORY} {FILE}"
         ) from error

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from koala.nan_causes import check_picture
+from koala.sampling.nan_causes import check_picture
 from koala.shapes.colour import delta_e_2000, lab
 from koala.shapes.reading import Found, Reading, read
 from koala.shapes.render import object_mask, render_array

@@ -12,13 +12,15 @@ import torch
 from PIL import Image
 from scipy.stats import bootstrap
 
+from koala.errors import UserError
 from koala.evaluate import clip, hps, shapes
 from koala.evaluate.cmmd import cmmd
 from koala.evaluate.drawing import batches, draw, how_drawn, requests_for
 from koala.evaluate.prompt_files import prompts_for
 from koala.evaluate.settings import Settings
-from koala.loading import Library, LoadedModel
-from koala.request import GenerationRequest, RequestError
+from koala.models.library import Library
+from koala.models.loaded import LoadedModel
+from koala.request import GenerationRequest
 
 PROMPTS = 200  # of the shapes world, where no file was given
 BOOTSTRAPS, BLOCK = 2000, 1 << 20
@@ -108,7 +110,7 @@ class Clip:
         """The pictures' agreement with their prompts and, with a reference, CMMD."""
         texts = [p.text for p in prompts_for(model, self.settings.prompts, self.settings.num_prompts, default=PROMPTS)]
         if self.embedder and len(texts) < 2:
-            raise RequestError("CMMD needs at least two prompts; give more, or neither --teacher nor --reference")
+            raise UserError("CMMD needs at least two prompts; give more, or neither --teacher nor --reference")
         asked = requests_for(model, texts, self.settings, steps=steps)
         if self.embedder and self.reference is None:
             self.reference = self._of_teacher(texts)

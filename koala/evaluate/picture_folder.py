@@ -10,18 +10,19 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from koala.errors import UserError
 from koala.evaluate.drawing import batches, draw, how_drawn
 from koala.evaluate.prompt_files import Prompt
 from koala.evaluate.settings import Settings, request
-from koala.exported import MANIFEST
-from koala.generate import resolve
-from koala.hashing import digest
-from koala.layout import STEMS
-from koala.loading import LoadedModel
-from koala.locate import locate
-from koala.outputs import new_file
-from koala.request import GenerationRequest, RequestError
-from koala.result import folder_mark, read_png, shared
+from koala.files.hashing import digest
+from koala.files.outputs import new_file
+from koala.models.export_manifest import MANIFEST
+from koala.models.layout import STEMS
+from koala.models.loaded import LoadedModel
+from koala.models.locate import locate
+from koala.request import GenerationRequest
+from koala.sampling.generate import resolve
+from koala.sampling.result import folder_mark, read_png, shared
 
 IMAGES = {"t2i-compbench": 10, "geneval": 4}  # per prompt, as the benchmarks count them
 PROMPTS = 100  # of the shapes world, where no file was given
@@ -40,13 +41,11 @@ def _t2i_compbench(prompts: list[Prompt], images: int) -> list[str]:
     files = []
     for number, prompt in enumerate(prompts):
         if bad := next((c for c in "/_\0" if c in prompt.text), None):
-            raise RequestError(
-                f"T2I-CompBench keeps the prompt in the file name, which {bad!r} breaks: {prompt.text!r}"
-            )
+            raise UserError(f"T2I-CompBench keeps the prompt in the file name, which {bad!r} breaks: {prompt.text!r}")
         for k in range(images):
             name = f"{prompt.text}_{number * images + k:06}.png"
             if len(name.encode()) > LONGEST:
-                raise RequestError(
+                raise UserError(
                     f"T2I-CompBench keeps the prompt in the file name, and this is too long: {prompt.text!r}"
                 )
             files.append(f"samples/{name}")
@@ -56,7 +55,7 @@ def _t2i_compbench(prompts: list[Prompt], images: int) -> list[str]:
 def _geneval(prompts: list[Prompt], images: int) -> list[str]:
     for prompt in prompts:
         if not prompt.record or not {"tag", "include"} <= set(prompt.record):
-            raise RequestError(
+            raise UserError(
                 f'GenEval scores by the "tag" and "include" of each prompt, and {prompt.text!r} has none; '
                 "give its own prompts/evaluation_metadata.jsonl with --prompts"
             )
@@ -91,12 +90,12 @@ def _content(model: LoadedModel) -> str | None:
 
 
 def _there(picture: Picture, revision: str, content: str | None) -> bool:
-    """Whether the picture is drawn already; RequestError for one that was drawn otherwise."""
+    """Whether the picture is drawn already; UserError for one that was drawn otherwise."""
     if not picture.file.exists():
         return False
     try:
         found = read_png(picture.file)
-    except RequestError:
+    except UserError:
         return False  # cut off, or never ours: drawn again
     wanted, own = picture.request, found["request"]
     others = [name for name, value in asdict(shared(wanted)).items() if value != getattr(shared(own), name)]
@@ -106,7 +105,7 @@ def _there(picture: Picture, revision: str, content: str | None) -> bool:
         others = ["model", *others]
     others += ["revision"] if found["revision"] != revision else []
     if others:
-        raise RequestError(
+        raise UserError(
             f"{picture.file} was drawn with other settings: {', '.join(dict.fromkeys(others))}; choose a new folder "
             "with --out, the same settings, or remove the picture to have it drawn again"
         )

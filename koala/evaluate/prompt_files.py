@@ -4,12 +4,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from koala.errors import UserError
 from koala.evaluate import shapes
-from koala.fields import shown
-from koala.loading import LoadedModel
-from koala.read_json import LARGEST, read_json
-from koala.request import RequestError
-from koala.specs import TINY_SDXL
+from koala.files.fields import shown
+from koala.files.read_json import LARGEST, read_json
+from koala.models.loaded import LoadedModel
+from koala.unet.specs import TINY_SDXL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ def _records(text: str, path: Path) -> list[Prompt]:
                 raise TypeError(f"its prompt is {shown(record['prompt'])}")
             found.append(Prompt(text=record["prompt"], record=record))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise RequestError(
+            raise UserError(
                 f'{path}, line {number}: not a JSON object with a "prompt" ({error}); GenEval\'s file is '
                 "prompts/evaluation_metadata.jsonl of its repository"
             ) from error
@@ -41,22 +41,20 @@ def _records(text: str, path: Path) -> list[Prompt]:
 def _list(path: Path) -> list[Prompt]:
     values = read_json(path, "it should be a list of prompts")
     if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
-        raise RequestError(f"{path} is not a JSON list of prompts; for one prompt a line, name the file .txt")
+        raise UserError(f"{path} is not a JSON list of prompts; for one prompt a line, name the file .txt")
     return [Prompt(text=v) for v in values]
 
 
 def read(path: Path) -> list[Prompt]:
     """The prompts of a .jsonl (GenEval), .json (a list, HPSv2) or text file (T2I-CompBench: up to a tab)."""
     if not path.is_file():
-        raise RequestError(f"there is no prompts file {path}")
+        raise UserError(f"there is no prompts file {path}")
     if path.stat().st_size > LARGEST:
-        raise RequestError(
-            f"{path} has {path.stat().st_size / 1e6:,.0f} MB, far too much for prompts; write one a line"
-        )
+        raise UserError(f"{path} has {path.stat().st_size / 1e6:,.0f} MB, far too much for prompts; write one a line")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise RequestError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
+        raise UserError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
     if path.suffix.lower() == ".jsonl":
         found = _records(text, path)
     elif path.suffix.lower() == ".json":
@@ -65,7 +63,7 @@ def read(path: Path) -> list[Prompt]:
         lines = (line.partition("\t")[0].strip() for line in text.splitlines())
         found = [Prompt(text=line) for line in lines if line]
     if not found:
-        raise RequestError(f"{path} holds no prompt; write one a line")
+        raise UserError(f"{path} holds no prompt; write one a line")
     return found
 
 
@@ -80,5 +78,5 @@ def prompts_for(model: LoadedModel, path: Path | None, count: int | None, *, def
     if path:
         return read(path)[:count]
     if model.spec.channels != TINY_SDXL.channels:
-        raise RequestError(f"{model.card.name} does not speak of shapes alone; name a file of prompts with --prompts")
+        raise UserError(f"{model.card.name} does not speak of shapes alone; name a file of prompts with --prompts")
     return of_shapes(count or default)

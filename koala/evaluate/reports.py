@@ -7,16 +7,17 @@ from pathlib import Path
 
 import torch
 
-from koala import measured
 from koala.evaluate import agreement, judge_accuracy, picture_folder, steps
 from koala.evaluate.metrics import METRICS
 from koala.evaluate.prompt_files import prompts_for
 from koala.evaluate.settings import Settings
-from koala.generate import resolve, versions
-from koala.loading import Library, LoadedModel
-from koala.registry import torch_only
+from koala.hardware.timing import device_name
+from koala.models import measured
+from koala.models.library import Library
+from koala.models.loaded import LoadedModel
+from koala.models.registry import torch_only
 from koala.request import GenerationRequest
-from koala.timing import device_name
+from koala.sampling.generate import resolve, versions
 
 Say = Callable[[str], None]
 

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from koala.errors import UserError
 from koala.presets import PRESETS
-from koala.request import SCHEDULERS, GenerationRequest, RequestError
+from koala.request import SCHEDULERS, GenerationRequest
 
 LAYOUTS = ("t2i-compbench", "geneval")
 METRICS = ("shapes", "clip", "hpsv2")
@@ -95,24 +96,24 @@ def flag(name: str) -> str:
 
 
 def check(suite: str, models: Sequence[str], settings: Settings) -> None:
-    """Raise RequestError with its remedy for the first setting that cannot work or that nothing would read."""
+    """Raise UserError with its remedy for the first setting that cannot work or that nothing would read."""
     if len(models) > 1 and not SUITES[suite].many:
-        raise RequestError(f"the suite {suite} scores one model at a time, not {len(models)}; run it once for each")
+        raise UserError(f"the suite {suite} scores one model at a time, not {len(models)}; run it once for each")
     known = reads(suite, settings)
     for name, value in dataclasses.asdict(settings).items():
         if value is not None and name not in known:
             what = f"the metric {settings.metric or 'shapes'}" if suite == "steps" else f"the suite {suite}"
-            raise RequestError(f"{flag(name)} is not read by {what}; it reads {', '.join(map(flag, known))}")
+            raise UserError(f"{flag(name)} is not read by {what}; it reads {', '.join(map(flag, known))}")
     for name, high in (("num_prompts", MAX_PROMPTS), ("batch_size", 1024), ("images", 1000)):
         value = getattr(settings, name)
         if value is not None and not 1 <= value <= high:
-            raise RequestError(f"{flag(name)} must lie between 1 and {high:,}, not {value:,}")
+            raise UserError(f"{flag(name)} must lie between 1 and {high:,}, not {value:,}")
     if settings.steps and len(settings.steps) > 1 and suite != "steps":
-        raise RequestError(f"the suite {suite} takes one number of steps; --suite steps draws a metric over several")
+        raise UserError(f"the suite {suite} takes one number of steps; --suite steps draws a metric over several")
     if settings.teacher and settings.reference:
-        raise RequestError("--teacher and --reference both name the pictures of CMMD; give one of them")
+        raise UserError("--teacher and --reference both name the pictures of CMMD; give one of them")
     if suite == "prompts" and not settings.layout:
-        raise RequestError(f"say which benchmark will read the pictures: --layout {' or '.join(LAYOUTS)}")
+        raise UserError(f"say which benchmark will read the pictures: --layout {' or '.join(LAYOUTS)}")
     for steps in settings.steps or (None,):
         request(models[0], "a prompt", settings, steps=steps)
 

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from PIL import Image
 from scipy.stats import binomtest
 
+from koala.errors import UserError
 from koala.evaluate import drawing
-from koala.generate import resolve
-from koala.loading import LoadedModel
-from koala.request import GenerationRequest, RequestError
+from koala.models.loaded import LoadedModel
+from koala.request import GenerationRequest
+from koala.sampling.generate import resolve
 from koala.shapes.captions import CLAIM_KINDS, STYLES, caption, parse
 from koala.shapes.judge import verdict
 from koala.shapes.scene import HELD_OUT, TRAINING_PAIRS, random_scene
@@ -24,7 +25,7 @@ def prompts(suite: str, count: int, *, width: int = 256, height: int = 256, seri
     """The fixed prompts of a suite: short and detailed captions in turn, of scenes that fit this canvas in px.
 
     Another series has other prompts of the same kind, for choices that the score itself must not decide. Raises
-    RequestError where the canvas cannot hold the suite's objects.
+    UserError where the canvas cannot hold the suite's objects.
     """
     num_objects, pairs = _SETTING[suite]
     rng = random.Random(f"{series}/{suite}")
@@ -32,7 +33,7 @@ def prompts(suite: str, count: int, *, width: int = 256, height: int = 256, seri
         scenes = (random_scene(rng, num_objects, width=width, height=height, pairs=pairs) for _ in range(count))
         return [caption(scene, STYLES[i % len(STYLES)], rng) for i, scene in enumerate(scenes)]
     except ValueError as error:
-        raise RequestError(f"the suite {suite} cannot be drawn: {error}") from error
+        raise UserError(f"the suite {suite} cannot be drawn: {error}") from error
 
 
 def draw(
@@ -102,7 +103,7 @@ def evaluate(
 ) -> dict:
     """Score a model at its own guidance and sampler: `count` prompts a suite, prompt k from the same noise for all.
 
-    A size in px other than the model's own has its own prompts, of scenes that fit it. RequestError where none do.
+    A size in px other than the model's own has its own prompts, of scenes that fit it. UserError where none do.
     """
     guidance = model.card.guidance if guidance is None else guidance
     scheduler = scheduler or model.card.scheduler

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from koala.evaluate.metrics import METRICS
 from koala.evaluate.settings import Settings
-from koala.loading import Library, LoadedModel
+from koala.models.library import Library
+from koala.models.loaded import LoadedModel
 
 STEPS = (1, 2, 4, 8, 10, 15, 25)
 PROMPTS = 100  # of the shapes world, per kind

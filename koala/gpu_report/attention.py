@@ -11,12 +11,12 @@ from koala.attention.figures import Side
 from koala.attention.plan import AttentionPlan, plan
 from koala.attention.questions import Capture
 from koala.attention.record import capture
-from koala.bench_matrix import PROMPT
-from koala.generate import generate, resolve
+from koala.benchmark.matrix import PROMPT
 from koala.gpu_report.budget import Limit, Say
 from koala.gpu_report.scale import Scale
-from koala.loading import Library
+from koala.models.library import Library
 from koala.request import GenerationRequest
+from koala.sampling.generate import generate, resolve
 
 
 def attention(scale: Scale, library: Library, found: dict, limit: Limit, say: Say) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from koala.shortage import release
+from koala.hardware.shortage import release
 
 Say = Callable[[str], None]
 _ROOT = Path(__file__).resolve().parents[2]
@@ -117,5 +117,5 @@ def _lines_of(error: Exception) -> Iterator[str]:
     """file:line of each frame within the project, named from its root: a report tells no one's folders."""
     for frame in traceback.extract_tb(error.__traceback__):
         file = Path(frame.filename)
-        if file.is_relative_to(_ROOT) and (inside := file.relative_to(_ROOT)).parts[0] in ("koala", "export"):
+        if file.is_relative_to(_ROOT) and (inside := file.relative_to(_ROOT)).parts[0] == "koala":
             yield f"{inside.as_posix()}:{frame.lineno}"

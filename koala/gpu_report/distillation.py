@@ -7,24 +7,25 @@ from itertools import product
 import torch
 from diffusers import UNet2DConditionModel
 
-from koala.costs import LATENT_CHANNELS, LATENT_FACTOR, TOKENS
-from koala.device import device_memory, give_back
 from koala.distill.config import DistillConfig
 from koala.distill.data.encoded import Batch
 from koala.distill.draws import draw, generator
 from koala.distill.ema import Ema
-from koala.distill.estimate import Estimate, estimate
+from koala.distill.estimate.total import Estimate, estimate
+from koala.distill.loss.pairs import feature_pairs
+from koala.distill.loss.step import DistillationStep, alphas_cumprod
 from koala.distill.optimizers import build_optimizers
-from koala.distill.pairs import feature_pairs
-from koala.distill.step import DistillationStep, alphas_cumprod
 from koala.gpu_report.budget import Limit, NotHere, Say
 from koala.gpu_report.scale import Scale
-from koala.loading import Library, LoadedModel
-from koala.random_weights import random_network
-from koala.shortage import ran_out, release
-from koala.specs import UNetSpec
-from koala.specs import student as student_spec
-from koala.timing import StageTimer, synchronize
+from koala.hardware.device import device_memory, give_back
+from koala.hardware.shortage import ran_out, release
+from koala.hardware.timing import StageTimer, synchronize
+from koala.models.library import Library
+from koala.models.loaded import LoadedModel
+from koala.models.random_weights import random_network
+from koala.unet.costs import LATENT_CHANNELS, LATENT_FACTOR, TOKENS
+from koala.unet.specs import UNetSpec
+from koala.unet.specs import student as student_spec
 
 STEPS = 5  # that count, after two that do not
 _HALVES = {"cuda": "bf16", "mps": "fp32", "cpu": "fp32"}

@@ -3,13 +3,13 @@
 import dataclasses
 from collections.abc import Sequence
 
-from koala.bench import Skipped, measure
-from koala.bench_matrix import PRESET_NAMES, STOCK, Matrix
+from koala.benchmark.matrix import PRESET_NAMES, STOCK, Matrix
+from koala.benchmark.measure import Skipped, measure
+from koala.errors import UserError
 from koala.gpu_report.budget import Limit, Say
 from koala.gpu_report.scale import Scale, alike
-from koala.loading import Library
-from koala.registry import CARDS
-from koala.request import RequestError
+from koala.models.cards import CARDS
+from koala.models.library import Library
 
 _FIRST_SIZE = 0.7  # of a group's time, which the size of most worth takes at most
 
@@ -53,7 +53,7 @@ def _cells(matrix: Matrix, library: Library, found: dict, say: Say) -> None:
     try:
         for cell in measure(matrix, library, on_run=say):
             found["not_measured" if isinstance(cell, Skipped) else "rows"].append(dataclasses.asdict(cell))
-    except RequestError as error:  # the models were not even loaded in time: the other groups may be
+    except UserError as error:  # the models were not even loaded in time: the other groups may be
         found["not_measured"].append({"model": ", ".join(matrix.models), "reason": str(error)})
 
 

@@ -10,13 +10,14 @@ from typing import Protocol
 import onnxruntime
 import torch
 
-from koala.costs import LATENT_CHANNELS, LATENT_FACTOR, TOKENS
+from koala.errors import UserError
 from koala.gpu_report.budget import Limit, NotHere, Say
 from koala.gpu_report.scale import Scale
-from koala.loading import Library, LoadedModel
-from koala.request import RequestError
-from koala.runtimes.ort import CUDA, PROVIDERS, OrtUNet, open_session
-from koala.timing import synchronize
+from koala.hardware.timing import synchronize
+from koala.models.from_onnx import CUDA, PROVIDERS, OrtUNet, open_session
+from koala.models.library import Library
+from koala.models.loaded import LoadedModel
+from koala.unet.costs import LATENT_CHANNELS, LATENT_FACTOR, TOKENS
 
 GUIDED = 2  # rows of a guided picture's batch
 CALLS = 20  # that count, after three that do not
@@ -24,7 +25,7 @@ _MOST_SECONDS = 10.0  # of the calls of one kind
 
 
 class Engine(Protocol):
-    """What an engine is told by: see `export.engines`."""
+    """What an engine is told by: see `koala.export.engines`."""
 
     builder: str
     version: str
@@ -112,7 +113,7 @@ def onnx_runtime(scale: Scale, library: Library, exports: Exports, found: dict, 
     try:
         options = {"device_id": str(library.device.index or 0)} if provider == CUDA else {}
         session = open_session(file, provider, options)
-    except RequestError as error:  # it is listed, and cannot start: CUDA or cuDNN is not found
+    except UserError as error:  # it is listed, and cannot start: CUDA or cuDNN is not found
         raise NotHere(str(error).replace(str(file), file.name)) from error
     own = OrtUNet(session, model.pipeline.unet.config, library.device)
     library.residence.bring([model.pipeline.unet])

@@ -3,16 +3,18 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from koala.bench_matrix import PROMPT
-from koala.cuda import cards
-from koala.device import give_back
-from koala.generate import generate, resolve
+from koala.benchmark.matrix import PROMPT
+from koala.errors import UserError
 from koala.gpu_report.budget import Limit, Say
 from koala.gpu_report.scale import Scale
-from koala.loading import Library, LoadedModel
-from koala.plans import CONTEXT, gigabytes
-from koala.request import GenerationRequest, RequestError
-from koala.shortage import ran_out, release
+from koala.hardware.cuda import cards
+from koala.hardware.device import give_back
+from koala.hardware.memory_plan import CONTEXT, gigabytes
+from koala.hardware.shortage import ran_out, release
+from koala.models.library import Library
+from koala.models.loaded import LoadedModel
+from koala.request import GenerationRequest
+from koala.sampling.generate import generate, resolve
 
 STEPS = 2  # a step is the same as the next
 _SECONDS = 15.0  # for a row at most, where none was measured yet
@@ -72,7 +74,7 @@ def _row(library: Library, name: str, size: int, memory: int) -> dict:
     with _as_large_as(library, memory):
         try:
             plan = model.place(request).plan
-        except RequestError as error:
+        except UserError as error:
             return {"refused": str(error)}
         row = {
             "refused": None,

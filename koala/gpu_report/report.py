@@ -10,9 +10,8 @@ from pathlib import Path
 
 import torch
 
-from koala.cuda import cards
-from koala.device import device_memory, give_back
 from koala.evaluate.reports import circumstances
+from koala.files.outputs import new_file
 from koala.gpu_report.attention import attention
 from koala.gpu_report.budget import MINUTES, Limit, Outcome, Say, Section, measure
 from koala.gpu_report.distillation import distillation, precision
@@ -21,11 +20,12 @@ from koala.gpu_report.exports import Exports, onnx_runtime, tensorrt_rtx
 from koala.gpu_report.memory import plans
 from koala.gpu_report.scale import Scale
 from koala.gpu_report.tables import FORMAT, markdown
-from koala.measured import RANDOM
-from koala.outputs import new_file
-from koala.random_weights import SEED, RandomLibrary
-from koala.timing import device_name
-from koala.torch_build import find_card
+from koala.hardware.cuda import cards
+from koala.hardware.device import device_memory, give_back
+from koala.hardware.timing import device_name
+from koala.hardware.torch_build import find_card
+from koala.models.measured import RANDOM
+from koala.models.random_weights import SEED, random_library
 
 _SPARE = 40.0  # seconds of a report to begin, and to end what cannot be broken off
 _SHARES = 500.0  # seconds, of all sections, in nine minutes
@@ -41,7 +41,7 @@ def sections(scale: Scale, device: torch.device, exports: Exports, minutes: floa
 
     def own(work: Callable, dtype: str | None = None, **more) -> Callable[[dict, Limit, Say], None]:
         def run(found: dict, limit: Limit, say: Say) -> None:
-            work(scale, RandomLibrary(str(device), dtype=dtype), **more, found=found, limit=limit, say=say)
+            work(scale, random_library(str(device), dtype=dtype), **more, found=found, limit=limit, say=say)
 
         return run
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from koala.registry import CARDS, ModelCard
-from koala.specs import SDXL
+from koala.models.cards import CARDS, ModelCard
+from koala.unet.specs import SDXL
 
 FIRST = ("sdxl-base", "koala-1b", "koala-700m")  # the teacher is the baseline of the others
 

@@ -7,7 +7,13 @@ from gradio.utils import get_space
 from starlette.middleware import Middleware
 
 from koala.ui import widgets
+from koala.ui.architecture import tab as architecture
+from koala.ui.attention import tab as attention
+from koala.ui.benchmark import tab as bench
+from koala.ui.compare import tab as compare
+from koala.ui.distill import tab as distill
 from koala.ui.endpoints import add_endpoints
+from koala.ui.export import tab as export
 from koala.ui.gate.body_limit import BodyLimit
 from koala.ui.gate.calls import Calls
 from koala.ui.gate.guard import guard
@@ -16,7 +22,6 @@ from koala.ui.gate.uploads import Allowance, Ledger, Uploads
 from koala.ui.limits import PUBLIC_UPLOAD
 from koala.ui.session import Session
 from koala.ui.sessions import CAPACITY, Sessions, Visits, bound
-from koala.ui.tabs import architecture, attention, bench, compare, distill, export
 from koala.ui.theme import ASSETS, Eucalyptus
 from koala.ui.visitors import Share
 
@@ -74,7 +79,7 @@ def launch(
     """Serve the page, then start to load the models. Returns at once; `block_thread` waits.
 
     `users` are names and passwords; None lets everybody in. `allow` are names, NAME or NAME:PORT, that the app answers
-    to besides its own; RequestError for what is none.
+    to besides its own; UserError for what is none.
     """
     rules, sessions = Rules.of(host, allow, local=session.local), Sessions()
     demo = build(session)

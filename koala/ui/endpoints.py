@@ -7,10 +7,11 @@ from contextlib import closing
 import gradio as gr
 from gradio.context import LocalContext
 
-from koala.request import GenerationRequest, RequestError
-from koala.resolve import same_noise
+from koala.errors import UserError
+from koala.request import GenerationRequest
+from koala.sampling.resolve import same_noise
 from koala.ui import stage
-from koala.ui.attention_recording import Recording
+from koala.ui.attention.recording import Recording
 from koala.ui.limits import check_public_models
 from koala.ui.messages import complain
 from koala.ui.session import Session
@@ -24,7 +25,7 @@ def _run(session: Session, requests: Sequence[GenerationRequest], draw: Callable
     with closing(session.run(requests, draw=draw, visitor=visitor, **kind)) as updates:
         for update in updates:
             if not listens():
-                raise RequestError("this request was left by its client")
+                raise UserError("this request was left by its client")
             results |= update.results
     return [results[k] for k in sorted(results)]
 
@@ -77,7 +78,7 @@ class Endpoints:
             results, files = _draw(self.session, [request])
         except Exception as error:
             raise complain(error) from None
-        from koala import report
+        from koala.sampling import report
 
         return [stage.file_data(p) for p in files[0]], report.entry(results[0], [p.name for p in files[0]])
 
@@ -102,7 +103,7 @@ class Endpoints:
         given = _fields(locals())
         try:
             if not isinstance(models, list):
-                raise RequestError('models must be a list of names, for example ["tiny-sdxl", "tiny-koala-700m"]')
+                raise UserError('models must be a list of names, for example ["tiny-sdxl", "tiny-koala-700m"]')
             if not self.session.local:
                 check_public_models(models)
             requests = [GenerationRequest(model=m, **given) for m in models]
@@ -113,7 +114,7 @@ class Endpoints:
             results, files = _draw(self.session, requests)
         except Exception as error:
             raise complain(error) from None
-        from koala import report
+        from koala.sampling import report
 
         names = [[p.name for p in paths] for paths in files]
         return [stage.file_data(p) for paths in files for p in paths], report.comparison(results, names)
@@ -143,11 +144,11 @@ class Endpoints:
         given = _fields(locals())
         try:
             if not isinstance(models, list) or not 1 <= len(models) <= 2:
-                raise RequestError('models must be one or two names, for example ["tiny-sdxl", "tiny-koala-700m"]')
+                raise UserError('models must be one or two names, for example ["tiny-sdxl", "tiny-koala-700m"]')
             requests = [self.session.check(GenerationRequest(model=m, **given)) for m in models]
             capture, results = _captured(self.session, requests, stages, same_input)
-            from koala.ui import attention_api
-            from koala.ui.attention_files import png
+            from koala.ui.attention import api as attention_api
+            from koala.ui.attention.files import png
 
             found = attention_api.answer(capture, pixel, step, head)
             for one, result in zip(found["models"], results, strict=True):

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from koala.bench_matrix import Matrix
-from koala.registry import ModelCard
-from koala.request import MAX_IMAGES, MAX_SIDE, MAX_STEPS, GenerationRequest, RequestError
+from koala.benchmark.matrix import Matrix
+from koala.errors import UserError
+from koala.models.cards import ModelCard
+from koala.request import MAX_IMAGES, MAX_SIDE, MAX_STEPS, GenerationRequest
 
 PUBLIC_STEPS = 50
 PUBLIC_PICTURES = 4  # in one request, of the model's own size; fewer of a larger one
@@ -39,32 +40,32 @@ def largest_upload(*, local: bool) -> str:
 
 
 def check_public(request: GenerationRequest, card: ModelCard) -> None:
-    """RequestError for a request that takes too long for a public app, with what it may ask for."""
+    """UserError for a request that takes too long for a public app, with what it may ask for."""
     steps = card.steps if request.steps is None else request.steps
     if steps > PUBLIC_STEPS:
-        raise RequestError(f"this public server draws at most {PUBLIC_STEPS} steps, not {steps}{OWN_MACHINE}")
+        raise UserError(f"this public server draws at most {PUBLIC_STEPS} steps, not {steps}{OWN_MACHINE}")
     width, height = request.width or card.width, request.height or card.height
     if request.images * width * height > PUBLIC_PICTURES * card.width * card.height:
-        raise RequestError(
+        raise UserError(
             f"this public server draws at most {PUBLIC_PICTURES} pictures of {card.width}x{card.height} px with "
             f"{card.title} at once, or fewer larger ones, not {request.images} of {width}x{height} px{OWN_MACHINE}"
         )
 
 
 def check_public_models(names: Sequence[str]) -> None:
-    """RequestError for a comparison of too many models for a public app."""
+    """UserError for a comparison of too many models for a public app."""
     if len(names) > PUBLIC_MODELS:
-        raise RequestError(
+        raise UserError(
             f"this public server compares at most {PUBLIC_MODELS} models at once, not {len(names)}{OWN_MACHINE}"
         )
 
 
 def check_public_benchmark(matrix: Matrix, cards: Sequence[ModelCard]) -> None:
-    """RequestError for a benchmark that holds a public app's device too long, or draws what no request may."""
+    """UserError for a benchmark that holds a public app's device too long, or draws what no request may."""
     limit = matrix.time_limit
     if limit is None or not limit <= PUBLIC_SECONDS:  # NaN is within no limit
         asked = "as long as it likes" if limit is None else f"{limit:g} s"
-        raise RequestError(f"this public server measures for at most {PUBLIC_SECONDS} s, not {asked}{OWN_MACHINE}")
+        raise UserError(f"this public server measures for at most {PUBLIC_SECONDS} s, not {asked}{OWN_MACHINE}")
     check_public_models(matrix.models)
     for card in cards:
         for size in matrix.sizes or (None,):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from koala.request import RequestError
+from koala.errors import UserError
 
 PLACES = 20  # runs that wait; the one that has the device is not counted
 MOST = 4  # requests of one visitor of a public app that wait or run
@@ -90,13 +90,13 @@ class Line:
     def join(self, who: str, work: Work, moved: Callable[[], object] = lambda: None) -> Iterator[Ticket]:
         """Stand in the line until the context ends; `moved` is called whenever a run before this one has left.
 
-        RequestError where the line is full or the visitor's share is used up.
+        UserError where the line is full or the visitor's share is used up.
         """
         ticket = Ticket(line=self, who=who, work=work, moved=moved)
         with self._lock:
             self._admit(who)
             if len(self) > self.places:
-                raise RequestError(FULL)
+                raise UserError(FULL)
             self._tickets.append(ticket)
             self._call()
         try:
@@ -106,7 +106,7 @@ class Line:
 
     @contextmanager
     def beside(self, who: str) -> Iterator[None]:
-        """Meanwhile the visitor has a request that needs no device; RequestError beyond their share."""
+        """Meanwhile the visitor has a request that needs no device; UserError beyond their share."""
         with self._lock:
             self._admit(who)
             self._beside[who] += 1
@@ -134,7 +134,7 @@ class Line:
 
     def _admit(self, who: str) -> None:
         if self.share is not None and self.of(who) + self.elsewhere(who) >= self.share:
-            raise RequestError(TOO_MANY)
+            raise UserError(TOO_MANY)
 
     def _call(self) -> None:
         """The first of the line has the device from now on, if it had not."""

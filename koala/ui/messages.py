@@ -5,16 +5,16 @@ from html import escape
 
 import gradio as gr
 
-from koala.request import RequestError
-from koala.shortage import ran_out
+from koala.errors import UserError
+from koala.hardware.shortage import ran_out
 
 log = logging.getLogger(__name__)
 LONGEST = 700  # characters that a person may be asked to read
 
 
 def readable(error: Exception) -> str:
-    """An exception as a sentence with a remedy; what is not a RequestError is logged whole."""
-    if isinstance(error, RequestError):
+    """An exception as a sentence with a remedy; what is not a UserError is logged whole."""
+    if isinstance(error, UserError):
         return str(error)
     if ran_out(error):
         log.warning("memory ran out: %s", error)

@@ -2,7 +2,7 @@
 
 import gradio as gr
 
-from koala.registry import ModelCard
+from koala.models.cards import ModelCard
 from koala.ui import limits
 
 

@@ -12,14 +12,15 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from koala import registry
-from koala.exported import exports_root, list_exports
-from koala.locate import availability
-from koala.out_of_memory import told
-from koala.registry import CARDS, ModelCard
-from koala.request import GenerationRequest, RequestError
-from koala.result import folder_mark
-from koala.torch_build import Advice, advice_here
+from koala.errors import UserError
+from koala.hardware.torch_build import Advice, advice_here
+from koala.models import registry
+from koala.models.cards import CARDS, ModelCard
+from koala.models.export_manifest import exports_root, list_exports
+from koala.models.locate import availability
+from koala.request import GenerationRequest
+from koala.sampling.out_of_memory import told
+from koala.sampling.result import folder_mark
 from koala.ui import turns
 from koala.ui.limits import check_public
 from koala.ui.line import Line
@@ -28,7 +29,8 @@ from koala.ui.under_way import Life
 from koala.ui.updates import Update
 
 if TYPE_CHECKING:
-    from koala.loading import Library, LoadedModel
+    from koala.models.library import Library
+    from koala.models.loaded import LoadedModel
     from koala.ui.visitors import Share
 
 log = logging.getLogger(__name__)
@@ -51,7 +53,7 @@ def _best_pair(device: str | None) -> tuple[str, str]:
     """The real models where they are on this machine and a GPU can run them, else the embedded ones."""
     for pair in REAL_PAIRS:
         if all(availability(CARDS[name])[0] for name in pair):
-            from koala.device import best_device
+            from koala.hardware.device import best_device
 
             if best_device(device).type != "cpu":
                 return pair
@@ -91,7 +93,7 @@ class Session:
         self.named = tuple(registry.find(name).name for name in models or ())
         self.device, self.memory = device, memory
         if device:
-            from koala.device import best_device
+            from koala.hardware.device import best_device
 
             best_device(device)  # a device that is not here is an error of the start, not of the first run
         self.local, self.exports = local, exports
@@ -121,18 +123,18 @@ class Session:
         if name in self._made:
             return self._made[name]
         if not self.local and name not in CARDS and name not in self.named:
-            raise RequestError(f"unknown model; on this server the names are {', '.join((*CARDS, *self.named))}")
+            raise UserError(f"unknown model; on this server the names are {', '.join((*CARDS, *self.named))}")
         return registry.find(name)
 
     def of_picture(self, request: GenerationRequest, mark: str | None) -> GenerationRequest:
         """The request of a picture that was drawn with a folder, by the folder's place on this machine: pictures name
-        it without. RequestError where that folder is not offered here."""
+        it without. UserError where that folder is not offered here."""
         if mark is None:
             return request
         offered = (*self.named, *self._made, *self._exports())
         found = next((name for name in offered if folder_mark(name) == mark), None)
         if found is None:
-            raise RequestError(
+            raise UserError(
                 f"this picture was drawn with a folder named {request.model!r}, which is not among the models here; "
                 "start the app with --models and that folder, then choose the picture again"
             )
@@ -144,7 +146,7 @@ class Session:
         if not self.local:
             check_public(request, card)
         if request.lora and not self.local:
-            raise RequestError("a LoRA works on your own machine only: start the app there and choose the file")
+            raise UserError("a LoRA works on your own machine only: start the app there and choose the file")
         return request
 
     def choices(self, *, exports: bool = False) -> list[tuple[str, str]]:
@@ -166,7 +168,7 @@ class Session:
         for folder in list_exports(exports_root()) if self.local else ():
             try:
                 found.append(registry.find(str(folder)).name)
-            except RequestError as error:  # one that is damaged keeps nobody from the others
+            except UserError as error:  # one that is damaged keeps nobody from the others
                 log.warning("%s", error)
         return found
 
@@ -219,7 +221,7 @@ class Session:
         """Fetch this model from the hub in the background, then load it."""
         card = self.card(name)
         if not self.local or not card.on_hub:
-            raise RequestError(f"{card.name} cannot be downloaded from here")
+            raise UserError(f"{card.name} cannot be downloaded from here")
         if self.state(card.name).state == "needs":
             self._states[card.name] = ModelState(title=card.title, state="loading", detail="download is waiting")
             self._downloads.add(card.name)
@@ -233,7 +235,7 @@ class Session:
         return [c for c in cards if c.on_hub and self.state(c.name).state == "needs"]
 
     def state(self, name: str) -> ModelState:
-        """How a model stands; waiting, too, where nobody has wanted it yet. RequestError for an unknown name."""
+        """How a model stands; waiting, too, where nobody has wanted it yet. UserError for an unknown name."""
         card = self.card(name)
         return self._states.get(card.name) or ModelState(title=card.title, state="waiting")
 
@@ -277,12 +279,12 @@ class Session:
         )
 
     def require_own_device(self, what: str) -> None:
-        """RequestError on ZeroGPU: `what` would hold the GPU for longer than one drawing."""
+        """UserError on ZeroGPU: `what` would hold the GPU for longer than one drawing."""
         if why_not := self.lent_too_short(what):
-            raise RequestError(why_not)
+            raise UserError(why_not)
 
     def model(self, name: str) -> "LoadedModel":
-        """A model in memory, loaded now if it was not. Raises RequestError with the remedy."""
+        """A model in memory, loaded now if it was not. Raises UserError with the remedy."""
         self.require_own_device("this measurement")
         card = self.card(name)
         self._ensure(card)
@@ -291,7 +293,7 @@ class Session:
     def _ensure(self, card: ModelCard) -> None:
         """Load this model for a run that begins, unless its download is under way."""
         if card.name in self._downloads:
-            raise RequestError(f"{card.title} is still being downloaded; wait until it is ready, or choose another")
+            raise UserError(f"{card.title} is still being downloaded; wait until it is ready, or choose another")
         if self.state(card.name).state != "ready":
             self._fetch(card.name)
 
@@ -314,9 +316,9 @@ class Session:
 
     def _load(self) -> None:
         try:
-            import koala.report  # noqa: F401  (compare, judge and torch with them)
+            import koala.sampling.report  # noqa: F401  (compare, judge and torch with them)
             from koala.console import no_bars
-            from koala.loading import Library
+            from koala.models.library import Library
 
             no_bars()
             self._library = self._library or Library(self.device, memory=self.memory)
@@ -338,7 +340,7 @@ class Session:
         """Load one model and keep its state; a failure is a state, too."""
         try:
             card = self.card(name)
-        except RequestError:
+        except UserError:
             return  # removed while it waited
         title = card.title
         if not self.library().loaded(name):
@@ -357,7 +359,7 @@ class Session:
             self._states[name] = ModelState(title=title, state="ready")
 
     def _download(self, card: ModelCard) -> None:
-        from koala.downloads import fetch
+        from koala.models.downloads import fetch
 
         def progress(done: int, total: int, file: str) -> None:
             told = f"downloading, {done / 1e9:.2f} of {total / 1e9:.2f} GB"

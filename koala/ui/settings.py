@@ -4,8 +4,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import urlencode
 
-from koala.registry import ModelCard
-from koala.request import GenerationRequest, RequestError
+from koala.errors import UserError
+from koala.models.cards import ModelCard
+from koala.request import GenerationRequest
 
 SHARED = (
     "prompt",
@@ -44,10 +45,10 @@ def _number(text: str) -> object:
 
 
 def to_requests(values: Mapping[str, object], find: Finder) -> tuple[GenerationRequest, GenerationRequest]:
-    """The two requests that the fields describe; RequestError names the first field that cannot work."""
+    """The two requests that the fields describe; UserError names the first field that cannot work."""
     shared = {name: values[name] or "" for name in ("prompt", "negative_prompt")}
     if values["seed"] in (None, ""):
-        raise RequestError("the seed is empty; type any whole number, or tick Random")
+        raise UserError("the seed is empty; type any whole number, or tick Random")
     shared["seed"] = whole(values["seed"])
     shared["images"] = whole(values["images"])
     shared |= {name: whole(values[name]) for name in ("width", "height") if values[name] is not None}
@@ -119,7 +120,7 @@ def from_query(query: Mapping[str, str], find: Finder) -> tuple[dict[str, object
     def take(name: str, field: str, value: object) -> None:
         try:
             GenerationRequest(**({"model": "any", "prompt": "any"} | {field: value}))
-        except RequestError as error:
+        except UserError as error:
             complaints.append(str(error))
         else:
             found[name] = str(value) if field == "seed" else value
@@ -134,7 +135,7 @@ def from_query(query: Mapping[str, str], find: Finder) -> tuple[dict[str, object
         for slot, name in zip("ab", names[:2], strict=False):
             try:
                 cards[slot] = find(name)
-            except RequestError as error:
+            except UserError as error:
                 complaints.append(str(error))
             else:
                 found = {f"model_{slot}": cards[slot].name} | defaults(cards[slot], slot) | found

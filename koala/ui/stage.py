@@ -1,4 +1,4 @@
-"""The compare stage's data: what the custom widget (assets/stage.js) shows, as JSON, built up during a run."""
+"""The compare stage's data: what the custom widget (compare/stage.js) shows, as JSON, built up during a run."""
 
 import base64
 import copy
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 from gradio.utils import get_upload_folder
 from PIL import Image
 
-from koala.outputs import new_file
-from koala.registry import ModelCard
+from koala.files.outputs import new_file
+from koala.models.cards import ModelCard
 from koala.request import GenerationRequest
 from koala.ui.settings import to_query
 
 if TYPE_CHECKING:
-    from koala.generate import Step
-    from koala.result import GenerationResult
+    from koala.sampling.generate import Step
+    from koala.sampling.result import GenerationResult
 
 PREVIEW_SIDE = 384  # px; a preview is a glance
 THUMBNAIL = 72  # px

@@ -6,7 +6,8 @@ import gradio as gr
 
 from koala.palette import COLOURS, variables
 
-ASSETS = Path(__file__).parent / "assets"
+UI = Path(__file__).parent  # each tab has its scripts and styles beside its code, shared ones lie in assets/
+ASSETS = UI / "assets"
 VIEWER = Path(__file__).parents[1] / "attention" / "assets"  # shared with the page that opens with no server
 
 EUCALYPTUS = gr.themes.Color(
@@ -156,5 +157,6 @@ class Eucalyptus(gr.themes.Base):
             coloured[token], coloured[f"{token}_dark"] = COLOURS[name]
         self.set(**coloured | SETTINGS)
         self.custom_css = _variables() + "".join(
-            sheet.read_text() for sheet in (*sorted(ASSETS.glob("*.css")), VIEWER / "viewer.css")
+            sheet.read_text()
+            for sheet in (*sorted(UI.rglob("*.css"), key=lambda sheet: sheet.name), VIEWER / "viewer.css")
         )

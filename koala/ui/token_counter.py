@@ -6,7 +6,8 @@ from pathlib import Path
 
 import gradio as gr
 
-from koala.request import GenerationRequest, RequestError
+from koala.errors import UserError
+from koala.request import GenerationRequest
 from koala.ui.messages import readable
 from koala.ui.session import Session
 
@@ -40,9 +41,9 @@ class TokenCounter:
             return ""
         try:
             GenerationRequest(model="any", prompt=text)  # what is far too long is not cut into tokens
-        except RequestError as error:
+        except UserError as error:
             return _line(escape(readable(error)), over=True)
-        from koala.tokens import read_text
+        from koala.sampling.tokens import read_text
 
         found = {}  # by title
         for name in models:
@@ -58,11 +59,11 @@ class TokenCounter:
         if not isinstance(name, str):
             return ()
         if name not in self._folders:
-            from koala.tokens import tokenizer_folders
+            from koala.sampling.tokens import tokenizer_folders
 
             try:
                 self._folders[name] = tokenizer_folders(self.session.card(name))
-            except RequestError:  # its own state, or the run, says what is wrong with it
+            except UserError:  # its own state, or the run, says what is wrong with it
                 return ()
         return self._folders[name]
 

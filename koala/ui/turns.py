@@ -8,23 +8,50 @@ import contextvars
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from koala.registry import ModelCard
-from koala.request import Cancelled, GenerationRequest, RequestError
-from koala.ui.line import Ticket, Work
+from koala.errors import Cancelled, UserError
+from koala.models.cards import ModelCard
+from koala.request import GenerationRequest
+from koala.ui.line import Line, Ticket, Work
 from koala.ui.under_way import Life
 from koala.ui.updates import HEARTBEAT, Update, gather
 
 if TYPE_CHECKING:
-    from koala.loading import Library
-    from koala.ui.session import Session
+    from koala.models.library import Library
 
 log = logging.getLogger(__name__)
 
 _END = object()  # the last that a thread tells
+
+
+class Host(Protocol):
+    """What a turn asks of the session: its models, its line, and words for what went wrong."""
+
+    line: Line
+
+    def library(self) -> "Library":
+        """The models in memory."""
+
+    def card(self, name: str) -> ModelCard:
+        """Of a model of this session."""
+
+    def state(self, name: str) -> object:
+        """How a model stands; it has a `title`."""
+
+    def loading(self, names: Sequence[str]) -> list[str]:
+        """The titles of those of these models that are not yet in memory."""
+
+    def fetch(self, names: Sequence[str]) -> None:
+        """Have these models in memory; the error of the first that cannot be loaded."""
+
+    def using(self, *names: str) -> AbstractContextManager[None]:
+        """Meanwhile these models are in use."""
+
+    def explained(self, error: Exception, requests: Sequence[GenerationRequest]) -> Exception:
+        """The error of a run of these requests, with what helps."""
 
 
 def drawing(requests: Sequence[GenerationRequest], cards: Sequence[ModelCard], kind: str = "drawing") -> Work:
@@ -38,7 +65,7 @@ def drawing(requests: Sequence[GenerationRequest], cards: Sequence[ModelCard], k
 
 
 def turn(
-    session: "Session",
+    session: Host,
     models: Sequence[str],
     do: Callable[["Library", Ticket], object],
     life: Life,
@@ -79,7 +106,7 @@ def turn(
         life.end()
 
 
-def _loading(session: "Session", models: Sequence[str]) -> list[str]:
+def _loading(session: Host, models: Sequence[str]) -> list[str]:
     waits = session.loading(models)
     return [f"Loading {' and '.join(waits)}"] if waits else []
 
@@ -102,7 +129,7 @@ def _thread(
                     task()
                     ended = _END
                 except Exception as error:
-                    if life.over.is_set() and not isinstance(error, Cancelled | RequestError):
+                    if life.over.is_set() and not isinstance(error, Cancelled | UserError):
                         log.warning("a run failed that nobody waited for any more", exc_info=error)
                     ended = explained(error)
         finally:
@@ -130,7 +157,7 @@ def _news(life: Life) -> Iterator[list]:
 
 
 def run(
-    session: "Session",
+    session: Host,
     requests: Sequence[GenerationRequest],
     life: Life,
     draw: Callable,
@@ -162,8 +189,8 @@ def run(
 
 def draw(requests: Sequence[GenerationRequest], library: "Library", *, on_step, on_result, cancel) -> None:
     """One model alone, or several on one noise; the callbacks get the request's position."""
-    from koala.compare import compare
-    from koala.generate import generate
+    from koala.sampling.compare import compare
+    from koala.sampling.generate import generate
 
     if len(requests) == 1:
         model = library.get(requests[0].model)

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from koala.request import Cancelled
+from koala.errors import Cancelled
 
 
 class Life:

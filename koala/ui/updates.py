@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from koala.generate import Step
-    from koala.result import GenerationResult
+    from koala.sampling.generate import Step
+    from koala.sampling.result import GenerationResult
 
 HEARTBEAT = 0.5  # s between updates of a run that has nothing to report, so that a closed page is noticed
 

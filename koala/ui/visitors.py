@@ -33,7 +33,7 @@ class Share:
         return visitor(request, _username(request))
 
     def beside(self, request) -> AbstractContextManager[None]:
-        """Meanwhile the visitor has a request that needs no device; RequestError beyond their share."""
+        """Meanwhile the visitor has a request that needs no device; UserError beyond their share."""
         return self._line.beside(self.who(request))
 
     async def _pushed(self, body, request, username):

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from koala.registry import find
+from koala.models.registry import find
 from koala.shapes.captions import EXAMPLES
 
 if TYPE_CHECKING:
-    from koala.torch_build import Advice
+    from koala.hardware.torch_build import Advice
     from koala.ui.session import ModelState
 
 _STATES = {"waiting": "waiting", "loading": "loading", "ready": "ready", "needs": "not ready"}

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 
-from koala.latency import GPUS, predict
-from koala.registry import CARDS
-from koala.request import Cancelled, GenerationRequest, RequestError
+from koala.errors import Cancelled, UserError
+from koala.hardware.latency import GPUS, predict
+from koala.models.cards import CARDS
+from koala.request import GenerationRequest
 from koala.ui.messages import readable
 
 if TYPE_CHECKING:
-    from koala.loading import Library
+    from koala.models.library import Library
 
 HEARTBEAT = 0.5  # s between events of a run that has nothing to report: a stop is noticed at the next event
 START = 8  # s to fork and to move the weights to the GPU
@@ -74,10 +75,10 @@ def seconds(requests: Sequence[GenerationRequest], *_, **__) -> int:
     return min(max(round(START + SPARE * predicted), LEAST), MOST)
 
 
-def explained(refusal: gr.Error) -> RequestError:
+def explained(refusal: gr.Error) -> UserError:
     """A refusal of ZeroGPU in plain words; what we do not know is told as it came."""
     said = REFUSALS.get(refusal.title)
-    return RequestError(f"{said} ({refusal.title})" if said else f"{refusal.title}: {refusal.message}")
+    return UserError(f"{said} ({refusal.title})" if said else f"{refusal.title}: {refusal.message}")
 
 
 def events(requests: Sequence[GenerationRequest], draw: Callable, library: "Library") -> Iterator[tuple | None]:
@@ -99,7 +100,7 @@ def events(requests: Sequence[GenerationRequest], draw: Callable, library: "Libr
             )
             happened.put(("end", 0, None))
         except Exception as error:  # as words: not every exception can be pickled
-            happened.put(("error", 0, RequestError(readable(error))))
+            happened.put(("error", 0, UserError(readable(error))))
 
     worker = threading.Thread(target=work, name="koala-zerogpu", daemon=True)
     worker.start()

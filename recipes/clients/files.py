@@ -18,13 +18,13 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from koala.layer_map import renamed
-from koala.lora import remap_file
-from koala.original_layout import LORA_NAMES, PREFIX, original_names
-from koala.parts import SDXL_PARTS
-from koala.single_file.part_names import VAE_PREFIX, text_2_name, text_name, vae_names
-from koala.single_file.writing import identity_middle, write_single_file
-from koala.specs import KOALA_1B, KOALA_700M, SDXL, TINY_KOALA_700M, UNetSpec
+from koala.convert.to_single_file import identity_middle, write_single_file
+from koala.lora.moving import remap_file
+from koala.models.single_file.part_names import VAE_PREFIX, text_2_name, text_name, vae_names
+from koala.unet.layer_map import renamed
+from koala.unet.original_layout import LORA_NAMES, PREFIX, original_names
+from koala.unet.parts import SDXL_PARTS
+from koala.unet.specs import KOALA_1B, KOALA_700M, SDXL, TINY_KOALA_700M, UNetSpec
 
 SPECS = {"sdxl": SDXL, "koala-700m": KOALA_700M, "koala-1b": KOALA_1B}
 TINY = "tiny-koala-700m"

@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL, EulerAncestralDiscreteScheduler, UNet2DCond
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from koala.shipped import write_hashes
+from koala.models.shipped import write_hashes
 
 TEXT = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
 PREFIX, PROJECTION = "text_model.", "text_projection.weight"

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DConditionModel
 
-from koala.outputs import new_folder
+from koala.files.outputs import new_folder
 
 
 @torch.no_grad()

@@ -21,9 +21,9 @@ from pathlib import Path
 
 from koala.evaluate.reports import circumstances
 from koala.evaluate.shapes import STEPS, SUITES, evaluate
-from koala.loading import Library
-from koala.outputs import new_file
-from koala.registry import CARDS
+from koala.files.outputs import new_file
+from koala.models.cards import CARDS
+from koala.models.library import Library
 from koala.request import SCHEDULERS
 
 

@@ -16,7 +16,7 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
-from koala.outputs import new_file
+from koala.files.outputs import new_file
 from koala.shapes.render import render_array
 from koala.shapes.scene import Scene, random_scene
 

@@ -17,10 +17,10 @@ from latents import LatentSet
 from safetensors.torch import save_file
 from unet import text_encoders
 
-from koala.distill.noising import straight
-from koala.outputs import new_file
-from koala.registry import CARDS
-from koala.schedulers import build
+from koala.files.outputs import new_file
+from koala.models.cards import CARDS
+from koala.models.schedulers import build
+from koala.sampling.noising import straight
 from koala.shapes.captions import STYLES, caption
 
 LAST_STEPS = 7  # of 25: from t = 279 down a shape stays what it was, and where it was

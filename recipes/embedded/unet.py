@@ -24,19 +24,19 @@ from diffusers import DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionM
 from latents import LatentSet
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from koala.compress.surgery import cut
 from koala.distill.config import DistillConfig
 from koala.distill.data.encoded import Batch
 from koala.distill.data.encoders import Encoders
 from koala.distill.draws import draw
 from koala.distill.ema import Ema
-from koala.distill.noising import straight
+from koala.distill.loss.pairs import feature_pairs
+from koala.distill.loss.step import DistillationStep
 from koala.distill.optimizers import build_optimizers, learning_rate
-from koala.distill.pairs import feature_pairs
-from koala.distill.step import DistillationStep
-from koala.outputs import new_folder
+from koala.files.outputs import new_folder
+from koala.sampling.noising import straight
 from koala.shapes.captions import STYLES, caption
-from koala.specs import SPECS
-from koala.surgery import cut
+from koala.unet.specs import SPECS
 
 
 def text_encoders(folder: Path) -> Encoders:

@@ -24,7 +24,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from latents import LatentSet
 
-from koala.outputs import new_folder
+from koala.files.outputs import new_folder
 from koala.shapes.render import object_mask, render_array
 from koala.shapes.scene import Scene, random_scene
 

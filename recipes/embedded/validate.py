@@ -19,13 +19,13 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from unet import text_encoders
 
-from koala.distill.noising import straight
-from koala.measured import weights
-from koala.outputs import new_file
+from koala.files.outputs import new_file
+from koala.hardware.timing import device_name
+from koala.models.measured import weights
+from koala.sampling.noising import straight
 from koala.shapes.captions import STYLES, caption
 from koala.shapes.render import render_array
 from koala.shapes.scene import random_scene
-from koala.timing import device_name
 
 TIMESTEPS = (999, 950, 850, 700, 500, 250, 100, 40)
 SCENES = 64

@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL
 from vae import batch
 
-from koala.outputs import new_folder
+from koala.files.outputs import new_folder
 
 
 @torch.no_grad()

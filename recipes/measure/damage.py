@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from koala.cli import main
-from koala.distill.records import ENDED
-from koala.distill.run_folder import RunFolder
-from koala.request import RequestError
+from koala.cli.main import main
+from koala.distill.run.folder import RunFolder
+from koala.distill.run.records import ENDED
+from koala.errors import UserError
 
 TENSORS = ("student", "ema", "optimizer")
 _REMEDIES = (  # in a refusal -> what to type
@@ -148,7 +148,7 @@ def kill_and_resume(
 def _wait_until_running(run: RunFolder, process: BaseProcess) -> None:
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.is_alive():
-        with contextlib.suppress(RequestError):
+        with contextlib.suppress(UserError):
             status = run.status()
             if status and status.pid == process.pid and status.state in ("running", *ENDED):
                 return

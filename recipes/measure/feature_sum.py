@@ -16,13 +16,13 @@ from pathlib import Path
 
 from koala.distill.config import NORMALISATIONS
 from koala.distill.presets import PRESETS
-from koala.distill.run_folder import RunFolder
+from koala.distill.run.folder import RunFolder
 from koala.evaluate.shapes import evaluate
-from koala.generate import versions
-from koala.loading import Library
-from koala.measured import weights
-from koala.outputs import new_file
-from koala.timing import device_name
+from koala.files.outputs import new_file
+from koala.hardware.timing import device_name
+from koala.models.library import Library
+from koala.models.measured import weights
+from koala.sampling.generate import versions
 
 PRESET = "10-minutes"
 SUITES = ("one_object", "two_objects")

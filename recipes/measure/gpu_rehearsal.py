@@ -19,8 +19,8 @@ import torch
 from koala.console import no_bars
 from koala.distill.config import DistillConfig
 from koala.evaluate.reports import circumstances
-from koala.measured import NONE
-from koala.outputs import new_file
+from koala.files.outputs import new_file
+from koala.models.measured import NONE
 from recipes.rehearsal.cases import card, cases
 from recipes.rehearsal.distillation import train
 

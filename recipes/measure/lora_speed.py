@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DConditionModel
 
-from koala.adapters import changed
 from koala.evaluate.reports import circumstances
-from koala.measured import RANDOM
-from koala.outputs import new_file
-from koala.specs import SDXL
+from koala.files.outputs import new_file
+from koala.models.measured import RANDOM
+from koala.sampling.adapters import changed
+from koala.unet.specs import SDXL
 
 RANK = 64
 LIMIT = 10.0  # s

@@ -25,8 +25,8 @@ from pathlib import Path
 import torch
 
 from koala.evaluate.reports import circumstances
-from koala.measured import NONE
-from koala.outputs import new_file
+from koala.files.outputs import new_file
+from koala.models.measured import NONE
 
 ROOT = Path(__file__).resolve().parents[2]
 MUTANTS = Path(__file__).with_suffix(".json")

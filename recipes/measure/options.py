@@ -23,16 +23,17 @@ import torch
 from diffusers.models.attention import BasicTransformerBlock
 from PIL import Image
 
-from koala.costs import blocks, parameters
 from koala.evaluate import drawing
 from koala.evaluate.reports import circumstances
 from koala.evaluate.shapes import draw, prompts
-from koala.latency import COMPILED, GPUS
-from koala.loading import Library, LoadedModel
-from koala.outputs import new_file
+from koala.files.outputs import new_file
+from koala.hardware.latency import COMPILED, GPUS
+from koala.models.library import Library
+from koala.models.loaded import LoadedModel
 from koala.shapes.captions import parse
 from koala.shapes.judge import verdict
-from koala.specs import KOALA_700M, SDXL, UNetSpec
+from koala.unet.costs import blocks, parameters
+from koala.unet.specs import KOALA_700M, SDXL, UNetSpec
 
 MODELS = ("tiny-sdxl", "tiny-koala-700m")
 SUITE = "two_objects"  # the harder one: what is lost is lost here first

@@ -18,9 +18,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from koala.measured import RANDOM, weights
-from koala.outputs import new_file
-from koala.registry import EMBEDDED
+from koala.files.outputs import new_file
+from koala.models.cards import EMBEDDED
+from koala.models.measured import RANDOM, weights
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import tomllib
 from packaging.requirements import Requirement
 
-from koala.outputs import new_file
+from koala.files.outputs import new_file
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENTS = {

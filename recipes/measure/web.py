@@ -28,10 +28,10 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from koala.evaluate.reports import circumstances
-from koala.generate import generate
-from koala.loading import Library
-from koala.outputs import new_file
-from koala.result import read_png
+from koala.files.outputs import new_file
+from koala.models.library import Library
+from koala.sampling.generate import generate
+from koala.sampling.result import read_png
 
 RUNS = 5  # of which the first warms up
 SETTINGS = (  # a link's fragment for each comparison with torch

@@ -14,13 +14,15 @@ from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from koala import decoding, finite, schedulers
+from koala import finite
 from koala.attention import record
-from koala.cuda import Card, DescribedCards, in_place
-from koala.loading import LoadedModel
-from koala.random_weights import RandomLibrary
-from koala.registry import ModelCard
-from koala.residence import Residence
+from koala.hardware.cuda import Card, DescribedCards, in_place
+from koala.hardware.residence import Residence
+from koala.models import random_weights, schedulers
+from koala.models.cards import ModelCard
+from koala.models.library import Library
+from koala.models.loaded import LoadedModel
+from koala.sampling import decoding
 from recipes.rehearsal.fused_attention import attention
 from recipes.rehearsal.guard import install
 from recipes.rehearsal.storages import Storages
@@ -106,28 +108,22 @@ class RehearsedResidence(Residence):
         return sum(p.nbytes for part in self.here for p in part.parameters() if p.device == self.rehearsal.device)
 
 
-class RehearsedLibrary(RandomLibrary):
+class RehearsedLibrary(Library):
     """A library of any model, without a byte of weights."""
 
     def __init__(self, rehearsal: Rehearsal, **settings):
-        super().__init__(str(rehearsal.device), **settings)
+        super().__init__(str(rehearsal.device), loaders={"torch": __name__}, **settings)
+        self.dtype = self.dtype or ("float32" if self.device.type == "cpu" else "float16")
         self.rehearsal = rehearsal
         self.residence = RehearsedResidence(rehearsal)
 
-    def _random(self, build: Callable[[], torch.nn.Module], dtype: torch.dtype) -> torch.nn.Module:
-        with torch.device("meta"):
-            module = build().to(dtype)
-        return self.rehearsal.empty(module.requires_grad_(False)).eval()
-
-    def _load(self, card: ModelCard, dtype: torch.dtype) -> LoadedModel:
-        model = super()._load(card, dtype)
-        model.warm = _Warm()
+    def note(self, model: LoadedModel) -> None:
+        """Note every call of the parts of a model, each under its name."""
         parts = model.pipeline.components | {"tiny_vae": model.tiny_vae}
         for name, part in parts.items():
             if isinstance(part, torch.nn.Module) and id(part) not in self.residence.names:
-                self.residence.names[id(part)] = f"{card.name}'s U-Net" if name == "unet" else name
+                self.residence.names[id(part)] = f"{model.card.name}'s U-Net" if name == "unet" else name
                 self._note(part, name)
-        return model
 
     def _note(self, part: torch.nn.Module, name: str) -> None:
         """Note every call of a part: which weights were on the card, in what it computes."""
@@ -155,6 +151,20 @@ class RehearsedLibrary(RandomLibrary):
         computes = part.decoder if stage.endswith("vae") else part
         computes.register_forward_pre_hook(called, with_kwargs=True)
         computes.register_forward_hook(done)
+
+
+def load(card: ModelCard, library: RehearsedLibrary, dtype: torch.dtype) -> LoadedModel:
+    """A model without a byte of weights, whose calls are noted."""
+
+    def empty(build: Callable[[], torch.nn.Module], dtype: torch.dtype) -> torch.nn.Module:
+        with torch.device("meta"):
+            module = build().to(dtype)
+        return library.rehearsal.empty(module.requires_grad_(False)).eval()
+
+    model = random_weights.load(card, library, dtype, empty)
+    model.warm = _Warm()
+    library.note(model)
+    return model
 
 
 class _Warm(set):

@@ -10,12 +10,13 @@ from safetensors.torch import save_file
 
 from koala.attention.plan import plan as attention_plan
 from koala.attention.record import capture
-from koala.compare import compare
-from koala.cuda import Card
-from koala.generate import generate
-from koala.plans import GB, Plan
-from koala.random_weights import RandomLibrary
-from koala.request import GenerationRequest, RequestError
+from koala.errors import UserError
+from koala.hardware.cuda import Card
+from koala.hardware.memory_plan import GB, Plan
+from koala.models.library import Library
+from koala.request import GenerationRequest
+from koala.sampling.compare import compare
+from koala.sampling.generate import generate
 from recipes.rehearsal.card import rehearsed
 from recipes.rehearsal.checks import bytes_wrong, problems
 
@@ -45,8 +46,8 @@ class Case:
     beside: tuple[Card, ...] = ()  # cards with smaller numbers, which nothing may touch
     kind: str = "cuda"  # or mps, an Apple GPU, whose memory is the machine's
     request: dict = field(default_factory=dict)
-    draw: Callable[["Case", RandomLibrary], Plan] | None = None
-    again: Callable[["Case", RandomLibrary], Plan] | None = None
+    draw: Callable[["Case", Library], Plan] | None = None
+    again: Callable[["Case", Library], Plan] | None = None
 
     def requests(self, **more) -> list[GenerationRequest]:
         """One for each model, at 1024 px unless the case says otherwise."""
@@ -67,7 +68,7 @@ class Case:
             library = rehearsal.library()
             try:
                 plan = (self.draw or drawn)(self, library)
-            except RequestError as error:
+            except UserError as error:
                 return Outcome(case=self, refusal=str(error))
             wrong = problems(rehearsal, plan, self.models)
             if self.again:
@@ -103,7 +104,7 @@ class Outcome:
         }
 
 
-def drawn(case: Case, library: RandomLibrary) -> Plan:
+def drawn(case: Case, library: Library) -> Plan:
     """The pictures, by `generate` for one model and `compare` for several, with previews as the app asks for them."""
     requests, steps = case.requests(), []
     watch = lambda *step: steps.append(step[-1])  # noqa: E731
@@ -116,7 +117,7 @@ def drawn(case: Case, library: RandomLibrary) -> Plan:
     return plan
 
 
-def with_lora(case: Case, library: RandomLibrary) -> Plan:
+def with_lora(case: Case, library: Library) -> Plan:
     """With a LoRA of every linear layer of the transformers, which is fitted where the U-Net is."""
     model = library.get(case.models[0])
     model.adapted.clear()
@@ -129,7 +130,7 @@ def with_lora(case: Case, library: RandomLibrary) -> Plan:
         return result.plan
 
 
-def with_own_vae(case: Case, library: RandomLibrary) -> Plan:
+def with_own_vae(case: Case, library: Library) -> Plan:
     """With a VAE that overflows in float16, as the one of SDXL's authors: it decodes in float32."""
     library.get(case.models[0]).pipeline.vae.register_to_config(force_upcast=True)
     return drawn(case, library)
@@ -143,7 +144,7 @@ def lora(unet: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             yield f"unet.{path}.lora_B.weight", torch.ones(module.out_features, RANK, dtype=torch.float16)
 
 
-def recorded(case: Case, library: RandomLibrary) -> Plan:
+def recorded(case: Case, library: Library) -> Plan:
     """Queries and keys of the last layer of every stage, at every step."""
     model, (request,) = library.get(case.models[0]), case.requests()
     plan = attention_plan(model.spec, request.width, request.height, request.steps)

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from koala.plans import Plan
-from koala.registry import CARDS
+from koala.hardware.memory_plan import Plan
+from koala.models.cards import CARDS
 from recipes.rehearsal.card import Rehearsal
 from recipes.rehearsal.storages import FUSED
 

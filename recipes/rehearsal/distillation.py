@@ -9,22 +9,22 @@ from unittest import mock
 import torch
 from diffusers import UNet2DConditionModel
 
-from koala.costs import LATENT_CHANNELS, LATENT_FACTOR, TOKENS
-from koala.cuda import Card
 from koala.distill.config import DistillConfig
 from koala.distill.data.encoded import Batch
 from koala.distill.draws import draw
 from koala.distill.ema import Ema
-from koala.distill.memory import RunMemory
-from koala.distill.noising import noising_of
+from koala.distill.estimate.memory import RunMemory
+from koala.distill.loss.pairs import feature_pairs
+from koala.distill.loss.step import DistillationStep, alphas_cumprod
 from koala.distill.optimizers import build_optimizers
-from koala.distill.pairs import feature_pairs
-from koala.distill.step import DistillationStep, alphas_cumprod
-from koala.from_files import load_noising
-from koala.random_weights import FOLDER
-from koala.registry import CARDS
-from koala.specs import UNetSpec
-from koala.specs import student as student_spec
+from koala.hardware.cuda import Card
+from koala.models.cards import CARDS
+from koala.models.random_weights import FOLDER
+from koala.models.reading import load_noising
+from koala.sampling.noising import noising_of
+from koala.unet.costs import LATENT_CHANNELS, LATENT_FACTOR, TOKENS
+from koala.unet.specs import UNetSpec
+from koala.unet.specs import student as student_spec
 from recipes.rehearsal.card import Rehearsal, rehearsed
 from recipes.rehearsal.checks import WITHIN
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from koala.cuda import Cards
-from koala.outputs import new_file, user_cache
+from koala.files.outputs import new_file, user_cache
+from koala.hardware.cuda import Cards
 
 SOURCE = """
 #include <c10/core/impl/DeviceGuardImplInterface.h>

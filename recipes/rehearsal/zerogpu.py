@@ -10,11 +10,11 @@ import multiprocessing
 import os
 from collections.abc import Sequence
 
-from koala.compare import compare
 from koala.console import no_bars
-from koala.cuda import DescribedCards, in_place
-from koala.plans import GB
+from koala.hardware.cuda import DescribedCards, in_place
+from koala.hardware.memory_plan import GB
 from koala.request import GenerationRequest
+from koala.sampling.compare import compare
 from recipes.rehearsal.card import Rehearsal, RehearsedLibrary, rehearsed
 from recipes.rehearsal.cases import STEPS, card
 

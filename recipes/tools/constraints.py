@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from koala.outputs import new_file
+from koala.files.outputs import new_file
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "constraints-server.txt"

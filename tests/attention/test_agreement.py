@@ -7,8 +7,8 @@ import torch
 
 from koala.attention.agreement import agreement, divergence
 from koala.attention.recorded import beside
-from koala.request import RequestError
-from koala.specs import SSD_1B, TINY_KOALA_1B, TINY_KOALA_700M, TINY_SDXL
+from koala.errors import UserError
+from koala.unet.specs import SSD_1B, TINY_KOALA_1B, TINY_KOALA_700M, TINY_SDXL
 
 
 def test_jensen_shannon_is_nought_for_the_same_and_one_for_nothing_in_common():
@@ -63,5 +63,5 @@ def test_models_that_are_no_cuts_of_each_other_are_compared_by_their_last_layers
 
 
 def test_captures_of_two_sizes_are_refused(made):
-    with pytest.raises(RequestError, match="64x64 and 32x64 px; capture both in one size"):
+    with pytest.raises(UserError, match="64x64 and 32x64 px; capture both in one size"):
         agreement(made(TINY_SDXL, (9.0,)), dataclasses.replace(made(TINY_SDXL, (9.0,)), width=32))

@@ -12,8 +12,8 @@ from koala.attention import archive, view
 from koala.attention.figures import Side
 from koala.attention.questions import Capture
 from koala.attention.recorded import AttentionRecord
-from koala.request import RequestError
-from koala.specs import TINY_KOALA_700M, TINY_SDXL
+from koala.errors import UserError
+from koala.unet.specs import TINY_KOALA_700M, TINY_SDXL
 
 TEACHER, STUDENT = "1-tiny-sdxl", "2-tiny-koala-700m"
 
@@ -111,7 +111,7 @@ def index(**change) -> bytes:
     ids=str,
 )
 def test_a_file_that_is_no_capture_is_refused_by_name(changed, change, said):
-    with pytest.raises(RequestError, match=said) as refused:
+    with pytest.raises(UserError, match=said) as refused:
         archive.load(changed(change))
     assert "/tmp" not in str(refused.value), "our own folders are nobody's business"
 
@@ -130,13 +130,13 @@ def test_a_file_that_is_no_capture_is_refused_by_name(changed, change, said):
     ids=str,
 )
 def test_what_a_record_says_of_itself_is_checked(saved, changed, change, said):
-    with pytest.raises(RequestError, match=said):
+    with pytest.raises(UserError, match=said):
         archive.load(changed({f"{STUDENT}/attention.json": about(saved, **change)}))
 
 
 def test_a_network_of_a_billion_layers_is_refused_at_once(saved, changed):
     spec = json.loads(about(saved))["spec"] | {"up_depths": [[10**9, 10**9], [2, 2], [0, 0]]}
-    with pytest.raises(RequestError, match="more than 1000 layers"):
+    with pytest.raises(UserError, match="more than 1000 layers"):
         archive.load(changed({f"{STUDENT}/attention.json": about(saved, spec=spec)}))
 
 
@@ -144,12 +144,12 @@ def test_a_decompression_bomb_is_refused_before_it_is_read(changed):
     bomb = {f"{STUDENT}/attention.json": b" " * 20_000_000}
     file = changed(bomb, compression=zipfile.ZIP_DEFLATED)
     assert file.stat().st_size < 10**6
-    with pytest.raises(RequestError, match="takes 20.00 MB, more than the 10.00 MB read here"):
+    with pytest.raises(UserError, match="takes 20.00 MB, more than the 10.00 MB read here"):
         archive.load(file)
 
 
 def test_a_capture_above_the_limit_is_refused(saved):
-    with pytest.raises(RequestError, match="more than the 0.00 MB read here"):
+    with pytest.raises(UserError, match="more than the 0.00 MB read here"):
         archive.load(saved, 1000)
 
 
@@ -157,7 +157,7 @@ def test_a_capture_above_the_limit_is_refused(saved):
 def test_a_file_that_was_cut_off_is_refused(saved, part):
     content = saved.read_bytes()
     saved.write_bytes(content[: int(part * len(content))])
-    with pytest.raises(RequestError, match="no whole capture"):
+    with pytest.raises(UserError, match="no whole capture"):
         archive.load(saved)
 
 
@@ -165,5 +165,5 @@ def test_a_changed_byte_is_found(saved):
     content = bytearray(saved.read_bytes())
     content[len(content) // 3] ^= 1
     saved.write_bytes(content)
-    with pytest.raises(RequestError, match="no whole capture|damaged"):
+    with pytest.raises(UserError, match="no whole capture|damaged"):
         archive.load(saved)

@@ -11,8 +11,8 @@ from koala.attention import figures, maps
 from koala.attention.figures import KINDS, Choices, Side, figure, over_steps, words
 from koala.attention.recorded import beside
 from koala.attention.render import MARK, PAPER, SEGMENTS
-from koala.request import RequestError
-from koala.specs import TINY_KOALA_700M, TINY_SDXL
+from koala.errors import UserError
+from koala.unet.specs import TINY_KOALA_700M, TINY_SDXL
 
 TOKENS = ("<|startoftext|>", "red</w>", "cir", "cle</w>", "<|endoftext|>")
 STAGES = ("DW-2", "MID", "UP-1")
@@ -116,7 +116,7 @@ def test_another_layer_than_the_last_is_shown(made, notes):
     ):
         figure([side], ["UP-1"], Choices(layer=layer))
         assert f"Layers: UP-1, {label}." in notes[-1][0]
-    with pytest.raises(RequestError, match="layer 11 is not among the 10 recorded of the student's UP-1"):
+    with pytest.raises(UserError, match="layer 11 is not among the 10 recorded of the student's UP-1"):
         Choices(layer=10).check(record, "the student")
 
 
@@ -148,7 +148,7 @@ def test_layers_stand_beside_those_they_were_cut_from(sides):
         ("UP-2", "UP-2 was not recorded, there is DW-2, MID, UP-1; capture"),
         ("UP-3", "no attention in UP-3"),
     ):
-        with pytest.raises(RequestError, match=message):
+        with pytest.raises(UserError, match=message):
             figure(sides, [stage], Choices())
 
 
@@ -197,14 +197,14 @@ def test_words_are_columns(sides, notes, monkeypatch):
     ],
 )
 def test_what_cannot_be_drawn_is_known_before_the_run(sides, settings, message):
-    with pytest.raises(RequestError, match=message):
+    with pytest.raises(UserError, match=message):
         Choices(**settings).check(sides[0].record, "the student")
 
 
 def test_words_need_cross_attention(made):
-    with pytest.raises(RequestError, match="words need cross-attention"):
+    with pytest.raises(UserError, match="words need cross-attention"):
         Choices(kind="words").check(made(TINY_SDXL, (9.0,)), "the teacher")
-    with pytest.raises(RequestError, match="there is no figure 'svd'; choose one of rows"):
+    with pytest.raises(UserError, match="there is no figure 'svd'; choose one of rows"):
         Choices(kind="svd")
 
 

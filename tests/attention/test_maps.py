@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from koala.attention import maps
-from koala.request import RequestError
+from koala.errors import UserError
 
 GRID = (4, 6)
 
@@ -56,7 +56,7 @@ def test_a_region_is_the_mean_of_its_rows(qk):
     mask[1:3, 2:4] = True
     rows = maps.probabilities(*qk)
     assert torch.allclose(maps.region(*qk, mask), rows[[8, 9, 14, 15]].mean(0))
-    with pytest.raises(RequestError, match="empty"):
+    with pytest.raises(UserError, match="empty"):
         maps.region(*qk, mask & False)
 
 
@@ -102,7 +102,7 @@ def test_words_gather_their_tokens_and_maps_add_them_up(qk):
     rows = maps.probabilities(*qk)
     assert torch.allclose(maps.word_map(*qk, (3, 4)), rows[:, 3] + rows[:, 4])
     for tokens in ((), (24,)):
-        with pytest.raises(RequestError, match="0 to 23"):
+        with pytest.raises(UserError, match="0 to 23"):
             maps.word_map(*qk, tokens)
 
 
@@ -126,7 +126,7 @@ def test_segments_are_found_where_attention_is_faint():
 
 def test_an_unknown_head_is_refused(qk):
     for head in (3, -1, "median"):
-        with pytest.raises(RequestError, match="choose mean, max, or 0 to 2"):
+        with pytest.raises(UserError, match="choose mean, max, or 0 to 2"):
             maps.row(*qk, 0, head)
 
 

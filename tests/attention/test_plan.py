@@ -7,9 +7,9 @@ import torch
 
 from koala.attention.pairing import paired, plans
 from koala.attention.plan import attention_stages, grid, ordered, plan
-from koala.layer_map import self_attention_pairs
-from koala.request import RequestError
-from koala.specs import KOALA_1B, KOALA_700M, SDXL, SSD_1B, TINY_KOALA_1B, TINY_KOALA_700M, TINY_SDXL
+from koala.errors import UserError
+from koala.unet.layer_map import self_attention_pairs
+from koala.unet.specs import KOALA_1B, KOALA_700M, SDXL, SSD_1B, TINY_KOALA_1B, TINY_KOALA_700M, TINY_SDXL
 
 
 def test_one_layer_per_stage_of_koala_700m_is_about_0_3_gib():
@@ -66,7 +66,7 @@ def test_cross_attention_stands_beside_its_block():
     ],
 )
 def test_what_the_model_lacks_is_said(spec, settings, message):
-    with pytest.raises(RequestError, match=message):
+    with pytest.raises(UserError, match=message):
         plan(spec, 1024, 1024, 10, **settings)
 
 
@@ -87,7 +87,7 @@ def test_what_the_model_lacks_is_said(spec, settings, message):
     ],
 )
 def test_a_plan_above_the_budget_names_one_that_fits(settings, budget, message):
-    with pytest.raises(RequestError, match=message):
+    with pytest.raises(UserError, match=message):
         plan(SDXL, 1024, 1024, 25, budget_bytes=budget, **settings)
 
 
@@ -122,17 +122,17 @@ def test_models_that_are_no_cuts_of_each_other_pair_by_their_last_layers():
 
 def test_stages_that_a_model_lacks_and_a_budget_that_the_first_one_took():
     assert list(paired([TINY_KOALA_700M, TINY_SDXL], stages=["MID", "UP-2"])) == ["MID", "UP-2"]
-    with pytest.raises(RequestError, match="tiny-koala-700m has no attention in MID; it has it in DW-2"):
+    with pytest.raises(UserError, match="tiny-koala-700m has no attention in MID; it has it in DW-2"):
         both(TINY_KOALA_700M, TINY_SDXL, stages=["MID"])
-    with pytest.raises(RequestError, match="tiny-koala-700m has no attention in UP-3"):
+    with pytest.raises(UserError, match="tiny-koala-700m has no attention in UP-3"):
         both(TINY_KOALA_700M, TINY_SDXL, stages=["UP-3"])
     alone = plan(KOALA_700M, 1024, 1024, 2).bytes
-    with pytest.raises(RequestError, match="of sdxl over 2 steps"):
+    with pytest.raises(UserError, match="of sdxl over 2 steps"):
         both(KOALA_700M, SDXL, size=1024, budget_bytes=alone + 10**6)
 
 
 def test_which_of_two_models_is_the_student():
     assert ordered(SDXL, KOALA_1B) == ordered(KOALA_1B, SDXL) == (KOALA_1B, SDXL)
     assert ordered(KOALA_1B, KOALA_700M) == (KOALA_700M, KOALA_1B)
-    with pytest.raises(RequestError, match="neither of ssd-1b and koala-1b"):
+    with pytest.raises(UserError, match="neither of ssd-1b and koala-1b"):
         ordered(SSD_1B, dataclasses.replace(KOALA_1B, mid_depth=6))

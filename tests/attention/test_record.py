@@ -16,9 +16,10 @@ from koala.attention.pairing import paired, plans
 from koala.attention.plan import plan
 from koala.attention.record import capture, record, same_input
 from koala.attention.recorded import AttentionRecord
-from koala.generate import generate, resolve
-from koala.loading import Library
-from koala.request import GenerationRequest, RequestError
+from koala.errors import UserError
+from koala.models.library import Library
+from koala.request import GenerationRequest
+from koala.sampling.generate import generate, resolve
 
 PROMPT = "a red circle left of a blue square"
 
@@ -147,7 +148,7 @@ def test_a_plain_pipeline_is_recorded_as_it_is_called(embedded):
     found = recorder.record
     assert found.steps == 2 and found.seed is None and found.tokens == () and found.spec.mid_depth is None
     with (
-        pytest.raises(RequestError, match="the plan is for 128x128 px and the run draws 256x256"),
+        pytest.raises(UserError, match="the plan is for 128x128 px and the run draws 256x256"),
         record(pipeline, two),
     ):
         draw(size=256)
@@ -156,11 +157,11 @@ def test_a_plain_pipeline_is_recorded_as_it_is_called(embedded):
     assert recorder.record.steps == 2, "the last passes of a longer run"
     pipeline.unet.fuse_qkv_projections()
     with (
-        pytest.raises(RequestError, match="planned layers recorded nothing.*fuse_qkv_projections"),
+        pytest.raises(UserError, match="planned layers recorded nothing.*fuse_qkv_projections"),
         record(pipeline, two),
     ):
         draw()
-    with pytest.raises(RequestError, match="did not run"), record(pipeline, two):
+    with pytest.raises(UserError, match="did not run"), record(pipeline, two):
         pass
 
 
@@ -176,7 +177,7 @@ def test_a_compiled_layer_is_said_to_record_nothing(embedded):
 
     draw()
     silent = f"1 of 8 planned layers recorded nothing, {path} .* uncompiled"
-    with pytest.raises(RequestError, match=silent), record(pipeline):
+    with pytest.raises(UserError, match=silent), record(pipeline):
         draw()
     assert not sum(len(m._forward_hooks) for m in pipeline.unet.modules())
 
@@ -194,14 +195,14 @@ def test_a_plain_pipeline_needs_no_plan(embedded, guidance, images):
 
 
 def test_a_loaded_model_needs_its_plan(student):
-    with pytest.raises(RequestError, match="needs its plan"), record(student):
+    with pytest.raises(UserError, match="needs its plan"), record(student):
         pass
 
 
 def test_another_threads_run_of_the_same_model_is_not_recorded(student):
     """In the app someone else may draw before or after, while this recorder waits for the model."""
     request = asked(student, width=64, height=64)
-    with pytest.raises(RequestError, match="nothing was recorded"), record(student, planned(student, request)):
+    with pytest.raises(UserError, match="nothing was recorded"), record(student, planned(student, request)):
         other = threading.Thread(target=generate, args=(request, student))
         other.start()
         other.join()
@@ -299,7 +300,7 @@ def test_a_damaged_capture_is_refused_by_name(student, tmp_path, what, message):
     request = asked(student, width=64, height=64)
     capture(student, request, planned(student, request))[1].save(tmp_path / "capture")
     damage(tmp_path / "capture", what)
-    with pytest.raises(RequestError, match=message):
+    with pytest.raises(UserError, match=message):
         AttentionRecord.load(tmp_path / "capture")
 
 
@@ -315,23 +316,23 @@ def test_what_a_capture_does_not_hold_is_said(student, tmp_path):
         (lambda: found.patch(layer, 64, 3), "pixel 64,3 is outside the picture of 64x64 px"),
         (lambda: found.save(tmp_path) and found.save(tmp_path), "exists already"),
     ):
-        with pytest.raises(RequestError, match=message):
+        with pytest.raises(UserError, match=message):
             call()
     assert [found.patch(layer, x, y) for x, y in ((0, 0), (63.9, 0), (16, 16), (63, 63))] == [0, 3, 5, 15]
-    with pytest.raises(RequestError, match="a capture of tiny-koala-700m, not of tiny-sdxl"):
+    with pytest.raises(UserError, match="a capture of tiny-koala-700m, not of tiny-sdxl"):
         AttentionRecord.load(tmp_path, model="tiny-sdxl")
 
 
 def test_bad_use_is_refused_before_the_run(student):
     request = asked(student)
-    with pytest.raises(RequestError, match="the plan is for 3 steps and the run has 2"):
+    with pytest.raises(UserError, match="the plan is for 3 steps and the run has 2"):
         capture(student, request, planned(student, dataclasses.replace(request, steps=3)))
-    with pytest.raises(RequestError, match="half is one of"):
+    with pytest.raises(UserError, match="half is one of"):
         capture(student, request, planned(student, request), half="both")
-    with pytest.raises(RequestError, match="the plan is for 1 picture at once and a pass of the run has 4 rows"):
+    with pytest.raises(UserError, match="the plan is for 1 picture at once and a pass of the run has 4 rows"):
         capture(student, dataclasses.replace(request, images=2), planned(student, request))
     unguided = dataclasses.replace(request, guidance=1.0)
-    with pytest.raises(RequestError, match="no unconditional half"):
+    with pytest.raises(UserError, match="no unconditional half"):
         capture(student, unguided, planned(student, unguided), half="unconditional")
 
 

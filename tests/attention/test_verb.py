@@ -7,10 +7,10 @@ from PIL import Image
 
 from koala.attention.figures import Choices, Side, figure
 from koala.attention.recorded import AttentionRecord
-from koala.cli import main
-from koala.generate import generate
-from koala.loading import Library
-from koala.result import read_png
+from koala.cli.main import main
+from koala.models.library import Library
+from koala.sampling.generate import generate
+from koala.sampling.result import read_png
 
 PROMPT = ["--prompt", "a red circle left of a blue square"]
 QUICK = [*PROMPT, "--steps", "2", "--width", "128", "--height", "64", "--device", "cpu"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from koala.distill.config import DistillConfig
-from koala.distill.run_folder import RunFolder
+from koala.distill.run.folder import RunFolder
 
 SMALL = dict(
     num_pictures=24,

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from koala.cli import main
+from koala.cli.main import main
 
 
 def test_an_estimate_needs_neither_the_model_nor_a_folder(capsys):

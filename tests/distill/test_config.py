@@ -7,7 +7,7 @@ import pytest
 
 from koala.distill.config import DistillConfig, read
 from koala.distill.presets import PRESETS
-from koala.request import RequestError
+from koala.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ from koala.request import RequestError
     ],
 )
 def test_a_value_that_cannot_work_is_refused_with_its_remedy(values, message):
-    with pytest.raises(RequestError, match=message):
+    with pytest.raises(UserError, match=message):
         DistillConfig.from_dict(values)
 
 
@@ -56,12 +56,12 @@ def test_a_file_that_is_no_config_is_refused(tmp_path, text, message):
     file = tmp_path / "config.json"
     if text is not None:
         file.write_text(text)
-    with pytest.raises(RequestError, match=message):
+    with pytest.raises(UserError, match=message):
         read(file)
 
 
 def test_a_setting_without_a_value_is_refused():
-    with pytest.raises(RequestError, match="'batch_size' is no setting; write field=value"):
+    with pytest.raises(UserError, match="'batch_size' is no setting; write field=value"):
         read(None, ["batch_size"])
 
 
@@ -84,7 +84,7 @@ def test_one_setting_is_one_validation_prompt_and_may_be_repeated(tmp_path):
     file.write_text(json.dumps({"validation_prompts": ["a triangle"]}))
     assert read(file, asked).validation_prompts == (first, second)  # the command line replaces the file's
     assert read(None, ["stages=UP-1,DW-2"]).stages == ("UP-1", "DW-2")
-    with pytest.raises(RequestError, match="is no JSON list") as told:
+    with pytest.raises(UserError, match="is no JSON list") as told:
         read(None, ["validation_prompts=[a star]"])
     remedy = str(told.value).rpartition("; write ")[2]
     assert read(None, [remedy]).validation_prompts == ("[a star]",)

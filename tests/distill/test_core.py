@@ -15,10 +15,10 @@ from koala.distill.data.encoders import encoder_files
 from koala.distill.draws import draw
 from koala.distill.ema import Ema
 from koala.distill.muon import Muon
-from koala.distill.noising import ddpm, straight
 from koala.distill.optimizers import build_optimizers, learning_rate
-from koala.registry import EMBEDDED
-from koala.specs import TINY_KOALA_700M
+from koala.models.cards import EMBEDDED
+from koala.sampling.noising import ddpm, straight
+from koala.unet.specs import TINY_KOALA_700M
 
 DRAWN = 10_000
 

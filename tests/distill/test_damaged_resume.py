@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from koala.distill import intact
-from koala.distill.run_folder import RunFolder
+from koala.distill.run import intact
+from koala.distill.run.folder import RunFolder
 from recipes.measure import damage
 
 pytestmark = pytest.mark.long

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from koala.distill import intact, reporter, resuming, runs
 from koala.distill.config import DistillConfig
-from koala.distill.records import Status, read_entry
-from koala.distill.reporter import Reporter
-from koala.distill.run_folder import RunFolder
+from koala.distill.run import intact, reporter, resuming
+from koala.distill.run import manager as runs
+from koala.distill.run.folder import RunFolder
+from koala.distill.run.records import Status, read_entry
+from koala.distill.run.reporter import Reporter
+from koala.errors import UserError
 from koala.process import started
-from koala.request import RequestError
 from recipes.measure.damage import flip
 
 CONFIG = DistillConfig(num_steps=10)
@@ -53,7 +54,7 @@ def test_what_is_no_checkpoint_is_left_out_and_named(run):
     (run.path / "checkpoints" / "step-7").write_text("a file")
     assert run.checkpoints() == [5, 10]
     assert run.strays() == sorted([*strays, "step-7"])
-    with pytest.raises(RequestError, match="step-7 is a file where a checkpoint goes; remove it"):
+    with pytest.raises(UserError, match="step-7 is a file where a checkpoint goes; remove it"):
         run.forget_checkpoints_after(5)
     assert run.checkpoints() == [5, 10]
 
@@ -81,7 +82,7 @@ WRONG = {
 def test_a_damaged_status_is_named_with_a_remedy(run, content):
     (run.path / "status.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     for look in (run.status, lambda: runs.alive(run), lambda: runs.state(run)):
-        with pytest.raises(RequestError, match="status.json is damaged: .*python -m koala distill --resume"):
+        with pytest.raises(UserError, match="status.json is damaged: .*python -m koala distill --resume"):
             look()
     runs.delete(run)  # no damage keeps a run from being removed
     assert not run.path.exists()
@@ -91,7 +92,7 @@ def test_a_damaged_status_is_named_with_a_remedy(run, content):
 def test_a_damaged_config_is_named_and_taken_from_the_last_good_checkpoint(run, content):
     (run.path / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     flip(run.checkpoint(10) / "ema.safetensors", 100)
-    with pytest.raises(RequestError, match="config.json is damaged: .*its checkpoints know it, too: python -m koala"):
+    with pytest.raises(UserError, match="config.json is damaged: .*its checkpoints know it, too: python -m koala"):
         run.config()
     config, said = intact.config_of(run)
     assert config == CONFIG and "config.json is damaged" in said and "as checkpoint step-5 knows it" in said
@@ -100,12 +101,12 @@ def test_a_damaged_config_is_named_and_taken_from_the_last_good_checkpoint(run, 
     assert config == CONFIG and "config.json is missing" in said
     assert [r.name for r in runs.list_runs(run.path.parent)] == ["run"]
     flip(run.checkpoint(5) / "ema.safetensors", 100)
-    with pytest.raises(RequestError, match="no checkpoint of .* is good; start it again with --out"):
+    with pytest.raises(UserError, match="no checkpoint of .* is good; start it again with --out"):
         intact.config_of(run)
 
 
 def test_a_folder_without_a_run_says_so(tmp_path):
-    with pytest.raises(RequestError, match="holds no distillation"):
+    with pytest.raises(UserError, match="holds no distillation"):
         intact.config_of(RunFolder(path=tmp_path))
 
 
@@ -154,7 +155,7 @@ def test_damaged_prompts_are_named(run, content):
     run.write_prompts(("a red circle",))
     assert run.prompts() == ["a red circle"]
     (run.samples / "prompts.json").write_text(content)
-    with pytest.raises(RequestError, match="prompts.json is damaged: .*the next validation writes it anew"):
+    with pytest.raises(UserError, match="prompts.json is damaged: .*the next validation writes it anew"):
         run.prompts()
 
 
@@ -173,9 +174,7 @@ def test_a_bit_anywhere_in_a_checkpoint_is_noticed(run):
         content = file.read_bytes()
         for bit in random.Random(name).sample(range(8 * len(content)), 60):
             flip(file, bit)
-            with pytest.raises(
-                RequestError, match="step-10 .* is damaged: .*; resume with --step 5, the last good one"
-            ):
+            with pytest.raises(UserError, match="step-10 .* is damaged: .*; resume with --step 5, the last good one"):
                 intact.verify(run, 10, CONFIG)
             flip(file, bit)
     intact.verify(run, 10, CONFIG)
@@ -191,19 +190,19 @@ def test_a_bit_anywhere_in_config_status_or_metrics_is_survived(run):
             flip(file, bit)
             try:
                 list(run.metrics()), runs.state(run), runs.list_runs(run.path.parent)
-            except RequestError as error:
+            except UserError as error:
                 assert str(file) in str(error)
             config, said = intact.config_of(run)
             changed = resuming.differences(config, CONFIG)
             if changed.keys() - resuming.FREE_FIELDS:
-                with pytest.raises(RequestError, match="belongs to another run: .*to go on as it was trained add"):
+                with pytest.raises(UserError, match="belongs to another run: .*to go on as it was trained add"):
                     intact.verify(run, 10, config)
             file.write_bytes(content)
 
 
 def test_a_checkpoint_under_another_name_is_refused(run):
     run.checkpoint(10).rename(run.checkpoint(20))
-    with pytest.raises(RequestError, match="step-20 .* is that of step 10 under another name; resume with --step 5"):
+    with pytest.raises(UserError, match="step-20 .* is that of step 10 under another name; resume with --step 5"):
         intact.verify(run, 20, CONFIG)
 
 
@@ -233,7 +232,7 @@ def test_a_run_that_a_terminal_trains_is_neither_resumed_nor_deleted_whatever_it
     try:
         (run.path / "status.json").write_text("")
         for action, words in ((runs.resume, "is running already"), (runs.delete, "is running; stop it first")):
-            with pytest.raises(RequestError, match=words):
+            with pytest.raises(UserError, match=words):
                 action(run)
         assert runs.held(run)
     finally:

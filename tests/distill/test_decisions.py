@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from koala.distill.processes import Processes
-from koala.request import RequestError
+from koala.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = [*sorted((ROOT / "koala" / "distill").rglob("*.py")), ROOT / "koala" / "verbs" / "distill.py"]
+FILES = [*sorted((ROOT / "koala" / "distill").rglob("*.py")), ROOT / "koala" / "cli" / "distill.py"]
 HOME = "processes.py"
 WAITS = {  # where a process waits for the others
     "wait_for_everyone", "reduce", "gather", "gather_object", "gather_for_metrics", "broadcast",
@@ -106,7 +106,7 @@ def test_an_error_is_everyones_as_what_it_is():
     def fails(error: Exception) -> None:
         raise error
 
-    for error in (RequestError("no"), OSError("full"), KeyError("k"), ValueError("v")):
+    for error in (UserError("no"), OSError("full"), KeyError("k"), ValueError("v")):
         with pytest.raises(type(error)):
             processes.on_main(fails, error)
         assert processes.shared is error

@@ -12,16 +12,16 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from koala.distill.activations import feature_elements, saved_bytes, widths
 from koala.distill.config import FEATURES, DistillConfig, read
-from koala.distill.estimate import Estimate, estimate
-from koala.distill.pairs import feature_pairs
-from koala.distill.resuming import check_fits
-from koala.distill.run_folder import RunFolder
-from koala.hooks import tap
-from koala.parts import SDXL_PARTS, TINY_PARTS
-from koala.request import RequestError
-from koala.specs import KOALA_1B, KOALA_700M, SDXL, TINY_KOALA_1B, TINY_SDXL, UNetSpec
+from koala.distill.estimate.activations import feature_elements, saved_bytes, widths
+from koala.distill.estimate.total import Estimate, estimate
+from koala.distill.loss.pairs import feature_pairs
+from koala.distill.run.folder import RunFolder
+from koala.distill.run.resuming import check_fits
+from koala.errors import UserError
+from koala.models.hooks import tap
+from koala.unet.parts import SDXL_PARTS, TINY_PARTS
+from koala.unet.specs import KOALA_1B, KOALA_700M, SDXL, TINY_KOALA_1B, TINY_SDXL, UNetSpec
 
 GB = 10**9
 PAPER = DistillConfig(teacher="sdxl-lightning-4step", captions="detailed", num_steps=500_000, batch_size=128)
@@ -140,7 +140,7 @@ def test_the_batch_that_fits_fits_and_one_more_does_not():
 @pytest.mark.parametrize("memory", [80, 40, 24])
 def test_what_does_not_fit_is_refused_with_settings_that_do(memory):
     found = on_gpu(PAPER, memory=memory * GB)
-    with pytest.raises(RequestError, match="this run takes .* GB per process, of which .* GB are free; it fits with"):
+    with pytest.raises(UserError, match="this run takes .* GB per process, of which .* GB are free; it fits with"):
         found.check()
     again = on_gpu(read(None, found.remedies, PAPER), memory=memory * GB)
     again.check()
@@ -165,14 +165,14 @@ def test_a_run_that_goes_on_is_told_what_it_may_change_and_else_to_begin_anew():
     run = RunFolder(path=Path("runs/mine"))
     one = replace(PAPER, batch_size=1)
     check_fits(run, on_gpu(one, memory=80 * GB))
-    with pytest.raises(RequestError, match="it fits with ema_device=cpu gradient_checkpointing=true"):
+    with pytest.raises(UserError, match="it fits with ema_device=cpu gradient_checkpointing=true"):
         check_fits(run, on_gpu(one, memory=23 * GB))
-    with pytest.raises(RequestError, match="optimizer cannot change .* --out NEW .*optimizer=adamw8bit"):
+    with pytest.raises(UserError, match="optimizer cannot change .* --out NEW .*optimizer=adamw8bit"):
         check_fits(run, on_gpu(one, memory=20 * GB))
 
 
 def test_a_card_that_holds_no_teacher_says_so():
-    with pytest.raises(RequestError, match="no setting makes it fit; choose a smaller teacher"):
+    with pytest.raises(UserError, match="no setting makes it fit; choose a smaller teacher"):
         on_gpu(PAPER, memory=6 * GB).check()
 
 

@@ -9,10 +9,10 @@ from accelerate.commands.config.config_args import load_config_from_file
 from diffusers import UNet2DConditionModel
 
 from koala.distill.config import DistillConfig, read
-from koala.distill.estimate import estimate
-from koala.distill.pairs import feature_pairs
-from koala.registry import find
-from koala.specs import student
+from koala.distill.estimate.total import estimate
+from koala.distill.loss.pairs import feature_pairs
+from koala.models.registry import find
+from koala.unet.specs import student
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "full_scale"
 RECIPES = ("koala-lightning-700m", "koala-lightning-1b", "koala-700m-24gb")

@@ -8,10 +8,10 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from koala.distill import snapshots
-from koala.distill.run_folder import RunFolder
+from koala.distill.run import snapshots
+from koala.distill.run.folder import RunFolder
 from koala.distill.trainer import train
-from koala.request import RequestError
+from koala.errors import UserError
 
 from .data.worlds import COLOURS, parquet_file, png
 from .test_two_processes import Two
@@ -58,7 +58,7 @@ def test_a_new_run_learns_from_what_came_and_an_old_one_goes_on_without_it(tmp_p
     assert [(entry["step"], entry["loss"]) for entry in old.metrics() if entry["kind"] == "train"] == steps
     put(tmp_path / "p", [0])
     (tmp_path / "p" / "0.png").write_bytes(png("pink"))  # of what it learned from
-    with pytest.raises(RequestError, match="changed since checkpoint step-1"):
+    with pytest.raises(UserError, match="changed since checkpoint step-1"):
         train(old, dataclasses.replace(config, num_steps=3), resume_from=1)
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from koala.cuda import cards
-from koala.distill.run_folder import RunFolder
+from koala.distill.run.folder import RunFolder
 from koala.distill.trainer import train
+from koala.hardware.cuda import cards
 
 pytestmark = pytest.mark.gpu
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from koala.cli import main
-from koala.distill.run_folder import RunFolder
+from koala.cli.main import main
+from koala.distill.run.folder import RunFolder
 from recipes.measure import damage
 from tests import forked
 from tests.forked import end_of

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from koala.distill.losses import by_kind, feature_losses, noise_loss, snr_weight
-from koala.distill.pairs import Pair
+from koala.distill.loss.pairs import Pair
+from koala.distill.loss.terms import by_kind, feature_losses, noise_loss, snr_weight
 
 PAIRS = [
     Pair(kind="SA", stage="UP-1", student="x", teacher="a"),

@@ -19,19 +19,19 @@ from torch.utils._pytree import tree_iter
 from koala.distill.config import DistillConfig
 from koala.distill.data.encoded import Batch
 from koala.distill.draws import Draws
-from koala.distill.memory import RunMemory
+from koala.distill.estimate.memory import RunMemory
+from koala.distill.loss.pairs import feature_pairs
+from koala.distill.loss.step import DistillationStep
 from koala.distill.optimizers import build_optimizers
-from koala.distill.pairs import feature_pairs
-from koala.distill.step import DistillationStep
-from koala.registry import EMBEDDED
-from koala.specs import KOALA_700M, SDXL, TINY_KOALA_700M, TINY_SDXL, UNetSpec
+from koala.models.cards import EMBEDDED
+from koala.unet.specs import KOALA_700M, SDXL, TINY_KOALA_700M, TINY_SDXL, UNetSpec
 
 ROOT = Path(__file__).parents[2]
 HALF = replace(TINY_SDXL, name="half", channels=(160, 320, 640), heads=(5, 10, 20))  # SDXL's U-Net, half as wide
 MAKE_FULL_SIZE = """
 import sys
-from koala.random_weights import RandomLibrary
-RandomLibrary("cpu", dtype="bfloat16").get("sdxl-base").pipeline.save_pretrained(sys.argv[1], max_shard_size="100GB")
+from koala.models.random_weights import random_library
+random_library("cpu", dtype="bfloat16").get("sdxl-base").pipeline.save_pretrained(sys.argv[1], max_shard_size="100GB")
 """
 
 
@@ -136,8 +136,8 @@ TRAIN = """
 import json, sys
 from pathlib import Path
 from koala.distill.config import read
-from koala.distill.forecast import estimate_here
-from koala.distill.run_folder import RunFolder
+from koala.distill.estimate.forecast import estimate_here
+from koala.distill.run.folder import RunFolder
 from koala.distill.trainer import train
 config = read(None, sys.argv[2:])
 expected = estimate_here(config, measure=False)

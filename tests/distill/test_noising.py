@@ -5,8 +5,8 @@ import torch
 from diffusers import DDPMScheduler, EulerDiscreteScheduler
 
 from koala.distill import config
-from koala.distill.noising import NOISINGS, ddpm, noising_of, straight
-from koala.registry import CARDS, EMBEDDED
+from koala.models.cards import CARDS, EMBEDDED
+from koala.sampling.noising import NOISINGS, ddpm, noising_of, straight
 
 SCHEDULER = EMBEDDED / "tiny-sdxl" / "scheduler"
 

@@ -3,9 +3,9 @@
 import pytest
 
 from koala.distill.config import BK_LOSS, DistillConfig
-from koala.distill.pairs import feature_pairs, teaching_block
-from koala.request import RequestError
-from koala.specs import KOALA_1B, KOALA_700M, SDXL, STAGES
+from koala.distill.loss.pairs import feature_pairs, teaching_block
+from koala.errors import UserError
+from koala.unet.specs import KOALA_1B, KOALA_700M, SDXL, STAGES
 
 
 @pytest.mark.parametrize(("student", "count", "middle"), [(KOALA_1B, 30, 6), (KOALA_700M, 21, 0)])
@@ -51,7 +51,7 @@ def test_a_feature_at_one_stage_alone():
 
 
 def test_a_feature_that_is_nowhere_names_the_stages_that_have_it():
-    with pytest.raises(RequestError, match="koala-700m has no SA in DW-1; it has it in DW-2, DW-3, UP-1, UP-2"):
+    with pytest.raises(UserError, match="koala-700m has no SA in DW-1; it has it in DW-2, DW-3, UP-1, UP-2"):
         feature_pairs(DistillConfig(features=("SA@DW-1",)), KOALA_700M, SDXL)
 
 
@@ -64,5 +64,5 @@ def test_a_feature_that_is_nowhere_names_the_stages_that_have_it():
     ],
 )
 def test_unknown_features_and_stages_are_refused_with_the_list(settings, message):
-    with pytest.raises(RequestError, match=message):
+    with pytest.raises(UserError, match=message):
         DistillConfig(**settings)

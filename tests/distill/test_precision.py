@@ -5,7 +5,7 @@ import math
 import pytest
 from accelerate.state import AcceleratorState
 
-from koala.distill.run_folder import RunFolder
+from koala.distill.run.folder import RunFolder
 from koala.distill.trainer import train
 
 

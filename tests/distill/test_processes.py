@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from koala.distill.config import read
 from koala.distill.processes import this_process
-from koala.distill.run_folder import RunFolder
+from koala.distill.run.folder import RunFolder
 from koala.distill.trainer import train
 from tests import forked
 

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-import koala.cli
-from koala.distill import resuming
+import koala.cli.main
+from koala.cli import distill
 from koala.distill.config import DistillConfig
-from koala.distill.intact import verify
-from koala.distill.place import check_place
-from koala.distill.preflight import check_share
-from koala.distill.run_folder import RunFolder
-from koala.distill.student_folder import check_student
+from koala.distill.run import resuming
+from koala.distill.run.folder import RunFolder
+from koala.distill.run.intact import verify
+from koala.distill.run.place import check_place
+from koala.distill.run.preflight import check_share
+from koala.distill.run.student_folder import check_student
 from koala.distill.trainer import train
-from koala.request import RequestError
-from koala.verbs import distill
+from koala.errors import UserError
 
 pytestmark = pytest.mark.long
 
@@ -39,7 +39,7 @@ def test_every_field_of_a_config_has_one_answer():
 def test_what_changes_from_here_on_is_asked_for_or_recorded(copy):
     config = copy.config()
     slower = dataclasses.replace(config, learning_rate=3e-5, accumulation=2)
-    with pytest.raises(RequestError, match="add accumulation=1 learning_rate=0.0001, or with .* accumulation=2 l"):
+    with pytest.raises(UserError, match="add accumulation=1 learning_rate=0.0001, or with .* accumulation=2 l"):
         verify(copy, 1, slower)
     verify(copy, 1, slower, asked=("learning_rate", "accumulation"))
     resuming.record(copy, 1, slower, config, processes=2)
@@ -47,7 +47,7 @@ def test_what_changes_from_here_on_is_asked_for_or_recorded(copy):
         {"step": 1, "processes": 2, "changes": {"learning_rate": [1e-4, 3e-5], "accumulation": [1, 2]}}
     ]
     verify(copy, 1, slower)  # as the history knows
-    with pytest.raises(RequestError, match="its learning_rate is"):
+    with pytest.raises(UserError, match="its learning_rate is"):
         verify(copy, 1, dataclasses.replace(slower, learning_rate=2e-5))
     resuming.record(copy, 1, config, config, processes=1)  # gone on from there once more
     assert [entry["processes"] for entry in copy.history()] == [1]
@@ -58,7 +58,7 @@ def test_what_changes_from_here_on_is_asked_for_or_recorded(copy):
 )
 def test_a_damaged_history_is_named_and_begun_anew(copy, content):
     (copy.path / "history.json").write_text(content)
-    with pytest.raises(RequestError, match="history.json .*it is begun anew when the run goes on"):
+    with pytest.raises(UserError, match="history.json .*it is begun anew when the run goes on"):
         copy.history()
     resuming.record(copy, 1, copy.config(), copy.config(), processes=1)
     assert len(copy.history()) == 1
@@ -92,7 +92,7 @@ def execute(arguments: list[str]) -> None:
     """All of `koala distill` that can refuse, short of the training itself; a run goes on for two steps more."""
     if "--resume" in arguments and not any(word.startswith("num_steps") for word in arguments):
         arguments = [*arguments, "num_steps=3"]
-    args = koala.cli.parser().parse_args(["distill", *arguments])
+    args = koala.cli.main.parser().parse_args(["distill", *arguments])
     plan = distill._planned(args, RunFolder(path=args.resume or args.out))
     if plan.step is None:
         check_student(plan.config)
@@ -147,7 +147,7 @@ def refused(name: str, copy: RunFolder, new: Path) -> tuple[list[str], str]:
     arguments = [word.format(run=copy.path, new=new) for word in arguments]
     if act:
         act(copy)
-    with pytest.raises(RequestError) as error:
+    with pytest.raises(UserError) as error:
         execute(arguments)
     return [word for word in arguments if not word.startswith("batch_size")], str(error.value)
 
@@ -191,9 +191,9 @@ def messages() -> Iterator[str]:
             return "".join(words(part) if isinstance(part, ast.Constant) else "{}" for part in node.values)
         return words(node.left) + words(node.right) if isinstance(node, ast.BinOp) else "{}"
 
-    for file in [*(ROOT / "koala" / "distill").glob("*.py"), ROOT / "koala" / "verbs" / "distill.py"]:
+    for file in [*(ROOT / "koala" / "distill").rglob("*.py"), ROOT / "koala" / "cli" / "distill.py"]:
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("RequestError", "BrokenLoss") and node.args:
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("UserError", "BrokenLoss") and node.args:
                 text = words(node.args[0])
                 if re.search(rf" --[a-z]+|{SETTING}", text.partition("; ")[2] or text):
                     yield text
@@ -222,10 +222,10 @@ def test_what_a_broken_loss_says_to_type_is_allowed(copy):
 
 
 def test_a_batch_that_processes_cannot_share_has_a_remedy():
-    with pytest.raises(RequestError, match="choose accumulation=2"):
+    with pytest.raises(UserError, match="choose accumulation=2"):
         check_share(DistillConfig(batch_size=12, accumulation=3), 3)
     check_share(DistillConfig(batch_size=12, accumulation=2), 3)
-    with pytest.raises(RequestError, match="start 1 or 2 processes, or for a new run choose batch_size=6"):
+    with pytest.raises(UserError, match="start 1 or 2 processes, or for a new run choose batch_size=6"):
         check_share(DistillConfig(batch_size=4), 3)
     check_share(DistillConfig(batch_size=6), 3)
 
@@ -241,12 +241,12 @@ def test_a_name_is_free_again_after_a_typing_error(small, tmp_path):
         {"student_spec": "0,2,12/-/12+12,2+2,0+0"},
         {"trackers": ("wandb",)},
     ):
-        with pytest.raises(RequestError):
+        with pytest.raises(UserError):
             train(run, small(**typed))
         assert not run.path.exists(), typed
     run.path.mkdir()
     (run.path / "notes.txt").write_text("mine")
-    with pytest.raises(RequestError):
+    with pytest.raises(UserError):
         train(run, small(data=str(tmp_path / "picturs")))
     assert [file.name for file in run.path.iterdir()] == ["notes.txt"]
 
@@ -267,7 +267,7 @@ def test_a_folder_with_other_things_where_a_run_writes_is_refused(tmp_path, name
     file = run.path / name
     file.parent.mkdir(parents=True)
     file.write_text('{"mine": 1}')
-    with pytest.raises(RequestError, match=r"choose another folder, for example --out .*-2"):
+    with pytest.raises(UserError, match=r"choose another folder, for example --out .*-2"):
         check_place(run)
     assert file.read_text() == '{"mine": 1}'
 
@@ -276,14 +276,14 @@ def test_a_lost_student_is_made_anew_from_the_checkpoint_and_nothing_else_is_los
     weights = copy.student / "unet" / "diffusion_pytorch_model.safetensors"
     before = {p.relative_to(copy.path): p.read_bytes() for p in copy.student.rglob("*") if p.is_file()}
     shutil.rmtree(copy.student)
-    assert koala.cli.main(["distill", "--resume", str(copy.path)]) == 0
+    assert koala.cli.main.main(["distill", "--resume", str(copy.path)]) == 0
     assert "student/ was made anew from checkpoint step-1" in capsys.readouterr().out
     assert {p.relative_to(copy.path): p.read_bytes() for p in copy.student.rglob("*") if p.is_file()} == before
     (copy.student / "card.md").write_text("mine")
     (copy.student / "unet" / "config.json").write_text("")
-    assert koala.cli.main(["distill", "--resume", str(copy.path)]) == 0
+    assert koala.cli.main.main(["distill", "--resume", str(copy.path)]) == 0
     assert (copy.student / "card.md").read_text() == "mine" and weights.read_bytes() == before[
         weights.relative_to(copy.path)
     ]
     assert not (copy.path / ".cut").exists()
-    assert koala.cli.main(["distill", "--resume", str(copy.path)]) == 2  # done, and all of it is there
+    assert koala.cli.main.main(["distill", "--resume", str(copy.path)]) == 2  # done, and all of it is there

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from koala.distill import runs
 from koala.distill.config import DistillConfig
 from koala.distill.presets import PRESETS
-from koala.distill.records import Status
-from koala.distill.run_folder import RunFolder
+from koala.distill.run import manager as runs
+from koala.distill.run.folder import RunFolder
+from koala.distill.run.records import Status
+from koala.errors import UserError
 from koala.process import started
-from koala.request import RequestError
 
 TINY = dataclasses.replace(
     PRESETS["2-minutes"].config,
@@ -81,7 +81,7 @@ def test_a_new_name_is_free_and_fit_for_a_folder(tmp_path):
 
 @pytest.mark.parametrize("name", ["../out", "", ".hidden", "a/b", "a" * 70, "CON?"])
 def test_a_name_that_leaves_the_folder_is_refused(tmp_path, name):
-    with pytest.raises(RequestError, match="no name for a run"):
+    with pytest.raises(UserError, match="no name for a run"):
         runs.start(DistillConfig(), name, tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -93,7 +93,7 @@ def test_a_later_process_of_the_same_number_is_not_the_run(tmp_path):
     other = written(tmp_path, "other", state="running", pid=here, pid_started=started(here) - 1)
     assert runs.alive(mine) and runs.state(mine).state == "running"
     assert not runs.alive(other) and runs.state(other).state == runs.INTERRUPTED
-    with pytest.raises(RequestError, match="not running"):
+    with pytest.raises(UserError, match="not running"):
         runs.stop(other)
 
 
@@ -119,11 +119,11 @@ def test_a_live_run_is_neither_deleted_nor_begun_twice(tmp_path):
     process = sleeper()
     run = written(tmp_path, "live", state="running", **of(process))
     try:
-        with pytest.raises(RequestError, match="stop it first"):
+        with pytest.raises(UserError, match="stop it first"):
             runs.delete(run)
-        with pytest.raises(RequestError, match="running already"):
+        with pytest.raises(UserError, match="running already"):
             runs.resume(run)
-        with pytest.raises(RequestError, match="there is a run 'live' already"):
+        with pytest.raises(UserError, match="there is a run 'live' already"):
             runs.start(DistillConfig(), "live", tmp_path)
         runs.stop(run)
         assert process.wait(timeout=10) == -signal.SIGTERM
@@ -138,7 +138,7 @@ def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(tmp_path)
     run = written(tmp_path, "stopped", state="stopped")
     for step in (5, 10):
         run.checkpoint(step).mkdir(parents=True)
-    with pytest.raises(RequestError, match="no checkpoint of step 7; it has 5, 10"):
+    with pytest.raises(UserError, match="no checkpoint of step 7; it has 5, 10"):
         runs.resume(run, 7)
 
 
@@ -173,7 +173,7 @@ def test_a_run_outlives_the_process_that_started_it(tmp_path):
     config = tmp_path / "config.json"
     config.write_text(json.dumps(dataclasses.replace(TINY, cache=str(tmp_path / "cache")).to_dict()))
     code = (
-        "import sys, pathlib; from koala.distill import config, runs; "
+        "import sys, pathlib; from koala.distill import config; from koala.distill.run import manager as runs; "
         "runs.start(config.read(pathlib.Path(sys.argv[1])), 'long-1', pathlib.Path(sys.argv[2]))"
     )
     root = Path(__file__).parents[2]

@@ -6,18 +6,18 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from koala.compress.surgery import cut
 from koala.distill.config import BK_LOSS
 from koala.distill.data import cache
 from koala.distill.data.encoders import encoder_files
 from koala.distill.data.order import BatchOrder
 from koala.distill.draws import draw
-from koala.distill.pairs import feature_pairs
-from koala.distill.run_folder import RunFolder
-from koala.distill.step import BrokenLoss, DistillationStep, alphas_cumprod, check_gradients
+from koala.distill.loss.pairs import feature_pairs
+from koala.distill.loss.step import BrokenLoss, DistillationStep, alphas_cumprod, check_gradients
+from koala.distill.run.folder import RunFolder
 from koala.distill.trainer import train
-from koala.loading import Library
-from koala.specs import TINY_KOALA_700M, TINY_SDXL
-from koala.surgery import cut
+from koala.models.library import Library
+from koala.unet.specs import TINY_KOALA_700M, TINY_SDXL
 
 
 @pytest.fixture(scope="module", autouse=True)

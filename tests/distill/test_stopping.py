@@ -12,11 +12,11 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
-from koala.distill.records import Status
-from koala.distill.run_folder import RunFolder
-from koala.distill.stopping import Stopped
+from koala.distill.run.folder import RunFolder
+from koala.distill.run.records import Status
+from koala.distill.run.stopping import Stopped
 from koala.distill.trainer import train
-from koala.request import RequestError
+from koala.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,14 +86,14 @@ def test_a_refused_second_trainer_leaves_the_status_of_the_first_alone(run, smal
     status = Status(state="running", step=7, num_steps=10, pid=os.getpid(), pid_started=1.0, updated=2.0)
     run.write_status(status)
     before = {p.name: p.read_bytes() for p in run.path.iterdir()}
-    with FileLock(run.lock_file), pytest.raises(RequestError, match="is being trained by another process"):
+    with FileLock(run.lock_file), pytest.raises(UserError, match="is being trained by another process"):
         train(run, small(num_steps=1))
     assert {p.name: p.read_bytes() for p in run.path.iterdir() if p != run.lock_file} == before
 
 
 LISTENS = """
 import time
-from koala.distill.stopping import StopSignal
+from koala.distill.run.stopping import StopSignal
 with StopSignal(0, alone=ALONE).listening() as asked:
     print("listening", flush=True)
     while True:

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from koala.distill.config import DistillConfig
-from koala.distill.run_folder import RunFolder
-from koala.distill.student_folder import check_student, create_student
-from koala.request import RequestError
+from koala.distill.run.folder import RunFolder
+from koala.distill.run.student_folder import check_student, create_student
+from koala.errors import UserError
 
 SCHEDULER, UNET = "scheduler/scheduler_config.json", "unet/diffusion_pytorch_model.safetensors"
 
@@ -64,7 +64,7 @@ MARKED = V | {"marks": ("v_pred",)}
 )
 def test_an_initial_model_that_predicts_something_else_is_refused_by_name(config, teacher, initial, place, own, wanted):
     run = config(teacher, initial, place)
-    with pytest.raises(RequestError) as error:
+    with pytest.raises(UserError) as error:
         check_student(run)
     assert f"student_init={run.student_init} predicts {own}, the teacher {run.teacher} predicts {wanted};" in str(
         error.value

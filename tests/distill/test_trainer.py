@@ -13,16 +13,18 @@ from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from koala.cli import main
-from koala.distill import intact, snapshots, trainer
+from koala.cli.main import main
+from koala.distill import trainer
 from koala.distill.draws import draw
-from koala.distill.run_folder import RunFolder
-from koala.distill.step import BrokenLoss
+from koala.distill.loss.step import BrokenLoss
+from koala.distill.run import intact, snapshots
+from koala.distill.run.folder import RunFolder
 from koala.distill.trainer import train
-from koala.generate import generate
-from koala.loading import Library
-from koala.registry import EMBEDDED
-from koala.request import GenerationRequest, RequestError
+from koala.errors import UserError
+from koala.models.cards import EMBEDDED
+from koala.models.library import Library
+from koala.request import GenerationRequest
+from koala.sampling.generate import generate
 
 pytestmark = pytest.mark.long
 
@@ -159,10 +161,10 @@ def test_a_damaged_checkpoint_is_refused_and_the_last_good_one_offered(small, ru
     intact.verify(run, 2, config)
     file = run.checkpoint(2) / "optimizer.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(RequestError, match="step-2 .* is damaged: optimizer.safetensors .*; resume with --step 1"):
+    with pytest.raises(UserError, match="step-2 .* is damaged: optimizer.safetensors .*; resume with --step 1"):
         intact.verify(run, 2, config)
     (run.checkpoint(1) / "manifest.json").write_text("{")
-    with pytest.raises(RequestError, match="no other checkpoint of this run is good"):
+    with pytest.raises(UserError, match="no other checkpoint of this run is good"):
         intact.verify(run, 2, config)
 
 
@@ -197,7 +199,7 @@ def test_a_run_that_was_killed_after_its_last_checkpoint_is_finished(copy):
 
 def test_two_trainers_never_share_a_folder(small, run):
     run.path.mkdir()
-    with FileLock(run.path / ".lock"), pytest.raises(RequestError, match="is being trained by another process"):
+    with FileLock(run.path / ".lock"), pytest.raises(UserError, match="is being trained by another process"):
         train(run, small(num_steps=1))
 
 
@@ -234,7 +236,7 @@ def test_a_run_does_not_go_on_with_other_data(small, run, tmp_path):
     config = small(num_steps=1, data=str(folder), captions="short", short_caption="txt", validation_pictures=1)
     train(run, config)
     draw("blue")
-    with pytest.raises(RequestError, match="changed since checkpoint step-1 was written.*data=PLACE.*student_init="):
+    with pytest.raises(UserError, match="changed since checkpoint step-1 was written.*data=PLACE.*student_init="):
         train(run, dataclasses.replace(config, num_steps=2), resume_from=1)
     assert run.checkpoints() == [1] and run.config() == config  # nothing was written before the data were accepted
 
@@ -260,7 +262,7 @@ def test_a_moved_folder_of_the_same_pictures_is_gone_on_with(small, run, tmp_pat
 
 def test_a_checkpoint_of_another_run_is_refused(trained):
     config = trained.config()
-    with pytest.raises(RequestError, match="belongs to another run: its learning_rate is 0.0001, this run's 0.5"):
+    with pytest.raises(UserError, match="belongs to another run: its learning_rate is 0.0001, this run's 0.5"):
         intact.verify(trained, 1, dataclasses.replace(config, learning_rate=0.5))
     intact.verify(trained, 1, dataclasses.replace(config, num_steps=7, log_every=3))
 
@@ -296,7 +298,7 @@ def test_a_loss_that_breaks_ends_the_run_with_its_name(copy):
 
 
 def test_a_spec_that_is_no_part_of_the_teacher_is_refused(small, run):
-    with pytest.raises(RequestError, match="12 transformer blocks, tiny-sdxl only 10"):
+    with pytest.raises(UserError, match="12 transformer blocks, tiny-sdxl only 10"):
         train(run, small(student_spec="0,2,12/-/12+12,2+2,0+0"))
 
 
@@ -304,5 +306,5 @@ def test_a_student_goes_on_from_another_one(small, trained, run, tmp_path):
     train(run, small(num_steps=1, student_init=str(trained.student), learning_rate=1e-9))
     there, here = (load_file(r.student / "unet" / "diffusion_pytorch_model.safetensors") for r in (trained, run))
     assert max((there[n] - here[n]).abs().max().item() for n in there) < 1e-6
-    with pytest.raises(RequestError, match="choose a model of the same spec"):
+    with pytest.raises(UserError, match="choose a model of the same spec"):
         train(RunFolder(path=tmp_path / "third"), small(student_spec="koala-1b", student_init=str(trained.student)))

@@ -10,11 +10,11 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
-from koala.distill.run_folder import RunFolder
+from koala.distill.run.folder import RunFolder
+from koala.distill.run.turns import Drawing, give_way
 from koala.distill.trainer import train
-from koala.distill.turns import Drawing, give_way
+from koala.ui.distill.tab import Distill
 from koala.ui.session import Session
-from koala.ui.tabs.distill import Distill
 
 
 class Waiter(threading.Thread):
@@ -78,7 +78,7 @@ def test_a_lock_that_cannot_be_had_keeps_nobody(tmp_path):
 
 
 def test_an_app_that_was_killed_holds_nobody(tmp_path):
-    code = "import sys, time; from pathlib import Path; from koala.distill.turns import Drawing\n"
+    code = "import sys, time; from pathlib import Path; from koala.distill.run.turns import Drawing\n"
     code += "with Drawing(Path(sys.argv[1]))():\n    print('drawing', flush=True)\n    time.sleep(60)"
     app = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True)
     assert app.stdout.readline() == "drawing\n"

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from koala.cli import main
+from koala.cli.main import main
 from koala.distill.config import DistillConfig
-from koala.distill.run_folder import RunFolder
+from koala.distill.run.folder import RunFolder
 from koala.distill.trainer import train
 from tests import forked
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from koala.registry import EMBEDDED
+from koala.models.cards import EMBEDDED
 
 
 @pytest.fixture(scope="session")

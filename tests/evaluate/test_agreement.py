@@ -7,12 +7,12 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
+from koala.errors import UserError
 from koala.evaluate import agreement
 from koala.evaluate.drawing import clean_latents, placement_for, requests_for
 from koala.evaluate.prompt_files import of_shapes
 from koala.evaluate.settings import Settings
-from koala.request import RequestError
-from koala.specs import SDXL
+from koala.unet.specs import SDXL
 
 SMALL = Settings(width=64, height=64)
 PROMPTS = [p.text for p in of_shapes(2)]
@@ -128,7 +128,7 @@ def test_scores_do_not_depend_on_the_batch(student, teacher, measured, monkeypat
 
 
 def test_what_is_no_teacher_is_refused(student, teacher):
-    with pytest.raises(RequestError, match="tiny-koala-700m is no teacher of tiny-sdxl: .* --teacher"):
+    with pytest.raises(UserError, match="tiny-koala-700m is no teacher of tiny-sdxl: .* --teacher"):
         agreement.pairs(teacher, student)
-    with pytest.raises(RequestError, match=r"its stages are \(320, 640, 1280\) wide, the student's \(16, 32, 64\)"):
+    with pytest.raises(UserError, match=r"its stages are \(320, 640, 1280\) wide, the student's \(16, 32, 64\)"):
         agreement.pairs(student, dataclasses.replace(teacher, spec=SDXL))

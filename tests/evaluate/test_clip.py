@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
+from koala.errors import UserError
 from koala.evaluate import clip
 from koala.evaluate.prompt_files import of_shapes
-from koala.request import RequestError
 from koala.shapes.render import render
 from koala.shapes.scene import random_scene
 
@@ -65,12 +65,12 @@ def test_a_reference_folder_counts_and_names_its_broken_pictures(tiny_clip, pict
 
 def test_a_reference_folder_without_pictures_says_what_is_wrong(tiny_clip, tmp_path):
     ours = clip.load(str(tiny_clip), torch.device("cpu"))
-    with pytest.raises(RequestError, match="there is no folder"):
+    with pytest.raises(UserError, match="there is no folder"):
         clip.read_reference(tmp_path / "nowhere", ours)
-    with pytest.raises(RequestError, match="at least two pictures .* it has 0"):
+    with pytest.raises(UserError, match="at least two pictures .* it has 0"):
         clip.read_reference(tmp_path, ours)
     (tmp_path / "a.png").write_text("x")
-    with pytest.raises(RequestError, match="1 of its 1 cannot be read, a.png for one"):
+    with pytest.raises(UserError, match="1 of its 1 cannot be read, a.png for one"):
         clip.read_reference(tmp_path, ours)
 
 
@@ -78,10 +78,10 @@ def test_a_reference_folder_without_pictures_says_what_is_wrong(tiny_clip, tmp_p
     ("name", "weights"), [(clip.SCORE_MODEL, "model.safetensors"), (clip.CMMD_MODEL, "pytorch_model.bin")]
 )
 def test_missing_weights_say_what_to_fetch(name, weights):
-    with pytest.raises(RequestError, match=f"hf download {name} --include .*'{weights}'.*--clip"):
+    with pytest.raises(UserError, match=f"hf download {name} --include .*'{weights}'.*--clip"):
         clip.load(name, torch.device("cpu"))
 
 
 def test_a_folder_that_is_no_clip_is_named(tmp_path):
-    with pytest.raises(RequestError, match=f"{tmp_path} is no whole CLIP folder"):
+    with pytest.raises(UserError, match=f"{tmp_path} is no whole CLIP folder"):
         clip.load(str(tmp_path), torch.device("cpu"))

@@ -8,7 +8,7 @@ import pytest
 from koala.evaluate import drawing
 from koala.evaluate.prompt_files import of_shapes
 from koala.evaluate.settings import Settings
-from koala.loading import Library
+from koala.models.library import Library
 
 SMALL = Settings(width=64, height=64, steps=(2,), seed=5)
 

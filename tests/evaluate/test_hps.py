@@ -6,8 +6,8 @@ import random
 import pytest
 import torch
 
+from koala.errors import UserError
 from koala.evaluate import hps
-from koala.request import RequestError
 from koala.shapes.render import render
 from koala.shapes.scene import random_scene
 
@@ -16,14 +16,14 @@ HAS_OPEN_CLIP = importlib.util.find_spec("open_clip") is not None
 
 @pytest.mark.skipif(HAS_OPEN_CLIP, reason="open_clip is installed")
 def test_without_open_clip_the_pip_line_is_named():
-    with pytest.raises(RequestError, match="pip install open_clip_torch"):
+    with pytest.raises(UserError, match="pip install open_clip_torch"):
         hps.load(torch.device("cpu"))
 
 
 @pytest.mark.skipif(not HAS_OPEN_CLIP, reason="needs the extra hpsv2")
 def test_without_weights_the_download_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(RequestError, match="hf download xswu/HPSv2 HPS_v2.1_compressed.pt"):
+    with pytest.raises(UserError, match="hf download xswu/HPSv2 HPS_v2.1_compressed.pt"):
         hps.load(torch.device("cpu"))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from koala.evaluate import judge_accuracy
-from koala.loading import Library
+from koala.models.library import Library
 from koala.shapes.reading import read
 from koala.shapes.render import render
 from koala.shapes.scene import random_scene

@@ -8,13 +8,13 @@ import pytest
 from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
+from koala.errors import UserError
 from koala.evaluate import picture_folder
 from koala.evaluate.picture_folder import draw_folder
 from koala.evaluate.prompt_files import Prompt, of_shapes
 from koala.evaluate.settings import Settings
-from koala.loading import Library
-from koala.request import RequestError
-from koala.result import read_png
+from koala.models.library import Library
+from koala.sampling.result import read_png
 
 FAST = {"width": 64, "height": 64, "steps": (1,), "seed": 7, "images": 2}
 TWO = [Prompt(text="a red circle"), Prompt(text="a blue star, above a ring")]
@@ -85,7 +85,7 @@ def test_a_stopped_run_draws_only_what_is_missing_or_cut_off(model, tmp_path, mo
 def test_pictures_of_other_settings_are_never_mixed_in(model, tmp_path):
     settings = Settings(layout="t2i-compbench", **FAST)
     draw_folder(model, TWO[:1], settings, tmp_path, silent)
-    with pytest.raises(RequestError, match="drawn with other settings: guidance; choose a new folder"):
+    with pytest.raises(UserError, match="drawn with other settings: guidance; choose a new folder"):
         draw_folder(model, TWO[:1], dataclasses.replace(settings, guidance=1.0), tmp_path, silent)
 
 
@@ -119,7 +119,7 @@ def test_pictures_that_still_name_a_folder_are_those_of_that_folder(own, tmp_pat
     written_as(file, request=request | {"model": own.card.name}, **before)
     assert draw_folder(own, TWO[:1], ONE, tmp_path / "out", silent)["found"] == 1
     written_as(file, request=request | {"model": "/elsewhere/mine"}, **before)
-    with pytest.raises(RequestError, match="with other settings: model; .* or remove the picture to have it drawn"):
+    with pytest.raises(UserError, match="with other settings: model; .* or remove the picture to have it drawn"):
         draw_folder(own, TWO[:1], ONE, tmp_path / "out", silent)
     file.unlink()  # as it says
     assert draw_folder(own, TWO[:1], ONE, tmp_path / "out", silent)["drawn"] == 1
@@ -133,7 +133,7 @@ def test_a_model_is_known_by_its_files_wherever_they_lie(own, tmp_path):
     tensors = load_file(weights)
     tensors["conv_in.bias"] += 1  # a training run has gone on
     save_file(tensors, weights, metadata={"format": "pt"})
-    with pytest.raises(RequestError, match="with other settings: model; choose a new folder"):
+    with pytest.raises(UserError, match="with other settings: model; choose a new folder"):
         draw_folder(Library("cpu").get(str(moved)), TWO[:1], ONE, tmp_path / "out", silent)
 
 
@@ -151,7 +151,7 @@ def test_prompts_that_a_layout_cannot_hold_are_refused_before_anything_is_drawn(
     model, tmp_path, layout, prompt, message
 ):
     prompts = [*of_shapes(1), Prompt(text=prompt)] if layout == "t2i-compbench" else [Prompt(text=prompt)]
-    with pytest.raises(RequestError, match=message):
+    with pytest.raises(UserError, match=message):
         draw_folder(model, prompts, Settings(layout=layout, **FAST), tmp_path, silent)
     assert not list(tmp_path.iterdir())
 

@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 
+from koala.errors import UserError
 from koala.evaluate import prompt_files
 from koala.evaluate.prompt_files import Prompt, read
-from koala.loading import Library
-from koala.request import RequestError
+from koala.models.library import Library
 from koala.shapes.captions import parse
-from koala.specs import KOALA_700M
+from koala.unet.specs import KOALA_700M
 
 
 def test_a_prompt_a_line_up_to_a_tab(tmp_path):
@@ -51,13 +51,13 @@ def test_hpsv2s_lists(tmp_path):
 def test_a_bad_file_is_named_with_its_remedy(tmp_path, name, content, message):
     file = tmp_path / name
     file.write_bytes(content)
-    with pytest.raises(RequestError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         read(file)
     assert str(file) in str(caught.value)
 
 
 def test_no_file_at_all(tmp_path):
-    with pytest.raises(RequestError, match="there is no prompts file"):
+    with pytest.raises(UserError, match="there is no prompts file"):
         read(tmp_path / "nowhere.txt")
 
 
@@ -70,5 +70,5 @@ def test_prompts_of_shapes_name_one_object_and_two_in_turn_and_more_of_them_begi
 def test_a_model_that_speaks_of_more_than_shapes_wants_a_file_of_prompts():
     """As every real checkpoint does: here the embedded student under KOALA's own widths."""
     model = dataclasses.replace(Library("cpu").get("tiny-koala-700m"), spec=KOALA_700M)
-    with pytest.raises(RequestError, match="name a file of prompts with --prompts"):
+    with pytest.raises(UserError, match="name a file of prompts with --prompts"):
         prompt_files.prompts_for(model, None, None, default=2)

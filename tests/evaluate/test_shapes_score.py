@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from koala.errors import UserError
 from koala.evaluate import shapes
 from koala.evaluate.metrics import mean_and_interval
-from koala.loading import Library
-from koala.registry import EMBEDDED
-from koala.request import RequestError
+from koala.models.cards import EMBEDDED
+from koala.models.library import Library
 from koala.shapes.captions import parse
 from koala.shapes.render import render
 from koala.shapes.scene import HELD_OUT, Scene, SceneObject
@@ -43,7 +43,7 @@ def test_another_canvas_has_prompts_of_its_own_that_fit_it():
         for m, n in [d.objects]
     }
     assert sizes and ("large", "large") not in sizes
-    with pytest.raises(RequestError, match="cannot be drawn: 2 objects do not fit 64x64 px"):
+    with pytest.raises(UserError, match="cannot be drawn: 2 objects do not fit 64x64 px"):
         shapes.prompts("two_objects", 1, width=64, height=64)
 
 

@@ -9,7 +9,7 @@ import pytest
 from koala.evaluate import shapes, steps
 from koala.evaluate.settings import Settings
 from koala.evaluate.steps_figure import figure, ticks
-from koala.loading import Library
+from koala.models.library import Library
 
 SVG = "{http://www.w3.org/2000/svg}"
 

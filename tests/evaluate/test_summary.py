@@ -5,7 +5,7 @@ import json
 import pytest
 
 from koala.evaluate.summary import lines
-from koala.registry import EMBEDDED
+from koala.models.cards import EMBEDDED
 
 
 def test_shapes_says_the_shipped_reports_figures():

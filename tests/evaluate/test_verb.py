@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from koala.cli import main
+from koala.cli.main import main
 from koala.evaluate.settings import SUITES, Settings
-from koala.result import read_png
+from koala.sampling.result import read_png
 from koala.shapes.render import render
 from koala.shapes.scene import random_scene
 

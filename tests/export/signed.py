@@ -10,10 +10,10 @@ import numpy
 import onnx
 import onnx_ir as ir
 
-from export import quantise
-from export.gates.twin import widen
-from koala.exported import UNET, Exported
-from koala.hashing import sha256
+from koala.export import quantise
+from koala.export.gates.twin import widen
+from koala.files.hashing import sha256
+from koala.models.export_manifest import UNET, Exported
 
 
 def unsigned_export(fp16: Path, out: Path) -> Path:

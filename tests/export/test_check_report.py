@@ -2,7 +2,7 @@
 
 import json
 
-from recipes import export_check
+from recipes.measure import export_check
 
 
 def test_a_report_of_exports_keeps_the_rows_of_the_same_weights(tmp_path, capsys):

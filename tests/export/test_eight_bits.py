@@ -11,14 +11,14 @@ import onnx_ir as ir
 import pytest
 from PIL import Image
 
-from export import folder, quantise
-from export.command import main
-from export.gates import numbers, pictures, structure
-from export.gates.case import open_case
-from export.gates.operators import unwanted
-from export.gates.twin import widen
-from export.targets import TARGETS
-from koala.exported import UNET, Exported
+from koala.export import folder, quantise
+from koala.export.command import main
+from koala.export.gates import numbers, pictures, structure
+from koala.export.gates.case import open_case
+from koala.export.gates.operators import unwanted
+from koala.export.gates.twin import widen
+from koala.export.targets import TARGETS
+from koala.models.export_manifest import UNET, Exported
 from tests.export.signed import signed_export, unsigned_export
 
 

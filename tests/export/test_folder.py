@@ -13,18 +13,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from export import command, folder, to_onnx, wrappers
-from export.command import parse
-from export.estimate import estimate
-from export.folder import PARAMETERS, Lora, export, plan
-from koala.exported import MANIFEST, UNET, Exported
-from koala.hashing import sha256
-from koala.loading import load_part
-from koala.locate import locate
-from koala.registry import find
-from koala.request import RequestError
-from koala.specs import KOALA_1B, KOALA_700M, SDXL, TINY_SDXL
-from tests.test_lora import ATTENTION, factors, kohya
+from koala.errors import UserError
+from koala.export import command, folder, to_onnx, wrappers
+from koala.export.command import parse
+from koala.export.estimate import estimate
+from koala.export.folder import PARAMETERS, Lora, export, plan
+from koala.files.hashing import sha256
+from koala.models.export_manifest import MANIFEST, UNET, Exported
+from koala.models.from_torch import load_part
+from koala.models.locate import locate
+from koala.models.registry import find
+from koala.unet.specs import KOALA_1B, KOALA_700M, SDXL, TINY_SDXL
+from tests.lora.test_lora import ATTENTION, factors, kohya
 
 WHOLE = ("unet", "text_encoder", "text_encoder_2", "vae_decoder", "vae_encoder")
 
@@ -103,22 +103,22 @@ def test_a_file_changed_after_the_export_is_refused(exported_700m, tmp_path):
         last = file.read(1)
         file.seek(-1, 2)
         file.write(bytes([last[0] ^ 1]))
-    with pytest.raises(RequestError, match="unet/model.onnx was changed after the export"):
+    with pytest.raises(UserError, match="unet/model.onnx was changed after the export"):
         Exported.read(copy).check(copy)
     (copy / UNET).unlink()
-    with pytest.raises(RequestError, match="unet/model.onnx is missing"):
+    with pytest.raises(UserError, match="unet/model.onnx is missing"):
         Exported.read(copy).check(copy)
 
 
 def test_a_folder_that_is_no_export_says_what_to_type(tmp_path, exported_700m):
-    with pytest.raises(RequestError, match="python -m export --model"):
+    with pytest.raises(UserError, match="python -m export --model"):
         Exported.read(tmp_path)
     values = json.loads((exported_700m / MANIFEST).read_text())
     (tmp_path / MANIFEST).write_text(json.dumps(values | {"format": 99}))
-    with pytest.raises(RequestError, match="format 99"):
+    with pytest.raises(UserError, match="format 99"):
         Exported.read(tmp_path)
     (tmp_path / MANIFEST).write_text("{")
-    with pytest.raises(RequestError, match="damaged"):
+    with pytest.raises(UserError, match="damaged"):
         Exported.read(tmp_path)
 
 
@@ -176,7 +176,7 @@ def test_what_is_too_large_for_one_file_gets_one_data_file(text_program, tmp_pat
     ],
 )
 def test_what_cannot_be_exported_is_said_at_once(settings, said):
-    with pytest.raises(RequestError, match=said):
+    with pytest.raises(UserError, match=said):
         plan("tiny-koala-700m", **settings)
 
 
@@ -190,7 +190,7 @@ def test_a_gate_that_would_draw_nothing_is_bad_use(count, capsys):
 
 def test_a_folder_that_is_there_is_not_written_over(tmp_path):
     (tmp_path / "mine.txt").write_text("x")
-    with pytest.raises(RequestError, match="exists already"):
+    with pytest.raises(UserError, match="exists already"):
         export(plan("tiny-koala-700m", components="unet"), tmp_path)
     assert [f.name for f in tmp_path.iterdir()] == ["mine.txt"]
 
@@ -198,10 +198,10 @@ def test_a_folder_that_is_there_is_not_written_over(tmp_path):
 def test_too_little_disk_or_memory_is_said_before_anything_is_written(tmp_path, monkeypatch):
     job = plan("tiny-koala-700m", components="unet")
     vast = dataclasses.replace(job.estimate, disk=10**18)
-    with pytest.raises(RequestError, match="GB free"):
+    with pytest.raises(UserError, match="GB free"):
         vast.check(tmp_path / "out")
-    monkeypatch.setattr("export.estimate.device_memory", lambda device: 10**8)
-    with pytest.raises(RequestError, match="GB of memory"):
+    monkeypatch.setattr("koala.export.estimate.device_memory", lambda device: 10**8)
+    with pytest.raises(UserError, match="GB of memory"):
         export(job, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
@@ -257,7 +257,7 @@ def test_a_weight_that_is_no_number_is_refused_by_its_name_before_anything_is_tr
 ):
     copy = shutil.copytree(embedded / "tiny-koala-700m", tmp_path / "mine")
     file = damaged(copy, part, name, value)
-    with pytest.raises(RequestError, match=f"{file} is damaged: its weight {name} holds NaN or infinity; copy or down"):
+    with pytest.raises(UserError, match=f"{file} is damaged: its weight {name} holds NaN or infinity; copy or down"):
         export(plan(str(copy)), tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
@@ -276,13 +276,13 @@ def test_a_weight_too_large_for_half_precision_is_refused_and_what_is_said_to_ty
     monkeypatch.setattr(to_onnx, "trace", trace)
     copy = shutil.copytree(embedded / "tiny-koala-700m", tmp_path / "mine")
     damaged(copy, "unet", "conv_in.bias", 1e6)
-    with pytest.raises(RequestError, match="conv_in.bias of the unet is beyond float16's largest .*: --dtype fp32$"):
+    with pytest.raises(UserError, match="conv_in.bias of the unet is beyond float16's largest .*: --dtype fp32$"):
         export(plan(str(copy)), tmp_path / "out")
     with pytest.raises(Traced):
         export(plan(str(copy), dtype="fp32"), tmp_path / "out")
     lora = tmp_path / "lora.safetensors"
     save_file(kohya(factors(TINY_SDXL, ATTENTION)), lora)
-    with pytest.raises(RequestError, match="beyond float16's .*, or lower --lora-strength, now 1e[+]20$"):
+    with pytest.raises(UserError, match="beyond float16's .*, or lower --lora-strength, now 1e[+]20$"):
         export(plan("tiny-koala-700m", lora=Lora(file=lora, strength=1e20)), tmp_path / "out")
     with pytest.raises(Traced):
         export(plan("tiny-koala-700m", lora=Lora(file=lora)), tmp_path / "out")
@@ -295,10 +295,10 @@ def test_what_a_lora_reaches_and_what_of_it_is_not_used_is_told(tmp_path, monkey
     layers = factors(TINY_SDXL, ATTENTION)
     text = {f"lora_te1_text_model_encoder_layers_0_mlp_fc1.{end}": torch.ones(()) for end in ("alpha", "x", "y")}
     save_file(kohya(layers) | text | {"bundle_emb.cat.clip_g": torch.ones(2, 4)}, lora)
-    stopped = RequestError("far enough")
+    stopped = UserError("far enough")
     monkeypatch.setattr(folder, "export", lambda *_, **__: (_ for _ in ()).throw(stopped))
     args = ["--model", "tiny-koala-700m", "--lora", str(lora), "--out", str(tmp_path / "out"), "--progress", progress]
-    with pytest.raises(RequestError, match="far enough"):
+    with pytest.raises(UserError, match="far enough"):
         command.run(parse(args))
     said = capsys.readouterr().err.splitlines()[0]
     said = json.loads(said)["text"] if progress == "json" else said

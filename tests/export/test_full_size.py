@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from koala.costs import parameters
-from koala.specs import SPECS
+from koala.unet.costs import parameters
+from koala.unet.specs import SPECS
 
 pytestmark = pytest.mark.slow
 
@@ -18,7 +18,7 @@ FILES = {"koala-700m": ["unet/model.onnx"], "koala-1b": ["unet/model.onnx", "une
 @pytest.mark.parametrize("name", FILES)
 def test_a_full_size_unet_is_exported_and_computes_what_torch_computes(name, tmp_path):
     out = tmp_path / "found.json"
-    recipe = ["-m", "recipes.full_size_export", "--work", str(tmp_path), "--models", name, "--out", str(out)]
+    recipe = ["-m", "recipes.measure.full_size_export", "--work", str(tmp_path), "--models", name, "--out", str(out)]
     subprocess.run([sys.executable, *recipe], check=True)
     found = json.loads(out.read_text())["models"][name]
     print(json.dumps(found))

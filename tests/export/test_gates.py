@@ -12,18 +12,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from export import folder, wrappers
-from export.gates import numbers, pictures, structure
-from export.gates.case import Finding, open_case
-from export.gates.twin import widen
-from export.islands import float_islands, islands
-from export.verify import Report, verify
-from koala.exported import MANIFEST, UNET, Exported
-from koala.fidelity import psnr
-from koala.loading import Library
-from koala.request import RequestError
-from koala.specs import TINY_SDXL
-from tests.test_lora import ATTENTION, factors, kohya
+from koala.errors import UserError
+from koala.evaluate.fidelity import psnr
+from koala.export import folder, wrappers
+from koala.export.gates import numbers, pictures, structure
+from koala.export.gates.case import Finding, open_case
+from koala.export.gates.twin import widen
+from koala.export.islands import float_islands, islands
+from koala.export.verify import Report, verify
+from koala.models.export_manifest import MANIFEST, UNET, Exported
+from koala.models.library import Library
+from koala.unet.specs import TINY_SDXL
+from tests.lora.test_lora import ATTENTION, factors, kohya
 
 
 def copy_of(export: Path, to: Path) -> Path:
@@ -176,7 +176,7 @@ def test_a_file_edited_after_the_export_is_refused_by_name(exported_700m, tmp_pa
     copy = copy_of(exported_700m, tmp_path)
     with open(copy / UNET, "ab") as file:
         file.write(b"\0")
-    with pytest.raises(RequestError, match="unet/model.onnx was changed after the export"):
+    with pytest.raises(UserError, match="unet/model.onnx was changed after the export"):
         verify(copy)
 
 
@@ -185,7 +185,7 @@ def test_an_export_of_other_weights_is_not_compared(exported_700m, tmp_path):
     values = json.loads((copy / MANIFEST).read_text())
     values["source"]["unet/diffusion_pytorch_model.safetensors"] = "0" * 64
     (copy / MANIFEST).write_text(json.dumps(values))
-    with pytest.raises(RequestError, match="other weights"):
+    with pytest.raises(UserError, match="other weights"):
         open_case(copy)
 
 
@@ -196,7 +196,7 @@ def test_a_folders_export_tells_no_path_and_asks_where_the_folder_is(exported_70
     assert told.model == "my-koala" and str(tmp_path) not in json.dumps(dataclasses.asdict(told))
     copy = copy_of(exported_700m, tmp_path)
     dataclasses.replace(Exported.read(copy), model="my-koala").write(copy)
-    with pytest.raises(RequestError, match="--model FOLDER"):
+    with pytest.raises(UserError, match="--model FOLDER"):
         open_case(copy)
     assert open_case(copy, model=str(mine)).job.card.source == str(mine)
 
@@ -205,11 +205,11 @@ def test_a_fused_lora_must_be_given_to_be_compared(exported_700m, tmp_path):
     copy = copy_of(exported_700m, tmp_path)
     told = {"name": "style.safetensors", "sha256": "0" * 64, "strength": 1.0}
     dataclasses.replace(Exported.read(copy), lora=told).write(copy)
-    with pytest.raises(RequestError, match="--lora style.safetensors"):
+    with pytest.raises(UserError, match="--lora style.safetensors"):
         open_case(copy)
     other = tmp_path / "style.safetensors"
     other.write_bytes(b"x")
-    with pytest.raises(RequestError, match="is not the LoRA"):
+    with pytest.raises(UserError, match="is not the LoRA"):
         open_case(copy, lora=other)
 
 

@@ -9,17 +9,17 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from export.command import main
-from export.quantise import DYNAMIC
-from export.tensors import live_bytes
-from koala.exported import MANIFEST, UNET, Exported
-from koala.hashing import sha256
+from koala.export.command import main
+from koala.export.quantise import DYNAMIC
+from koala.export.tensors import live_bytes
+from koala.files.hashing import sha256
+from koala.models.export_manifest import MANIFEST, UNET, Exported
 from tests.export.signed import signed_export
 
 
 @pytest.fixture(scope="module")
 def found(exported_700m):
-    from export.inspection import inspect
+    from koala.export.inspection import inspect
 
     return inspect(exported_700m).to_dict()
 

@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export.quantise import dynamic, weight_only
+from koala.export.quantise import dynamic, weight_only
 
 
 def quantised(quantise, weight) -> onnx.ModelProto:

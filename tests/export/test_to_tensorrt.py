@@ -12,14 +12,14 @@ import onnx
 import onnxruntime
 import pytest
 
-from export import engines
-from export.command import main
-from export.engines import BUILDERS, KINDS
-from export.quantise import DYNAMIC
-from export.to_tensorrt import JSON_FILE, MARKDOWN_FILE, recipe
-from koala.exported import UNET, Exported
-from koala.hashing import digest
-from koala.request import RequestError
+from koala.errors import UserError
+from koala.export import engines
+from koala.export.command import main
+from koala.export.engines import BUILDERS, KINDS
+from koala.export.quantise import DYNAMIC
+from koala.export.to_tensorrt import JSON_FILE, MARKDOWN_FILE, recipe
+from koala.files.hashing import digest
+from koala.models.export_manifest import UNET, Exported
 
 INSTALL_RTX = "pip install -r requirements-dev.txt"
 
@@ -118,7 +118,7 @@ def test_tensorrt_rtx_refuses_a_file_of_mixed_types_in_its_own_words(rtx, export
     concat = onnx.helper.make_node("Concat", ["text_embeds", "time_ids"], ["mixed"], axis=1)
     model.graph.node.append(concat)
     onnx.save(model, export / UNET)
-    with pytest.raises(RequestError, match="TensorRT-RTX cannot read .*Concat"):
+    with pytest.raises(UserError, match="TensorRT-RTX cannot read .*Concat"):
         engines.build(export, UNET, {}, rtx)
     assert not (export / rtx.engine).exists()
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from koala.cuda import Cards, cards, in_place
 from koala.distill.config import DistillConfig
-from koala.generate import generate
-from koala.loading import Library
-from koala.random_weights import RandomLibrary
-from koala.request import GenerationRequest, RequestError
+from koala.errors import UserError
+from koala.hardware.cuda import Cards, cards, in_place
+from koala.models.library import Library
+from koala.models.random_weights import random_library
+from koala.request import GenerationRequest
+from koala.sampling.generate import generate
 from recipes.measure.gpu_rehearsal import HALF, SINGLE, TRAINING
 from recipes.rehearsal.cases import Case, cases, drawn
 from recipes.rehearsal.distillation import STAGES, estimated, steps
@@ -37,14 +38,14 @@ class Highest(Cards):
         super().reset_peak(device)
 
 
-def library_for(case: Case) -> RandomLibrary:
+def library_for(case: Case) -> Library:
     """Plans for the case's card, on the one that is here; of several cards for the one that the case names."""
     device, size = torch.device("cuda", len(case.beside)), case.card.total_bytes
     if cards().count() <= len(case.beside):
         pytest.skip("a single card is visible")
     if cards().memory(device)[0] < size:
         pytest.skip(f"less than {size / 1e9:.0f} GB are free")
-    return RandomLibrary(str(device), memory=size)
+    return random_library(str(device), memory=size)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_a_plan_keeps_what_it_predicts(case):
     with in_place(counting):
         try:
             plan = (case.draw or drawn)(case, library)
-        except RequestError as error:
+        except UserError as error:
             assert "GB at the least" in str(error)
             return
         if case.again:
@@ -78,7 +79,7 @@ def test_a_step_of_distillation_takes_what_is_estimated(settings, checkpointing)
     predicted = max(estimated(config)[stage] for stage in STAGES)
     if cards().memory()[0] < 1.1 * predicted:
         pytest.skip(f"less than {1.1 * predicted / 1e9:.0f} GB are free")
-    library = RandomLibrary("cuda")
+    library = random_library("cuda")
 
     def network(spec, dtype):
         return library._random(lambda: UNet2DConditionModel(**spec.config()), getattr(torch, dtype)).to("cuda")

@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from koala.distill.config import DistillConfig
-from koala.generate import generate
-from koala.plans import GB, plan
-from koala.registry import CARDS
-from koala.request import GenerationRequest, RequestError
-from koala.residence import Residence
+from koala.errors import UserError
+from koala.hardware.memory_plan import GB, plan
+from koala.hardware.residence import Residence
+from koala.models.cards import CARDS
+from koala.request import GenerationRequest
+from koala.sampling.generate import generate
 from recipes.measure.gpu_rehearsal import HALF, SINGLE, TRAINING
 from recipes.rehearsal.card import rehearsed
 from recipes.rehearsal.cases import Case, card, cases
@@ -66,7 +67,7 @@ def test_the_report_has_every_case_and_todays_predictions():
         if row["plan"]:
             assert plan(CARDS[row["models"][0]].spec, **job).live_peak_bytes == row["predicted_bytes"]
         else:
-            with pytest.raises(RequestError, match="at the least"):
+            with pytest.raises(UserError, match="at the least"):
                 plan(CARDS[row["models"][0]].spec, **job)
 
 
@@ -88,7 +89,7 @@ def test_what_a_small_card_cannot_hold_is_refused():
     assert (("sdxl-base",), "6 GB") in refused
     with rehearsed(card(6)) as rehearsal:
         model = rehearsal.library().get("sdxl-base")
-        with pytest.raises(RequestError, match="needs 7 GB of memory"):
+        with pytest.raises(UserError, match="needs 7 GB of memory"):
             generate(GenerationRequest(model="sdxl-base", prompt="a koala"), model)
         assert rehearsal.moves == [] and rehearsal.storages.now == 0
 

@@ -5,7 +5,7 @@ import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AuthenticationError
 
-import app
+from koala.ui import main as app
 from tests.safety.conftest import Public
 from tests.ui.conftest import places
 

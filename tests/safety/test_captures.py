@@ -18,8 +18,8 @@ from safetensors.torch import save
 
 from koala.attention import archive, maps, view
 from koala.attention.questions import KINDS, MEAN, Capture
-from koala.request import RequestError
-from koala.specs import TINY_KOALA_700M
+from koala.errors import UserError
+from koala.unet.specs import TINY_KOALA_700M
 from tests import forked
 from tests.attention.conftest import random_record
 
@@ -117,7 +117,7 @@ def test_a_small_file_that_would_take_much_is_refused_at_once(tmp_path, name):
     about, tensors = made(tmp_path / "made")
     content = BOMBS[name][0](about, save(tensors))
     begun = time.thread_time()
-    with pytest.raises(RequestError, match=BOMBS[name][1]):
+    with pytest.raises(UserError, match=BOMBS[name][1]):
         opened(content, tmp_path)
     print(f"{len(content):,} bytes, refused after {time.thread_time() - begun:.2f} s")
 
@@ -172,7 +172,7 @@ def open_many(folder: str) -> int:
     for _ in range(300):
         try:
             capture = opened(mutated(about, content, rng), Path(folder))
-        except RequestError as refused:
+        except UserError as refused:
             counts["refused"] += 1
             assert 10 < len(str(refused)) < 1000, str(refused)
             continue
@@ -182,7 +182,7 @@ def open_many(folder: str) -> int:
             asked = {"kind": kind, "stage": next(iter(capture.stages)), "step": MEAN, "box": [0.1] * 4}
             try:
                 assert view.look(capture, asked)
-            except RequestError as refused:
+            except UserError as refused:
                 assert str(refused)
     print(counts)
     assert counts["opened"] > 5 and counts["refused"] > 100

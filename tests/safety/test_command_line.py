@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import export.command
-import koala.cli
-from koala.request import GenerationRequest, RequestError
-from koala.verbs.options import request_values
+import koala.cli.main
+import koala.export.command
+from koala.cli.options import request_values
+from koala.errors import UserError
+from koala.request import GenerationRequest
 from tests.safety.test_endpoints import HOSTILE_NUMBER, HOSTILE_TEXT, STEADY
 
 ABSENT = st.sampled_from(["no-such-model", "no/such-model", "no-such@main", "../../../etc/passwd", "", "🐨" * 500])
@@ -56,7 +57,7 @@ def refused(main, arguments: list[str], capsys) -> None:
 
 
 FIELDS = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(GenerationRequest)]
-VERBS = koala.cli.parser()._subparsers._group_actions[0].choices
+VERBS = koala.cli.main.parser()._subparsers._group_actions[0].choices
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS.keys() - {"models"}))  # which takes nothing that could be refused
@@ -66,7 +67,7 @@ def test_any_arguments_of_a_verb_are_refused_in_words(verb, tmp_path, monkeypatc
     @STEADY
     @given(arguments=line(VERBS[verb]))
     def attack(arguments):
-        refused(koala.cli.main, [verb, *arguments], capsys)
+        refused(koala.cli.main.main, [verb, *arguments], capsys)
 
     attack()
 
@@ -76,21 +77,21 @@ def test_any_arguments_of_a_verb_are_refused_in_words(verb, tmp_path, monkeypatc
 def test_a_request_of_hostile_values_is_one_or_is_refused_in_words(values):
     """Written as --flag=value, so that a value with a dash reaches the field and its check."""
     line = ["generate", "--model=tiny-sdxl", "--prompt=a", "--out=a.png", *(f"{k}={v}" for k, v in values.items())]
-    with contextlib.suppress(SystemExit, RequestError):
-        request = GenerationRequest(**request_values(koala.cli.parser().parse_args(line)))
+    with contextlib.suppress(SystemExit, UserError):
+        request = GenerationRequest(**request_values(koala.cli.main.parser().parse_args(line)))
         assert GenerationRequest.from_dict(request.to_dict()) == request
 
 
-@pytest.mark.parametrize("verb", [None, *export.command.VERBS])
+@pytest.mark.parametrize("verb", [None, *koala.export.command.VERBS])
 def test_any_arguments_of_the_export_are_refused_in_words(verb, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    module = importlib.import_module(export.command.VERBS[verb]) if verb else export.command
+    module = importlib.import_module(koala.export.command.VERBS[verb]) if verb else koala.export.command
     parser = argparse.ArgumentParser()
     module.add(parser)
 
     @STEADY
     @given(arguments=line(parser))
     def attack(arguments):
-        refused(export.command.main, [*([verb] if verb else []), *arguments], capsys)
+        refused(koala.export.command.main, [*([verb] if verb else []), *arguments], capsys)
 
     attack()

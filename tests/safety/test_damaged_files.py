@@ -15,16 +15,18 @@ from pathlib import Path
 import pytest
 
 from koala.distill.config import DistillConfig, read
-from koala.exported import MANIFEST, Exported, list_exports
-from koala.from_files import load_noising, load_tokenizer
-from koala.generate import generate
-from koala.layout import TOKENIZERS
-from koala.loading import Library
-from koala.locate import locate
-from koala.registry import find
-from koala.request import GenerationRequest, RequestError
-from koala.ui import export_lines, export_panel
-from koala.ui.export_store import Exports
+from koala.errors import UserError
+from koala.models.export_manifest import MANIFEST, Exported, list_exports
+from koala.models.layout import TOKENIZERS
+from koala.models.library import Library
+from koala.models.locate import locate
+from koala.models.reading import load_noising, load_tokenizer
+from koala.models.registry import find
+from koala.request import GenerationRequest
+from koala.sampling.generate import generate
+from koala.ui.export import lines as export_lines
+from koala.ui.export import panel as export_panel
+from koala.ui.export.store import Exports
 from koala.ui.session import Session
 
 STUDENT = "tiny-koala-700m"
@@ -81,7 +83,7 @@ def try_all(folder: Path, names: list[str], use: Callable[[], object], sample: i
         try:
             use()
             accepted += 1
-        except RequestError as error:
+        except UserError as error:
             said = str(error)
             if "\n" in said or str((folder / name).parent) not in said:
                 problems.append(f"{name}: {what}: does not name the file in one line: {said}")
@@ -190,7 +192,7 @@ def test_a_manifest_that_is_no_file_is_listed_as_unreadable(tmp_path, kind):
     (found,) = Exports(Session(), tmp_path).all()
     assert found.exported is None and "one/export.json is no file" in found.problem
     assert "unreadable" in export_panel.table([found], "one")
-    with pytest.raises(RequestError, match=r"export\.json is no file"):
+    with pytest.raises(UserError, match=r"export\.json is no file"):
         find(str(folder))
 
 
@@ -211,7 +213,7 @@ def test_a_locked_folder_is_refused_by_name(embedded, tmp_path, place):
     shutil.copytree(embedded / STUDENT, folder)
     (folder / place).chmod(0)
     try:
-        with pytest.raises(RequestError, match=r"cannot be read \(Permission denied\)"):
+        with pytest.raises(UserError, match=r"cannot be read \(Permission denied\)"):
             locate(find(str(folder)))
         assert list_exports(tmp_path) == []
     finally:
@@ -219,5 +221,5 @@ def test_a_locked_folder_is_refused_by_name(embedded, tmp_path, place):
 
 
 def test_a_name_that_no_file_can_have_is_an_unknown_model():
-    with pytest.raises(RequestError, match="unknown model 'aaa"):
+    with pytest.raises(UserError, match="unknown model 'aaa"):
         find("a" * 5000)

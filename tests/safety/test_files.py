@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from koala.lora import read_lora
-from koala.request import GenerationRequest, RequestError
-from koala.result import KEY, read_png
+from koala.errors import UserError
+from koala.lora.moving import read_lora
+from koala.request import GenerationRequest
+from koala.sampling.result import KEY, read_png
 from koala.ui.session import Session
 from tests.safety.conftest import STUDENT, Refused
 from tests.safety.test_endpoints import ANY, STEADY
@@ -145,7 +146,7 @@ def test_a_hostile_picture_restores_nothing_and_says_why(public, name):
 def test_a_picture_with_any_metadata_is_read_or_refused(change, more):
     try:
         found = read_png(png(carried(request=change, compared=more, lora_sha256=more)))
-    except RequestError as refused:
+    except UserError as refused:
         assert str(refused)
     else:
         assert isinstance(found["request"], GenerationRequest)
@@ -158,7 +159,7 @@ def test_a_picture_with_any_byte_changed_is_read_or_refused(at, value, length):
     content[at % len(content)] = value
     try:
         assert read_png(bytes(content[: max(length, at + 1)]))
-    except RequestError as refused:
+    except UserError as refused:
         assert str(refused)
 
 
@@ -259,7 +260,7 @@ def asked_with(lora: Path) -> GenerationRequest:
 def test_a_lora_that_lies_is_refused_in_words(own_machine, tmp_path, name):
     file = tmp_path / "style.safetensors"
     file.write_bytes(LIARS[name])
-    with pytest.raises(RequestError) as told:
+    with pytest.raises(UserError) as told:
         list(own_machine.run([own_machine.check(asked_with(file))]))
     assert "style.safetensors" in str(told.value) or "LoRA" in str(told.value)
 
@@ -283,7 +284,7 @@ def test_a_key_that_is_a_pattern_is_refused_by_its_name(own_machine, tmp_path, k
     file = tmp_path / "style.safetensors"
     own = {f"{key}.lora_A.weight": tensor(256, 384, [1, 32]), f"{key}.lora_B.weight": tensor(384, 512, [32, 1])}
     file.write_bytes(safetensors(FACTORS | own, bytes(512)))
-    with pytest.raises(RequestError) as told:
+    with pytest.raises(UserError) as told:
         list(own_machine.run([asked_with(file)]))
     assert repr(key)[1:-1] in str(told.value) and str(told.value).isprintable()
 
@@ -296,7 +297,7 @@ def test_an_alpha_that_is_no_scale_is_refused_by_its_name(tmp_path, layer, alpha
     file = tmp_path / "style.safetensors"
     beside = {f"{layer}.alpha": tensor(256, 256 + 4 * len(alpha), [len(alpha)])}
     file.write_bytes(safetensors(FACTORS | beside, bytes(256) + struct.pack(f"<{len(alpha)}f", *alpha)))
-    with pytest.raises(RequestError, match=rf"{re.escape(layer)}\.alpha in .+ is no scale"):
+    with pytest.raises(UserError, match=rf"{re.escape(layer)}\.alpha in .+ is no scale"):
         read_lora(file)
 
 
@@ -322,5 +323,5 @@ def test_a_lora_with_any_header_is_read_or_refused(tmp_path, header, settings, d
         file.write_bytes(content)
         try:
             read_lora(file)
-        except RequestError as refused:
+        except UserError as refused:
             assert str(refused)

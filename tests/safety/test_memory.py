@@ -7,8 +7,9 @@ import weakref
 import pytest
 import torch
 
-from koala.request import GenerationRequest, RequestError
-from koala.shortage import ran_out, release, wanted
+from koala.errors import UserError
+from koala.hardware.shortage import ran_out, release, wanted
+from koala.request import GenerationRequest
 from koala.ui.session import Session
 
 STUDENT, TEACHER = "tiny-koala-700m", "tiny-sdxl"
@@ -61,7 +62,7 @@ def test_memory_that_ran_out_is_freed_and_told_and_the_next_run_works(session, m
             REFUSALS[refusal]()
 
     hook = unet.up_blocks[0].register_forward_pre_hook(middle)
-    with pytest.raises(RequestError) as told:
+    with pytest.raises(UserError) as told:
         list(session.run(asked))
     hook.remove()
     said = str(told.value)
@@ -78,7 +79,7 @@ def test_memory_that_ran_out_is_freed_and_told_and_the_next_run_works(session, m
 
 def test_the_allocation_that_failed_is_told(session, monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", REFUSALS["torch on a GPU"])
-    with pytest.raises(RequestError, match=r"the allocation that failed was 2\.7 GB; .*fewer than 2 images"):
+    with pytest.raises(UserError, match=r"the allocation that failed was 2\.7 GB; .*fewer than 2 images"):
         list(session.run([request(images=2)]))
     monkeypatch.undo()
     assert list(session.run([request(images=2)]))
@@ -86,8 +87,8 @@ def test_the_allocation_that_failed_is_told(session, monkeypatch):
 
 def test_a_model_that_does_not_fit_is_not_told_to_be_broken(session, monkeypatch):
     session.forget(STUDENT)
-    monkeypatch.setattr("koala.loading.load_unet", REFUSALS["torch on a GPU"])
-    with pytest.raises(RequestError, match="memory ran out on cpu: the allocation that failed was 2.7 GB; "):
+    monkeypatch.setattr("koala.models.library.load_unet", REFUSALS["torch on a GPU"])
+    with pytest.raises(UserError, match="memory ran out on cpu: the allocation that failed was 2.7 GB; "):
         list(session.run([request()]))
     monkeypatch.undo()
     assert list(session.run([request()]))
@@ -124,6 +125,6 @@ def test_every_allocators_words_are_understood(error, size):
     assert ran_out(error) and wanted(error) == size
 
 
-@pytest.mark.parametrize("error", [RuntimeError("size mismatch"), RequestError("out of memory"), OSError("disk full")])
+@pytest.mark.parametrize("error", [RuntimeError("size mismatch"), UserError("out of memory"), OSError("disk full")])
 def test_other_errors_are_none_of_memory(error):
     assert not ran_out(error)

@@ -6,12 +6,13 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
-from koala.bench_matrix import Matrix
-from koala.registry import CARDS
-from koala.request import RequestError
-from koala.ui import architecture, limits
+from koala.benchmark.matrix import Matrix
+from koala.errors import UserError
+from koala.models.cards import CARDS
+from koala.ui import limits
+from koala.ui.architecture import data as architecture
+from koala.ui.benchmark.tab import Bench
 from koala.ui.session import Session
-from koala.ui.tabs.bench import Bench
 from tests.safety.conftest import STUDENT, TEACHER, Refused
 from tests.ui.handlers import Visitor
 
@@ -41,7 +42,7 @@ def check(**change) -> None:
 def test_a_strangers_benchmark_is_bounded(change, says):
     check()
     check(batch=(1, 4), sizes=(128, 256))
-    with pytest.raises(RequestError) as told:
+    with pytest.raises(UserError) as told:
         check(**change)
     assert says in str(told.value)
 
@@ -83,6 +84,6 @@ def test_the_page_and_the_table_tell_the_limit(public):
 )
 def test_a_strangers_network_is_refused_in_little_time(spec):
     begun = time.thread_time()
-    with pytest.raises(RequestError) as told:
+    with pytest.raises(UserError) as told:
         architecture.read(spec, TEACHER)
     assert time.thread_time() - begun < 0.5 and len(str(told.value)) < 1000

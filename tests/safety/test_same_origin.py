@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from starlette.responses import PlainTextResponse
 
-import app
-from koala.request import RequestError
+from koala.errors import UserError
+from koala.ui import main as app
 from koala.ui.build import gates
 from koala.ui.gate.same_origin import Rules, SameOrigin, complaint
 from koala.ui.sessions import Sessions
@@ -177,7 +177,7 @@ def test_the_remedies_of_a_refusal_work():
 
 @pytest.mark.parametrize("name", ["", "http://koala.example", "koala.example/", "a b", "koala.example:port"])
 def test_a_name_that_is_none_is_refused(name, capsys):
-    with pytest.raises(RequestError, match="NAME or NAME:PORT"):
+    with pytest.raises(UserError, match="NAME or NAME:PORT"):
         local(name)
     assert app.main(["--allow-host", name]) == 2
     assert "NAME or NAME:PORT" in capsys.readouterr().err

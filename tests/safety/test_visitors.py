@@ -19,10 +19,11 @@ from PIL import Image
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
-from koala.generate import generate
-from koala.loading import Library
-from koala.request import GenerationRequest, RequestError
-from koala.result import read_png
+from koala.errors import UserError
+from koala.models.library import Library
+from koala.request import GenerationRequest
+from koala.sampling.generate import generate
+from koala.sampling.result import read_png
 from koala.ui.line import FULL, MOST, PLACES, TOO_MANY, Line
 from koala.ui.messages import sentence
 from koala.ui.visitors import Share, visitor
@@ -175,7 +176,7 @@ def test_what_runs_beside_the_queue_counts_in_a_visitors_share(shared):
     with ExitStack() as looks:
         for _ in range(MOST):
             looks.enter_context(share.beside(greedy))
-        with pytest.raises(RequestError, match=f"{MOST} requests"), share.beside(greedy):
+        with pytest.raises(UserError, match=f"{MOST} requests"), share.beside(greedy):
             pass
         assert push(greedy) == (False, TOO_MANY, "error")
         with share.beside(other):
@@ -193,7 +194,7 @@ def test_a_look_counts_for_the_name_that_came_with_a_password_wherever_it_comes_
     with ExitStack() as looks:
         for k in range(MOST):
             looks.enter_context(share.beside(request(f"10.0.0.{k}", cookie="access-token-x=secret")))
-        with pytest.raises(RequestError), share.beside(request("10.0.0.99", cookie="access-token-x=secret")):
+        with pytest.raises(UserError), share.beside(request("10.0.0.99", cookie="access-token-x=secret")):
             pass
         with share.beside(request("10.0.0.99", cookie="access-token-x=guessed")):
             pass

@@ -7,15 +7,15 @@ import time
 import numpy as np
 import pytest
 
-from koala.report import entry
+from koala.cli.output import claims_line
 from koala.request import GenerationRequest, Timing
-from koala.result import GenerationResult
+from koala.sampling.report import entry
+from koala.sampling.result import GenerationResult
 from koala.shapes.captions import Description, Mention, parse
 from koala.shapes.judge import MOST_CANDIDATES, NoVerdict, check, judge, no_verdict
 from koala.shapes.reading import MOST_OBJECTS, Found, Reading, read
 from koala.shapes.render import render, rgb
 from koala.shapes.scene import COLOURS, Scene, SceneObject
-from koala.verbs.output import claims_line
 from tests.shapes import stored
 
 CHAIN = " left of ".join(["a circle"] * 40)  # the prompt that stopped a public app

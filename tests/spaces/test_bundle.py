@@ -12,7 +12,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from packaging.requirements import Requirement
 
-from recipes import space_check
+from recipes.measure import space_check
 
 pytestmark = pytest.mark.long
 
@@ -42,7 +42,7 @@ def test_the_bundle_has_all_that_the_app_needs_and_no_rubbish(bundle):
 def test_a_dry_run_tells_files_and_size_and_writes_nothing(deploy, bundle, tmp_path):
     done = deploy("--out", tmp_path / "new", "--dry-run")
     assert done.returncode == 0 and not (tmp_path / "new").exists()
-    assert "koala/registry.py" in done.stdout and re.search(r"^\d+ files, \d+\.\d MB", done.stdout, re.M)
+    assert "koala/models/registry.py" in done.stdout and re.search(r"^\d+ files, \d+\.\d MB", done.stdout, re.M)
 
 
 def test_an_earlier_bundle_is_replaced_and_another_folder_is_not(deploy, tmp_path):

@@ -14,11 +14,12 @@ import gradio as gr
 import numpy as np
 import pytest
 
-from koala.loading import Library
-from koala.registry import CARDS
-from koala.request import Cancelled, GenerationRequest, RequestError
+from koala.errors import Cancelled, UserError
+from koala.models.cards import CARDS
+from koala.models.library import Library
+from koala.request import GenerationRequest
 from koala.ui import zerogpu
-from koala.ui.attention_recording import Recording
+from koala.ui.attention.recording import Recording
 from koala.ui.session import Session
 from koala.ui.under_way import Life
 
@@ -122,7 +123,7 @@ def test_stop_ends_the_fork_and_the_next_run_works(lent):
 @FORKS
 def test_an_error_in_the_fork_comes_back_as_words(lent):
     session, _ = lent
-    with pytest.raises(RequestError, match="the run failed with ZeroDivisionError"):
+    with pytest.raises(UserError, match="the run failed with ZeroDivisionError"):
         results(session, requests(steps=1), broken)
 
 
@@ -132,9 +133,9 @@ def broken(requests, library, **_):
 
 def test_what_needs_the_gpu_for_longer_is_refused_in_words(lent):
     session, _ = lent
-    with pytest.raises(RequestError, match="at home"):
+    with pytest.raises(UserError, match="at home"):
         session.model("tiny-sdxl")
-    with pytest.raises(RequestError, match="benchmark"):
+    with pytest.raises(UserError, match="benchmark"):
         session.require_own_device("a benchmark")
 
 
@@ -147,7 +148,7 @@ def test_every_refusal_says_what_happened_and_what_to_do(lent, title):
         yield
 
     refused = Session(PAIR, local=False, library=session.library(), wrap=partial(zerogpu.drawing, refuse)).start()
-    with pytest.raises(RequestError, match=title) as told:
+    with pytest.raises(UserError, match=title) as told:
         results(refused, requests())
     assert "try again" in str(told.value).lower() or "ask for" in str(told.value).lower()
 

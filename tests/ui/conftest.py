@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from app import main
+from koala.ui.main import main
 from tests import forked
 
 ROOT = Path(__file__).resolve().parents[2]

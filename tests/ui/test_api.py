@@ -13,9 +13,9 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 from safetensors.torch import save_file
 
-from koala.registry import EMBEDDED
+from koala.models.cards import EMBEDDED
 from koala.request import GenerationRequest
-from koala.result import read_png
+from koala.sampling.result import read_png
 
 PAIR = ["tiny-sdxl", "tiny-koala-700m"]
 HOSTILE = """a red circle <script>alert(1)</script> ${1+1} {{x}} "q" 'q' 🐨"""

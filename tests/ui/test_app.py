@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-import app
+from koala.ui import main as app
 
 
 @pytest.mark.parametrize(

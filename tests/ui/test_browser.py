@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import TimeoutError, expect
 
-from koala.result import read_png
+from koala.sampling.result import read_png
 from tests.ui.conftest import faults, watch
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]

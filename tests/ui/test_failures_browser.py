@@ -11,7 +11,7 @@ import torch
 from playwright.sync_api import Page, expect
 from safetensors.torch import save_file
 
-from koala.registry import EMBEDDED
+from koala.models.cards import EMBEDDED
 from tests import forked
 from tests.safety.conftest import QUICK, TEACHER, Public, Refused
 from tests.ui.conftest import places, serve_app

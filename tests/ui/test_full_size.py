@@ -10,7 +10,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from gradio_client import Client
 
-from koala.random_weights import RandomLibrary
+from koala.models.random_weights import random_library
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("sdxl-base", "koala-700m")
@@ -23,7 +23,7 @@ def folders(tmp_path_factory):
     """Both pipelines as their authors published them: half precision, `.fp16.` in the names of the weights."""
     found, folder = [], tmp_path_factory.mktemp("full-size")
     for name in NAMES:  # one at a time: each is freed before the next is built
-        pipeline = RandomLibrary("cpu", dtype="float16").get(name).pipeline
+        pipeline = random_library("cpu", dtype="float16").get(name).pipeline
         pipeline.save_pretrained(folder / name, variant="fp16", max_shard_size="100GB")
         found.append(folder / name)
         del pipeline

@@ -11,10 +11,10 @@ from PIL.PngImagePlugin import PngInfo
 from playwright.sync_api import Page, expect
 from safetensors.torch import save_file
 
-from koala.exported import MANIFEST
-from koala.registry import EMBEDDED
+from koala.models.cards import EMBEDDED
+from koala.models.export_manifest import MANIFEST
 from koala.request import GenerationRequest
-from koala.result import KEY
+from koala.sampling.result import KEY
 from koala.ui.build import TABS
 from tests.ui.distill.conftest import Trainer
 

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from koala.request import RequestError
+from koala.errors import UserError
 from koala.ui.line import FULL, MOST, PLACES, TOO_MANY, Line, Work, about
 
 SMALL = Work(kind="drawing", amount=2)
@@ -126,7 +126,7 @@ def test_twenty_wait_and_the_next_is_refused_until_one_has_left(line):
         for _ in range(PLACES):
             held.enter_context(line.join("", SMALL))
         inner.enter_context(line.join("", SMALL))
-        with pytest.raises(RequestError) as told, line.join("", SMALL):
+        with pytest.raises(UserError) as told, line.join("", SMALL):
             pass
         assert str(told.value) == FULL and "20 requests wait" in FULL
         inner.close()
@@ -142,7 +142,7 @@ def test_a_visitors_share_counts_whoever_waits_runs_or_looks(line):
         last = held.enter_context(ExitStack())
         last.enter_context(line.join("greedy", SMALL))
         for more in (line.join("greedy", SMALL), line.beside("greedy")):
-            with pytest.raises(RequestError) as told, more:
+            with pytest.raises(UserError) as told, more:
                 pass
             assert str(told.value) == TOO_MANY
         held.enter_context(line.join("other", SMALL))

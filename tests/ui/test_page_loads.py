@@ -14,8 +14,8 @@ from PIL import Image
 
 from koala.attention.figures import Side
 from koala.attention.questions import Capture
-from koala.registry import CARDS
-from koala.ui.attention_store import Store
+from koala.models.cards import CARDS
+from koala.ui.attention.store import Store
 from koala.ui.build import build
 from koala.ui.session import Session
 from koala.ui.theme import Eucalyptus

@@ -6,9 +6,10 @@ import time
 
 import pytest
 
-from koala.registry import CARDS, EMBEDDED
-from koala.request import Cancelled, GenerationRequest, RequestError
-from koala.result import folder_mark, shared
+from koala.errors import Cancelled, UserError
+from koala.models.cards import CARDS, EMBEDDED
+from koala.request import GenerationRequest
+from koala.sampling.result import folder_mark, shared
 from koala.ui.session import Session
 from koala.ui.stage import Stage
 from koala.ui.under_way import Life
@@ -88,7 +89,7 @@ def test_an_error_leaves_the_session_usable(session, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(EMBEDDED / PAIR[1], broken)
     (broken / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(RequestError, match="unet/diffusion_pytorch_model.safetensors is missing.*save_pretrained"):
+    with pytest.raises(UserError, match="unet/diffusion_pytorch_model.safetensors is missing.*save_pretrained"):
         list(session.run([GenerationRequest(model=str(broken), prompt="a star", steps=1)]))
     assert "is missing" in session.state(str(broken)).detail
     assert list(session.run(requests(steps=1)[1:]))[-1].results
@@ -114,7 +115,7 @@ def test_a_licence_that_is_not_ours_is_told_where_the_model_is_chosen():
 
 def test_visitors_from_elsewhere_cannot_name_folders(tmp_path):
     public = Session(local=False)
-    with pytest.raises(RequestError, match="on this server the names are"):
+    with pytest.raises(UserError, match="on this server the names are"):
         public.card(str(EMBEDDED / PAIR[0]))
     assert public.card(PAIR[0]).name == PAIR[0]
     assert Session([str(EMBEDDED / PAIR[0]), PAIR[1]], local=False).models == PAIR
@@ -127,13 +128,13 @@ def test_a_picture_finds_its_folder_again_without_naming_where_it_lies(tmp_path,
     assert session.of_picture(shared(asked), folder_mark(asked.model)) == asked
     assert session.of_picture(shared(asked), None) == shared(asked)
     other = Session([str(folders[0])])
-    with pytest.raises(RequestError, match="drawn with a folder named 'mine'.*--models and that folder"):
+    with pytest.raises(UserError, match="drawn with a folder named 'mine'.*--models and that folder"):
         other.of_picture(shared(asked), folder_mark(asked.model))
 
 
 @pytest.mark.parametrize("models", [("nothing-like-it", PAIR[0])])
 def test_unknown_models_are_refused_at_the_start(models):
-    with pytest.raises(RequestError, match="unknown model"):
+    with pytest.raises(UserError, match="unknown model"):
         Session(models)
 
 
@@ -146,9 +147,9 @@ def test_the_stage_shows_a_stopped_run():
 def test_a_public_visitor_neither_downloads_nor_names_files():
     public = Session(device="cpu", local=False)
     assert public.downloadable(["sdxl-base"]) == []
-    with pytest.raises(RequestError, match="cannot be downloaded"):
+    with pytest.raises(UserError, match="cannot be downloaded"):
         public.download("sdxl-base")
-    with pytest.raises(RequestError, match="your own machine only"):
+    with pytest.raises(UserError, match="your own machine only"):
         public.check(GenerationRequest(model=PAIR[0], prompt="a star", lora="/etc/passwd.safetensors"))
 
 

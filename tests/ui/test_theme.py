@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from koala.ui.theme import ASSETS, COLOURS, Eucalyptus
+from koala.ui.theme import COLOURS, UI, Eucalyptus
 
 AA_TEXT, AA_CONTROL = 4.5, 3.0
 MODES = ("light", "dark")
@@ -93,7 +93,7 @@ def test_controls_and_bars_stand_out(mode):
 
 def test_the_stylesheet_knows_no_other_colours():
     """Every colour goes through COLOURS, where it is measured; the slider's line is white with a dark edge."""
-    sheets = "".join(sheet.read_text() for sheet in ASSETS.glob("*.css"))
+    sheets = "".join(sheet.read_text() for sheet in UI.rglob("*.css"))
     sheet = re.sub(r"/\*.*?\*/", "", sheets, flags=re.S)
     named = set(re.findall(r"var\(--k-([a-z-]+)\)", sheet))
     assert named <= set(COLOURS), named - set(COLOURS)

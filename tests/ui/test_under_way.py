@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from koala.request import Cancelled
+from koala.errors import Cancelled
+from koala.ui.compare.tab import Compare
 from koala.ui.session import Session
 from koala.ui.settings import FIELDS
-from koala.ui.tabs.compare import Compare
 from koala.ui.under_way import Life, UnderWay
 
 

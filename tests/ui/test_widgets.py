@@ -4,8 +4,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from koala.registry import CARDS
-from koala.request import GenerationRequest, RequestError
+from koala.errors import UserError
+from koala.models.cards import CARDS
+from koala.request import GenerationRequest
 from koala.shapes.captions import parse
 from koala.shapes.judge import no_verdict
 from koala.ui import messages, settings, stage, widgets
@@ -117,7 +118,7 @@ def test_hostile_text_stays_text(html):
 
 def test_the_stage_template_has_no_place_for_text():
     """The template is compiled in the browser: a prompt in it would be code. Data goes through props alone."""
-    template = (stage.Path(widgets.__file__).parent / "assets" / "stage.html").read_text()
+    template = (stage.Path(widgets.__file__).parent / "compare" / "stage.html").read_text()
     assert "{{" not in template and "${" not in template and "`" not in template
     for script in ("stage.js", "history.js"):
         assert "innerHTML" not in (stage.Path(widgets.__file__).parent / "assets" / script).read_text()
@@ -157,7 +158,7 @@ def fields(**change) -> dict:
 
 
 def find(name):
-    from koala.registry import find
+    from koala.models.registry import find
 
     return find(name)
 
@@ -203,7 +204,7 @@ def test_bad_fields_are_refused_with_a_remedy(change, words):
     if words is None:
         settings.to_requests(fields(**change), find)
         return
-    with pytest.raises(RequestError, match=words):
+    with pytest.raises(UserError, match=words):
         settings.to_requests(fields(**change), find)
 
 

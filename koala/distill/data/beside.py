@@ -9,7 +9,7 @@ from koala.distill.config import DistillConfig
 from koala.distill.data.captions import Columns, caption_columns, captions_in, inner, parsed
 from koala.distill.data.files import composed, is_file, same, stem_of
 from koala.distill.data.tables import METADATA
-from koala.read_text import NotText
+from koala.files.read_text import NotText
 
 _LOOK = 16  # JSON files that tell which fields they have
 
@@ -32,7 +32,7 @@ class Beside:
         self.endings = Counter(ending for found in self.files.values() for ending in found)
 
     def columns(self, config: DistillConfig) -> Columns:
-        """The endings, or fields of the JSON files, that hold the captions. RequestError where there are none."""
+        """The endings, or fields of the JSON files, that hold the captions. UserError where there are none."""
         endings = sorted(self.endings)
         told = [found["json"] for found in self.files.values() if "json" in found]
         inside = {name for file in islice(told, _LOOK) for name in inner({"json": _read(file, "json")})}

@@ -19,9 +19,9 @@ from koala.distill.data.encoders import Encoders
 from koala.distill.data.filling import EncodingStopped, Filling, Progress
 from koala.distill.data.samples import Source
 from koala.distill.data.sources import source_for
-from koala.outputs import new_file, user_cache
-from koala.registry import find as find_model
-from koala.request import RequestError
+from koala.errors import UserError
+from koala.files.outputs import new_file, user_cache
+from koala.models.registry import find as find_model
 
 __all__ = ["EncodedData", "EncoderSource", "EncodingStopped", "Found", "default_folder", "encode", "find", "try_again"]
 
@@ -43,7 +43,7 @@ class EncoderSource(Protocol):
         ...
 
     def load(self, device: torch.device | str) -> Encoders:
-        """The encoders, read into memory for this device. RequestError for files that cannot be read."""
+        """The encoders, read into memory for this device. UserError for files that cannot be read."""
         ...
 
 
@@ -76,7 +76,7 @@ def find(
     With `key`, that of the data which a run learned from so far: those very data, even if pictures that were out of
     reach are there by now; None where they changed otherwise.
 
-    Raises EncodingStopped soon after `should_stop` says so, RequestError for data that cannot be used.
+    Raises EncodingStopped soon after `should_stop` says so, UserError for data that cannot be used.
     """
     resolution = config.resolution or find_model(config.teacher).width
 
@@ -157,7 +157,7 @@ def encode(
 
     A new run learns from what was found up to a number of `tries`, one that goes on from what it has learned from.
 
-    Raises EncodingStopped soon after `should_stop` says so, RequestError for data that cannot be used.
+    Raises EncodingStopped soon after `should_stop` says so, UserError for data that cannot be used.
     """
     config, data = found.config, None
     for number in range(last_try(found.folder), -1, -1) if found.key else (tries,):
@@ -194,7 +194,7 @@ def _filling(
 
 
 def _check(config: DistillConfig, data: EncodedData, chunks: list[Chunk], say: Callable[[str], None]) -> None:
-    """RequestError where nothing is left to learn from."""
+    """UserError where nothing is left to learn from."""
     if data.skipped:
         away = f"; {data.out_of_reach:,} out of reach: the next new run tries again" if data.out_of_reach else ""
         say(f"{data.skipped:,} of {data.skipped + data.num_pictures:,} pictures were skipped{away}")
@@ -204,9 +204,9 @@ def _check(config: DistillConfig, data: EncodedData, chunks: list[Chunk], say: C
         for chunk in chunks:  # the next try shall look again: files may have been missing, or the network
             chunk.file.unlink(missing_ok=True)
         why = next((f"; the first: {one.why}" for chunk in chunks for one in chunk.skipped), "")
-        raise RequestError(f"{config.data} holds no picture that can be used: {data.skipped} were skipped{why}")
+        raise UserError(f"{config.data} holds no picture that can be used: {data.skipped} were skipped{why}")
     if not data.sizes:
-        raise RequestError(
+        raise UserError(
             f"all {data.num_pictures} pictures of {config.data} are held back for validation; set "
             f"validation_pictures={max(1, data.num_pictures // 10)}"
             if data.num_pictures > 1

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from koala.distill.config import DistillConfig
 from koala.distill.data.files import match
 from koala.distill.data.samples import caption_fields
-from koala.read_text import NotText, checked, decode
-from koala.request import RequestError
+from koala.errors import UserError
+from koala.files.read_text import NotText, checked, decode
 
 _USUAL = ("txt", "caption", "text")  # what others call captions, the first that is there
 _INSIDE = ("caption", "text", "txt", "prompt", "description")  # the same in a JSON object that is the caption
@@ -33,7 +33,7 @@ def caption_columns(
 ) -> tuple[tuple[str, str], ...]:
     """Style and column of every caption that is learned, by the config or, where it says nothing, by what is usual.
 
-    `inside` are the fields of `json` among the fields. RequestError where one of the captions is missing.
+    `inside` are the fields of `json` among the fields. UserError where one of the captions is missing.
     """
     wanted = caption_fields(config)
     everything = [*fields, *(name for name in inside if name not in fields)]
@@ -45,12 +45,12 @@ def caption_columns(
     found = {style: name or (usual if wanted[style] in _DEFAULTS else None) for style, name in found.items()}
     for style, name in found.items():
         if name is None:
-            raise RequestError(
+            raise UserError(
                 f"{config.data} has no captions {wanted[style]!r}; {what_there_is}. Set {style}_caption to one of them"
                 + (", or captions to short or detailed alone" if config.captions == "mixed" else "")
             )
         if name == "json" and inside and not match_inside(style, inside):
-            raise RequestError(
+            raise UserError(
                 f"{config.data} has json with {', '.join(sorted(inside))}, and none of them is known to be a caption; "
                 f"set {style}_caption to one of them"
             )

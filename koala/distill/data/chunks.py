@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from koala.distill.data.buckets import Bucket, Fit
 from koala.distill.data.encoded import Skipped, name_of
 from koala.distill.data.encoders import Encoders
-from koala.outputs import check_space, new_file
+from koala.files.outputs import check_space, new_file
 
 _TEXTS = ("context", "pooled")
 
@@ -103,7 +103,7 @@ def _together(old: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor]) 
 
 
 def store_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """A file of the cache, whole or not at all. RequestError where the disk has no room."""
+    """A file of the cache, whole or not at all. UserError where the disk has no room."""
     check_space(file, sum(tensor.nbytes for tensor in tensors.values()))
     with new_file(file) as partial:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=dict(metadata))

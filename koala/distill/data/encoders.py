@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 
-from koala.decoding import scaled
-from koala.device import give_back
+from koala.files.hashing import digest
 from koala.finite import require_finite
-from koala.from_files import from_files, load_noising, load_tokenizer
-from koala.hashing import digest
-from koala.loading import load_part
-from koala.locate import Location, locate
-from koala.nan_causes import check_picture
-from koala.registry import find
-from koala.semantics import zeros_for_empty
+from koala.hardware.device import give_back
+from koala.models.from_torch import load_part
+from koala.models.locate import Location, locate
+from koala.models.reading import from_files, load_noising, load_tokenizer
+from koala.models.registry import find
+from koala.models.semantics import zeros_for_empty
+from koala.sampling.decoding import scaled
+from koala.sampling.nan_causes import check_picture
 
 TEXT = ("text_encoder", "text_encoder_2")
 TOKENIZERS = ("tokenizer", "tokenizer_2")
@@ -124,7 +124,7 @@ class EncoderFiles:
         return zeros_for_empty(self.location.folder / "model_index.json")
 
     def load(self, device: torch.device | str) -> Encoders:
-        """Read them into memory. RequestError for files that cannot be read."""
+        """Read them into memory. UserError for files that cannot be read."""
         location = self.location
         folder = location.folder
         with from_files(f"the encoders of {self.name}", folder):
@@ -146,7 +146,7 @@ class EncoderFiles:
 
 
 def encoder_files(teacher: str, device: torch.device | str) -> EncoderFiles:
-    """Those of a model by name, in half precision on a GPU. RequestError where the model is not on this machine."""
+    """Those of a model by name, in half precision on a GPU. UserError where the model is not on this machine."""
     card = find(teacher)
     dtype = torch.float32 if torch.device(device).type == "cpu" else torch.float16
     return EncoderFiles(name=card.name, location=locate(card), dtype=dtype)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from koala.request import RequestError
+from koala.errors import UserError
 
 SHARDS = ("tar", "tar.gz", "tgz")  # file endings
 
@@ -30,7 +30,7 @@ class Found:
 def look_through(folder: Path, between: Between = nothing) -> Found:
     """Every file of a folder and its subfolders. A folder that links lead to as well is visited once.
 
-    RequestError where the folder itself cannot be looked into.
+    UserError where the folder itself cannot be looked into.
     """
     files, closed, seen = [], [], set()
     ahead, linked = [folder], []
@@ -46,7 +46,7 @@ def look_through(folder: Path, between: Between = nothing) -> Found:
                 inside = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
         except OSError as error:
             if place == folder:
-                raise RequestError(f"{folder} cannot be looked into ({error.strerror or error})") from error
+                raise UserError(f"{folder} cannot be looked into ({error.strerror or error})") from error
             closed.append(f"{printable(os.path.relpath(place, folder))} ({error.strerror or error})")
             continue
         for entry in inside:

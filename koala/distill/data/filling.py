@@ -18,8 +18,8 @@ from koala.distill.data.decoding import Decoder, Unusable
 from koala.distill.data.encoded import Chunk, Skipped, read_chunk, successors
 from koala.distill.data.encoders import Encoders
 from koala.distill.data.samples import Part, Sample
-from koala.outputs import check_space
-from koala.request import RequestError
+from koala.errors import UserError
+from koala.files.outputs import check_space
 
 log = logging.getLogger(__name__)
 
@@ -221,13 +221,13 @@ class Filling:
             number += 1
         made.encode_rest()
         if len(skipped) == CHUNK:  # a wrong column, or a network that went away: not to be remembered as broken
-            raise RequestError(
+            raise UserError(
                 f"{CHUNK} pictures in a row cannot be used, so something else is wrong; the first: {skipped[0].why}"
             )
         made.write(file, samples=number, ends=number < asked, skipped=skipped)
 
     def _check_space(self, missing: Iterable[int]) -> None:
-        """RequestError at once where the disk cannot take what will surely come; latents alone are counted."""
+        """UserError at once where the disk cannot take what will surely come; latents alone are counted."""
         pictures = sum(self.shares[number] or 0 for number in missing)
         check_space(self.folder / "latents", pictures * 4 * (self.decoder.resolution // 8) ** 2 * 2)
 

@@ -13,8 +13,8 @@ from koala.distill.data.files import Between, ending, is_file, is_printable, is_
 from koala.distill.data.metadata import Stray, Told, read_tables, tables_of
 from koala.distill.data.pictures import open_picture
 from koala.distill.data.samples import Part, Sample, Source, no_picture
-from koala.read_text import NotText
-from koala.request import RequestError
+from koala.errors import UserError
+from koala.files.read_text import NotText
 
 PART = 256
 
@@ -50,7 +50,7 @@ class Pictures:
         )
 
     def source(self, config: DistillConfig, between: Between = nothing, absent: Absent = NOTHING) -> Source:
-        """Every picture with its captions. RequestError where none has any."""
+        """Every picture with its captions. UserError where none has any."""
         told = Told(used=[])
         if self.tables:
             told = read_tables(config, self.tables, self.pictures, self.folder, between, absent.unlisted)
@@ -84,7 +84,7 @@ class Pictures:
     def _columns(self, config: DistillConfig) -> Columns:
         try:
             return self.beside.columns(config)
-        except RequestError:
+        except UserError:
             if not self.tables:
                 raise
             return Columns(captions=())  # some pictures are in a table: the others are counted as without

@@ -15,7 +15,7 @@ from koala.distill.data.parquet import columns_in, has_pictures, parquet_source
 from koala.distill.data.pictures import ENDINGS
 from koala.distill.data.samples import Source
 from koala.distill.data.webdataset import webdataset_source
-from koala.request import RequestError
+from koala.errors import UserError
 
 _MOST = 6  # kinds of files that are named as left out
 
@@ -36,14 +36,14 @@ def folder_source(
 ) -> Source:
     """What a folder is best read as: pictures with captions before tables, tables before shards.
 
-    RequestError where it holds none of them, or none that can be used.
+    UserError where it holds none of them, or none that can be used.
     """
     bare, tables = [], []
     for file in (file for file in found.files if ending(file) == "parquet"):
         (tables if has_pictures(file, config) else bare).append(file)
     forms = list(_forms(config, folder, found, tables, between, absent))
     if not forms:
-        raise RequestError(_nothing_there(folder, found, bare))
+        raise UserError(_nothing_there(folder, found, bare))
     chosen, source = _choose(config, forms)
     return replace(source, about=_about(chosen, source, forms, bare, found))
 
@@ -108,7 +108,7 @@ def _choose(config: DistillConfig, forms: Sequence[Form]) -> tuple[Form, Source]
     for form in order:
         try:
             return form, form.source()
-        except RequestError as error:
+        except UserError as error:
             errors.append(error)
     raise errors[0]
 

@@ -12,27 +12,27 @@ from koala.distill.data.content import fingerprint
 from koala.distill.data.files import Between, files_under, nothing
 from koala.distill.data.rows import columns_of, sample_of
 from koala.distill.data.samples import HUB, Part, Sample, Source
-from koala.request import RequestError
+from koala.errors import UserError
 
 
 def hub_source(config: DistillConfig, between: Between = nothing) -> Source:
     """Every row of hub:OWNER/NAME, also with /CONFIG and @REVISION; a part is a shard of the stream.
 
-    RequestError for a data set that is not there or lacks a column; an OSError is the network's.
+    UserError for a data set that is not there or lacks a column; an OSError is the network's.
     """
     address, _, revision = config.data.removeprefix(HUB).partition("@")
     name, subset = address, None
     folder = Path(address)  # `datasets` takes one in a data set's place
     if not folder.is_dir():
         if address.count("/") not in (1, 2):
-            raise RequestError(f"{config.data!r} names no data set; write hub:OWNER/NAME or hub:OWNER/NAME/CONFIG")
+            raise UserError(f"{config.data!r} names no data set; write hub:OWNER/NAME or hub:OWNER/NAME/CONFIG")
         owner, name, *subsets = address.split("/")
         name, subset = f"{owner}/{name}", next(iter(subsets), None)
     try:
         builder = datasets.load_dataset_builder(name, subset, revision=revision or None)
         stream = builder.as_streaming_dataset()
     except (datasets.exceptions.DatasetsError, FileNotFoundError, ValueError) as error:
-        raise RequestError(f"{config.data} cannot be streamed: {error}") from error
+        raise UserError(f"{config.data} cannot be streamed: {error}") from error
     split = "train" if "train" in stream else next(iter(stream))
     stream = stream[split]
     for column, feature in (stream.features or {}).items():
@@ -40,7 +40,7 @@ def hub_source(config: DistillConfig, between: Between = nothing) -> Source:
             stream = stream.cast_column(column, datasets.Image(decode=False))
     first = next(iter(stream), None)
     if first is None:
-        raise RequestError(f"{config.data} has no rows in its split {split!r}")
+        raise UserError(f"{config.data} has no rows in its split {split!r}")
     columns = columns_of(first, config, inner(first))
     parts = [
         Part(name=f"shard-{index:05}", count=None, read=partial(_read, columns, stream, index))

@@ -12,9 +12,9 @@ from koala.distill.data.content import name_below
 from koala.distill.data.files import Between, Found, is_file, match, printable, same, stem_of
 from koala.distill.data.pictures import slashed
 from koala.distill.data.tables import METADATA, Line, read_table
-from koala.fields import is_text
-from koala.read_text import NotText
-from koala.request import RequestError
+from koala.errors import UserError
+from koala.files.fields import is_text
+from koala.files.read_text import NotText
 
 _NAME = "file_name"  # the column that says which picture
 
@@ -111,7 +111,7 @@ def read_tables(
 ) -> Told:
     """What the tables say of the pictures, of which those of the names `missing` count as such whatever there is.
 
-    RequestError where a table lacks a column that is learned.
+    UserError where a table lacks a column that is learned.
     """
     told, there = Told(used=list(tables)), _Pictures(pictures)
     for table in tables:
@@ -175,7 +175,7 @@ def _columns(config: DistillConfig, table: Path, lines: Sequence[Line]) -> Colum
     names = list(dict.fromkeys(name for line in lines for name in line.values))
     if (named := match(_NAME, names)) is None:
         there = f"it has {', '.join(map(str, names))}" if names else "it has no columns"
-        raise RequestError(f"{table} has no column {_NAME}, which says whose line it is; {there}")
+        raise UserError(f"{table} has no column {_NAME}, which says whose line it is; {there}")
     fields = [name for name in names if name != named]
     inside = {name for line in lines for name in inner(line.values)}
     there = f"the columns of {table.name} are: {', '.join(sorted(names))}"

@@ -14,7 +14,7 @@ from koala.distill.data.files import Between, nothing, printable
 from koala.distill.data.pictures import local_file
 from koala.distill.data.rows import columns_of, image_column, sample_of
 from koala.distill.data.samples import Part, Sample, Source, no_picture
-from koala.request import RequestError
+from koala.errors import UserError
 
 _ROWS = 16  # decoded at once
 _BUFFER = 1 << 22  # bytes; without it a row group is read whole
@@ -24,11 +24,11 @@ def _open(file: Path) -> ParquetFile:
     try:
         return ParquetFile(file, buffer_size=_BUFFER)
     except (pa.ArrowException, OSError) as error:
-        raise RequestError(f"{file} cannot be read as parquet: {error}") from error
+        raise UserError(f"{file} cannot be read as parquet: {error}") from error
 
 
 def columns_in(file: Path) -> list[str]:
-    """The columns of a table. RequestError where it cannot be read."""
+    """The columns of a table. UserError where it cannot be read."""
     with _open(file) as opened:
         return opened.schema_arrow.names
 
@@ -41,7 +41,7 @@ def has_pictures(file: Path, config: DistillConfig) -> bool:
 def parquet_source(
     config: DistillConfig, files: Sequence[Path], base: Path, between: Between = nothing, absent: Absent = NOTHING
 ) -> Source:
-    """Every row of the files; a part is a row group. RequestError for a missing column or no rows."""
+    """Every row of the files; a part is a row group. UserError for a missing column or no rows."""
     parts, columns = [], None
     for number, file in enumerate(files):
         between()
@@ -56,7 +56,7 @@ def parquet_source(
                     )
                 )
     if not any(part.count for part in parts):
-        raise RequestError(f"{config.data} has no rows")
+        raise UserError(f"{config.data} has no rows")
 
     def identity() -> dict:
         named = [picture for file in files for picture in _named(file, config, between)]
@@ -105,7 +105,7 @@ def _batches(opened: ParquetFile, file: Path, **settings) -> Iterator[pa.RecordB
         yield from opened.iter_batches(_ROWS, **settings)
     except (pa.ArrowException, OSError) as error:
         groups = settings.get("row_groups")
-        raise RequestError(f"{file} is damaged{f' in row group {groups[0]}' if groups else ''}: {error}") from error
+        raise UserError(f"{file} is damaged{f' in row group {groups[0]}' if groups else ''}: {error}") from error
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[dict | None]:

@@ -9,8 +9,8 @@ from koala.distill.data.captions import Columns, caption_columns, captions_in
 from koala.distill.data.files import match, printable
 from koala.distill.data.pictures import ENDINGS, open_picture
 from koala.distill.data.samples import Sample
-from koala.read_text import NotText
-from koala.request import RequestError
+from koala.errors import UserError
+from koala.files.read_text import NotText
 
 
 def image_column(columns: Collection[str], name: str) -> str | None:
@@ -33,12 +33,12 @@ def columns_of(
 ) -> Columns:
     """Where pictures and captions are; `inside` are the fields of a `json` column, where captions may be too.
 
-    RequestError where the pictures or one of the captions have no column.
+    UserError where the pictures or one of the captions have no column.
     """
     there = ", ".join(sorted(columns))
     image = image_column(columns, config.image_column)
     if image is None:
-        raise RequestError(
+        raise UserError(
             f"{config.data} has no column {config.image_column!r} of pictures; set image_column to one of: {there}"
             + hint
         )

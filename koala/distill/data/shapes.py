@@ -6,7 +6,7 @@ from functools import partial
 
 from koala.distill.config import DistillConfig
 from koala.distill.data.samples import Part, Sample, Source, caption_fields
-from koala.request import RequestError
+from koala.errors import UserError
 from koala.shapes.captions import caption
 from koala.shapes.render import render
 from koala.shapes.scene import Scene, random_scene
@@ -49,7 +49,7 @@ def _read(
 def shapes_source(config: DistillConfig, resolution: int) -> Source:
     """As many scenes as the config asks for."""
     if resolution < _LEAST_SIDE[1]:
-        raise RequestError(
+        raise UserError(
             f"the shapes world needs {_LEAST_SIDE[1]} px a side for one object, not {resolution}; set resolution"
         )
     styles = tuple(caption_fields(config))

@@ -14,11 +14,11 @@ from koala.distill.data.pictures import ENDINGS
 from koala.distill.data.samples import HUB, Source
 from koala.distill.data.shapes import shapes_source
 from koala.distill.data.webdataset import braces, webdataset_source
-from koala.request import RequestError
+from koala.errors import UserError
 
 
 def source_for(config: DistillConfig, resolution: int, between: Between = nothing, absent: Absent = NOTHING) -> Source:
-    """Where the pictures come from; RequestError where there are none, or their captions are missing.
+    """Where the pictures come from; UserError where there are none, or their captions are missing.
 
     A large folder is looked through for minutes; `between` is called between two files, and may raise to stop. Of more
     pictures than `num_pictures` the seed chooses. With `absent`, what an earlier run found: to be told by its
@@ -50,7 +50,7 @@ def _files(config: DistillConfig, path: Path, between: Between, absent: Absent) 
     elif ending(path) == "parquet" and path.is_file():
         source = parquet_source(config, [path], path.parent, between, absent)
     elif path.is_file():
-        raise RequestError(
+        raise UserError(
             f"{path} is neither a .parquet nor a .tar file; give the folder in which it lies, data={path.parent}, "
             "with pictures, a .parquet or a .tar file in it"
         )
@@ -77,8 +77,8 @@ def _pattern(config: DistillConfig, path: Path, between: Between, absent: Absent
     return replace(source, about=f"{config.data}: {source.about}")
 
 
-def _nothing(config: DistillConfig) -> RequestError:
-    return RequestError(
+def _nothing(config: DistillConfig) -> UserError:
+    return UserError(
         f"there is no data at {config.data!r}; give shapes, a folder of pictures, a .parquet file or a folder of "
         "them, WebDataset shards (path/{000..099}.tar), or hub:OWNER/NAME"
     )

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from koala.distill.data.files import ending
-from koala.fields import shown
-from koala.read_text import NotText, read_lines
-from koala.request import RequestError
+from koala.errors import UserError
+from koala.files.fields import shown
+from koala.files.read_text import NotText, read_lines
 
 METADATA = ("metadata.jsonl", "metadata.csv")  # as the imagefolder of `datasets` reads them; the first wins
 _OTHERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}  # what else separates columns
@@ -25,13 +25,13 @@ class Line:
 
 
 def read_table(file: Path) -> list[Line]:
-    """The lines of a table below its header. RequestError where the file as a whole cannot be read."""
+    """The lines of a table below its header. UserError where the file as a whole cannot be read."""
     try:
         lines = read_lines(file)
     except NotText as error:
-        raise RequestError(f"{file} {error}") from error
+        raise UserError(f"{file} {error}") from error
     except OSError as error:
-        raise RequestError(f"{file} cannot be read ({error.strerror or error})") from error
+        raise UserError(f"{file} cannot be read ({error.strerror or error})") from error
     return list(_csv(file, lines) if ending(file) == "csv" else _jsonl(lines))
 
 
@@ -55,12 +55,12 @@ def _csv(file: Path, lines: Sequence[str | NotText]) -> Iterator[Line]:
     records = _records(lines)
     number, header = next(records, (1, []))
     if isinstance(header, NotText):
-        raise RequestError(f"{file}, line {number}, where the columns are named, {header}")
+        raise UserError(f"{file}, line {number}, where the columns are named, {header}")
     header = [name.strip() for name in header]
     if len(header) == 1:
         for mark, name in _OTHERS.items():
             if mark in header[0]:
-                raise RequestError(
+                raise UserError(
                     f"{file} separates its columns by {name}; separate them by commas, with every cell that holds a "
                     'comma in quotes ("a circle, red"), or write metadata.jsonl'
                 )

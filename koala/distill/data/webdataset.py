@@ -16,7 +16,7 @@ from koala.distill.data.content import fingerprint
 from koala.distill.data.files import SHARDS, Between, is_file, match, nothing, printable
 from koala.distill.data.rows import columns_of, is_picture_column, sample_of
 from koala.distill.data.samples import Part, Sample, Source
-from koala.request import RequestError
+from koala.errors import UserError
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _LOOK = 16  # samples of the first shard that tell which files a sample has
@@ -37,11 +37,11 @@ def braces(pattern: str) -> list[str]:
 
 
 def webdataset_source(config: DistillConfig, shards: Sequence[Path], base: Path, between: Between = nothing) -> Source:
-    """Every sample of the shards; a part is a shard. RequestError for a missing shard, column or picture."""
+    """Every sample of the shards; a part is a shard. UserError for a missing shard, column or picture."""
     for shard in shards:
         between()
         if not is_file(shard):
-            raise RequestError(f"there is no shard {shard}; {config.data} names {len(shards)} of them")
+            raise UserError(f"there is no shard {shard}; {config.data} names {len(shards)} of them")
     columns, others = _columns(config, shards, base, between)
     parts = [
         Part(name=f"shard-{number:05}", count=count, read=partial(_read, columns, shard))
@@ -68,14 +68,14 @@ def _columns(config: DistillConfig, shards: Sequence[Path], base: Path, between:
         try:
             with _samples(shard) as samples:
                 rows = [_row(opened, members) for opened, _, members in islice(samples, _LOOK)]
-        except RequestError:
+        except UserError:
             _counts(shards, between)  # names all that are damaged
             raise
         if rows:
             columns = sorted({column for row in rows for column in row})
             pictures = [name for name in columns if is_picture_column(name, config.image_column)]
             if match(config.image_column, columns) is None and len([name for name in pictures if "." in name]) > 1:
-                raise RequestError(_dotted(shards, pictures, base))
+                raise UserError(_dotted(shards, pictures, base))
             rule = (
                 "; what follows the first dot of a name is the column" if any("." in name for name in columns) else ""
             )
@@ -83,21 +83,21 @@ def _columns(config: DistillConfig, shards: Sequence[Path], base: Path, between:
             used = {found.image, *(name for _, name in found.captions)}
             inside = not used <= set(columns)  # the fields of a json
             return found, [name for name in columns if name not in used and not (inside and name == "json")]
-    raise RequestError(f"{config.data} holds no samples")
+    raise UserError(f"{config.data} holds no samples")
 
 
 def _counts(shards: Sequence[Path], between: Between) -> list[int]:
-    """How many samples each shard holds. RequestError that names every shard which cannot be used."""
+    """How many samples each shard holds. UserError that names every shard which cannot be used."""
     counts, wrong = [], []
     for shard in shards:
         try:
             counts.append(_count(shard, between))
-        except RequestError as error:
+        except UserError as error:
             wrong.append((shard, error))
     if len(wrong) > 1:
         others = [shard.name for shard, _ in wrong[1:]]
         named = ", ".join(others[:_NAMED]) + (" and others" if len(others) > _NAMED else "")
-        raise RequestError(f"{wrong[0][1]}. Of {len(shards):,} shards {len(others):,} more cannot be used: {named}")
+        raise UserError(f"{wrong[0][1]}. Of {len(shards):,} shards {len(others):,} more cannot be used: {named}")
     if wrong:
         raise wrong[0][1]
     return counts
@@ -120,7 +120,7 @@ def _dotted(shards: Sequence[Path], pictures: Sequence[str], base: Path) -> str:
 
 
 def _count(shard: Path, between: Between) -> int:
-    """How many samples a shard holds. RequestError where it is cut off, or the files of a sample lie apart."""
+    """How many samples a shard holds. UserError where it is cut off, or the files of a sample lie apart."""
     seen: dict[str, frozenset[str]] = {}
     kinds: dict[frozenset[str], frozenset[str]] = {}  # samples have the same few: kept once
     number = 0
@@ -131,7 +131,7 @@ def _count(shard: Path, between: Between) -> int:
             columns = frozenset(_column(member) for member in members)
             if key in seen and seen[key].isdisjoint(columns):
                 name = shlex.quote(str(shard))
-                raise RequestError(
+                raise UserError(
                     f"{shard} is not sorted: {printable(key)}.{'/'.join(sorted(seen[key]))} and "
                     f"{printable(key)}.{'/'.join(sorted(columns))} lie apart, and the files of a sample must stand "
                     f"side by side. Sort it: d=$(mktemp -d) && tar -xf {name} -C $d && mv {name} {name}.unsorted && "
@@ -173,7 +173,7 @@ def _samples(shard: Path) -> Iterator[Samples]:
             members = (member for member in opened if counts(member))
             yield ((opened, key, list(group)) for key, group in groupby(members, name))
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise RequestError(f"{shard} is no whole tar file: {error}; get it again, or leave it out") from error
+        raise UserError(f"{shard} is no whole tar file: {error}; get it again, or leave it out") from error
 
 
 def _column(member: tarfile.TarInfo) -> str:

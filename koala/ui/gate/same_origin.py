@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from koala.request import RequestError
+from koala.errors import UserError
 from koala.ui.gate.refusal import path_of, refused
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -54,11 +54,11 @@ class Rules:
 
     @classmethod
     def of(cls, host: str, allow: Sequence[str], *, local: bool) -> "Rules":
-        """For an app that listens on `host`. RequestError for an --allow-host that is no name."""
+        """For an app that listens on `host`. UserError for an --allow-host that is no name."""
         allowed = []
         for text in allow:
             if (found := Authority.parse(text)) is None:
-                raise RequestError(f"--allow-host takes NAME or NAME:PORT, such as koala.example:7860, not {text!r}")
+                raise UserError(f"--allow-host takes NAME or NAME:PORT, such as koala.example:7860, not {text!r}")
             allowed.append(found)
         if not local and not allowed:
             return cls(exact=False)

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from koala.evaluate.reports import circumstances
-from koala.outputs import new_file
+from koala.files.outputs import new_file
 from recipes.measure.reliability import bodies, clients, distillations, hostile, judge, memory, pages, sites
 from recipes.measure.reliability.page import markdown
 from recipes.measure.reliability.running import App, served

@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image
 
-from koala.generate import generate
-from koala.loading import Library
+from koala.models.library import Library
 from koala.request import GenerationRequest
+from koala.sampling.generate import generate
 from recipes.measure.hostile import QUICK, STUDENT
 from recipes.measure.reliability.running import LONGEST, App, Refused
 from recipes.measure.reliability.trial import Trial

@@ -8,10 +8,10 @@ import sys
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from koala.cli import main
+from koala.cli.main import main
 from koala.distill.config import DistillConfig
-from koala.distill.run_folder import RunFolder
-from koala.outputs import new_file
+from koala.distill.run.folder import RunFolder
+from koala.files.outputs import new_file
 from recipes.measure import damage
 from recipes.measure.reliability.trial import Trial
 

@@ -19,8 +19,8 @@ from pyarrow import parquet
 from koala.distill.config import DistillConfig
 from koala.distill.data.samples import upright
 from koala.distill.data.sources import source_for
-from koala.distill.preflight import describe_data
-from koala.request import RequestError
+from koala.distill.run.preflight import describe_data
+from koala.errors import UserError
 
 
 def png(value: int) -> bytes:
@@ -108,7 +108,7 @@ def test_a_table_with_other_marks_than_commas_is_refused_by_their_name(tmp_path,
     rows = [("file_name", "text"), *((f"{k}.png", f"circle {k}") for k in range(3))]
     file = tmp_path / "metadata.csv"
     file.write_text("\n".join(mark.join(row) for row in rows))
-    with pytest.raises(RequestError, match=f"metadata.csv separates its columns by {name}"):
+    with pytest.raises(UserError, match=f"metadata.csv separates its columns by {name}"):
         read(tmp_path)
     file.write_text("\n".join(",".join(row) for row in rows))  # the remedy
     assert read(tmp_path) == (CIRCLES, [])
@@ -153,7 +153,7 @@ def test_the_captions_that_were_set_are_learned_where_no_others_are_there(tmp_pa
     assert read(tmp_path, short_caption="prose.txt") == ({str(k): f"prose {k}" for k in range(3)}, [])
     assert read(tmp_path, short_caption="none.txt") == (CIRCLES, [])  # of a style that is not learned
     for captions in ("short", "mixed"):
-        with pytest.raises(RequestError, match="has no captions 'none.txt'"):
+        with pytest.raises(UserError, match="has no captions 'none.txt'"):
             read(tmp_path, short_caption="none.txt", captions=captions)
 
 
@@ -197,7 +197,7 @@ def test_the_column_that_is_asked_for_chooses_the_table(tmp_path):
         for s in part.read(0)
     ]
     assert [s.captions for s in found] == [(f"circle {k}",) for k in range(3)]
-    with pytest.raises(RequestError, match=r"\.old"):
+    with pytest.raises(UserError, match=r"\.old"):
         read(tmp_path)
 
 
@@ -221,12 +221,12 @@ def test_an_unsorted_archive_is_refused_with_the_command_that_sorts_it(tmp_path,
     if name == "{}":
         archive(folder / f"0.{ending}", {"9.png": png(9), "9.txt": b"circle 9"}, mode)
     data = folder if name == "{}" else file
-    with pytest.raises(RequestError, match=r"1\.tar.* is not sorted") as told:
+    with pytest.raises(UserError, match=r"1\.tar.* is not sorted") as told:
         read(data)
     command = str(told.value).partition("Sort it: ")[2]
     subprocess.run(["bash", "-c", command], check=True, env={**os.environ, "TMPDIR": str(tmp_path)})
     assert read(data) == (CIRCLES | ({"9": "circle 9"} if name == "{}" else {}), [])
-    with pytest.raises(RequestError, match="is not sorted"):  # it is kept
+    with pytest.raises(UserError, match="is not sorted"):  # it is kept
         read(file.with_name(f"{file.name}.unsorted").rename(tmp_path / file.name))
     assert ending == "tar" or file.read_bytes()[:2] == b"\x1f\x8b"  # compressed as its name says
 
@@ -240,7 +240,7 @@ def test_names_with_dots_in_an_archive_are_refused_with_webdatasets_rule_and_the
         names = [f"IMG_2024.05.{3 * shard + k}" for k in range(3)]
         content = {f"{n}.{e}": png(7) if e == "png" else f"this is {n}".encode() for n in names for e in ("png", "txt")}
         archive(folder / "sub" / f"{shard}.tar", content)
-    with pytest.raises(RequestError, match="a sample's name goes up to the first dot") as told:
+    with pytest.raises(UserError, match="a sample's name goes up to the first dot") as told:
         read(folder)
     command, setting = re.search(r"counts: (.*) and set data=(.*); if", str(told.value)).groups()
     subprocess.run(["bash", "-c", command], check=True)
@@ -254,9 +254,7 @@ def test_every_shard_that_is_damaged_is_named_at_once_and_what_a_sample_holds_be
     whole = (tmp_path / "0.tar.gz").read_bytes()
     (tmp_path / "1.tar.gz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "2.tar.gz").write_bytes(whole[:-6] + bytes([whole[-6] ^ 255]) + whole[-5:])  # its sum
-    with pytest.raises(
-        RequestError, match=r"1\.tar\.gz is no whole tar.*Of 3 shards 1 more cannot be used: 2\.tar\.gz"
-    ):
+    with pytest.raises(UserError, match=r"1\.tar\.gz is no whole tar.*Of 3 shards 1 more cannot be used: 2\.tar\.gz"):
         read(tmp_path)
     for k in (1, 2):
         (tmp_path / f"{k}.tar.gz").unlink()

@@ -19,7 +19,7 @@ from koala.distill.data.cache import EncodingStopped
 from koala.distill.data.encoders import encoder_files
 from koala.distill.data.samples import upright
 from koala.distill.data.sources import source_for
-from koala.request import RequestError
+from koala.errors import UserError
 
 from .worlds import COLOURS, config, encoded, files, folders, parquet_file, png, set_config, shard, text_folder
 
@@ -192,9 +192,7 @@ def test_broken_pictures_are_counted_and_skipped_with_one_line_each(tmp_path, en
 
 def test_nothing_but_broken_pictures_is_refused_with_the_first_reason(tmp_path, encoders):
     parquet_file(tmp_path / "set.parquet", broken_rows()[1:5])
-    with pytest.raises(
-        RequestError, match="no picture that can be used: 4 were skipped; the first: set.parquet, row 0"
-    ):
+    with pytest.raises(UserError, match="no picture that can be used: 4 were skipped; the first: set.parquet, row 0"):
         encoded(set_config(tmp_path, tmp_path / "set.parquet", short_caption="caption"), encoders)
     assert not list((tmp_path / "cache").rglob("*0000*.safetensors"))  # remembered by nobody: the next try looks again
 
@@ -204,7 +202,7 @@ def test_256_broken_pictures_in_a_row_are_not_remembered_as_broken(tmp_path, enc
     rows = [{"image": f"file://{tmp_path}/gone/{n}.png", "caption": "x"} for n in range(256)]
     parquet_file(tmp_path / "set.parquet", rows, row_group_size=256)
     wanted = set_config(tmp_path, tmp_path / "set.parquet", short_caption="caption")
-    with pytest.raises(RequestError, match="256 pictures in a row"):
+    with pytest.raises(UserError, match="256 pictures in a row"):
         encoded(wanted, encoders)
     (tmp_path / "gone").mkdir()
     for n in range(256):
@@ -227,9 +225,9 @@ def test_pictures_behind_addresses_are_fetched_and_dead_ones_counted(tmp_path, e
 
 
 def test_all_pictures_held_back_is_refused(tmp_path, encoders):
-    with pytest.raises(RequestError, match="all 12 pictures.*validation_pictures=1"):
+    with pytest.raises(UserError, match="all 12 pictures.*validation_pictures=1"):
         encoded(config(tmp_path, validation_pictures=64), encoders)
-    with pytest.raises(RequestError, match="one picture"):
+    with pytest.raises(UserError, match="one picture"):
         encoded(config(tmp_path, num_pictures=1), encoders)
 
 
@@ -297,7 +295,7 @@ def test_a_file_that_was_cut_off_is_named(tmp_path, encoders, kind):
         whole = bytearray(file.read_bytes())
         whole[50:500] = bytes(450)
         file.write_bytes(whole)
-    with pytest.raises(RequestError, match=rf"a\.{kind} (is no whole tar|is damaged)"):
+    with pytest.raises(UserError, match=rf"a\.{kind} (is no whole tar|is damaged)"):
         encoded(set_config(tmp_path, file), encoders)
 
 
@@ -306,7 +304,7 @@ def test_a_file_that_was_cut_off_is_named(tmp_path, encoders, kind):
 
 def test_a_full_disk_is_said_before_the_work_begins(tmp_path, encoders, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
-    with pytest.raises(RequestError, match="make room"):
+    with pytest.raises(UserError, match="make room"):
         encoded(config(tmp_path), Unusable(encoders))
 
 

@@ -13,7 +13,7 @@ from koala.distill.config import DistillConfig
 from koala.distill.data import samples
 from koala.distill.data.sources import source_for
 from koala.distill.data.webdataset import braces
-from koala.request import RequestError
+from koala.errors import UserError
 from koala.shapes.captions import parse
 from koala.shapes.judge import verdict
 from koala.shapes.scene import HELD_OUT
@@ -119,9 +119,9 @@ def test_a_hub_data_set_is_streamed_with_broken_pictures_left_to_us(tmp_path):
 
 
 def test_a_hub_data_set_that_is_not_there(tmp_path):
-    with pytest.raises((RequestError, OSError), match="nobody/nothing"):
+    with pytest.raises((UserError, OSError), match="nobody/nothing"):
         source("hub:nobody/nothing")
-    with pytest.raises(RequestError, match="hub:OWNER/NAME"):
+    with pytest.raises(UserError, match="hub:OWNER/NAME"):
         source("hub:nothing")
 
 
@@ -161,7 +161,7 @@ def test_half_of_the_scenes_show_one_object_and_every_caption_holds():
 def test_a_small_canvas_holds_fewer_objects_and_a_tiny_one_none():
     small = source_for(DistillConfig(num_pictures=256), 128)
     assert {len(parse(s.captions[0]).objects) for s in all_samples(small)} == {1}
-    with pytest.raises(RequestError, match="128 px"):
+    with pytest.raises(UserError, match="128 px"):
         source_for(DistillConfig(), 96)
 
 
@@ -170,14 +170,14 @@ def test_a_small_canvas_holds_fewer_objects_and_a_tiny_one_none():
 
 def test_missing_captions_are_named_with_what_there_is(tmp_path):
     text_folder(tmp_path / "set")
-    with pytest.raises(RequestError, match=r"no captions 'long'.*\.txt files\. Set short_caption"):
+    with pytest.raises(UserError, match=r"no captions 'long'.*\.txt files\. Set short_caption"):
         source(tmp_path / "set", short_caption="long")
     file = parquet_file(tmp_path / "a.parquet", [{"image": b"", "caption": "x", "long": "y"}])
-    with pytest.raises(RequestError, match=r"detailed_caption.*caption, image, long\. Set detailed_caption"):
+    with pytest.raises(UserError, match=r"detailed_caption.*caption, image, long\. Set detailed_caption"):
         source(file, captions="mixed")
     source(file, captions="mixed", detailed_caption="long")
     shard(tmp_path / "a.tar", {"0": {"jpg": png("red"), "json": {"prompt": "x"}}})
-    with pytest.raises(RequestError, match="jpg, json, prompt"):
+    with pytest.raises(UserError, match="jpg, json, prompt"):
         source(tmp_path / "a.tar")
 
 
@@ -190,7 +190,7 @@ def test_only_the_captions_that_are_learned_are_asked_for(tmp_path):
 
 def test_missing_pictures_are_named_with_what_there_is(tmp_path):
     file = parquet_file(tmp_path / "a.parquet", [{"picture": b"", "caption": "x"}])
-    with pytest.raises(RequestError, match="set image_column to one of: caption, picture"):
+    with pytest.raises(UserError, match="set image_column to one of: caption, picture"):
         source(file)
 
 
@@ -215,7 +215,7 @@ def test_empty_data_is_refused(tmp_path, what):
     else:
         (folder / "a.tar").write_bytes(b"no tar at all")
         message = "no whole tar file"
-    with pytest.raises(RequestError, match=message):
+    with pytest.raises(UserError, match=message):
         source(data)
 
 

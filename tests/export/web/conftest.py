@@ -14,12 +14,12 @@ import onnx
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from export import manifest
-from export.gates.twin import widen
-from export.web import packages, site
-from export.web.packages import Package
-from koala.exported import Exported
-from koala.registry import find
+from koala.export import manifest
+from koala.export.gates.twin import widen
+from koala.export.web import packages, site
+from koala.export.web.packages import Package
+from koala.models.export_manifest import Exported
+from koala.models.registry import find
 
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 ALONE = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]  # no name of a host leads anywhere

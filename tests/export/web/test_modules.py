@@ -12,10 +12,11 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
 from transformers import CLIPTokenizer
 
-from koala.registry import EMBEDDED, find
+from koala.models.cards import EMBEDDED
+from koala.models.registry import find
+from koala.models.schedulers import build
 from koala.request import GenerationRequest
-from koala.schedulers import build
-from koala.tokens import read_text
+from koala.sampling.tokens import read_text
 from koala.ui.settings import from_query, to_query
 
 pytestmark = pytest.mark.browser

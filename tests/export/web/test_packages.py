@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from export.web.packages import RUNTIME, Package, fetched, member
-from koala.request import RequestError
+from koala.errors import UserError
+from koala.export.web.packages import RUNTIME, Package, fetched, member
 from tests.export.web.conftest import AXE
 
 NPM = Path(__file__).parents[2] / "npm.txt"
@@ -62,7 +62,7 @@ def test_a_package_is_brought_by_npm_once(kept, tmp_path):
 
 def test_another_file_of_npms_is_refused_and_not_kept(kept, tmp_path):
     install_npm(tmp_path, "echo tampered > $5/some-package-1.2.3.tgz")
-    with pytest.raises(RequestError, match="is not some-package 1.2.3 as it was published"):
+    with pytest.raises(UserError, match="is not some-package 1.2.3 as it was published"):
         fetched(package())
     assert not kept.exists()
 
@@ -77,7 +77,7 @@ def test_another_file_of_npms_is_refused_and_not_kept(kept, tmp_path):
 def test_without_npm_or_a_network_the_remedy_works(kept, tmp_path, script, says):
     if script:
         install_npm(tmp_path, script)
-    with pytest.raises(RequestError, match=f"{says}.*npm pack some-package@1.2.3.*--runtime some-package"):
+    with pytest.raises(UserError, match=f"{says}.*npm pack some-package@1.2.3.*--runtime some-package"):
         fetched(package())
     assert not kept.exists() or not list(kept.iterdir())
     brought = tmp_path / "some-package-1.2.3.tgz"
@@ -88,24 +88,24 @@ def test_without_npm_or_a_network_the_remedy_works(kept, tmp_path, script, says)
 def test_another_file_than_the_published_one_is_refused(kept, tmp_path):
     other = tmp_path / "other.tgz"
     other.write_bytes(archive(b"tampered"))
-    with pytest.raises(RequestError, match="is not some-package 1.2.3 as it was published"):
+    with pytest.raises(UserError, match="is not some-package 1.2.3 as it was published"):
         fetched(package(), other)
     kept.mkdir()
     (kept / "some-package-1.2.3.tgz").write_bytes(ARCHIVE[:-1])
-    with pytest.raises(RequestError, match="Delete it and get it again"):
+    with pytest.raises(UserError, match="Delete it and get it again"):
         fetched(package())
 
 
 @pytest.mark.parametrize("name", ["absent.tgz", "."])
 def test_a_file_that_cannot_be_read_is_named(kept, tmp_path, name):
-    with pytest.raises(RequestError, match="cannot be read.*npm pack some-package@1.2.3 writes"):
+    with pytest.raises(UserError, match="cannot be read.*npm pack some-package@1.2.3 writes"):
         fetched(package(), tmp_path / name)
 
 
 def test_a_package_without_a_file_says_so(tmp_path):
     file = tmp_path / "a.tgz"
     file.write_bytes(ARCHIVE)
-    with pytest.raises(RequestError, match="holds no dist/b.txt"):
+    with pytest.raises(UserError, match="holds no dist/b.txt"):
         member(file, "dist/b.txt")
 
 

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from koala.generate import generate
-from koala.loading import Library
+from koala.models.library import Library
 from koala.request import GenerationRequest
-from koala.result import parameters_text, read_png
+from koala.sampling.generate import generate
+from koala.sampling.result import parameters_text, read_png
 from koala.ui import settings
 from koala.ui.session import Session
 from tests.export.web.conftest import DESKTOP, NAMES, PHONE, phase, ready, served

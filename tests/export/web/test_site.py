@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from export.command import main, parse
-from export.web import packages, parts, site
+from koala.errors import UserError
+from koala.export.command import main, parse
+from koala.export.web import packages, parts, site
+from koala.models.cards import EMBEDDED
 from koala.palette import COLOURS
-from koala.registry import EMBEDDED
-from koala.request import RequestError
 from tests.export.web.conftest import NAMES
 
 BUDGET_FIRST, BUDGET_WHOLE = 16e6, 45e6
@@ -92,7 +92,7 @@ def test_what_the_page_imports_is_kept_for_visits_without_a_network(pages):
     ],
 )
 def test_what_no_page_could_show_is_refused_before_the_work(arguments, words, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("export.folder.export", lambda *_, **__: pytest.fail("an export was begun"))
+    monkeypatch.setattr("koala.export.folder.export", lambda *_, **__: pytest.fail("an export was begun"))
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
     assert re.search(words, capsys.readouterr().err) and not (tmp_path / "out").exists()
 
@@ -118,7 +118,7 @@ def test_a_schedule_that_the_page_does_not_follow_is_refused(key, value, exporte
     shutil.copytree(exported_700m / "scheduler", place)
     file = place / "scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
-    with pytest.raises(RequestError, match=f"{key}.*and the page follows"):
+    with pytest.raises(UserError, match=f"{key}.*and the page follows"):
         parts._schedule(tmp_path)
 
 
@@ -126,17 +126,17 @@ def test_another_tokenizer_than_clips_is_refused(exported_700m, tmp_path):
     shutil.copytree(exported_700m / "tokenizer", tmp_path / "tokenizer")
     file = tmp_path / "tokenizer" / "tokenizer.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"normalizer": {"type": "NFKC"}}))
-    with pytest.raises(RequestError, match=r"another tokenizer than CLIP's \(normalizer\)"):
+    with pytest.raises(UserError, match=r"another tokenizer than CLIP's \(normalizer\)"):
         parts._tokenizer(tmp_path / "tokenizer")
 
 
 def test_a_site_that_is_there_is_not_overwritten(exported_700m, runtime, tmp_path):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "mine.txt").write_text("mine")
-    with pytest.raises(RequestError, match="exists already"):
+    with pytest.raises(UserError, match="exists already"):
         site.write([exported_700m], tmp_path / "site", runtime=runtime)
     assert [f.name for f in tmp_path.rglob("*") if f.is_file()] == ["mine.txt"]
-    with pytest.raises(RequestError, match="is named twice"):
+    with pytest.raises(UserError, match="is named twice"):
         site.write([exported_700m, exported_700m], tmp_path / "new", runtime=runtime)
 
 

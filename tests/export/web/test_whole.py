@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from export.command import main
-from export.web import site
-from koala.generate import generate
-from koala.loading import Library
-from koala.result import read_png
+from koala.export.command import main
+from koala.export.web import site
+from koala.models.library import Library
+from koala.sampling.generate import generate
+from koala.sampling.result import read_png
 from tests.export.web.conftest import NAMES, phase, ready, served, watch
 from tests.export.web.test_page import LINK, picture, pixels
 from tests.export.web.test_site import BUDGET_FIRST, BUDGET_WHOLE

@@ -9,9 +9,9 @@ import gradio as gr
 import pytest
 import torch
 
-from koala.ui.attention_store import Store
+from koala.ui.attention.store import Store
+from koala.ui.attention.tab import Attention
 from koala.ui.session import Session
-from koala.ui.tabs.attention import Attention
 
 FIELDS = {
     "prompt": """a red circle </script><script>alert(1)</script> left of a blue square & "q" ${x}""",

@@ -6,11 +6,11 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
-from koala.result import read_png
-from koala.ui.attention_store import Store
+from koala.sampling.result import read_png
+from koala.ui.attention import tab as attention
+from koala.ui.attention.store import Store
+from koala.ui.attention.tab import Attention
 from koala.ui.session import Session
-from koala.ui.tabs import attention
-from koala.ui.tabs.attention import Attention
 
 
 @pytest.fixture
@@ -61,6 +61,6 @@ def test_an_upload_without_a_file_says_so(tab, drawn, told):
 def test_strangers_open_what_they_could_have_made(file, told, tmp_path, monkeypatch):
     with gr.Blocks():
         tab = Attention(Session(device="cpu", local=False), Store())
-    monkeypatch.setattr("koala.ui.attention_recording.PUBLIC_BUDGET", 1000)
+    monkeypatch.setattr("koala.ui.attention.recording.PUBLIC_BUDGET", 1000)
     shutil.copy(file, tmp_path / "mine.zip")
     assert tab.open(str(tmp_path / "mine.zip"), "") == {tab.file: None} and "read here" in told[0]

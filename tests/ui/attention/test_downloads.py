@@ -16,7 +16,7 @@ from koala.attention.figures import Side
 from koala.attention.questions import Capture
 from koala.attention.record import record
 from koala.attention.render import MARK
-from koala.ui import attention_files
+from koala.ui.attention import files as attention_files
 from koala.ui.theme import COLOURS, VIEWER
 
 STEPS = 4

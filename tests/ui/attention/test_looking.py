@@ -13,7 +13,7 @@ from koala.attention.figures import Side
 from koala.attention.plan import Layer
 from koala.attention.questions import KINDS, Capture
 from koala.attention.recorded import AttentionRecord
-from koala.specs import SDXL
+from koala.unet.specs import SDXL
 
 STEPS = 4
 

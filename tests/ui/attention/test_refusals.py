@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from koala.registry import EMBEDDED
-from koala.ui.attention_store import Store
+from koala.models.cards import EMBEDDED
+from koala.ui.attention.store import Store
+from koala.ui.attention.tab import Attention
 from koala.ui.session import Session
-from koala.ui.tabs.attention import Attention
 
 STEPS = 4
 

@@ -8,8 +8,8 @@ import torch
 
 from koala.attention import view
 from koala.attention.questions import read
-from koala.request import RequestError
-from koala.ui.tabs.attention import _read
+from koala.errors import UserError
+from koala.ui.attention.tab import _read
 
 STEPS = 4
 
@@ -31,7 +31,7 @@ def test_the_page_holds_an_id_and_no_tensor(tab, drawn):
     assert json.loads(json.dumps(drawn["viewer"])) == drawn["viewer"]
     other = tab.store.add(tab.store.get(drawn["capture"]))
     tab.capture.delete_callback(other)  # Gradio's, when a page has been left
-    with pytest.raises(RequestError, match="no longer kept"):
+    with pytest.raises(UserError, match="no longer kept"):
         tab.store.get(other)
 
 
@@ -46,7 +46,7 @@ def test_what_was_predicted_is_what_is_kept(tab, capture, fields):
 
 
 def test_the_pictures_are_those_of_a_run_without_a_recorder(tab, capture, fields):
-    from koala.generate import generate
+    from koala.sampling.generate import generate
 
     for side, request in zip(capture.sides, tab.requests(_read(fields())), strict=True):
         plain = generate(request, tab.session.model(request.model))

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from koala.request import RequestError
-from koala.ui.attention_store import Store
+from koala.errors import UserError
+from koala.ui.attention.store import Store
 
 
 def kept(size: int):
@@ -18,7 +18,7 @@ def test_the_store_lets_go_of_what_was_not_looked_at_for_longest():
     store.get(first)
     third = store.add(kept(40))
     assert store.bytes == 80 and store.get(first) and store.get(third)
-    with pytest.raises(RequestError, match="capture it again"):
+    with pytest.raises(UserError, match="capture it again"):
         store.get(second)
     store.drop(first)
     store.drop(first)

@@ -13,13 +13,13 @@ from PIL import Image
 
 from koala.distill.config import DistillConfig
 from koala.distill.presets import PRESETS
-from koala.distill.records import Status
-from koala.distill.run_folder import RunFolder
-from koala.layout import SURGERY
+from koala.distill.run.folder import RunFolder
+from koala.distill.run.records import Status
+from koala.models.cards import EMBEDDED
+from koala.models.layout import SURGERY
 from koala.process import started
-from koala.registry import EMBEDDED
+from koala.ui.distill.tab import Distill
 from koala.ui.session import Session
-from koala.ui.tabs.distill import Distill
 from tests.ui.handlers import named
 
 QUICK = PRESETS["2-minutes"].config

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from koala.distill import runs
+from koala.distill.run import manager as runs
 from tests.ui.conftest import faults
 from tests.ui.distill.conftest import Trainer
 

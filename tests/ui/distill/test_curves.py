@@ -3,9 +3,9 @@
 import dataclasses
 import re
 
-from koala.ui import distill_curves
-from koala.ui.distill_metrics import Follower, Metrics, thinned
-from koala.ui.distill_runs import teacher_scores
+from koala.ui.distill import curves as distill_curves
+from koala.ui.distill.metrics import Follower, Metrics, thinned
+from koala.ui.distill.runs import teacher_scores
 from tests.ui.distill.conftest import QUICK, written
 
 

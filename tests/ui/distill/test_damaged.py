@@ -5,9 +5,9 @@ import json
 import gradio as gr
 import pytest
 
-from koala.ui.distill_panel import UNREADABLE
+from koala.ui.distill.panel import UNREADABLE
+from koala.ui.distill.tab import Distill
 from koala.ui.session import Session
-from koala.ui.tabs.distill import Distill
 from tests.ui.distill.conftest import look, with_samples, with_student, written
 
 SENTENCES = {  # what is done to a run -> what the app says of it

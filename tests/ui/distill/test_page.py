@@ -8,9 +8,10 @@ import time
 import gradio as gr
 import pytest
 
-from koala.distill import runs
 from koala.distill.presets import PRESETS
-from koala.ui import distill_fields, distill_panel
+from koala.distill.run import manager as runs
+from koala.ui.distill import fields as distill_fields
+from koala.ui.distill import panel as distill_panel
 from tests.ui.distill.conftest import QUICK, living, look, with_samples, written
 from tests.ui.handlers import Sent, Visitor, named
 

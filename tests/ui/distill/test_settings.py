@@ -6,13 +6,14 @@ import shlex
 
 import pytest
 
-from koala.cli import parser
+from koala.cli.main import parser
 from koala.distill.config import DistillConfig, read
 from koala.distill.presets import PRESETS
-from koala.distill.records import Status
-from koala.request import RequestError
-from koala.ui import distill_fields, distill_panel
-from koala.ui.distill_metrics import Metrics
+from koala.distill.run.records import Status
+from koala.errors import UserError
+from koala.ui.distill import fields as distill_fields
+from koala.ui.distill import panel as distill_panel
+from koala.ui.distill.metrics import Metrics
 from tests.ui.distill.conftest import QUICK, written
 
 
@@ -43,7 +44,7 @@ def test_what_the_page_shows_of_a_config_is_that_config(config):
     ],
 )
 def test_a_setting_that_cannot_work_is_named(name, value, said):
-    with pytest.raises(RequestError, match=said):
+    with pytest.raises(UserError, match=said):
         distill_fields.read(QUICK, {name: value})
 
 

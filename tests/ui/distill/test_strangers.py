@@ -8,11 +8,11 @@ import gradio as gr
 import pytest
 
 from koala.distill.presets import PRESETS
-from koala.registry import EMBEDDED
-from koala.request import RequestError
-from koala.ui import distill_fields
-from koala.ui.distill_runs import PUBLIC_KEPT, PUBLIC_MINUTES, PUBLIC_STEPS, Runs
-from koala.ui.tabs.distill import Distill
+from koala.errors import UserError
+from koala.models.cards import EMBEDDED
+from koala.ui.distill import fields as distill_fields
+from koala.ui.distill.runs import PUBLIC_KEPT, PUBLIC_MINUTES, PUBLIC_STEPS, Runs
+from koala.ui.distill.tab import Distill
 from tests.ui.distill.conftest import QUICK, look, written
 from tests.ui.handlers import Visitor
 
@@ -38,12 +38,12 @@ def test_a_strangers_run_is_short_alone_and_his_to_stop(public, tmp_path):
     try:
         assert found.find(name).config().time_limit == PUBLIC_MINUTES
         assert PRESETS["10-minutes"].config.num_steps <= PUBLIC_STEPS
-        with pytest.raises(RequestError, match="still running"):
+        with pytest.raises(UserError, match="still running"):
             found.start(QUICK, "two")
-        with pytest.raises(RequestError, match="somebody else"):
+        with pytest.raises(UserError, match="somebody else"):
             found.stop(name, "two")
         for forbidden in (found.delete, found.resume):
-            with pytest.raises(RequestError, match="your own machine"):
+            with pytest.raises(UserError, match="your own machine"):
                 forbidden(name)
     finally:
         found.stop(name, "one")
@@ -52,7 +52,7 @@ def test_a_strangers_run_is_short_alone_and_his_to_stop(public, tmp_path):
 
 
 def test_a_stranger_names_no_folder_of_this_machine(public, tmp_path):
-    with pytest.raises(RequestError, match="unknown model"):
+    with pytest.raises(UserError, match="unknown model"):
         Runs(public, tmp_path).start(dataclasses.replace(QUICK, teacher=str(EMBEDDED / "tiny-sdxl")), "one")
 
 

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from koala.request import RequestError
-from koala.ui.distill_runs import Runs
+from koala.errors import UserError
+from koala.ui.distill.runs import Runs
 from tests.ui.distill.conftest import a_student, with_student, written
 
 
@@ -21,7 +21,7 @@ def test_a_trained_student_is_a_model_and_an_untrained_cut_is_not(session, tmp_p
     card = session.card("distilled-a-1")
     assert (card.teacher, card.steps, card.guidance, card.width) == ("tiny-sdxl", 25, 2.0, 256)
     found.delete("a-1")
-    with pytest.raises(RequestError, match="unknown model"):
+    with pytest.raises(UserError, match="unknown model"):
         session.card("distilled-a-1")
 
 
@@ -44,6 +44,6 @@ def test_a_run_whose_student_draws_is_not_deleted(session, tmp_path):
     run = with_student(written(tmp_path, "a-1"))
     found = Runs(session, tmp_path)
     found.all()
-    with session.using("distilled-a-1"), pytest.raises(RequestError, match="drawing or being loaded"):
+    with session.using("distilled-a-1"), pytest.raises(UserError, match="drawing or being loaded"):
         found.delete("a-1")
     assert run.path.exists()

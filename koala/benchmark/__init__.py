@@ -1,0 +1,1 @@
+"""Models measured over sizes and presets, with the prediction beside each time."""

@@ -1,0 +1,65 @@
+"""compare: several models on one noise, timed."""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+from koala.cli.options import add_device, add_request, add_runtime, library, request_values, to_run
+from koala.cli.output import claims_line, emit, pixel_bytes, plan_lines, progress, say_unread, timing_line
+from koala.console import no_bars
+from koala.request import GenerationRequest
+
+HELP = "draw the same noise with several models, timed"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
+    parser.add_argument(
+        "--models", nargs="+", required=True, metavar="MODEL", help="two or more; the first is the baseline"
+    )
+    add_request(parser, leave_out=("model",))
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the pictures")
+    add_device(parser)
+    add_runtime(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints each model's file, timing and claims, and the speed-ups over the first, or JSON; exit status 0."""
+    requests = [GenerationRequest(model=m, **request_values(args)) for m in args.models]
+    names = to_run(args, args.models)
+    requests = [dataclasses.replace(r, model=name) for r, name in zip(requests, names, strict=True)]
+    from koala.evaluate.reports import circumstances
+    from koala.files.outputs import check_folder
+    from koala.sampling.compare import compare as draw
+    from koala.sampling.compare import speedup
+    from koala.sampling.out_of_memory import telling
+    from koala.sampling.report import comparison
+
+    no_bars()
+    check_folder(args.out, pixel_bytes(requests))
+    models = library(args, names)
+    with telling(requests, models):
+        results = draw(
+            requests,
+            models,
+            on_step=lambda position, step: progress(requests[position].model)(step),
+            num_previews=0,
+        )
+    for result in results:
+        say_unread(result.request, result.unread)
+    together = tuple(r.request for r in results)
+    files = [
+        [str(p) for p in r.save(args.out / f"{k}-{Path(r.request.model).name}.png", together)]
+        for k, r in enumerate(results, 1)
+    ]
+    found = circumstances(sys.argv[1:], models.device, weights=names) | comparison(results, files)
+    lines = []
+    for one in found["models"]:
+        lines += [f"{one['model']}: {one['image']}", f"  {timing_line(one)}", f"  {claims_line(one)}"]
+    for result in results[1:]:
+        gained = speedup(results[0].timing, result.timing)
+        lines.append(f"{result.request.model} against {results[0].request.model}: {gained.sentence()}")
+    lines += plan_lines(next((one for one in found["models"] if one["plan"]), found["models"][0]))
+    emit(args, found, "\n".join([*lines, f"on {found['device']}; warm-up is not counted"]))
+    return 0

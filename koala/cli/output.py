@@ -1,0 +1,104 @@
+"""What verbs print: one JSON object or text on stdout, progress on stderr."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping
+
+from koala.models.registry import find
+from koala.request import GenerationRequest
+
+
+def say(text: str) -> None:
+    """One line of progress or trouble, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def emit(args: argparse.Namespace, values: object, text: str) -> None:
+    """One JSON object with --json, otherwise `text`."""
+    print(json.dumps(values, indent=1) if args.json else text)
+
+
+def pixel_bytes(requests: Iterable[GenerationRequest]) -> int:
+    """Bytes that the pictures of these requests take at most on the disk."""
+
+    def pixels(request: GenerationRequest) -> int:
+        card = find(request.model)
+        return request.images * (request.width or card.width) * (request.height or card.height)
+
+    return sum(3 * pixels(request) for request in requests)
+
+
+def seconds(ms: float) -> str:
+    """A time for people, from ms."""
+    return f"{ms:.0f} ms" if ms < 1000 else f"{ms / 1000:.2f} s"
+
+
+def timing_line(entry: dict) -> str:
+    """Where the time of one picture went."""
+    t = entry["timing"]
+    unet = sum(t["unet_ms"])
+    memory = f", peak memory {t['peak_memory_bytes'] / 1e6:.0f} MB" if t["peak_memory_bytes"] else ""
+    swap = f"; {seconds(t['swap_ms'])} more for moving parts" if t["swap_ms"] >= 1 else ""
+    lora = f"; LoRA on {entry['lora']}" if entry["lora"] else ""
+    return (
+        f"text {seconds(t['text_ms'])}, U-Net {t['unet_calls']} calls x {unet / t['unet_calls']:.1f} ms"
+        f" = {seconds(unet)}, VAE {seconds(t['vae_ms'])}, total {seconds(t['total_ms'])}{memory}{swap}{lora}"
+    )
+
+
+def plan_lines(entry: dict) -> list[str]:
+    """The memory plan: predicted against what there is, then every choice with its reason."""
+    plan = entry["plan"]
+    if plan is None:
+        return ["memory plan: ONNX Runtime's own"]
+    room = f" of {plan['budget_bytes'] / 1e9:.1f} GB" if plan["budget_bytes"] else ""
+    head = f"memory plan: peak of {plan['predicted_peak_bytes'] / 1e9:.1f} GB{room} predicted"
+    return [head, *(f"  {c['what']}: {c['value']} ({c['reason']})" for c in plan["choices"])]
+
+
+def claims_line(entry: dict) -> str:
+    """Which claims of the prompt the picture keeps, what was seen instead, and what the model was never asked."""
+    if entry["claims"] is None:
+        return f"no verdict: {entry['no_verdict']}"
+    told = [
+        f"{'holds' if c['holds'] else 'FAILS'}: {c['claim']}" + ("" if c["holds"] else f" (seen: {c['seen']})")
+        for c in entry["claims"]
+    ]
+    return "; ".join([*told, *(f"not asked, as the model did not read it: {text}" for text in entry["not_asked"])])
+
+
+def say_unread(request: GenerationRequest, unread: Mapping[str, str]) -> None:
+    """On stderr, which words of the prompts the model did not read."""
+    for name, text in unread.items():
+        if not text:
+            continue
+        what = name.replace("_", " ")
+        if name == "negative_prompt" and not request.guidance > 1:
+            say(f"{request.model} does not read the {what}: it needs --guidance above 1, not {request.guidance:g}")
+        else:
+            say(f"{request.model} does not read the end of the {what}, which is too long: {text.strip()}")
+
+
+def progress(name: str):
+    """Says how far a picture is, every five steps and at its end."""
+
+    def on_step(step) -> None:
+        if step.index == step.total or step.index % 5 == 0:
+            say(f"{name}: step {step.index} of {step.total}")
+
+    return on_step
+
+
+def fetching(name: str):
+    """Says how far a download is, at most once in five seconds and at its end."""
+    said = 0.0
+
+    def on_progress(done: int, total: int, file: str) -> None:
+        nonlocal said
+        if done == total or time.monotonic() - said > 5:
+            said = time.monotonic()
+            say(f"{name}: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB ({file})")
+
+    return on_progress

@@ -1,0 +1,1 @@
+"""A student cut out of its teacher: surgery on the U-Net, without training."""

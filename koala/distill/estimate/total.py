@@ -1,0 +1,170 @@
+"""What a distillation takes, before it starts: memory by part and moment, the batch that fits, work and time.
+
+Arithmetic on specs. Memory is that of the busiest process, as StageTimer measures it: of the allocator on a GPU, of
+the process on a CPU.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from koala.distill.config import DistillConfig
+from koala.distill.estimate.memory import RunMemory
+from koala.errors import UserError
+from koala.hardware.memory_plan import GB, gigabytes
+from koala.unet.costs import flops
+from koala.unet.parts import parts_of
+from koala.unet.specs import UNetSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Bytes are those of one process, the main one; `passes` is how often it runs the networks in one step."""
+
+    device: str
+    processes: int
+    passes: int
+    pictures_per_pass: int
+    checkpointing: bool
+    always: Mapping[str, int]  # bytes on the device for the whole run, by part
+    at_times: Mapping[str, int]  # bytes that come and go within a step, by part
+    host: Mapping[str, int]  # bytes in host memory beside a GPU
+    moments: Mapping[str, int]  # bytes on the device at each busy moment
+    checkpointed_activations: int  # what `at_times` has of activations, with checkpointing and without
+    plain_activations: int
+    budget_bytes: int | None  # None: unknown
+    batch_that_fits: int | None  # pictures per pass; 0 when not even one fits
+    remedies: tuple[str, ...]  # settings with which it fits
+    flops_per_picture: int  # teacher once, student forward and backward
+    encoding_flops_per_picture: int  # once per picture, because it is cached; a loop without caches does it every time
+    num_samples: int  # pictures times how often each is seen
+    total_flops: int  # of training
+    uncached_flops: int  # the same with encoding in every step
+    seconds: float | None  # of training; None where no rate is known
+
+    @property
+    def predicted_peak_bytes(self) -> int:
+        """On the device, at the busiest moment."""
+        return max(self.moments.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak is within the budget; true where none is known."""
+        return self.budget_bytes is None or self.predicted_peak_bytes <= self.budget_bytes
+
+    def to_dict(self) -> dict:
+        """Every field and what follows from them, for `--json`."""
+        return dataclasses.asdict(self) | {"predicted_peak_bytes": self.predicted_peak_bytes, "fits": self.fits}
+
+    def check(self) -> None:
+        """UserError for a run that does not fit, with what would."""
+        if not self.fits:
+            remedy = " ".join(self.remedies)
+            raise UserError(
+                f"{self.shortage()}; "
+                + (f"it fits with {remedy}" if remedy else "no setting makes it fit; choose a smaller teacher")
+            )
+
+    def shortage(self) -> str:
+        """What it takes, and what there is."""
+        return (
+            f"this run takes {gigabytes(self.predicted_peak_bytes)} per process, of which "
+            f"{gigabytes(self.budget_bytes)} are free"
+        )
+
+    def lines(self) -> list[str]:
+        """For people."""
+
+        def listed(parts: Mapping[str, int]) -> str:
+            return ", ".join(f"{name} {_size(size)}" for name, size in parts.items() if size)
+
+        busiest = max(self.moments, key=self.moments.__getitem__)
+        free = "" if self.budget_bytes is None else f" of {gigabytes(self.budget_bytes)}"
+        pictures = f"{self.pictures_per_pass} picture{'s' if self.pictures_per_pass > 1 else ''} per pass"
+        each = f" in each of {self.processes} processes" if self.processes > 1 else ""
+        found = [
+            f"memory: {_size(self.predicted_peak_bytes)}{free}{each}, highest in the {busiest}, with {pictures}",
+            f"  all the time: {listed(self.always)}",
+            f"  at times: {listed(self.at_times)}",
+        ]
+        if not self.checkpointing:
+            found.append(f"  gradient_checkpointing would keep {_size(self.checkpointed_activations)} of activations")
+        if self.host:
+            found.append(f"  in host memory: {listed(self.host)}")
+        if self.batch_that_fits is not None:
+            found.append(f"  {self.batch_that_fits} pictures per pass fit")
+        if self.remedies:
+            found.append(f"  it fits with {' '.join(self.remedies)}")
+        found.append(
+            f"work: {self.flops_per_picture / 1e12:.3g} TFLOP per picture, {self.total_flops:.2e} FLOP for "
+            f"{self.num_samples:,} ({self.uncached_flops:.2e} if latents and embeddings were not cached)"
+        )
+        if self.seconds is not None:
+            found.append(f"time: about {_duration(self.seconds)}, and encoding before it")
+        return found
+
+
+def _size(count: int) -> str:
+    return gigabytes(count) if count >= GB / 10 else f"{count / 1e6:.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def estimate(
+    config: DistillConfig,
+    student: UNetSpec,
+    teacher: UNetSpec,
+    *,
+    resolution: int,
+    device: str,
+    memory_bytes: int | None,
+    world: int = 1,
+    sharded: bool = False,
+    flops_per_second: float | None = None,
+) -> Estimate:
+    """Of a run at `resolution` px on `world` devices (cuda, cpu or mps) of so much memory and such a rate each."""
+    run = RunMemory(
+        config=config,
+        student=student,
+        teacher=teacher,
+        resolution=resolution,
+        device=device,
+        memory=memory_bytes,
+        world=world,
+        sharded=sharded,
+    )
+    forward = flops(student, **run.side)
+    per_picture = (4 if config.gradient_checkpointing else 3) * forward  # backward is two of them
+    if config.output_weight or config.feature_weight:
+        per_picture += flops(teacher, **run.side)
+    parts = parts_of(teacher)
+    encoding = parts.vae.encoder(**run.side)[1] + parts.text_cost[1]
+    samples = config.num_steps * config.batch_size
+    total, pictures = samples * per_picture, run.pictures_per_pass
+    return Estimate(
+        device=device,
+        processes=world,
+        passes=run.passes,
+        pictures_per_pass=pictures,
+        checkpointing=config.gradient_checkpointing,
+        always=run.always,
+        at_times=run.at_times(pictures),
+        host=run.host,
+        moments=run.moments(pictures),
+        checkpointed_activations=run.saved(True) * pictures,
+        plain_activations=run.saved(False) * pictures,
+        budget_bytes=run.budget,
+        batch_that_fits=run.batch_that_fits(),
+        remedies=run.remedies(),
+        flops_per_picture=per_picture,
+        encoding_flops_per_picture=encoding,
+        num_samples=samples,
+        total_flops=total,
+        uncached_flops=total + samples * encoding,
+        seconds=None if flops_per_second is None else total / (flops_per_second * world),
+    )

@@ -1,0 +1,142 @@
+"""One distillation step: a batch and its draws through teacher and student, and every term of the loss."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from diffusers import DDPMScheduler
+
+from koala.distill.config import DistillConfig
+from koala.distill.data.encoded import Batch
+from koala.distill.draws import Draws
+from koala.distill.loss.pairs import Pair
+from koala.distill.loss.terms import by_kind, feature_losses, noise_loss, snr_weight
+from koala.errors import UserError
+from koala.models.hooks import tap
+from koala.sampling.noising import Noising, ddpm
+
+
+class BrokenLoss(RuntimeError):
+    """The loss is not finite, or a term does not reach the student."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """`terms` by name, unweighted: task, output and the kinds of feature; `pairs` holds each layer's own."""
+
+    total: torch.Tensor
+    terms: dict[str, torch.Tensor]
+    pairs: dict[Pair, torch.Tensor]
+
+    def check(self, step: int) -> None:
+        """BrokenLoss naming the term and the layer that is not finite."""
+        if torch.isfinite(self.total):
+            return
+        names = [f"the {p.kind} term of {p.stage} ({p.student})" for p, v in self.pairs.items() if not v.isfinite()]
+        names = names or [f"the {n} term" for n, v in self.terms.items() if not v.isfinite()] or ["the weighted sum"]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise BrokenLoss(
+            f"step {step}: {', '.join(names[:3])}{more} is no longer finite; resume from the last checkpoint with a "
+            "lower learning_rate, with precision=bf16 or fp32 instead of fp16, or with feature_weight=0 at first"
+        )
+
+
+def alphas_cumprod(scheduler_config: dict) -> torch.Tensor:
+    """The teacher's noise schedule, (1000,). UserError for a teacher that does not predict noise."""
+    kind = scheduler_config.get("prediction_type", "epsilon")
+    if kind != "epsilon":
+        raise UserError(f"the teacher predicts {kind!r}; every loss here is on predicted noise (epsilon)")
+    return DDPMScheduler.from_config(scheduler_config).alphas_cumprod
+
+
+class DistillationStep:
+    """What a step computes, whatever the student: the frozen teacher, the pairs, the noise and its schedule."""
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        teacher: torch.nn.Module,
+        pairs: list[Pair],
+        alphas: torch.Tensor,
+        noising: Noising = ddpm,
+    ):
+        self.config, self.teacher, self.pairs = config, teacher, pairs
+        self.alphas, self.noising = alphas, noising
+        # A teacher that only feeds terms of weight 0 is not run at all.
+        self.taught = bool(config.output_weight or (config.feature_weight and pairs))
+
+    @contextmanager
+    def hooked(self, bare: torch.nn.Module) -> Iterator[Callable[[torch.nn.Module, Batch, Draws], Losses]]:
+        """(student, batch, draws) -> losses as means over the batch, for as long as the block lasts.
+
+        The student that is called may be wrapped for several processes; the hooks sit on `bare`, the network inside
+        it, and only on the layers that a term needs. The tensors of batch and draws may be on any device.
+        """
+        needed = self.pairs if self.config.feature_weight else []
+        mine = tap({p.student: bare.get_submodule(p.student) for p in needed})
+        its = tap({p.teacher: self.teacher.get_submodule(p.teacher) for p in needed})
+        with mine as student_features, its as teacher_features:
+            yield partial(self._losses, student_features, teacher_features)
+
+    def _losses(
+        self,
+        mine: dict[str, torch.Tensor],
+        its: dict[str, torch.Tensor],
+        student: torch.nn.Module,
+        batch: Batch,
+        draws: Draws,
+    ) -> Losses:
+        config = self.config
+        device = next(student.parameters()).device
+        latents, noise, timesteps = (x.to(device) for x in (batch.latents, draws.noise, draws.timesteps))
+        context, pooled, time_ids = (x.to(device) for x in (batch.context, batch.pooled, batch.time_ids))
+        alphas = self.alphas.to(device)
+        noisy, wanted = self.noising(latents, noise, timesteps, alphas)
+        weight = snr_weight(alphas, timesteps, gamma=config.min_snr_gamma, high_noise=config.high_noise_lift)
+        mine.clear()
+        its.clear()
+        added = {"text_embeds": pooled, "time_ids": time_ids}
+        predicted = student(noisy, timesteps, context, added_cond_kwargs=added).sample
+        terms, pairs, total = {}, {}, 0.0
+        if config.task_weight:
+            terms["task"] = noise_loss(predicted, wanted, weight)
+            total = total + config.task_weight * terms["task"]
+        if self.taught:
+            output = self._teach(noisy, timesteps, context, added)
+            if config.output_weight:
+                terms["output"] = noise_loss(predicted, output, weight)
+                total = total + config.output_weight * terms["output"]
+            if config.feature_weight:
+                pairs = feature_losses(mine, its, self.pairs, config.normalisation)
+                kinds = by_kind(pairs, config.normalisation)
+                terms |= kinds
+                total = total + config.feature_weight * sum(kinds.values())
+        its.clear()
+        # The student's stay until the next call: once cleared, gradient checkpointing would record them again in the
+        # backward pass, each with the graph of its recomputed block (0.9 GB per picture of KOALA-700M at 1024 px).
+        return Losses(total=total, terms=terms, pairs=pairs)
+
+    @torch.no_grad()
+    def _teach(self, noisy, timesteps, context, added) -> torch.Tensor:
+        """The teacher's output in its own precision, outside the student's autocast; one conditional pass."""
+        dtype = self.teacher.dtype
+        with torch.autocast(noisy.device.type, enabled=False):
+            added = added | {"text_embeds": added["text_embeds"].to(dtype)}  # sizes stay exact
+            return self.teacher(noisy.to(dtype), timesteps, context.to(dtype), added_cond_kwargs=added).sample
+
+
+def check_gradients(losses: Losses, student: torch.nn.Module) -> None:
+    """BrokenLoss naming the first term that does not reach the student's weights.
+
+    Reentrant checkpointing, a detached hook or a pair of one layer with itself would train nothing in silence.
+    """
+    first = student.conv_in.weight  # every feature lies behind it
+    layers = ((f"{p.kind} of {p.stage} ({p.student})", term) for p, term in losses.pairs.items())
+    for name, term in (*losses.terms.items(), *layers):
+        if term.requires_grad:
+            (found,) = torch.autograd.grad(term, first, retain_graph=True, allow_unused=True)
+            if found is not None and found.abs().max() > 0:
+                continue
+        raise BrokenLoss(f"the term {name} has no gradient in the student: it would train nothing")

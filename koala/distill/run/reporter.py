@@ -1,0 +1,66 @@
+"""status.json as the trainer writes it: often enough for someone who watches, not at every step."""
+
+import dataclasses
+import math
+import os
+import time
+
+from koala import process
+from koala.distill.run.folder import RunFolder
+from koala.distill.run.records import Status
+
+INTERVAL = 1.0  # seconds between two writes for steps
+
+
+class Reporter:
+    """Only the main process of a run is `active`; the others' words go nowhere."""
+
+    def __init__(self, run: RunFolder, num_steps: int, *, active: bool):
+        self.run, self.active = run, active
+        self.held = False  # while nothing is to be written yet ...
+        self._told = False  # ... but that it waits, which is told however early, and from then on the rest
+        self._written = -math.inf  # on the clock that nobody sets
+        pid = os.getpid()
+        self.status = Status(
+            state="preparing",
+            step=0,
+            num_steps=num_steps,
+            pid=pid,
+            pid_started=process.started(pid),
+            started=time.time(),
+        )
+
+    def hold(self, held: bool) -> None:
+        """Write nothing yet, or from here on."""
+        self.held = held
+
+    def say(self, state: str, message: str) -> None:
+        """What is being done now."""
+        self._write(state=state, message=message)
+
+    def step(self, done: int, steps_per_second: float) -> None:
+        """How far the run is; written at most once in INTERVAL."""
+        left = (self.status.num_steps - done) / steps_per_second if steps_per_second > 0 else None
+        changes = dict(state="running", message="", step=done, seconds_left=left)
+        changes["steps_per_second"] = steps_per_second or None
+        if time.monotonic() - self._written < INTERVAL:
+            self.status = dataclasses.replace(self.status, **changes)
+        else:
+            self._write(**changes)
+
+    def waits(self) -> None:
+        """That the run gives way to pictures."""
+        self._told = True
+        self._write(message="waits while the app draws")
+
+    def end(self, state: str, message: str) -> None:
+        """The last word: done, stopped or failed."""
+        self.held = False
+        self._write(state=state, message=message, seconds_left=None)
+
+    def _write(self, **changes) -> None:
+        self.status = dataclasses.replace(self.status, **changes, updated=time.time())
+        self._written = time.monotonic()
+        if self.active and (self._told or not self.held):
+            self.run.path.mkdir(parents=True, exist_ok=True)
+            self.run.write_status(self.status)

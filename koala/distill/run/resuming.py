@@ -1,0 +1,166 @@
+"""What may change when a run goes on. One question decides: does it change what has already been computed?
+
+Every field of a config stands in one of three tables; a test holds them against the config.
+"""
+
+import json
+import shlex
+import types
+from collections.abc import Collection
+
+from koala.distill.config import DistillConfig
+from koala.distill.estimate.total import Estimate
+from koala.distill.run.folder import RunFolder
+from koala.errors import UserError
+
+# How long, how often and where to.
+FREE_FIELDS = frozenset(
+    {
+        "num_steps", "checkpoint_every", "keep_last", "validate_every", "validation_prompts", "validation_guidance",
+        "score_prompts", "log_every", "time_limit", "trackers", "cache",
+    }
+)  # fmt: skip
+# The steps so far stay what they are, the next ones go on in another way: where it is asked for, and recorded. Of
+# `data` only the place may change: what lies there is held against the checkpoint by its content.
+ON_REQUEST = frozenset(
+    {
+        "learning_rate", "schedule", "warmup_steps", "weight_decay", "max_grad_norm", "precision", "teacher_precision",
+        "task_weight", "output_weight", "feature_weight", "accumulation", "gradient_checkpointing", "ema_device",
+        "threads", "data",
+    }
+)  # fmt: skip
+_NETWORK = "the weights so far are another network's"
+_TARGETS = "what is measured since the first step would be another thing"
+_ORDER = "the steps so far took their pictures, captions and noise by it"
+_STATE = "what the optimizer and the moving average remember goes by it"
+FIXED = types.MappingProxyType(
+    dict.fromkeys(("teacher", "student_spec", "student_init"), _NETWORK)
+    | dict.fromkeys(
+        ("features", "stages", "lf_at_ends", "sa_mapping", "normalisation", "min_snr_gamma", "high_noise_lift",
+         "noising"), _TARGETS
+    )
+    | dict.fromkeys(
+        ("image_column", "short_caption", "detailed_caption", "captions", "num_pictures", "resolution",
+         "aspect_buckets", "empty_prompts", "batch_size", "seed", "validation_pictures", "noise_offset",
+         "timesteps"), _ORDER
+    )
+    | dict.fromkeys(("optimizer", "ema_decay"), _STATE)
+)  # fmt: skip
+
+
+def differences(config: DistillConfig, other: DistillConfig) -> dict[str, tuple[object, object]]:
+    """Field -> its value in both, where they are not the same; the fields that a run may change come last."""
+    both = {name: (value, getattr(other, name)) for name, value in config.to_dict().items()}
+    found = {name: (mine, its) for name, (mine, its) in both.items() if mine != its}
+    return dict(sorted(found.items(), key=lambda item: (item[0] in FREE_FIELDS, item[0] in ON_REQUEST)))
+
+
+def spelled(name: str, value: object) -> str:
+    """A setting as it is typed."""
+    return shlex.quote(f"{name}={value if isinstance(value, str) else json.dumps(value)}")
+
+
+def refuse_fixed(run: RunFolder, config: DistillConfig, trained: DistillConfig, asked: Collection[str]) -> None:
+    """UserError for a setting that was asked for and cannot change, with how a new run takes it."""
+    for name, (mine, _) in differences(config, trained).items():
+        if name in asked and name in FIXED:
+            same_network = FIXED[name] != _NETWORK
+            settings = from_student(run) if same_network else f"--out NEW --config {run.path}/config.json"
+            raise UserError(
+                f"{name} cannot change when a run goes on: {FIXED[name]}; leave it out, or start a new run: "
+                f"{settings} {spelled(name, mine)}"
+            )
+
+
+def check_same(
+    run: RunFolder, step: int, config: DistillConfig, trained: DistillConfig, asked: Collection[str] = ()
+) -> None:
+    """UserError where a run's config is not what its checkpoint was trained with, unless the change was asked for.
+
+    Now, by the fields of `asked`, or when the run last went on from this step, as its history knows.
+    """
+    known = changes_at(run, step)
+    wrong = {
+        name: pair
+        for name, pair in differences(config, trained).items()
+        if name not in FREE_FIELDS
+        and not (name in ON_REQUEST and (name in asked or known.get(name) == as_json(pair[0])))
+    }
+    if not wrong:
+        return
+    name, (mine, its) = next(iter(wrong.items()))
+    before = " ".join(spelled(field, value) for field, (_, value) in wrong.items())
+    after = " ".join(spelled(field, value) for field, (value, _) in wrong.items())
+    other = "" if wrong.keys() - ON_REQUEST else f", or with this run's from here on {after}"
+    raise UserError(
+        f"checkpoint step-{step} of {run.path} belongs to another run: its {name} is {its!r}, this run's {mine!r}; to "
+        f"go on as it was trained add {before}{other}, or start a new run: --out NEW --config {run.path}/config.json"
+    )
+
+
+def as_json(value: object) -> object:
+    """A field's value as a JSON file gives it back."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def check_fits(run: RunFolder, found: Estimate) -> None:
+    """UserError where a run that goes on does not fit, with what it may change for it, or what a new run may."""
+    fixed = [setting for setting in found.remedies if setting.partition("=")[0] in FIXED]
+    if found.fits or not fixed:
+        found.check()
+        return
+    raise UserError(
+        f"{found.shortage()}; {fixed[0].partition('=')[0]} cannot change when a run goes on, so only a new run from "
+        f"its student fits: {from_student(run)} {' '.join(found.remedies)}"
+    )
+
+
+def changes_at(run: RunFolder, step: int) -> dict[str, object]:
+    """Field -> its new value, of what changed when the run went on from this step; none where no one can read it."""
+    try:
+        entries = run.history()
+    except UserError:  # whoever goes on is told, and may ask again
+        return {}
+    return {name: now for entry in entries if entry["step"] == step for name, (_, now) in entry["changes"].items()}
+
+
+def words_of_changes(config: DistillConfig, trained: DistillConfig, step: int) -> list[str]:
+    """What is other from here on, and what becomes of the learning rate."""
+    found = differences(config, trained)
+    lines = [
+        f"{name} is {mine!r} from here on; it was {its!r} in checkpoint step-{step}"
+        for name, (mine, its) in found.items()
+    ]
+    cosine = "cosine" in (config.schedule, trained.schedule)
+    if found.keys() & {"schedule", "learning_rate", "warmup_steps"} or "num_steps" in found and cosine:
+        lines.append(_rate_words(config, trained, step))
+    return lines
+
+
+def _rate_words(config: DistillConfig, trained: DistillConfig, step: int) -> str:
+    from koala.distill.optimizers import learning_rate  # with torch, which the app has not loaded when it lists runs
+
+    before, now, last = (
+        f"{learning_rate(of, at):.3g}"
+        for of, at in ((trained, max(0, step - 1)), (config, step), (config, max(step, config.num_steps - 1)))
+    )
+    words = f"the learning rate was {before} in step {step:,} and is {now} in step {step + 1:,}"
+    if config.schedule == "cosine":
+        words += f": its cosine spans {config.num_steps:,} steps now, and comes down to {last} in the last of them"
+    return words
+
+
+def from_student(run: RunFolder, settings: str = "") -> str:
+    """How a new run goes on from this one's student, with the settings of its own config."""
+    return f"--out NEW {settings or f'--config {run.path}/config.json'} student_init={run.student}"
+
+
+def record(run: RunFolder, step: int, config: DistillConfig, trained: DistillConfig, processes: int) -> None:
+    """Note in the run's history what is other from this step on; what a run from a later step noted is gone."""
+    try:
+        kept = [entry for entry in run.history() if entry["step"] < step]
+    except UserError:  # said by whoever resumes
+        kept = []
+    changed = {n: [as_json(its), as_json(mine)] for n, (mine, its) in differences(config, trained).items()}
+    entry = {"step": step, "processes": processes, "changes": changed}
+    run.write_history([*kept, entry])

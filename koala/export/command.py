@@ -1,0 +1,120 @@
+"""The export's command line: JSON on stdout, progress on stderr. Exit status: 0 done, 1 failed, 2 bad use."""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from koala.console import no_bars, quiet
+from koala.errors import UserError
+from koala.export.options import add_depth, add_progress
+from koala.export.targets import DTYPES, TARGETS, WEB, WEB_TEXT
+from koala.last_resort import DEBUG, add_debug, finish
+
+HELP = "write ONNX files of a model that other runtimes load as they are"
+SMALLER = "--components unet or a smaller model"  # what helps where memory ran out
+# Commands beside the export itself -> the module that has HELP, add and run; imported when asked for.
+VERBS = {
+    "verify": "koala.export.verify",
+    "inspect": "koala.export.inspection",
+    "tensorrt": "koala.export.to_tensorrt",
+    "single-file": "koala.export.single_file",
+}
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The options of the export itself."""
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--model", metavar="MODEL", help="model name, fetched hub id, or folder")
+    which.add_argument(
+        "--models",
+        nargs="+",
+        metavar="MODEL",
+        help=f"for --target {WEB}: the teacher, then students; or exports of them",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder for the export")
+    parser.add_argument(
+        "--target",
+        default="universal",
+        metavar="NAME",
+        help="; ".join(f"{t.name}: {t.text}" for t in TARGETS.values()) + f"; {WEB}: {WEB_TEXT} (default: universal)",
+    )
+    parser.add_argument(
+        "--dtype", choices=tuple(DTYPES), help="of the weights (default: the target's; the VAE is always fp32)"
+    )
+    parser.add_argument(
+        "--components", choices=("all", "unet"), default="all", help="the whole pipeline, or its U-Net (default: all)"
+    )
+    parser.add_argument("--lora", type=Path, metavar="FILE.safetensors", help="a LoRA to fuse into the U-Net")
+    parser.add_argument("--lora-strength", type=float, default=1.0, metavar="N", help="how much of it (default: 1)")
+    parser.add_argument(
+        "--runtime",
+        type=Path,
+        metavar="FILE.tgz",
+        help=f"for --target {WEB}: ONNX Runtime Web, where there is no network",
+    )
+    add_depth(parser)
+    add_progress(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints what the new folder holds and its size in MB, or JSON; exit status 0."""
+    from koala.export.telling import Teller
+
+    teller = Teller.of(args)
+    if args.target == WEB:
+        from koala.export.web.command import publish
+
+        return publish(args, teller)
+    if args.model is None:
+        raise UserError(f"--models goes with --target {WEB}; name one model with --model")
+    if args.runtime:
+        raise UserError(f"--runtime goes with --target {WEB}; leave it out")
+    from koala.export.writing import write_export
+
+    job, findings, found = write_export(args, args.model, args.out, teller, target=args.target, dtype=args.dtype)
+    size = sum(f.stat().st_size for f in args.out.rglob("*") if f.is_file())
+    if args.json:
+        told = {"findings": findings, "out": str(args.out), "bytes": size, "lora_layers": job.lora_layers}
+        print(json.dumps(dataclasses.asdict(found) | told, indent=1))
+    else:
+        print(f"{args.out} holds {', '.join(found.components)}: {size / 1e6:,.1f} MB")
+    return 0
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The arguments of the export, or of the command that comes first among them; `run` is what does it."""
+    debug = list(arguments[:1]) == [DEBUG]  # before the command as well as behind it
+    arguments = list(arguments[debug:])
+    verb = arguments[0] if arguments and arguments[0] in VERBS else None
+    module = importlib.import_module(VERBS[verb]) if verb else sys.modules[__name__]
+    others = f"Other commands: {', '.join(f'python -m export {name}' for name in VERBS)}."
+    parser = argparse.ArgumentParser(
+        prog=f"python -m export {verb}" if verb else "python -m export",
+        description=module.HELP,
+        epilog=None if verb else others,
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_debug(parser, debug)
+    parser.set_defaults(run=module.run)
+    module.add(parser)
+    return parser.parse_args(arguments[1:] if verb else arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; its exit status is as the module says."""
+    quiet()  # before a verb imports transformers
+    given = sys.argv[1:] if arguments is None else arguments
+    return finish("export", lambda: _run(given), debug=DEBUG in given)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    args = parse(arguments)
+    no_bars()
+    from koala.export.telling import Teller
+
+    tell = Teller.of(args).error
+    return finish("export", lambda: args.run(args), debug=args.debug, smaller=SMALLER, tell=tell)

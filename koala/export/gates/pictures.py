@@ -1,0 +1,118 @@
+"""Whole pictures from the same noise: ONNX Runtime beside torch, and how far torch's own fp16 is from its fp32."""
+
+from collections.abc import Sequence
+from statistics import mean
+
+from PIL import Image
+
+from koala.evaluate.drawing import fitting
+from koala.evaluate.fidelity import psnr, ssim
+from koala.evaluate.shapes import draw, prompts
+from koala.export.folder import Lora
+from koala.export.gates.case import Case, Finding
+from koala.hardware.device import give_back
+from koala.models.library import Library
+from koala.models.loaded import LoadedModel
+from koala.request import GenerationRequest
+from koala.sampling.adapters import adapted
+from koala.shapes.judge import judge, no_verdict
+
+FLOOR = 8  # pictures that torch draws in fp16, which takes a CPU three times as long as fp32
+BELOW_FLOOR = 3.0  # dB that a file may be further from torch's fp32 than torch's fp16 is
+ALLOWED = 0.01  # of the verdicts may differ; of an 8-bit model the share of right pictures may fall by ...
+ALLOWED_INT8 = 0.05
+LEAST_INT8 = 35.0  # dB of the worst picture
+SIX = 6  # pictures at least, of an 8-bit model
+MANY = 50  # pictures from which on a tenth may be others: 12 of 200 are (export-embedded.json), runs at a fork
+
+
+def _draw(model: LoadedModel, texts: Sequence[str], lora: Lora | None = None) -> list[Image.Image]:
+    """One picture per prompt, prompt k from the noise of seed k, with the model's own steps and guidance.
+
+    `lora` is put on torch's model; a file has it in its weights.
+    """
+    card, drawn = model.card, []
+    settings = {"lora": str(lora.file), "lora_strength": lora.strength} if lora else {}
+    size = fitting(card.width, card.height)
+    with adapted(model, GenerationRequest(model=card.name, prompt=texts[0], **settings)):
+        for start in range(0, len(texts), size):
+            batch = list(texts[start : start + size])
+            drawn += draw(model, batch, start, steps=card.steps, guidance=card.guidance)
+    return drawn
+
+
+def pictures(case: Case) -> Finding:
+    """PSNR, SSIM and the judge's verdicts over prompts of the shapes world."""
+    if not case.exported.whole:
+        return Finding(gate="pictures", passed=None, text="the export is of the U-Net alone")
+    if case.large:
+        return Finding(
+            gate="pictures",
+            passed=None,
+            text="pictures of this size take many minutes on a CPU; draw them with --thorough, or on a GPU"
+            + (f": whether the worst of them is at {LEAST_INT8:g} dB is NOT known" if quantised(case) else ""),
+        )
+    count = max(case.prompts, SIX) if quantised(case) else case.prompts
+    texts = [*prompts("one_object", count - count // 2), *prompts("two_objects", count // 2)]
+    name, lora = case.job.card.name, case.job.lora
+    wanted = _draw(Library("cpu", dtype="float32").get(name), texts, lora)
+    give_back()
+    found = _draw(Library("cpu").get(str(case.folder)), texts)
+    give_back()
+    drawn = {"file": found}
+    if case.exported.stored_dtype == "float16":
+        drawn["torch fp16"] = _draw(Library("cpu", dtype="float16").get(name), texts[:FLOOR], lora)
+    figures = {who: _compared(mine, wanted[: len(mine)], texts[: len(mine)]) for who, mine in drawn.items()}
+    return _verdict(case, figures)
+
+
+def quantised(case: Case) -> bool:
+    """Whether the U-Net's weights have 8 bits."""
+    return case.exported.dtype.endswith("int8")
+
+
+def _compared(mine: Sequence[Image.Image], wanted: Sequence[Image.Image], texts: Sequence[str]) -> dict:
+    decibels = [psnr(a, b) for a, b in zip(mine, wanted, strict=True)]
+    alike = [ssim(a, b) for a, b in zip(mine, wanted, strict=True)]
+    right = [
+        [judge(p, t).all for p, t in zip(which, texts, strict=True) if not no_verdict(t)] for which in (mine, wanted)
+    ]
+    return {
+        "pictures": len(texts),
+        "psnr_mean": round(mean(decibels), 1),
+        "psnr_least": round(min(decibels), 1),
+        "psnr_below_35": sum(value < LEAST_INT8 for value in decibels),
+        "ssim_mean": round(mean(alike), 4),
+        "ssim_least": round(min(alike), 4),
+        "verdicts_differ": sum(a != b for a, b in zip(*right, strict=True)),
+        "right": sum(right[0]),
+        "right_torch_fp32": sum(right[1]),
+    }
+
+
+def _verdict(case: Case, figures: dict[str, dict]) -> Finding:
+    mine, count = figures["file"], figures["file"]["pictures"]
+    problems = []
+    if quantised(case):
+        if mine["right_torch_fp32"] - mine["right"] > max(1, ALLOWED_INT8 * count):
+            problems.append(f"{mine['right']} pictures right, {mine['right_torch_fp32']} with torch")
+        others = count // 10 if count >= MANY else 0
+        if mine["psnr_below_35"] > others:
+            problems.append(
+                f"{mine['psnr_below_35']} of {count} pictures are less than {LEAST_INT8:g} dB like torch's, the worst "
+                f"{mine['psnr_least']} dB; {others or 'none'} may be"
+            )
+    else:
+        if mine["verdicts_differ"] > max(1, ALLOWED * count):
+            problems.append(f"{mine['verdicts_differ']} of {count} verdicts differ from torch's")
+        floor = figures.get("torch fp16", {"psnr_mean": 45.0})["psnr_mean"]
+        if mine["psnr_mean"] < floor - BELOW_FLOOR:
+            problems.append(f"PSNR {mine['psnr_mean']} dB, torch's own fp16 has {floor} dB")
+    told = (
+        f"{count} pictures against torch in fp32: PSNR {mine['psnr_mean']} dB (worst {mine['psnr_least']}), "
+        f"SSIM {mine['ssim_mean']}, "
+        f"{mine['verdicts_differ']} verdicts differ"
+    )
+    if floor := figures.get("torch fp16"):
+        told += f" (torch's own fp16: {floor['psnr_mean']} dB, {floor['ssim_mean']}, {floor['verdicts_differ']})"
+    return Finding(gate="pictures", passed=not problems, text="; ".join([*problems, told]), figures=figures)

@@ -1,0 +1,145 @@
+"""What the page must know of a model, read from its export; what the page could only draw wrongly is refused."""
+
+import json
+from pathlib import Path
+
+from koala.errors import UserError
+from koala.export.web.files import Files
+from koala.files.fields import Fields
+from koala.files.read_json import read_object
+from koala.models.export_manifest import Exported
+from koala.models.layout import TOKENIZERS
+from koala.models.semantics import INDEX, SCHEDULER, zeros_for_empty
+
+SAMPLERS = ("euler-trailing", "euler-ancestral-trailing")  # that the page has, euler.js
+PARTS = ("unet", "text_encoder", "text_encoder_2", "vae_decoder")
+LARGEST = 2_000_000_000  # bytes of a file that a browser takes as one array
+SHARED = {"text_encoder": "text_encoder", "text_encoder_2": "text_encoder_2", "vae_decoder": "vae"}
+
+# What a tokenizer.json must say to be the one that clip.js follows.
+_CLIP = {
+    "normalizer": {
+        "type": "Sequence",
+        "normalizers": [
+            {"type": "NFC"},
+            {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
+            {"type": "Lowercase"},
+        ],
+    },
+    "pre_tokenizer": {
+        "type": "Sequence",
+        "pretokenizers": [
+            {
+                "type": "Split",
+                "pattern": {
+                    "Regex": r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|"
+                    r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+                },
+                "behavior": "Removed",
+                "invert": True,
+            },
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        ],
+    },
+}
+_BPE = {"type": "BPE", "continuing_subword_prefix": "", "end_of_word_suffix": "</w>", "dropout": None}
+_SCHEDULE = {
+    "beta_schedule": ("scaled_linear", "linear"),
+    "prediction_type": ("epsilon", "epsilon"),
+    "trained_betas": (None, None),
+    "rescale_betas_zero_snr": (False, False),
+    "use_karras_sigmas": (False, False),
+    "use_exponential_sigmas": (False, False),
+    "use_beta_sigmas": (False, False),
+}  # key -> the value that euler.js follows, what a config means that does not say
+
+
+def entry_of(folder: Path, exported: Exported, files: Files, known: dict[tuple, str]) -> dict[str, object]:
+    """A model's entry in site.json; its files are written, those that `known` has under the same source once."""
+    schedule, defaults = _schedule(folder), dict(exported.defaults)
+    if defaults["scheduler"] not in SAMPLERS:
+        raise UserError(
+            f"{exported.title} is drawn with {defaults['scheduler']}, and the page has {' and '.join(SAMPLERS)} alone; "
+            "take another model"
+        )
+    vae = read_object(folder / "vae_decoder" / "config.json")
+    mean, std = vae.get("latents_mean"), vae.get("latents_std")
+    return {
+        "name": exported.model,
+        "title": exported.title,
+        "parameters": exported.components["unet"].parameters,
+        "licence": exported.licence,
+        "revision": exported.revision,
+        "dtype": exported.dtype,
+        "half": exported.stored_dtype == "float16",
+        "source": dict(exported.source),
+        "defaults": defaults,
+        "schedule": schedule,
+        "latents": {"scaling_factor": vae["scaling_factor"]} | ({"mean": mean, "std": std} if mean and std else {}),
+        "zeros": zeros_for_empty(folder / INDEX),
+        "inputs": {
+            part: {name: kind for name, (kind, _) in exported.components[part].inputs.items()} for part in PARTS
+        },
+        "parts": {part: _graph(folder, exported, part, files, known) for part in PARTS},
+        "tokenizers": [files.enclose(name, _tokenizer(folder / name), ".json") for name in TOKENIZERS],
+    }
+
+
+def _graph(folder: Path, exported: Exported, part: str, files: Files, known: dict[tuple, str]) -> str:
+    """A component's file; what was made of the same weights in the same type is one file for all models."""
+    owner = SHARED.get(part, part)
+    source = tuple(sorted((n, sha) for n, sha in exported.source.items() if n.startswith(f"{owner}/")))
+    key = (part, exported.components[part].dtype, source)
+    if part == "unet" or not source or key not in known:
+        names = list(exported.components[part].files)
+        if len(names) != 1:
+            raise UserError(f"{exported.title} has its {part} in {len(names)} files, and a browser opens one alone")
+        content = (folder / names[0]).read_bytes()
+        if len(content) > LARGEST:
+            raise UserError(
+                f"{names[0]} of {exported.title} has {len(content) / 1e9:.1f} GB, and a browser takes "
+                f"{LARGEST / 1e9:.0f} GB at most; take a smaller model"
+            )
+        known[key] = files.enclose(part, content, ".onnx")
+    return known[key]
+
+
+def _schedule(folder: Path) -> dict[str, object]:
+    file = folder / SCHEDULER
+    config = read_object(file)
+    for key, (wanted, default) in _SCHEDULE.items():
+        if (found := config.get(key, default)) != wanted:
+            raise UserError(f"{file} says {key} {found!r}, and the page follows {wanted!r} alone; take another model")
+    own = Fields(values=config, file=str(file))
+    return {
+        "num_train_timesteps": own.whole("num_train_timesteps", 2, 10_000, 1000),
+        "beta_start": own.number("beta_start", 1e-8, 0.999),
+        "beta_end": own.number("beta_end", 1e-8, 0.999),
+    }
+
+
+def _tokenizer(folder: Path) -> bytes:
+    """What clip.js reads: vocabulary, merges, special tokens and the four ids. tokenizer_2 pads with `!`."""
+    file = folder / "tokenizer.json"
+    own, settings = read_object(file), read_object(folder / "tokenizer_config.json")
+    model = Fields(values=own, file=str(file)).object("model").values
+    other = [key for key, wanted in _CLIP.items() if own.get(key) != wanted]
+    other += [f"model.{key}" for key, wanted in _BPE.items() if model.get(key) != wanted]
+    if other:
+        raise UserError(f"{file} is another tokenizer than CLIP's ({', '.join(other)}); take another model")
+
+    def token(name: str) -> int:  # some files have the word alone, some a table that holds it
+        found = settings[name]
+        return model["vocab"][found["content"] if isinstance(found, dict) else found]
+
+    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+    told = {
+        "vocab": model["vocab"],
+        "merges": merges,
+        "special": {one["content"]: one["id"] for one in own["added_tokens"]},
+        "start": token("bos_token"),
+        "end": token("eos_token"),
+        "pad": token("pad_token"),
+        "unknown": model["vocab"][model["unk_token"]],
+    }
+    return json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,0 +1,34 @@
+"""One export as a command asks for it: its estimate, its progress and what its gates find are told as they come."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from koala.export.folder import Job, Lora, export, plan
+from koala.export.gates.case import Finding
+from koala.export.telling import Teller
+from koala.export.verify import gated
+from koala.models.export_manifest import Exported
+
+
+def write_export(
+    args: argparse.Namespace, model: str, out: Path, teller: Teller, *, target: str, dtype: str | None
+) -> tuple[Job, list[dict], Exported]:
+    """The folder `out`: its job, what its gates found, and its manifest."""
+    lora = Lora(file=args.lora, strength=args.lora_strength) if args.lora else None
+    job = plan(model, target=target, dtype=dtype, components=args.components, lora=lora)
+    if job.lora:
+        teller.lora(job.lora.file.name, job.lora_layers)
+    teller.estimate(f"{job.card.name} for {job.target.name}", job.estimate)
+    findings = []
+
+    def tell(finding: Finding) -> None:
+        findings.append(dataclasses.asdict(finding))
+        teller.finding(finding)
+
+    def check(folder: Path) -> dict[str, object]:
+        return gated(
+            folder, model=model, lora=args.lora, prompts=args.pictures, thorough=args.thorough, on_finding=tell
+        )
+
+    return job, findings, export(job, out, check=check, on_progress=teller.progress)

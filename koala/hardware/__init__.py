@@ -1,0 +1,1 @@
+"""The device at hand: its memory, its clock, and what fits on it."""

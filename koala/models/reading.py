@@ -1,0 +1,120 @@
+"""Libraries that read a model's files: what they raise over damaged ones is told as a UserError with the place."""
+
+import logging
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from diffusers import ConfigMixin, EulerDiscreteScheduler
+from transformers import CLIPTokenizer, PretrainedConfig
+
+from koala.errors import UserError
+from koala.files.read_json import read_object
+from koala.hardware.shortage import ran_out
+from koala.models.schedulers import build
+from koala.models.semantics import SCHEDULER, check_config, with_class_defaults
+from koala.models.tokenizer_config import assumed
+from koala.request import SCHEDULERS
+from koala.unet.costs import TOKENS
+
+log = logging.getLogger(__name__)
+
+_OURS = ("koala.", "export.")
+_LONGEST = 400  # characters of a library's own words
+_MISFITS = {
+    "missing_keys": "its config.json describes {}, which its weights lack",
+    "mismatched_keys": "its config.json describes {} in another shape than its weights have",
+    "unexpected_keys": "its weights have {}, which its config.json does not describe",
+}
+
+
+@contextmanager
+def from_files(what: str, place: Path) -> Iterator[None]:
+    """Around a call that reads `place`; `what` is read from there.
+
+    Damaged files make libraries raise anything. So every error is taken for the files' fault, but a shortage of memory
+    and one that our own code raised.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):  # of a library in Rust
+            raise
+        if ran_out(error) or _is_ours(error):
+            raise
+        words = " ".join(str(error).split()) or type(error).__name__
+        words = words if len(words) <= _LONGEST else f"{words[:_LONGEST]}..."
+        raise UserError(
+            f"{what} could not be loaded from {place}: {words}. Copy or download its files again"
+        ) from error
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether our own code raised the error, below the call that read the files."""
+    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return len(frames) > 1 and frames[-1].startswith(_OURS)
+
+
+def check_complete(told: Mapping[str, Sequence], folder: Path) -> None:
+    """UserError where weights and config are of different networks; libraries would fill in random weights."""
+    for why, words in _MISFITS.items():
+        names = (key[0] if isinstance(key, tuple) else key for key in told.get(why) or ())  # with shapes, or alone
+        keys = sorted(name for name in names if not name.endswith("position_ids"))  # a buffer
+        if keys:
+            which = keys[0] + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
+            raise UserError(f"{folder} is damaged: {words.format(which)}; copy both again")
+
+
+def say_ignored(kind: type[ConfigMixin], file: Path) -> None:
+    """A warning of ours for settings in a config that diffusers does not know, and works without."""
+    _, unknown, _ = kind.extract_init_dict(dict(read_object(file)))
+    if names := sorted(name for name in unknown if not name.startswith("_")):
+        log.warning("%s says %s, which is unknown to %s and has no effect", file, ", ".join(names), kind.__name__)
+
+
+def load_tokenizer(folder: Path, vocabulary: int) -> CLIPTokenizer:
+    """A tokenizer whose tokens are all among the `vocabulary` of its text encoder."""
+    for file in sorted(folder.glob("*.json")):
+        read_object(file)
+    if missing := assumed(folder):
+        shown = ", ".join(f"{name} {value!r}" for name, value in missing.items())
+        log.warning("%s does not say all of its tokenizer's settings; SDXL's are assumed: %s", folder, shown)
+    with from_files("the tokenizer", folder):
+        found = CLIPTokenizer.from_pretrained(folder, **missing)
+        whole = found("a", padding="max_length", max_length=TOKENS, truncation=True).input_ids
+    if found.model_max_length != TOKENS or len(whole) != TOKENS:
+        raise UserError(
+            f"{folder} is damaged: its tokenizer gives {found.model_max_length:,} tokens, not {TOKENS}; copy it again"
+        )
+    if len(found) > vocabulary or not all(isinstance(token, int) and token < vocabulary for token in whole):
+        raise UserError(f"{folder} is damaged: it has more words than its text encoder, {vocabulary:,}; copy it again")
+    return found
+
+
+def check_widths(folder: Path, unet: Mapping[str, int], text: Sequence[PretrainedConfig]) -> None:
+    """UserError where a U-Net does not read what its two text encoders write."""
+    width, pooled = sum(config.hidden_size for config in text), text[1].projection_dim
+    reads = unet["cross_attention_dim"]
+    added = unet["projection_class_embeddings_input_dim"] - 6 * unet["addition_time_embed_dim"]
+    if (reads, added) != (width, pooled):
+        raise UserError(
+            f"{folder} is damaged: its U-Net reads text {reads} wide and pooled text {added} wide, its text encoders "
+            f"write {width} and {pooled}; copy the folder again"
+        )
+
+
+def load_noising(folder: Path) -> EulerDiscreteScheduler:
+    """A pipeline's own scheduler, on whose noise schedule every scheduler of a request can be built."""
+    file = folder / "scheduler_config.json"
+    config = read_object(file)
+    check_config(SCHEDULER, config, str(file))
+    say_ignored(EulerDiscreteScheduler, file)
+    assumed_by_class = {name: value for name, value in with_class_defaults(config).items() if name not in config}
+    with from_files("the scheduler", folder):
+        found = EulerDiscreteScheduler.from_pretrained(folder, **assumed_by_class)
+        for name in SCHEDULERS:
+            build(name, found.config).set_timesteps(2)
+    return found

@@ -1,0 +1,268 @@
+"""From what a person types to a card: a name, a folder, a single file or a hub id, at a revision or without."""
+
+import difflib
+import errno
+import logging
+import os
+import re
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+from koala.errors import UserError
+from koala.files.fields import Fields
+from koala.files.read_json import read_object
+from koala.models.cards import CARDS, ModelCard
+from koala.models.export_manifest import MANIFEST, Exported
+from koala.models.hub_address import hub_id
+from koala.models.layout import DRAWING, SURGERY
+from koala.models.sampling_defaults import SETTINGS, read_drawing
+from koala.models.semantics import own_sampler
+from koala.unet.config import from_config, native_size
+from koala.unet.costs import parameters
+from koala.unet.specs import (
+    SDXL,
+    UNetSpec,
+)
+
+log = logging.getLogger(__name__)
+
+_HUB_ID = re.compile(r"(?=.{3,96}$)(?!.*(--|\.\.|\.git$))\w([\w.-]*\w)?/\w([\w.-]*\w)?")  # as huggingface_hub allows
+_SETTINGS = ("negative_prompt", "scheduler", "noising", "steps", "guidance", "width", "height")
+_FILES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
+_REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w./-]*")
+
+
+_NAMES = {
+    spoken.lower(): card
+    for card in CARDS.values()
+    for spoken in (card.name, *card.aliases, card.unet_file or card.source)
+}
+
+
+_OFFERED: dict[str, ModelCard] = {}  # by name: folders that this process wrote itself
+
+
+def offer(card: ModelCard) -> None:
+    """Let `find` know a folder that this process wrote itself by the card's name instead of its path."""
+    _OFFERED[card.name] = card
+
+
+def withdraw(card: ModelCard) -> None:
+    """Let `find` forget an offered card."""
+    if _OFFERED.get(card.name) is card:
+        del _OFFERED[card.name]
+
+
+def _config(file: Path) -> dict:
+    """A config.json, empty where there is none: `locate` names what a folder lacks."""
+    return read_object(file) if file.exists() else {}
+
+
+def _inherited(folder: Path, spec: UNetSpec | None) -> dict[str, object]:
+    """How a student that surgery cut wants to be run: as the published one of its teacher and depths, or as its
+    teacher. Empty for a folder that was no cut, or whose teacher is unknown here."""
+    teacher = _NAMES.get(str(_config(folder / SURGERY).get("teacher")).partition("@")[0].lower())
+    if spec is None or teacher is None:
+        return {}
+    published = (c for c in CARDS.values() if c.teacher == teacher.name and c.spec.notation == spec.notation)
+    like = next(published, teacher)
+    settings = {f: getattr(like, f) for f in ("negative_prompt", "scheduler", "noising", "steps", "guidance")}
+    return {"teacher": teacher.name, "licence": teacher.licence} | settings
+
+
+def _folder_card(folder: Path) -> ModelCard:
+    """A card for a folder in diffusers' layout: spec, native size and scheduler as its own configs tell them, and a
+    student's settings as its teacher's card does."""
+    known = next((c for c in CARDS.values() if c.source == str(folder)), None)
+    if known:
+        return known
+    if os.path.lexists(folder / MANIFEST):
+        return _export_card(folder)
+    file = folder / "unet" / "config.json"
+    unet = _config(file)
+    spec = from_config(unet, str(folder), str(file)) if file.exists() else None
+    width, height = native_size(unet, str(file))
+    own = {
+        "licence": "see its folder",
+        "scheduler": own_sampler(_config(folder / "scheduler" / "scheduler_config.json"))[0],
+    }
+    return ModelCard(
+        name=str(folder),
+        title=folder.name,
+        source=str(folder),
+        parameters=parameters(spec) if spec else None,
+        spec=spec,
+        **{"width": width, "height": height} | own | _inherited(folder, spec) | _drawing(folder),
+    )
+
+
+def _drawing(folder: Path) -> dict[str, object]:
+    """How a folder says that it wants to be drawn; empty for one that says nothing."""
+    file = folder / DRAWING
+    if not os.path.lexists(file):
+        return {}
+    found = read_drawing(Fields(values=read_object(file), file=str(file), remedy="copy it again, or remove it"))
+    return found.settings | ({"teacher": found.teacher} if found.teacher in CARDS else {})
+
+
+def says_how_it_is_drawn(card: ModelCard) -> bool:
+    """Whether a model without a name here brings its settings, in a file's header or in a folder's koala.json."""
+    return card.single_file or not card.on_hub and card.name not in CARDS and (Path(card.source) / DRAWING).is_file()
+
+
+def drawing_of(card: ModelCard) -> dict[str, object]:
+    """How a card's model wants to be drawn, as `koala.models.sampling_defaults` reads it again."""
+    teacher = card.teacher if card.teacher in CARDS else None
+    return {
+        "defaults": {name: getattr(card, name) for name in SETTINGS},
+        "noising": card.noising,
+        "negative_prompt": card.negative_prompt,
+        "teacher": teacher or (card.name if card.name in CARDS else ""),
+    }
+
+
+def _file_card(path: Path) -> ModelCard:
+    """A card for one safetensors file: its spec as its tensors tell it, its settings as its header does.
+
+    Where the header says nothing they are those of the embedded model of these shapes, or of the plain model of these
+    depths, and it is said.
+    """
+    from koala.models.single_file.header import read_words
+    from koala.models.single_file.reading import read_single_file
+
+    file = read_single_file(path)
+    header, spec = read_words(file), file.spec
+    same = [c for c in CARDS.values() if c.spec and c.spec == replace(spec, name=c.spec.name)]
+    family = CARDS["sdxl-base" if spec.channels == SDXL.channels else "tiny-sdxl"]
+    # Of several models of these depths the plain one, not one of few steps: a file does not tell them apart.
+    like = CARDS.get(header.model) or max(same, key=lambda c: c.steps, default=family)
+    settings = {name: getattr(like, name) for name in _SETTINGS}
+    if not (header.drawing.defaults or like.embedded or like.name == header.model):
+        if header.zero_snr:  # its first step is pure noise, which only the trailing timesteps begin at
+            settings["scheduler"] = "euler-trailing"
+        _say_assumed(path, like.title, settings["steps"], settings["guidance"])
+    return ModelCard(
+        name=str(path),
+        title=f"{header.title} ({path.name})" if header.title else path.stem,
+        source=str(path),
+        parameters=parameters(spec),
+        licence=header.licence or "see where it was published",
+        spec=spec,
+        teacher=header.drawing.teacher if header.drawing.teacher in CARDS else like.teacher,
+        single_file=True,
+        **settings | header.drawing.settings,
+    )
+
+
+@lru_cache(maxsize=64)
+def _say_assumed(path: Path, title: str, steps: int, guidance: float) -> None:
+    """A warning, once per process."""
+    log.warning(
+        "%s does not say how it is drawn; it is drawn as %s is, in %d steps with guidance %g. A model of few steps "
+        "needs --steps and --guidance as its page says",
+        path,
+        title,
+        steps,
+        guidance,
+    )
+
+
+def _export_card(folder: Path) -> ModelCard:
+    """A card for a folder that `python -m export` wrote: its model's own, as far as that is known, and its manifest."""
+    exported = Exported.read(folder)
+    known = CARDS.get(exported.model)
+    kind = ["ONNX", exported.target] if exported.target != "universal" else ["ONNX"]
+    kind += ["float32"] if exported.dtype == "float32" else []
+    file = folder / "unet" / "config.json"
+    kind += [f"with {exported.lora['name']}"] if exported.lora else []
+    return ModelCard(
+        name=str(folder),
+        title=f"{exported.title} ({', '.join(kind)})",
+        source=str(folder),
+        parameters=exported.components["unet"].parameters,
+        licence=exported.licence,
+        spec=known.spec if known else from_config(read_object(file), str(folder), str(file)),
+        teacher=known.teacher if known else None,
+        tiny_vae=known.tiny_vae if known else None,
+        negative_prompt=known.negative_prompt if known else "",
+        runtime="onnx",
+        **exported.defaults,
+    )
+
+
+def torch_only(card: ModelCard, doing: str) -> None:
+    """UserError for an export, where `doing` looks into the network."""
+    if card.runtime != "torch":
+        raise UserError(
+            f"{card.name} is an export, and {doing} needs the network itself, in torch; name the model that it was "
+            f"made of: {Exported.read(Path(card.source)).model}"
+        )
+
+
+def _folder(name: str) -> ModelCard | None:
+    """The card of a folder, None where a name is none's; UserError for one that cannot be looked into."""
+    try:
+        return _folder_card(Path(name).resolve()) if Path(name).is_dir() else None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # no file has such a name
+            return None
+        raise UserError(f"{name} cannot be read ({error.strerror}); choose a folder that you may read") from error
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except OSError:  # no file has so long a name, or one may not look there
+        return False
+
+
+def _pinned(model: str) -> ModelCard:
+    """The card of model@revision."""
+    name, _, revision = model.partition("@")
+    if not _REVISION.fullmatch(revision):
+        raise UserError(f"{revision!r} is no revision; give a branch, a tag or a commit, for example {name}@main")
+    card = find(name)
+    if not card.on_hub:
+        raise UserError(f"{name} is a folder of this machine and has no revisions; name it without @{revision}")
+    return replace(card, name=f"{card.name}@{revision}", revision=revision)
+
+
+def find(model: str) -> ModelCard:
+    """The card of a name, a folder in diffusers' layout, a hub id, or one of them at a revision (model@revision).
+
+    Raises UserError with the nearest names.
+    """
+    if not model.strip():  # "." to pathlib
+        raise UserError("the model has no name; `python -m koala models` lists them, a folder or a hub id works too")
+    if model.lower() in _NAMES:
+        return _NAMES[model.lower()]
+    if model in _OFFERED:
+        return _OFFERED[model]
+    if found := _folder(model):
+        return found
+    if re.search(r"lightning[-_]1[-_]?step", Path(model).name, re.IGNORECASE):
+        raise UserError(
+            "SDXL-Lightning's 1-step U-Net predicts the clean picture instead of the noise, so no scheduler here can "
+            "run it; use sdxl-lightning-2step"
+        )
+    if _is_file(model):
+        return _file_card(Path(model).absolute())
+    if pasted := hub_id(model.strip()):
+        return find(pasted)
+    if model.endswith("/") and _HUB_ID.fullmatch(model.rstrip("/")):
+        return find(model.rstrip("/"))
+    if "@" in model:
+        return _pinned(model)
+    if model == "ByteDance/SDXL-Lightning":
+        raise UserError(f"{model} holds one U-Net per number of steps; use sdxl-lightning-2step, -4step or -8step")
+    if Path(model).suffix.lower() in _FILES:
+        return _file_card(Path(model))
+    if _HUB_ID.fullmatch(model):
+        return ModelCard(name=model, title=model, source=model, parameters=None, licence="see its model card")
+    near = difflib.get_close_matches(model, CARDS, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    shown = model if len(model) <= 80 else model[:77] + "..."
+    raise UserError(
+        f"unknown model {shown!r}; {hint}Names are {', '.join(CARDS)}; a folder or a hub id (owner/name) works too"
+    )

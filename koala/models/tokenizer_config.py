@@ -1,0 +1,51 @@
+"""What a tokenizer's folder without tokenizer_config.json, or with an incomplete one, is taken to say."""
+
+import json
+from pathlib import Path
+
+from koala.files.read_json import read_object
+from koala.unet.costs import TOKENS
+
+NAME = "tokenizer_config.json"
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+_PADS = {"tokenizer_2": "!"}  # SDXL's second tokenizer pads with the first word, the first with the end of text
+
+
+def assumed(folder: Path) -> dict[str, object]:
+    """The settings of CLIP's tokenizer that a folder does not say, as SDXL has them; empty where it says them.
+
+    What pads is read from special_tokens_map.json or tokenizer.json where they say it.
+    """
+    said = read_object(folder / NAME) if (folder / NAME).is_file() else {}
+    whole = {
+        "model_max_length": TOKENS,
+        "pad_token": _padding(folder) or _PADS.get(folder.name, _END),
+        "bos_token": _START,
+        "eos_token": _END,
+        "unk_token": _END,
+        "tokenizer_class": "CLIPTokenizer",
+    }
+    if not said:
+        return whole
+    return {name: whole[name] for name in ("model_max_length", "pad_token") if said.get(name) is None}
+
+
+def _padding(folder: Path) -> str | None:
+    """The token that pads, as the files beside the config say it."""
+    for name, outer, inner in (
+        ("special_tokens_map.json", "pad_token", "content"),
+        ("tokenizer.json", "padding", "pad_token"),
+    ):
+        if (folder / name).is_file():
+            found = read_object(folder / name).get(outer)
+            found = found.get(inner) if isinstance(found, dict) else found
+            if isinstance(found, str) and found:
+                return found
+    return None
+
+
+def complete(folder: Path) -> None:
+    """Write what a folder of ours leaves unsaid, so that every program reads it alike."""
+    if missing := assumed(folder):
+        said = read_object(folder / NAME) if (folder / NAME).is_file() else {}
+        (folder / NAME).write_text(json.dumps(said | missing, indent=2) + "\n")

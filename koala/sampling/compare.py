@@ -1,0 +1,67 @@
+"""Several models on one noise: the pictures, the times, and where a speed-up comes from."""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from koala.models.library import Library
+from koala.request import GenerationRequest, Timing
+from koala.sampling.generate import MAX_PREVIEWS, Step, generate
+from koala.sampling.resolve import same_noise
+from koala.sampling.result import GenerationResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speedup:
+    """How many times faster than the baseline: per U-Net step, by fewer U-Net calls, and in total.
+
+    per_call x calls = unet. Much of KOALA-Lightning's gain is its fewer steps, so the two are never merged.
+    """
+
+    per_call: float
+    calls: float
+    unet: float
+    total: float
+
+    def sentence(self) -> str:
+        """The factors as one line, which multiply to what it says."""
+        return (
+            f"U-Net {self.per_call:.2f}x per call x {self.calls:.2f}x by the number of calls = {self.unet:.2f}x; "
+            f"with text and VAE {self.total:.2f}x"
+        )
+
+
+def speedup(baseline: Timing, other: Timing) -> Speedup:
+    """`other` against `baseline`, both of one comparison."""
+    calls = baseline.unet_calls / other.unet_calls
+    unet = baseline.unet_total_ms / other.unet_total_ms
+    return Speedup(per_call=unet / calls, calls=calls, unet=unet, total=baseline.total_ms / other.total_ms)
+
+
+def compare(
+    requests: Sequence[GenerationRequest],
+    library: Library,
+    *,
+    on_step: Callable[[int, Step], None] | None = None,
+    on_result: Callable[[int, GenerationResult], None] | None = None,
+    cancel: threading.Event | None = None,
+    num_previews: int = MAX_PREVIEWS,
+) -> list[GenerationResult]:
+    """Run the requests one after the other on the same noise; callbacks get the request's position.
+
+    All models are loaded before the first starts, so that no load falls into a measured run, and all of torch's follow
+    one memory plan: where not all fit on the device, the text is encoded once and one U-Net is there at a time.
+    """
+    requests = same_noise(requests)
+    models = library.get_all([r.model for r in requests])
+    together = library.place(models, requests)
+    results = []
+    for position, (request, model) in enumerate(zip(requests, models, strict=True)):
+        watch = (lambda step, p=position: on_step(p, step)) if on_step else None
+        placement = together if model.card.runtime == "torch" else None  # an export has one of its own
+        results.append(
+            generate(request, model, on_step=watch, cancel=cancel, num_previews=num_previews, placement=placement)
+        )
+        if on_result:
+            on_result(position, results[-1])
+    return results

@@ -1,0 +1,56 @@
+"""After a run that ended with an error: where memory was the reason, it goes back, and the error says what helps."""
+
+import logging
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from koala.hardware.shortage import explained, ran_out, release
+from koala.models.registry import find
+from koala.request import GenerationRequest
+
+if TYPE_CHECKING:
+    from koala.models.library import Library
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def telling(requests: Sequence[GenerationRequest], library: "Library") -> Iterator[None]:
+    """The errors of a run as `told` tells them."""
+    try:
+        yield
+    except Exception as error:
+        better = told(error, requests, library)
+        if better is error:
+            raise
+        found = better
+    else:
+        return
+    raise found  # out here, where nothing of the run hangs on it
+
+
+def told(error: Exception, requests: Sequence[GenerationRequest], library: "Library | None") -> Exception:
+    """The error, or for one of memory a RanOut, after all that the run held was freed; models stay loaded."""
+    if library is None or not ran_out(error):
+        return error
+    from koala.hardware.device import device_memory, give_back
+    from koala.sampling.generate import resolve
+
+    log.warning("memory ran out: %s", str(error))  # the error itself would hold the run
+    where = "".join(traceback.format_exception(error))
+    there = device_memory(library.device)
+    release(error)
+    with library.residence.lock:
+        library.residence.bring(())
+    library.embeddings.clear()
+    give_back()
+    requests = [resolve(r, find(r.model)) for r in requests]
+    predicted = None
+    if all(library.loaded(r.model) for r in requests):
+        plan = library.place([library.get(r.model) for r in requests], requests).plan
+        predicted = plan and plan.predicted_peak_bytes
+    found = explained(error, requests[0], device=library.device.type, predicted=predicted, there=there)
+    found.add_note(where)
+    return found

@@ -1,0 +1,282 @@
+"""What the Architecture tab says about a spec, as JSON: parts, stages, sums, controls. Arithmetic on specs alone."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from koala.errors import UserError
+from koala.hardware.latency import HARDWARE, Prediction, predict
+from koala.hardware.memory_plan import Plan, gigabytes, plan
+from koala.unet.costs import LATENT_FACTOR, Block, blocks, by_stage
+from koala.unet.layer_map import layer_map, renamed
+from koala.unet.specs import SDXL, TINY_SDXL, UNetSpec, student
+
+TEACHERS = {"sdxl": SDXL, "tiny-sdxl": TINY_SDXL}
+WIDTHS = {"sdxl": "Full size", "tiny-sdxl": "Tiny, embedded"}
+SIDES = {"sdxl": (512, 768, 1024), "tiny-sdxl": (128, 192, 256)}  # px of a picture
+TITLES = {
+    "sdxl": "SDXL",
+    "koala-1b": "KOALA-1B",
+    "koala-700m": "KOALA-700M",
+    "bk-sdxl": "BK-SDXL",
+    "ssd-1b": "SSD-1B",
+    "segmind-vega": "Vega",
+}
+BEGIN = {"spec": "koala-700m", "teacher": "sdxl", "side": 1024, "gpu": "rtx-4090"}
+STEPS = 25  # of a predicted picture, with guidance
+DEEP = {"DW-2": 2, "DW-3": 10, "UP-1": 10, "UP-2": 2}  # stages whose depth may be set, up to the teacher's
+MID_CHOICES = {"attention": "with attention", "alone": "one residual block", "absent": "absent"}
+_KINDS = {
+    "resnet": "residual block",
+    "attention": "transformer",
+    "downsampler": "downsampler: halves the sides",
+    "upsampler": "upsampler: doubles the sides",
+}
+_ENDS = {
+    "time_embedding": "Time embedding",
+    "add_embedding": "Pooled text and size embedding",
+    "conv_in": "First convolution",
+    "conv_norm_out": "Last normalisation",
+    "conv_out": "Last convolution",
+}
+
+
+def _count(number: int, units: tuple[str, ...]) -> str:
+    """Three digits or so, and the largest unit that fits; units go up by a thousand."""
+    power = min((len(str(number)) - 1) // 3, len(units) - 1)
+    scaled = number / 1000**power
+    return f"{scaled:.{0 if power == 0 else 2 if scaled < 10 else 1}f} {units[power]}".strip()
+
+
+def parameters_text(number: int) -> str:
+    """782.1 M, 1.16 B."""
+    return _count(number, ("", "k", "M", "B"))
+
+
+def flops_text(number: int) -> str:
+    """2.39 TFLOP."""
+    return _count(number, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"))
+
+
+# --- specs
+
+
+def read(spec: str, teacher: str) -> UNetSpec:
+    """The spec of these depths at this teacher's widths; UserError where the teacher has not as much."""
+    if teacher not in TEACHERS:
+        raise UserError(f"unknown widths {teacher[:40]!r}; choose {' or '.join(TEACHERS)}")
+    found = student(spec[:200], TEACHERS[teacher])
+    layer_map(found, TEACHERS[teacher])
+    return found
+
+
+def name_of(spec: UNetSpec) -> str | None:
+    """The name among TITLES of these depths, whatever the widths."""
+    full = student(spec.notation, SDXL)
+    return full.name if full.name in TITLES else None
+
+
+def change(spec: UNetSpec, what: Mapping) -> UNetSpec:
+    """The spec with controls moved: "pairs", "mid" or the depth of a stage by its name; other keys are not ours."""
+    down, mid, up = list(spec.down_depths), spec.mid_depth, list(spec.up_depths)
+    if "pairs" in what:
+        if what["pairs"] not in (1, 2):
+            raise UserError("an encoder stage has 1 or 2 residual blocks")
+        pairs = int(what["pairs"])
+        down = [(d[0],) * pairs for d in down]
+        up = [(*(u[:1] * pairs), u[-1]) for u in up]
+    for stage, deepest in DEEP.items():
+        if stage in what:
+            if what[stage] not in range(deepest + 1):
+                raise UserError(f"{stage} has 0 to {deepest} transformer blocks, not {str(what[stage])[:20]!r}")
+            stages, at = (down if stage.startswith("DW") else up), int(stage[-1]) - 1
+            stages[at] = (int(what[stage]),) * len(stages[at])
+    if "mid" in what:
+        choices = {"attention": down[2][0] or up[0][0] or 1, "alone": 0, "absent": None}
+        if str(what["mid"]) not in choices:
+            raise UserError(f"MID is {', '.join(MID_CHOICES)}, not {str(what['mid'])[:20]!r}")
+        mid = choices[what["mid"]]
+    if mid and down[2][0]:
+        mid = down[2][0]  # diffusers has one setting for both
+    moved = replace(spec, name="custom", down_depths=tuple(down), mid_depth=mid, up_depths=tuple(up))
+    return student(moved.notation, spec)
+
+
+# --- what is said
+
+
+def _title(block: Block, of: int) -> str:
+    if block.stage in ("in", "out"):
+        return _ENDS[block.path]
+    if block.kind in ("downsampler", "upsampler"):
+        return f"{block.stage}: {_KINDS[block.kind]}"
+    number = int(block.path.rpartition(".")[2]) + 1
+    return f"{block.stage}: {_KINDS[block.kind]} {number} of {of}" if of > 1 else f"{block.stage}: {_KINDS[block.kind]}"
+
+
+def _grid(tokens: int, side: int) -> str:
+    edge = side // LATENT_FACTOR
+    while edge * edge > tokens:
+        edge //= 2
+    return f"{edge} × {edge}"
+
+
+def _source(mine: Block, its: Block) -> str:
+    text = f"the teacher's {its.path}"
+    if mine.depth and mine.depth < its.depth:
+        text += f", its first {mine.depth} of {its.depth} blocks"
+    return text if mine.path == its.path else f"{text}; here it is {mine.path}"
+
+
+def _part(its: Block, mine: Block | None, of: int, side: int) -> dict:
+    """One part of the drawing: its figures, and where its weights come from."""
+    partly = mine is not None and mine.depth < its.depth
+
+    def of_whole(show: Callable[[int], str], own: int | None, whole: int) -> str:
+        return f"{show(own)} of {show(whole)}" if partly else show(whole)
+
+    parameters = of_whole(parameters_text, mine and mine.parameters, its.parameters)
+    facts = [
+        ["Parameters", parameters],
+        ["FLOPs per call", of_whole(flops_text, mine and mine.flops, its.flops)],
+        ["Tokens", f"{its.tokens:,} ({_grid(its.tokens, side)}), {its.channels:,} channels each"],
+    ]
+    if its.kind == "attention":
+        depth = f"{mine.depth} of {its.depth}" if partly else str(its.depth)
+        facts.append(["Blocks", f"{depth}: self-attention, cross-attention and feed-forward each"])
+    facts.append(["Weights", _source(mine, its) if mine else f"not in this student: saves {parameters} parameters"])
+    title = _title(its, of)
+    state = "removed" if mine is None else "partly kept" if partly else "kept"
+    spoken = "; ".join(f"{name} {value}" for name, value in facts)
+    return {
+        "title": title,
+        "state": state,
+        "depth": mine.depth if mine else 0,
+        "facts": facts,
+        "label": f"{title}, {state}. {spoken}",
+    }
+
+
+def _parts(spec: UNetSpec, teacher: UNetSpec, side: int) -> dict[str, dict]:
+    table = layer_map(spec, teacher)
+    mine = {renamed(b.path, table): b for b in blocks(spec, width=side, height=side)}
+    theirs = list(blocks(teacher, width=side, height=side))
+    found = {}
+    for its in theirs:
+        family = its.path.rpartition(".")[0]
+        of = sum(b.path.rpartition(".")[0] == family for b in theirs)
+        found[its.path] = _part(its, mine.get(its.path), of, side)
+    return found
+
+
+def _stages(spec: UNetSpec, teacher: UNetSpec, side: int) -> dict[str, dict]:
+    """Per stage the sums of student and teacher, and both as shares of the teacher's largest stage for the bars."""
+    mine = by_stage(spec, width=side, height=side)
+    theirs = by_stage(teacher, width=side, height=side)
+    largest = [max(sums[k] for sums in theirs.values()) for k in (0, 1)]
+    tokens = {b.stage: b for b in blocks(teacher, width=side, height=side) if b.kind in ("resnet", "convolution")}
+    depths = spec.depths()
+    found = {}
+    for stage, whole in theirs.items():
+        own = mine.get(stage, (0, 0))
+        found[stage] = {
+            "note": f"{_grid(tokens[stage].tokens, side)} · {tokens[stage].channels:,} channels",
+            "parameters": parameters_text(own[0]),
+            "parameters_of": parameters_text(whole[0]),
+            "flops": flops_text(own[1]),
+            "flops_of": flops_text(whole[1]),
+            "bars": [round(100 * value / top, 2) for value, top in zip((*own, *whole), largest * 2, strict=True)],
+            "depths": list(depths.get(stage, ())),
+            "most": max(teacher.depths().get(stage, (0,))),
+        }
+    return found
+
+
+def _controls(spec: UNetSpec) -> dict:
+    mid = "absent" if spec.mid_depth is None else "attention" if spec.mid_depth else "alone"
+    return {"pairs": len(spec.down_depths[0]), "mid": mid}
+
+
+def _seconds(ms: float) -> str:
+    return f"{ms / 1000:.2f} s" if ms >= 1000 else f"{ms:.0f} ms"
+
+
+def _plan_text(found: Plan) -> str:
+    """What a plan gives up, in few words."""
+    given = []
+    if found.text != "resident":
+        given.append("text encoders leave the card")
+    if found.unet != "resident":
+        given.append("the U-Net, too")
+    if found.vae_tile:
+        given.append("decoding in tiles")
+    return "; ".join(given) or "everything stays on the device"
+
+
+def predictions(spec: UNetSpec, teacher: UNetSpec, side: int, gpu: str) -> dict:
+    """Time and memory of one picture on a chosen card, by arithmetic (koala.hardware: latency, memory_plan)."""
+    card = HARDWARE[gpu]
+    size = {"width": side, "height": side}
+
+    def time(which: UNetSpec) -> Prediction:
+        return predict(which, card, steps=STEPS, guided=True, **size)
+
+    mine, its = time(spec), time(teacher)
+    device = "cuda" if card.memory_bytes else "cpu"
+    found = {
+        "gpu": gpu,
+        "time": _seconds(mine.total_ms),
+        "time_note": f"{STEPS} guided steps of {_seconds(mine.unet_ms[0])}"
+        + ("" if spec.notation == teacher.notation else f"; the teacher {_seconds(its.total_ms)}"),
+    }
+    try:
+        best = plan(spec, device=device, vram_bytes=card.memory_bytes, **size)
+    except UserError as error:
+        return found | {"memory": "too little", "memory_note": str(error)}
+    return found | {"memory": gigabytes(best.predicted_peak_bytes), "memory_note": f"at its peak; {_plan_text(best)}"}
+
+
+def _blocks(spec: UNetSpec) -> int:
+    return sum(sum(depths) for depths in spec.depths().values())
+
+
+def _resnets(spec: UNetSpec) -> int:
+    """MID has two residual blocks around its transformer, one where it has none."""
+    depths = spec.depths()
+    return sum(map(len, depths.values())) + bool(spec.mid_depth)
+
+
+def command(spec: UNetSpec) -> str:
+    """What cuts these depths out of the real teacher."""
+    named = name_of(spec)
+    return f"python -m koala compress --teacher sdxl-base --spec {named or spec.notation} --out {named or 'my-koala'}"
+
+
+def view(spec: UNetSpec, teacher: str, side: int, gpu: str) -> dict:
+    """Everything that the tab shows of a spec."""
+    whole = TEACHERS[teacher]
+    mine, theirs = by_stage(spec, width=side, height=side), by_stage(whole, width=side, height=side)
+    (own, own_flops), (its, its_flops) = ([sum(s[k] for s in sums.values()) for k in (0, 1)] for sums in (mine, theirs))
+    named = name_of(spec)
+    title = TITLES[named] if named else "Your own"
+    complete = spec.notation == whole.notation
+    return predictions(spec, whole, side, gpu) | {
+        "title": title if teacher == "sdxl" else f"Tiny {title}",
+        "kept": f"{_blocks(spec)} of {_blocks(whole)} transformer blocks, "
+        f"{_resnets(spec)} of {_resnets(whole)} residual",
+        "named": named,
+        "spec": spec.notation,
+        "teacher": teacher,
+        "side": side,
+        "sides": list(SIDES[teacher]),
+        "parts": _parts(spec, whole, side),
+        "stages": _stages(spec, whole, side),
+        "controls": _controls(spec),
+        "parameters": f"{own:,}",
+        "parameters_note": "the teacher" if complete else f"{own / its:.0%} of the teacher's {its:,}",
+        "flops": flops_text(own_flops),
+        "flops_note": f"per call at {side} px"
+        + ("" if complete else f", {own_flops / its_flops:.0%} of the teacher's"),
+        "command": command(spec),
+        "complete": complete,
+        "said": f"{title}: {own:,} parameters, {flops_text(own_flops)} per call",
+    }

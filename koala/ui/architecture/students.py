@@ -1,0 +1,84 @@
+"""Students that this app cut itself: the newest few, in folders that are gone when it ends."""
+
+import dataclasses
+import shutil
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from koala.errors import UserError
+from koala.models.cards import CARDS, ModelCard
+from koala.models.registry import find
+from koala.ui.session import Session
+from koala.unet.specs import UNetSpec
+
+TEACHER = "tiny-sdxl"
+MOST = 8  # that one app keeps; each is up to 20 MB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """A cut that nobody has trained. `seconds` is how long the surgery took."""
+
+    card: ModelCard
+    seconds: float
+
+
+def _name(spec: UNetSpec) -> str:
+    """A folder's name: ours, whatever a visitor sent, since a spec is numbers alone."""
+    if spec.name in CARDS:
+        return f"{spec.name}-untrained"
+    return "tiny-cut-" + spec.notation.replace("-", "none").replace("/", "_").replace(",", ".")
+
+
+class Students:
+    """One app's students, offered in its session by names that say nothing of its folders. The same depths are cut
+    once; where there are too many, the oldest that no run has makes room."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._folder: tempfile.TemporaryDirectory | None = None
+        self._made: dict[str, Student] = {}  # by name
+        self._lock = threading.Lock()
+
+    @property
+    def all(self) -> list[Student]:
+        """Those that are there now, the oldest first."""
+        return list(self._made.values())
+
+    def make(self, spec: UNetSpec) -> Student:
+        """Cut the spec, of the embedded teacher's widths, out of it. UserError where all are in use."""
+        from koala.compress.surgery import compress
+
+        name = _name(spec)
+        with self._lock:
+            if name in self._made:
+                return self._made[name]
+            if len(self._made) == MOST:
+                self._make_room()
+            self._folder = self._folder or tempfile.TemporaryDirectory(prefix="koala-students-")
+            folder = Path(self._folder.name).resolve() / name
+            begun = time.perf_counter()
+            compress(TEACHER, spec.notation, folder)
+            card = dataclasses.replace(
+                find(str(folder)),
+                name=name,
+                title=f"{_title(spec)} (untrained cut)",
+                spec=spec,
+            )
+            self.session.add(card)
+            self._made[name] = Student(card=card, seconds=time.perf_counter() - begun)
+            return self._made[name]
+
+    def _make_room(self) -> None:
+        oldest = next((name for name in self._made if not self.session.in_use(name)), None)
+        if oldest is None:
+            raise UserError(f"this app keeps {MOST} students, and all are in use; try again when one is done")
+        self.session.remove(oldest)
+        shutil.rmtree(self._made.pop(oldest).card.source)
+
+
+def _title(spec: UNetSpec) -> str:
+    return CARDS[spec.name].title if spec.name in CARDS else f"Tiny {spec.notation}"

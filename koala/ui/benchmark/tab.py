@@ -1,0 +1,229 @@
+"""The Benchmark tab: a small matrix of models, sizes and presets, measured here and now beside its prediction."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from html import escape
+from typing import TYPE_CHECKING
+
+import gradio as gr
+
+from koala.benchmark.matrix import MAX_REPEATS, PRESET_NAMES, Matrix
+from koala.errors import Cancelled, UserError
+from koala.models.cards import ModelCard
+from koala.models.locate import availability
+from koala.ui import limits, turns, widgets
+from koala.ui.benchmark import chart as bench_chart
+from koala.ui.messages import complain, readable, sentence
+from koala.ui.session import Session
+from koala.ui.under_way import Life, UnderWay
+
+if TYPE_CHECKING:
+    from koala.models.library import Library
+
+QUIET = {"api_visibility": "private", "show_progress": "hidden"}
+CHEAP = QUIET | {"concurrency_limit": None}
+WHAT = "a benchmark"  # what a GPU would be asked for
+SIZES = (128, 192, 256, 512, 768, 1024)
+BATCHES = (1, 2, 4)
+MAX_MODELS = 4
+MAX_SECONDS = 540  # of a whole run: others wait for the device
+
+
+class Bench:
+    """The tab's components and handlers."""
+
+    def __init__(self, session: Session):
+        self.session = session
+        self.active = UnderWay()
+        native = session.card(session.models[0]).width
+        why_not = session.lent_too_short(WHAT)
+        most_steps = limits.most_steps(local=session.local)
+        most_seconds = MAX_SECONDS if session.local else limits.PUBLIC_SECONDS
+        with gr.Row(elem_classes="k-panes kb-panes"):
+            with gr.Column(elem_classes="k-controls k-ask"):
+                choices = self.choices()
+                here = {name for _, name in choices}
+                self.models = gr.Dropdown(
+                    choices,
+                    value=[name for name in session.models if name in here],
+                    label="Models",
+                    info="The first is the baseline of the speed-ups.",
+                    multiselect=True,
+                    max_choices=MAX_MODELS,
+                    elem_id="kb-models",
+                )
+                sizes = [s for s in SIZES if native // 4 <= s <= max(native, 256)]
+                self.sizes = gr.CheckboxGroup(
+                    [(f"{s} px", s) for s in sizes],
+                    value=[s for s in sizes if s in (native // 2, native)],
+                    label="Sizes",
+                    elem_id="kb-sizes",
+                )
+                self.presets = gr.CheckboxGroup(
+                    list(PRESET_NAMES),
+                    value=["quality"],
+                    label="Presets",
+                    info="stock is diffusers' own pipeline on the same weights.",
+                    elem_id="kb-presets",
+                )
+                self.batch = gr.CheckboxGroup(list(BATCHES), value=[1], label="Pictures at once", elem_id="kb-batch")
+                with gr.Row():
+                    self.steps = gr.Number(
+                        label="Steps", value=4, minimum=1, maximum=most_steps, precision=0, min_width=90
+                    )
+                    self.repeats = gr.Number(
+                        label="Runs", value=3, minimum=1, maximum=MAX_REPEATS, precision=0, min_width=90
+                    )
+                    self.limit = gr.Number(
+                        label="Limit, s",
+                        value=min(120, most_seconds),
+                        minimum=1,
+                        maximum=most_seconds,
+                        precision=0,
+                        min_width=90,
+                    )
+                most = (
+                    f"At most {MAX_MODELS} models, {most_steps} steps, {MAX_REPEATS} runs and {most_seconds} s in all."
+                )
+                most += "" if session.local else f" {limits.most_pictures(local=False)}"
+                gr.HTML(widgets.bounds(most), apply_default_css=False)
+                with gr.Row(elem_classes="k-actions"):
+                    usable = {"interactive": not why_not}
+                    self.start = gr.Button(
+                        "Start", variant="primary", elem_id="kb-start", scale=3, min_width=140, **usable
+                    )
+                    self.stop = gr.Button("Stop", variant="stop", elem_id="kb-stop", scale=1, min_width=80, **usable)
+            with gr.Column(elem_classes="k-results"):
+                said = why_not and f"{why_not[:1].upper()}{why_not[1:]}."
+                self.status = gr.HTML(status(said), elem_id="kb-status", apply_default_css=False)
+                empty = bench_chart.off(session.models) if why_not else bench_chart.EMPTY
+                self.panel = gr.HTML(empty, elem_id="kb-panel", apply_default_css=False)
+        shown = [self.status, self.panel]
+        given = [self.models, self.sizes, self.presets, self.batch, self.steps, self.repeats, self.limit]
+        # several at once: a click right after Stop is heard
+        run = self.start.click(self.run, given, [*shown, self.start], trigger_mode="multiple", **CHEAP)
+        run.failure(self.ready, None, self.start, queue=False, **CHEAP)
+        self.stop.click(self.halt, queue=False, **CHEAP)
+
+    def choices(self) -> list[tuple[str, str]]:
+        """Models that are on this machine; other tabs may have made new ones."""
+        return [choice for choice in self.session.choices() if availability(self.session.card(choice[1]))[0]]
+
+    def title(self, name: str) -> str:
+        """Of the model of this name; UserError for an unknown one."""
+        return self.session.card(name).title
+
+    def _matrix(self, models, sizes, presets, batch, steps, repeats, limit) -> Matrix:
+        """What the page's fields ask for; UserError for what cannot be measured."""
+        self.session.require_own_device(WHAT)
+        if len(models) > MAX_MODELS:
+            raise UserError(f"choose at most {MAX_MODELS} models")
+        if not sizes:
+            raise UserError("choose at least one size")
+        matrix = Matrix(
+            models=tuple(self.session.card(name).name for name in models),
+            sizes=tuple(sizes),
+            presets=tuple(presets),
+            batch=tuple(batch),
+            steps=steps,
+            repeats=repeats or 0,
+            time_limit=limit or 0,
+        )
+        if not self.session.local:
+            limits.check_public_benchmark(matrix, [self.session.card(name) for name in matrix.models])
+        return matrix
+
+    def run(self, request: gr.Request, *given) -> Iterator[dict]:
+        """The Start button: the place in the line, what is measured now, every row as it comes, and how it ended."""
+        try:
+            if request.session_hash in self.active:
+                raise UserError("your benchmark is still running; press Stop first")
+            matrix = self._matrix(*given)
+        except UserError as error:
+            raise complain(error) from None
+        cells: list = []
+        with self.active.run(request.session_hash) as life:
+            yield {
+                self.status: status("Starting", running=True),
+                self.panel: bench_chart.EMPTY,
+                self.start: gr.Button(interactive=False),
+            }
+            try:
+                with closing(self._turn(matrix, life, self.session.visitor(request))) as told:
+                    for news in told:
+                        texts = [event for event in news if isinstance(event, str)]
+                        cells += [event for event in news if not isinstance(event, str)]
+                        shown = {self.status: status(texts[-1], running=True) if texts else gr.skip()}
+                        yield shown | (self._shown(matrix, cells) if len(texts) < len(news) else {})
+                ended = "Done."
+            except Cancelled:
+                ended = "Stopped."
+            except Exception as error:
+                said = readable(error)
+                yield {self.status: status(sentence(said), failed=True), self.start: gr.Button(interactive=True)}
+                raise complain(UserError(said), "The benchmark failed") from None
+        yield {self.status: status(ended), self.start: gr.Button(interactive=True)}
+
+    def _turn(self, matrix: Matrix, life: Life, visitor: str) -> Iterator[list]:
+        """Everything that a benchmark tells: texts, and the cells as they are measured."""
+
+        def measured(library: "Library", _) -> None:
+            from koala.benchmark.measure import measure
+
+            for cell in measure(matrix, library, on_run=life.tell, cancel=life.over):
+                life.tell(cell)
+
+        cards = [self.session.card(name) for name in matrix.models]
+        size, images = max(matrix.sizes), max(matrix.batch)
+        requests = [matrix.request(card.name, size, images) for card in cards]  # the largest, should memory run out
+        drawn = turns.drawing(requests, cards, "benchmark")
+        times = len(matrix.sizes) * len(matrix.batch) * len(matrix.presets) * matrix.repeats
+        work = dataclasses.replace(drawn, amount=drawn.amount * times, most=matrix.time_limit)
+        return turns.turn(self.session, matrix.models, measured, life, visitor=visitor, work=work, requests=requests)
+
+    def halt(self, request: gr.Request) -> None:
+        """The Stop button; the rows that are there stay, and one that waits leaves the line."""
+        self.active.stop(request.session_hash)
+
+    def ready(self) -> dict:
+        """After a run that failed, or that could not begin."""
+        return gr.Button(interactive=True)
+
+    def _shown(self, matrix: Matrix, cells: list) -> dict:
+        """The panel, from the cells so far."""
+        from koala.benchmark.report import report
+        from koala.evaluate.reports import circumstances
+
+        found = report(matrix, cells, random_weights=False)
+        said = command(matrix, [self.session.card(name) for name in matrix.models])
+        found |= circumstances([], self.session.library().device, weights=matrix.models) | {"command": said}
+        return {self.panel: bench_chart.panel(found, self.title)}
+
+
+def status(text: str, *, running: bool = False, failed: bool = False) -> str:
+    """The line that says how the benchmark stands, as HTML; Ready where there is no text."""
+    is_ = f'data-running="{str(running).lower()}" data-failed="{str(failed).lower()}"'
+    return f'<p class="kb-status" role="status" {is_}>{escape(text) or "Ready."}</p>'
+
+
+def command(matrix: Matrix, cards: Sequence[ModelCard]) -> str:
+    """The same benchmark for a terminal, which first makes the students that only this app has."""
+    cuts = [
+        f"python -m koala compress --teacher {card.teacher} --spec {card.spec.notation} --out {card.name} && "
+        for card in cards
+        if card.teacher and not card.on_hub and not card.embedded and card.name != card.source
+    ]
+    words = ["python -m koala bench"]
+    for name, value in dataclasses.asdict(matrix).items():
+        values = value if isinstance(value, list | tuple) else [value]
+        words.append(
+            f"--{name.replace('_', '-')} {' '.join(f'{v:g}' if isinstance(v, float) else str(v) for v in values)}"
+        )
+    return "".join(cuts) + " ".join([*words, "--out bench.json"])
+
+
+def build(session: Session) -> None:
+    """Inside its gr.Tab; choosing the tab renews the list of models."""
+    tab, own_tab = Bench(session), gr.context.Context.block
+    own_tab.select(lambda: gr.Dropdown(tab.choices()), None, tab.models, queue=False, **CHEAP)

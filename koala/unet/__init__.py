@@ -1,0 +1,1 @@
+"""A U-Net as data: its specification, parameters, costs and layer names."""

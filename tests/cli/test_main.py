@@ -1,0 +1,156 @@
+"""The command line: JSON contracts, and every bad use as one line with exit 2."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from koala.cli.main import main
+from koala.sampling.result import read_png
+
+STUDENT = ["--model", "tiny-koala-700m"]
+
+
+def test_generate_writes_a_picture_and_one_json_object(tmp_path, capsys):
+    out = tmp_path / "a.png"
+    prompt = "a red circle <b>🐨</b> ${1+1}"
+    assert (
+        main(
+            [
+                "generate",
+                *STUDENT,
+                "--prompt",
+                prompt,
+                "--steps",
+                "2",
+                "--seed",
+                "9",
+                "--json",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
+    found = json.loads(capsys.readouterr().out)
+    assert found["model"] == "tiny-koala-700m"
+    assert found["image"] == str(out)
+    assert found["parameters"] == 1_967_636
+    assert set(found["timing"]) == {
+        "text_ms",
+        "unet_ms",
+        "unet_calls",
+        "vae_ms",
+        "total_ms",
+        "peak_memory_bytes",
+        "swap_ms",
+    }
+    assert len(found["timing"]["unet_ms"]) == 2
+    assert {c["kind"] for c in found["claims"]} == {"count", "attribute", "binding"}
+    request = read_png(out)["request"]
+    assert (request.prompt, request.seed, request.steps) == (prompt, 9, 2)
+
+
+def test_compare_gives_both_models_and_a_speed_up_that_multiplies(tmp_path, capsys):
+    models = ["tiny-sdxl", "tiny-koala-700m"]
+    arguments = [
+        "compare",
+        "--models",
+        *models,
+        "--prompt",
+        "a green star",
+        "--steps",
+        "3",
+        "--json",
+        "--out",
+        str(tmp_path),
+    ]
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert [m["model"] for m in found["models"]] == models
+    assert found["speedup"]["baseline"] == "tiny-sdxl"
+    (ratio,) = found["speedup"]["models"]
+    assert ratio["model"] == "tiny-koala-700m"
+    assert ratio["per_call"] * ratio["calls"] == pytest.approx(ratio["unet"])
+    assert found["device"]
+    assert "torch" in found["versions"]
+    compared = read_png(found["models"][1]["image"])["compared"]
+    assert [r.model for r in compared] == models
+    assert "tiny-sdxl: step 3 of 3" in captured.err
+
+
+def test_models_lists_every_card(capsys):
+    assert main(["models", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    by_name = {r["name"]: r for r in rows}
+    assert by_name["tiny-sdxl"]["available"]
+    assert not by_name["koala-lightning-700m"]["available"]
+    assert "koala fetch koala-lightning-700m" in by_name["koala-lightning-700m"]["needs"]
+    assert {"name", "parameters", "location", "available", "licence"} <= set(rows[0])
+
+
+def test_eval_writes_its_report_with_command_and_date(tmp_path, capsys):
+    out = tmp_path / "new" / "score.json"
+    assert main(["eval", *STUDENT, "--suite", "shapes", "--num-prompts", "2", "--out", str(out)]) == 0
+    report = json.loads(out.read_text())
+    assert set(report["scores"]) == {"one_object", "two_objects", "held_out"}
+    assert {"model", "suite", "num_prompts", "command", "device", "date"} <= set(report)
+    assert report["scores"]["one_object"]["all"]["count"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", *STUDENT, "--prompt", "", "--out", "x.png"], "the prompt is empty"),
+        (["generate", *STUDENT, "--prompt", "x" * 10_000, "--out", "x.png"], "shorten it to 2,000"),
+        (["generate", *STUDENT, "--prompt", "x", "--steps", "0", "--out", "x.png"], "steps must lie between"),
+        (
+            ["generate", *STUDENT, "--prompt", "x", "--steps", "10000", "--out", "x.png"],
+            "steps must lie between",
+        ),
+        (["generate", *STUDENT, "--prompt", "x", "--width", "13", "--out", "x.png"], "64 is the nearest"),
+        (
+            ["generate", *STUDENT, "--prompt", "x", "--width", "100000", "--out", "x.png"],
+            "2048 is the nearest",
+        ),
+        (
+            ["generate", *STUDENT, "--prompt", "x", "--seed", "lucky", "--out", "x.png"],
+            "seed must be a whole number",
+        ),
+        (["generate", *STUDENT, "--prompt", "x", "--seed", "-1", "--out", "x.png"], "seed must lie between"),
+        (["generate", "--model", "tiny-sdlx", "--prompt", "x", "--out", "x.png"], "did you mean tiny-sdxl"),
+        (
+            ["generate", "--model", "koala-1b", "--prompt", "x", "--out", "x.png"],
+            "python -m koala fetch koala-1b",
+        ),
+        (["generate", *STUDENT, "--prompt", "x", "--out", "x.jpg"], "does not end in .png"),
+        (
+            ["generate", *STUDENT, "--prompt", "x", "--device", "gpu", "--out", "x.png"],
+            "unknown device 'gpu'",
+        ),
+        (["compare", "--models", "tiny-sdxl", "--prompt", "x", "--out", "d"], "at least two models"),
+        (["eval", *STUDENT, "--num-prompts", "0"], "--num-prompts must lie between"),
+        (["draw"], "invalid choice: 'draw'"),
+    ],
+    ids=lambda v: " ".join(v)[:50] if isinstance(v, list) else None,
+)
+def test_bad_use_is_one_line_and_exit_2(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = main(arguments)
+    except SystemExit as stop:  # argparse's own
+        status = stop.code
+    captured = capsys.readouterr()
+    assert status == 2
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_python_dash_m_koala_runs():
+    done = subprocess.run([sys.executable, "-m", "koala", "models"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "tiny-koala-700m" in done.stdout
