@@ -121,9 +121,7 @@ def test_a_weight_that_is_not_known_to_be_unsigned_is_no_integer_product():
     assert list(unwanted(holding("DequantizeLinear", ir.DataType.INT8), TARGETS["int8-weights"])) == []
 
 
-@pytest.mark.parametrize(
-    ("count", "below", "passes"), [(6, 0, True), (49, 1, False), (200, 20, True), (200, 21, False)]
-)
+@pytest.mark.parametrize(("count", "below", "passes"), [(6, 0, True), (8, 1, False), (200, 4, True), (200, 5, False)])
 def test_the_worst_picture_in_8_bits_counts(exported_700m, tmp_path, count, below, passes):
     copy = said_to_be(exported_700m, tmp_path, dtype=quantise.DYNAMIC)
     figures = {"pictures": count, "psnr_mean": 50.0, "psnr_least": 20.0, "psnr_below_35": below, "ssim_mean": 0.99}
