@@ -34,7 +34,7 @@ def _linear(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Value]]:
 
 
 def _outermost(weights: list[ir.Value]) -> set[str]:
-    """The blocks whose attention has the fewest channels, that is the highest resolution; none where all have as many."""
+    """The blocks whose attention has the fewest channels, so the highest resolution; none where all have as many."""
     channels: dict[str, int] = {}
     for weight in weights:
         if (block := _BLOCK.match(weight.name)) and weight.name.endswith(".proj_in.weight"):
