@@ -1,6 +1,7 @@
 """Exports in 8 bits and the operators of every target: what the gates refuse, from the file and from its pictures."""
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import numpy
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 from PIL import Image
 
 from koala.export import folder, quantise
@@ -19,6 +21,7 @@ from koala.export.gates.operators import unwanted
 from koala.export.gates.twin import widen
 from koala.export.targets import TARGETS
 from koala.models.export_manifest import UNET, Exported
+from koala.models.library import Library
 from tests.export.signed import signed_export, unsigned_export
 
 
@@ -66,7 +69,7 @@ def test_signed_weights_fail_whatever_the_processor_makes_of_them(exported_700m,
     """Symptom: pictures down to 7 dB on x86 without VNNI, from a file that passed its gates on another machine."""
     old, new = (make(exported_700m, tmp_path / make.__name__) for make in (signed_export, unsigned_export))
     found = structure.structure(open_case(old))
-    assert found.passed is False and "222 tensors of signed 8-bit integers" in found.text
+    assert found.passed is False and "156 tensors of signed 8-bit integers" in found.text
     assert main(["verify", str(old)]) == 1
     assert "signed 8-bit integers" in capsys.readouterr().out
     found = structure.structure(open_case(new))
@@ -121,16 +124,54 @@ def test_a_weight_that_is_not_known_to_be_unsigned_is_no_integer_product():
     assert list(unwanted(holding("DequantizeLinear", ir.DataType.INT8), TARGETS["int8-weights"])) == []
 
 
-@pytest.mark.parametrize(
-    ("count", "below", "passes"), [(6, 0, True), (49, 1, False), (200, 20, True), (200, 21, False)]
-)
+@pytest.mark.parametrize(("count", "below", "passes"), [(6, 0, True), (8, 1, False), (200, 4, True), (200, 5, False)])
 def test_the_worst_picture_in_8_bits_counts(exported_700m, tmp_path, count, below, passes):
     copy = said_to_be(exported_700m, tmp_path, dtype=quantise.DYNAMIC)
     figures = {"pictures": count, "psnr_mean": 50.0, "psnr_least": 20.0, "psnr_below_35": below, "ssim_mean": 0.99}
     figures |= {"verdicts_differ": 0, "right": count, "right_torch_fp32": count}
-    found = pictures._verdict(open_case(copy), {"file": figures})
+    near = {"first": 0.001, "middle": 0.002, "last": 0.005}
+    found = pictures._verdict(open_case(copy), {"file": figures}, near)
     assert found.passed is passes
     assert passes or f"{below} of {count} pictures are less than 35 dB like torch's, the worst 20.0 dB" in found.text
+
+
+def test_the_error_in_the_last_step_counts(exported_700m, tmp_path):
+    figures = {"pictures": 6, "psnr_mean": 50.0, "psnr_least": 40.0, "psnr_below_35": 0, "ssim_mean": 0.99}
+    figures |= {"verdicts_differ": 0, "right": 6, "right_torch_fp32": 6}
+    case = open_case(said_to_be(exported_700m, tmp_path, dtype=quantise.DYNAMIC))
+    found = pictures._verdict(case, {"file": figures}, {"first": 0.001, "middle": 0.004, "last": 0.0051})
+    assert found.passed is False and "0.51 % off torch's in the last step of a run, above 0.5 %" in found.text
+
+
+def test_attention_at_the_highest_resolution_stays_in_full_precision(exported_700m, tmp_path, monkeypatch):
+    """Symptom: 0.2 % off on noise and 2 % in the last step, so that 12 of 200 pictures became others."""
+    model = Library("cpu", dtype="float32").get("tiny-koala-700m")
+    with pictures._overheard(model) as calls:
+        pictures._draw(model, ["a red circle on a white background"])
+    errors = {}
+    for name in ("all", "kept"):
+        if name == "all":
+            monkeypatch.setattr(quantise, "_outermost", lambda weights: set())
+        else:
+            monkeypatch.undo()
+        folder = unsigned_export(exported_700m, tmp_path / name)
+        errors[name] = pictures._along(open_case(folder), calls)
+        stored = {i.name for i in onnx.load(folder / UNET).graph.initializer}
+        outer = [n for n in stored if re.match(r"(down|up)_blocks\.1\.attentions.*\.uint8$", n)]
+        inner = [n for n in stored if re.match(r"(down_blocks\.2|up_blocks\.0)\.attentions.*\.uint8$", n)]
+        assert (len(outer), len(inner)) == ((66, 156) if name == "all" else (0, 156))
+    print(errors)
+    assert errors["kept"]["last"] <= 0.005 and errors["kept"]["last"] < 0.4 * errors["all"]["last"]
+
+
+def test_where_all_attention_has_one_width_every_matrix_is_stored_in_8_bits():
+    weights = [
+        SimpleNamespace(name=f"{block}.attentions.0.proj_in.weight", shape=(width, width))
+        for block, width in (("down_blocks.1", 64), ("down_blocks.2", 64), ("mid_block", 64), ("up_blocks.0", 64))
+    ]
+    assert quantise._outermost(weights) == set()
+    weights[0].shape = (32, 32)
+    assert quantise._outermost(weights) == {"down_blocks.1"}
 
 
 def test_in_8_bits_six_pictures_are_drawn_at_least(exported_700m, tmp_path, monkeypatch):
@@ -141,8 +182,10 @@ def test_in_8_bits_six_pictures_are_drawn_at_least(exported_700m, tmp_path, monk
         drawn.append(len(texts))
         return [Image.new("RGB", (64, 64), "red")] * len(texts)
 
+    stub = SimpleNamespace(pipeline=SimpleNamespace(unet=torch.nn.Identity()))
     monkeypatch.setattr(pictures, "_draw", draw)
-    monkeypatch.setattr(pictures, "Library", lambda *_, **__: SimpleNamespace(get=lambda name: None))
+    monkeypatch.setattr(pictures, "Library", lambda *_, **__: SimpleNamespace(get=lambda name: stub))
+    monkeypatch.setattr(pictures, "_along", lambda case, calls: {"last": 0.0})
     assert pictures.pictures(open_case(copy, prompts=1)).figures["file"]["pictures"] == 6
     pictures.pictures(open_case(exported_700m, prompts=1))
     assert drawn[0] == 6 and drawn[-1] == 1

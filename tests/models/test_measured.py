@@ -23,9 +23,7 @@ SHIPPED = json.loads((EMBEDDED / "hashes.json").read_text())
 EARLIER = "compares earlier weights, which led to the shipped ones, or stages of training that were never shipped"
 NOTHING = "nothing in it depends on weights; the next one says so itself"
 WITHOUT = {
-    "compare-tiny.json": "of earlier weights, on which a pace does not depend; a new one wants a quiet machine",
     "distill-full-size-cpu.json": "random weights, as its teacher says; a test by hand wrote it and no recipe does",
-    "distill-speed.json": "of earlier weights, on which a pace does not depend; a new one wants a quiet half hour",
     "embedded-after-mean.json": EARLIER,
     "embedded-ancestral-euler.json": EARLIER,
     "embedded-mean.json": EARLIER,
