@@ -18,7 +18,10 @@ from pathlib import Path
 
 import numpy
 import onnx
+import torch
 from PIL import Image
+
+from koala.evaluate.reports import circumstances
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ("tiny-sdxl", "tiny-koala-1b", "tiny-koala-700m")
@@ -40,7 +43,8 @@ def main() -> None:
     way.add_argument("--against", type=Path, metavar="FILE.json", help="compare with an earlier report")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        report = {"command": "python -m recipes.tools.goldens", **taken(Path(folder))}
+        report = taken(Path(folder))
+    report |= circumstances(sys.argv[1:], torch.device("cpu"), weights=MODELS, program="recipes.tools.goldens")
     if options.out:
         options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         return
@@ -48,18 +52,17 @@ def main() -> None:
     if earlier["device"] != report["device"]:
         print(f"the report is of another machine ({earlier['device']}): pixels and losses may differ", file=sys.stderr)
     different = list(differences(earlier, report))
-    print("\n".join(different) or f"all {sum(1 for _ in leaves(report))} values are the same")
+    print("\n".join(different) or f"all {len(golden(report))} values are the same")
     sys.exit(bool(different))
 
 
 def taken(folder: Path) -> dict:
     """Every golden value, measured in this folder."""
-    pictures, device = {}, None
+    pictures = {}
     for model in MODELS:
         for name, request in REQUESTS.items():
             file = folder / f"{model}-{name}.png"
             told = koala("generate", "--model", model, *request, "--out", str(file))
-            device = told["device"]
             pictures[f"{model}/{name}"] = [pixels(Path(image)) for image in told["images"]]
     students = {}
     for spec in ("koala-1b", "koala-700m"):
@@ -70,7 +73,6 @@ def taken(folder: Path) -> dict:
     export = [sys.executable, "-m", "export", "--model", "tiny-koala-700m", "--components", "unet"]
     subprocess.run([*export, "--out", str(folder / "onnx")], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return {
-        "device": device,
         "pictures": pictures,
         "students": students,
         "losses": [timeless(json.loads(line)) for line in lines],
@@ -113,7 +115,15 @@ def graph(file: Path) -> dict:
     return {"nodes": len(nodes), "graph": sha256(repr(nodes).encode()), "initializers": values.hexdigest()}
 
 
-def leaves(report: object, where: str = "") -> Iterator[tuple[str, object]]:
+KINDS = ("pictures", "students", "losses", "onnx")
+
+
+def golden(report: dict) -> dict[str, object]:
+    """What is compared, without the circumstances: path -> value."""
+    return {where: value for kind in KINDS for where, value in leaves(report[kind], kind)}
+
+
+def leaves(report: object, where: str) -> Iterator[tuple[str, object]]:
     """Every value of a report with its path."""
     if isinstance(report, dict | list):
         pairs = report.items() if isinstance(report, dict) else enumerate(report)
@@ -125,7 +135,7 @@ def leaves(report: object, where: str = "") -> Iterator[tuple[str, object]]:
 
 def differences(earlier: dict, now: dict) -> Iterator[str]:
     """A line per value that is not the same, or is in one report alone."""
-    before, after = dict(leaves(earlier)), dict(leaves(now))
+    before, after = golden(earlier), golden(now)
     for where in sorted(before.keys() | after.keys()):
         if before.get(where) != after.get(where):
             yield f"{where}: {before.get(where)} before, {after.get(where)} now"

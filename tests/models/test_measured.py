@@ -32,7 +32,6 @@ WITHOUT = {
     "embedded-training.json": EARLIER,
     "fresh-clone.json": NOTHING,
     "lora-speed.json": NOTHING,
-    "mutants.json": NOTHING,
     "versions.json": NOTHING,
 }
 
