@@ -23,9 +23,7 @@ from koala.models.cards import ModelCard
 from koala.models.library import Library
 from koala.models.loaded import LoadedModel
 from koala.sampling import decoding
-from recipes.rehearsal.fused_attention import attention
-from recipes.rehearsal.guard import install
-from recipes.rehearsal.storages import Storages
+from recipes.rehearsal.fakes import Storages, attention, install
 
 HOST = torch.device("cpu")
 
@@ -95,9 +93,9 @@ class RehearsedResidence(Residence):
         return self.names.get(id(part), type(part).__name__)
 
     def bring(self, working: Iterable[torch.nn.Module], keep: Iterable[torch.nn.Module] = ()) -> None:
-        self.rehearsal.storages.stage = "swap"
+        self.rehearsal.fakes.stage = "swap"
         super().bring(working, keep)
-        self.rehearsal.storages.stage = "beside"
+        self.rehearsal.fakes.stage = "beside"
 
     def _send(self, part: torch.nn.Module, device: torch.device) -> None:
         self.rehearsal.moves.append((self.name(part), "host" if device == HOST else "card"))
@@ -133,7 +131,7 @@ class RehearsedLibrary(Library):
 
         def called(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
             weight, first = next(module.parameters()), (*args, *kwargs.values())[0]
-            rehearsal.storages.stage = stage
+            rehearsal.fakes.stage = stage
             rehearsal.calls.append(
                 Call(
                     stage=stage,
@@ -146,7 +144,7 @@ class RehearsedLibrary(Library):
             )
 
         def done(*_: object) -> None:
-            rehearsal.storages.stage = "beside"
+            rehearsal.fakes.stage = "beside"
 
         computes = part.decoder if stage.endswith("vae") else part
         computes.register_forward_pre_hook(called, with_kwargs=True)

@@ -57,7 +57,7 @@ IN_PLACE = {
     ("koala.hardware.timing", "_reset_process_peak"): "a switch of the kernel, no file",
     ("koala.export.numpy_runner", "main"): "a script that leaves the project with an export and imports nothing of it",
     ("recipes.measure.damage", "flip"): "does damage",
-    ("recipes.measure.reliability.distillations", "_distil"): "a log that a process appends to",
+    ("recipes.measure.reliability.alone", "_distil"): "a log that a process appends to",
     ("recipes.measure.reliability.running", "served"): "a log that a process appends to",
     ("recipes.measure.damage", "flip_and_resume"): "a copy that is to be damaged",
     ("recipes.clients.common", "write"): "runs in another program's environment, without the project's packages",

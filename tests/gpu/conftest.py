@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from recipes.rehearsal.guard import NoCompiler, install
+from recipes.rehearsal.fakes import NoCompiler, install
 
 
 @pytest.fixture(scope="session")

@@ -22,23 +22,22 @@ import torch
 
 from koala.evaluate.reports import circumstances
 from koala.files.outputs import new_file
-from recipes.measure.reliability import bodies, clients, distillations, hostile, judge, memory, pages, sites
+from recipes.measure.reliability import alone, server
 from recipes.measure.reliability.page import markdown
-from recipes.measure.reliability.running import App, served
-from recipes.measure.reliability.trial import Trial
+from recipes.measure.reliability.running import App, Trial, served
 
 ON_A_SERVER: dict[str, Callable[[App], Trial]] = {
-    "clients": partial(clients.at_once, clients=50),
-    "hostile": partial(hostile.doors, count=1000),
-    "bodies": partial(bodies.too_large, megabytes=60),
-    "memory": partial(memory.per_session, generations=200, captures=50),
-    "pages": partial(pages.with_captures, captures=8),
+    "clients": partial(server.at_once, clients=50),
+    "hostile": partial(server.doors, count=1000),
+    "bodies": partial(server.too_large, megabytes=60),
+    "memory": partial(server.per_session, generations=200, captures=50),
+    "pages": partial(server.with_captures, captures=8),
 }
 ALONE: dict[str, Callable[[Path], Trial]] = {
-    "judge": lambda folder: judge.cost(),
-    "kills": distillations.killed,
-    "flips": distillations.flipped,
-    "sites": sites.cross_site,
+    "judge": lambda folder: alone.cost(),
+    "kills": alone.killed,
+    "flips": alone.flipped,
+    "sites": alone.cross_site,
 }
 MODELS = ("tiny-sdxl", "tiny-koala-700m")
 
