@@ -29,20 +29,20 @@ def main() -> None:
     import comfy.lora
     import comfy.model_detection as detection
 
-    found = {}
+    files = {}
     for name in NAMES:
         tensors = shapes_only(args.files / f"{name}.safetensors")
         prefix = detection.unet_prefix_from_state_dict(tensors)
         config = detection.model_config_from_unet(tensors, prefix)
         if config is None:
-            found[name] = {"detected": None}
+            files[name] = {"detected": None}
             continue
         config.set_inference_dtype(torch.float16, None)
         with torch.device("meta"):
             model = config.get_model(tensors, prefix, device="meta")
         own = {f"{prefix}{key}": tensor for key, tensor in model.diffusion_model.state_dict().items()}
         given = {key: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-        found[name] = {
+        files[name] = {
             "detected": type(config).__name__,
             "middle": config.unet_config.get("transformer_depth_middle"),
             "depths": config.unet_config["transformer_depth"],
@@ -50,10 +50,10 @@ def main() -> None:
         }
         if name == "koala-700m":
             table = comfy.lora.model_lora_keys_unet(model, {})
-            found["loras"] = {
+            files["loras"] = {
                 names: _read(args.files / f"lora-{names}.safetensors", table) for names in ("kohya", "peft")
             }
-    write(args, "python recipes/clients/comfyui.py", {"weights": "none", "stand_ins": sorted(taken), "files": found})
+    write(args, "python recipes/clients/comfyui.py", {"weights": "none", "stand_ins": sorted(taken), "files": files})
 
 
 def _read(file: Path, table: dict) -> dict[str, int]:

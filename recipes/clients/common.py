@@ -55,9 +55,9 @@ def header(file: Path) -> dict[str, dict]:
     """Tensor -> dtype and shape, of a safetensors file."""
     with open(file, "rb") as opened:
         (length,) = struct.unpack("<Q", opened.read(8))
-        found = json.loads(opened.read(length))
-    found.pop("__metadata__", None)
-    return found
+        header = json.loads(opened.read(length))
+    header.pop("__metadata__", None)
+    return header
 
 
 def shapes_only(file: Path) -> dict[str, torch.Tensor]:
@@ -101,8 +101,8 @@ def arguments(text: str) -> argparse.Namespace:
     parser.add_argument("--version", default="", help="what the program calls it, where its folder is no clone")
     parser.add_argument("--files", type=Path, required=True, metavar="DIR", help="what recipes.clients.files wrote")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
-    found, sys.argv = parser.parse_args(), sys.argv[:1]  # the other program reads its own options from there
-    return found
+    options, sys.argv = parser.parse_args(), sys.argv[:1]  # the other program reads its own options from there
+    return options
 
 
 def write(args: argparse.Namespace, command: str, result: dict) -> None:

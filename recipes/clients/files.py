@@ -39,19 +39,19 @@ def shapes_of(spec: UNetSpec) -> dict[str, tuple[int, ...]]:
         text_2 = CLIPTextModelWithProjection(CLIPTextConfig(**SDXL_PARTS.text_2.config())).state_dict()
         vae = AutoencoderKL(**SDXL_PARTS.vae.config()).state_dict()
     table, vae_table = original_names(spec), vae_names(4, 2)
-    found = {PREFIX + renamed(key, table): tuple(t.shape) for key, t in unet.items()}
-    found |= {key: tensor.shape for key, tensor in identity_middle(spec).items()}
-    found |= {name: tuple(t.shape) for key, t in text.items() if (name := text_name(f"text_model.{key}"))}
+    shapes = {PREFIX + renamed(key, table): tuple(t.shape) for key, t in unet.items()}
+    shapes |= {key: tensor.shape for key, tensor in identity_middle(spec).items()}
+    shapes |= {name: tuple(t.shape) for key, t in text.items() if (name := text_name(f"text_model.{key}"))}
     for key, tensor in text_2.items():
         name = text_2_name(key) or text_2_name(f"text_model.{key}")
         if name:
             three = 3 if ".in_proj_" in name else 1  # q, k and v are one tensor
-            found[name] = (three * tensor.shape[0], *tensor.shape[1:])
+            shapes[name] = (three * tensor.shape[0], *tensor.shape[1:])
     for key, tensor in vae.items():
         shape = tuple(tensor.shape)
         is_attention = ".attentions." in key and len(shape) == 2
-        found[VAE_PREFIX + renamed(key, vae_table)] = (*shape, 1, 1) if is_attention else shape
-    return found
+        shapes[VAE_PREFIX + renamed(key, vae_table)] = (*shape, 1, 1) if is_attention else shape
+    return shapes
 
 
 def write_zeros(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:

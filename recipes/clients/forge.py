@@ -36,7 +36,7 @@ def main() -> None:
     from backend.nn.unet import IntegratedUNet2DConditionModel
     from huggingface_guess.detection import detect_unet_config
 
-    found = {}
+    files = {}
     for name in NAMES:
         tensors = shapes_only(args.files / f"{name}.safetensors")
         config = huggingface_guess.guess(tensors)
@@ -44,7 +44,7 @@ def main() -> None:
             unet = IntegratedUNet2DConditionModel(**_settings(config.unet_config))
         own = {f"{PREFIX}{key}": tensor for key, tensor in unet.state_dict().items()}
         given = {key: tensor for key, tensor in tensors.items() if key.startswith(PREFIX)}
-        found[name] = {"detected": type(config).__name__, **against(given, own)}
+        files[name] = {"detected": type(config).__name__, **against(given, own)}
 
     file = args.files / f"{SMALL}.safetensors"
     weights = load_file(file)
@@ -61,8 +61,8 @@ def main() -> None:
         unet.load_state_dict(state, strict=False)
         out = unet(call["sample"], call["timestep"], context=call["context"], y=call["vector"])
         errors[label] = float((out - call["out"]).norm() / call["out"].norm())
-    found[SMALL] = {"relative_error": errors, "sha256": sha256(file)}
-    write(args, "python recipes/clients/forge.py", {"weights": "random", "stand_ins": sorted(taken), "files": found})
+    files[SMALL] = {"relative_error": errors, "sha256": sha256(file)}
+    write(args, "python recipes/clients/forge.py", {"weights": "random", "stand_ins": sorted(taken), "files": files})
 
 
 def _settings(config: dict) -> dict:

@@ -35,11 +35,11 @@ def size(text: str) -> tuple[int, int]:
 
 def earlier(out: Path, report: dict) -> dict[str, list[dict]]:
     """Rows by model of what `out` has of the same weights, prompts and versions; none where there is no such file."""
-    found = json.loads(out.read_text()) if out.is_file() else {}
-    if any(found.get(key) != report[key] for key in ("num_prompts", "steps", "series", "suites", "versions")):
+    before = json.loads(out.read_text()) if out.is_file() else {}
+    if any(before.get(key) != report[key] for key in ("num_prompts", "steps", "series", "suites", "versions")):
         return {}
     return {
-        name: rows for name, rows in found["models"].items() if found["weights"][name] == report["weights"].get(name)
+        name: rows for name, rows in before["models"].items() if before["weights"][name] == report["weights"].get(name)
     }
 
 

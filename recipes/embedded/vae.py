@@ -142,10 +142,10 @@ def validate(vae: AutoencoderKL, redrawn: Redrawn | None = None) -> dict[str, fl
     With redrawn latents the same of what the decoder makes of them.
     """
     x, mask = batch(random.Random(12345), HELD, 256)
-    found = fidelity(vae, torch.cat([vae.encode(p).latent_dist.mode() for p in x.split(4)]), x, mask)
+    figures = fidelity(vae, torch.cat([vae.encode(p).latent_dist.mode() for p in x.split(4)]), x, mask)
     if redrawn:
-        found |= {f"{name}_redrawn": value for name, value in fidelity(vae, *redrawn.held()).items()}
-    return found
+        figures |= {f"{name}_redrawn": value for name, value in fidelity(vae, *redrawn.held()).items()}
+    return figures
 
 
 def fidelity(vae: AutoencoderKL, latents: torch.Tensor, x: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:

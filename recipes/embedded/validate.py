@@ -59,7 +59,7 @@ def main() -> None:
     noise = torch.randn(latents.shape, generator=generator)
     schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     time_ids = torch.tensor([[256, 256, 0, 0, 256, 256]]).repeat(SCENES, 1)
-    found = {}
+    errors_by_model = {}
     for folder in args.unets:
         unet = UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32)
         errors = {}
@@ -73,10 +73,10 @@ def main() -> None:
                 predicted = unet(noisy, timesteps, context, added_cond_kwargs=added).sample
                 error = (predicted - wanted).square().mean() * (1 - signal) / signal
                 errors[t][said] = round(error.item(), 4)
-        found[folder.name] = errors
+        errors_by_model[folder.name] = errors
         print(folder.name, errors, flush=True)
     report = {
-        "clean_latent_error": found,
+        "clean_latent_error": errors_by_model,
         "command": " ".join(["python recipes/embedded/validate.py", *(Path(a).name for a in sys.argv[1:])]),
         "device": device_name(torch.device("cpu")),
         "date": datetime.date.today().isoformat(),

@@ -63,15 +63,15 @@ def recording(library: Library, rounds: int) -> dict:
             if turn:  # the first one warms up
                 took[name].append(ms)
     plain = took.pop("plain")
-    found = {"model": STUDENT, "steps": STEPS, "size": [request.width, request.height], "rounds": rounds}
-    found["plain_ms"] = {"median": round(statistics.median(plain), 1), "least": round(min(plain), 1)}
+    figures = {"model": STUDENT, "steps": STEPS, "size": [request.width, request.height], "rounds": rounds}
+    figures["plain_ms"] = {"median": round(statistics.median(plain), 1), "least": round(min(plain), 1)}
     for name, own in took.items():
-        found[name] = {
+        figures[name] = {
             "ratio_of_medians": round(statistics.median(own) / statistics.median(plain), 4),
             "ratio_of_fastest": round(min(own) / min(plain), 4),
         }
-    print(f"recording: {found}", flush=True)
-    return found
+    print(f"recording: {figures}", flush=True)
+    return figures
 
 
 def pair(library: Library) -> Capture:
@@ -90,13 +90,13 @@ def clicks(pair: Capture, count: int) -> dict:
     planned = plan(KOALA_700M, SIZE, SIZE, 1, stages=["UP-2"], cross=False)
     layer, plain = planned.layers[0], Image.new("RGB", (64, 64))
     alone = Capture(prompt="", sides=(Side(title=KOALA_700M.name, picture=plain, record=full_size(planned)),))
-    found = {
+    figures = {
         "embedded_both_models": click(pair, count, 0),
         "embedded_both_models_mean_of_steps": click(pair, count, "mean"),
         "full_size_layer": click(alone, count, 0) | {"grid": list(layer.grid), "heads": layer.heads, "dim": layer.dim},
     }
-    print(f"a click: {found}", flush=True)
-    return found
+    print(f"a click: {figures}", flush=True)
+    return figures
 
 
 def click(capture: Capture, count: int, step: int | str) -> dict:
@@ -151,7 +151,7 @@ def memory() -> dict:
         saved = record.save(Path(folder) / "capture")
         middle = time.perf_counter()
         AttentionRecord.load(saved)
-        found = {
+        figures = {
             "model": KOALA_700M.name,
             "steps": STEPS,
             "size": [SIZE, SIZE],
@@ -163,8 +163,8 @@ def memory() -> dict:
             "save_seconds": round(middle - began, 2),
             "load_seconds": round(time.perf_counter() - middle, 2),
         }
-    print(f"a capture at full size: {found}", flush=True)
-    return found
+    print(f"a capture at full size: {figures}", flush=True)
+    return figures
 
 
 def main() -> None:

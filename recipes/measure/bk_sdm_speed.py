@@ -225,18 +225,18 @@ def main() -> None:
             checkpoint_every=args.steps + 1,
             log_every=1,
         )
-        found = measure(config, pictures, work, args.rounds, args.steps, clock)
+        figures = measure(config, pictures, work, args.rounds, args.steps, clock)
     report = circumstances(
         sys.argv[1:], clock.device, program="recipes.measure.bk_sdm_speed", weights=[config.teacher]
     ) | {
         "student": config.student_spec,
         "features": list(config.features),
         "precision": {"koala": config.precision, "koala_teacher": config.teacher_precision, "bk_sdm_teacher": "fp32"},
-        **found,
+        **figures,
     }
     with new_file(args.out) as partial:
         partial.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"{found['ratio']:.2f} times BK-SDM's loop", flush=True)
+    print(f"{figures['ratio']:.2f} times BK-SDM's loop", flush=True)
 
 
 if __name__ == "__main__":

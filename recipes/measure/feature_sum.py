@@ -58,7 +58,7 @@ def measured(run: RunFolder, num_prompts: int) -> dict:
         "feature_loss_first": round(sum(train[0].get(k, 0.0) for k in ("SA", "LF")), 4),
         "task_loss_first": round(train[0]["task"], 4),
         "validation": [{k: round(e[k], 5) for k in ("step", "task", "output")} for e in validation],
-        "scores": {suite: {claim: found["rate"] for claim, found in score[suite].items()} for suite in SUITES},
+        "scores": {suite: {claim: rates["rate"] for claim, rates in score[suite].items()} for suite in SUITES},
         "training_seconds": train[-1]["seconds"],
     }
 
@@ -71,11 +71,11 @@ def main() -> None:
     parser.add_argument("--num-prompts", type=int, default=200)
     parser.add_argument("settings", nargs="*", metavar="field=value", help="over the preset's, the same for all three")
     args = parser.parse_args()
-    found = {}
+    measurements = {}
     for normalisation in NORMALISATIONS:
         run = RunFolder(path=args.runs / normalisation)
         trained(run, normalisation, args.settings)
-        found[normalisation] = measured(run, args.num_prompts)
+        measurements[normalisation] = measured(run, args.num_prompts)
     config = PRESETS[PRESET].config
     result = {
         "command": " ".join(["python -m recipes.measure.feature_sum", *sys.argv[1:]]),
@@ -87,11 +87,11 @@ def main() -> None:
         "num_steps": run.config().num_steps,
         "batch_size": config.batch_size,
         "num_prompts": args.num_prompts,
-        "normalisation": found,
+        "normalisation": measurements,
     }
     with new_file(args.out) as file:
         file.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({name: entry["scores"]["one_object"]["all"] for name, entry in found.items()}))
+    print(json.dumps({name: entry["scores"]["one_object"]["all"] for name, entry in measurements.items()}))
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def main() -> None:
     picture, share = _picture(results, capture)
     with new_file(args.out) as file:
         picture.quantize(256, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
-    found = circumstances(sys.argv[1:], library.device, program="recipes.measure.first_screen", weights=MODELS) | {
+    report = circumstances(sys.argv[1:], library.device, program="recipes.measure.first_screen", weights=MODELS) | {
         "machine": device_name(torch.device("cpu")),
         "repeats": REPEATS,
         "rule": f"the first prompt of the suite {SUITE}, from the noise of its number, that all three draw right",
@@ -64,9 +64,9 @@ def main() -> None:
         "rejected": rejected,
         "components": {"stage": STAGE, "variance": share},
     }
-    found |= comparison(results, [()] * len(results))
+    report |= comparison(results, [()] * len(results))
     with new_file(args.report) as file:
-        file.write_text(json.dumps(found, indent=1) + "\n")
+        file.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def _first(library: Library, count: int) -> tuple[int, str, list[dict]]:

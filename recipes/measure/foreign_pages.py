@@ -69,9 +69,9 @@ def rebinding_browser(chromium: str) -> Iterator[Browser]:
     """A browser for which REBOUND is this machine."""
     rules = f"--host-resolver-rules=MAP {REBOUND} 127.0.0.1"
     with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", rules])
-        yield found
-        found.close()
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", rules])
+        yield browser
+        browser.close()
 
 
 def start_of_a_distillation(url: str) -> str:
@@ -86,10 +86,10 @@ def start_of_a_distillation(url: str) -> str:
 
 def framed(page: Page) -> list[bool]:
     """For each frame in a page, whether it shows the app."""
-    found = []
+    shown = []
     for frame in page.frames[1:]:
         try:
-            found.append(bool(frame.locator("gradio-app, #k-prompt").count()))
+            shown.append(bool(frame.locator("gradio-app, #k-prompt").count()))
         except Error:
-            found.append(False)
-    return found
+            shown.append(False)
+    return shown

@@ -77,11 +77,11 @@ def main() -> None:
     (start,) = (b for b in blocks("README.md") if b.rstrip().endswith("app.py"))
     first_change = blocks("CONTRIBUTING.md")[0]
     with tempfile.TemporaryDirectory() as work:
-        found = {
+        figures = {
             "readme_app": {"block": start, **app(start, clone(Path(work) / "app"))},
             "contributing": {"block": first_change, "seconds": paste(first_change, clone(Path(work) / "change"))},
         }
-    report = found | {
+    report = figures | {
         "command": " ".join(["python -m recipes.measure.fresh_clone", *sys.argv[1:]]),
         "device": f"{platform.machine()}, {os.cpu_count()} CPU cores",
         "date": datetime.date.today().isoformat(),

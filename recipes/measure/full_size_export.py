@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     args = parser.parse_args()
 
-    found = {}
+    exports = {}
     for name in args.models:
         model, out = args.work / name, args.work / f"{name}-{args.target}"
         if not model.is_dir():
@@ -63,7 +63,7 @@ def main() -> None:
         )
         told = json.loads(printed)
         unet = Exported.read(out).components["unet"]
-        found[name] = {
+        exports[name] = {
             "seconds": round(seconds),
             "peak_memory_bytes": peak,
             "files": {file: (out / file).stat().st_size for file in unet.files},
@@ -72,13 +72,13 @@ def main() -> None:
         }
         if args.tensorrt:
             seconds, peak, printed = measured("tensorrt", str(out), "--build", "--json")
-            found[name]["engines"] = json.loads(printed)["engines"]
-            found[name]["engine_seconds"], found[name]["engine_peak_memory_bytes"] = round(seconds), peak
-        print(name, json.dumps(found[name]), file=sys.stderr)
+            exports[name]["engines"] = json.loads(printed)["engines"]
+            exports[name]["engine_seconds"], exports[name]["engine_peak_memory_bytes"] = round(seconds), peak
+        print(name, json.dumps(exports[name]), file=sys.stderr)
     report = circumstances(
         sys.argv[1:], best_device("cpu"), program="recipes.measure.full_size_export", weights=RANDOM
     ) | {
-        "models": found,
+        "models": exports,
     }
     with new_file(args.out) as file:
         file.write_text(json.dumps(report, indent=1) + "\n")

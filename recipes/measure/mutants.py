@@ -53,8 +53,8 @@ class DoesNotApply(Exception):
 
 def mutants(file: Path = MUTANTS) -> tuple[Mutant, ...]:
     """The list beside this module."""
-    found = json.loads(file.read_text(encoding="utf-8"))
-    return tuple(Mutant(**entry | {"tests": tuple(entry["tests"])}) for entry in found)
+    entries = json.loads(file.read_text(encoding="utf-8"))
+    return tuple(Mutant(**entry | {"tests": tuple(entry["tests"])}) for entry in entries)
 
 
 def source_file(mutant: Mutant) -> Path:
@@ -67,13 +67,13 @@ def broken(source: str, mutant: Mutant) -> str:
     """The module's source with the wrong expression. DoesNotApply unless the right one is there exactly once."""
     function = _function(ast.parse(source), mutant)
     wanted = ast.unparse(ast.parse(mutant.right, mode="eval").body)
-    found = [n for n in ast.walk(function) if isinstance(n, ast.expr) and ast.unparse(n) == wanted]
-    if len(found) != 1:
+    matches = [n for n in ast.walk(function) if isinstance(n, ast.expr) and ast.unparse(n) == wanted]
+    if len(matches) != 1:
         raise DoesNotApply(
-            f"{mutant.name}: {mutant.right!r} is {len(found)} times in {mutant.module}.{mutant.function}; "
+            f"{mutant.name}: {mutant.right!r} is {len(matches)} times in {mutant.module}.{mutant.function}; "
             "correct the mutant, it may have moved"
         )
-    (node,) = found
+    (node,) = matches
     lines = source.encode().splitlines(keepends=True)  # columns of the tree count bytes
     start = sum(map(len, lines[: node.lineno - 1])) + node.col_offset
     end = sum(map(len, lines[: node.end_lineno - 1])) + node.end_col_offset
@@ -84,17 +84,17 @@ def broken(source: str, mutant: Mutant) -> str:
 
 
 def _function(tree: ast.AST, mutant: Mutant) -> ast.AST:
-    found: ast.AST = tree
+    place: ast.AST = tree
     for name in mutant.function.split("."):
         inside = [
             n
-            for n in ast.iter_child_nodes(found)
+            for n in ast.iter_child_nodes(place)
             if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and n.name == name
         ]
         if len(inside) != 1:
             raise DoesNotApply(f"{mutant.name}: {mutant.module} has no {mutant.function}; correct the mutant")
-        (found,) = inside
-    return found
+        (place,) = inside
+    return place
 
 
 def copy_of(root: Path, folder: Path) -> Path:
@@ -162,19 +162,19 @@ def main() -> None:
     code, said = tested(ROOT, sorted({test for m in chosen for test in m.tests}))
     if code:
         sys.exit(f"a test fails without any mutant: {said}")
-    found = kept(args.out, known)
+    outcomes = kept(args.out, known)
     with ThreadPoolExecutor(args.workers) as pool:
         for mutant, outcome in zip(chosen, pool.map(tried, chosen), strict=True):
-            found[mutant.name] = outcome
+            outcomes[mutant.name] = outcome
             print(f"{mutant.name}: {'caught by ' + outcome['by'] if outcome['caught'] else 'SURVIVED'}", flush=True)
-    caught = sum(outcome["caught"] for outcome in found.values())
-    found = {name: found[name] for name in known if name in found}
-    report = {"mutants": found, "tried": len(found), "caught": caught, "share": round(caught / len(found), 4)}
+    caught = sum(outcome["caught"] for outcome in outcomes.values())
+    outcomes = {name: outcomes[name] for name in known if name in outcomes}
+    report = {"mutants": outcomes, "tried": len(outcomes), "caught": caught, "share": round(caught / len(outcomes), 4)}
     report |= circumstances(sys.argv[1:], torch.device("cpu"), program="recipes.measure.mutants", weights=NONE)
     with new_file(args.out) as partial:
         partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(f"{caught} of {len(found)} caught ({caught / len(found):.1%})")
-    if caught < LEAST * len(found):
+    print(f"{caught} of {len(outcomes)} caught ({caught / len(outcomes):.1%})")
+    if caught < LEAST * len(outcomes):
         sys.exit(1)
 
 

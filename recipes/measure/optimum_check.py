@@ -32,7 +32,7 @@ def draw(pipeline, width: int, height: int) -> numpy.ndarray:
     pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
     pipeline.set_progress_bar_config(disable=True)
     latents = torch.randn(1, 4, height // 8, width // 8, generator=torch.Generator().manual_seed(0))
-    found = pipeline(
+    result = pipeline(
         PROMPT,
         num_inference_steps=STEPS,
         guidance_scale=GUIDANCE,
@@ -41,7 +41,7 @@ def draw(pipeline, width: int, height: int) -> numpy.ndarray:
         latents=latents,
         output_type="np",
     )
-    return found.images[0]
+    return result.images[0]
 
 
 def changed(folder: Path, source: dict[str, str]) -> list[str]:
@@ -73,7 +73,7 @@ def main() -> None:
             entry["psnr_db_against_torch"] = round(-10 * numpy.log10(error), 1)
         pictures.append(entry)
     names = ("optimum", "optimum-onnx", "transformers", "diffusers", "onnxruntime", "torch")
-    found = {
+    report = {
         "command": "python " + " ".join(sys.argv),
         "device": f"{platform.machine()}, CPU",
         "versions": {name: version(name) for name in names},
@@ -85,9 +85,9 @@ def main() -> None:
         "prompt": PROMPT,
         "pictures": pictures,
     }
-    print(json.dumps(found, indent=1))
+    print(json.dumps(report, indent=1))
     if args.out:
-        args.out.write_text(json.dumps(found, indent=1) + "\n")
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

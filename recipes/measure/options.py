@@ -227,19 +227,19 @@ def judged(model: LoadedModel, texts: list[str], names: Sequence[str], say: Call
 
     plain = list(pictures(model, texts, _plain, {}))
     held = holding(plain)
-    found: dict[str, dict] = {}
+    rows: dict[str, dict] = {}
     for name in names:
         say(f"{model.card.name}: {name}")
         drawn = list(pictures(model, texts, *OPTIONS[name]))
         differences = [int(now) - int(before) for now, before in zip(holding(drawn), held, strict=True)]
         apart = [np.abs(np.asarray(a, np.int16) - np.asarray(b, np.int16)) for a, b in zip(drawn, plain, strict=True)]
-        found[name] = {
+        rows[name] = {
             "difference": round(statistics.fmean(differences), 4),
             "interval": bootstrapped(differences),
             "largest_pixel_difference": int(max(a.max() for a in apart)),
             "mean_pixel_difference": round(float(np.mean(apart)), 3),
         }
-    return {"rate": round(statistics.fmean(held), 4), "options": found}
+    return {"rate": round(statistics.fmean(held), 4), "options": rows}
 
 
 def main() -> None:

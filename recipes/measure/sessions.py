@@ -80,9 +80,9 @@ def event(
     config = json.loads(ask(url + "config")[1])
     parts = {c["id"]: c["props"] for c in config["components"]}
     (button,) = (i for i, p in parts.items() if p.get("elem_id") == elem_id)
-    found = next(d for d in config["dependencies"] if [button, trigger] in d["targets"])
-    data = [(values or {}).get(parts[i].get("elem_id"), parts[i].get("value")) for i in found["inputs"]]
-    body = {"data": data, "fn_index": found["id"], "session_hash": session, "trigger_id": button, "event_data": None}
+    handler = next(d for d in config["dependencies"] if [button, trigger] in d["targets"])
+    data = [(values or {}).get(parts[i].get("elem_id"), parts[i].get("value")) for i in handler["inputs"]]
+    body = {"data": data, "fn_index": handler["id"], "session_hash": session, "trigger_id": button, "event_data": None}
     status, text = ask(f"{url}gradio_api/queue/join", json.dumps(body).encode(), address=address)
     if status != 200:
         return status, text

@@ -74,13 +74,13 @@ def compare(url: str, files: Path, steps: int = 4) -> dict:
     from PIL import Image
 
     client = Client(url, verbose=False, download_files=str(files))
-    pictures, found = client.predict(models=PAIR, prompt=PROMPT, steps=steps, api_name="/compare")
+    pictures, comparison = client.predict(models=PAIR, prompt=PROMPT, steps=steps, api_name="/compare")
     for picture in pictures:
         with Image.open(picture) as image:
             low, high = image.convert("L").getextrema()
             if image.size != (256, 256) or low == high:
                 raise RuntimeError(f"{picture} is no picture")
-    return found
+    return comparison
 
 
 @contextmanager
@@ -131,13 +131,13 @@ VERSIONS = """
 import json, platform
 from importlib.metadata import PackageNotFoundError, version
 names = ("torch", "diffusers", "transformers", "gradio", "spaces")
-found = {"python": platform.python_version()}
+versions = {"python": platform.python_version()}
 for name in names:
     try:
-        found[name] = version(name)
+        versions[name] = version(name)
     except PackageNotFoundError:
-        found[name] = None
-print(json.dumps(found))
+        versions[name] = None
+print(json.dumps(versions))
 """
 
 
@@ -147,7 +147,7 @@ def check(python: str, bundle: Path, work: Path, chromium: str | None) -> dict:
     log = work / "app.log"
     with running(python, bundle, log, SYSTEM="spaces", KOALA_RUNS=str(work / "runs")) as (url, served):
         begun = time.perf_counter()
-        found = compare(url, work)
+        comparison = compare(url, work)
         pictures = time.perf_counter() - begun
         console = None
         if chromium:
@@ -160,7 +160,7 @@ def check(python: str, bundle: Path, work: Path, chromium: str | None) -> dict:
         "versions": versions,
         "seconds_until_page": round(served, 1),
         "seconds_from_page_to_first_comparison": round(pictures, 1),
-        "speedup_total": round(found["speedup"]["models"][0]["total"], 2),
+        "speedup_total": round(comparison["speedup"]["models"][0]["total"], 2),
         "browser": "a comparison and a distillation, with a silent console" if chromium else None,
     }
 
@@ -191,7 +191,7 @@ def main() -> None:
         subprocess.run([own, "-m", "pip", "install", "--quiet", "spaces"], check=True)
         beside = check(own, bundle, work, args.chromium)
         files = [f for f in bundle.rglob("*") if f.is_file() and "__pycache__" not in f.parts]
-        found = {
+        report = {
             "command": "python " + " ".join(sys.argv),
             "date": datetime.date.today().isoformat(),
             "weights": shipped(bundle),
@@ -200,9 +200,9 @@ def main() -> None:
             "with_spaces": beside,
             "without_spaces": without,
         }
-    print(json.dumps(found, indent=1))
+    print(json.dumps(report, indent=1))
     if args.out:
-        args.out.write_text(json.dumps(found, indent=1) + "\n")
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

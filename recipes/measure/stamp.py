@@ -49,11 +49,11 @@ def last(*paths: str, root: Path = ROOT) -> Commit:
     return Commit(sha=sha, date=date)
 
 
-def decimals(found: object) -> Counter[float]:
+def decimals(value: object) -> Counter[float]:
     """Every fraction in a report: what no second measurement finds again."""
-    if isinstance(found, float):
-        return Counter([found])
-    values = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
+    if isinstance(value, float):
+        return Counter([value])
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return sum(map(decimals, values), Counter())
 
 
@@ -62,19 +62,19 @@ def wrote(name: str, root: Path = ROOT) -> Commit:
 
     An earlier version is the same measurement where date and command are the same and a third of its fractions are.
     """
-    found = None
+    first = None
     for line in git("log", "--format=%H %cI", "--", name, root=root).decode().splitlines():
         sha, _, date = line.partition(" ")
         report = json.loads(git("show", f"{sha}:{name}", root=root))
         own, says = decimals(report), (report.get("date"), report.get("command"))
-        if found is None:
+        if first is None:
             mine, said = own, says
         elif says != said or 3 * (mine & own).total() < mine.total():
             break
-        found = Commit(sha=sha, date=date)
-    if found is None:
+        first = Commit(sha=sha, date=date)
+    if first is None:
         raise SystemExit(f"{name} is in no commit")
-    return found
+    return first
 
 
 def derived(report: Path, models: dict[str, dict[str, str]], where: Path, root: Path = ROOT) -> str:
@@ -109,18 +109,18 @@ def main() -> None:
     which.add_argument("--random", action="store_true", help="the report itself says so")
     args = parser.parse_args()
 
-    found = json.loads(args.report.read_text())
-    if "weights" in found:
+    report = json.loads(args.report.read_text())
+    if "weights" in report:
         sys.exit(f"{args.report} says its weights already")
     if args.random:
-        if found.get("random_weights") is not True:
+        if report.get("random_weights") is not True:
             sys.exit(f'{args.report} does not say "random_weights": true')
         added = {"weights": RANDOM, "weights_by": 'the report\'s own "random_weights"; recipes.measure.stamp'}
     else:
         own = weights(args.models)
         added = {"weights": own, "weights_by": derived(args.report, own, EMBEDDED)}
     with new_file(args.report) as file:
-        file.write_text(json.dumps(found | added, indent=1) + "\n")
+        file.write_text(json.dumps(report | added, indent=1) + "\n")
     print(f"{args.report}: {added['weights_by']}")
 
 

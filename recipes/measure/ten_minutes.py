@@ -41,7 +41,7 @@ def main() -> None:
     score = evaluate(library.get(str(run.student)), count=args.num_prompts, suites=("one_object",))
     mine = score["scores"]["one_object"]
     its = json.loads((EMBEDDED / "scores" / "tiny-sdxl.json").read_text())["scores"]["one_object"]
-    found = {
+    report = {
         "command": f"python -m koala distill --preset {PRESET} --out {run.name}",
         "scored_by": " ".join(["python -m recipes.measure.ten_minutes", *sys.argv[1:]]),
         "device": device_name(library.device),
@@ -58,8 +58,8 @@ def main() -> None:
         "share_of_teacher": round(mine["all"]["rate"] / its["all"]["rate"], 4),
     }
     with new_file(args.out) as file:
-        file.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps({k: found[k] for k in ("seconds", "share_of_teacher")}))
+        file.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps({k: report[k] for k in ("seconds", "share_of_teacher")}))
 
 
 if __name__ == "__main__":

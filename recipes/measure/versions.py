@@ -98,8 +98,8 @@ finally:
 def dependencies() -> list[Requirement]:
     """The direct dependencies of pyproject.toml that this platform installs."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    found = [Requirement(text) for text in project["dependencies"]]
-    return [r for r in found if r.marker is None or r.marker.evaluate()]
+    requirements = [Requirement(text) for text in project["dependencies"]]
+    return [r for r in requirements if r.marker is None or r.marker.evaluate()]
 
 
 def floor(requirement: Requirement) -> str:
@@ -188,7 +188,7 @@ def measure(environment: str, python: str, uv: str | None = None) -> dict:
         own = install(environment, python, work / "environment", uv)
         names = [r.name for r in dependencies()]
         ask = [own, "-c", VERSIONS, *names]
-        found = json.loads(subprocess.run(ask, check=True, capture_output=True, text=True).stdout)
+        versions = json.loads(subprocess.run(ask, check=True, capture_output=True, text=True).stdout)
         version = [own, "-c", "import platform; print(platform.python_version())"]
         outcome: dict[str, str] = {}
         for step, command in steps(own, work).items():
@@ -200,7 +200,7 @@ def measure(environment: str, python: str, uv: str | None = None) -> dict:
             "date": datetime.date.today().isoformat(),
             "device": f"{platform.machine()}, CPU, {os.cpu_count()} cores",
             "python": subprocess.run(version, check=True, capture_output=True, text=True).stdout.strip(),
-            "versions": found,
+            "versions": versions,
             "steps": outcome,
         }
 
@@ -209,8 +209,8 @@ def failures(environments: Mapping[str, dict]) -> list[str]:
     """One line for every step that failed."""
     return [
         f"{name}: {step}: {said}"
-        for name, found in environments.items()
-        for step, said in found["steps"].items()
+        for name, environment in environments.items()
+        for step, said in environment["steps"].items()
         if said != "ok"
     ]
 

@@ -73,9 +73,9 @@ def drawn(page: Page, scratch: Path) -> tuple[list[bytes], dict]:
     page.locator("html[data-phase=done]").wait_for()
     files = []
     for k in range(page.locator(".head a").count()):
-        with page.expect_download() as found:
+        with page.expect_download() as download:
             page.locator(".head a").nth(k).click()
-        found.value.save_as(scratch / "picture.png")
+        download.value.save_as(scratch / "picture.png")
         files.append((scratch / "picture.png").read_bytes())
     return files, page.evaluate("document.documentElement.koala.last.map((one) => one.timing)")
 

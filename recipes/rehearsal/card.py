@@ -77,9 +77,9 @@ class Rehearsal:
 
     def tensor(self, meta: torch.Tensor, device: torch.device) -> FakeTensor:
         """A tensor in the shape of one on meta."""
-        found = FakeTensor(self.mode, meta.detach(), device)
-        self.storages.follow(found)
-        return found
+        tensor = FakeTensor(self.mode, meta.detach(), device)
+        self.storages.follow(tensor)
+        return tensor
 
 
 class RehearsedResidence(Residence):

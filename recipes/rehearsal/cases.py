@@ -91,12 +91,12 @@ class Outcome:
 
     def row(self) -> dict:
         """For the report."""
-        found = {"case": self.case.name, "models": list(self.case.models), "card": self.case.card.name}
-        found |= {"card_bytes": self.case.card.total_bytes}
+        row = {"case": self.case.name, "models": list(self.case.models), "card": self.case.card.name}
+        row |= {"card_bytes": self.case.card.total_bytes}
         if self.plan is None:
-            return found | {"plan": None, "refusal": self.refusal, "predicted_bytes": None, "tracked_bytes": None}
+            return row | {"plan": None, "refusal": self.refusal, "predicted_bytes": None, "tracked_bytes": None}
         where = {name: getattr(self.plan, name) for name in ("text", "unet", "vae_tile", "dtype", "vae_dtype")}
-        return found | {
+        return row | {
             "plan": where | {"tiny_vae": self.plan.tiny_vae},
             "predicted_bytes": self.plan.live_peak_bytes,
             "tracked_bytes": self.tracked,

@@ -52,9 +52,9 @@ def _attention(rehearsal: Rehearsal) -> Iterator[str]:
     for call in rehearsal.calls:
         if call.stage == "unet":
             wanted += 2 * len(list(CARDS[call.part.removesuffix("'s U-Net")].spec.self_attentions()))
-    found = sum(kernels[key] for key in kernels if key[0] == "unet" and key[1] in FUSED)
-    if found != wanted:
-        yield f"the U-Nets have {wanted} calls of attention, and {found} ran fused"
+    fused = sum(kernels[key] for key in kernels if key[0] == "unet" and key[1] in FUSED)
+    if fused != wanted:
+        yield f"the U-Nets have {wanted} calls of attention, and {fused} ran fused"
     yield from (f"a softmax of its own in the stage {stage}" for stage, name, _ in kernels if name == "_softmax")
 
 

@@ -46,15 +46,15 @@ class Training:
     def problems(self) -> tuple[str, ...]:
         """Where the busiest moment is not the one that was estimated, or is larger than the card."""
         predicted, tracked = max(self.predicted.values()), max(self.tracked.values())
-        found = []
+        problems = []
         wanted = {DTYPES[self.config.precision], DTYPES[self.config.teacher_precision]}
         if self.precisions != wanted:
-            found.append(f"the passes ran in {sorted(self.precisions)}, and the config says {sorted(wanted)}")
+            problems.append(f"the passes ran in {sorted(self.precisions)}, and the config says {sorted(wanted)}")
         if abs(tracked - predicted) > WITHIN * predicted:
-            found.append(f"the peak is {tracked:,} bytes, and the estimate counts {predicted:,}")
+            problems.append(f"the peak is {tracked:,} bytes, and the estimate counts {predicted:,}")
         if tracked >= self.card.total_bytes:
-            found.append(f"the peak is {tracked:,} bytes, and the card has {self.card.total_bytes:,}")
-        return tuple(found)
+            problems.append(f"the peak is {tracked:,} bytes, and the card has {self.card.total_bytes:,}")
+        return tuple(problems)
 
     def row(self) -> dict:
         """For the report."""
@@ -183,9 +183,9 @@ class _Autocasting(torch.nn.Module):
 
     def forward(self, *inputs, **more):
         with torch.autocast(self.device_type, self.dtype):
-            found = self.bare(*inputs, **more)
-        found.sample = found.sample.float()
-        return found
+            output = self.bare(*inputs, **more)
+        output.sample = output.sample.float()
+        return output
 
 
 def _wide(norm: Callable) -> Callable:

@@ -1,4 +1,4 @@
-"""Counts the bytes that are alive on a described card, and the kernels that would have run on it."""
+"""What stands in for a CUDA card: storages that count their bytes, a device guard, and fused attention."""
 
 import hashlib
 import os
@@ -64,14 +64,14 @@ class Storages(TorchDispatchMode):
         if _is_composite(func):  # under inference mode they arrive whole: what they make within counts as well
             with self:
                 return func._op_dk(_COMPOSITE, *args, **kwargs)
-        found = func(*args, **kwargs)
-        made = [t for t in tree_leaves(found) if isinstance(t, FakeTensor)]
+        output = func(*args, **kwargs)
+        made = [t for t in tree_leaves(output) if isinstance(t, FakeTensor)]
         for tensor in made:
             self.follow(tensor)
         name = func.overloadpacket.__name__
         if made and name in (*HEAVY, *FUSED):
             self.kernels[self.stage, name, str(made[0].dtype).removeprefix("torch.")] += 1
-        return found
+        return output
 
     def _is_fake(self, value: object) -> bool:
         return isinstance(value, FakeTensor) or (
@@ -124,10 +124,8 @@ class NoCompiler(RuntimeError):
 
 def compiler() -> str | None:
     """The C++ compiler: $CXX, else the system's."""
-    return next(
-        (found for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name and (found := shutil.which(name))),
-        None,
-    )
+    names = (os.environ.get("CXX"), "c++", "g++", "clang++")
+    return next((path for name in names if name and (path := shutil.which(name))), None)
 
 
 def install(cache: Path | None = None) -> None:
@@ -150,17 +148,17 @@ def _version() -> str:
 
 def build(library: Path) -> None:
     """Compile it; NoCompiler with what to install, or with the compiler's words."""
-    if (found := compiler()) is None:
+    if (program := compiler()) is None:
         raise NoCompiler(f"a rehearsal needs a C++ compiler: {INSTALL_COMPILER}")
     library.parent.mkdir(parents=True, exist_ok=True)
     home = Path(torch.__file__).parent
     with new_file(library) as partial:
         options = ["-std=c++20", "-shared", "-fPIC", f"-I{home / 'include'}", f"-L{home / 'lib'}", "-x", "c++", "-"]
         done = subprocess.run(
-            [found, *options, "-x", "none", "-lc10", "-o", partial], input=SOURCE, text=True, capture_output=True
+            [program, *options, "-x", "none", "-lc10", "-o", partial], input=SOURCE, text=True, capture_output=True
         )
         if done.returncode:
-            raise NoCompiler(f"{found} cannot build against torch {torch.__version__}: {done.stderr[-500:]}")
+            raise NoCompiler(f"{program} cannot build against torch {torch.__version__}: {done.stderr[-500:]}")
 
 
 # --- The attention kernels that torch chooses on a card; without one it takes that which makes the whole N x N map

@@ -49,14 +49,14 @@ def run(names: Sequence[str] = NAMES) -> dict:
         with in_place(cards):
             library = rehearsal.library(memory=LENT * GB, dtype="float16")  # as spaces/app.py makes it
             library.settle(names)
-            found = {"before": cards.by(os.getpid()), "settled": list(rehearsal.moves)}
+            report = {"before": cards.by(os.getpid()), "settled": list(rehearsal.moves)}
             fork = multiprocessing.get_context("fork")
             told = fork.Queue()
             worker = fork.Process(target=_draw, args=(told, names, library, rehearsal, cards), daemon=True)
             worker.start()
-            found |= told.get(timeout=PATIENCE)
+            report |= told.get(timeout=PATIENCE)
             worker.join(PATIENCE)
-    return found
+    return report
 
 
 def _draw(

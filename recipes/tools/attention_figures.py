@@ -60,7 +60,7 @@ def main() -> None:
             few.save(file, "PNG", optimize=True)
 
 
-def _report(args: argparse.Namespace, found: dict) -> dict:
+def _report(args: argparse.Namespace, capture: dict) -> dict:
     """What the figures are of, and how far each student's attention is from the teacher's."""
     models = (TEACHER, *(RunFolder(path=args.runs / name).student for name in STUDENTS))
     return circumstances(
@@ -70,14 +70,14 @@ def _report(args: argparse.Namespace, found: dict) -> dict:
         "students": {name: [*SAME, *own, *args.settings] for name, own in STUDENTS.items()},
         "prompt": args.prompt,
         "pixel": args.pixel,
-        "layers": {one["title"]: one["layers"] for one in found["models"]},
+        "layers": {one["title"]: one["layers"] for one in capture["models"]},
         "divergence_from_the_teacher": {
             name: {s["stage"]: round(statistics.mean(s["divergence"]), 4) for s in one["stages"] if s["divergence"]}
-            for name, one in zip(STUDENTS, found["agreement"], strict=True)
+            for name, one in zip(STUDENTS, capture["agreement"], strict=True)
         },
         "cosine_to_the_teacher": {
             name: {s["stage"]: round(statistics.mean(s["cosine"]), 4) for s in one["stages"] if s["cosine"]}
-            for name, one in zip(STUDENTS, found["agreement"], strict=True)
+            for name, one in zip(STUDENTS, capture["agreement"], strict=True)
         },
     }
 

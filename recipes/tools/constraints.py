@@ -61,13 +61,13 @@ def newest() -> dict[str, Package]:
         report = json.loads(told.read_text(encoding="utf-8"))["install"]
     if withdrawn := [line for line in done.stderr.splitlines() if "yanked version" in line]:  # pip only warns
         raise RuntimeError(f"their authors have withdrawn versions of requirements.txt: {' '.join(withdrawn)}")
-    found = (p["metadata"] for p in report)
-    return by_name((m["name"], m["version"], m.get("requires_dist", ())) for m in found)
+    metadata = (p["metadata"] for p in report)
+    return by_name((m["name"], m["version"], m.get("requires_dist", ())) for m in metadata)
 
 
-def by_name(found: Iterable[tuple[str, str, Iterable[str]]]) -> dict[str, Package]:
+def by_name(distributions: Iterable[tuple[str, str, Iterable[str]]]) -> dict[str, Package]:
     """(name, version, requirements) -> packages by canonical name."""
-    packages = (Package(name=canonicalize_name(n), version=v, requires=tuple(r)) for n, v, r in found)
+    packages = (Package(name=canonicalize_name(n), version=v, requires=tuple(r)) for n, v, r in distributions)
     return {package.name: package for package in packages}
 
 
@@ -131,11 +131,11 @@ def main(arguments: list[str] | None = None) -> int:
         with new_file(FILE) as file:
             file.write_text(text(newest() if args.newest else installed()), encoding="utf-8")
         print(f"{len(pins(FILE.read_text(encoding='utf-8')))} versions in {FILE.name}")
-    elif found := differences(FILE.read_text(encoding="utf-8"), installed()):
+    elif different := differences(FILE.read_text(encoding="utf-8"), installed()):
         remedy = (
             "Install them (pip install -r requirements-dev.txt), or write today's with this command without --check."
         )
-        print("\n".join([*found, remedy]), file=sys.stderr)
+        print("\n".join([*different, remedy]), file=sys.stderr)
         return 1
     else:
         print(f"{FILE.name} has the versions of this environment")

@@ -26,11 +26,11 @@ def main() -> None:
     args = parser.parse_args()
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
-        found = MARKERS.sub(lambda m: f"{m[1]}{TABLES[m['name']]()}{m[4]}", text)
+        filled = MARKERS.sub(lambda m: f"{m[1]}{TABLES[m['name']]()}{m[4]}", text)
         if not args.check:
             with new_file(ROOT / page) as file:
-                file.write_text(found, encoding="utf-8")
-        elif found != text:
+                file.write_text(filled, encoding="utf-8")
+        elif filled != text:
             sys.exit(f"{page}'s tables differ from registry and reports: python -m recipes.tools.readme_tables")
 
 
@@ -61,12 +61,12 @@ def scores() -> str:
     sizes = json.loads((MEASUREMENTS / "embedded-sizes.json").read_text())["models"]
     rows, teacher = [], None
     for card in (card for card in CARDS.values() if card.embedded):
-        found = json.loads((EMBEDDED / "scores" / f"{card.name}.json").read_text())["scores"]
-        two = found["two_objects"]
+        suites = json.loads((EMBEDDED / "scores" / f"{card.name}.json").read_text())["scores"]
+        two = suites["two_objects"]
         teacher = teacher or two["all"]["rate"]
         wide, tall = (row["scores"]["two_objects"]["all"]["rate"] for row in sizes[card.name])
-        rates = (found["one_object"]["all"]["rate"], two["all"]["rate"], two["all"]["rate"] / teacher)
-        rates += (two["relation"]["rate"], wide, tall, found["held_out"]["all"]["rate"])
+        rates = (suites["one_object"]["all"]["rate"], two["all"]["rate"], two["all"]["rate"] / teacher)
+        rates += (two["relation"]["rate"], wide, tall, suites["held_out"]["all"]["rate"])
         role = "student" if card.teacher else "teacher"
         rows.append((f"`{card.name}`, {role}", f"{card.parameters:,}", *(f"{100 * rate:.1f} %" for rate in rates)))
     heads = ("model", "U-Net parameters", "one object", "two objects", "of the teacher's", "their relation")
@@ -77,17 +77,17 @@ def exports() -> str:
     """Every export of one model, held against torch in fp32."""
     report = json.loads((MEASUREMENTS / "export-embedded.json").read_text())
     rows = []
-    for name, found in report["exports"].items():
+    for name, export in report["exports"].items():
         target, _, dtype = name.rpartition("-")
-        pictures = found["pictures"]["file"]
+        pictures = export["pictures"]["file"]
         rows.append(
             (
                 f"`{target}`, {dtype}",
-                f"{found['unet_bytes'] / 1e6:.1f} MB",
+                f"{export['unet_bytes'] / 1e6:.1f} MB",
                 f"{pictures['psnr_mean']:.1f} dB",
                 f"{pictures['verdicts_differ']} of {pictures['pictures']}",
                 f"{pictures['right']} against {pictures['right_torch_fp32']}",
-                " / ".join(f"{pace['ratio']:.1f}x" for pace in found["speed"]),
+                " / ".join(f"{pace['ratio']:.1f}x" for pace in export["speed"]),
             )
         )
     return _table(
@@ -155,17 +155,17 @@ def options() -> str:
         shares = [report["arithmetic"][spec][name]["saves_at_most"] for spec in ("sdxl", "koala-700m")]
         saved = "not bounded" if None in shares else " / ".join(f"{100 * share:.0f} %" for share in shares)
         why = report["arithmetic"]["koala-700m"][name]["why"]
-        lost = [_lost(found["options"][name]) for found in report["models"].values() if name in found["options"]]
+        lost = [_lost(option["options"][name]) for option in report["models"].values() if name in option["options"]]
         rows.append((name, saved, why, *(lost or [report["undrawn"][name], ""]), stand))
     heads = ("option", "saves at most, SDXL / KOALA-700M", "why", *(f"`{model}`" for model in report["models"]))
     return _table((*heads, "where it stands"), rows)
 
 
-def _lost(found: dict) -> str:
+def _lost(option: dict) -> str:
     """A paired difference of rates in points with its 95 % interval, and whether zero is outside it."""
-    low, high = (100 * bound for bound in found["interval"])
+    low, high = (100 * bound for bound in option["interval"])
     clear = "" if low <= 0 <= high else ", resolved"
-    return f"{100 * found['difference']:+.0f} ({low:+.0f} to {high:+.0f}{clear})"
+    return f"{100 * option['difference']:+.0f} ({low:+.0f} to {high:+.0f}{clear})"
 
 
 TABLES = {

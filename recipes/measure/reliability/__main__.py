@@ -53,15 +53,15 @@ def main() -> None:
         with new_file(args.page) as partial:
             partial.write_text(markdown(json.loads(args.out.read_text())), encoding="utf-8")
         return
-    found = json.loads(args.out.read_text()) if args.out.exists() else {"attacks": {}}
+    report = json.loads(args.out.read_text()) if args.out.exists() else {"attacks": {}}
     for name, trial, seconds in attack(args.only):
         print(f"{name}: {trial.survived} of {trial.tried} survived, {seconds:.0f} s {dict(trial.figures)}", flush=True)
         for failure in trial.failures:
             print(f"  {failure}", file=sys.stderr, flush=True)
-        found["attacks"][name] = trial.to_dict() | {"seconds": round(seconds)} | about()
+        report["attacks"][name] = trial.to_dict() | {"seconds": round(seconds)} | about()
         with new_file(args.out) as partial:
-            partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    if not all(a["survived"] == a["tried"] and not a["failures"] for a in found["attacks"].values()):
+            partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if not all(a["survived"] == a["tried"] and not a["failures"] for a in report["attacks"].values()):
         sys.exit("not everything survived")
 
 

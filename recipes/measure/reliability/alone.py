@@ -105,9 +105,9 @@ def config(folder: Path, **settings) -> Path:
     """The file of a small run's config; all of them share a cache."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "config.json"
-    found = DistillConfig(**SMALL, cache=str(folder / "cache"), **settings)
+    config = DistillConfig(**SMALL, cache=str(folder / "cache"), **settings)
     with new_file(file) as partial:
-        partial.write_text(json.dumps(found.to_dict()))
+        partial.write_text(json.dumps(config.to_dict()))
     return file
 
 

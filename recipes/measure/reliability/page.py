@@ -34,15 +34,15 @@ The right column names the test that runs a short version of the attack by defau
 def markdown(report: Mapping) -> str:
     """The page."""
     rows = []
-    for name, found in report["attacks"].items():
+    for name, outcome in report["attacks"].items():
         rows.append(
-            f"| {found['what']} | {found['tried']:,} | {found['survived']:,} | {_seen(found['figures'])} | "
+            f"| {outcome['what']} | {outcome['tried']:,} | {outcome['survived']:,} | {_seen(outcome['figures'])} | "
             f"`{TESTS[name]}` |\n"
         )
-    dates = sorted({found["date"] for found in report["attacks"].values()})
-    machines = sorted({found["device"] for found in report["attacks"].values()})
+    dates = sorted({outcome["date"] for outcome in report["attacks"].values()})
+    machines = sorted({outcome["device"] for outcome in report["attacks"].values()})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-    failed = [(name, failure) for name, found in report["attacks"].items() for failure in found["failures"]]
+    failed = [(name, failure) for name, outcome in report["attacks"].items() for failure in outcome["failures"]]
     told = "Nothing failed." if not failed else "\n".join(["What failed:", "", *(f"- {n}: {f}" for n, f in failed)])
     return f"{HEAD}{''.join(rows)}\n{', '.join(machines)}, {when}. {told}\n"
 
