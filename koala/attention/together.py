@@ -11,6 +11,7 @@ from koala.attention.plan import BUDGET, AttentionPlan, ordered, size
 from koala.attention.questions import Capture
 from koala.attention.record import capture, same_input
 from koala.attention.recorded import AttentionRecord
+from koala.models.cards import ModelCard
 from koala.models.library import Library
 from koala.models.loaded import LoadedModel
 from koala.models.registry import find, torch_only
@@ -102,6 +103,7 @@ def prepare(
     requests: Sequence[GenerationRequest],
     library: Library,
     *,
+    cards: Sequence[ModelCard] | None = None,
     stages: Sequence[str] | None = None,
     every: bool = False,
     words: bool = True,
@@ -110,12 +112,14 @@ def prepare(
 ) -> Together:
     """Load the models and plan what is recorded: the last layer of each stage, or every one that pairs.
 
-    UserError for what cannot be recorded together, before anything runs.
+    `cards` are those of the requests' models; without them the names are looked up. UserError for what cannot be
+    recorded together, before anything runs.
     """
-    for request in requests:
-        torch_only(find(request.model), "recording its attention")
-    models = library.get_all([r.model for r in requests])
-    full = same_noise(requests) if len(requests) > 1 else [resolve(requests[0], models[0].card)]
+    cards = cards or [find(r.model) for r in requests]
+    for card in cards:
+        torch_only(card, "recording its attention")
+    models = library.get_all(cards)
+    full = same_noise(requests, cards) if len(requests) > 1 else [resolve(requests[0], models[0].card)]
     found = planned(
         [m.spec for m in models],
         full[0].width,

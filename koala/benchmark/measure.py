@@ -9,7 +9,7 @@ import itertools
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,6 +24,7 @@ from koala.hardware.latency import Hardware, Prediction, named, predict
 from koala.hardware.memory_plan import Plan
 from koala.hardware.shortage import ran_out
 from koala.hardware.timing import device_name
+from koala.models.cards import ModelCard
 from koala.models.library import Library
 from koala.models.loaded import LoadedModel
 from koala.models.registry import find, torch_only
@@ -153,26 +154,28 @@ def measure(
     matrix: Matrix,
     library: Library,
     *,
+    cards: Sequence[ModelCard] | None = None,
     on_run: Callable[[str], None] | None = None,
     cancel: threading.Event | None = None,
 ) -> Iterator[Row | Skipped]:
     """Every cell of the matrix, measured or skipped, as it is done. Setting `cancel` raises Cancelled.
 
-    `on_run` is told what starts now.
+    `cards` are those of the matrix's models; without them the names are looked up. `on_run` is told what starts now.
     """
-    for name in matrix.models:
-        torch_only(find(name), "a benchmark")
+    cards = cards or [find(name) for name in matrix.models]
+    for card in cards:
+        torch_only(card, "a benchmark")
     cancel = cancel or threading.Event()
     say = on_run or (lambda text: None)
     clock = _Clock(matrix.time_limit)
     say(f"loading {', '.join(matrix.models)}")
-    for name in matrix.models:
+    for card in cards:
         if cancel.is_set():
             raise Cancelled
-        if not library.loaded(name) and not clock.allows(0):
+        if not library.loaded(card.name) and not clock.allows(0):
             raise UserError(f"the models were not loaded within {clock.limit:g} s; give a longer time limit")
-        library.get(name, beside=matrix.models)
-    models = library.get_all(matrix.models)
+        library.get(card, beside=cards)
+    models = library.get_all(cards)
     widths = {m.spec.channels: m for m in models}  # one yardstick each
     yardsticks: dict[tuple, UNet2DConditionModel] = {}
     for size, images in matrix.groups(models[0].card.width):

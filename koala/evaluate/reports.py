@@ -13,6 +13,7 @@ from koala.evaluate.prompt_files import prompts_for
 from koala.evaluate.settings import Settings
 from koala.hardware.timing import device_name
 from koala.models import measured
+from koala.models.cards import ModelCard
 from koala.models.library import Library
 from koala.models.loaded import LoadedModel
 from koala.models.registry import torch_only
@@ -66,7 +67,11 @@ def evaluate(
 
 
 def circumstances(
-    arguments: list[str], device: torch.device, *, weights: Iterable[str | Path] | str, program: str = "koala"
+    arguments: list[str],
+    device: torch.device,
+    *,
+    weights: Iterable[str | Path | ModelCard] | str,
+    program: str = "koala",
 ) -> dict:
     """Command, device, versions, date and the weights' hashes of a measurement; `program` is the module that was asked.
 

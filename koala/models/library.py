@@ -32,6 +32,8 @@ EMBEDDINGS = 32  # prompts whose embeddings are remembered where a plan releases
 class Library:
     """The models of one process. Loading is thread-safe; each model and each shared part is loaded once.
 
+    A model is asked for by its card, or by whatever `registry.find` knows: a name, a folder, a hub id.
+
     `memory` is what may be used of the device, in bytes; None takes what is there. `dtype` is float32, bfloat16 or
     float16; None is float16 on a GPU, and on a CPU float32 where that fits. `loaders` has a module per runtime.
     """
@@ -58,12 +60,12 @@ class Library:
         """Whether the model of this name is in memory."""
         return name in self._models
 
-    def get(self, name: str, beside: Sequence[str] = ()) -> LoadedModel:
-        """The model of this name, loaded now if it was not, in a precision in which those `beside` it fit as well.
+    def get(self, model: str | ModelCard, beside: Sequence[str | ModelCard] = ()) -> LoadedModel:
+        """This model, loaded now if it was not, in a precision in which those `beside` it fit as well.
 
         Raises UserError with the remedy.
         """
-        card = find(name)
+        card = find(model)
         with self._lock:
             if card.name not in self._models:
                 together = {card.name: card} | {other.name: other for other in map(find, beside)}
@@ -79,20 +81,21 @@ class Library:
         with self._lock:
             self._models.pop(name, None)
 
-    def get_all(self, names: Sequence[str]) -> list[LoadedModel]:
+    def get_all(self, wanted: Sequence[str | ModelCard]) -> list[LoadedModel]:
         """Models that are to run beside each other, all of torch's in one precision."""
-        models = [self.get(name, beside=names) for name in names]
+        cards = [find(model) for model in wanted]
+        models = [self.get(card, beside=cards) for card in cards]
         own = [m for m in models if m.card.runtime == "torch"]
         if len({m.dtype for m in own}) > 1:  # one was loaded before it was known what would stand beside it
             with self._lock:
                 for model in own:
                     self._models.pop(model.card.name, None)
-            models = [self.get(name, beside=names) for name in names]
+            models = [self.get(card, beside=cards) for card in cards]
         return models
 
-    def settle(self, names: Sequence[str]) -> None:
+    def settle(self, wanted: Sequence[str | ModelCard]) -> None:
         """Load these models and have all their parts on the device from now on."""
-        models = [self.get(name, beside=names) for name in names]
+        models = [self.get(model, beside=wanted) for model in wanted]
         self.residence.settle(part for m in models for stage in STAGE_PARTS for part in m.parts(stage, None))
 
     def _make_room(self, wanted: Mapping[str, ModelCard]) -> None:

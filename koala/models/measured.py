@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from koala.files.hashing import digest
+from koala.models.cards import ModelCard
 from koala.models.export_manifest import MANIFEST
 from koala.models.locate import locate
 from koala.models.registry import find
@@ -12,16 +13,18 @@ RANDOM = "random"  # in place of hashes: drawn at random, since what was measure
 NONE = "none"  # nothing was computed with weights
 
 
-def weights(models: Iterable[str | Path]) -> dict[str, dict[str, str]]:
+def weights(models: Iterable[str | Path | ModelCard]) -> dict[str, dict[str, str]]:
     """Model -> file within its folder -> SHA-256. A path goes by its last name, for a report tells no one's paths."""
     found = {}
     for model in models:
-        folder = Path(model)
-        name = folder.name if folder.exists() else str(model)
+        model = model if isinstance(model, ModelCard) else str(model)
+        called = model.name if isinstance(model, ModelCard) else model
+        folder = Path(called)
+        name = folder.name if folder.exists() else called
         name = f"{folder.parent.name}/{name}" if name in found else name  # every run's student has the same
         if folder.is_dir() and not any((folder / index).is_file() for index in ("model_index.json", MANIFEST)):
             files = sorted(folder.rglob("*.safetensors"))  # a U-Net alone, say
             found[name] = {file.relative_to(folder).as_posix(): digest(file) for file in files}
         else:
-            found[name] = locate(find(str(model))).hashes()
+            found[name] = locate(find(model)).hashes()
     return found

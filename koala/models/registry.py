@@ -40,20 +40,6 @@ _NAMES = {
 }
 
 
-_OFFERED: dict[str, ModelCard] = {}  # by name: folders that this process wrote itself
-
-
-def offer(card: ModelCard) -> None:
-    """Let `find` know a folder that this process wrote itself by the card's name instead of its path."""
-    _OFFERED[card.name] = card
-
-
-def withdraw(card: ModelCard) -> None:
-    """Let `find` forget an offered card."""
-    if _OFFERED.get(card.name) is card:
-        del _OFFERED[card.name]
-
-
 def _config(file: Path) -> dict:
     """A config.json, empty where there is none: `locate` names what a folder lacks."""
     return read_object(file) if file.exists() else {}
@@ -228,17 +214,17 @@ def _pinned(model: str) -> ModelCard:
     return replace(card, name=f"{card.name}@{revision}", revision=revision)
 
 
-def find(model: str) -> ModelCard:
+def find(model: str | ModelCard) -> ModelCard:
     """The card of a name, a folder in diffusers' layout, a hub id, or one of them at a revision (model@revision).
 
-    Raises UserError with the nearest names.
+    A card is returned as it is. Raises UserError with the nearest names.
     """
+    if isinstance(model, ModelCard):
+        return model
     if not model.strip():  # "." to pathlib
         raise UserError("the model has no name; `python -m koala models` lists them, a folder or a hub id works too")
     if model.lower() in _NAMES:
         return _NAMES[model.lower()]
-    if model in _OFFERED:
-        return _OFFERED[model]
     if found := _folder(model):
         return found
     if re.search(r"lightning[-_]1[-_]?step", Path(model).name, re.IGNORECASE):

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from koala.models.cards import ModelCard
 from koala.models.library import Library
 from koala.request import GenerationRequest, Timing
 from koala.sampling.generate import MAX_PREVIEWS, Step, generate
@@ -42,6 +43,7 @@ def compare(
     requests: Sequence[GenerationRequest],
     library: Library,
     *,
+    cards: Sequence[ModelCard] | None = None,
     on_step: Callable[[int, Step], None] | None = None,
     on_result: Callable[[int, GenerationResult], None] | None = None,
     cancel: threading.Event | None = None,
@@ -49,11 +51,12 @@ def compare(
 ) -> list[GenerationResult]:
     """Run the requests one after the other on the same noise; callbacks get the request's position.
 
+    `cards` are those of their models, one per request; without them the names are looked up.
     All models are loaded before the first starts, so that no load falls into a measured run, and all of torch's follow
     one memory plan: where not all fit on the device, the text is encoded once and one U-Net is there at a time.
     """
-    requests = same_noise(requests)
-    models = library.get_all([r.model for r in requests])
+    requests = same_noise(requests, cards)
+    models = library.get_all(cards or [r.model for r in requests])
     together = library.place(models, requests)
     results = []
     for position, (request, model) in enumerate(zip(requests, models, strict=True)):

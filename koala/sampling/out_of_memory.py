@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from koala.hardware.shortage import explained, ran_out, release
+from koala.models.cards import ModelCard
 from koala.models.registry import find
 from koala.request import GenerationRequest
 
@@ -31,8 +32,16 @@ def telling(requests: Sequence[GenerationRequest], library: "Library") -> Iterat
     raise found  # out here, where nothing of the run hangs on it
 
 
-def told(error: Exception, requests: Sequence[GenerationRequest], library: "Library | None") -> Exception:
-    """The error, or for one of memory a RanOut, after all that the run held was freed; models stay loaded."""
+def told(
+    error: Exception,
+    requests: Sequence[GenerationRequest],
+    library: "Library | None",
+    cards: Sequence[ModelCard] | None = None,
+) -> Exception:
+    """The error, or for one of memory a RanOut, after all that the run held was freed; models stay loaded.
+
+    `cards` are those of the requests' models; without them the names are looked up.
+    """
     if library is None or not ran_out(error):
         return error
     from koala.hardware.device import device_memory, give_back
@@ -46,10 +55,11 @@ def told(error: Exception, requests: Sequence[GenerationRequest], library: "Libr
         library.residence.bring(())
     library.embeddings.clear()
     give_back()
-    requests = [resolve(r, find(r.model)) for r in requests]
+    cards = cards or [find(r.model) for r in requests]
+    requests = [resolve(request, card) for request, card in zip(requests, cards, strict=True)]
     predicted = None
-    if all(library.loaded(r.model) for r in requests):
-        plan = library.place([library.get(r.model) for r in requests], requests).plan
+    if all(library.loaded(card.name) for card in cards):
+        plan = library.place([library.get(card) for card in cards], requests).plan
         predicted = plan and plan.predicted_peak_bytes
     found = explained(error, requests[0], device=library.device.type, predicted=predicted, there=there)
     found.add_note(where)

@@ -52,23 +52,27 @@ def _check_export(request: GenerationRequest, card: ModelCard) -> None:
         )
 
 
-def same_noise(requests: Sequence[GenerationRequest]) -> list[GenerationRequest]:
+def same_noise(
+    requests: Sequence[GenerationRequest], cards: Sequence[ModelCard] | None = None
+) -> list[GenerationRequest]:
     """The requests with defaults filled in and one size for all: the first model's where none was asked for.
 
-    Raises UserError when they could not start from the same noise.
+    `cards` are those of their models, one per request; without them the names are looked up. Raises UserError when
+    the requests could not start from the same noise.
     """
     if len(requests) < 2:
         raise UserError("a comparison needs at least two models, for example --models tiny-sdxl tiny-koala-700m")
     if len(requests) > MAX_MODELS:
         raise UserError(f"a comparison takes at most {MAX_MODELS} models, not {len(requests)}; compare in groups")
-    first = resolve(requests[0], find(requests[0].model))
+    cards = cards or [find(r.model) for r in requests]
+    first = resolve(requests[0], cards[0])
     found = []
-    for request in requests:
+    for request, card in zip(requests, cards, strict=True):
         if request.width is None or request.height is None:
             request = dataclasses.replace(
                 request, width=request.width or first.width, height=request.height or first.height
             )
-        found.append(resolve(request, find(request.model)))
+        found.append(resolve(request, card))
     for name in ("prompt", "seed", "images", "width", "height"):
         if len({getattr(r, name) for r in found}) > 1:
             raise UserError(f"the compared requests differ in {name}; give all models the same")

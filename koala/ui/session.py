@@ -174,12 +174,11 @@ class Session:
 
     def add(self, card: ModelCard) -> None:
         """Offer a model that this app made, a folder, wherever models are chosen."""
-        registry.offer(card)
         self._made[card.name] = card
 
     def remove(self, name: str) -> None:
         """Take back a model that this app made, before its folder goes."""
-        registry.withdraw(self._made.pop(name))
+        del self._made[name]
         self.forget(name)
 
     def forget(self, name: str) -> None:
@@ -288,7 +287,7 @@ class Session:
         self.require_own_device("this measurement")
         card = self.card(name)
         self._ensure(card)
-        return self.library().get(card.name)
+        return self.library().get(card)
 
     def _ensure(self, card: ModelCard) -> None:
         """Load this model for a run that begins, unless its download is under way."""
@@ -306,13 +305,16 @@ class Session:
     def fetch(self, names: Sequence[str]) -> None:
         """Have these models in memory; the error of the first that cannot be loaded."""
         library = self.library()
-        for name in names:
-            self._ensure(self.card(name))
-            library.get(name, beside=names)
+        cards = [self.card(name) for name in names]
+        for card in cards:
+            self._ensure(card)
+            library.get(card, beside=cards)
 
-    def explained(self, error: Exception, requests: Sequence[GenerationRequest]) -> Exception:
+    def explained(
+        self, error: Exception, requests: Sequence[GenerationRequest], cards: Sequence[ModelCard]
+    ) -> Exception:
         """The error of a run of these requests; a lack of memory with what helps, after the memory was freed."""
-        return told(error, requests, self._library) if requests else error
+        return told(error, requests, self._library, cards) if requests else error
 
     def _load(self) -> None:
         try:
@@ -351,8 +353,8 @@ class Session:
                     self._download(card)
                 finally:
                     self._downloads.discard(name)
-            pair = [other for other in self.models if availability(self.card(other))[0]]  # one that is damaged is not
-            self.library().get(name, beside=pair if name in self.models else ())
+            pair = [c for c in map(self.card, self.models) if availability(c)[0]]  # one that is damaged is not
+            self.library().get(card, beside=pair if name in self.models else ())
         except Exception as error:
             self._states[name] = ModelState(title=title, state="needs", detail=readable(error))
         else:

@@ -50,7 +50,9 @@ class Host(Protocol):
     def using(self, *names: str) -> AbstractContextManager[None]:
         """Meanwhile these models are in use."""
 
-    def explained(self, error: Exception, requests: Sequence[GenerationRequest]) -> Exception:
+    def explained(
+        self, error: Exception, requests: Sequence[GenerationRequest], cards: Sequence[ModelCard]
+    ) -> Exception:
         """The error of a run of these requests, with what helps."""
 
 
@@ -79,7 +81,7 @@ def turn(
     `do(library, ticket)` has the device and finds its models in memory; it ends soon after `life.over` is set. Its
     errors are raised here, a lack of memory explained by the `requests`, and Cancelled once the visitor stopped it.
     """
-    explained = partial(session.explained, requests=requests)
+    explained = partial(session.explained, requests=requests, cards=[session.card(r.model) for r in requests])
     try:
         with ExitStack() as held:
             held.enter_context(session.using(*models))
@@ -176,6 +178,7 @@ def run(
         draw(
             requests,
             library,
+            cards=cards,
             on_step=on_step,
             on_result=lambda position, result: life.tell(("result", position, result)),
             cancel=life.over,
@@ -187,13 +190,21 @@ def run(
             yield gather(news)
 
 
-def draw(requests: Sequence[GenerationRequest], library: "Library", *, on_step, on_result, cancel) -> None:
+def draw(
+    requests: Sequence[GenerationRequest],
+    library: "Library",
+    *,
+    cards: Sequence[ModelCard],
+    on_step,
+    on_result,
+    cancel,
+) -> None:
     """One model alone, or several on one noise; the callbacks get the request's position."""
     from koala.sampling.compare import compare
     from koala.sampling.generate import generate
 
     if len(requests) == 1:
-        model = library.get(requests[0].model)
+        model = library.get(cards[0])
         on_result(0, generate(requests[0], model, on_step=lambda s: on_step(0, s), cancel=cancel))
     else:
-        compare(requests, library, on_step=on_step, on_result=on_result, cancel=cancel)
+        compare(requests, library, cards=cards, on_step=on_step, on_result=on_result, cancel=cancel)

@@ -1,9 +1,10 @@
 """Data -> HTML. Pure functions; everything that a visitor or a file could have written goes through html.escape."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from koala.models.cards import ModelCard
 from koala.models.registry import find
 from koala.shapes.captions import EXAMPLES
 
@@ -61,11 +62,7 @@ def duration(ms: float) -> str:
     return f"{ms / 1000:.2f} s" if ms >= 1000 else f"{ms:.0f} ms"
 
 
-def _title(name: str) -> str:
-    return find(name).title
-
-
-def _row(entry: dict, scale: float) -> str:
+def _row(entry: dict, title: str, scale: float) -> str:
     timing = entry["timing"]
     unet = sum(timing["unet_ms"])
     parts = {"text": timing["text_ms"], "unet": unet, "vae": timing["vae_ms"]}
@@ -86,7 +83,7 @@ def _row(entry: dict, scale: float) -> str:
         for kind, name, value in numbers
     )
     return (
-        f'<div class="k-time"><div class="k-line"><strong>{escape(_title(entry["model"]))}</strong>'
+        f'<div class="k-time"><div class="k-line"><strong>{escape(title)}</strong>'
         f'<b class="k-total">{duration(timing["total_ms"])}</b></div>'
         f'<div class="k-bar" aria-hidden="true">{bars}</div><p class="k-numbers">{cells}</p></div>'
     )
@@ -107,22 +104,25 @@ def _plan(plan: dict | None) -> str:
     )
 
 
-def timing(comparison: dict) -> str:
-    """Where the time went, model by model on one scale, and what the speed-up is made of."""
+def timing(comparison: dict, card: Callable[[str], ModelCard] = find) -> str:
+    """Where the time went, model by model on one scale, and what the speed-up is made of.
+
+    `card` gives a model's card by its name.
+    """
     entries = comparison["models"]
     scale = max(sum(e["timing"]["unet_ms"]) + e["timing"]["text_ms"] + e["timing"]["vae_ms"] for e in entries)
-    base = _title(comparison["speedup"]["baseline"])
+    base = card(comparison["speedup"]["baseline"]).title
     sentences = "".join(
-        f'<p class="k-speedup"><strong>{s["total"]:.2f}×</strong> <span>{escape(_title(s["model"]))} '
+        f'<p class="k-speedup"><strong>{s["total"]:.2f}×</strong> <span>{escape(card(s["model"]).title)} '
         f"against {escape(base)}: {s['per_call']:.2f}× per U-Net call · {s['calls']:.2f}× by the number of calls "
         f"= {s['unet']:.2f}× for the U-Net; {s['total']:.2f}× in total, with text and VAE.</span></p>"
         for s in comparison["speedup"]["models"]
     )
-    tiny = any(find(e["model"]).embedded for e in entries)
+    tiny = any(card(e["model"]).embedded for e in entries)
     ratio = " The ratio of the tiny models is their own; the real models have theirs." if tiny else ""
     return (
         f'<section class="k-panel" aria-labelledby="k-timing"><h3 id="k-timing">Time</h3>'
-        f"{''.join(_row(e, scale) for e in entries)}{sentences}"
+        f"{''.join(_row(e, card(e['model']).title, scale) for e in entries)}{sentences}"
         f'<p class="k-note">On {escape(comparison["device"])}. Warm-up and previews are not counted; guidance above 1 '
         f"calls the U-Net twice per step.{ratio}</p>{_plan(entries[0]['plan'])}</section>"
     )

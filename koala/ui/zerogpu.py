@@ -8,6 +8,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING
 
 import gradio as gr
@@ -122,9 +123,9 @@ def events(requests: Sequence[GenerationRequest], draw: Callable, library: "Libr
 def drawing(lent: Callable, draw: Callable) -> Callable:
     """`draw` of `Session.run`, done by `lent(requests, draw)`: a generator of events that has a GPU."""
 
-    def drawn(requests, library, *, on_step, on_result, cancel) -> None:
+    def drawn(requests, library, *, cards, on_step, on_result, cancel) -> None:
         try:
-            with closing(lent(requests, draw)) as happened:
+            with closing(lent(requests, partial(draw, cards=cards))) as happened:
                 for event in happened:
                     if cancel.is_set():
                         raise Cancelled

@@ -63,6 +63,7 @@ class Recording:
         requests: Sequence[GenerationRequest],
         library: "Library",
         *,
+        cards: Sequence[ModelCard],
         on_step: Callable,
         on_result: Callable,
         cancel: threading.Event,
@@ -74,6 +75,7 @@ class Recording:
         prepared = prepare(
             requests,
             library,
+            cards=cards,
             stages=self.stages,
             every=self.every,
             words=self.words,

@@ -276,10 +276,10 @@ class Attention:
         alike = {"prompt": asked.prompt or "", "seed": whole(seed)}
         alike |= {"width": whole(asked.width), "height": whole(asked.height)}
         made = [
-            GenerationRequest(model=name or "", steps=whole(steps), guidance=guidance, **alike)
+            self.session.check(GenerationRequest(model=name or "", steps=whole(steps), guidance=guidance, **alike))
             for name, steps, guidance in zip(asked.models, asked.steps, asked.guidance, strict=True)
         ]
-        return same_noise([self.session.check(r) for r in made])
+        return same_noise(made, [self.session.card(r.model) for r in made])
 
     def run(self, request: gr.Request, *values) -> Iterator[dict]:
         """The button: both pictures as they come, then everything that was recorded, at once."""

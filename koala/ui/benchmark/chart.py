@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from html import escape
 
+from koala.models.cards import ModelCard
 from koala.models.registry import find
 from koala.ui.widgets import duration
 
@@ -101,8 +102,8 @@ def _sentences(found: dict, title: Callable[[str], str]) -> str:
     )
 
 
-def panel(found: dict, title: Callable[[str], str]) -> str:
-    """The report of a benchmark, done or under way; `title` gives a model's title by its name."""
+def panel(found: dict, title: Callable[[str], str], card: Callable[[str], ModelCard] = find) -> str:
+    """The report of a benchmark, done or under way; `title` and `card` give a model's by its name."""
     rows = found["rows"]
     left_out = "".join(
         f"<li>{escape(title(s['model']))}, {escape(s['preset'])}, {s['size']} px, batch of {s['images']}: "
@@ -114,7 +115,7 @@ def panel(found: dict, title: Callable[[str], str]) -> str:
         return f'<section class="k-panel" aria-label="Benchmark">{left_out or EMPTY}</section>'
     sources = "; ".join(dict.fromkeys(row["hardware"] for row in rows))
     shared = any(row["memory_of"] == "process" for row in rows)
-    tiny = any(find(row["model"]).embedded for row in rows)
+    tiny = any(card(row["model"]).embedded for row in rows)
     ratio = " The ratio of the tiny models is their own; the real models have theirs." if tiny else ""
     repeats = found["matrix"]["repeats"]
     memory = "Memory is that of the whole app, with every model in it. " if shared else ""

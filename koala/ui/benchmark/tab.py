@@ -171,7 +171,7 @@ class Bench:
         def measured(library: "Library", _) -> None:
             from koala.benchmark.measure import measure
 
-            for cell in measure(matrix, library, on_run=life.tell, cancel=life.over):
+            for cell in measure(matrix, library, cards=cards, on_run=life.tell, cancel=life.over):
                 life.tell(cell)
 
         cards = [self.session.card(name) for name in matrix.models]
@@ -196,9 +196,10 @@ class Bench:
         from koala.evaluate.reports import circumstances
 
         found = report(matrix, cells, random_weights=False)
-        said = command(matrix, [self.session.card(name) for name in matrix.models])
-        found |= circumstances([], self.session.library().device, weights=matrix.models) | {"command": said}
-        return {self.panel: bench_chart.panel(found, self.title)}
+        cards = [self.session.card(name) for name in matrix.models]
+        said = command(matrix, cards)
+        found |= circumstances([], self.session.library().device, weights=cards) | {"command": said}
+        return {self.panel: bench_chart.panel(found, self.title, self.session.card)}
 
 
 def status(text: str, *, running: bool = False, failed: bool = False) -> str:

@@ -297,7 +297,7 @@ class Compare:
         try:
             requests = [self.session.check(r) for r in settings.to_requests(fields, self.session.card)]
             cards = [self.session.card(r.model) for r in requests]
-            requests = same_noise(requests)
+            requests = same_noise(requests, cards)
         except UserError as error:
             raise complain(error) from None
         show, visitor = stage.Stage(requests, cards), self.session.visitor(request)
@@ -336,7 +336,7 @@ class Compare:
         judged = [[report.claims(r, k) for r in results] for k in range(len(results[0].images))]
         done = {
             "stage": show.say(f"Done. Seed {results[0].request.seed}.", "done"),
-            "timing": widgets.timing(comparison),
+            "timing": widgets.timing(comparison, self.session.card),
             "verdict": widgets.verdicts(
                 titles,
                 judged,

@@ -263,7 +263,7 @@ def test_a_student_draws_by_its_name_and_no_path_of_the_server_is_told(tab):
     assert result.request.model == name and result.parameters == 1_967_636
     png = result.png(0, tuple(requests))
     comparison = report.comparison([results[0], result], [["a.png"], ["b.png"]])
-    told = [comparison, widgets.timing(comparison)]
+    told = [comparison, widgets.timing(comparison, tab.session.card)]
     matrix = Matrix(models=("tiny-sdxl", name))
     told.append(command(matrix, [tab.session.card(m) for m in matrix.models]))
     folder = os.path.dirname(tab.session.card(name).source)
