@@ -23,29 +23,30 @@ ROOMS = {
     "palette": "",
     "presets": "",
     "process": "",
-    "shapes": "",
-    "files": "errors process",
+    "words": "",
+    "shapes": "words",
+    "files": "errors process words",
     "finite": "errors",
     "request": "errors presets",
     "unet": "errors files request",
-    "hardware": "errors presets request unet",
+    "hardware": "errors presets words request unet",
     "lora": "errors files unet",
     "last_resort": "errors hardware",
-    "models": "errors files finite request unet hardware lora",
-    "compress": "errors files unet models",
-    "convert": "errors files unet models",
+    "models": "errors words files finite request unet hardware lora",
+    "compress": "errors words files unet models",
+    "convert": "errors words files unet models",
     "sampling": "errors presets shapes files finite request unet hardware lora models",
-    "attention": "errors presets files finite request unet hardware models sampling",
-    "benchmark": "errors presets request unet hardware models sampling",
-    "evaluate": "errors presets shapes files finite request unet hardware models sampling",
-    "distill": "child errors process shapes files finite request unet hardware models compress sampling benchmark "
-    "evaluate",
-    "export": "console errors palette shapes files finite request unet hardware lora last_resort models convert "
-    "sampling evaluate",
-    "gpu_report": "errors files request unet hardware models sampling attention benchmark evaluate distill",
-    "ui": "child console errors palette presets shapes files request unet hardware last_resort models compress "
+    "attention": "errors presets words files finite request unet hardware models sampling",
+    "benchmark": "errors presets words request unet hardware models sampling",
+    "evaluate": "errors presets words shapes files finite request unet hardware models sampling",
+    "distill": "child errors process words shapes files finite request unet hardware models compress sampling "
+    "benchmark evaluate",
+    "export": "console errors palette words shapes files finite request unet hardware lora last_resort models "
+    "convert sampling evaluate",
+    "gpu_report": "errors words files request unet hardware models sampling attention benchmark evaluate distill",
+    "ui": "child console errors palette presets words shapes files request unet hardware last_resort models compress "
     "sampling attention benchmark evaluate distill export",
-    "cli": "console errors files request unet hardware lora last_resort models compress convert sampling "
+    "cli": "console errors words files request unet hardware lora last_resort models compress convert sampling "
     "attention benchmark evaluate distill export gpu_report ui",
     "__main__": "cli",
 }
@@ -57,6 +58,7 @@ LIGHT = [
     "koala.request",
     "koala.presets",
     "koala.palette",
+    "koala.words",
     "koala.child",
     "koala.unet.*",
     "koala.shapes",

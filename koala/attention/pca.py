@@ -11,6 +11,7 @@ import torch
 
 from koala.attention.maps import attend
 from koala.errors import UserError
+from koala.words import gigabytes
 
 COMPONENTS = 3  # red, green, blue
 LOW, HIGH = 0.01, 0.99  # quantiles that become 0 and 255
@@ -99,7 +100,7 @@ def paper_mode(
     for q, k in steps:
         if len(q) * q.shape[1] * k.shape[1] > MOST_WEIGHTS:
             raise UserError(
-                f"{len(q)} heads of {q.shape[1]:,} patches side by side take over {MOST_WEIGHTS * 8 / 1e9:.1f} GB; "
+                f"{len(q)} heads of {q.shape[1]:,} patches side by side take over {gigabytes(MOST_WEIGHTS * 8)}; "
                 "choose the mean of all heads, one head, or a coarser stage"
             )
         weights = attend(q, k)

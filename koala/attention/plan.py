@@ -3,7 +3,9 @@
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
+from koala import words
 from koala.errors import UserError
 from koala.request import MAX_SIDE
 from koala.unet.costs import LATENT_FACTOR, TOKENS
@@ -82,9 +84,7 @@ def grid(stage: str, width: int, height: int) -> tuple[int, int]:
     return height // scale, width // scale
 
 
-def size(count: int) -> str:
-    """Bytes for people."""
-    return f"{count / 1e9:.2f} GB" if count >= 10**8 else f"{count / 1e6:.2f} MB"
+size = partial(words.size, mb=2, first_gb=1e8)  # bytes of a capture for people
 
 
 def check_stages(spec: UNetSpec, stages: Sequence[str]) -> None:
@@ -151,8 +151,8 @@ def _smaller(found: AttentionPlan) -> Iterator[tuple[str, AttentionPlan]]:
     coarse = sorted(found.stages, key=lambda s: grid(s, found.width, found.height))
     for count in range(len(coarse) - 1, 0, -1):
         kept = [s for s in found.stages if s in coarse[:count]]
-        words = f"the last layer of {' and '.join(kept)} alone, without words,"
-        yield words, _part(found, kept, last=True, cross=False)
+        what = f"the last layer of {' and '.join(kept)} alone, without words,"
+        yield what, _part(found, kept, last=True, cross=False)
 
 
 def plan(
@@ -187,9 +187,9 @@ def plan(
         f"recording {len(found.layers)} layers of {spec.name} over {steps} steps at {width}x{height} px takes "
         f"{size(found.bytes)}, the budget is {size(budget_bytes)}"
     )
-    for words, other in _smaller(found):
+    for what, other in _smaller(found):
         if other.bytes <= budget_bytes:
-            raise UserError(f"{asked}; {words} takes {size(other.bytes)}")
+            raise UserError(f"{asked}; {what} takes {size(other.bytes)}")
     coarsest = min(found.stages, key=lambda s: grid(s, width, height))
     least = replace(_part(found, [coarsest], last=True, cross=False), steps=1)
     fitting = budget_bytes // least.bytes

@@ -30,6 +30,7 @@ from koala.sampling.nan_causes import check_prediction
 from koala.sampling.result import GenerationResult
 from koala.unet.config import from_config
 from koala.unet.costs import LATENT_FACTOR
+from koala.words import many
 
 HALVES = ("conditional", "unconditional")
 
@@ -123,7 +124,7 @@ class Recorder:
         doubled = len(sample) == 2 * images and _alike(sample)
         if len(sample) != images and not doubled:
             raise UserError(
-                f"the plan is for {images} picture{'s' if images > 1 else ''} at once and a pass of the run has "
+                f"the plan is for {many(images, 'picture')} at once and a pass of the run has "
                 f"{len(sample)} rows; make the plan with the run's own number of images"
             )
         return doubled

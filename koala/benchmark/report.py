@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from koala.benchmark.matrix import Matrix
 from koala.benchmark.measure import Row, Skipped
+from koala.words import gigabytes_cell, markdown_table, seconds_cell
 
 
 def report(matrix: Matrix, cells: Sequence[Row | Skipped], *, random_weights: bool) -> dict:
@@ -37,19 +38,6 @@ def speedups(rows: Sequence[Row], baseline: str) -> list[dict]:
     ]
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, [":--", ":--", *["--:"] * (len(head) - 2)], *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def _seconds(ms: float) -> str:
-    return f"{ms / 1000:.3g}" if ms < 100_000 else f"{ms / 1000:.0f}"
-
-
-def _gigabytes(count: float | None) -> str:
-    return "-" if count is None else f"{count / 1e9:.2f}"
-
-
 def markdown(found: dict) -> str:
     """Tables for people. In the first a row is a model, as in the paper: latency and memory at each size."""
     rows, skipped = found["rows"], found["not_reached"]
@@ -64,20 +52,20 @@ def markdown(found: dict) -> str:
             return ["OOM" if (model, preset, size, images) in too_big else "-", "", "", ""]
         expected = row["predicted"]
         return [
-            _seconds(row["total_ms"]),
-            _seconds(expected["total_ms"]),
-            _gigabytes(row["peak_memory_bytes"]),
-            _gigabytes(expected["peak_memory_bytes"]),
+            seconds_cell(row["total_ms"]),
+            seconds_cell(expected["total_ms"]),
+            gigabytes_cell(row["peak_memory_bytes"]),
+            gigabytes_cell(expected["peak_memory_bytes"]),
         ]
 
     head = ["model", "preset"]
     for size, images in columns:
         name = f"{size} px" + (f" x {images}" if images > 1 else "")
         head += [f"{name}: s", "predicted", "GB", "predicted"]
-    figure = _table(head, [[m, p, *[text for c in columns for text in at(m, p, *c)]] for m, p in names])
+    figure = markdown_table(head, [[m, p, *[text for c in columns for text in at(m, p, *c)]] for m, p in names], left=2)
     head = ["model", "preset", "px", "batch", "steps", "guidance"]
     head += ["text ms", "ms per U-Net step", "predicted", "U-Net ms", "VAE ms", "total ms", "pictures/s", "swap ms"]
-    stages = _table(
+    stages = markdown_table(
         head,
         [
             [
@@ -90,6 +78,7 @@ def markdown(found: dict) -> str:
             ]
             for r in rows
         ],
+        left=2,
     )
     faster = [
         f"- {s['model']}, {s['preset']}, {s['size']} px, batch {s['images']}: "

@@ -10,6 +10,7 @@ from koala.models.cards import CARDS
 from koala.models.registry import find
 from koala.unet.config import from_config
 from koala.unet.costs import parameters
+from koala.words import gigabytes
 
 HELP = "list every model by name, with its size, licence and whether it is here; asks no network"
 
@@ -71,7 +72,7 @@ def _table(rows: list[dict]) -> str:
     heads = ("name", "U-Net params", "here", "steps", "guidance", "size", "licence")
     lines = [heads]
     for r in rows:
-        here = "yes" if r["available"] else f"{r['download_bytes'] / 1e9:.1f} GB" if r["download_bytes"] else "no"
+        here = "yes" if r["available"] else gigabytes(r["download_bytes"]) if r["download_bytes"] else "no"
         params = f"{r['parameters']:,}" if r["parameters"] else "?"
         size = f"{r['width']}x{r['height']}"
         lines.append((r["name"], params, here, str(r["steps"]), f"{r['guidance']:g}", size, r["licence"]))

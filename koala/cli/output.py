@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from koala.models.registry import find
 from koala.request import GenerationRequest
+from koala.words import duration, gigabytes
 
 
 def say(text: str) -> None:
@@ -30,21 +31,16 @@ def pixel_bytes(requests: Iterable[GenerationRequest]) -> int:
     return sum(3 * pixels(request) for request in requests)
 
 
-def seconds(ms: float) -> str:
-    """A time for people, from ms."""
-    return f"{ms:.0f} ms" if ms < 1000 else f"{ms / 1000:.2f} s"
-
-
 def timing_line(entry: dict) -> str:
     """Where the time of one picture went."""
     t = entry["timing"]
     unet = sum(t["unet_ms"])
     memory = f", peak memory {t['peak_memory_bytes'] / 1e6:.0f} MB" if t["peak_memory_bytes"] else ""
-    swap = f"; {seconds(t['swap_ms'])} more for moving parts" if t["swap_ms"] >= 1 else ""
+    swap = f"; {duration(t['swap_ms'])} more for moving parts" if t["swap_ms"] >= 1 else ""
     lora = f"; LoRA on {entry['lora']}" if entry["lora"] else ""
     return (
-        f"text {seconds(t['text_ms'])}, U-Net {t['unet_calls']} calls x {unet / t['unet_calls']:.1f} ms"
-        f" = {seconds(unet)}, VAE {seconds(t['vae_ms'])}, total {seconds(t['total_ms'])}{memory}{swap}{lora}"
+        f"text {duration(t['text_ms'])}, U-Net {t['unet_calls']} calls x {unet / t['unet_calls']:.1f} ms"
+        f" = {duration(unet)}, VAE {duration(t['vae_ms'])}, total {duration(t['total_ms'])}{memory}{swap}{lora}"
     )
 
 
@@ -53,8 +49,8 @@ def plan_lines(entry: dict) -> list[str]:
     plan = entry["plan"]
     if plan is None:
         return ["memory plan: ONNX Runtime's own"]
-    room = f" of {plan['budget_bytes'] / 1e9:.1f} GB" if plan["budget_bytes"] else ""
-    head = f"memory plan: peak of {plan['predicted_peak_bytes'] / 1e9:.1f} GB{room} predicted"
+    room = f" of {gigabytes(plan['budget_bytes'])}" if plan["budget_bytes"] else ""
+    head = f"memory plan: peak of {gigabytes(plan['predicted_peak_bytes'])}{room} predicted"
     return [head, *(f"  {c['what']}: {c['value']} ({c['reason']})" for c in plan["choices"])]
 
 

@@ -21,6 +21,7 @@ from koala.models.registry import drawing_of, find, says_how_it_is_drawn
 from koala.unet.layer_map import kept_blocks, layer_map, renamed
 from koala.unet.specs import STAGES, UNetSpec
 from koala.unet.specs import student as student_spec
+from koala.words import megabytes
 
 Shapes = Mapping[str, tuple[int, ...]]  # parameter name -> shape
 
@@ -84,7 +85,7 @@ class SurgeryReport:
             f"tensors copied: {self.copied.tensors:,} ({self.renumbered:,} of them renumbered), "
             f"dropped: {self.dropped.tensors:,}, new: {self.new}; dtype: {', '.join(self.dtypes)}",
             f"{self.student_spec}: {self.copied.parameters:,} of {parameters:,} parameters "
-            f"({self.copied.parameters / parameters:.1%}), {self.copied.bytes / 1e6:,.0f} of {size / 1e6:,.0f} MB",
+            f"({self.copied.parameters / parameters:.1%}), {self.copied.bytes / 1e6:,.0f} of {megabytes(size, 0)}",
             *([f"its file is marked {', '.join(self.markers)}, as the teacher's is"] if self.markers else []),
         ]
 

@@ -11,6 +11,7 @@ from koala.models.layout import DRAWING
 from koala.models.locate import locate
 from koala.models.pipeline_folder import folder_bytes, network_like, write_folder
 from koala.models.registry import drawing_of, find
+from koala.words import megabytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class FolderReport:
         """For people."""
         return [
             f"{self.out} is a pipeline for diffusers: {self.title}, {self.unet} with {self.parameters:,} parameters, "
-            f"{self.bytes / 1e6:,.1f} MB",
+            f"{megabytes(self.bytes)}",
             f"tokenizers and what the file does not say are those of {self.settings_from}",
             *(
                 [f"{' and '.join(self.lent)} are those of {self.settings_from}, as the file has none"]

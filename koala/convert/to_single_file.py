@@ -32,6 +32,7 @@ from koala.unet.layer_map import renamed
 from koala.unet.original_layout import PREFIX, original_names
 from koala.unet.part_configs import check_vae
 from koala.unet.specs import KOALA_1B, KOALA_700M, SDXL, SSD_1B, VEGA, UNetSpec
+from koala.words import megabytes
 
 # The U-Nets that ComfyUI knows, by the transformer depths of their encoders at SDXL's widths.
 _KNOWN = {
@@ -187,7 +188,7 @@ class SingleFileReport:
         known = f"ComfyUI takes it for {self.detected}; put it into models/checkpoints and use Load Checkpoint"
         unknown = "its U-Net is in no table of ComfyUI's, which will refuse it; diffusers reads it with its config"
         return [
-            f"{self.file}: {self.tensors:,} tensors, {self.parameters:,} parameters, {self.bytes / 1e6:,.1f} MB in "
+            f"{self.file}: {self.tensors:,} tensors, {self.parameters:,} parameters, {megabytes(self.bytes)} in "
             f"fp16, {self.converted:,} tensors converted",
             known if self.detected else unknown,
             *([_IDENTITY.format(self.identity)] if self.identity else []),

@@ -43,6 +43,7 @@ from koala.models.networks import read_network
 from koala.sampling.noising import noising_of
 from koala.unet.costs import LATENT_CHANNELS, LATENT_FACTOR
 from koala.unet.specs import student as student_spec
+from koala.words import many
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +141,7 @@ class _Run:
         if self.resume_from is not None:
             self._go_on()
         if lost := on_main(self.run.forget_metrics_after, -1 if self.resume_from is None else self.position.step):
-            self.say(f"{lost} damaged line{'s' if lost > 1 else ''} of {self.run.metrics_file} left out")
+            self.say(f"{many(lost, 'damaged line')} of {self.run.metrics_file} left out")
         if config.trackers:
             each(self.accelerator.init_trackers, "koala", {k: str(v) for k, v in config.to_dict().items()})
 

@@ -10,6 +10,7 @@ from koala.files.fields import shown
 from koala.files.read_json import LARGEST, read_json
 from koala.models.loaded import LoadedModel
 from koala.unet.specs import TINY_SDXL
+from koala.words import megabytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ def read(path: Path) -> list[Prompt]:
     if not path.is_file():
         raise UserError(f"there is no prompts file {path}")
     if path.stat().st_size > LARGEST:
-        raise UserError(f"{path} has {path.stat().st_size / 1e6:,.0f} MB, far too much for prompts; write one a line")
+        raise UserError(f"{path} has {megabytes(path.stat().st_size, 0)}, far too much for prompts; write one a line")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from koala.unet.specs import KOALA_1B, KOALA_700M, SDXL
+from koala.words import listed
 
 WIDTH, HEIGHT = 220, 176  # of a panel
 LEFT, RIGHT, TOP, BOTTOM = 34, 10, 30, 34  # its margins
@@ -41,17 +42,13 @@ def sentence(found: Mapping) -> str:
     other = [said[s] for s, (early, late) in halves.items() if late - early <= CHANGE]
     if not less:
         return (
-            f"In {_join(other)} the later blocks of {found['title']} change their input as much as the first ones "
+            f"In {listed(other)} the later blocks of {found['title']} change their input as much as the first ones "
             "or more: for this model the curves do not speak for keeping the first."
         )
-    first = f"In {_join(less)} the later blocks of {found['title']} change their input less than the first ones"
+    first = f"In {listed(less)} the later blocks of {found['title']} change their input less than the first ones"
     if not other:
         return f"{first}: dropping the last ones loses the least, which is why KOALA keeps the first."
-    return f"{first}, which speaks for keeping the first; in {_join(other)} they do not."
-
-
-def _join(items: Sequence[str]) -> str:
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+    return f"{first}, which speaks for keeping the first; in {listed(other)} they do not."
 
 
 def spoken(stage: str, curves: Sequence[Mapping]) -> str:

@@ -13,6 +13,7 @@ from koala.errors import UserError
 from koala.export.options import add_depth, add_progress
 from koala.export.targets import DTYPES, TARGETS, WEB, WEB_TEXT
 from koala.last_resort import DEBUG, add_debug, finish
+from koala.words import megabytes
 
 HELP = "write ONNX files of a model that other runtimes load as they are"
 SMALLER = "--components unet or a smaller model"  # what helps where memory ran out
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         told = {"findings": findings, "out": str(args.out), "bytes": size, "lora_layers": job.lora_layers}
         print(json.dumps(dataclasses.asdict(found) | told, indent=1))
     else:
-        print(f"{args.out} holds {', '.join(found.components)}: {size / 1e6:,.1f} MB")
+        print(f"{args.out} holds {', '.join(found.components)}: {megabytes(size)}")
     return 0
 
 

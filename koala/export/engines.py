@@ -15,6 +15,7 @@ from koala.errors import UserError
 from koala.files.hashing import digest
 from koala.files.outputs import check_space, new_file
 from koala.hardware.cuda import cards
+from koala.words import megabytes
 
 TENSORRT_PLAN = "unet/model.plan"
 KINDS = ("min", "opt", "max")
@@ -72,7 +73,7 @@ class Engine:
         else:
             timed = f", {self.milliseconds:.2f} ms per call of the usual shape on {self.device}"
         return (
-            f"{self.builder} {self.version}: {self.file}, {self.bytes / 1e6:,.1f} MB out of {self.layers:,} "
+            f"{self.builder} {self.version}: {self.file}, {megabytes(self.bytes)} out of {self.layers:,} "
             f"layers in {self.seconds:.0f} s{timed}"
         )
 

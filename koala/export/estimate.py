@@ -14,6 +14,7 @@ from koala.hardware.memory_plan import BYTES
 from koala.unet.costs import parameters
 from koala.unet.parts import parts_of
 from koala.unet.specs import UNetSpec
+from koala.words import gigabytes, seconds_or_minutes
 
 GRAPH = 10_000_000  # bytes of a U-Net's graph and tables beside its weights, at most
 PROGRAM = 650_000_000  # bytes of the interpreter, torch and the exporter's own work on the smallest model
@@ -36,8 +37,8 @@ class Estimate:
     def line(self) -> str:
         """For people, as the end of a sentence."""
         return (
-            f"will take about {self.memory / 1e9:.1f} GB of memory, {self.disk / 1e9:.2f} GB of disk and "
-            f"{_spoken(self.seconds)}, gates not counted"
+            f"will take about {gigabytes(self.memory)} of memory, {gigabytes(self.disk, 2)} of disk and "
+            f"{seconds_or_minutes(self.seconds)}, gates not counted"
         )
 
     def check(self, out: Path) -> None:
@@ -45,7 +46,7 @@ class Estimate:
         there = device_memory(torch.device("cpu"))
         if there is not None and there < self.memory:
             raise UserError(
-                f"the export needs about {self.memory / 1e9:.1f} GB of memory and {there / 1e9:.1f} GB are free; close "
+                f"the export needs about {gigabytes(self.memory)} of memory and {gigabytes(there)} are free; close "
                 "other programs, take --components unet, or a smaller model"
             )
         check_new_folder(out, self.disk)
@@ -83,10 +84,6 @@ def estimate(spec: UNetSpec, names: Collection[str], dtype: str) -> Estimate:
     )
 
 
-def _spoken(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Progress:
     """What the export is doing; `left` in seconds, by this machine's pace so far."""
@@ -97,7 +94,7 @@ class Progress:
 
     def line(self) -> str:
         """For people."""
-        left = f", about {_spoken(self.left)} left" if self.left is not None else ""
+        left = f", about {seconds_or_minutes(self.left)} left" if self.left is not None else ""
         return f"{self.done:4.0%}  {self.text}{left}"
 
 

@@ -17,6 +17,7 @@ from koala.export.targets import target_of
 from koala.export.tensors import live_bytes
 from koala.models.export_manifest import AGAIN, Component, Exported
 from koala.unet.costs import LATENT_FACTOR
+from koala.words import size
 
 HELP = "say what an export holds: operators, sizes, inputs, outputs, metadata, and the memory that it will take"
 SHOWN = 6  # operators of a component in the text, the most frequent
@@ -80,9 +81,9 @@ class Inspection:
 
     def lines(self) -> list[str]:
         """For people."""
-        found = [f"{self.title} for {self.target}, {self.dtype}, {self.licence}: {_size(self.bytes)}"]
+        found = [f"{self.title} for {self.target}, {self.dtype}, {self.licence}: {size(self.bytes)}"]
         for name, part in self.components.items():
-            sizes = ", ".join(f"{file} {_size(count)}" for file, count in part.files.items())
+            sizes = ", ".join(f"{file} {size(count)}" for file, count in part.files.items())
             found.append(f"{name}: {sizes}; {part.dtype}, opset {part.opset}, {part.parameters:,} parameters")
             common = list(part.operators.items())[:SHOWN]
             rest = len(part.operators) - len(common)
@@ -96,17 +97,13 @@ class Inspection:
         return found + [f"PROBLEM  {problem}" for problem in self.problems]
 
 
-def _size(count: int) -> str:
-    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
-
-
 def _memory_line(one: Memory) -> str:
     where = f"{one.width}x{one.height} px, batch {one.batch}"
     if one.tensors_bytes is None:
-        return f"{where}: {_size(one.weights_bytes)} of weights; what tensors take cannot be told from the file"
+        return f"{where}: {size(one.weights_bytes)} of weights; what tensors take cannot be told from the file"
     return (
-        f"{where}: about {_size(one.bytes)} of memory, {_size(one.weights_bytes)} of weights and "
-        f"{_size(one.tensors_bytes)} of tensors in the {one.busiest}"
+        f"{where}: about {size(one.bytes)} of memory, {size(one.weights_bytes)} of weights and "
+        f"{size(one.tensors_bytes)} of tensors in the {one.busiest}"
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from koala import process
 from koala.errors import UserError
+from koala.words import gigabytes
 
 _LONGEST = 180  # bytes of a name that a partial's name repeats; file systems take 255
 _PARTIAL = re.compile(
@@ -54,7 +55,7 @@ def check_space(out: Path, needed: int) -> None:
     free = shutil.disk_usage(there).free
     if needed > free:
         raise UserError(
-            f"{out} needs {needed / 1e9:.2f} GB, and the disk at {there} has {free / 1e9:.2f} GB free; "
+            f"{out} needs {gigabytes(needed, 2)}, and the disk at {there} has {gigabytes(free, 2)} free; "
             "make room or choose another place"
         )
 

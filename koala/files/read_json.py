@@ -5,6 +5,7 @@ from pathlib import Path
 
 from koala.errors import UserError
 from koala.files.read_text import read_text
+from koala.words import megabytes
 
 LARGEST = 100_000_000  # bytes of a file; a tokenizer's vocabulary, the largest that we read, has about 3 MB
 
@@ -18,7 +19,7 @@ def read_json(file: Path, remedy: str = "copy the file again") -> object:
     try:
         size = file.stat().st_size
         if size > LARGEST:
-            raise UserError(f"{file} has {size / 1e6:,.0f} MB, far too much for such a file; {remedy}")
+            raise UserError(f"{file} has {megabytes(size, 0)}, far too much for such a file; {remedy}")
         return json.loads(read_text(file))
     except FileNotFoundError as error:
         raise UserError(f"{file} is missing; {remedy}") from error

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from koala.hardware.shortage import release
+from koala.words import clock_time
 
 Say = Callable[[str], None]
 _ROOT = Path(__file__).resolve().parents[2]
@@ -58,11 +59,6 @@ class Outcome:
     where: tuple[str, ...] = ()  # lines of this project that an error came through, the last one last
     seconds: float = 0.0
     found: dict = field(default_factory=dict)
-
-
-def clock_time(seconds: float) -> str:
-    """Seconds as minutes and seconds: 1:05."""
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 
 def measure(

@@ -9,12 +9,13 @@ from koala.gpu_report.budget import Limit, Say
 from koala.gpu_report.scale import Scale
 from koala.hardware.cuda import cards
 from koala.hardware.device import give_back
-from koala.hardware.memory_plan import CONTEXT, gigabytes
+from koala.hardware.memory_plan import CONTEXT
 from koala.hardware.shortage import ran_out, release
 from koala.models.library import Library
 from koala.models.loaded import LoadedModel
 from koala.request import GenerationRequest
 from koala.sampling.generate import generate, resolve
+from koala.words import gigabytes
 
 STEPS = 2  # a step is the same as the next
 _SECONDS = 15.0  # for a row at most, where none was measured yet

@@ -1,9 +1,10 @@
 """A report as Markdown: each section as a table, the paper's figures beside ours, and what was not measured."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from koala.gpu_report.budget import DONE
 from koala.gpu_report.paper import CARDS, FIGURE_7, OOM, ROWS, Cell
+from koala.words import gigabytes, gigabytes_cell, markdown_table, seconds_cell
 
 FORMAT = "koala gpu report 1"  # the number goes up when a field means something else
 _OLDER_MARK = " †"
@@ -12,19 +13,6 @@ _BESIDE = (
     "marked † are of the project page's older figure, which names its cards by their memory. They stand here to be "
     "read beside ours, not to be divided by them."
 )
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    lines = [head, [*[":--"] * left, *["--:"] * (len(head) - left)], *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def _seconds(ms: float) -> str:
-    return f"{ms / 1000:.3g}"
-
-
-def _gigabytes(count: float | None) -> str:
-    return "-" if count is None else f"{count / 1e9:.2f}"
 
 
 def _share(ratio: float | None) -> str:
@@ -50,12 +38,12 @@ def latencies(found: dict) -> Iterator[str]:
         first = next(filter(None, own))
         line = [", ".join([model, *first["speaks_for"]]), f"{first['steps']}{', guided' * (first['guidance'] > 1)}"]
         for row in own:
-            line += [_seconds(row["total_ms"]), _gigabytes(row["peak_memory_bytes"])] if row else ["-", "-"]
+            line += [seconds_cell(row["total_ms"]), gigabytes_cell(row["peak_memory_bytes"])] if row else ["-", "-"]
         paper = ROWS.get(model)
         mark = "" if paper is None or paper.figure == FIGURE_7 else _OLDER_MARK
         line += [_printed(cell, mark) for cell in paper.cells] if paper else ["-"] * len(CARDS)
         body.append(line)
-    yield _table(head, body, left=2)
+    yield markdown_table(head, body, left=2)
     yield _BESIDE
 
 
@@ -71,7 +59,8 @@ def presets(found: dict) -> Iterator[str]:
         ]
         for row in found["against_stock"]
     ]
-    yield _table(["model", "preset", "faster than stock diffusers", "per U-Net step", "of its peak memory"], rows, 2)
+    head = ["model", "preset", "faster than stock diffusers", "per U-Net step", "of its peak memory"]
+    yield markdown_table(head, rows, left=2)
 
 
 def plans(found: dict) -> Iterator[str]:
@@ -89,15 +78,15 @@ def plans(found: dict) -> Iterator[str]:
                 row["model"],
                 card,
                 f"text {plan['text']}, U-Net {plan['unet']}{tile}",
-                _gigabytes(row["predicted_bytes"]),
-                _gigabytes(row["live_bytes"]),
-                "ran out" if row["ran_out"] else _gigabytes(peak),
+                gigabytes_cell(row["predicted_bytes"]),
+                gigabytes_cell(row["live_bytes"]),
+                "ran out" if row["ran_out"] else gigabytes_cell(peak),
                 _share(peak and peak / row["live_bytes"]),
-                _gigabytes(row["reserved_bytes"]),
+                gigabytes_cell(row["reserved_bytes"]),
             ]
         )
     head = ["model", "card", "plan", "predicted GB", "live tensors", "peak", "peak of live", "allocator's own"]
-    yield _table(head, rows, left=3)
+    yield markdown_table(head, rows, left=3)
 
 
 def attention(found: dict) -> Iterator[str]:
@@ -106,8 +95,8 @@ def attention(found: dict) -> Iterator[str]:
     one, mean = (click[which]["median_ms"] for which in ("one_step", "mean_of_steps"))
     yield (
         f"Recording one layer of each stage, with its words, over {found['steps']} steps of {found['model']} at "
-        f"{found['size']} px: {100 * found['overhead']:+.1f} % of a run ({_seconds(found['plain_ms'])} s without, "
-        f"{_seconds(found['recorded_ms'])} s with; medians of {found['runs']}). A click on a {grid} map of "
+        f"{found['size']} px: {100 * found['overhead']:+.1f} % of a run ({seconds_cell(found['plain_ms'])} s without, "
+        f"{seconds_cell(found['recorded_ms'])} s with; medians of {found['runs']}). A click on a {grid} map of "
         f"{click['heads']} heads: {one:.1f} ms, and {mean:.1f} ms on the mean of all steps."
     )
 
@@ -121,13 +110,13 @@ def distillation(found: dict) -> Iterator[str]:
             str(row["batch"]),
             "yes" if row["gradient_checkpointing"] else "no",
             "ran out" if row["ran_out"] else f"{row['pictures_per_second']:.3g}",
-            _gigabytes(row["peak_bytes"]),
-            _gigabytes(row["predicted_bytes"]),
+            gigabytes_cell(row["peak_bytes"]),
+            gigabytes_cell(row["predicted_bytes"]),
         ]
         for row in found["rows"]
     ]
     head = ["distilled", "size", "batch", "checkpointing", "pictures/s", "peak GB", "predicted"]
-    yield _table(head, rows)
+    yield markdown_table(head, rows)
 
 
 def onnx_runtime(found: dict) -> Iterator[str]:
@@ -143,7 +132,7 @@ def onnx_runtime(found: dict) -> Iterator[str]:
         ]
         for row in found["rows"]
     ]
-    yield _table(["guided U-Net call", "size", "torch ms", "ONNX Runtime ms", "faster", "difference"], rows)
+    yield markdown_table(["guided U-Net call", "size", "torch ms", "ONNX Runtime ms", "faster", "difference"], rows)
     yield f"{found['provider']} of ONNX Runtime {found['version']}, inputs and outputs bound on the device."
 
 
@@ -152,7 +141,7 @@ def tensorrt_rtx(found: dict) -> Iterator[str]:
     yield (
         f"TensorRT-RTX {found['version']}: a guided call of {found['model']} at {found['size']} px takes "
         f"{found['engine_ms']:.1f} ms, torch {found['torch_ms']:.1f} ms ({found['faster']:.2f}x); its engine of "
-        f"{found['engine_bytes'] / 1e9:.2f} GB was built in {found['build_seconds']:.0f} s."
+        f"{gigabytes(found['engine_bytes'], 2)} was built in {found['build_seconds']:.0f} s."
     )
 
 
@@ -199,7 +188,7 @@ def _circumstances(report: dict) -> str:
     driver = f", driver {card['driver']}" if card["driver"] else ""
     cuda = f", CUDA {card['cuda']}" if card["cuda"] else ""
     return (
-        f"{card['memory_bytes'] / 1e9:.1f} GB{driver}{cuda}, {card['system']}; {report['date']}; {versions}; random "
+        f"{gigabytes(card['memory_bytes'])}{driver}{cuda}, {card['system']}; {report['date']}; {versions}; random "
         f"weights of the real sizes, seed {report['seed']}; measured in {report['seconds']:.0f} s; medians, the models "
         f"in turn. `{report['command']}`"
     )

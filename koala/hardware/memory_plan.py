@@ -10,6 +10,7 @@ from koala.request import SIDE_MULTIPLE
 from koala.unet.costs import LATENT_FACTOR, parameters
 from koala.unet.parts import Parts, parts_of
 from koala.unet.specs import UNetSpec
+from koala.words import gigabytes
 
 GB = 10**9
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
@@ -253,11 +254,6 @@ class _Job:
             f"{asked} takes {gigabytes(least)} at the least, and of {gigabytes(self.memory)} "
             f"{gigabytes(self.budget)} are free for it; {remedy}"
         )
-
-
-def gigabytes(count: int) -> str:
-    """A number of bytes for people, in GB."""
-    return f"{count / GB:.1f} GB"
 
 
 def plan(spec: UNetSpec, **job) -> Plan:

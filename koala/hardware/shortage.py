@@ -4,8 +4,8 @@ import re
 import traceback
 
 from koala.errors import UserError
-from koala.hardware.memory_plan import gigabytes
 from koala.request import GenerationRequest
+from koala.words import gigabytes, listed
 
 _SIGNS = ("out of memory", "allocate memory", "alloc_failed")  # torch's, ONNX Runtime's, and cuBLAS's and cuDNN's
 _UNITS = {unit: 1024**power for power, unit in enumerate(("B", "KiB", "MiB", "GiB", "TiB", "PiB"))} | {"bytes": 1}
@@ -61,6 +61,6 @@ def explained(
         helps.append("the preset low-memory")
     helps.append("a smaller model")
     return RanOut(
-        f"memory ran out on {device}" + (": " if told else "") + "; ".join(told) + f". Choose {', '.join(helps[:-1])} "
-        f"or {helps[-1]}; --vram GB plans for less where other programs use the memory"
+        f"memory ran out on {device}" + (": " if told else "") + "; ".join(told) + f". Choose {listed(helps, 'or')}; "
+        "--vram GB plans for less where other programs use the memory"
     )

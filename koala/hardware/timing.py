@@ -11,6 +11,7 @@ import psutil
 import torch
 
 from koala.hardware.cuda import cards
+from koala.words import many
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def device_name(device: torch.device) -> str:
         with open("/proc/cpuinfo") as lines:  # psutil knows how many there are, not what they are called
             model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
     threads = torch.get_num_threads()
-    return f"{model}, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{model}, {many(threads, 'thread')}"
 
 
 def _reset_process_peak() -> bool:

@@ -33,6 +33,7 @@ from koala.files.hashing import sha256
 from koala.models.cards import CARDS, ModelCard
 from koala.models.layout import STEMS, check_pipeline, choose, needed, weights
 from koala.models.locate import Location, NotOnThisMachine, locate, own_parts
+from koala.words import gigabytes
 
 TIMEOUT = 10.0  # s, for the list of files
 
@@ -216,7 +217,7 @@ def _check_space(files: list[RemoteFile]) -> None:
     asked = sum(f.size for f in files) - sum(p.stat().st_size for p in parts if p.exists())
     if asked > there:
         raise UserError(
-            f"{asked / 1e9:.1f} GB are missing and {cache} has {there / 1e9:.1f} GB of free space; free some, or name "
+            f"{gigabytes(asked)} are missing and {cache} has {gigabytes(there)} of free space; free some, or name "
             "another disk with HF_HOME=/path"
         )
 

@@ -25,6 +25,7 @@ from koala.models.single_file.settings import settings_folder
 from koala.unet.config import from_config
 from koala.unet.part_configs import check_pipeline_configs
 from koala.unet.specs import UNetSpec
+from koala.words import gigabytes
 
 log = logging.getLogger(__name__)
 _MOST_NEIGHBOURS = 100  # folders next to a single file that are looked into
@@ -107,7 +108,7 @@ def own_parts(card: ModelCard) -> list[str]:
 
 
 def _absent(card: ModelCard, why: str) -> NotOnThisMachine:
-    size = f" ({card.download_bytes / 1e9:.1f} GB)" if card.download_bytes else ""
+    size = f" ({gigabytes(card.download_bytes)})" if card.download_bytes else ""
     return NotOnThisMachine(
         f"{card.name} {why}. With a network, fetch it once{size}: python -m koala fetch {card.name}"
     )

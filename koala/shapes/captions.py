@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 
 from koala.shapes.scene import BACKGROUNDS, COLOURS, HELD_OUT, SHAPES, SIZES, Scene, relation
+from koala.words import many
 
 STYLES = ("short", "detailed")
 CLAIM_KINDS = ("attribute", "binding", "relation", "count")
@@ -179,7 +180,7 @@ def parse(text: str) -> Description | None:
 def claims(description: Description) -> tuple[Claim, ...]:
     """Every claim of a description: count, then each word, each object as a whole, each relation."""
     num = len(description.objects)
-    found = [Claim(kind="count", text=f"{num} object{'s' if num > 1 else ''}", subject=(num,))]
+    found = [Claim(kind="count", text=many(num, "object"), subject=(num,))]
     seen = set()
     for mention in description.objects:
         for what in ("shape", "colour", "size"):

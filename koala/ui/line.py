@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from koala.errors import UserError
+from koala.words import about
 
 PLACES = 20  # runs that wait; the one that has the device is not counted
 MOST = 4  # requests of one visitor of a public app that wait or run
@@ -163,11 +164,3 @@ class Line:
             return took * (1 - ticket.done) / ticket.done
         expected = self._expected(ticket.work)
         return None if expected is None or expected < took else expected - took
-
-
-def about(seconds: float) -> str:
-    """A forecast, no finer than it can be: `about 4 s`, `about 20 s`, `about 3 min`."""
-    if seconds >= 100:
-        return f"about {round(seconds / 60)} min"
-    step = 5 if seconds > 10 else 1
-    return f"about {step * math.ceil(seconds / step)} s"

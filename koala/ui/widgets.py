@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from koala.models.cards import ModelCard
 from koala.models.registry import find
 from koala.shapes.captions import EXAMPLES
+from koala.words import duration
 
 if TYPE_CHECKING:
     from koala.hardware.torch_build import Advice
@@ -55,11 +56,6 @@ def _advice(advice: "Advice | None") -> str:
     line = f" <code>{escape(advice.command)}</code>" if advice.command else ""
     after = f" ({escape(advice.unless)})" if advice.unless else ""
     return f'<p class="k-advice">{said}{line}{after}</p>'
-
-
-def duration(ms: float) -> str:
-    """840 ms, 1.32 s."""
-    return f"{ms / 1000:.2f} s" if ms >= 1000 else f"{ms:.0f} ms"
 
 
 def _row(entry: dict, title: str, scale: float) -> str:

@@ -7,7 +7,8 @@ from contextlib import ExitStack
 import pytest
 
 from koala.errors import UserError
-from koala.ui.line import FULL, MOST, PLACES, TOO_MANY, Line, Work, about
+from koala.ui.line import FULL, MOST, PLACES, TOO_MANY, Line, Work
+from koala.words import about
 
 SMALL = Work(kind="drawing", amount=2)
 

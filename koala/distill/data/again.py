@@ -16,6 +16,7 @@ from koala.distill.data.decoding import Unusable
 from koala.distill.data.encoded import Chunk, Skipped, last_try, successor
 from koala.distill.data.filling import Filling
 from koala.distill.data.samples import Sample
+from koala.words import many
 
 _LONGEST = 3600.0  # s: other processes of the run wait, but not for ever
 _PATIENCE = 0.2  # s, for another run's try before a look at whether to stop
@@ -46,7 +47,7 @@ class Again:
         wanted, came = sum(len(chunk.out_of_reach) for _, _, chunk in there), 0
         if not there:
             return last
-        self.say(f"trying again what was out of reach: {wanted:,} picture{'s' if wanted > 1 else ''}")
+        self.say(f"trying again what was out of reach: {many(wanted, 'picture')}")
         try:
             for number, first, chunk in there:
                 came += self._chunk(number, first, chunk, last + 1)

@@ -15,6 +15,7 @@ from koala.distill.data.pictures import open_picture
 from koala.distill.data.samples import Part, Sample, Source, no_picture
 from koala.errors import UserError
 from koala.files.read_text import NotText
+from koala.words import many
 
 PART = 256
 
@@ -45,7 +46,7 @@ class Pictures:
         count, there = len(self.pictures), self.beside.endings
         with_files = counts(there, there if names is None else names, count)
         tables = ", ".join(sorted({table.name for table in self.tables}))
-        return f"{count:,} picture{'s' if count > 1 else ''}{with_files}" + (
+        return f"{many(count, 'picture')}{with_files}" + (
             f"{',' if with_files else ''} with {tables}" if tables else ""
         )
 
@@ -92,7 +93,7 @@ class Pictures:
     def _about(self, columns: Columns, told: Told) -> str:
         names = list(dict.fromkeys([*told.names, *(name for _, name in columns.captions)]))
         bad = len(told.strays) + len(told.faults)
-        return f"captions: {' and '.join(names)}" + (f"; {bad:,} bad line{'s' if bad > 1 else ''}" if bad else "")
+        return f"captions: {' and '.join(names)}" + (f"; {many(bad, 'bad line')}" if bad else "")
 
     def _read(
         self, pictures: Sequence[Path], told: Told, files: dict[Path, dict[str, Path]], columns: Columns, start: int

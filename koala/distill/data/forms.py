@@ -16,6 +16,7 @@ from koala.distill.data.pictures import ENDINGS
 from koala.distill.data.samples import Source
 from koala.distill.data.webdataset import webdataset_source
 from koala.errors import UserError
+from koala.words import many, plural
 
 _MOST = 6  # kinds of files that are named as left out
 
@@ -69,9 +70,9 @@ def _forms(
     for what, files, source in (("table", tables, read_table), ("shard", shards, read_shard)):
         if files:
             yield Form(
-                name=f"the {what}{'s' if len(files) > 1 else ''}",
+                name=f"the {plural(len(files), what)}",
                 files=files,
-                described=_many(len(files), what),
+                described=many(len(files), what),
                 setting=_setting(folder, files),
                 source=source,
             )
@@ -116,7 +117,7 @@ def _choose(config: DistillConfig, forms: Sequence[Form]) -> tuple[Form, Source]
 def _about(chosen: Form, source: Source, forms: Sequence[Form], bare: Sequence[Path], found: Found) -> str:
     there = [form.described for form in forms]
     if bare:
-        there.append(f"{_many(len(bare), 'table')} without pictures")
+        there.append(f"{many(len(bare), 'table')} without pictures")
     text = ", ".join(there)
     if len(there) > 1:
         text += f": using {chosen.name}"
@@ -144,10 +145,6 @@ def _nothing_there(folder: Path, found: Found, bare: Sequence[Path]) -> str:
     if kinds:
         text += f"; it holds {', '.join(f'{n:,} .{name}' for name, n in kinds.most_common(_MOST))}"
     return f"{text}; give a folder that does, or data=shapes"
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' if count > 1 else ''}"
 
 
 def _setting(folder: Path, files: Sequence[Path]) -> str:

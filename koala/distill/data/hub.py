@@ -13,6 +13,7 @@ from koala.distill.data.files import Between, files_under, nothing
 from koala.distill.data.rows import columns_of, sample_of
 from koala.distill.data.samples import HUB, Part, Sample, Source
 from koala.errors import UserError
+from koala.words import many
 
 
 def hub_source(config: DistillConfig, between: Between = nothing) -> Source:
@@ -61,8 +62,8 @@ def hub_source(config: DistillConfig, between: Between = nothing) -> Source:
         }
 
     about = (
-        f"{config.data}: the split {split!r}, a stream of {stream.num_shards:,} shard"
-        f"{'s' if stream.num_shards > 1 else ''}; pictures: {columns.image}, captions: {columns.names}"
+        f"{config.data}: the split {split!r}, a stream of {many(stream.num_shards, 'shard')}; "
+        f"pictures: {columns.image}, captions: {columns.names}"
     )
     return Source(identify=identity, parts=tuple(parts), about=about)
 

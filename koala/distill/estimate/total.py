@@ -7,14 +7,16 @@ the process on a CPU.
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from koala.distill.config import DistillConfig
 from koala.distill.estimate.memory import RunMemory
 from koala.errors import UserError
-from koala.hardware.memory_plan import GB, gigabytes
+from koala.hardware.memory_plan import GB
 from koala.unet.costs import flops
 from koala.unet.parts import parts_of
 from koala.unet.specs import UNetSpec
+from koala.words import gigabytes, many, size, up_to_days
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,20 +77,22 @@ class Estimate:
     def lines(self) -> list[str]:
         """For people."""
 
+        shown = partial(size, mb=1, gb=1, first_gb=GB / 10)
+
         def listed(parts: Mapping[str, int]) -> str:
-            return ", ".join(f"{name} {_size(size)}" for name, size in parts.items() if size)
+            return ", ".join(f"{name} {shown(count)}" for name, count in parts.items() if count)
 
         busiest = max(self.moments, key=self.moments.__getitem__)
         free = "" if self.budget_bytes is None else f" of {gigabytes(self.budget_bytes)}"
-        pictures = f"{self.pictures_per_pass} picture{'s' if self.pictures_per_pass > 1 else ''} per pass"
+        pictures = f"{many(self.pictures_per_pass, 'picture')} per pass"
         each = f" in each of {self.processes} processes" if self.processes > 1 else ""
         found = [
-            f"memory: {_size(self.predicted_peak_bytes)}{free}{each}, highest in the {busiest}, with {pictures}",
+            f"memory: {shown(self.predicted_peak_bytes)}{free}{each}, highest in the {busiest}, with {pictures}",
             f"  all the time: {listed(self.always)}",
             f"  at times: {listed(self.at_times)}",
         ]
         if not self.checkpointing:
-            found.append(f"  gradient_checkpointing would keep {_size(self.checkpointed_activations)} of activations")
+            found.append(f"  gradient_checkpointing would keep {shown(self.checkpointed_activations)} of activations")
         if self.host:
             found.append(f"  in host memory: {listed(self.host)}")
         if self.batch_that_fits is not None:
@@ -100,19 +104,8 @@ class Estimate:
             f"{self.num_samples:,} ({self.uncached_flops:.2e} if latents and embeddings were not cached)"
         )
         if self.seconds is not None:
-            found.append(f"time: about {_duration(self.seconds)}, and encoding before it")
+            found.append(f"time: about {up_to_days(self.seconds)}, and encoding before it")
         return found
-
-
-def _size(count: int) -> str:
-    return gigabytes(count) if count >= GB / 10 else f"{count / 1e6:.1f} MB"
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} seconds"
 
 
 def estimate(

@@ -16,6 +16,7 @@ from koala.export.web.parts import LARGEST, SAMPLERS
 from koala.export.writing import write_export
 from koala.files.outputs import check_new_folder
 from koala.models.registry import find
+from koala.words import gigabytes
 
 DTYPE = "fp32"  # the default: exact, and the quicker one in WebAssembly
 
@@ -71,6 +72,6 @@ def _check(args: argparse.Namespace, models: list[str]) -> None:
         size = part_bytes(job.spec, job.components, job.dtype)["unet"]
         if size > LARGEST:
             raise UserError(
-                f"the U-Net of {card.title} would have {size / 1e9:.1f} GB, and a browser takes {LARGEST / 1e9:.0f} GB "
+                f"the U-Net of {card.title} would have {gigabytes(size)}, and a browser takes {gigabytes(LARGEST, 0)} "
                 "at most; take a smaller model"
             )

@@ -10,6 +10,7 @@ from koala.files.read_json import read_object
 from koala.models.export_manifest import Exported
 from koala.models.layout import TOKENIZERS
 from koala.models.semantics import INDEX, SCHEDULER, zeros_for_empty
+from koala.words import gigabytes
 
 SAMPLERS = ("euler-trailing", "euler-ancestral-trailing")  # that the page has, euler.js
 PARTS = ("unet", "text_encoder", "text_encoder_2", "vae_decoder")
@@ -97,8 +98,8 @@ def _graph(folder: Path, exported: Exported, part: str, files: Files, known: dic
         content = (folder / names[0]).read_bytes()
         if len(content) > LARGEST:
             raise UserError(
-                f"{names[0]} of {exported.title} has {len(content) / 1e9:.1f} GB, and a browser takes "
-                f"{LARGEST / 1e9:.0f} GB at most; take a smaller model"
+                f"{names[0]} of {exported.title} has {gigabytes(len(content))}, and a browser takes "
+                f"{gigabytes(LARGEST, 0)} at most; take a smaller model"
             )
         known[key] = files.enclose(part, content, ".onnx")
     return known[key]

@@ -18,6 +18,7 @@ from koala.files.outputs import new_folder
 from koala.models.export_manifest import Exported
 from koala.request import MAX_PROMPT, MAX_SEED, MAX_SIDE, MAX_STEPS, MIN_SIDE, SIDE_MULTIPLE
 from koala.shapes.captions import EXAMPLES
+from koala.words import megabytes
 
 PAGE = Path(__file__).parent / "page"
 MANIFEST = "site.json"
@@ -60,9 +61,7 @@ class Sizes:
         """For people; it says so where a size is above its budget."""
 
         def mb(size: int, budget: int) -> str:
-            return f"{size / 1e6:.1f} MB" + (
-                f" (more than the {budget / 1e6:.0f} MB aimed at)" if size > budget else ""
-            )
+            return f"{megabytes(size)}" + (f" (more than the {megabytes(budget, 0)} aimed at)" if size > budget else "")
 
         return f"first load {mb(self.first, FIRST)}, all of it {mb(self.whole, WHOLE)}, gzipped"
 

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 from koala.errors import UserError
 from koala.hardware.latency import HARDWARE, Prediction, predict
-from koala.hardware.memory_plan import Plan, gigabytes, plan
+from koala.hardware.memory_plan import Plan, plan
 from koala.unet.costs import LATENT_FACTOR, Block, blocks, by_stage
 from koala.unet.layer_map import layer_map, renamed
 from koala.unet.specs import SDXL, TINY_SDXL, UNetSpec, student
+from koala.words import duration, flops_text, gigabytes, parameters_text
 
 TEACHERS = {"sdxl": SDXL, "tiny-sdxl": TINY_SDXL}
 WIDTHS = {"sdxl": "Full size", "tiny-sdxl": "Tiny, embedded"}
@@ -38,23 +39,6 @@ _ENDS = {
     "conv_norm_out": "Last normalisation",
     "conv_out": "Last convolution",
 }
-
-
-def _count(number: int, units: tuple[str, ...]) -> str:
-    """Three digits or so, and the largest unit that fits; units go up by a thousand."""
-    power = min((len(str(number)) - 1) // 3, len(units) - 1)
-    scaled = number / 1000**power
-    return f"{scaled:.{0 if power == 0 else 2 if scaled < 10 else 1}f} {units[power]}".strip()
-
-
-def parameters_text(number: int) -> str:
-    """782.1 M, 1.16 B."""
-    return _count(number, ("", "k", "M", "B"))
-
-
-def flops_text(number: int) -> str:
-    """2.39 TFLOP."""
-    return _count(number, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"))
 
 
 # --- specs
@@ -196,10 +180,6 @@ def _controls(spec: UNetSpec) -> dict:
     return {"pairs": len(spec.down_depths[0]), "mid": mid}
 
 
-def _seconds(ms: float) -> str:
-    return f"{ms / 1000:.2f} s" if ms >= 1000 else f"{ms:.0f} ms"
-
-
 def _plan_text(found: Plan) -> str:
     """What a plan gives up, in few words."""
     given = []
@@ -224,9 +204,9 @@ def predictions(spec: UNetSpec, teacher: UNetSpec, side: int, gpu: str) -> dict:
     device = "cuda" if card.memory_bytes else "cpu"
     found = {
         "gpu": gpu,
-        "time": _seconds(mine.total_ms),
-        "time_note": f"{STEPS} guided steps of {_seconds(mine.unet_ms[0])}"
-        + ("" if spec.notation == teacher.notation else f"; the teacher {_seconds(its.total_ms)}"),
+        "time": duration(mine.total_ms),
+        "time_note": f"{STEPS} guided steps of {duration(mine.unet_ms[0])}"
+        + ("" if spec.notation == teacher.notation else f"; the teacher {duration(its.total_ms)}"),
     }
     try:
         best = plan(spec, device=device, vram_bytes=card.memory_bytes, **size)

@@ -21,6 +21,7 @@ from koala.ui.theme import UI
 from koala.ui.under_way import Life
 from koala.unet.costs import parameters
 from koala.unet.specs import SDXL, STAGES, TINY_SDXL, student
+from koala.words import parameters_text
 
 if TYPE_CHECKING:
     from koala.models.library import Library
@@ -116,7 +117,7 @@ class Architecture:
         """The page's value: the spec, and the students that this app made."""
         spec = architecture.read(asked["spec"], asked["teacher"])
         found = architecture.view(spec, asked["teacher"], asked["side"], asked["gpu"])
-        tiny = architecture.parameters_text(parameters(student(spec.notation, TINY_SDXL)))
+        tiny = parameters_text(parameters(student(spec.notation, TINY_SDXL)))
         note = "All of it is left: remove something first." if found["complete"] else f"{tiny} of 6.44 M parameters"
         return found | {
             "turn": asked.get("turn", 0),

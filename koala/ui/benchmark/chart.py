@@ -7,7 +7,7 @@ from html import escape
 
 from koala.models.cards import ModelCard
 from koala.models.registry import find
-from koala.ui.widgets import duration
+from koala.words import duration, gigabytes
 
 PARTS = (("text", "text"), ("unet", "U-Net"), ("vae", "VAE"), ("rest", "the rest"))
 EMPTY = (
@@ -25,7 +25,7 @@ def off(models: Sequence[str]) -> str:
 
 
 def _gigabytes(count: float | None) -> str:
-    return "–" if count is None else f"{count / 1e9:.2f} GB"
+    return "–" if count is None else gigabytes(count, 2)
 
 
 def _place(row: dict) -> tuple[int, int]:

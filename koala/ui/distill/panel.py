@@ -21,6 +21,7 @@ from koala.ui.distill.curves import number
 from koala.ui.distill.fields import changed, setting
 from koala.ui.distill.metrics import Metrics
 from koala.ui.stage import data_url
+from koala.words import span
 
 SIDE = 256  # px of a sample as it is sent
 MOST_PROMPTS = 16  # that the page shows
@@ -59,16 +60,6 @@ def named(run: RunFolder, error: Exception) -> str:
     return str(error).replace(str(run.path), run.name)
 
 
-def time_left(seconds: float) -> str:
-    """45 s, 2 min 5 s, 3 h 20 min, 2 d 4 h."""
-    s = round(seconds)
-    for unit, smaller, size, small in (("d", "h", 86400, 3600), ("h", "min", 3600, 60), ("min", "s", 60, 1)):
-        if s >= size:
-            rest = s % size // small
-            return f"{s // size} {unit}" + (f" {rest} {smaller}" if rest else "")
-    return f"{s} s"
-
-
 def spec_title(spec: str) -> str:
     """KOALA-700M for koala-700m; a spec that has no title stays as it is written."""
     return TITLES.get(spec, spec)
@@ -85,10 +76,10 @@ def _tiles(shown: Shown) -> str:
         speed = status.steps_per_second
         tiles.append(_tile("Speed", f"{speed:.3g}" if speed else "–", "steps per second"))
         left = status.seconds_left
-        tiles.append(_tile("Time left", time_left(left) if left is not None else "–"))
-        tiles.append(_tile("So far", time_left(max(time.time() - status.started, 0))))
+        tiles.append(_tile("Time left", span(left) if left is not None else "–"))
+        tiles.append(_tile("So far", span(max(time.time() - status.started, 0))))
     elif trained := metrics.last("train"):
-        tiles.append(_tile("Trained for", time_left(trained.get("seconds", 0))))
+        tiles.append(_tile("Trained for", span(trained.get("seconds", 0))))
     if last := metrics.last("validation") or metrics.last("train"):
         first = (metrics.validation or metrics.train)[0]
         since = f"from {number(first['loss'])}" if first["step"] < last["step"] else ""
@@ -170,8 +161,8 @@ def takes(found: Mapping) -> str:
         return f'<p class="k-no">{memory}: too much. {f"It fits with {escape(remedy)}." if remedy else ""}</p>' + data
     most = found["batch_that_fits"]
     more = f"; {most:,} pictures per pass would fit" if most else ""
-    span = f"About {time_left(found['seconds'])} of training here. " if found["seconds"] else ""
-    return f"<p>{span}{memory}{more}. Encoding the pictures comes before it.</p>{data}"
+    training = f"About {span(found['seconds'])} of training here. " if found["seconds"] else ""
+    return f"<p>{training}{memory}{more}. Encoding the pictures comes before it.</p>{data}"
 
 
 def log(shown: Shown | None) -> str:

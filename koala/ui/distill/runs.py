@@ -19,6 +19,7 @@ from koala.ui.distill.metrics import Follower
 from koala.ui.distill.panel import STOPPING, Shown, named, unreadable
 from koala.ui.session import Session, spoken
 from koala.unet.specs import student
+from koala.words import many
 
 PUBLIC_MINUTES = 12.0  # that a stranger's run may take
 PUBLIC_STEPS = 1000  # presets with more are for one's own machine
@@ -77,7 +78,7 @@ class Runs:
             status = dataclasses.replace(status, state=STOPPING, message="it saves after the step that it is in")
         notes, model = [], None
         if damaged := metrics.damaged:
-            notes.append(f"{damaged} damaged line{'s' if damaged > 1 else ''} of metrics.jsonl left out")
+            notes.append(f"{many(damaged, 'damaged line')} of metrics.jsonl left out")
         if strays := run.strays():
             notes.append(f"left out of checkpoints/, as no checkpoints: {', '.join(strays)}")
         try:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from koala.models.export_manifest import Exported
-from koala.ui.distill.panel import time_left
 from koala.ui.export.jobs import DONE, RUNNING, Job
 from koala.ui.export.lines import Line
 from koala.ui.export.store import Found
+from koala.words import size, span
 
 # The gates in their order, and what each looks at.
 GATES = {
@@ -43,11 +43,6 @@ _RUNNERS = {"file": "the file", "torch fp16": "torch's own fp16", "twin": "the s
 _WORDS = {True: ("pass", "k-yes", "✓"), False: ("FAIL", "k-no", "✗"), None: ("skip", "kx-skip", "–")}
 
 
-def size(count: int) -> str:
-    """Bytes -> 83.1 MB, 5.14 GB, in powers of ten."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-
 def spoken(step: str) -> str:
     """trace vae_decoder -> Trace VAE decoder."""
     verb, _, part = step.partition(" ")
@@ -76,8 +71,8 @@ def standing(job: Job | None) -> str:
 
 
 def _tiles(job: Job, at_gates: bool) -> str:
-    left = "gates run" if at_gates else "–" if job.left is None else time_left(job.left)
-    so_far = time_left(max(time.time() - job.begun, 0))
+    left = "gates run" if at_gates else "–" if job.left is None else span(job.left)
+    so_far = span(max(time.time() - job.begun, 0))
     tiles = (("So far", so_far), ("Time left", left), ("Step", spoken(job.steps[-1].text) if job.steps else "Starting"))
     shown = tiles if not at_gates else tiles[:1]
     return f'<dl class="kd-tiles">{"".join(f"<div><dt>{n}</dt><dd><b>{v}</b></dd></div>" for n, v in shown)}</dl>'
@@ -91,7 +86,7 @@ def _steps(job: Job) -> str:
     items = []
     for step, end in zip(job.steps, ends, strict=True):
         over = end is not None or job.findings or not job.alive
-        took = f"<span>{time_left(end - step.begun)}</span>" if end is not None else ""
+        took = f"<span>{span(end - step.begun)}</span>" if end is not None else ""
         items.append(f'<li data-over="{str(bool(over)).lower()}">{escape(spoken(step.text))} {took}</li>')
     listed = f'<ol class="kx-steps">{"".join(items)}</ol>'
     if job.findings or not job.alive:

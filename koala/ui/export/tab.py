@@ -14,6 +14,7 @@ from koala.ui.export.store import LARGEST_ZIP, Exports, Found, Order
 from koala.ui.messages import complain
 from koala.ui.session import Session
 from koala.ui.theme import UI
+from koala.words import size
 
 QUIET = {"api_visibility": "private", "show_progress": "hidden"}
 CHEAP = QUIET | {"concurrency_limit": None}
@@ -241,7 +242,7 @@ class Export:
             found = self.exports.find(chosen)
         except UserError as error:
             raise complain(error) from None
-        return gr.Row(visible=True), f"<p>Delete {found.name} for good, {export_panel.size(found.bytes)}?</p>"
+        return gr.Row(visible=True), f"<p>Delete {found.name} for good, {size(found.bytes)}?</p>"
 
     def remove(self, chosen: str, sent: dict) -> dict:
         """Deleted, after the question."""
