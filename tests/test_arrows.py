@@ -21,6 +21,7 @@ ROOMS = {
     "console": "",
     "errors": "",
     "palette": "",
+    "charts": "palette",
     "presets": "",
     "process": "",
     "shapes": "",
@@ -37,13 +38,13 @@ ROOMS = {
     "sampling": "errors presets shapes files finite request unet hardware lora models",
     "attention": "errors presets files finite request unet hardware models sampling",
     "benchmark": "errors presets request unet hardware models sampling",
-    "evaluate": "errors presets shapes files finite request unet hardware models sampling",
+    "evaluate": "errors palette charts presets shapes files finite request unet hardware models sampling",
     "distill": "child errors process shapes files finite request unet hardware models compress sampling benchmark "
     "evaluate",
     "export": "console errors palette shapes files finite request unet hardware lora last_resort models convert "
     "sampling evaluate",
     "gpu_report": "errors files request unet hardware models sampling attention benchmark evaluate distill",
-    "ui": "child console errors palette presets shapes files request unet hardware last_resort models compress "
+    "ui": "child console errors palette charts presets shapes files request unet hardware last_resort models compress "
     "sampling attention benchmark evaluate distill export",
     "cli": "console errors files request unet hardware lora last_resort models compress convert sampling "
     "attention benchmark evaluate distill export gpu_report ui",
@@ -57,6 +58,7 @@ LIGHT = [
     "koala.request",
     "koala.presets",
     "koala.palette",
+    "koala.charts",
     "koala.child",
     "koala.unet.*",
     "koala.shapes",
