@@ -24,10 +24,11 @@ ROOMS = {
     "presets": "",
     "process": "",
     "words": "",
-    "shapes": "words",
+    "charts": "palette",
     "files": "errors process words",
     "finite": "errors",
     "request": "errors presets",
+    "shapes": "words",
     "unet": "errors files request",
     "hardware": "errors presets words request unet",
     "lora": "errors files unet",
@@ -35,17 +36,17 @@ ROOMS = {
     "models": "errors words files finite request unet hardware lora",
     "compress": "errors words files unet models",
     "convert": "errors words files unet models",
-    "sampling": "errors presets shapes files finite request unet hardware lora models",
+    "sampling": "errors presets files finite request shapes unet hardware lora models",
     "attention": "errors presets words files finite request unet hardware models sampling",
     "benchmark": "errors presets words request unet hardware models sampling",
-    "evaluate": "errors presets words shapes files finite request unet hardware models sampling",
-    "distill": "child errors process words shapes files finite request unet hardware models compress sampling "
+    "evaluate": "errors palette presets words charts files finite request shapes unet hardware models sampling",
+    "distill": "child errors process words files finite request shapes unet hardware models compress sampling "
     "benchmark evaluate",
-    "export": "console errors palette words shapes files finite request unet hardware lora last_resort models "
+    "export": "console errors palette words files finite request shapes unet hardware lora last_resort models "
     "convert sampling evaluate",
     "gpu_report": "errors words files request unet hardware models sampling attention benchmark evaluate distill",
-    "ui": "child console errors palette presets words shapes files request unet hardware last_resort models compress "
-    "sampling attention benchmark evaluate distill export",
+    "ui": "child console errors palette presets words charts files request shapes unet hardware last_resort "
+    "models compress sampling attention benchmark evaluate distill export",
     "cli": "console errors words files request unet hardware lora last_resort models compress convert sampling "
     "attention benchmark evaluate distill export gpu_report ui",
     "__main__": "cli",
@@ -59,6 +60,7 @@ LIGHT = [
     "koala.presets",
     "koala.palette",
     "koala.words",
+    "koala.charts",
     "koala.child",
     "koala.unet.*",
     "koala.shapes",
@@ -126,7 +128,7 @@ PACKAGES = {
     "open_clip": ("evaluate",),
     "onnxruntime": ("models", "export", "gpu_report"),
     "onnx onnx_ir onnxscript": ("export",),
-    "gradio starlette": ("ui",),
+    "gradio jinja2 starlette": ("ui",),
 }
 # Never imported by koala: a deployment folder that is named like a package, the tests, what is run, and entry points.
 NEVER = ("spaces", "tests", "recipes", "app", "export")

@@ -93,9 +93,9 @@ class RehearsedResidence(Residence):
         return self.names.get(id(part), type(part).__name__)
 
     def bring(self, working: Iterable[torch.nn.Module], keep: Iterable[torch.nn.Module] = ()) -> None:
-        self.rehearsal.fakes.stage = "swap"
+        self.rehearsal.storages.stage = "swap"
         super().bring(working, keep)
-        self.rehearsal.fakes.stage = "beside"
+        self.rehearsal.storages.stage = "beside"
 
     def _send(self, part: torch.nn.Module, device: torch.device) -> None:
         self.rehearsal.moves.append((self.name(part), "host" if device == HOST else "card"))
@@ -131,7 +131,7 @@ class RehearsedLibrary(Library):
 
         def called(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
             weight, first = next(module.parameters()), (*args, *kwargs.values())[0]
-            rehearsal.fakes.stage = stage
+            rehearsal.storages.stage = stage
             rehearsal.calls.append(
                 Call(
                     stage=stage,
@@ -144,7 +144,7 @@ class RehearsedLibrary(Library):
             )
 
         def done(*_: object) -> None:
-            rehearsal.fakes.stage = "beside"
+            rehearsal.storages.stage = "beside"
 
         computes = part.decoder if stage.endswith("vae") else part
         computes.register_forward_pre_hook(called, with_kwargs=True)

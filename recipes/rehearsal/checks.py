@@ -27,12 +27,12 @@ def problems(rehearsal: Rehearsal, plan: Plan, models: Sequence[str]) -> list[st
 def _devices(rehearsal: Rehearsal) -> Iterator[str]:
     """A tensor between two devices has raised an error already."""
     yield from (f"{c.part} ran on {c.device}" for c in rehearsal.calls if c.device != rehearsal.device)
-    yield from (f"something was put on {device}" for device in rehearsal.fakes.elsewhere)
+    yield from (f"something was put on {device}" for device in rehearsal.storages.elsewhere)
 
 
 def _precisions(rehearsal: Rehearsal, plan: Plan) -> Iterator[str]:
     """Of weights, of what goes in, and of every product and convolution; Apple's GPUs have no float64."""
-    if rehearsal.device.type == "mps" and torch.float64 in rehearsal.fakes.dtypes:
+    if rehearsal.device.type == "mps" and torch.float64 in rehearsal.storages.dtypes:
         yield "a tensor on the card is in float64"
     wanted = {"text": plan.dtype, "unet": plan.dtype, "vae": plan.vae_dtype, "small vae": plan.dtype}
     for call in rehearsal.calls:
@@ -40,14 +40,14 @@ def _precisions(rehearsal: Rehearsal, plan: Plan) -> Iterator[str]:
         if (call.dtype, call.inputs) != (wanted[call.stage], inputs):
             told = f"{call.part} has {call.dtype} weights and was given {call.inputs}"
             yield f"{told}; the plan says {wanted[call.stage]}"
-    for stage, name, dtype in rehearsal.fakes.kernels:
+    for stage, name, dtype in rehearsal.storages.kernels:
         if dtype != wanted.get(stage, dtype):
             yield f"{name} ran in {dtype} in the stage {stage}; the plan says {wanted[stage]}"
 
 
 def _attention(rehearsal: Rehearsal) -> Iterator[str]:
     """Every layer of a U-Net's transformers attends twice, to the picture and to the text, in a fused kernel."""
-    kernels = rehearsal.fakes.kernels
+    kernels = rehearsal.storages.kernels
     wanted = 0
     for call in rehearsal.calls:
         if call.stage == "unet":

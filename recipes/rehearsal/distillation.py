@@ -78,13 +78,13 @@ def train(config: DistillConfig, card: Card) -> Training:
     """
     device = "cuda:0" if config.precision == "fp32" else "cpu"
     with rehearsed(card, device=device) as rehearsal, _norms_as_on_a_card():
-        rehearsal.fakes.learning = True
-        two = steps(config, network=partial(_network, rehearsal), begins=partial(setattr, rehearsal.fakes, "stage"))
+        rehearsal.storages.learning = True
+        two = steps(config, network=partial(_network, rehearsal), begins=partial(setattr, rehearsal.storages, "stage"))
         for _ in two:
-            rehearsal.fakes.busiest.clear()
-            rehearsal.fakes.kernels.clear()
-        tracked = {stage: rehearsal.fakes.busiest[stage] for stage in STAGES}
-        precisions = {dtype for stage, _, dtype in rehearsal.fakes.kernels if stage == STAGES[0]}
+            rehearsal.storages.busiest.clear()
+            rehearsal.storages.kernels.clear()
+        tracked = {stage: rehearsal.storages.busiest[stage] for stage in STAGES}
+        precisions = {dtype for stage, _, dtype in rehearsal.storages.kernels if stage == STAGES[0]}
     moments = estimated(config, slack=1.0)
     return Training(
         card=card,

@@ -44,7 +44,7 @@ class Asked(DescribedCards):
 def run(names: Sequence[str] = NAMES) -> dict:
     """What the card was asked before the fork and in it, the moves of both, and the sizes of the pictures in px."""
     with rehearsed(card(LENT)) as rehearsal:
-        storages = rehearsal.fakes
+        storages = rehearsal.storages
         cards = Asked([card(LENT)], peak=lambda: storages.peak, reset_peak=storages.reset)
         with in_place(cards):
             library = rehearsal.library(memory=LENT * GB, dtype="float16")  # as spaces/app.py makes it

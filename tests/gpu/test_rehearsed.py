@@ -91,7 +91,7 @@ def test_what_a_small_card_cannot_hold_is_refused():
         model = rehearsal.library().get("sdxl-base")
         with pytest.raises(UserError, match="needs 7 GB of memory"):
             generate(GenerationRequest(model="sdxl-base", prompt="a koala"), model)
-        assert rehearsal.moves == [] and rehearsal.fakes.now == 0
+        assert rehearsal.moves == [] and rehearsal.storages.now == 0
 
 
 @pytest.mark.slow
@@ -108,7 +108,7 @@ def test_a_step_of_distillation_takes_what_is_estimated(settings, checkpointing)
 
 def test_storages_are_counted_once_and_as_long_as_something_holds_them():
     with rehearsed(card(8)) as rehearsal:
-        storages = rehearsal.fakes
+        storages = rehearsal.storages
         host = torch.ones(1000, dtype=torch.float16)
         assert type(host) is torch.Tensor and storages.now == 0  # what is not on the card stays real
         one = host.to(rehearsal.device)
@@ -148,7 +148,7 @@ def test_a_tensor_that_was_left_behind_is_noticed():
         with pytest.raises(RuntimeError, match="at least two devices, cuda:0 and cpu"):
             there + torch.ones(4)
         torch.zeros(4, device="cuda:1")
-        assert rehearsal.fakes.elsewhere == {torch.device("cuda:1")}
+        assert rehearsal.storages.elsewhere == {torch.device("cuda:1")}
     with pytest.raises((AssertionError, RuntimeError)):
         torch.ones(4).to("cuda:0")  # afterwards all is as it was
 

@@ -221,9 +221,7 @@ def curves(found: dict) -> str:
 
     low = figure.floor(found)
     panels = "".join(
-        f'<svg viewBox="0 0 {figure.WIDTH} {figure.HEIGHT}" role="img" aria-label="{escape(figure.spoken(stage, c))}">'
-        f"{figure.panel(stage, c, low)}</svg>"
-        for stage, c in found["stages"].items()
+        figure.FRAME.svg(figure.spoken(stage, c), figure.panel(stage, c, low)) for stage, c in found["stages"].items()
     )
     done, of = len(found["prompts"]), found["num_prompts"]
     keys = "".join(f'<span><i class="ks-key ks-{n}"></i>{n} transformer</span>' for n in figure.ORDINALS)

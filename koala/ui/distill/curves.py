@@ -1,17 +1,16 @@
-"""Curves of one run, or of two beside each other, as small SVG figures: one per term of the loss, and the score."""
+"""The curves of a run, or of two runs over each other, as small SVG figures: one per term of the loss and per score."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 
+from koala import charts
 from koala.ui.distill.metrics import PACE, TERMS, Curve, Metrics, thinned
+from koala.ui.html import macros
 
-WIDTH, HEIGHT = 280, 140  # of a figure
-LEFT, RIGHT, TOP, BOTTOM = 44, 8, 8, 24  # its margins
-LOG = 6  # times that the largest value is the smallest, from which on an axis is logarithmic
+FRAME = charts.Frame(width=280, height=140, left=44, right=8, top=8, bottom=24, foot=18)
+LOG = 6  # ratio of the largest value to the smallest from which the axis is logarithmic
 MEANINGS = {
-    "loss": ("Loss", "all terms, with their weights"),
+    "loss": ("Loss", "weighted sum of all terms"),
     "task": ("Task", "distance to the true noise"),
     "output": ("Output", "distance to the teacher's prediction"),
     "SA": ("SA", "self-attention, against the teacher's"),
@@ -24,60 +23,28 @@ MEANINGS = {
     "pictures_per_second": ("Pictures per second", ""),
 }
 SUITES = {
-    "one_object": ("Shapes score, one object", "prompts of which every claim holds"),
-    "two_objects": ("Shapes score, two objects", "prompts of which every claim holds"),
+    "one_object": ("Shapes score, one object", "prompts whose every claim holds"),
+    "two_objects": ("Shapes score, two objects", "prompts whose every claim holds"),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A curve as it is drawn: the shown run or the one beside it, a training line or the dots of a validation."""
+    """A curve of the shown run or of the one compared with it: a training line, or the dots of a validation."""
 
     name: str
     curve: Curve
-    beside: bool = False
+    compared: bool = False
     dots: bool = False
 
     @property
-    def css(self) -> str:
-        """Its classes: kd-a is the shown run, kd-b the one beside it, kd-dots a validation."""
-        return f"kd-{'b' if self.beside else 'a'}{' kd-dots' if self.dots else ''}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Axis:
-    """Values -> pixels from `low` to `high`, evenly or by their logarithm."""
-
-    least: float
-    most: float
-    low: float
-    high: float
-    log: bool = False
-
-    def __call__(self, value: float) -> float:
-        ends = [math.log(v) if self.log else v for v in (self.least, self.most, value)]
-        share = (ends[2] - ends[0]) / (ends[1] - ends[0]) if ends[1] > ends[0] else 0.5
-        return self.low + share * (self.high - self.low)
-
-    def ticks(self) -> list[float]:
-        """Two to five round values on the axis."""
-        if self.log:
-            powers = range(math.floor(math.log10(self.least)), math.ceil(math.log10(self.most)) + 1)
-            for factors in ((1,), (1, 3), (1, 2, 5)):
-                found = [f * 10.0**p for p in powers for f in factors if self.least <= f * 10.0**p <= self.most]
-                if len(found) >= 2:
-                    return found[:: -(-len(found) // 5)]
-        span = self.most - self.least
-        if not span:
-            return [self.least]
-        power = 10.0 ** math.floor(math.log10(span / 2))
-        step = next(f * power for f in (1, 2, 2.5, 5, 10, 20) if span / (f * power) <= 4)
-        first = math.ceil(self.least / step - 1e-9)
-        return [k * step for k in range(first, math.floor(self.most / step + 1e-9) + 1)]
+    def run(self) -> str:
+        """The CSS class of its run: kd-a is the shown run, kd-b the compared one."""
+        return "kd-b" if self.compared else "kd-a"
 
 
 def number(value: float) -> str:
-    """Three figures: 0.0412, 12.3, 1.2e-05, 1,200."""
+    """Three significant digits: 0.0412, 12.3, 1.2e-05, 1,200."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
@@ -87,143 +54,107 @@ def _steps(step: float) -> str:
     return f"{step / 1000:g}k" if step >= 10_000 else f"{step:,.0f}"
 
 
-def _drawn(line: Line, x: _Axis, y: _Axis) -> str:
-    places = [(x(step), y(value)) for step, value in line.curve]
-    if line.dots or len(places) == 1:
-        dots = "".join(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="{3 if line.dots else 2}"/>' for a, b in places)
-        return f'<g class="{line.css}">{dots}</g>'
-    path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
-    return f'<polyline class="kd-line {line.css}" points="{path}"/>'
+HTML = macros("distill/curves.html", meanings=MEANINGS, number=number)
 
 
-def _spoken(title: str, lines: Sequence[Line], say: Callable[[float], str]) -> str:
-    """The curves for those who do not see them."""
-    told = []
+def _drawn(line: Line, x: charts.Scale, y: charts.Scale) -> charts.Markup:
+    points = [(x(step), y(value)) for step, value in line.curve]
+    if line.dots or len(points) == 1:
+        dots = (charts.marker("circle", *point, radius=3 if line.dots else 2) for point in points)
+        return charts.element("g", *dots, class_=f"{line.run}{' kd-dots' if line.dots else ''}")
+    return charts.line(points, class_=line.run)
+
+
+def _spoken(title: str, lines: Sequence[Line], show: Callable[[float], str]) -> str:
+    """The curves in words, for screen readers."""
+    ends = []
     for line in lines:
         (first, begin), (last, end) = line.curve[0], line.curve[-1]
-        told.append(f"{line.name}: {say(begin)} at step {first}, {say(end)} at step {last}")
-    return f"{title}. {'; '.join(told)}"
+        ends.append(f"{line.name}: {show(begin)} at step {first}, {show(end)} at step {last}")
+    return f"{title}. {'; '.join(ends)}"
 
 
 def figure(
     title: str,
-    what: str,
+    meaning: str,
     lines: Sequence[Line],
     *,
     percent: bool = False,
     even: bool = False,
     mark: tuple[str, float] | None = None,
 ) -> str:
-    """One figure with its caption; `even` never has a logarithmic axis, `mark` is a level to compare with."""
+    """One figure with its caption. `even` never has a logarithmic axis; `mark` is the name and value of a reference."""
     lines = [line for line in lines if line.curve]
     values = [v for line in lines for _, v in line.curve]
     steps = [s for line in lines for s, _ in line.curve]
-    say = (lambda v: f"{100 * v:.0f} %") if percent else number
+    show = (lambda v: f"{100 * v:.0f} %") if percent else number
     least, most = (0.0, 1.0) if percent else (min(values), max(values))
     log = not (percent or even) and least > 0 and most / least >= LOG
     if not log and not percent and most > least:
         room = (most - least) / 12
         least, most = (0.0 if 0 <= least < room else least - room), most + room
-    x = _Axis(least=min(min(steps), 0), most=max(max(steps), 1), low=LEFT, high=WIDTH - RIGHT)
-    y = _Axis(least=least, most=most, low=HEIGHT - BOTTOM, high=TOP, log=log)
-    grid = "".join(
-        f'<line class="kd-rule" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(t):.1f}" y2="{y(t):.1f}"/>'
-        f'<text x="{LEFT - 6}" y="{y(t) + 4:.1f}" text-anchor="end">{say(t)}</text>'
-        for t in y.ticks()
-    )
-    across = x.ticks()
-    foot = "".join(
-        f'<text x="{x(t):.1f}" y="{HEIGHT - 6}" text-anchor="{"end" if x(t) > WIDTH - 30 else "middle"}">'
-        f"{_steps(t)}</text>"
-        for t in across
-    )
-    level = ""
+    x, y = FRAME.across(min(*steps, 0), max(*steps, 1)), FRAME.up(least, most, log=log)
+    parts = [FRAME.grid(y, y.ticks(), show)]
+    parts += [FRAME.below(_steps(t), x(t), anchor="end" if x(t) > FRAME.width - 30 else "middle") for t in x.ticks()]
     if mark:
         at = y(mark[1])
-        level = (
-            f'<line class="kd-mark" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
-            f'<text x="{WIDTH - RIGHT}" y="{at - 5 if at > TOP + 16 else at + 14:.1f}" text-anchor="end">'
-            f"{escape(mark[0])} {say(mark[1])}</text>"
-        )
-    now = {line.beside: line for line in lines if not line.dots} | {line.beside: line for line in lines if line.dots}
-    figures = "".join(f'<b class="kd-{"b" if k else "a"}">{say(now[k].curve[-1][1])}</b>' for k in sorted(now))
-    drawn = "".join(_drawn(line, x, y) for line in sorted(lines, key=lambda line: not line.beside))
-    return (
-        f'<figure class="kd-curve"><figcaption><strong>{escape(title)}</strong><span class="kd-now">{figures}</span>'
-        f"<small>{escape(what)}</small></figcaption>"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(_spoken(title, lines, say))}">'
-        f"{grid}{foot}{level}{drawn}</svg></figure>"
-    )
+        above = at - 5 if at > FRAME.top + 16 else at + 14
+        label = charts.text(f"{mark[0]} {show(mark[1])}", FRAME.width - FRAME.right, above, anchor="end")
+        parts += [FRAME.rule(at, class_="kd-mark"), label]
+    parts += [_drawn(line, x, y) for line in sorted(lines, key=lambda line: not line.compared)]
+    newest = {line.run: line for line in sorted(lines, key=lambda line: line.dots)}
+    shown = [(run, show(newest[run].curve[-1][1])) for run in sorted(newest)]
+    return HTML.figure(title, meaning, shown, FRAME.svg(_spoken(title, lines, show), *parts))
 
 
-def _of_two(name: str, runs: Sequence[tuple[str, Metrics]]) -> list[Line]:
-    """The lines and dots of one term in the shown run, and in the one beside it."""
-    found = []
-    for beside, (title, metrics) in enumerate(runs):
-        found.append(Line(name=title, curve=thinned(metrics.curve("train", name)), beside=bool(beside)))
+def _term_lines(name: str, runs: Sequence[tuple[str, Metrics]]) -> list[Line]:
+    """The training lines and validation dots of one term, of the shown run and of the compared one."""
+    lines = []
+    for k, (title, metrics) in enumerate(runs):
+        lines.append(Line(name=title, curve=thinned(metrics.curve("train", name)), compared=bool(k)))
         dots = metrics.curve("validation", name)
-        found.append(Line(name=f"{title}, validation", curve=dots, beside=bool(beside), dots=True))
-    return [line for line in found if line.curve]
+        lines.append(Line(name=f"{title}, validation", curve=dots, compared=bool(k), dots=True))
+    return [line for line in lines if line.curve]
 
 
-def _figures(names: Sequence[str], runs: Sequence[tuple[str, Metrics]]) -> str:
-    found = [(name, _of_two(name, runs)) for name in names]
-    return "".join(figure(*MEANINGS[name], lines, even=name == "learning_rate") for name, lines in found if lines)
+def _figures(names: Sequence[str], runs: Sequence[tuple[str, Metrics]]) -> Iterable[str]:
+    for name in names:
+        if lines := _term_lines(name, runs):
+            yield figure(*MEANINGS[name], lines, even=name == "learning_rate")
 
 
-def legend(runs: Sequence[tuple[str, Metrics]]) -> str:
-    """What lines and dots mean; and, of two runs, whose they are."""
-    keys = [f'<span><i class="kd-key kd-a"></i>{escape(runs[0][0])}</span>'] if len(runs) > 1 else []
-    keys += [f'<span><i class="kd-key kd-b"></i>{escape(title)}</span>' for title, _ in runs[1:]]
-    if any(metrics.validation for _, metrics in runs):
-        keys.append("<span>lines: training</span><span>dots: validation, on pictures never trained on</span>")
-    return f'<p class="kd-keys">{"".join(keys)}</p>' if keys else ""
-
-
-def _scores(runs: Sequence[tuple[str, Metrics]], teacher: Mapping[str, float]) -> str:
-    found = []
-    for suite, (title, what) in SUITES.items():
+def _scores(runs: Sequence[tuple[str, Metrics]], teacher: Mapping[str, float]) -> Iterable[str]:
+    for suite, caption in SUITES.items():
         curves = [(name, metrics.curve("score", suite)) for name, metrics in runs]
-        lines = [Line(name=n, curve=c, beside=bool(k)) for k, (n, c) in enumerate(curves) if c]
+        lines = [Line(name=name, curve=curve, compared=bool(k)) for k, (name, curve) in enumerate(curves) if curve]
         if lines:
             mark = ("teacher", teacher[suite]) if suite in teacher else None
-            found.append(figure(title, what, lines, percent=True, mark=mark))
-    return "".join(found)
+            yield figure(*caption, lines, percent=True, mark=mark)
 
 
 def terms(runs: Sequence[tuple[str, Metrics]], teacher: Mapping[str, float]) -> str:
-    """Scores first, where there are any, then every term of the loss; `runs` are one or two, by their names.
+    """The scores, where there are any, then every term of the loss; `runs` are one or two, as (name, metrics).
 
     `teacher` has the teacher's own scores by suite.
     """
-    figures = _scores(runs, teacher) + _figures(TERMS, runs)
+    figures = [*_scores(runs, teacher), *_figures(TERMS, runs)]
     if not figures:
-        return '<p class="kd-hint">The curves begin with the first logged step.</p>'
-    return f'{legend(runs)}<div class="kd-curves">{figures}</div>'
+        return HTML.hint("The curves begin with the first logged step.")
+    validated = any(metrics.validation for _, metrics in runs)
+    return HTML.legend([name for name, _ in runs], validated) + HTML.grid(figures)
 
 
 def pace(runs: Sequence[tuple[str, Metrics]]) -> str:
-    """Learning rate, gradients and speed."""
-    figures = _figures(PACE, runs)
-    return f'<div class="kd-curves">{figures}</div>' if figures else '<p class="kd-hint">Nothing logged yet.</p>'
+    """Learning rate, gradient norm and speed."""
+    figures = list(_figures(PACE, runs))
+    return HTML.grid(figures) if figures else HTML.hint("Nothing logged yet.")
 
 
 def by_noise(metrics: Metrics) -> str:
-    """The last validation, term by term and by how noisy the picture was."""
+    """The last validation as a table: every term of the loss by the noise of the picture."""
     last = metrics.last("validation")
     if not last or not last.get("timesteps"):
-        return '<p class="kd-hint">Comes with the first validation.</p>'
-    names = [n for n in TERMS if any(n in bucket for bucket in last["timesteps"].values())]
-    heads = "".join(f'<th scope="col">{MEANINGS[n][0]}</th>' for n in names)
-    rows = "".join(
-        f'<tr><th scope="row">{escape(title)}</th>'
-        + "".join(f"<td>{number(bucket[n]) if n in bucket else '–'}</td>" for n in names)
-        + "</tr>"
-        for title, bucket in last["timesteps"].items()
-    )
-    return (
-        '<div class="kd-scroll" role="region" aria-label="Validation by noise" tabindex="0"><table>'
-        f'<thead><tr><th scope="col">timesteps</th>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
-        f'<p class="k-note">At step {last["step"]}. Low timesteps carry little noise, high ones nearly nothing else: '
-        "there composition is decided.</p>"
-    )
+        return HTML.hint("Comes with the first validation.")
+    buckets = last["timesteps"]
+    names = [name for name in TERMS if any(name in bucket for bucket in buckets.values())]
+    return HTML.by_noise(names, buckets, last["step"])

@@ -101,7 +101,7 @@ def test_runs_are_compared_and_one_is_deleted_after_a_question(visit, root, view
     with visit(viewport) as page:
         expect(page.locator(".kd-run h3")).to_have_text("second-1")
         page.get_by_role("button", name="Compare with first-1").click()
-        expect(page.locator("#kd-curves .kd-line.kd-b").first).to_be_attached()
+        expect(page.locator("#kd-curves .chart-line.kd-b").first).to_be_attached()
         expect(page.locator("#kd-curves .kd-keys").first).to_contain_text("second-1first-1")
         assert faults(page) == []
         page.get_by_role("button", name="first-1", exact=True).click()

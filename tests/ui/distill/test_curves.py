@@ -47,7 +47,7 @@ def test_every_term_has_its_figure_and_two_runs_share_one(tmp_path):
     assert html.count("<polyline") == 5 and "<b>" not in html
     two[1].train.extend({"step": s, "loss": 9.0, "SA": float("nan")} for s in (1, 30))
     both = distill_curves.terms([one, two], {})
-    assert both.count("<polyline") == 6 and both.count("kd-line kd-b") == 1
+    assert both.count("<polyline") == 6 and both.count("chart-line kd-b") == 1
     assert "nan" not in both
 
 
@@ -56,8 +56,8 @@ def test_a_figures_lines_stay_within_it():
         line = distill_curves.Line(name="x", curve=list(enumerate(values)))
         html = distill_curves.figure("T", "w", [line])
         heights = [float(b) for _, b in re.findall(r"([\d.-]+),([\d.-]+)", html.split("polyline")[-1])]
-        assert all(0 <= b <= distill_curves.HEIGHT for b in heights)
-        assert html.count('class="kd-rule"') <= 6
+        assert all(0 <= b <= distill_curves.FRAME.height for b in heights)
+        assert html.count('class="chart-grid"') <= 6
 
 
 def test_the_score_is_shown_beside_the_teachers():

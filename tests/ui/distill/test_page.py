@@ -77,7 +77,7 @@ def test_two_runs_curves_lie_over_each_other_until_asked_away(tab):
     for name in ("a-1", "b-1"):
         written(tab.runs.root, name)
     both = named(tab, tab.choose(Sent(beside="b-1"), "a-1", "", {}))
-    assert both["beside"] == "b-1" and "kd-line kd-b" in both["curves"] and ">compared<" in both["all"]
+    assert both["beside"] == "b-1" and "chart-line kd-b" in both["curves"] and ">compared<" in both["all"]
     assert named(tab, tab.choose(Sent(beside="b-1"), "a-1", "b-1", {}))["beside"] == ""
     assert named(tab, tab.choose(Sent(run="b-1"), "a-1", "b-1", {}))["beside"] == ""  # with itself it is not compared
 
