@@ -89,6 +89,7 @@ LIGHT = [
     "koala.sampling.resolve",
     "koala.attention",
     "koala.attention.about",
+    "koala.attention.kinds",
     "koala.attention.pairing",
     "koala.attention.plan",
     "koala.benchmark",

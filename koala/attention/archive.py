@@ -16,9 +16,8 @@ from pathlib import Path
 
 from koala.attention import recorded
 from koala.attention.about import LONG
-from koala.attention.figures import Side
+from koala.attention.capture import Capture, Side
 from koala.attention.plan import BUDGET, size
-from koala.attention.questions import Capture
 from koala.attention.recorded import ABOUT, PICTURE, PNG, TENSORS, AttentionRecord
 from koala.errors import UserError
 from koala.files.outputs import check_space, new_file

@@ -10,40 +10,21 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from koala.attention import colours, maps
+from koala.attention import layer_maps, maps, render
+from koala.attention.capture import Side
+from koala.attention.kinds import FIGURES, PCA, ROW, SEGMENTS, WORD, Kind
 from koala.attention.plan import AttentionPlan, Layer, check_stages
 from koala.attention.recorded import AttentionRecord, beside
-from koala.attention.render import components, gif, heat, marked, segments, table
 from koala.errors import UserError
 
-KINDS = {
-    "rows": "where the marked patches look",
-    "received": "how much every patch is looked at by all",
-    "entropy": "how widely every patch looks: dark at one place, bright everywhere alike",
-    "distance": "how far away every patch looks, on average",
-    "pca": "three principal components as colours: patches that look at the same places are alike",
-    "segments": "patches gathered by where they look (divergence up to a quarter of the largest), most of them in blue",
-    "words": "where each word of the prompt is drawn, by cross-attention",
-}
-MOST = 8  # steps in a strip
 MOST_WORDS = 16  # in a figure
-SIDE = 256  # px of one picture
-
-
-@dataclass(frozen=True, kw_only=True)
-class Side:
-    """One model in a figure."""
-
-    title: str
-    picture: Image.Image
-    record: AttentionRecord
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
     """What a figure shows of its stages."""
 
-    kind: str = "rows"  # of KINDS
+    kind: str = "rows"  # of FIGURES
     step: int | str = "middle"  # of the schedule, a number from 0, or "mean" of all
     head: int | str = "mean"
     layer: int | None = None  # of each stage's recorded ones, from 0; None: the last
@@ -55,10 +36,15 @@ class Choices:
     gamma: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UserError(f"there is no figure {self.kind!r}; choose one of {', '.join(KINDS)}")
-        if self.kind == "pca" and self.paper and self.step == "mean":
+        if self.kind not in FIGURES:
+            raise UserError(f"there is no figure {self.kind!r}; choose one of {', '.join(FIGURES)}")
+        if self.map == PCA and self.paper and self.step == "mean":
             raise UserError("in paper mode each step is fitted alone, so there is no mean; choose a step")
+
+    @property
+    def map(self) -> Kind:
+        """What its maps show."""
+        return FIGURES[self.kind]
 
     def place(self, run: AttentionPlan | AttentionRecord) -> tuple[float, float, float, float]:
         """left, top, right, bottom in px of what is looked from: a pixel is a box of one."""
@@ -103,7 +89,7 @@ class Choices:
                     f"head {self.head + 1} is not in {layer.stage}'s {layer.heads}; choose 1 to {layer.heads}, mean or "
                     "max, or leave the stage out"
                 )
-        if self.kind == "words" and not any(x.kind == "cross" for x in run.layers):
+        if self.map == WORD and not any(x.kind == "cross" for x in run.layers):
             raise UserError("words need cross-attention, which is not recorded here; record it with them")
 
 
@@ -120,121 +106,82 @@ def _layers(sides: Sequence[Side], stage: str, choices: Choices) -> tuple[Layer 
     return found[-1 if choices.layer is None else choices.layer]
 
 
-def absent(side: Side, stage: str) -> str:
-    """Why a model has no attention in a stage."""
-    has = stage in side.record.spec.depths()
-    return f"{side.title} has no attention in {stage}" if has else f"{side.title} has no {stage}"
-
-
-_MAPS = {
-    "rows": maps.region,
-    "received": maps.received,
-    "entropy": maps.entropy,
-    "distance": maps.mean_distance,
-}
-
-
-def _values(record: AttentionRecord, layer: Layer, step: int, choices: Choices) -> torch.Tensor:
-    """(N,) of one step."""
-    how = {"head": choices.head, "diagonal": choices.diagonal}
-    if choices.kind == "rows":
-        how["mask"] = torch.zeros(layer.grid, dtype=torch.bool)
-        left, top, right, bottom = record.cells(layer, choices.place(record))
-        how["mask"][top:bottom, left:right] = True
-    if choices.kind == "distance":
-        how |= {"grid": layer.grid, "patch": record.width / layer.grid[1]}
-    return _MAPS[choices.kind](*record.at(layer, step), **how)
-
-
-def _over(record: AttentionRecord, step: int | None) -> Sequence[int]:
-    return range(record.steps) if step is None else (step,)
-
-
 def _heat(sides: Sequence[Side], stage: str, choices: Choices, wanted: Sequence[Sequence[int | None]]):
     """The pictures of wanted steps under a map, per side."""
     found: list[list[Image.Image] | str] = []
     for side, layer, steps in zip(sides, _layers(sides, stage, choices), wanted, strict=True):
         if layer is None:
-            found.append(absent(side, stage))
+            found.append(side.absent(stage))
             continue
-        own = []
-        for step in steps:
-            if choices.kind == "segments":
-                own.append(_segmented(side, layer, step, choices))
-                continue
-            values = maps.mean(_values(side.record, layer, s, choices) for s in _over(side.record, step))
-            own.append(_shown(side, values, layer, choices))
-        if choices.kind == "rows":
-            own = [_marked(side, picture, layer, choices) for picture in own]
+        own = [_overlaid(side, layer, step, choices) for step in steps]
         found.append(own)
     return found, ""
 
 
-def _segmented(side: Side, layer: Layer, step: int | None, choices: Choices) -> Image.Image:
-    """The picture under its segments."""
-    steps, how = _over(side.record, step), {"head": choices.head, "diagonal": choices.diagonal}
-
-    def rows(indices: torch.Tensor) -> torch.Tensor:
-        return maps.mean(maps.probabilities(*side.record.at(layer, s), indices=indices, **how) for s in steps)
-
-    over = components(segments(maps.segments(rows, layer.grid)), layer.grid, side.picture.size)
-    return Image.blend(side.picture.convert("RGB"), over, choices.opacity)
+def _overlaid(side: Side, layer: Layer, step: int | None, choices: Choices) -> Image.Image:
+    """The picture under the map of one step, or of all steps' mean."""
+    how = {"head": choices.head, "diagonal": choices.diagonal}
+    if choices.map == SEGMENTS:
+        labels = layer_maps.segments(side.record, layer, step, **how)
+        over = render.components(render.segments(labels), layer.grid, side.picture.size)
+        return Image.blend(side.picture.convert("RGB"), over, choices.opacity)
+    if choices.map != ROW:
+        return _shown(side, layer_maps.values(side.record, layer, choices.map, step, **how), layer, choices)
+    mask = torch.zeros(layer.grid, dtype=torch.bool)
+    left, top, right, bottom = side.record.cells(layer, choices.place(side.record))
+    mask[top:bottom, left:right] = True
+    values = layer_maps.values(side.record, layer, ROW, step, mask=mask, **how)
+    return _marked(side, _shown(side, values, layer, choices), layer, choices)
 
 
 def _shown(side: Side, values: torch.Tensor, layer: Layer, choices: Choices) -> Image.Image:
     """The picture under a map."""
-    return heat(side.picture, values, layer.grid, opacity=choices.opacity, gamma=choices.gamma)
+    return render.heat(side.picture, values, layer.grid, opacity=choices.opacity, gamma=choices.gamma)
 
 
 def _marked(side: Side, picture: Image.Image, layer: Layer, choices: Choices) -> Image.Image:
-    return marked(picture, side.record.cells(layer, choices.place(side.record)), layer.grid)
+    return render.marked(picture, side.record.cells(layer, choices.place(side.record)), layer.grid)
 
 
 def _components(sides: Sequence[Side], stage: str, choices: Choices, wanted: Sequence[Sequence[int | None]]):
     """The colours of wanted steps, per side: one basis for the steps and means of all, or as the paper's."""
     layers, records = _layers(sides, stage, choices), [side.record for side in sides]
     if choices.paper:
-        painted = colours.alone(records, layers, diagonal=choices.diagonal)
+        painted = layer_maps.paper_colours(records, layers, diagonal=choices.diagonal)
     else:
-        painted = colours.joint(records, layers, choices.head, diagonal=choices.diagonal)
+        painted = layer_maps.joint_colours(records, layers, choices.head, diagonal=choices.diagonal)
     found: list[list[Image.Image] | str] = []
     said = []
     for side, layer, one, steps in zip(sides, layers, painted, wanted, strict=True):
         if layer is None:
-            found.append(absent(side, stage))
+            found.append(side.absent(stage))
             continue
         each, shares = ([own[-1 if s is None else s] for s in steps] for own in one)
-        found.append([components(c, layer.grid, side.picture.size) for c in each])
-        share = colours.share(torch.tensor(shares).mean(0).tolist())
+        found.append([render.components(c, layer.grid, side.picture.size) for c in each])
+        share = layer_maps.variance_shown(torch.tensor(shares).mean(0).tolist())
         said.append(f"{side.title} {share}" if choices.paper else share)
     return found, f"{stage} {', '.join(said if choices.paper else said[:1])}"
 
 
 def _drawn(sides: Sequence[Side], stage: str, choices: Choices, wanted: Sequence[Sequence[int | None]]):
-    return (_components if choices.kind == "pca" else _heat)(sides, stage, choices, wanted)
-
-
-def _cell(sides: Sequence[Side]) -> tuple[int, int]:
-    width, height = sides[0].picture.size
-    scale = SIDE / max(width, height)
-    return round(width * scale), round(height * scale)
+    return (_components if choices.map == PCA else _heat)(sides, stage, choices, wanted)
 
 
 def _note(sides: Sequence[Side], stages: Sequence[str], choices: Choices, shares: Sequence[str], steps: str) -> str:
     """What the figure shows and every choice behind it."""
     record = sides[0].record
     heads = f"head {choices.head + 1}" if isinstance(choices.head, int) else f"{choices.head} of all heads"
-    itself = "" if choices.diagonal or choices.kind == "words" else ", without what a patch sees of itself"
-    what = f"{KINDS[choices.kind].capitalize()}. {heads.capitalize()}{itself}"
-    if choices.kind != "segments":
+    itself = "" if choices.diagonal or choices.map == WORD else ", without what a patch sees of itself"
+    what = f"{choices.map.caption.capitalize()}. {heads.capitalize()}{itself}"
+    if choices.map != SEGMENTS:
         what = f"{what}; each map goes from 0 to its own maximum"
-    if choices.kind == "rows":
+    if choices.map == ROW:
         what = f"{what}; marked is {choices.where(record)}"
-    if choices.kind == "pca":
+    if choices.map == PCA:
         how = f"{heads}{itself}, one basis per stage for all models and steps"
         if choices.paper:
             how = f"heads side by side{itself}, each model and step fitted alone"
-        what = f"{KINDS['pca'].capitalize()}; {how}. Variance shown: {'; '.join(shares)}"
+        what = f"{PCA.caption.capitalize()}; {how}. Variance shown: {'; '.join(shares)}"
     layers = "; ".join(f"{stage}, {_blocks(sides, stage, choices)}" for stage in stages)
     run = [f"“{record.prompt}”"] if record.prompt else []
     run += [] if record.seed is None else [f"seed {record.seed}"]
@@ -274,7 +221,7 @@ def _blocks(sides: Sequence[Side], stage: str, choices: Choices) -> str:
 
 def _pictures(sides: Sequence[Side], stages: Sequence[str], choices: Choices) -> list[Image.Image]:
     """Every model's picture, in figures of rows with the place that is looked from, in patches of the finest stage."""
-    if choices.kind != "rows":
+    if choices.map != ROW:
         return [side.picture for side in sides]
     layers = zip(*(_layers(sides, stage, choices) for stage in stages), strict=True)
     finest = [max((x for x in own if x), key=lambda x: x.queries, default=None) for own in layers]
@@ -293,12 +240,12 @@ def figure(
         height, width = next(x.grid for x in _layers(sides, stage, choices) if x)
         headings.append(f"{stage} ({width}x{height})")
         shares.append(said)
-    return table(
+    return render.table(
         list(zip(*columns, strict=True)),
         columns=headings,
         rows=[side.title for side in sides],
         note=_note(sides, stages, choices, shares, _when(sides, steps)),
-        cell=_cell(sides),
+        cell=render.cell_of(sides[0].picture),
     )
 
 
@@ -312,28 +259,17 @@ def words(sides: Sequence[Side], stage: str, choices: Choices) -> Image.Image:
     lines = []
     for side, layer, step in zip(sides, _layers(sides, stage, choices), steps, strict=True):
         if layer is None:
-            lines.append([absent(side, stage)] * len(said))
+            lines.append([side.absent(stage)] * len(said))
             continue
-        record = side.record
-        cross = record.layer(stage, "cross", layer.path.removesuffix("attn1") + "attn2")
-        found = []
-        for _, tokens in said:
-            over = [maps.word_map(*record.at(cross, s), tokens, choices.head) for s in _over(record, step)]
-            found.append(_shown(side, maps.mean(over), cross, choices))
-        lines.append(found)
-    return table(
+        over = (layer_maps.word(side.record, layer, step, tokens, choices.head) for _, tokens in said)
+        lines.append([_shown(side, values, layer, choices) for values in over])
+    return render.table(
         lines,
         columns=[text for text, _ in said],
         rows=[side.title for side in sides],
         note=_note(sides, [stage], choices, [], when),
-        cell=_cell(sides),
+        cell=render.cell_of(sides[0].picture),
     )
-
-
-def _spread(count: int, most: int) -> list[int]:
-    """At most so many steps, the first and the last among them."""
-    number = min(most, count)
-    return [round(k * (count - 1) / max(1, number - 1)) for k in range(number)]
 
 
 def over_steps(sides: Sequence[Side], stage: str, choices: Choices) -> tuple[Image.Image, bytes]:
@@ -342,25 +278,12 @@ def over_steps(sides: Sequence[Side], stage: str, choices: Choices) -> tuple[Ima
     Of a model with more steps than another those are shown that lie between.
     """
     count = min(side.record.steps for side in sides)
-    pictures, said = _drawn(sides, stage, choices, [_spread(side.record.steps, count) for side in sides])
-    titles = [side.title for side in sides]
+    pictures, share = _drawn(sides, stage, choices, [render.spread(side.record.steps, count) for side in sides])
     timesteps = sides[0].record.timesteps
-    noise = [f"t = {timesteps[k]:.0f}" for k in _spread(len(timesteps), count)]
-    note = _note(sides, [stage], choices, [said], f"{count} steps; t is the noise level, of 0 to 1000")
-
-    def line(own: list[Image.Image] | str, steps: Sequence[int]) -> list[Image.Image | str]:
-        return [own if isinstance(own, str) else own[k] for k in steps]
-
-    shown = _spread(count, MOST)
-    strip = table(
-        [line(own, shown) for own in pictures],
-        columns=[noise[k] for k in shown],
-        rows=titles,
-        note=note,
-        cell=_cell(sides),
-    )
-    film = [
-        table([[line(own, [k])[0] for own in pictures]], columns=titles, rows=[noise[k]], note=note, cell=_cell(sides))
-        for k in range(count)
-    ]
-    return strip, gif(film)
+    noise = [f"t = {timesteps[k]:.0f}" for k in render.spread(len(timesteps), count)]
+    steps = f"{count} steps; t is the noise level, of 0 to 1000"
+    below = {"titles": [side.title for side in sides], "note": _note(sides, [stage], choices, [share], steps)}
+    frames = [[own if isinstance(own, str) else own[k] for own in pictures] for k in range(count)]
+    shown = render.spread(count, render.STRIP)
+    strip = render.strip([frames[k] for k in shown], [noise[k] for k in shown], **below)
+    return strip, render.film(frames, noise, **below)

@@ -9,14 +9,16 @@ from pathlib import Path
 import torch
 
 from koala.attention import view
+from koala.attention.capture import Capture, settings
+from koala.attention.kinds import ENTROPY, MEAN, PCA, RECEIVED, ROW
 from koala.attention.plan import Layer
-from koala.attention.questions import KINDS, MEAN, Capture, settings
 from koala.attention.recorded import AttentionRecord
+from koala.attention.render import spread
 
 ASSETS = Path(__file__).parent / "assets"
 BUDGET = 24 * 10**6  # bytes of queries and keys in a page; more makes browsers slow
-PAGE_KINDS = {"row": KINDS["row"].heads, "pca": [MEAN], "received": [MEAN], "entropy": [MEAN]}
-MADE = ("pca", "received", "entropy")  # computed here, for the mean of the heads
+MADE = (PCA, RECEIVED, ENTROPY)  # computed here, for the mean of the heads
+PAGE_HEADS = {ROW.name: list(ROW.heads)} | {kind.name: [MEAN] for kind in MADE}
 
 
 def page(capture: Capture, stage: str | None = None) -> str:
@@ -31,7 +33,7 @@ def page(capture: Capture, stage: str | None = None) -> str:
         "stages": [s if s["absent"] or s["name"] in stages else _absent(s, left_out) for s in value["stages"]],
         "moments": [value["moments"][step] for step in steps],
         "mean": "" if thinned else value["mean"],
-        "kinds": [k | {"heads": PAGE_KINDS[k["name"]]} for k in value["kinds"] if k["name"] in PAGE_KINDS],
+        "kinds": [k | {"heads": PAGE_HEADS[k["name"]]} for k in value["kinds"] if k["name"] in PAGE_HEADS],
         "words": [],
     }
     frames = {s: [_row(capture, s, k, steps) for k in range(len(capture.stages[s]))] for s in stages}
@@ -71,7 +73,7 @@ def _kept(capture: Capture, stage: str | None) -> tuple[list[str], list[int]]:
     if sum(size.values()) > BUDGET:
         stages = [stage if stage in size else max(size, key=lambda s: (size[s] <= BUDGET, size[s]))]
     number = max(1, min(count, int(count * BUDGET / sum(size[s] for s in stages))))
-    return stages, sorted({round(k * (count - 1) / max(1, number - 1)) for k in range(number)})
+    return stages, spread(count, number)
 
 
 def _bytes(capture: Capture, stage: str) -> int:
@@ -87,13 +89,13 @@ def _row(capture: Capture, stage: str, index: int, steps: list[int]) -> list[dic
     """Both models' layer: queries and keys of every step, and the maps that are made here."""
     made = {}
     for kind in MADE:
-        asked = {"kind": kind, "stage": stage, "layer": index}
+        asked = {"kind": kind.name, "stage": stage, "layer": index}
         each = [view.look(capture, asked | {"step": s})["sides"] for s in steps]
-        made[kind] = (each, view.look(capture, asked | {"step": MEAN})["sides"])
+        made[kind.name] = (each, view.look(capture, asked | {"step": MEAN})["sides"])
     found = []
     for k, layer in enumerate(capture.stages[stage][index]):
         if layer is None:
-            found.append(made["pca"][1][k])
+            found.append(made[PCA.name][1][k])
             continue
         own = [capture.step(k, s) for s in steps]
         kept = sorted(set(own))  # of a run with fewer steps than another each is shown several times

@@ -45,6 +45,11 @@ class Layer:
         return self.heads * self.dim * (self.queries + self.keys)
 
     @property
+    def cross(self) -> str:
+        """Path of the cross-attention in the same block as this self-attention."""
+        return self.path.removesuffix("attn1") + "attn2"
+
+    @property
     def label(self) -> str:
         """The layer for people, counted from 1."""
         numbers = [int(part) + 1 for part in self.path.removeprefix(STAGES[self.stage]).split(".") if part.isdigit()]
@@ -132,7 +137,7 @@ def _build(
         )
         found.append(one)
         if cross:
-            found.append(replace(one, kind="cross", path=path.removesuffix("attn1") + "attn2"))
+            found.append(replace(one, kind="cross", path=one.cross))
     return replace(run, layers=tuple(found))
 
 

@@ -44,6 +44,10 @@ SEGMENTS = torch.tensor(
 )
 PAPER, INK, FAINT = (255, 255, 255), (30, 30, 30), (120, 120, 120)
 _PAD = 10
+STRIP = 8  # frames in a strip at most
+SIDE = 256  # px of the longer side of one picture in a table
+
+Frame = Sequence[Image.Image | str]  # one per model: a picture, or why there is none
 
 
 def levels(values: torch.Tensor, *, gamma: float = 1.0, high: float | None = None) -> torch.Tensor:
@@ -157,12 +161,36 @@ def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
     return found
 
 
-def strip(frames: Sequence[Image.Image], labels: Sequence[str], note: str) -> Image.Image:
-    """Frames side by side, over steps for example."""
-    size = frames[0].size
-    scale = min(1.0, 256 / max(size))
-    cell = round(size[0] * scale), round(size[1] * scale)
-    return table([frames], columns=labels, rows=[""], note=note, cell=cell)
+def cell_of(picture: Image.Image) -> tuple[int, int]:
+    """(width, height) px of a picture in a table: its own shape, the longer side SIDE px."""
+    scale = SIDE / max(picture.size)
+    return round(picture.width * scale), round(picture.height * scale)
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` of the positions 0 .. count - 1, evenly spread, the first and the last among them."""
+    number = min(most, count)
+    return [round(k * (count - 1) / max(1, number - 1)) for k in range(number)]
+
+
+def _cell(frames: Sequence[Frame]) -> tuple[int, int]:
+    return cell_of(next(one for frame in frames for one in frame if not isinstance(one, str)))
+
+
+def strip(frames: Sequence[Frame], labels: Sequence[str], *, titles: Sequence[str], note: str) -> Image.Image:
+    """Models as rows, frames as columns: one frame per label, one picture (or why there is none) per title."""
+    return table(list(zip(*frames, strict=True)), columns=labels, rows=titles, note=note, cell=_cell(frames))
+
+
+def film(frames: Sequence[Frame], labels: Sequence[str], *, titles: Sequence[str], note: str) -> bytes:
+    """A GIF of the same frames, models side by side."""
+    cell = _cell(frames)
+    return gif(
+        [
+            table([frame], columns=titles, rows=[label], note=note, cell=cell)
+            for frame, label in zip(frames, labels, strict=True)
+        ]
+    )
 
 
 def gif(frames: Sequence[Image.Image], milliseconds: int = 250) -> bytes:

@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from koala.attention.figures import Side
+from koala.attention.capture import Capture, Side
 from koala.attention.pairing import planned
 from koala.attention.plan import BUDGET, AttentionPlan, ordered, size
-from koala.attention.questions import Capture
 from koala.attention.record import capture, same_input
 from koala.attention.recorded import AttentionRecord
 from koala.models.cards import ModelCard

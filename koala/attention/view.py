@@ -2,25 +2,28 @@
 
 import base64
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 
 import torch
 from PIL import Image, ImageDraw
 
-from koala.attention import colours, maps, render
+from koala.attention import layer_maps, maps, render
 from koala.attention.agreement import agreement
-from koala.attention.figures import absent
+from koala.attention.capture import Capture, lacking, pace, stage_of, when, words_of
+from koala.attention.kinds import DISTANCE, ENTROPY, KINDS, PAPER, PCA, RECEIVED, ROW, SEGMENTS, WORD
 from koala.attention.plan import Layer
-from koala.attention.questions import KINDS, Asked, Box, Capture, Place, lacking, pace, read, stage_of, when, words_of
+from koala.attention.questions import Asked, Box, Place, read
 from koala.attention.recorded import AttentionRecord
 from koala.errors import UserError
 from koala.unet.specs import STAGES
+from koala.words import many
 
 PICTURE = 768  # px that a picture has on the page at most
 PAINTED = 8  # layers and heads whose colours are kept
 FINE = 16  # patches a side from which on UP-1, the paper's stage, is shown first
+
+Shown = tuple[torch.Tensor, str]  # uint8, (N,) of heat or (N, 3) of colours, and what they say in words
 
 
 def value(key: str, capture: Capture) -> dict:
@@ -44,8 +47,8 @@ def value(key: str, capture: Capture) -> dict:
         "mean": when(capture, None),
         "pace": pace(capture),
         "kinds": [
-            {"name": name, "title": k.title, "help": k.help, "heads": k.heads, "colour": k.colour}
-            for name, k in KINDS.items()
+            {"name": k.name, "title": k.title, "help": k.help, "heads": list(k.heads), "colour": k.colour}
+            for k in KINDS.values()
         ],
         "words": words_of(capture),
         "two": len(capture.sides) == 2,
@@ -68,7 +71,7 @@ def look(capture: Capture, asked: Mapping) -> dict:
         return alike(capture)
     one = read(capture, asked)
     sides = [_side(capture, k, one) for k in range(len(capture.sides))]
-    return {"kind": "colour" if KINDS[one.kind].colour else "heat", "sides": sides, "said": said(capture, one)}
+    return {"kind": "colour" if one.kind.colour else "heat", "sides": sides, "said": said(capture, one)}
 
 
 def alike(capture: Capture) -> dict:
@@ -91,17 +94,17 @@ def alike(capture: Capture) -> dict:
 
 def heads(capture: Capture, one: Asked) -> str:
     """How the heads of the shown layer are joined."""
-    layer = next(x for x in capture.stages[one.stage][one.layer] if x)
+    layer = capture.layer(one.stage, one.layer)
     if isinstance(one.head, int):
         return f"head {one.head + 1} of {layer.heads}"
-    if one.head == "paper":
+    if one.head == PAPER:
         return f"{layer.heads} heads side by side, each step by itself"
     return f"{one.head} of {layer.heads} heads"
 
 
 def said(capture: Capture, one: Asked) -> str:
     """Which map this is: stage, step, heads and patches."""
-    layer = next(x for x in capture.stages[one.stage][one.layer] if x)
+    layer = capture.layer(one.stage, one.layer)
     patches = f"{layer.grid[1]} × {layer.grid[0]} patches"
     return f"{one.stage}, {when(capture, one.step)}, {heads(capture, one)}, {patches}"
 
@@ -109,7 +112,7 @@ def said(capture: Capture, one: Asked) -> str:
 def _side(capture: Capture, k: int, one: Asked) -> dict:
     side, layer = capture.sides[k], capture.stages[one.stage][one.layer][k]
     if layer is None:
-        return {"absent": absent(side, one.stage)}
+        return {"absent": side.absent(one.stage)}
     found, note = _VIEWS[one.kind](capture, k, layer, replace(one, step=capture.step(k, one.step)))
     block = layer.label.removeprefix(f"{one.stage}, ").capitalize()
     answer = {"grid": list(layer.grid), "data": _encoded(found), "said": f"{block}: {note}"}
@@ -121,10 +124,10 @@ def pictures(capture: Capture, asked: Mapping, *, opacity: float = 0.75, gamma: 
     one, found = read(capture, asked), []
     for k, (side, layer) in enumerate(zip(capture.sides, capture.stages[asked["stage"]][one.layer], strict=True)):
         if layer is None:
-            found.append(absent(side, one.stage))
+            found.append(side.absent(one.stage))
             continue
         values, _ = _VIEWS[one.kind](capture, k, layer, replace(one, step=capture.step(k, one.step)))
-        if KINDS[one.kind].colour:
+        if one.kind.colour:
             over = render.components(values, layer.grid, side.picture.size)
             drawn = Image.blend(side.picture.convert("RGB"), over, opacity)
         else:
@@ -148,12 +151,6 @@ def _outlined(picture: Image.Image, mask: torch.Tensor) -> Image.Image:
     for y, x in (around[1:-1, 1:] != around[1:-1, :-1]).nonzero().tolist():
         line((x, y), (x, y + 1))
     return picture
-
-
-def _over_steps(record: AttentionRecord, layer: Layer, step: int | None, work: Callable) -> torch.Tensor:
-    """One step's map, or the mean of all steps'."""
-    steps = range(record.steps) if step is None else (step,)
-    return maps.mean([work(*record.at(layer, s)) for s in steps])
 
 
 def heat(values: torch.Tensor, low: float = 0.0) -> torch.Tensor:
@@ -182,91 +179,75 @@ def marked(layer: Layer, region: Box | tuple[Place, ...]) -> torch.Tensor:
 
 def row(record: AttentionRecord, layer: Layer, one: Asked) -> torch.Tensor:
     """(N,): where the marked patch, or the mean of the marked region, looks."""
-    work = partial(maps.region, mask=marked(layer, one.region), head=one.head, diagonal=one.diagonal)
-    return _over_steps(record, layer, one.step, work)
+    mask = marked(layer, one.region)
+    return layer_maps.values(record, layer, ROW, one.step, head=one.head, diagonal=one.diagonal, mask=mask)
 
 
-def _row(capture: Capture, k: int, layer: Layer, one: Asked):
-    found = row(capture.sides[k].record, layer, one)
+def _row(capture: Capture, k: int, layer: Layer, one: Asked) -> Shown:
+    values = row(capture.sides[k].record, layer, one)
     mask = marked(layer, one.region).flatten()
     what = "itself" if mask.sum() == 1 else "the region itself"
-    most = f"{percent(float(found.max()))} on the most looked at patch"
-    own = f"{percent(float(found[mask].sum()))} on {what}" if one.diagonal else "without itself"
-    return heat(found), f"{own}, {most}"
+    most = f"{percent(float(values.max()))} on the most looked at patch"
+    own = f"{percent(float(values[mask].sum()))} on {what}" if one.diagonal else "without itself"
+    return heat(values), f"{own}, {most}"
 
 
-def _received(capture: Capture, k: int, layer: Layer, one: Asked):
-    found = _over_steps(capture.sides[k].record, layer, one.step, partial(maps.received, head=one.head))
-    least, most = float(found.min()), float(found.max())
-    return heat(found, least), f"from {least:.2f} to {most:.2f} times a fair share"
+def _heat(capture: Capture, k: int, layer: Layer, one: Asked) -> Shown:
+    values = layer_maps.values(capture.sides[k].record, layer, one.kind, one.step, head=one.head)
+    least, most, mean = float(values.min()), float(values.max()), float(values.mean())
+    if one.kind == RECEIVED:
+        note = f"from {least:.2f} to {most:.2f} times a fair share"
+    elif one.kind == ENTROPY:
+        note = f"from {least:.2f} to {most:.2f}, mean {mean:.2f}; 1 is alike"
+    else:
+        note = f"{mean:.0f} px on average, {most:.0f} px at most"
+    return heat(values, least), note
 
 
-def _entropy(capture: Capture, k: int, layer: Layer, one: Asked):
-    found = _over_steps(capture.sides[k].record, layer, one.step, partial(maps.entropy, head=one.head))
-    return (
-        heat(found, float(found.min())),
-        f"from {float(found.min()):.2f} to {float(found.max()):.2f}, mean {float(found.mean()):.2f}; 1 is alike",
-    )
+def _segments(capture: Capture, k: int, layer: Layer, one: Asked) -> Shown:
+    labels = layer_maps.segments(capture.sides[k].record, layer, one.step)
+    return render.segments(labels), many(int(labels.max()) + 1, "segment")
 
 
-def _distance(capture: Capture, k: int, layer: Layer, one: Asked):
-    record = capture.sides[k].record
-    patch = record.width / layer.grid[1]
-    work = partial(maps.mean_distance, grid=layer.grid, head=one.head, patch=patch)
-    found = _over_steps(record, layer, one.step, work)
-    return (
-        heat(found, float(found.min())),
-        f"{float(found.mean()):.0f} px on average, {float(found.max()):.0f} px at most",
-    )
-
-
-def _segments(capture: Capture, k: int, layer: Layer, one: Asked):
-    def rows(indices: torch.Tensor) -> torch.Tensor:
-        return _over_steps(capture.sides[k].record, layer, one.step, partial(maps.probabilities, indices=indices))
-
-    found = maps.segments(rows, layer.grid)
-    count = int(found.max()) + 1
-    return render.segments(found), f"{count} segment{'s' * (count > 1)}"
-
-
-def _word(capture: Capture, k: int, layer: Layer, one: Asked):
+def _word(capture: Capture, k: int, layer: Layer, one: Asked) -> Shown:
     record = capture.sides[k].record
     text, tokens = maps.words(record.tokens)[one.word]
-    cross = record.layer(one.stage, "cross", layer.path.removesuffix("attn1") + "attn2")
-    found = _over_steps(record, cross, one.step, partial(maps.word_map, tokens=tokens))
-    return heat(found), f"up to {percent(float(found.max()))} of a patch's attention on “{text}”"
+    values = layer_maps.word(record, layer, one.step, tokens)
+    return heat(values), f"up to {percent(float(values.max()))} of a patch's attention on “{text}”"
 
 
-def _pca(capture: Capture, k: int, layer: Layer, one: Asked):
-    if one.head == "paper" and one.step is None:
+def _pca(capture: Capture, k: int, layer: Layer, one: Asked) -> Shown:
+    if one.head == PAPER and one.step is None:
         raise UserError("with the heads side by side each step is fitted by itself, so there is no mean; choose a step")
     painted, explained = _painted(capture, one)[k]
     at = -1 if one.step is None else one.step
-    return painted[at], f"variance shown {colours.share(explained[at])}"
+    return painted[at], f"variance shown {layer_maps.variance_shown(explained[at])}"
 
 
-def _painted(capture: Capture, one: Asked) -> list[colours.Painted | None]:
+def _painted(capture: Capture, one: Asked) -> list[layer_maps.Painted | None]:
     """Every model's colours of this layer, made once."""
     key = (one.stage, one.layer, one.head)
-    found = capture.made.get(key)
-    if found is None:
+    if key not in capture.made:
         records, layers = [side.record for side in capture.sides], capture.stages[one.stage][one.layer]
-        paper = one.head == "paper"
-        found = colours.alone(records, layers) if paper else colours.joint(records, layers, one.head)
+        if one.head == PAPER:
+            painted = layer_maps.paper_colours(records, layers)
+        else:
+            painted = layer_maps.joint_colours(records, layers, one.head)
         for old in [k for k in list(capture.made) if k != "alike"][: 1 - PAINTED]:
             capture.made.pop(old, None)
-        capture.made[key] = found
-    return found
+        capture.made[key] = painted
+        return painted
+    return capture.made[key]
 
 
 _VIEWS = {
-    "row": _row,
-    "received": _received,
-    "entropy": _entropy,
-    "distance": _distance,
-    "segments": _segments,
-    "word": _word,
-    "pca": _pca,
+    ROW: _row,
+    RECEIVED: _heat,
+    ENTROPY: _heat,
+    DISTANCE: _heat,
+    SEGMENTS: _segments,
+    WORD: _word,
+    PCA: _pca,
 }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from koala.attention.kinds import FIGURES, PCA, ROW, WORD
 from koala.attention.plan import BUDGET, size
 from koala.cli.options import add_device, add_request, gigabytes, library, number, request_values
 from koala.cli.output import emit, progress, say, say_unread
@@ -18,12 +19,13 @@ from koala.models.registry import find
 from koala.request import GenerationRequest
 
 if TYPE_CHECKING:
-    from koala.attention.figures import Choices, Side
+    from koala.attention.capture import Side
+    from koala.attention.figures import Choices
     from koala.attention.recorded import AttentionRecord
     from koala.sampling.result import GenerationResult
 
 HELP = "record a run's attention and draw where its patches look: figures, strips and films"
-FIGURES = ("rows", "pca")  # the paper's
+PAPERS = (ROW.figure, PCA.figure)  # the figures of the paper
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -52,9 +54,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--figure",
         nargs="+",
-        default=FIGURES,
+        default=PAPERS,
         metavar="KIND",
-        help="rows, pca, segments, words, received, entropy, distance (default: rows pca)",
+        help=f"{', '.join(FIGURES)} (default: {' '.join(PAPERS)})",
     )
     place = parser.add_mutually_exclusive_group()
     place.add_argument("--pixel", type=pixel, metavar="X,Y", help="of the patch that rows look from (default: middle)")
@@ -163,7 +165,7 @@ def _choices(args: argparse.Namespace) -> list["Choices"]:
 
 def _recorded(args: argparse.Namespace, requests: list[GenerationRequest], choices: list["Choices"]):
     """Sides, results and stages of new runs."""
-    from koala.attention.figures import Side
+    from koala.attention.capture import Side
     from koala.attention.together import prepare
     from koala.sampling.out_of_memory import telling
 
@@ -195,7 +197,7 @@ def _recorded(args: argparse.Namespace, requests: list[GenerationRequest], choic
 
 def _saved(args: argparse.Namespace, choices: list["Choices"]):
     """Sides, no results, and the stages of captures that were saved."""
-    from koala.attention.figures import Side
+    from koala.attention.capture import Side
     from koala.attention.recorded import AttentionRecord, picture
 
     sides = []
@@ -219,9 +221,9 @@ def _written(
     choices: list["Choices"],
 ) -> dict:
     """Draw and save everything, in one new folder that is whole or absent; what was written, as JSON."""
+    from koala.attention.capture import Capture
     from koala.attention.figures import figure, over_steps, words
     from koala.attention.page import page
-    from koala.attention.questions import Capture
     from koala.files.outputs import new_folder
     from koala.sampling.report import entry
 
@@ -236,10 +238,10 @@ def _written(
                 entry(result, [str(out / name / "picture.png")]) | one | {"model": side.record.model}
             )
         for choice in choices:
-            drawn = words(sides, stages[-1], choice) if choice.kind == "words" else figure(sides, stages, choice)
+            drawn = words(sides, stages[-1], choice) if choice.map == WORD else figure(sides, stages, choice)
             drawn.save(folder / f"{choice.kind}.png")
             found["figures"][choice.kind] = str(out / f"{choice.kind}.png")
-            for stage in stages if choice.kind != "words" else ():
+            for stage in stages if choice.map != WORD else ():
                 strip, film = over_steps(sides, stage, choice)
                 name = f"{choice.kind}-{stage}"
                 strip.save(folder / f"{name}.png")

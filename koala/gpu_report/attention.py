@@ -7,9 +7,8 @@ from collections.abc import Callable
 import torch
 
 from koala.attention import view
-from koala.attention.figures import Side
+from koala.attention.capture import Capture, Side
 from koala.attention.plan import AttentionPlan, plan
-from koala.attention.questions import Capture
 from koala.attention.record import capture
 from koala.benchmark.matrix import PROMPT
 from koala.gpu_report.budget import Limit, Say

@@ -22,9 +22,8 @@ import torch
 from PIL import Image
 
 from koala.attention import view
-from koala.attention.figures import Side
+from koala.attention.capture import Capture, Side
 from koala.attention.plan import AttentionPlan, plan
-from koala.attention.questions import Capture
 from koala.attention.record import capture
 from koala.attention.recorded import AttentionRecord
 from koala.attention.together import prepare

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from koala.attention import colours
-from koala.attention.questions import Capture
+from koala.attention import layer_maps
+from koala.attention.capture import Capture
 from koala.attention.render import components, table
 from koala.attention.together import prepare
 from koala.evaluate.reports import circumstances
@@ -88,20 +88,21 @@ def _picture(results: list[GenerationResult], capture: Capture) -> tuple[Image.I
     """Models as columns: pictures above, components of their last layer's attention beneath; and the variance shown."""
     ((_, layers),) = ((stage, rows[-1]) for stage, rows in capture.stages.items())
     records = [side.record for side in capture.sides]
-    painted = colours.joint(records, layers, "mean")
+    painted = layer_maps.joint_colours(records, layers, "mean")
     middle = records[0].steps // 2
     shown = [
         components(own[0][middle], layer.grid, side.picture.size)
         for own, layer, side in zip(painted, layers, capture.sides, strict=True)
     ]
     explained = painted[0][1][middle]
+    share = layer_maps.variance_shown(explained)
     height, width = layers[0].grid
     ratios = " and ".join(f"{speedup(results[0].timing, r.timing).per_call:.1f}x" for r in results[1:])
     note = (
         f"“{capture.prompt}”, seed {records[0].seed}, {records[0].steps} steps, on {results[0].device}. Every claim of "
         f"the prompt holds in all three; a U-Net call is {ratios} as fast as the teacher's. Beneath: self-attention of "
         f"{STAGE} ({width}x{height} patches) at step {middle + 1} as three principal components on one basis for all "
-        f"three, {colours.share(explained)} of the variance: patches that look at the same places are alike."
+        f"three, {share} of the variance: patches that look at the same places are alike."
     )
     columns = [
         f"{side.title}: {r.parameters / 1e6:.1f} M, {r.timing.total_ms / 1000:.1f} s"

@@ -9,8 +9,7 @@ import torch
 from PIL import Image
 
 from koala.attention import archive, view
-from koala.attention.figures import Side
-from koala.attention.questions import Capture
+from koala.attention.capture import Capture, Side
 from koala.attention.recorded import AttentionRecord
 from koala.errors import UserError
 from koala.unet.specs import TINY_KOALA_700M, TINY_SDXL

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from koala.attention import figures, maps
-from koala.attention.figures import KINDS, Choices, Side, figure, over_steps, words
+from koala.attention import figures, maps, render
+from koala.attention.capture import Side
+from koala.attention.figures import Choices, figure, over_steps, words
+from koala.attention.kinds import FIGURES
 from koala.attention.recorded import beside
 from koala.attention.render import MARK, PAPER, SEGMENTS
 from koala.errors import UserError
@@ -35,13 +37,13 @@ def sides(made):
 @pytest.fixture
 def notes(monkeypatch):
     """What the pictures print below, as they are drawn."""
-    said, table = [], figures.table
+    said, table = [], render.table
 
     def listening(*args, note, **kwargs):
         said.append((note, kwargs))
         return table(*args, note=note, **kwargs)
 
-    monkeypatch.setattr(figures, "table", listening)
+    monkeypatch.setattr(render, "table", listening)
     return said
 
 
@@ -57,7 +59,7 @@ def left_of(picture) -> int:
     return int(grey.argmax())
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if k != "words"])
+@pytest.mark.parametrize("kind", [k for k in FIGURES if k != "words"])
 def test_a_figure_shows_models_by_stages_and_prints_its_choices(sides, notes, kind):
     found = figure(sides, STAGES, Choices(kind=kind, pixel=(20, 40)))
     ((note, drawn),) = notes

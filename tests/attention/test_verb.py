@@ -5,7 +5,8 @@ import json
 import pytest
 from PIL import Image
 
-from koala.attention.figures import Choices, Side, figure
+from koala.attention.capture import Side
+from koala.attention.figures import Choices, figure
 from koala.attention.recorded import AttentionRecord
 from koala.cli.main import main
 from koala.models.library import Library

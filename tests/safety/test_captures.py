@@ -17,7 +17,8 @@ from PIL import Image
 from safetensors.torch import save
 
 from koala.attention import archive, maps, view
-from koala.attention.questions import KINDS, MEAN, Capture
+from koala.attention.capture import Capture
+from koala.attention.kinds import KINDS, MEAN
 from koala.errors import UserError
 from koala.unet.specs import TINY_KOALA_700M
 from tests import forked

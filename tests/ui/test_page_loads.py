@@ -12,8 +12,7 @@ import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from koala.attention.figures import Side
-from koala.attention.questions import Capture
+from koala.attention.capture import Capture, Side
 from koala.models.cards import CARDS
 from koala.ui.attention.store import Store
 from koala.ui.build import build

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from koala.attention import view
+from koala.attention.capture import Capture
 from koala.attention.figures import Choices, figure
-from koala.attention.questions import MEAN, Capture, read
+from koala.attention.kinds import MEAN, ROW
+from koala.attention.questions import read
 from koala.errors import UserError
 
 DIGITS = 6  # of a share in the JSON
@@ -33,9 +35,9 @@ def asked(capture: Capture, stage: str, pixel: Sequence[float] | None, step: int
     if not numbers or len(place) != 2:
         raise UserError(f"pixel must be [x, y] in px of the picture, not {pixel!r}")
     box = [place[0] / record.width, place[1] / record.height] * 2
-    layer = next(x for x in capture.stages[stage][-1] if x)
+    layer = capture.layer(stage, -1)
     which = head if isinstance(head, str) else _from_one("head", head, layer.heads)
-    return {"kind": "row", "stage": stage, "head": which, "step": MEAN if step is None else step, "box": box}
+    return {"kind": ROW.name, "stage": stage, "head": which, "step": MEAN if step is None else step, "box": box}
 
 
 def answer(capture: Capture, pixel: Sequence[float] | None, step: int | str | None, head: str | int) -> dict:

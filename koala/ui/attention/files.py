@@ -3,21 +3,20 @@
 import base64
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from gradio.utils import get_upload_folder
 from PIL import Image
 
 from koala.attention import archive, view
+from koala.attention.capture import Capture, settings
 from koala.attention.figures import Choices, figure
+from koala.attention.kinds import MEAN, PAPER, PCA, ROW, Kind
 from koala.attention.page import page
-from koala.attention.questions import KINDS, MEAN, Box, Capture, Place, read, settings
-from koala.attention.render import gif, stacked, table
+from koala.attention.questions import Box, Place, read
+from koala.attention.render import STRIP, film, spread, stacked, strip
 from koala.errors import UserError
-
-MOST = 8  # steps in a strip
-SIDE = 256  # px of a picture in a film
 
 
 def take(capture: Capture, asked: Mapping) -> dict:
@@ -48,7 +47,7 @@ def _look(asked: Mapping) -> dict:
     return found
 
 
-def _frames(capture: Capture, asked: Mapping, steps: list[int]) -> list[list[Image.Image | str]]:
+def _frames(capture: Capture, asked: Mapping, steps: Sequence[int]) -> list[list[Image.Image | str]]:
     """Per step: each model's picture with its map."""
     return [view.pictures(capture, {**asked, "step": step}, **_look(asked)) for step in steps]
 
@@ -56,7 +55,7 @@ def _frames(capture: Capture, asked: Mapping, steps: list[int]) -> list[list[Ima
 def _note(capture: Capture, asked: Mapping) -> str:
     """The choices behind a picture, which it prints itself."""
     one = read(capture, asked)
-    title = KINDS[one.kind].title
+    title = one.kind.title
     layers = " and ".join(x.label for x in capture.stages[one.stage][one.layer] if x)
     prompt = f" “{capture.prompt}”." if capture.prompt else ""
     return f"{title}. {layers}; {view.heads(capture, one)}.{prompt} {settings(capture).capitalize()}."
@@ -69,18 +68,7 @@ def _moment(capture: Capture, moment: int) -> str:
 
 
 def _strip(capture: Capture, asked: Mapping) -> bytes:
-    count = len(capture.moments)
-    number = min(MOST, count)
-    steps = sorted({round(k * (count - 1) / max(1, number - 1)) for k in range(number)})
-    columns = list(zip(*_frames(capture, asked, steps), strict=True))
-    drawn = table(
-        columns,
-        columns=[_moment(capture, step) for step in steps],
-        rows=[side.title for side in capture.sides],
-        note=_note(capture, asked),
-        cell=_cell(capture),
-    )
-    return png(drawn)
+    return png(_over_steps(strip, capture, asked, spread(len(capture.moments), STRIP)))
 
 
 def png(picture: Image.Image) -> bytes:
@@ -91,38 +79,30 @@ def png(picture: Image.Image) -> bytes:
 
 
 def _film(capture: Capture, asked: Mapping) -> bytes:
-    steps = list(range(len(capture.moments)))
-    titles, note = [side.title for side in capture.sides], _note(capture, asked)
-    return gif(
-        [
-            table([frame], columns=titles, rows=[_moment(capture, step)], note=note, cell=_cell(capture))
-            for step, frame in zip(steps, _frames(capture, asked, steps), strict=True)
-        ]
-    )
+    return _over_steps(film, capture, asked, range(len(capture.moments)))
 
 
-def _cell(capture: Capture) -> tuple[int, int]:
-    record = capture.sides[0].record
-    scale = SIDE / max(record.width, record.height)
-    return round(record.width * scale), round(record.height * scale)
+def _over_steps(make: Callable, capture: Capture, asked: Mapping, steps: Sequence[int]):
+    labels, titles = [_moment(capture, step) for step in steps], [side.title for side in capture.sides]
+    return make(_frames(capture, asked, steps), labels, titles=titles, note=_note(capture, asked))
 
 
 def _figures(capture: Capture, asked: Mapping) -> bytes:
     """The paper's figures over all recorded stages, at the step, heads and patch that the page shows."""
-    return png(stacked([_figure(kind, capture, asked) for kind in ("pca", "rows")]))
+    return png(stacked([_figure(kind, capture, asked) for kind in (PCA, ROW)]))
 
 
-def _figure(kind: str, capture: Capture, asked: Mapping) -> Image.Image:
-    shown, head = "row" if kind == "rows" else "pca", asked.get("head")
-    if isinstance(head, str) and head not in KINDS[shown].heads:
+def _figure(kind: Kind, capture: Capture, asked: Mapping) -> Image.Image:
+    head = asked.get("head")
+    if isinstance(head, str) and head not in kind.heads:
         head = MEAN
-    one = read(capture, {**asked, "kind": shown, "head": head})
+    one = read(capture, {**asked, "kind": kind.name, "head": head})
     choices = Choices(
-        kind=kind,
-        step="mean" if one.step is None else one.step,
-        head="mean" if one.head == "paper" else one.head,
-        diagonal=one.diagonal or kind == "pca",
-        paper=one.head == "paper",
+        kind=kind.figure,
+        step=MEAN if one.step is None else one.step,
+        head=MEAN if one.head == PAPER else one.head,
+        diagonal=one.diagonal or kind == PCA,
+        paper=one.head == PAPER,
         **_place(capture, one.region),
         **_look(asked),
     )

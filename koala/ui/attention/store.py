@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from koala.errors import UserError
 
 if TYPE_CHECKING:
-    from koala.attention.questions import Capture
+    from koala.attention.capture import Capture
 
 LIMIT = 4 * 10**9  # bytes of all captures together
 PUBLIC_LIMIT = 10**9  # where strangers reach the app

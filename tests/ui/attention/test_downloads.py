@@ -12,8 +12,7 @@ import torch
 from PIL import Image
 
 from koala.attention import page
-from koala.attention.figures import Side
-from koala.attention.questions import Capture
+from koala.attention.capture import Capture, Side
 from koala.attention.record import record
 from koala.attention.render import MARK
 from koala.ui.attention import files as attention_files

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from koala.attention import maps, view
-from koala.attention.figures import Side
+from koala.attention.capture import Capture, Side
+from koala.attention.kinds import KINDS
 from koala.attention.plan import Layer
-from koala.attention.questions import KINDS, Capture
 from koala.attention.recorded import AttentionRecord
 from koala.unet.specs import SDXL
 
