@@ -1,7 +1,7 @@
-"""DistillConfig: everything that decides a distillation, the same for the command line, the app and a GPU cluster.
+"""DistillConfig: every setting of a distillation, the same for the command line, the app and a GPU cluster.
 
-The defaults are KOALA's recipe (section 4.1 and appendix A) where the paper says, the field's habit where it is silent;
-but for `normalisation`, whose default is what the embedded models were made with. The preset `koala` has the paper's.
+The defaults are KOALA's recipe (section 4.1 and appendix A), and common practice where the paper is silent. Only the
+default of `normalisation` is that of the embedded models; the preset `koala` has the paper's.
 """
 
 import dataclasses
@@ -38,120 +38,154 @@ def _doc(text: str, default: object, **metadata):
 
 
 def _choice(text: str, options: Sequence[str], default: object):
-    return _doc(f"{text}: {', '.join(options)}", default, choices=options)
+    return _doc(f"{text}: {', '.join(options)}.", default, choices=options)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
     """One distillation run. Steps are the optimizer's; `batch_size` is that of all processes together."""
 
-    teacher: str = _doc("model name, hub id, folder or .safetensors file; it predicts noise (epsilon)", "tiny-sdxl")
-    student_spec: str = _doc("what to cut the teacher to: a name such as koala-700m, or depths", "koala-700m")
-    student_init: str = _doc("model whose U-Net to go on from; empty cuts the student out of the teacher", "")
+    teacher: str = _doc(
+        "The teacher is a model name, a hub id, a folder or a .safetensors file; it must predict noise (epsilon).",
+        "tiny-sdxl",
+    )
+    student_spec: str = _doc(
+        "The student is cut to this spec, a name such as koala-700m or a list of depths.", "koala-700m"
+    )
+    student_init: str = _doc(
+        "Training starts from this model's U-Net; if empty, the student is cut out of the teacher.", ""
+    )
 
     features: tuple[str, ...] = _doc(
-        f"what is distilled: {', '.join(FEATURES)}, at every stage of `stages` that has it, or KIND@STAGE at one",
+        f"These features are distilled ({', '.join(FEATURES)}), each at every stage of `stages` that has it; "
+        "KIND@STAGE names a single stage.",
         ("SA",),
     )
-    stages: tuple[str, ...] = _doc(f"where: {', '.join(STAGES)}", ATTENTION_STAGES)
-    lf_at_ends: bool = _doc("also the last features (LF) of DW-1 and UP-3, which have no attention", True)
-    sa_mapping: str = _choice("which of the teacher's transformer blocks teach the student's", SA_MAPPINGS, "bottom")
+    stages: tuple[str, ...] = _doc(f"Features are distilled at these stages: {', '.join(STAGES)}.", ATTENTION_STAGES)
+    lf_at_ends: bool = _doc(
+        "The last features (LF) of DW-1 and UP-3, which have no attention, are distilled too.", True
+    )
+    sa_mapping: str = _choice(
+        "This mapping decides which of the teacher's transformer blocks teach the student's", SA_MAPPINGS, "bottom"
+    )
     normalisation: str = _choice(
-        "of the feature terms: each by the teacher's own mean square, and then one vote per kind (the mean over its "
-        "layers) or one per layer (their sum), or the plain sum over layers, which is the paper's",
+        "Feature terms are added up as they are (raw, as in the paper), or each is first divided by the teacher's own "
+        "mean square and then averaged over the layers of its kind (per-kind) or added up (per-layer)",
         NORMALISATIONS,
         "per-kind",
     )
-    task_weight: float = _doc("weight of the task loss, on the true noise", 1.0)
-    output_weight: float = _doc("weight of the distance to the teacher's output", 1.0)
-    feature_weight: float = _doc("weight of each kind of feature", 1.0)
-    min_snr_gamma: float = _doc("min-SNR weighting of task and output loss; 0 is none, 5 is usual", 0.0)
-    high_noise_lift: float = _doc("raises that weighting at high noise; 1 weighs velocity evenly there", 0.0)
-    noise_offset: float = _doc("share of noise that is constant over the picture", 0.0)
-    timesteps: str = _choice("how t is drawn", TIMESTEPS, "uniform")
+    task_weight: float = _doc("The task loss, which compares with the true noise, has this weight.", 1.0)
+    output_weight: float = _doc("The distance to the teacher's output has this weight.", 1.0)
+    feature_weight: float = _doc("Each kind of feature has this weight.", 1.0)
+    min_snr_gamma: float = _doc(
+        "The task and output losses are weighted by min-SNR with this gamma; 5 is usual, 0 turns it off.", 0.0
+    )
+    high_noise_lift: float = _doc(
+        "The weight of these losses is raised at high noise by this exponent; 1 weighs velocity evenly there.", 0.0
+    )
+    noise_offset: float = _doc("This share of the noise is constant over the picture.", 0.0)
+    timesteps: str = _choice("Timesteps are drawn from this distribution", TIMESTEPS, "uniform")
     noising: str = _choice(
-        "how pictures fade: as the teacher's did, in SDXL's way, or down to noise alone", NOISINGS, "teacher"
+        "Pictures are noised as the teacher's were, as SDXL does it (ddpm), or on a straight path to pure noise",
+        NOISINGS,
+        "teacher",
     )
 
     data: str = _doc(
-        "shapes, a folder of pictures, a .parquet file or folder of them, WebDataset shards (path/{000..099}.tar), "
-        "several files by * and **/ or hub:OWNER/NAME",
+        "The data are shapes, a folder of pictures, a .parquet file or a folder of them, WebDataset shards "
+        "(path/{000..099}.tar), several files by * and **/, or hub:OWNER/NAME.",
         "shapes",
     )
     image_column: str = _doc(
-        "column of the pictures, or of their addresses, in a parquet file, shard or hub data set", "image"
+        "This column of a parquet file, shard or hub data set holds the pictures or their addresses.", "image"
     )
     short_caption: str = _doc(
-        "column or file ending of the short captions; where it is not there and was not set, what was set for the "
-        "detailed ones, txt, caption or text is",
+        "This column or file ending holds the short captions. If it is not set and does not exist, the one set for "
+        "the detailed captions, txt, caption or text is used.",
         "caption",
     )
     detailed_caption: str = _doc(
-        "column or file ending of the detailed captions; where it is not there and was not set, what was set for the "
-        "short ones, txt, caption or text is",
+        "This column or file ending holds the detailed captions. If it is not set and does not exist, the one set for "
+        "the short captions, txt, caption or text is used.",
         "detailed_caption",
     )
-    captions: str = _choice("which captions are learned", CAPTION_STYLES, "detailed")
+    captions: str = _choice("The student learns from these captions", CAPTION_STYLES, "detailed")
     num_pictures: int = _doc(
-        "how many pictures to use, chosen by the seed out of all (of a hub data set: out of shards that it chooses); "
-        "0 is all of them (shapes: 2,048)",
+        "The seed chooses this many pictures out of all; for a hub data set, out of shards that it chooses. 0 uses all "
+        "of them (shapes: 2,048).",
         0,
     )
-    resolution: int = _doc("side of the pictures in px; 0 is the teacher's own", 0)
+    resolution: int = _doc("The pictures have this side in px; 0 is the teacher's own.", 0)
     aspect_buckets: bool = _doc(
-        "keep each picture's shape as nearly as an equal area allows, instead of a square", False
+        "Pictures keep their aspect ratio as nearly as an equal area allows, instead of being cropped to a square.",
+        False,
     )
-    empty_prompts: float = _doc("share of captions replaced by the empty prompt, which guidance needs", 0.1)
-    cache: str = _doc("folder of the encoded pictures and captions; empty is the user's cache", "")
+    empty_prompts: float = _doc(
+        "This share of the captions is replaced by the empty prompt, which guidance needs.", 0.1
+    )
+    cache: str = _doc("Encoded pictures and captions are kept in this folder; if empty, in the user's cache.", "")
 
-    num_steps: int = _doc("optimizer steps", 500_000)
-    batch_size: int = _doc("pictures per step, of all processes together", 128)
-    accumulation: int = _doc("passes that one step of a process is split into, to save memory", 1)
-    optimizer: str = _choice("adamw8bit needs bitsandbytes and a GPU", OPTIMIZERS, "adamw")
-    learning_rate: float = _doc("its peak", 1e-5)
-    schedule: str = _choice("of the learning rate after its warm-up", SCHEDULES, "constant")
-    warmup_steps: int = _doc("steps from 0 to the learning rate", 0)
-    weight_decay: float = _doc("decoupled", 0.01)
-    max_grad_norm: float = _doc("gradients are clipped to it; 0 is off", 1.0)
-    ema_decay: float = _doc("of the moving average of the weights, which is what is kept; 0 is off", 0.9999)
-    ema_device: str = _choice("where the moving average lives", EMA_DEVICES, "student")
-    precision: str = _choice("of the student's passes; its weights stay fp32", PRECISIONS, "bf16")
-    teacher_precision: str = _choice("of the teacher", PRECISIONS, "bf16")
-    gradient_checkpointing: bool = _doc("recompute activations to save memory", False)
-    seed: int = _doc("of data order, noise, timesteps and captions, and of which pictures are held back", 0)
-    threads: int = _doc("CPU threads; 0 takes what there is, and resuming keeps the number", 0)
+    num_steps: int = _doc("The run takes this many optimizer steps.", 500_000)
+    batch_size: int = _doc("Each step takes this many pictures, over all processes.", 128)
+    accumulation: int = _doc("Each process splits a step into this many passes, to save memory.", 1)
+    optimizer: str = _choice(
+        "This optimizer updates the weights (adamw8bit needs bitsandbytes and a GPU)", OPTIMIZERS, "adamw"
+    )
+    learning_rate: float = _doc("The learning rate reaches this value after the warm-up.", 1e-5)
+    schedule: str = _choice("After the warm-up, the learning rate follows this schedule", SCHEDULES, "constant")
+    warmup_steps: int = _doc("The learning rate rises from 0 over this many steps.", 0)
+    weight_decay: float = _doc("Weights decay by this factor, decoupled from the gradient.", 0.01)
+    max_grad_norm: float = _doc("Gradients are clipped to this norm; 0 turns clipping off.", 1.0)
+    ema_decay: float = _doc(
+        "The moving average of the weights, which is the result, decays by this factor; 0 turns it off.", 0.9999
+    )
+    ema_device: str = _choice("The moving average is kept on this device", EMA_DEVICES, "student")
+    precision: str = _choice(
+        "The student's passes run in this precision, while its weights stay in fp32", PRECISIONS, "bf16"
+    )
+    teacher_precision: str = _choice("The teacher runs in this precision", PRECISIONS, "bf16")
+    gradient_checkpointing: bool = _doc("Activations are recomputed in the backward pass, to save memory.", False)
+    seed: int = _doc(
+        "The seed decides the order of the data, noise, timesteps, captions and which pictures are held out.", 0
+    )
+    threads: int = _doc(
+        "The CPU uses this many threads; 0 takes what is available, and a resumed run keeps the number.", 0
+    )
 
-    checkpoint_every: int = _doc("steps between checkpoints", 1000)
-    keep_last: int = _doc("checkpoints kept, beside the best one", 3)
-    validate_every: int = _doc("steps between validations: losses, pictures, score; 0 is only at the end", 1000)
-    validation_pictures: int = _doc("pictures held back for the validation loss", 64)
+    checkpoint_every: int = _doc("A checkpoint is written every so many steps.", 1000)
+    keep_last: int = _doc("This many checkpoints are kept, in addition to the best one.", 3)
+    validate_every: int = _doc(
+        "Losses, pictures and the score are computed every so many steps; 0 validates only at the end.", 1000
+    )
+    validation_pictures: int = _doc("This many pictures are held out for the validation loss.", 64)
     validation_prompts: tuple[str, ...] = _doc(
-        "drawn by teacher and student at each validation; a setting is one prompt, commas and all, and may be repeated",
+        "Teacher and student draw these prompts at each validation. A setting is one prompt, commas included, and may "
+        "be repeated.",
         (),
     )
-    validation_guidance: float = _doc("of those pictures; 0 is each model's own", 0.0)
-    score_prompts: int = _doc("prompts of the shapes suite that each validation judges; 0 is none", 0)
-    log_every: int = _doc("steps between lines of metrics.jsonl", 10)
-    time_limit: float = _doc("minutes after which the run saves and stops; 0 is none", 0.0)
-    trackers: tuple[str, ...] = _doc(f"besides metrics.jsonl: {', '.join(TRACKERS)}", ())
+    validation_guidance: float = _doc("Validation pictures use this guidance scale; 0 is each model's own.", 0.0)
+    score_prompts: int = _doc("Each validation judges this many prompts of the shapes suite; 0 turns the score off.", 0)
+    log_every: int = _doc("A line is added to metrics.jsonl every so many steps.", 10)
+    time_limit: float = _doc("The run saves and stops after this many minutes; 0 sets no limit.", 0.0)
+    trackers: tuple[str, ...] = _doc(
+        f"Metrics also go to these trackers, in addition to metrics.jsonl: {', '.join(TRACKERS)}.", ()
+    )
 
     def __post_init__(self) -> None:
         check(self)
 
     def to_dict(self) -> dict:
-        """Every field as JSON has it: what config.json holds."""
+        """Every field as config.json holds it."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "DistillConfig":
         """From JSON; UserError for a field that does not exist or a value of the wrong kind."""
-        if values.get("normalisation") == "teacher":  # as runs of earlier versions name it
-            values = {**values, "normalisation": "per-kind"}
         return cls(**typed(values))
 
 
 def typed(values: Mapping[str, object]) -> dict[str, object]:
-    """Fields of a config with their values; UserError for a field that does not exist or a value of another kind."""
+    """The fields with their values checked; UserError for a field that does not exist or a value of another kind."""
     hints = typing.get_type_hints(DistillConfig)
     for name in values:
         if name not in hints:
@@ -164,29 +198,29 @@ def typed(values: Mapping[str, object]) -> dict[str, object]:
 
 
 def _renamed(name: str, value: object) -> object:
-    """What an older run's config calls by another name."""
+    """The value under its present name, where an older run's config has another."""
     return "per-kind" if name == "normalisation" and value == "teacher" else value
 
 
 def read(file: Path | None, overrides: Sequence[str] = (), base: DistillConfig | None = None) -> DistillConfig:
-    """A config from a JSON file over `base`, then `field=value` settings over both. UserError names the remedy."""
+    """`base`, replaced by the fields of a JSON file and then by `field=value` settings. UserError names the remedy."""
     values = base.to_dict() if base else {}
     if file:
         if not file.exists():
             raise UserError(f"there is no config {file}; recipes/full_scale holds some to start from")
-        found = read_object(file, "correct it, or write it anew")
+        fields = read_object(file, "correct it, or write it anew")
         try:
-            values |= typed(found)
+            values |= typed(fields)
         except UserError as error:
             raise UserError(f"in {file}, {error}") from error
-    said: dict[str, object] = {}
+    given: dict[str, object] = {}
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals:
-            raise UserError(f"{override!r} is no setting; write field=value, for example batch_size=16")
+            raise UserError(f"{override!r} is not a setting; write field=value, for example batch_size=16")
         value = _spelled(name, text)
-        values[name] = [*said.get(name, []), *value] if name in PROSE else value
-        said[name] = values[name]
+        values[name] = [*given.get(name, []), *value] if name in PROSE else value
+        given[name] = values[name]
     try:
         return DistillConfig.from_dict(values)
     except UserError as error:
@@ -195,11 +229,11 @@ def read(file: Path | None, overrides: Sequence[str] = (), base: DistillConfig |
         raise UserError(f"in {file}{' and the settings over it' if overrides else ''}, {error}") from error
 
 
-PROSE = ("validation_prompts",)  # lists whose entries hold commas of their own
+PROSE = ("validation_prompts",)  # lists whose entries may contain commas
 
 
 def _spelled(name: str, text: str) -> object:
-    """The value that `field=text` means: words by commas, a prompt as it is, the rest as JSON or as plain text."""
+    """The value of `field=text`: words separated by commas, a prompt as it is, anything else as JSON or plain text."""
     kind = typing.get_type_hints(DistillConfig).get(name)
     if typing.get_origin(kind) is tuple:
         if not text.startswith("["):
@@ -207,8 +241,8 @@ def _spelled(name: str, text: str) -> object:
         try:
             return json.loads(text)
         except ValueError as error:
-            remedy = f"write {name}={json.dumps([text])}" if name in PROSE else "commas alone do as well"
-            raise UserError(f"{name}={text} is no JSON list: {error}; {remedy}") from error
+            remedy = f"write {name}={json.dumps([text])}" if name in PROSE else "or separate the words by commas alone"
+            raise UserError(f"{name}={text} is not a JSON list: {error}; {remedy}") from error
     if kind is str:
         return text
     try:
@@ -226,25 +260,25 @@ def _typed(name: str, value: object, kind: object) -> object:
     if not right or isinstance(value, bool) and kind is not bool:
         words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
         raise UserError(f"{name} must be {words[kind]}, not {shown(value)}")
-    if kind is not bool and isinstance(value, int | float) and not abs(value) < _LARGEST:  # NaN is not, either
+    if kind is not bool and isinstance(value, int | float) and not abs(value) < _LARGEST:  # nor is NaN
         raise UserError(f"{name} must lie below {_LARGEST:,}, not {shown(value)}")
     return float(value) if kind is float else value
 
 
 def feature_stages(config: DistillConfig) -> list[tuple[str, str | None]]:
-    """The chosen features as (kind, stage); stage None stands for every stage of `config.stages` that has the kind."""
-    found = []
+    """The chosen features as (kind, stage); stage None means every stage of `config.stages` that has the kind."""
+    chosen = []
     for entry in config.features:
         kind, at, stage = entry.partition("@")
         if kind not in FEATURES:
             raise UserError(f"unknown feature {kind!r}; the features are {', '.join(FEATURES)}")
         if at and stage not in STAGES:
             raise UserError(f"unknown stage {stage!r} in {entry!r}; the stages are {', '.join(STAGES)}")
-        found.append((kind, stage if at else None))
-    return found + ([("LF", "DW-1"), ("LF", "UP-3")] if config.lf_at_ends else [])
+        chosen.append((kind, stage if at else None))
+    return chosen + ([("LF", "DW-1"), ("LF", "UP-3")] if config.lf_at_ends else [])
 
 
-_LARGEST = 2**63  # that any number may be
+_LARGEST = 2**63  # bound of every number
 _MOST = types.MappingProxyType(
     {
         "batch_size": 10**6, "accumulation": 10**6, "resolution": MAX_SIDE, "keep_last": 10**6, "threads": 10**4,
@@ -299,7 +333,7 @@ def check(config: DistillConfig) -> None:
         raise UserError("every term of the loss is off; give one of the weights a value above 0")
 
 
-# BK-SDM's own loss (Kim et al. 2024): outputs of whole blocks, summed as they are; its code never matches MID.
+# BK-SDM's own loss (Kim et al. 2024): outputs of whole blocks, summed without scaling; its code never matches MID.
 BK_LOSS = dict(
     features=("LF",),
     stages=tuple(s for s in STAGES if s != "MID"),

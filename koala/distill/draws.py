@@ -1,6 +1,7 @@
-"""What chance decides for a picture: a pure function of the seed and the picture's place in the run.
+"""What a step sees: its pictures, and what chance decides for each of them.
 
-So a batch may be split over passes and processes, and a run may stop anywhere, and every draw stays the same.
+Both are pure functions of the seed and the step. So a batch may be split over passes and processes, and a run may stop
+anywhere, and every draw stays the same.
 """
 
 import hashlib
@@ -10,6 +11,9 @@ from dataclasses import dataclass
 import torch
 
 from koala.distill.config import DistillConfig
+from koala.distill.data.encoded import Batch, EncodedData
+from koala.distill.data.order import BatchOrder
+from koala.unet.costs import LATENT_CHANNELS, LATENT_FACTOR
 
 NUM_TIMESTEPS = 1000
 HIGH_NOISE_MEAN = 0.8  # of the logit-normal half of "high-noise": t around 690, where layout is decided
@@ -25,13 +29,13 @@ class Draws:
 
 
 def generator(*words: object) -> torch.Generator:
-    """A generator of its own for these words."""
+    """A generator whose seed is the hash of these words."""
     digest = hashlib.sha256("/".join(map(str, words)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def draw(config: DistillConfig, indices: Sequence[int], shape: tuple[int, int, int]) -> Draws:
-    """For the pictures at these places of the run (step * batch_size + position), with latents (C, h, w) = `shape`."""
+    """For the pictures at `indices` of the run (step * batch_size + place), with latents (C, h, w) = `shape`."""
     noises, timesteps, picks = [], [], []
     for index in indices:
         source = generator("draw", config.seed, index)
@@ -45,3 +49,19 @@ def draw(config: DistillConfig, indices: Sequence[int], shape: tuple[int, int, i
         timesteps.append(min(int(uniform * NUM_TIMESTEPS), NUM_TIMESTEPS - 1))
         picks.append(-1.0 if empty < config.empty_prompts else pick)
     return Draws(noise=torch.stack(noises), timesteps=torch.tensor(timesteps), picks=tuple(picks))
+
+
+class Batches:
+    """The batches of a run on these data."""
+
+    def __init__(self, config: DistillConfig, data: EncodedData):
+        self.config, self.data = config, data
+        self.order = BatchOrder(data.sizes, config.batch_size, config.seed)
+
+    def at(self, step: int, places: Sequence[int]) -> tuple[Batch, Draws]:
+        """The pictures at these places of the step's batch, and their draws."""
+        bucket, rows = self.order.rows(step)
+        width, height = bucket
+        indices = [step * self.config.batch_size + place for place in places]
+        draws = draw(self.config, indices, (LATENT_CHANNELS, height // LATENT_FACTOR, width // LATENT_FACTOR))
+        return self.data.batch(bucket, [rows[place] for place in places], draws.picks), draws

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -61,13 +62,14 @@ def test_a_file_that_is_no_config_is_refused(tmp_path, text, message):
 
 
 def test_a_setting_without_a_value_is_refused():
-    with pytest.raises(UserError, match="'batch_size' is no setting; write field=value"):
+    with pytest.raises(UserError, match="'batch_size' is not a setting; write field=value"):
         read(None, ["batch_size"])
 
 
-def test_every_field_has_a_help_text_and_the_defaults_are_the_papers():
+def test_the_help_of_every_field_is_a_sentence_and_the_defaults_are_the_papers():
     fields = dataclasses.fields(DistillConfig)
-    assert all(f.metadata["help"] for f in fields)
+    sentence = re.compile(r"[A-Z].* .* .*\.")
+    assert [f.name for f in fields if not sentence.fullmatch(f.metadata["help"])] == []
     config = DistillConfig()
     assert (config.batch_size, config.learning_rate, config.num_steps) == (128, 1e-5, 500_000)
     assert config.features == ("SA",) and config.lf_at_ends and config.sa_mapping == "bottom"
@@ -84,7 +86,7 @@ def test_one_setting_is_one_validation_prompt_and_may_be_repeated(tmp_path):
     file.write_text(json.dumps({"validation_prompts": ["a triangle"]}))
     assert read(file, asked).validation_prompts == (first, second)  # the command line replaces the file's
     assert read(None, ["stages=UP-1,DW-2"]).stages == ("UP-1", "DW-2")
-    with pytest.raises(UserError, match="is no JSON list") as told:
+    with pytest.raises(UserError, match="is not a JSON list") as told:
         read(None, ["validation_prompts=[a star]"])
     remedy = str(told.value).rpartition("; write ")[2]
     assert read(None, [remedy]).validation_prompts == ("[a star]",)

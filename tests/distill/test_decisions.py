@@ -22,9 +22,11 @@ WAITS = {  # where a process waits for the others
     "local_main_process_first", "is_main_process", "is_local_main_process", "process_index",
 }  # fmt: skip
 COLLECTIVE = {  # what lets a process wait without saying so: of sharded tensors, wrapped networks and our own
-    "on_main", "on_each", "any", "alike", "mean", "all_stop", "may_stop", "prepare", "backward", "clip_grad_norm_",
-    "_kept", "contents", "_validate", "_checkpoint", "_train", "_prepare", "_wrap", "_go_on", "encoded",
+    "on_main", "on_each", "any", "alike", "mean", "take", "all_stop", "may_stop", "backward", "clip_grad_norm_",
+    "kept_weights", "contents", "encoded", "prepare", "wrap", "resume", "_loop", "_one_step", "_validate",
+    "_checkpoint",
 }  # fmt: skip
+DECIDE = ("trainer.py", "preparation.py", "claim.py", "gathering.py")  # where what one process does meets what all do
 
 
 def trees() -> Iterator[tuple[Path, ast.Module]]:
@@ -62,7 +64,7 @@ def test_processes_wait_for_each_other_in_one_module_alone():
 
 
 def test_what_the_first_process_does_alone_decides_nothing_and_waits_for_nobody():
-    """Its result is what the others learn; an attribute that it set would be known to it alone."""
+    """Its result is what the others learn; an attribute that it set, of whatever object, would be known to it alone."""
     names = set.union(*(tasks(tree) for _, tree in trees()))
     assert {"_look", "_save", "_take", "begin", "_planned", "_try_again"} <= names
     found = []
@@ -76,8 +78,8 @@ def test_what_the_first_process_does_alone_decides_nothing_and_waits_for_nobody(
                 if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign)
                 for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
             ]
-            kept = [ast.unparse(t) for t in targets if ast.unparse(t).startswith("self.")]
-            if file.name in ("trainer.py", "claim.py", "gathering.py"):
+            kept = [ast.unparse(t) for t in targets if isinstance(t, ast.Attribute)]
+            if file.name in DECIDE:
                 found += [f"{file.name}: {function.name} sets {name}" for name in kept]
                 found += [f"{file.name}: {function.name} calls {name}" for name in called(function) & COLLECTIVE]
     assert found == []
@@ -86,7 +88,7 @@ def test_what_the_first_process_does_alone_decides_nothing_and_waits_for_nobody(
 def test_no_branch_of_the_trainer_depends_on_which_process_it_is():
     """Only whether it speaks, and what it has in memory: an `if` around a wait would part the processes."""
     for file, tree in trees():
-        for node in ast.walk(tree) if file.name in ("trainer.py", "claim.py", "gathering.py", "distill.py") else ():
+        for node in ast.walk(tree) if file.name in (*DECIDE, "distill.py") else ():
             if isinstance(node, ast.If) and "main" in {n.attr for n in ast.walk(node.test) if hasattr(n, "attr")}:
                 assert not called(node) & COLLECTIVE, f"{file.name}:{node.lineno}"
 

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from koala.cli.main import main
-from koala.distill import trainer
+from koala.distill import draws
 from koala.distill.draws import draw
 from koala.distill.loss.step import BrokenLoss
 from koala.distill.run import intact, snapshots
@@ -88,7 +88,7 @@ def test_no_step_repeats_the_draws_of_another(small, run, monkeypatch):
         asked.append(list(indices))
         return draw(config, indices, shape)
 
-    monkeypatch.setattr(trainer, "draw", spy)
+    monkeypatch.setattr(draws, "draw", spy)
     train(run, small(num_steps=3, batch_size=4, accumulation=2))
     assert asked[0] == [0]  # the look at the gradients
     assert asked[1:] == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10, 11]]
@@ -204,7 +204,7 @@ def test_two_trainers_never_share_a_folder(small, run):
 
 
 def test_any_error_ends_the_run_with_its_words(small, run, monkeypatch):
-    monkeypatch.setattr(trainer, "BatchOrder", lambda *a: {}["nothing"])
+    monkeypatch.setattr(draws, "BatchOrder", lambda *a: {}["nothing"])
     with pytest.raises(KeyError):
         train(run, small(num_steps=1))
     assert run.status().state == "failed" and "nothing" in run.status().message

@@ -52,12 +52,11 @@ class Pauses:
         if self.asked():
             raise Interrupted(self.asked.reason)
 
-    def give_way(self) -> float:
-        """Wait while the app draws with the same cores; seconds."""
+    def give_way(self) -> None:
+        """Wait while the app draws with the same cores."""
         if not self.processes.main or self.processes.device.type != "cpu":
-            return 0.0
+            return
         before = self.reporter.status
-        seconds = give_way(self.run.path.parent, self.asked, self.reporter.waits)
+        give_way(self.run.path.parent, self.asked, self.reporter.waits)
         if self.reporter.status is not before:
             self.reporter.say(before.state, before.message)
-        return seconds

@@ -49,11 +49,9 @@ def groups() -> dict[str, list[str]]:
 def component(name: str, value: object, models: Sequence[tuple[str, str]] = ()) -> gr.components.FormComponent:
     """The field as a component that shows `value`, one of `shown`; its help is what the config says of it."""
     field, kind = FIELDS[name], _KINDS[name]
-    help_ = field.metadata["help"]
-    name_first = not help_.split()[0].strip(":,;").isalpha()  # adamw8bit stays what it is
     shared = {
         "label": label(name),
-        "info": (help_ if name_first else help_[:1].upper() + help_[1:]) + ".",
+        "info": field.metadata["help"],
         "elem_id": f"kd-{name.replace('_', '-')}",
         "min_width": 140,
     }
