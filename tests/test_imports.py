@@ -35,6 +35,20 @@ def test_importing_koala_imports_no_torch(tmp_path):
     assert set(loaded) - sys.stdlib_module_names == {"koala"}
 
 
+FIRST_NAMES = """
+import json, sys
+import koala
+listed = set(koala.__all__) <= set(dir(koala))
+from koala import GenerationRequest
+print(json.dumps({"listed": listed, "request": GenerationRequest.__module__, "torch": "torch" in sys.modules}))
+"""
+
+
+def test_a_first_name_loads_its_own_module_alone(tmp_path):
+    seen = run_python(FIRST_NAMES, cwd=tmp_path)
+    assert seen == {"listed": True, "request": "koala.request", "torch": False}
+
+
 # Lists what our modules themselves do while they are imported. An event is ours if, going out from it, one of
 # our files comes before the import system: what other packages do while they are imported does not count.
 WATCH_IMPORTS = """

@@ -1,12 +1,14 @@
 """The command line: JSON contracts, and every bad use as one line with exit 2."""
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 
-from koala.cli.main import main
+import koala
+from koala.cli.main import OTHERS, VERBS, main
 from koala.sampling.result import read_png
 
 STUDENT = ["--model", "tiny-koala-700m"]
@@ -132,7 +134,9 @@ def test_eval_writes_its_report_with_command_and_date(tmp_path, capsys):
         ),
         (["compare", "--models", "tiny-sdxl", "--prompt", "x", "--out", "d"], "at least two models"),
         (["eval", *STUDENT, "--num-prompts", "0"], "--num-prompts must lie between"),
-        (["draw"], "invalid choice: 'draw'"),
+        (["draw"], "there is no verb 'draw'; python -m koala --help lists them"),
+        (["genrate"], "did you mean generate?"),
+        (["exprot"], "did you mean export?"),
     ],
     ids=lambda v: " ".join(v)[:50] if isinstance(v, list) else None,
 )
@@ -154,3 +158,59 @@ def test_python_dash_m_koala_runs():
     done = subprocess.run([sys.executable, "-m", "koala", "models"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "tiny-koala-700m" in done.stdout
+
+
+def test_the_version_is_the_packages(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"koala {koala.__version__}\n"
+
+
+def test_bare_koala_prints_the_help_with_every_verb(capsys):
+    assert main([]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    for verb in (*VERBS, *OTHERS):
+        assert re.search(rf"^ +{verb} +\w", captured.out, re.M), verb
+
+
+@pytest.mark.parametrize("verb", [*VERBS, *OTHERS])
+def test_every_verb_has_a_help(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: ")
+
+
+def test_koala_export_is_the_exports_command(capsys, tmp_path):
+    """Its commands and its errors, with --debug before the verb as well."""
+    assert main(["export", "inspect", str(tmp_path)]) == 2
+    first = capsys.readouterr().err
+    assert len(first.splitlines()) == 1 and "no export" in first
+    assert main(["--debug", "export", "inspect", str(tmp_path)]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_koala_app_takes_the_apps_options(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["app", "--vram", "0"])
+    assert stop.value.code == 2
+    assert "--vram takes gigabytes" in capsys.readouterr().err
+
+
+def test_the_first_names_are_those_of_their_modules():
+    """`koala.generate` and `koala.compare` are functions, whatever modules of these names were imported before."""
+    import koala.cli.compare
+    import koala.sampling.compare
+    import koala.sampling.generate
+    from koala import GenerationRequest, Library, compare, generate
+    from koala.models import library
+    from koala.request import GenerationRequest as of_its_module
+
+    assert generate is koala.sampling.generate.generate
+    assert compare is koala.sampling.compare.compare
+    assert Library is library.Library and GenerationRequest is of_its_module
+    assert {"GenerationRequest", "Library", "compare", "generate"} <= set(koala.__all__) <= set(dir(koala))
+    with pytest.raises(AttributeError, match="no attribute 'draw'"):
+        koala.draw  # noqa: B018

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 
 from koala.cli.main import main as koala_main
-from koala.export.command import main as export_main
 from koala.models.cards import CARDS
 
 pytestmark = pytest.mark.long
@@ -40,10 +39,10 @@ ELSEWHERE = {
     "python -m koala fetch": "tests/models/downloads/test_fetch.py, from a hub on this machine",
     "python -m koala lora": "tests/cli/test_lora.py",
     "python -m koala distill --config recipes/full_scale": "tests/distill/test_full_scale_recipes.py",
-    "python -m export --model tiny-koala-700m --out exports": "the fixture exported_700m",
-    "python -m export --target web": "tests/export/web/test_whole.py, as the export of both takes minutes",
+    "python -m koala export --model tiny-koala-700m --out exports": "the fixture exported_700m",
+    "python -m koala export --target web": "tests/export/web/test_whole.py, as the export of both takes minutes",
     "python spaces/deploy.py --static": "tests/export/web/test_static_space.py",
-    "python -m export verify": "tests/export/test_gates.py",
+    "python -m koala export verify": "tests/export/test_gates.py",
     "python -m koala bench --models sdxl-base": "tests/benchmark/test_measure.py; full-size networks, for a GPU",
     "python -m koala gpu-report": "tests/gpu_report/test_report.py, on small networks; it wants a card",
 }
@@ -104,10 +103,9 @@ def commands(block: str) -> Iterator[list[str]]:
 
 def run(words: list[str]) -> None:
     """One command; ours run in this process, which has torch in memory already."""
-    inside = {("-m", "koala"): koala_main, ("-m", "export"): export_main}.get(tuple(words[1:3]))
     assert words[0] == "python", f"no test knows how to run {' '.join(words)}"
-    if inside:
-        assert inside(words[3:]) == 0, " ".join(words)
+    if words[1:3] == ["-m", "koala"]:
+        assert koala_main(words[3:]) == 0, " ".join(words)
     else:
         subprocess.run([sys.executable, *words[1:]], check=True)
 
@@ -132,8 +130,8 @@ def test_the_cookbooks_recipe_runs_as_it_stands(heading, root, request):
             continue
         assert snippet.language == "bash"
         for words in commands(snippet.text):
-            if words[:4] == ["python", "-m", "export", "--model"]:
-                assert words[4] == "tiny-koala-700m"
+            if words[:5] == ["python", "-m", "koala", "export", "--model"]:
+                assert words[5] == "tiny-koala-700m"
                 made = request.getfixturevalue("exported_700m")  # once for all tests
                 shutil.copytree(made, words[words.index("--out") + 1])
             else:

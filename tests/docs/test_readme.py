@@ -1,31 +1,125 @@
 """The README keeps its word: its commands parse, its figures are the measured ones, its files exist."""
 
+import importlib.util
 import json
 import re
 import shlex
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from koala.cli.main import parser
+from koala.cli.main import OTHERS, VERBS, parser
+from koala.export.command import VERBS as EXPORT_VERBS
 from koala.export.command import parse as export_parser
 from koala.export.verify import GATES
 from koala.models.cards import CARDS, EMBEDDED
+from koala.ui.main import parse as app_parser
+from tests.test_arrows import ROOMS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^python -m koala (.+)$", README, re.M)
-EXPORTS = re.findall(r"^python -m export (.+)$", README, re.M)
+COMMANDS += re.findall(r"`python -m koala (app .+?)`", README)
+REPORTS = sorted((ROOT / "docs" / "measurements").glob("*.json"))
+
+
+def parse(words: list[str]) -> None:
+    """The arguments of `koala`, read by the parser that reads them; SystemExit for any that it does not know."""
+    others = {"export": export_parser, "app": app_parser}
+    if words[0] in others:
+        others[words[0]](words[1:])
+    else:
+        parser().parse_args(words)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_parse(command):
-    parser().parse_args(shlex.split(command, comments=True))
+    parse(shlex.split(command, comments=True))
 
 
-@pytest.mark.parametrize("command", EXPORTS)
-def test_export_commands_parse(command):
-    export_parser(shlex.split(command))
+def tree() -> dict[str, set[str]]:
+    """Folder -> its entries in the annotated tree; "" is the root. A folder's name ends in a slash."""
+    block = re.search(r"## Find your way.*?```\n(.*?)```", README, re.S)[1]
+    entries, folder = {"": set()}, ""
+    for line in block.splitlines():
+        indent, name, about = re.fullmatch(r"( {0,2})(\S+) +(\S.*)", line).groups()
+        assert about
+        if not indent:
+            folder = name
+        parent = entries.setdefault(folder if indent else "", set())
+        assert name not in parent, f"{name} has two lines"
+        parent.add(name)
+    return entries
+
+
+def on_disk(folder: str) -> set[str]:
+    """The folders and modules that git knows in a folder, without those that only make it a package."""
+    listed = subprocess.run(["git", "ls-files", "--", folder or "."], cwd=ROOT, capture_output=True, text=True)
+    parts = [Path(line).relative_to(folder).parts for line in listed.stdout.splitlines()]
+    folders = {f"{part[0]}/" for part in parts if len(part) > 1 and not part[0].startswith(".")}
+    modules = {part[0] for part in parts if len(part) == 1 and part[0].endswith(".py")}
+    return folders | modules - {"__init__.py", "__main__.py"}
+
+
+@pytest.mark.parametrize("folder", tree())
+def test_the_tree_is_the_repositorys(folder):
+    """In both directions: every entry has a line, and every line is there."""
+    assert tree()[folder] == on_disk(folder)
+    assert {"", "koala/", "recipes/"} == set(tree())
+
+
+def test_the_heart_is_there():
+    """The files with which docs/architecture.md says to begin."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    start = page.partition("## Start here")[2].partition("\n## ")[0]
+    files = re.findall(r"^\d\. \[`(.+?)`\]", start, re.M)
+    assert len(files) == 5
+    assert all((ROOT / "koala" / file).is_file() for file in files)
+
+
+def test_the_table_of_rooms_is_the_tests():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", page, re.M) == [room for room in ROOMS if room != "__main__"]
+
+
+def recorded(report: object) -> Iterator[str]:
+    """Every text under a key `command` of a report, at any depth."""
+    for key, value in report.items() if isinstance(report, dict) else enumerate(report):
+        if key == "command":
+            yield value
+        elif isinstance(value, dict | list):
+            yield from recorded(value)
+
+
+MEASURED = [(file.name, command) for file in REPORTS for command in sorted(set(recorded(json.loads(file.read_text()))))]
+
+
+@pytest.mark.parametrize(("report", "command"), MEASURED)
+def test_a_reports_command_still_exists(report, command):
+    """The module or script that wrote it is there, and so is the verb of koala."""
+    python, *words = shlex.split(command)
+    assert python == "python"
+    if words[0] != "-m":
+        assert (ROOT / words[0]).is_file(), words[0]
+        return
+    module, verb = words[1], words[2]
+    assert importlib.util.find_spec(module), module
+    if module == "koala":
+        assert verb in VERBS or verb in OTHERS, verb
+    if "export" in (module, verb):
+        verb = words[3] if module == "koala" else verb
+        assert verb in EXPORT_VERBS or verb.startswith("--"), verb
+
+
+def test_every_report_has_a_command():
+    """One that is made of others has it in each of its parts; one that a test measures names the test."""
+    without = {file.name for file in REPORTS} - {name for name, _ in MEASURED}
+    assert without == {"distill-full-size-cpu.json"}
+    for file in without:
+        report = json.loads((ROOT / "docs" / "measurements" / file).read_text())
+        assert (ROOT / report["test"].partition(",")[0]).is_file()
 
 
 def test_attentions_figures_are_those_of_the_reports():
