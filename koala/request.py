@@ -1,4 +1,4 @@
-"""GenerationRequest and Timing: the contract of CLI, app, evaluation, benchmarks and runtimes."""
+"""GenerationRequest and Timing: shared by the CLI, the app, evaluation, benchmarks and runtimes."""
 
 import dataclasses
 import re
@@ -30,7 +30,7 @@ def _doc(text: str, **settings):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
-    """One call of one model. None means the model's own default; `loading` and the card fill it in."""
+    """One call of one model. None means the model's own default, filled in from its card by `resolve`."""
 
     model: str = _doc("model name, folder or hub id")
     prompt: str = _doc("what the picture shows")
@@ -80,7 +80,7 @@ class Timing:
 
     @property
     def unet_total_ms(self) -> float:
-        """Of all steps together."""
+        """The sum over all steps."""
         return sum(self.unet_ms)
 
 

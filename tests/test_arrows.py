@@ -17,8 +17,6 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Room -> the rooms that it imports.
 ROOMS = {
-    "child": "",
-    "console": "",
     "errors": "",
     "palette": "",
     "presets": "",
@@ -30,7 +28,7 @@ ROOMS = {
     "unet": "errors files request",
     "hardware": "errors presets request unet",
     "lora": "errors files unet",
-    "last_resort": "errors hardware",
+    "console": "errors hardware",
     "models": "errors files finite request unet hardware lora",
     "compress": "errors files unet models",
     "convert": "errors files unet models",
@@ -38,14 +36,12 @@ ROOMS = {
     "attention": "errors presets files finite request unet hardware models sampling",
     "benchmark": "errors presets request unet hardware models sampling",
     "evaluate": "errors presets shapes files finite request unet hardware models sampling",
-    "distill": "child errors process shapes files finite request unet hardware models compress sampling benchmark "
-    "evaluate",
-    "export": "console errors palette shapes files finite request unet hardware lora last_resort models convert "
-    "sampling evaluate",
+    "distill": "errors process shapes files finite request unet hardware models compress sampling benchmark evaluate",
+    "export": "console errors palette shapes files finite request unet hardware lora models convert sampling evaluate",
     "gpu_report": "errors files request unet hardware models sampling attention benchmark evaluate distill",
-    "ui": "child console errors palette presets shapes files request unet hardware last_resort models compress "
+    "ui": "console errors palette presets process shapes files request unet hardware models compress "
     "sampling attention benchmark evaluate distill export",
-    "cli": "console errors files request unet hardware lora last_resort models compress convert sampling "
+    "cli": "console errors files request unet hardware lora models compress convert sampling "
     "attention benchmark evaluate distill export gpu_report ui",
     "__main__": "cli",
 }
@@ -57,7 +53,6 @@ LIGHT = [
     "koala.request",
     "koala.presets",
     "koala.palette",
-    "koala.child",
     "koala.unet.*",
     "koala.shapes",
     "koala.shapes.captions",

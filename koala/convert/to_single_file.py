@@ -150,9 +150,9 @@ def identity_middle(spec: UNetSpec) -> dict[str, Constant]:
 def _markers(checkpoint: UNetCheckpoint) -> dict[str, Constant]:
     """Empty tensors that tell readers of a U-Net that predicts the velocity, and of a schedule up to pure noise."""
     scheduler = read_object(checkpoint.pipeline[SCHEDULER])
-    found = [VELOCITY] if scheduler.get("prediction_type") == "v_prediction" else []
-    found += [ZERO_SNR] if found and scheduler.get("rescale_betas_zero_snr") else []
-    return {marker: Constant(value=0.0, shape=(0,)) for marker in found}
+    names = [VELOCITY] if scheduler.get("prediction_type") == "v_prediction" else []
+    names += [ZERO_SNR] if names and scheduler.get("rescale_betas_zero_snr") else []
+    return {marker: Constant(value=0.0, shape=(0,)) for marker in names}
 
 
 def _half(block: bytes, part: StoredTensor) -> bytes:
@@ -245,16 +245,16 @@ def original_tensors(checkpoint: UNetCheckpoint) -> dict[str, Half]:
         "text_encoder_2": text_2_name,
         "vae": _by_table(VAE_PREFIX, vae_names(len(vae["block_out_channels"]), vae["layers_per_block"])),
     }
-    found = _placed(checkpoint.tensors, _by_table(PREFIX, original_names(checkpoint.spec)), "unet")
+    tensors = _placed(checkpoint.tensors, _by_table(PREFIX, original_names(checkpoint.spec)), "unet")
     for part, name in names.items():
-        found |= _placed(checkpoint.parts[part].tensors, name, part)
-    return found
+        tensors |= _placed(checkpoint.parts[part].tensors, name, part)
+    return tensors
 
 
 def _by_table(prefix: str, table: Mapping[str, str]) -> Callable[[str], str | None]:
     def name(key: str) -> str | None:
-        found = renamed(key, table)
-        return found and prefix + found
+        own_name = renamed(key, table)
+        return own_name and prefix + own_name
 
     return name
 
@@ -278,8 +278,8 @@ def _placed(stored: Mapping[str, StoredTensor], name: Callable[[str], str | None
 
 def _fused_order(key: str) -> int:
     """Queries before keys before values, as OpenCLIP stacks them."""
-    found = re.search(r"\.([qkv])_proj\.", key)
-    return "qkv".index(found[1]) if found else 0
+    match = re.search(r"\.([qkv])_proj\.", key)
+    return "qkv".index(match[1]) if match else 0
 
 
 def _joined(place: str, parts: list[StoredTensor]) -> Half:
@@ -336,10 +336,10 @@ def _metadata(card: ModelCard, checkpoint: UNetCheckpoint, content: str) -> dict
 def _configs(checkpoint: UNetCheckpoint) -> dict[str, dict]:
     """The small configs for which the layout has no place, without the paths that libraries leave in them."""
     files = {name: checkpoint.pipeline[name] for name in CARRIED if name in checkpoint.pipeline}
-    found = {name: read_object(file) for name, file in files.items()} | {UNET: checkpoint.config}
-    found[INDEX] = {"force_zeros_for_empty_prompt": zeros_for_empty(checkpoint.pipeline[INDEX])}
+    configs = {name: read_object(file) for name, file in files.items()} | {UNET: checkpoint.config}
+    configs[INDEX] = {"force_zeros_for_empty_prompt": zeros_for_empty(checkpoint.pipeline[INDEX])}
     private = ("_name_or_path", "_attn_implementation_autoset", "_use_default_values", "_commit_hash")
-    return {name: {k: v for k, v in config.items() if k not in private} for name, config in found.items()}
+    return {name: {k: v for k, v in config.items() if k not in private} for name, config in configs.items()}
 
 
 def _hashes(part: str, tensors: Mapping[str, StoredTensor]) -> dict[str, str]:

@@ -42,7 +42,7 @@ class Prediction:
 
     @property
     def unet_total_ms(self) -> float:
-        """Of all steps together."""
+        """The sum over all steps."""
         return sum(self.unet_ms)
 
     @property

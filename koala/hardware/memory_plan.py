@@ -1,4 +1,4 @@
-"""Memory plans: how a model, or several beside each other, fit a device; each choice with its reason."""
+"""Memory plans: how one model, or several together, fit a device; each choice with its reason."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ GB = 10**9
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 CONTEXT = {"cuda": GB // 2, "cpu": 0, "mps": 0}  # bytes that the driver takes and no allocator reports
 PROCESS = {"cuda": 0, "cpu": GB * 6 // 10, "mps": 0}  # of the interpreter and its libraries, where they count as peak
-WAITING = {"cuda": 0, "cpu": 1, "mps": 2}  # copies beside the model of weights that a LoRA changes: before and after
+WAITING = {"cuda": 0, "cpu": 1, "mps": 2}  # extra copies of the weights that a LoRA changes: before and after
 SPARE = 0.1  # of the memory: what a display takes, and what an allocator loses between blocks
 COPY_RATE = 8 * GB  # bytes per second from pageable memory over PCIe 4 x16, as measured with model offload (5 to 11)
 
@@ -24,7 +24,7 @@ UNET_ELEMENTS = 15  # position and channel of DW-1, per sample (KOALA-700M 14.3,
 VAE_ELEMENTS = 3  # pixel and channel of the decoder's second last resolution (1.5 GiB at 1024 px in 16 bit)
 TINY_VAE_ELEMENTS = 195  # pixel (0.38 GiB)
 TINY_VAE_PARAMETERS = 2_445_063  # taesdxl
-WORKSPACE = 1.25  # what convolutions ask for beside them: an A100's peak less weights, over the live tensors
+WORKSPACE = 1.25  # workspace of convolutions: an A100's peak less weights, over the live tensors
 TILES = (64, 32)  # latents per side; below 32 the decoder's normalisation sees too little of the picture
 
 # Where text encoders and U-Net are, from the fastest to the smallest.
@@ -41,7 +41,7 @@ _TEXT = {
 _UNET = {
     "resident": "stays on the device",
     "exchanged": "off the device while a new prompt is encoded, and while another model runs",
-    "swapped": "nothing else is on the device beside it, not even the VAE",
+    "swapped": "nothing else is on the device meanwhile, not even the VAE",
 }
 _LORA = "the originals wait in host memory, and so do the changed ones, for the next run: twice as much"
 _LORA_HERE = "the originals wait for the run's end, the changed ones for the next run"
@@ -49,7 +49,7 @@ _LORA_HERE = "the originals wait for the run's end, the changed ones for the nex
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """One decision of a plan, for people to read."""
+    """One decision of a plan, in words."""
 
     what: str
     value: str
@@ -67,8 +67,8 @@ class Plan:
     text: str  # resident, released
     unet: str  # resident, exchanged, swapped
     predicted_peak_bytes: int  # as StageTimer measures it: of the allocator on a GPU, of the process on a CPU
-    live_peak_bytes: int  # of that, weights and tensors alone, without what convolutions ask for beside them
-    budget_bytes: int | None  # None: nobody set one
+    live_peak_bytes: int  # of that, weights and tensors alone, without the workspace of convolutions
+    budget_bytes: int | None  # None: no limit was set
     swap_ms: float  # copying parts to the device for a new prompt, predicted; never part of a model's own time
     choices: tuple[Choice, ...] = ()
 
@@ -231,13 +231,13 @@ class _Job:
     def best(self) -> Plan | None:
         """The first candidate that fits."""
         fitting = (c for c in self.candidates() if self.budget is None or self.peak(*c) <= self.budget)
-        found = next(fitting, None)
-        return self.plan(*found) if found else None
+        plan = next(fitting, None)
+        return self.plan(*plan) if plan else None
 
     def fitting(self) -> Plan:
         """The best plan, or UserError with what would fit instead."""
-        if found := self.best():
-            return found
+        if plan := self.best():
+            return plan
         least = min(self.peak(*c) for c in self.candidates())
         names = " beside ".join(s.name for s in self.specs)
         asked = f"{names} at {self.width}x{self.height} px" + (f", {self.images} pictures at once" * (self.images > 1))
@@ -256,7 +256,7 @@ class _Job:
 
 
 def gigabytes(count: int) -> str:
-    """A number of bytes for people, in GB."""
+    """Bytes as text, in GB."""
     return f"{count / GB:.1f} GB"
 
 

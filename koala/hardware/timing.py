@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that was asked of it, so that a clock read here is true."""
+    """Wait until the device has finished all queued work, so that a clock read now is correct."""
     if device.type == "cuda":
         cards().synchronize(device)
     elif device.type == "mps":
@@ -24,7 +24,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def device_name(device: torch.device) -> str:
-    """What a person calls the device: the GPU's name, or the CPU's with its thread count."""
+    """The device's usual name: the GPU's, or the CPU's with its thread count."""
     if device.type == "cuda":
         return cards().name(device)
     if device.type == "mps":
@@ -40,7 +40,7 @@ def device_name(device: torch.device) -> str:
 def _reset_process_peak() -> bool:
     """Forget the process's peak so far, where Linux lets us: proc(5), clear_refs, 5. Whether a peak can be had.
 
-    psutil neither resets a peak nor, on Linux, tells it.
+    psutil neither resets a peak nor, on Linux, reports it.
     """
     if sys.platform != "linux":
         return True
@@ -73,7 +73,7 @@ class StageTimer:
         self.restart_peak()
 
     def restart_peak(self) -> None:
-        """Forget the peak so far, of what is no part of what is measured."""
+        """Reset the peak, which so far includes what is not measured."""
         if self.device.type == "cuda":
             cards().reset_peak(self.device)
         self._has_peak = self.device.type == "cuda" or _reset_process_peak()

@@ -30,7 +30,7 @@ _SECONDS = 20  # that nvidia-smi may take: it wakes a card that sleeps
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """The machine as it is looked at: its system, the root of its files, where programs are, and Windows' folder."""
+    """The machine to inspect: its system, the root of its files, its program path, and Windows' folder."""
 
     system: str = sys.platform  # linux, win32 or darwin
     root: Path = Path("/")
@@ -40,7 +40,7 @@ class Host:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """An NVIDIA card with its driver; what nobody tells is None."""
+    """An NVIDIA card with its driver; what is not known is None."""
 
     name: str | None = None
     driver: str | None = None  # such as 580.95.05
@@ -49,8 +49,8 @@ class Card:
     @property
     def branch(self) -> int | None:
         """The driver's first number, which says how new a CUDA it can run."""
-        found = re.match(r"\d+", self.driver or "")
-        return int(found[0]) if found else None
+        match = re.match(r"\d+", self.driver or "")
+        return int(match[0]) if match else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +73,11 @@ class Wheel:
 
     @property
     def title(self) -> str:
-        """Its CUDA, for people: CUDA 13.0."""
+        """Its CUDA version as shown to users: CUDA 13.0."""
         return f"CUDA {self.name[2:-1]}.{self.name[-1]}"
 
     def runs(self, card: Card) -> bool:
-        """Whether the card can run it, as far as it is known."""
+        """Whether the card can run it; true where that is not known."""
         least, most = self.capabilities
         return (card.branch is None or card.branch >= self.branch) and (
             card.capability is None or least <= card.capability <= most
@@ -93,10 +93,10 @@ WHEELS = (
 
 def installed() -> Build | None:
     """What torch's own version.py says, read without importing torch; None where there is no torch."""
-    found = importlib.util.find_spec("torch")
-    if found is None or found.origin is None:
+    package = importlib.util.find_spec("torch")
+    if package is None or package.origin is None:
         return None
-    spec = importlib.util.spec_from_file_location("torch_version", Path(found.origin).with_name("version.py"))
+    spec = importlib.util.spec_from_file_location("torch_version", Path(package.origin).with_name("version.py"))
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -107,7 +107,7 @@ def installed() -> Build | None:
 
 
 def find_card(host: Host | None = None) -> Card | None:
-    """The first NVIDIA card whose driver is here: as nvidia-smi tells it, else what the driver leaves to be seen."""
+    """The first NVIDIA card with a driver: from nvidia-smi, else from the driver's own files."""
     host = host or Host()
     if host.system not in ("linux", "win32"):
         return None
@@ -140,7 +140,7 @@ def _asked(program: str) -> Card | None:
 
 
 def _seen(host: Host, *, alone: bool) -> Card | None:
-    """A card by the traces of its driver. Where nvidia-smi is there and saw none, a library alone is no trace."""
+    """A card by the files of its driver. Where nvidia-smi is installed and saw none, a library alone does not count."""
     if host.system == "win32":
         libraries = (host.windows / "System32" / name for name in ("nvcuda.dll", "nvml.dll"))
         return Card() if alone and any(map(Path.is_file, libraries)) else None
@@ -156,15 +156,15 @@ def _libraries(host: Host) -> bool:
 
 def _after(file: Path, pattern: str) -> str | None:
     try:
-        found = re.search(pattern, file.read_text(errors="replace"))
+        match = re.search(pattern, file.read_text(errors="replace"))
     except OSError:
         return None
-    return found[1].strip() if found else None
+    return match[1].strip() if match else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """What keeps a torch from a card, and what helps: a `command` where one does, and whom it does not suit."""
+    """Why torch does not use a card, and the remedy: a `command` where there is one, and when not to use it."""
 
     wrong: str
     remedy: str
@@ -172,12 +172,12 @@ class Advice:
     unless: str = ""
 
     def __str__(self) -> str:
-        found = f"{self.wrong}: {self.remedy}" + (f" {self.command}" if self.command else "")
-        return found + (f" ({self.unless})" if self.unless else "")
+        text = f"{self.wrong}: {self.remedy}" + (f" {self.command}" if self.command else "")
+        return text + (f" ({self.unless})" if self.unless else "")
 
 
 def advice(build: Build | None, card: Card | None) -> Advice | None:
-    """What to tell of this torch on this card; None where they go together, or nothing is known."""
+    """Advice for this torch on this card; None where they match, or where nothing is known."""
     if build is None or card is None or build.other or _fits(build, card):
         return None
     known = ", ".join(filter(None, (card.name, card.driver and f"driver {card.driver}")))
@@ -197,8 +197,8 @@ def _fits(build: Build, card: Card) -> bool:
 
 
 def _helping(wrong: str, build: Build, card: Card) -> Advice:
-    found = re.match(r"(\d+)\.(\d+)", build.version)
-    offered = [w for w in WHEELS if found and (int(found[1]), int(found[2])) >= w.since]
+    match = re.match(r"(\d+)\.(\d+)", build.version)
+    offered = [w for w in WHEELS if match and (int(match[1]), int(match[2])) >= w.since]
     if wheel := next((w for w in offered if w.runs(card)), None):
         unsure = card.capability is None and wheel is not offered[-1]
         unless = f"for a card before the RTX 20 series, {offered[-1].name} in place of {wheel.name}" if unsure else ""
@@ -225,8 +225,8 @@ def _pip() -> str:
     """What installs into the environment of this very process, whether it was activated or not."""
     if not importlib.util.find_spec("pip"):
         return "uv pip"  # which makes environments without it
-    found = shutil.which("python")
-    if found and Path(found).absolute().parent == Path(sys.executable).parent:
+    python = shutil.which("python")
+    if python and Path(python).absolute().parent == Path(sys.executable).parent:
         return "python -m pip"
     here = Path(sys.executable)
     name = str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)
@@ -235,5 +235,5 @@ def _pip() -> str:
 
 @lru_cache(maxsize=1)
 def advice_here() -> Advice | None:
-    """`advice` for this machine, which is looked at once."""
+    """`advice` for this machine, computed once."""
     return advice(installed(), find_card())

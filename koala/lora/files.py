@@ -92,11 +92,11 @@ def stored_lora(path: Path) -> dict[str, StoredTensor]:
     refuse_pickle(path)
     if not path.is_file():
         raise UserError(f"there is no file {path}")
-    found = stored_tensors(path)
-    for key in found:
+    tensors = stored_tensors(path)
+    for key in tensors:
         if not _NAME.fullmatch(key):  # it is shown to people, and stands in paths of modules
             raise UserError(f"the key {key[:80]!r} in {path} names no layer; take the LoRA from where it was made")
-    return found
+    return tensors
 
 
 def content(path: Path) -> str:
@@ -108,7 +108,7 @@ def content(path: Path) -> str:
 def read_lora(path: Path) -> dict[str, torch.Tensor]:
     """A LoRA's tensors; a scale that peft keeps in its settings is an `alpha` beside the layer's factors here.
 
-    Raises UserError for a file that is no whole safetensors file, for keys and scales that no LoRA has, and for
+    Raises UserError for a file that is not a whole safetensors file, for keys and scales that no LoRA has, and for
     values that are not finite.
     """
     stored_lora(path)
@@ -120,10 +120,10 @@ def read_lora(path: Path) -> dict[str, torch.Tensor]:
         if key.endswith(".alpha"):
             if not (tensor.numel() == 1 and _is_scale(tensor.float().item())):
                 raise UserError(
-                    f"{key} in {path} is no scale: one number is, finite and not below 0; download it again"
+                    f"{key} in {path} is not a scale: one number is, finite and not below 0; download it again"
                 )
         elif not torch.isfinite(tensor.float()).all():
-            raise UserError(f"{key} in {path} holds NaN or infinity; download it again, or train it anew")
+            raise UserError(f"{key} in {path} holds NaN or infinity; download it again, or train it again")
     try:
         _add_scales(weights, _settings(path, weights))
     except (*_DAMAGED, re.error) as error:
@@ -136,14 +136,14 @@ def read_lora(path: Path) -> dict[str, torch.Tensor]:
 def _settings(path: Path, weights: Weights) -> dict:
     """peft's settings by part, from the file's metadata or from the file that peft saves beside its own."""
     if text := metadata(path).get(SETTINGS):
-        found = json.loads(text)
-        _check_kind(path, next((kind for name, kind in found.items() if name.endswith("peft_type")), "LORA"))
-        return found
+        settings = json.loads(text)
+        _check_kind(path, next((kind for name, kind in settings.items() if name.endswith("peft_type")), "LORA"))
+        return settings
     beside = path.parent / _PEFT_FILE
     if beside.is_file() and any(key.startswith(_PEFT) for key in weights):
-        found = read_object(beside, f"correct it, or copy {path.name} to a folder of its own")
-        _check_kind(path, found.get("peft_type", "LORA"))
-        return {f"{_PEFT}{name}": value for name, value in found.items()}
+        settings = read_object(beside, f"correct it, or copy {path.name} to a folder of its own")
+        _check_kind(path, settings.get("peft_type", "LORA"))
+        return {f"{_PEFT}{name}": value for name, value in settings.items()}
     return {}
 
 
@@ -153,7 +153,7 @@ def assumed(path: Path, weights: Weights) -> tuple[str, ...]:
         return ()
     if (path.parent / _PEFT_FILE).is_file():
         return ()
-    return (f"{_PEFT_FILE}, which has its alpha, is not beside it, so its scale is taken as 1; put it there",)
+    return (f"{_PEFT_FILE}, which has its alpha, is not next to it, so its scale is taken as 1; put it there",)
 
 
 def _check_kind(path: Path, kind: object) -> None:
@@ -180,7 +180,7 @@ def _add_scales(weights: dict[str, torch.Tensor], settings: Mapping) -> None:
         rank = weights[key].shape[0]
         alpha = next(special, settings.get(f"{part}lora_alpha", rank))
         if not _is_scale(alpha):
-            raise ValueError(f"{str(alpha)[:80]!r} is no scale of {key}; one number is, finite and not below 0")
+            raise ValueError(f"{str(alpha)[:80]!r} is not a scale of {key}; one number is, finite and not below 0")
         if settings.get(f"{part}use_rslora"):
             alpha = alpha * rank**0.5  # so that alpha / rank is alpha / sqrt(rank)
         if alpha != rank and f"{part}lora_alpha" in settings and f"{plain}.alpha" not in weights:
@@ -205,8 +205,8 @@ def split(weights: Weights) -> Iterator[tuple[str, str, str]]:
         ending = next((e for e in _LONGEST_FIRST if plain.endswith(e)), None)
         if ending is None:
             raise UserError(
-                f"{key} is no part of a LoRA that is known here: LoRA, DoRA, LoCon, LoHa, LoKr, and whole changes "
-                "(diff) are. A whole model is no LoRA; other adapters are used by the tool that made them"
+                f"{key} is not part of a LoRA that is known here: LoRA, DoRA, LoCon, LoHa, LoKr, and whole changes "
+                "(diff) are. A whole model is not a LoRA; other adapters are used by the tool that made them"
             )
         name = plain.removesuffix(ending)
         while before := next((b for b in _BEFORE if name.startswith(b)), ""):

@@ -103,10 +103,10 @@ def remap(
     for module, parts in layers.items():
         if names == "peft" and (reason := _only_kohya(parts)):
             raise UserError(f"peft's names cannot say what this LoRA does to {module}: {reason}; use --names kohya")
-    found = {key: tensor for key, tensor in weights.items() if is_text(key) or is_embedding(key)}
+    moved = {key: tensor for key, tensor in weights.items() if is_text(key) or is_embedding(key)}
     for module, parts in layers.items():
         if module in places:
-            found |= _written(places[module], parts, names)
+            moved |= _written(places[module], parts, names)
     survivors = {module: places[module] for module in layers if module in places}
     if not survivors:
         raise UserError(
@@ -114,7 +114,7 @@ def remap(
             f"example {next(iter(layers))}, and {student.name} has none of their blocks; use it on a larger model"
         )
     kinds = {_kind(module) for module in survivors}
-    return found, LoraReport(
+    return moved, LoraReport(
         teacher=teacher.name,
         student=student.name,
         kept=tuple(its for its, own in survivors.items() if its == own),
@@ -146,8 +146,8 @@ def lora_for(path: Path, student: UNetSpec) -> tuple[dict[str, torch.Tensor], Lo
     """A LoRA file as `remap` gives it, whatever it was made for: the student's teacher, or the student itself."""
     weights = read_lora(path)
     teacher, notes = _origin(path, weights, student)
-    found, report = remap(weights, student, teacher)
-    return found, replace(report, notes=(*assumed(path, weights), *notes))
+    moved, report = remap(weights, student, teacher)
+    return moved, replace(report, notes=(*assumed(path, weights), *notes))
 
 
 def layers_for(path: Path, student: UNetSpec) -> tuple[dict[str, Parts], LoraReport]:
@@ -157,7 +157,7 @@ def layers_for(path: Path, student: UNetSpec) -> tuple[dict[str, Parts], LoraRep
     _, report = remap(weights, student, teacher)
     places = {its: its for its in report.kept} | report.moved
     layers, _ = _layers(weights, teacher)
-    found, unused = {}, []
+    fitting, unused = {}, []
     biases = _biases(student)
     for module, parts in layers.items():
         if module in places:
@@ -165,8 +165,8 @@ def layers_for(path: Path, student: UNetSpec) -> tuple[dict[str, Parts], LoraRep
             if place not in biases and bias_change(parts) is not None:
                 unused.append(f"the bias of {place}, which has none")
                 parts = {role: t for role, t in parts.items() if role not in ("diff_b", "up_bias")}
-            found[place] = parts
-    return found, replace(report, skipped=(*report.skipped, *unused), notes=(*assumed(path, weights), *notes))
+            fitting[place] = parts
+    return fitting, replace(report, skipped=(*report.skipped, *unused), notes=(*assumed(path, weights), *notes))
 
 
 def changed_parameters(path: Path, student: UNetSpec) -> int:
@@ -242,8 +242,8 @@ def _named(spec: str, weights: Weights, teacher: UNetSpec | None) -> UNetSpec:
             teacher = teacher_of(weights)
         except UserError:
             own = (student_spec(spec, other) for other in (TINY_SDXL, SDXL))
-            if found := next((student for student in own if _fits_all(weights, student)), None):
-                return found
+            if like := next((student for student in own if _fits_all(weights, student)), None):
+                return like
             raise
     return student_spec(spec, teacher)
 
@@ -261,12 +261,12 @@ def remap_file(lora: Path, spec: str, out: Path, teacher: UNetSpec | None = None
     weights = read_lora(lora)
     student = _named(spec, weights, teacher)
     origin, notes = (teacher, ()) if teacher else _origin(lora, weights, student)
-    found, report = remap(weights, student, origin, names)
-    check_space(out, sum(t.nbytes for t in found.values()))
+    moved, report = remap(weights, student, origin, names)
+    check_space(out, sum(t.nbytes for t in moved.values()))
     dropped = (SETTINGS, "sshs_")  # what is no longer true of the file: peft's settings and kohya's hashes
     kept = {k: v for k, v in metadata(lora).items() if not k.startswith(dropped)}
     with new_file(out) as file:
-        save_file(found, file, metadata=kept | {"format": "pt", _MOVED: student.notation})
+        save_file(moved, file, metadata=kept | {"format": "pt", _MOVED: student.notation})
     return replace(report, notes=(*assumed(lora, weights), *notes))
 
 
@@ -319,32 +319,34 @@ def _layers(weights: Weights, teacher: UNetSpec) -> tuple[dict[str, dict[str, to
     UserError for a LoRA that is not the teacher's.
     """
     names, shapes = _names(teacher), _modules(teacher) | _norms(teacher)
-    found: dict[str, dict[str, torch.Tensor]] = {}
+    layers: dict[str, dict[str, torch.Tensor]] = {}
     skipped = [key for key in weights if is_embedding(key)]
     keys: dict[str, str] = {}
     for name, role, key in split(weights):
         module = names.get(name, name)
-        if role in found.setdefault(module, {}):
+        if role in layers.setdefault(module, {}):
             raise UserError(f"this LoRA has two tensors for one place, one of them {key}; take one LoRA of them")
-        found[module][role] = weights[key]
+        layers[module][role] = weights[key]
         keys[module] = key
-    for module in [m for m, parts in found.items() if parts.keys() == {"alpha"}]:
+    for module in [m for m, parts in layers.items() if parts.keys() == {"alpha"}]:
         skipped.append(keys[module])
-        del found[module]
-    if not found:
+        del layers[module]
+    if not layers:
         raise UserError("this LoRA adapts no layer of a U-Net; there is nothing to move")
-    for module in found.keys() & _norms(teacher).keys():  # ComfyUI and LyCORIS write a norm's change in either way
-        found[module] = {{"diff": "w_norm", "diff_b": "b_norm"}.get(role, role): t for role, t in found[module].items()}
-    for module, parts in found.items():
+    for module in layers.keys() & _norms(teacher).keys():  # ComfyUI and LyCORIS write a norm's change in either way
+        layers[module] = {
+            {"diff": "w_norm", "diff_b": "b_norm"}.get(role, role): t for role, t in layers[module].items()
+        }
+    for module, parts in layers.items():
         if role := lacking(parts):
             raise UserError(f"this LoRA is not whole: {module} lacks its {role} factor; download it again")
-    foreign = [m for m, parts in found.items() if m not in shapes or not _fits(parts, shapes[m])]
+    foreign = [m for m, parts in layers.items() if m not in shapes or not _fits(parts, shapes[m])]
     if foreign:
         raise UserError(
-            f"this LoRA is for another architecture: {len(foreign)} of its {len(found)} layers fit no layer of "
+            f"this LoRA is for another architecture: {len(foreign)} of its {len(layers)} layers fit no layer of "
             f"{teacher.name}, for example {foreign[0]}; take one that was trained on SDXL"
         )
-    return found, tuple(skipped)
+    return layers, tuple(skipped)
 
 
 def _fits(parts: Parts, shape: tuple[int, ...]) -> bool:

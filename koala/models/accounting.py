@@ -102,7 +102,7 @@ def _own(key: str, network: Shapes, inside: Collection[str]) -> str:
         return own
     if own.split(".")[0] in inside:
         return f"text_model.{own}"
-    return _OLD.sub(lambda found: f"{found[1]}.{_OLD_ATTENTION[found[2]]}.", own)
+    return _OLD.sub(lambda match: f"{match[1]}.{_OLD_ATTENTION[match[2]]}.", own)
 
 
 def _refuse_meanings(place: Path, extra: Iterable[str]) -> None:

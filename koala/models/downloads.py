@@ -69,10 +69,10 @@ def _pipeline_files(card: ModelCard, names: set[str]) -> list[str]:
 
 
 def _component_files(repo: str, names: set[str]) -> list[str]:
-    found = weights(names, STEMS["vae"])
-    if found is None or "config.json" not in names:
-        raise UserError(f"{repo} has no {STEMS['vae']}.safetensors with its config.json; it is no diffusers VAE")
-    return ["config.json", *found.files]
+    chosen = weights(names, STEMS["vae"])
+    if chosen is None or "config.json" not in names:
+        raise UserError(f"{repo} has no {STEMS['vae']}.safetensors with its config.json; it is not a diffusers VAE")
+    return ["config.json", *chosen.files]
 
 
 def _one_file(repo: str, name: str, names: set[str]) -> list[str]:
@@ -130,7 +130,7 @@ def _explained(card: ModelCard, repo: str, revision: str | None) -> Iterator[Non
             why = f"{constants.ENDPOINT} cannot be reached ({str(cause).splitlines()[0]})"
         raise NotOnThisMachine(f"{card.name} cannot be fetched to this machine: {why}. {remedy}") from error
     except JSONDecodeError as error:  # as behind the login page of a hotel's network
-        why = f"what answers at {constants.ENDPOINT} is no hub"
+        why = f"what answers at {constants.ENDPOINT} is not a hub"
         raise NotOnThisMachine(f"{card.name} cannot be fetched to this machine: {why}. {remedy}") from error
 
 
@@ -141,7 +141,7 @@ def plan_download(card: ModelCard, *, tiny_vae: bool = False) -> tuple[RemoteFil
     """
     if not card.on_hub:
         return ()
-    found = []
+    files = []
     for source in _sources(card, tiny_vae):
         with _explained(card, source.repo, source.revision):
             info = HfApi().model_info(source.repo, revision=source.revision, files_metadata=True, timeout=TIMEOUT)
@@ -154,10 +154,10 @@ def plan_download(card: ModelCard, *, tiny_vae: bool = False) -> tuple[RemoteFil
             path = try_to_load_from_cache(source.repo, name, revision=info.sha)
             here = isinstance(path, str) and os.path.getsize(path) == size
             sha256 = lfs.sha256 if lfs else None
-            found.append(
+            files.append(
                 RemoteFile(repo=source.repo, revision=info.sha, name=name, size=size, sha256=sha256, here=here)
             )
-    return tuple(found)
+    return tuple(files)
 
 
 class _Part(FileIO):

@@ -73,10 +73,11 @@ class Exported:
         file = folder / MANIFEST
         if not folder.is_dir() or not os.path.lexists(file):
             raise UserError(
-                f"{folder} is no export: it has no {MANIFEST}. Make one with python -m export --model MODEL --out DIR"
+                f"{folder} is not an export: it has no {MANIFEST}. "
+                "Make one with python -m export --model MODEL --out DIR"
             )
         if not file.is_file():
-            raise UserError(f"{file} is no file; {AGAIN}")
+            raise UserError(f"{file} is not a file; {AGAIN}")
         return read(Fields(values=read_object(file, AGAIN), file=str(file), remedy=AGAIN))
 
     def write(self, folder: Path) -> None:
@@ -114,11 +115,11 @@ def read(own: Fields) -> Exported:
     own.only([field.name for field in dataclasses.fields(Exported)])
     components = own.object("components")
     components.only(COMPONENTS)
-    found = {name: _component(part) for name, part in components.objects()}
-    if UNET not in (found["unet"].files if "unet" in found else ()):
+    parts = {name: _component(part) for name, part in components.objects()}
+    if UNET not in (parts["unet"].files if "unet" in parts else ()):
         raise components.wrong("unet", f"a component with the file {UNET}")
     return Exported(
-        components=found,
+        components=parts,
         source=_texts(own.object("source"), _SHA256),
         defaults=read_defaults(own.object("defaults")),
         profile=_profile(own.object("profile")),
@@ -170,15 +171,15 @@ def _values(own: Fields) -> dict[str, tuple]:
 
 def _profile(own: Fields) -> dict[str, dict[str, tuple[int, ...]]]:
     """Input -> its shapes; of `sample` the last two dimensions are read, as sides in latents."""
-    found = {}
+    profile = {}
     for name, shapes in own.objects():
         shapes.only(_KINDS)
-        found[name] = {
+        profile[name] = {
             kind: shapes.each(kind, lambda side: is_whole(side, 1, 10**6), "whole numbers") for kind in _KINDS
         }
-    if any(len(shape) != 4 for shape in found.get("sample", {"min": ()}).values()):
+    if any(len(shape) != 4 for shape in profile.get("sample", {"min": ()}).values()):
         raise own.wrong("sample", "shapes of four dimensions")
-    return found
+    return profile
 
 
 def _lora(own: Fields) -> dict[str, object] | None:
@@ -219,14 +220,14 @@ def exports_root() -> Path:
 
 def list_exports(root: Path) -> list[Path]:
     """Every folder with a manifest, readable or not, the newest first; none where the root cannot be read."""
-    found = []
+    exports = []
     with contextlib.suppress(OSError), os.scandir(root) as entries:
         for entry in entries:
             with contextlib.suppress(OSError):  # a folder that is locked, or goes just now
                 if not entry.name.startswith(".") and entry.is_dir():
                     made = os.lstat(Path(entry.path, MANIFEST)).st_mtime_ns
-                    found.append((made, entry.name))
-    return [root / name for _, name in sorted(found, reverse=True)]
+                    exports.append((made, entry.name))
+    return [root / name for _, name in sorted(exports, reverse=True)]
 
 
 def find_export(name: str) -> Path:
@@ -236,11 +237,11 @@ def find_export(name: str) -> Path:
     damaged = ""
     for folder in list_exports(exports_root()):
         try:
-            found = Exported.read(folder)
+            export = Exported.read(folder)
         except UserError as error:  # one that is damaged keeps nobody from the others
             damaged += f" ({error})"
             continue
-        if found.model == (Path(name).resolve().name if Path(name).is_dir() else name):
+        if export.model == (Path(name).resolve().name if Path(name).is_dir() else name):
             return folder
     short = Path(name).name
     raise UserError(

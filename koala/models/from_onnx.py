@@ -101,16 +101,16 @@ class _Graph(torch.nn.Module):
             one = cast[value.name] = given[value.name].to(self.device, torch_type).contiguous()
             sizes |= {dim: size for dim, size in zip(value.shape, one.shape, strict=True) if isinstance(dim, str)}
             binding.bind_input(value.name, *where, numpy_type, tuple(one.shape), one.data_ptr())
-        found = {}
+        outputs = {}
         for value in self.outputs.values():
             torch_type, numpy_type = _TYPES[value.type]
             shape = tuple(sizes.get(dim, dim) for dim in value.shape)
-            one = found[value.name] = torch.empty(shape, dtype=torch_type, device=self.device)
+            one = outputs[value.name] = torch.empty(shape, dtype=torch_type, device=self.device)
             binding.bind_output(value.name, *where, numpy_type, shape, one.data_ptr())
         if self.device.type == "cuda":
             cards().current_stream(self.device).synchronize()  # the session has a stream of its own
         self.session.run_with_iobinding(binding)
-        return {name: one.to(self.dtype) for name, one in found.items()}
+        return {name: one.to(self.dtype) for name, one in outputs.items()}
 
 
 class OrtUNet(_Graph):
@@ -151,13 +151,13 @@ class OrtTextEncoder(_Graph):
         self, input_ids: torch.Tensor, output_hidden_states: bool = True
     ) -> CLIPTextModelOutput | BaseModelOutputWithPooling:
         """The states of (n, tokens) of ids, in the classes of transformers."""
-        found = self.compute({"input_ids": input_ids})
-        states = tuple(found[name] for name in self.outputs if name.startswith("hidden_states."))
-        last = found["last_hidden_state"]
-        if "text_embeds" in found:
-            return CLIPTextModelOutput(text_embeds=found["text_embeds"], last_hidden_state=last, hidden_states=states)
+        outputs = self.compute({"input_ids": input_ids})
+        states = tuple(outputs[name] for name in self.outputs if name.startswith("hidden_states."))
+        last = outputs["last_hidden_state"]
+        if "text_embeds" in outputs:
+            return CLIPTextModelOutput(text_embeds=outputs["text_embeds"], last_hidden_state=last, hidden_states=states)
         return BaseModelOutputWithPooling(
-            last_hidden_state=last, pooler_output=found["pooler_output"], hidden_states=states
+            last_hidden_state=last, pooler_output=outputs["pooler_output"], hidden_states=states
         )
 
 
@@ -167,8 +167,8 @@ class OrtVAE(_Graph):
     def decode(self, latents: torch.Tensor) -> DecoderOutput:
         """(n, 4, h, w) of unscaled latents to (n, 3, 8h, 8w) of pictures."""
         height, width = (LATENT_FACTOR * side for side in latents.shape[2:])
-        found = self.compute({"latent_sample": latents}, pixel_height=height, pixel_width=width)
-        return DecoderOutput(sample=found["sample"])
+        outputs = self.compute({"latent_sample": latents}, pixel_height=height, pixel_width=width)
+        return DecoderOutput(sample=outputs["sample"])
 
 
 @dataclass(kw_only=True)
@@ -242,17 +242,17 @@ def load(card: ModelCard, library: Shelf, dtype: torch.dtype) -> OrtModel:
 
 
 def _unet_config(file: Path, card: ModelCard) -> FrozenDict:
-    found = read_object(file)
-    from_config(found, card.name, str(file))
-    check_config(UNET, found, str(file))
-    return FrozenDict(found)
+    config = read_object(file)
+    from_config(config, card.name, str(file))
+    check_config(UNET, config, str(file))
+    return FrozenDict(config)
 
 
 def _vae_config(file: Path) -> FrozenDict:
     check_vae(file)
-    found = read_object(file)
-    check_config(VAE, found, str(file))
-    return FrozenDict(found)
+    config = read_object(file)
+    check_config(VAE, config, str(file))
+    return FrozenDict(config)
 
 
 def _text_config(folder: Path) -> CLIPTextConfig:

@@ -27,15 +27,15 @@ def hub_id(text: str) -> str | None:
         own = urlsplit(os.environ.get("HF_ENDPOINT") or "").netloc.lower()
         if parts.netloc.lower() not in (*_HOSTS, own):
             raise UserError(
-                f"{text} is no address of {_HOSTS[0]}; download the file there yourself and name it, or give a hub id "
-                "(owner/name) or a folder"
+                f"{text} is not an address of {_HOSTS[0]}; download the file there yourself and name it, or give a "
+                "hub id (owner/name) or a folder"
             )
         path = parts.path
     names = [unquote(name) for name in path.split("/") if name]
     if names[:1] == ["models"] and len(names) > 2:  # as hf:// addresses may begin
         names = names[1:]
     if len(names) < 2 or names[0] in _KINDS:
-        raise UserError(f"{text} is no model's address; a model's is https://{_HOSTS[0]}/owner/name")
+        raise UserError(f"{text} is not the address of a model; a model's is https://{_HOSTS[0]}/owner/name")
     return _repository(text, names)
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import torch
 
-from koala.hardware.device import best_device, device_memory
+from koala.hardware.device import Residence, best_device, device_memory
 from koala.hardware.memory_plan import pair_plan
-from koala.hardware.residence import Residence
 from koala.lora.files import content
 from koala.lora.moving import changed_parameters
 from koala.models.cards import ModelCard
@@ -121,7 +120,7 @@ class Library:
             return Placement(plan=None, models=tuple(models))
         models, requests = zip(*planned, strict=True)
         first = requests[0]
-        found = pair_plan(
+        plan = pair_plan(
             [m.spec for m in models],
             device=self.device.type,
             vram_bytes=self.memory,
@@ -136,9 +135,9 @@ class Library:
             tiny_vae=all(m.tiny_vae for m in models),
             lora=sum(map(_changed_bytes, models, requests)),
         )
-        for choice in found.choices:
+        for choice in plan.choices:
             log.info("%s: %s (%s)", choice.what, choice.value, choice.reason)
-        return Placement(plan=found, models=models)
+        return Placement(plan=plan, models=models)
 
     def _dtype(self, cards: Sequence[ModelCard]) -> torch.dtype:
         """The precision of U-Net and text encoders in which all these models fit, at their own size."""
@@ -146,8 +145,8 @@ class Library:
             return getattr(torch, self.dtype)
         specs = [spec_of(card, locate(card)) for card in cards]
         size = {"width": cards[0].width, "height": cards[0].height}
-        found = pair_plan(specs, device=self.device.type, vram_bytes=self.memory, tiny_vae=True, preset="fast", **size)
-        return getattr(torch, found.dtype)
+        plan = pair_plan(specs, device=self.device.type, vram_bytes=self.memory, tiny_vae=True, preset="fast", **size)
+        return getattr(torch, plan.dtype)
 
     def share(self, key: str, make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
         """The part of this key, made now if no model has it."""

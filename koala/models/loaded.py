@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionXLPipeline
 
+from koala.hardware.device import Residence
 from koala.hardware.memory_plan import Plan
-from koala.hardware.residence import Residence
 from koala.lora.moving import LoraReport
 from koala.models.cards import ModelCard
 from koala.request import GenerationRequest

@@ -96,8 +96,8 @@ class Location:
     @property
     def configs(self) -> dict[str, Path]:
         """Every config that says how the model is used, by its place in a pipeline."""
-        found = {name: self.folder / name for name in CONFIGS}
-        return found | {"vae/config.json": self.configured("vae") / "config.json"}
+        files = {name: self.folder / name for name in CONFIGS}
+        return files | {"vae/config.json": self.configured("vae") / "config.json"}
 
 
 def own_parts(card: ModelCard) -> list[str]:
@@ -119,7 +119,7 @@ def _whole(card: ModelCard, file: Path) -> None:
         with safe_open(file, framework="numpy"):
             return
     except (SafetensorError, OSError) as error:
-        where = f"{file.parent.name}/{file.name} is no whole safetensors file ({error})"
+        where = f"{file.parent.name}/{file.name} is not a whole safetensors file ({error})"
         if card.on_hub:
             raise _absent(card, f"is damaged on this machine: {where}") from error
         raise UserError(f"{card.name} is damaged: {where}; copy or save the file again") from error
@@ -149,13 +149,13 @@ def _component(card: ModelCard, what: str, repo: str) -> Path:
 
 
 def _replacements(card: ModelCard) -> dict[str, Path]:
-    found = {}
+    files = {}
     if card.unet_file:
         repo, _, name = card.unet_file.rpartition("/")
-        found["unet"] = _cached(card, "U-Net", repo, name)
+        files["unet"] = _cached(card, "U-Net", repo, name)
     if card.vae:
-        found["vae"] = _component(card, "VAE", card.vae)
-    return found
+        files["vae"] = _component(card, "VAE", card.vae)
+    return files
 
 
 def locate(card: ModelCard, base: str | None = None) -> Location:
@@ -185,7 +185,7 @@ def locate(card: ModelCard, base: str | None = None) -> Location:
         check_shipped(folder)
         check_pipeline(index, card.name)
     replaced = _replacements(card)
-    found = Location(
+    location = Location(
         folder=folder,
         chosen=chosen,
         replaced=replaced,
@@ -193,12 +193,12 @@ def locate(card: ModelCard, base: str | None = None) -> Location:
         if card.on_hub
         else "local",
     )
-    check_settings(found.configs)
+    check_settings(location.configs)
     _check_configs(card, folder, replaced)
     for part in chosen:
-        for file in found.files(part):
+        for file in location.files(part):
             _whole(card, file)
-    return found
+    return location
 
 
 def _of_file(card: ModelCard, base: str | None) -> Location:
@@ -211,7 +211,7 @@ def _of_file(card: ModelCard, base: str | None) -> Location:
     lent = {part: source.files(part) for part in STEMS if part != "unet" and part not in file.parts}
     if lent:
         _say_lent(file.path, tuple(lent), giver.name)
-    found = Location(
+    location = Location(
         folder=folder,
         chosen={},
         replaced={},
@@ -220,9 +220,9 @@ def _of_file(card: ModelCard, base: str | None) -> Location:
         lent=lent,
         giver=giver.name if giver.on_hub or giver.embedded else giver.title,
     )
-    check_settings(found.configs)
+    check_settings(location.configs)
     check_pipeline_configs(folder)
-    return found
+    return location
 
 
 @lru_cache(maxsize=64)
@@ -240,7 +240,7 @@ def _giver(file: SingleFile, header: Header, base: str | None) -> tuple[ModelCar
     if base is not None:
         card = find(base)
         if card.single_file or not _same_family(file.spec, card.spec):
-            raise UserError(f"{base} is no folder of {file.path.name}'s family; name an SDXL model's folder")
+            raise UserError(f"{base} is not a folder of {file.path.name}'s family; name an SDXL model's folder")
         return card, locate(card)
     for card in _givers(file, header):
         try:

@@ -83,15 +83,16 @@ def load_tokenizer(folder: Path, vocabulary: int) -> CLIPTokenizer:
         shown = ", ".join(f"{name} {value!r}" for name, value in missing.items())
         log.warning("%s does not say all of its tokenizer's settings; SDXL's are assumed: %s", folder, shown)
     with from_files("the tokenizer", folder):
-        found = CLIPTokenizer.from_pretrained(folder, **missing)
-        whole = found("a", padding="max_length", max_length=TOKENS, truncation=True).input_ids
-    if found.model_max_length != TOKENS or len(whole) != TOKENS:
+        tokenizer = CLIPTokenizer.from_pretrained(folder, **missing)
+        whole = tokenizer("a", padding="max_length", max_length=TOKENS, truncation=True).input_ids
+    if tokenizer.model_max_length != TOKENS or len(whole) != TOKENS:
         raise UserError(
-            f"{folder} is damaged: its tokenizer gives {found.model_max_length:,} tokens, not {TOKENS}; copy it again"
+            f"{folder} is damaged: its tokenizer gives {tokenizer.model_max_length:,} tokens, not {TOKENS}; "
+            "copy it again"
         )
-    if len(found) > vocabulary or not all(isinstance(token, int) and token < vocabulary for token in whole):
+    if len(tokenizer) > vocabulary or not all(isinstance(token, int) and token < vocabulary for token in whole):
         raise UserError(f"{folder} is damaged: it has more words than its text encoder, {vocabulary:,}; copy it again")
-    return found
+    return tokenizer
 
 
 def check_widths(folder: Path, unet: Mapping[str, int], text: Sequence[PretrainedConfig]) -> None:
@@ -114,7 +115,7 @@ def load_noising(folder: Path) -> EulerDiscreteScheduler:
     say_ignored(EulerDiscreteScheduler, file)
     assumed_by_class = {name: value for name, value in with_class_defaults(config).items() if name not in config}
     with from_files("the scheduler", folder):
-        found = EulerDiscreteScheduler.from_pretrained(folder, **assumed_by_class)
+        scheduler = EulerDiscreteScheduler.from_pretrained(folder, **assumed_by_class)
         for name in SCHEDULERS:
-            build(name, found.config).set_timesteps(2)
-    return found
+            build(name, scheduler.config).set_timesteps(2)
+    return scheduler

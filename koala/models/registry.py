@@ -88,8 +88,8 @@ def _drawing(folder: Path) -> dict[str, object]:
     file = folder / DRAWING
     if not os.path.lexists(file):
         return {}
-    found = read_drawing(Fields(values=read_object(file), file=str(file), remedy="copy it again, or remove it"))
-    return found.settings | ({"teacher": found.teacher} if found.teacher in CARDS else {})
+    drawing = read_drawing(Fields(values=read_object(file), file=str(file), remedy="copy it again, or remove it"))
+    return drawing.settings | ({"teacher": drawing.teacher} if drawing.teacher in CARDS else {})
 
 
 def says_how_it_is_drawn(card: ModelCard) -> bool:
@@ -207,7 +207,7 @@ def _pinned(model: str) -> ModelCard:
     """The card of model@revision."""
     name, _, revision = model.partition("@")
     if not _REVISION.fullmatch(revision):
-        raise UserError(f"{revision!r} is no revision; give a branch, a tag or a commit, for example {name}@main")
+        raise UserError(f"{revision!r} is not a revision; give a branch, a tag or a commit, for example {name}@main")
     card = find(name)
     if not card.on_hub:
         raise UserError(f"{name} is a folder of this machine and has no revisions; name it without @{revision}")
@@ -225,8 +225,8 @@ def find(model: str | ModelCard) -> ModelCard:
         raise UserError("the model has no name; `python -m koala models` lists them, a folder or a hub id works too")
     if model.lower() in _NAMES:
         return _NAMES[model.lower()]
-    if found := _folder(model):
-        return found
+    if card := _folder(model):
+        return card
     if re.search(r"lightning[-_]1[-_]?step", Path(model).name, re.IGNORECASE):
         raise UserError(
             "SDXL-Lightning's 1-step U-Net predicts the clean picture instead of the noise, so no scheduler here can "

@@ -80,8 +80,8 @@ def build_for_run(name: str, config: dict) -> SchedulerMixin:
         others = ", ".join(other for other in _KINDS if other != name)
         raise UserError(
             f"{name} cannot draw with this model: its scheduler_config.json says rescale_betas_zero_snr, so that the "
-            "first step has no signal, and a prediction of noise (epsilon) cannot tell the picture from that. Choose "
-            f"another scheduler ({others}); or, where the model was trained to predict the velocity, write "
+            "first step has no signal, and a prediction of noise (epsilon) cannot separate the picture from that. "
+            f"Choose another scheduler ({others}); or, where the model was trained to predict the velocity, write "
             '"prediction_type": "v_prediction" there'
         )
     return made

@@ -121,9 +121,9 @@ MARKERS = (VELOCITY, ZERO_SNR)
 EDM_MARKERS = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 
 
-def _same(found: object, wanted: object) -> bool:
+def _same(value: object, wanted: object) -> bool:
     """Equality in which false is not 0, and true not 1."""
-    return found == wanted and isinstance(found, bool) == isinstance(wanted, bool)
+    return value == wanted and isinstance(value, bool) == isinstance(wanted, bool)
 
 
 def with_class_defaults(scheduler: Mapping[str, object]) -> dict[str, object]:
@@ -152,13 +152,13 @@ def check_settings(files: Mapping[str, Path]) -> None:
 def check_config(file: str, config: Mapping[str, object], place: str) -> None:
     """The same for one config that was read already; `place` is what an error names."""
     for one in SETTINGS:
-        found = config.get(one.key, one.default)
-        if one.file == file and one.here is not None and not any(_same(found, wanted) for wanted in one.here):
-            reasons = (why for start, why in one.reasons.items() if str(found).startswith(start))
+        value = config.get(one.key, one.default)
+        if one.file == file and one.here is not None and not any(_same(value, wanted) for wanted in one.here):
+            reasons = (why for start, why in one.reasons.items() if str(value).startswith(start))
             said = (
-                f"is for {shown(found).strip(chr(39))}"
+                f"is for {shown(value).strip(chr(39))}"
                 if one.key == "_class_name"
-                else f"says {one.key} {shown(found)}"
+                else f"says {one.key} {shown(value)}"
             )
             raise UserError(f"{place} {said}: {next(reasons, one.why)}")
 
@@ -175,10 +175,10 @@ def check_single_file(owner: str, configs: Mapping[str, Path]) -> None:
         if one.single_file is None or one.file not in configs:
             continue
         config = read_object(configs[one.file])
-        found = (with_class_defaults(config) if one.file == SCHEDULER else config).get(one.key, one.default)
-        if not any(_same(found, wanted) for wanted in one.single_file):
+        value = (with_class_defaults(config) if one.file == SCHEDULER else config).get(one.key, one.default)
+        if not any(_same(value, wanted) for wanted in one.single_file):
             raise UserError(
-                f"{owner} has {one.key} {shown(found)} in {one.file}; a single file cannot say so, and its readers "
+                f"{owner} has {one.key} {shown(value)} in {one.file}; a single file cannot say so, and its readers "
                 f"assume {one.single_file[0]!r}, so it would draw wrong pictures; keep the model as a folder"
             )
 

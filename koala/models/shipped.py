@@ -20,9 +20,9 @@ def hashes(folder: Path) -> dict[str, str]:
 def write_hashes(shipped: Path) -> None:
     """Write the hashes of every model in the folder of shipped models; whoever changes one does so afterwards."""
     models = sorted(index.parent for index in shipped.glob("*/model_index.json"))
-    found = {folder.name: hashes(folder) for folder in models}
+    listed = {folder.name: hashes(folder) for folder in models}
     with new_file(shipped / HASHES) as partial:
-        partial.write_text(json.dumps(found, indent=1) + "\n")
+        partial.write_text(json.dumps(listed, indent=1) + "\n")
 
 
 def check_shipped(folder: Path) -> None:
@@ -35,9 +35,9 @@ def check_shipped(folder: Path) -> None:
         file = folder / name
         if not file.is_file():
             raise UserError(f"{folder.name} is not whole: {file} is missing; {_remedy(shipped)}")
-        if (found := digest(file)) != expected:
+        if (actual := digest(file)) != expected:
             raise UserError(
-                f"{folder.name} is damaged: {file} is not the file that was shipped: its SHA-256 is {found[:12]}..., "
+                f"{folder.name} is damaged: {file} is not the file that was shipped: its SHA-256 is {actual[:12]}..., "
                 f"and {HASHES} lists {str(expected)[:12]}...; {_remedy(shipped)}"
             )
 

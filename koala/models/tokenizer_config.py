@@ -37,10 +37,10 @@ def _padding(folder: Path) -> str | None:
         ("tokenizer.json", "padding", "pad_token"),
     ):
         if (folder / name).is_file():
-            found = read_object(folder / name).get(outer)
-            found = found.get(inner) if isinstance(found, dict) else found
-            if isinstance(found, str) and found:
-                return found
+            token = read_object(folder / name).get(outer)
+            token = token.get(inner) if isinstance(token, dict) else token
+            if isinstance(token, str) and token:
+                return token
     return None
 
 

@@ -44,11 +44,11 @@ def _adapted(weight: torch.Tensor, parts: Parts, strength: float) -> torch.Tenso
     here = {role: tensor.to(weight.device) for role, tensor in parts.items()}
     if weight.device.type != "cpu" or not here.keys() <= _BY_ROWS:
         return _sum(weight, change(here, weight), strength)
-    here["down"], found = here["down"].float(), torch.empty_like(weight)
+    here["down"], changed = here["down"].float(), torch.empty_like(weight)
     rows = rows_at_once(weight)
-    for before, up, made in zip(*(t.split(rows) for t in (weight, here["up"], found)), strict=True):
+    for before, up, made in zip(*(t.split(rows) for t in (weight, here["up"], changed)), strict=True):
         made.copy_(_sum(before, change(here | {"up": up}, before), strength))
-    return found
+    return changed
 
 
 @torch.no_grad()

@@ -3,8 +3,8 @@
 import dataclasses
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,6 @@ from koala.models.schedulers import EulerAncestral, build_for_run
 from koala.presets import PRESETS
 from koala.request import GenerationRequest, Timing
 from koala.sampling.adapters import adapted
-from koala.sampling.compilation import compiled
 from koala.sampling.decoding import decode
 from koala.sampling.guidance import TENSORS, GuidanceInterval, guided_steps
 from koala.sampling.nan_causes import check_prediction
@@ -111,6 +110,23 @@ def _encode(
     embeds, took = remembered[key]
     timer.ms["text"] = [took]
     return embeds
+
+
+@contextmanager
+def compiled(unet: torch.nn.Module, wanted: bool) -> Iterator[None]:
+    """Run the U-Net with its transformer blocks compiled, or exactly as it is; the first wanted run compiles them.
+
+    Only the blocks: they repeat, so one compilation of seconds serves all of them. Other runs of the same U-Net stay
+    eager, and their pixels unchanged.
+    """
+    if wanted and not _has_compiled_blocks(unet):
+        unet.compile_repeated_blocks(dynamic=True)  # one compilation for all sizes; what breaks it runs eagerly
+    with torch.compiler.set_stance("default" if wanted else "force_eager"):
+        yield
+
+
+def _has_compiled_blocks(unet: torch.nn.Module) -> bool:
+    return any(m._compiled_call_impl is not None for m in unet.modules())
 
 
 def _compiled(model: LoadedModel, request: GenerationRequest):

@@ -18,7 +18,7 @@ _FULL = "draw it in float32: python -m koala generate --dtype float32"
 
 
 def check_prediction(
-    found: torch.Tensor,
+    latents: torch.Tensor,
     model: LoadedModel,
     embeds: Iterable[torch.Tensor | None],
     request: GenerationRequest | None = None,
@@ -27,7 +27,7 @@ def check_prediction(
 
     `embeds` is what the U-Net was told of the prompt; `request` names the LoRA that is on it.
     """
-    if not is_finite(found):
+    if not is_finite(latents):
         raise NotFinite(f"{model.card.name} computed NaN or infinity: {_of_unet(model, embeds, request)}")
 
 
@@ -122,10 +122,10 @@ def _fits_float32(model: LoadedModel, component: str, name: str) -> bool:
 
 def _again(model: LoadedModel, component: str) -> str:
     """How to get a component's files anew."""
-    found = _files(model, component)
-    files = " and ".join(map(str, found)) or "the file"
+    weights = _files(model, component)
+    files = " and ".join(map(str, weights)) or "the file"
     if model.card.on_hub:  # where a link leads to the file itself, without which the cache would link to it again
-        files = " and ".join(str(f.resolve()) for f in found)
+        files = " and ".join(str(f.resolve()) for f in weights)
         return f"remove {files} and fetch it again: python -m koala fetch {model.card.name}"
     return (
         f"copy {files} again from where it was made; where a training run made it so, take an earlier checkpoint of it"

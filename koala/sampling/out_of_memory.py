@@ -26,10 +26,10 @@ def telling(requests: Sequence[GenerationRequest], library: "Library") -> Iterat
         better = told(error, requests, library)
         if better is error:
             raise
-        found = better
+        failure = better
     else:
         return
-    raise found  # out here, where nothing of the run hangs on it
+    raise failure  # out here, where nothing of the run hangs on it
 
 
 def told(
@@ -61,6 +61,6 @@ def told(
     if all(library.loaded(card.name) for card in cards):
         plan = library.place([library.get(card) for card in cards], requests).plan
         predicted = plan and plan.predicted_peak_bytes
-    found = explained(error, requests[0], device=library.device.type, predicted=predicted, there=there)
-    found.add_note(where)
-    return found
+    explanation = explained(error, requests[0], device=library.device.type, predicted=predicted, there=there)
+    explanation.add_note(where)
+    return explanation

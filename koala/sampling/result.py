@@ -123,8 +123,8 @@ def parameters_text(metadata: dict) -> str:
     return "\n".join([*lines, ", ".join(f"{k}: {_quoted(v)}" for k, v in settings.items())])
 
 
-def _are_marks(found: object) -> bool:
-    return isinstance(found, list) and all(isinstance(mark, str | None) for mark in found)
+def _are_marks(values: object) -> bool:
+    return isinstance(values, list) and all(isinstance(mark, str | None) for mark in values)
 
 
 def read_png(source: Path | str | bytes) -> dict:

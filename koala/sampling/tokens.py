@@ -53,14 +53,14 @@ def tokenizer_folders(card: ModelCard) -> tuple[Path, ...]:
 
 def read_text(text: str, folders: Sequence[Path]) -> TextRead:
     """How far the tokenizers in these folders let a text be read."""
-    found = []
+    counts = []
     for folder in folders:
         with _lock:
             tokenizer, limit = _tokenizer(folder)
         places = tokenizer.encode(text, add_special_tokens=False).offsets
         end = places[limit][0] if len(places) > limit else len(text)
-        found.append((end, len(places), limit))
-    end, tokens, limit = min(found, key=lambda one: (one[0], -one[1]))
+        counts.append((end, len(places), limit))
+    end, tokens, limit = min(counts, key=lambda one: (one[0], -one[1]))
     if not text[end:].strip():
         end = len(text)
     return TextRead(tokens=tokens, limit=limit, read=text[:end], unread=text[end:])

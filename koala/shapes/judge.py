@@ -49,11 +49,9 @@ class NoVerdict:
     reason: str
 
 
-def _says(found: Found, mention: Mention) -> bool:
+def _says(seen: Found, mention: Mention) -> bool:
     """Whether an object has every word of a mention."""
-    return (
-        found.shape == mention.shape and mention.colour in (None, found.colour) and mention.size in (None, found.size)
-    )
+    return seen.shape == mention.shape and mention.colour in (None, seen.colour) and mention.size in (None, seen.size)
 
 
 def _fitting(mention: Mention, reading: Reading) -> list[Found]:

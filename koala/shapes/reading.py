@@ -140,14 +140,14 @@ def _by_colour(mask: np.ndarray, ab: np.ndarray, most: int) -> tuple[list[_Part]
     nearest = np.zeros(mask.shape, np.int8)
     nearest[mask] = 1 + apart.argmin(-1)
     counts = np.bincount(nearest.ravel(), minlength=len(COLOURS) + 1)
-    labels, found = np.zeros(mask.shape, np.int32), 0  # of all colours: no two parts lie over each other
+    labels, count = np.zeros(mask.shape, np.int32), 0  # of all colours: no two parts lie over each other
     for number, region in enumerate(ndimage.find_objects(nearest), start=1):
         if region is None or counts[number] < _smallest_area():
             continue
         # Where colours blend they pass through others: an opening by 2 px leaves nothing of such a rim.
         own, num = ndimage.label(ndimage.binary_opening(nearest[region] == number, iterations=2))
-        labels[region][own > 0] = own[own > 0] + found
-        found += num
+        labels[region][own > 0] = own[own > 0] + count
+        count += num
     kept, more = _largest(labels, most)
     return [_Part(window, labels[window] == i) for i, window in kept], more
 
@@ -186,10 +186,10 @@ def _split(colours: np.ndarray, ground: np.ndarray, parts: list[_Part], others: 
         taken[part.window] |= part.mask
     objects = []
     for part in parts:
-        found = _identify(colours[part.window], ground, part.mask, taken[part.window] & ~part.mask)
-        if found:
+        shape = _identify(colours[part.window], ground, part.mask, taken[part.window] & ~part.mask)
+        if shape:
             rows, columns = part.window
-            objects.append(replace(found, x=found.x + columns.start, y=found.y + rows.start))
+            objects.append(replace(shape, x=shape.x + columns.start, y=shape.y + rows.start))
     return objects
 
 
@@ -227,14 +227,14 @@ def read(picture: Image.Image | np.ndarray) -> Reading:
     left = MOST_OBJECTS  # of the parts of all blobs
     for i, window in blobs:
         mask, others = labels[window] == i, (labels[window] > 0) & (labels[window] != i)
-        found = [_identify(colours[window], ground, mask, others)]
-        if found[0] and found[0].shape == UNCLEAR and left:
+        shapes = [_identify(colours[window], ground, mask, others)]
+        if shapes[0] and shapes[0].shape == UNCLEAR and left:
             parts, more = _by_colour(mask, colours[window][..., 1:], left)
             left -= len(parts)
             apart = _split(colours[window], ground, parts, others)
             if any(o.shape != UNCLEAR for o in apart):
-                found, unread = apart, unread + more
+                shapes, unread = apart, unread + more
         rows, columns = window
-        objects += [replace(o, x=o.x + columns.start, y=o.y + rows.start) for o in found if o]
+        objects += [replace(o, x=o.x + columns.start, y=o.y + rows.start) for o in shapes if o]
     objects.sort(key=lambda o: o.x)
     return Reading(background=background, objects=tuple(objects), width=width, height=height, unread=unread)

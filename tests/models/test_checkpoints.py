@@ -1,4 +1,4 @@
-"""A U-Net opens from whatever holds it, always as the same one; what is no U-Net of SDXL's family is refused."""
+"""A U-Net opens from whatever holds it, always as the same one; what is not a U-Net of SDXL's family is refused."""
 
 import json
 import shutil
@@ -144,7 +144,7 @@ def missing_shard(tmp_path):
         (no_weights, "has no weights: diffusion_pytorch_model.safetensors is missing"),
         (pickled_weights, "is a pickle, which can run any code"),
         (broken_config, r"config\.json is damaged"),
-        (truncated, "is no whole safetensors file"),
+        (truncated, "is not a whole safetensors file"),
         (missing_shard, "lacks diffusion_pytorch_model-00002-of-00003.safetensors, which its .+index.json lists"),
         (lambda _: "sdxl.ckpt", "is a pickle"),
         (lambda _: "nowhere.safetensors", "there is no file nowhere.safetensors"),

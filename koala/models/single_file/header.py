@@ -42,10 +42,10 @@ def read_words(file: SingleFile) -> Header:
         _PREDICTION: _says_velocity(words.get(_PREDICTION)),
         "its scheduler's settings": _says_velocity(scheduler.get("prediction_type")),
     }
-    found = {name: velocity for name, velocity in said.items() if velocity is not None}
-    if len({*found.values()}) > 1:
+    velocities = {name: velocity for name, velocity in said.items() if velocity is not None}
+    if len({*velocities.values()}) > 1:
         words_of = {True: "v-prediction", False: "epsilon"}
-        told = ", ".join(f"{name}: {words_of[velocity]}" for name, velocity in found.items())
+        told = ", ".join(f"{name}: {words_of[velocity]}" for name, velocity in velocities.items())
         raise UserError(
             f"{file.path} contradicts itself in what its U-Net predicts ({told}), so it would draw noise either way; "
             "take another copy, or write it again from its folder: python -m koala convert FOLDER --out FILE"
@@ -56,17 +56,17 @@ def read_words(file: SingleFile) -> Header:
         model=own.text("model", ""),
         drawing=read_drawing(own),
         configs=configs.values,
-        velocity=any(found.values()),
+        velocity=any(velocities.values()),
         zero_snr=ZERO_SNR in file.markers or scheduler.get("rescale_betas_zero_snr") is True,
     )
 
 
 def _ours(file: SingleFile) -> dict:
     try:
-        found = json.loads(file.metadata.get(KEY, "{}"))
+        own = json.loads(file.metadata.get(KEY, "{}"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file.path}'s header is damaged: its entry {KEY} is no JSON; {_AGAIN}") from error
-    return found if isinstance(found, dict) else {}
+        raise UserError(f"{file.path}'s header is damaged: its entry {KEY} is not JSON; {_AGAIN}") from error
+    return own if isinstance(own, dict) else {}
 
 
 def _line(text: str) -> str:
