@@ -27,7 +27,7 @@ Shapes = Mapping[str, tuple[int, ...]]  # parameter name -> shape
 
 @dataclass(frozen=True, kw_only=True)
 class Tally:
-    """How much of a U-Net."""
+    """The size of a part of a U-Net."""
 
     tensors: int
     parameters: int
@@ -39,7 +39,7 @@ class StageReport:
     """One stage: which of the teacher's residual blocks the student keeps, and how deep their transformers are."""
 
     stage: str
-    kept: tuple[int, ...]  # counted from 0; empty for a stage that the student has not
+    kept: tuple[int, ...]  # counted from 0; empty for a stage that the student lacks
     depths: tuple[int, ...]  # of each kept block: the teacher's first ones
     teacher_depths: tuple[int, ...]
     parameters: int
@@ -59,7 +59,7 @@ class StageReport:
 
 @dataclass(frozen=True, kw_only=True)
 class SurgeryReport:
-    """What `compress` did; surgery.json beside the student."""
+    """What `compress` did; also stored as surgery.json in the student's folder."""
 
     teacher: str
     revision: str
@@ -77,7 +77,7 @@ class SurgeryReport:
     markers: tuple[str, ...] = ()  # what the teacher's file says that it predicts, carried into the student's
 
     def lines(self) -> list[str]:
-        """For people: every stage, then the sums."""
+        """As text: every stage, then the totals."""
         parameters, size = (getattr(self.copied, of) + getattr(self.dropped, of) for of in ("parameters", "bytes"))
         return [
             *(stage.line() for stage in self.stages),

@@ -148,7 +148,7 @@ def identity_middle(spec: UNetSpec) -> dict[str, Constant]:
 
 
 def _markers(checkpoint: UNetCheckpoint) -> dict[str, Constant]:
-    """Empty tensors that tell readers of a U-Net that predicts the velocity, and of a schedule up to pure noise."""
+    """Empty tensors that mark a U-Net that predicts the velocity, and a noise schedule that ends in pure noise."""
     scheduler = read_object(checkpoint.pipeline[SCHEDULER])
     names = [VELOCITY] if scheduler.get("prediction_type") == "v_prediction" else []
     names += [ZERO_SNR] if names and scheduler.get("rescale_betas_zero_snr") else []
@@ -169,7 +169,7 @@ def _half(block: bytes, part: StoredTensor) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class SingleFileReport:
-    """What was written, and what ComfyUI will take it for."""
+    """What was written, and what ComfyUI will detect it as."""
 
     model: str
     revision: str
@@ -183,7 +183,7 @@ class SingleFileReport:
     detected: str | None  # ComfyUI's model; None where its tables have no such U-Net
 
     def lines(self) -> list[str]:
-        """For people."""
+        """As text, for a terminal."""
         known = f"ComfyUI takes it for {self.detected}; put it into models/checkpoints and use Load Checkpoint"
         unknown = "its U-Net is in no table of ComfyUI's, which will refuse it; diffusers reads it with its config"
         return [
@@ -198,7 +198,7 @@ class SingleFileReport:
 def write_single_file(model: str, out: Path) -> SingleFileReport:
     """Write a model (a name, a hub id that was fetched, a folder or a file) as one file.
 
-    UserError before it is begun.
+    UserError before anything is written.
     """
     if out.suffix.lower() != ".safetensors":
         raise UserError(f"{out} must end in .safetensors; other formats can run code when they are read")
@@ -228,7 +228,7 @@ def write_single_file(model: str, out: Path) -> SingleFileReport:
 
 
 def detected(spec: UNetSpec) -> str | None:
-    """What ComfyUI takes a U-Net for; it looks at the encoder's depths and at SDXL's widths."""
+    """What ComfyUI detects a U-Net as, from the encoder's depths at SDXL's widths."""
     widths = (spec.channels, spec.cross_attention_dim, spec.pooled_dim + 6 * spec.time_id_dim)
     if widths != (SDXL.channels, SDXL.cross_attention_dim, SDXL.pooled_dim + 6 * SDXL.time_id_dim):
         return None

@@ -1,8 +1,8 @@
-"""LoRAs of a teacher's U-Net, moved onto a student by the layer map that surgery follows.
+"""Moves LoRAs of a teacher's U-Net onto a student, by the layer map that surgery follows.
 
-A student's layer is cut from one of the teacher's, so what a LoRA adds to the one it adds to the other; a layer whose
-block is gone takes its share with it. Files keep their format (`koala.lora.files`); their layers get kohya's names,
-which every program reads.
+A student's layer is a copy of one of the teacher's, so what a LoRA adds to the one it adds to the other; layers whose
+block the student lacks are dropped. Files keep their format (`koala.lora.files`); their layers get kohya's names, which
+every program reads.
 """
 
 import math
@@ -50,10 +50,10 @@ class LoraReport:
 
     teacher: str
     student: str
-    kept: tuple[str, ...]  # at the same place in the student
-    moved: dict[str, str]  # to the student's module of another number
-    dropped: tuple[str, ...]  # their block is gone
-    text_keys: int  # of the text encoders, which a request leaves as they are
+    kept: tuple[str, ...]  # same module path in the student
+    moved: dict[str, str]  # teacher's path -> the student's, with another number
+    dropped: tuple[str, ...]  # the student lacks their block
+    text_keys: int  # of the text encoders, which a request does not change
     skipped: tuple[str, ...]  # other keys that change nothing: new words, scales without factors, biases of no layer
     coverage: float  # share of the LoRA's layers that the student has
     reach: float  # share of the student's layers that are adapted, among those of the same kinds
@@ -64,14 +64,14 @@ class LoraReport:
     def summary(self) -> str:
         """One clause."""
         survivors = len(self.kept) + len(self.moved)
-        said = f"{survivors:,} of its {survivors + len(self.dropped):,} U-Net layers ({self.coverage:.0%})"
-        said += f", {self.text_keys:,} text-encoder tensors not used" if self.text_keys else ""
+        text = f"{survivors:,} of its {survivors + len(self.dropped):,} U-Net layers ({self.coverage:.0%})"
+        text += f", {self.text_keys:,} text-encoder tensors not used" if self.text_keys else ""
         others = f"{len(self.skipped):,} other tensor" + "s" * (len(self.skipped) != 1)
-        said += f", {others} skipped" if self.skipped else ""
-        return "; ".join([said, *self.notes])
+        text += f", {others} skipped" if self.skipped else ""
+        return "; ".join([text, *self.notes])
 
     def lines(self) -> list[str]:
-        """For people."""
+        """As text, for a terminal."""
         total = len(self.kept) + len(self.moved) + len(self.dropped)
         return [
             f"{total:,} layers of {self.teacher}: {len(self.kept):,} kept, {len(self.moved):,} moved to another "
@@ -133,7 +133,7 @@ def remap(
 
 
 def teacher_of(weights: Weights) -> UNetSpec:
-    """The teacher that a LoRA was made for, told by its layers' shapes: SDXL or the embedded one."""
+    """The teacher that a LoRA was made for, by its layers' shapes: SDXL or the embedded one."""
     try:
         _layers(weights, TINY_SDXL)
     except UserError:
@@ -178,7 +178,7 @@ def changed_parameters(path: Path, student: UNetSpec) -> int:
 
 
 def _origin(path: Path, weights: Weights, student: UNetSpec) -> tuple[UNetSpec, tuple[str, ...]]:
-    """The U-Net that a LoRA file was made for, the student or the teacher that its shapes tell; and what is assumed."""
+    """The U-Net that a LoRA file was made for, by its shapes: the student or the teacher; and what was assumed."""
     moved = metadata(path).get(_MOVED)
     if moved and moved != student.notation:
         raise UserError(
@@ -205,13 +205,13 @@ def _origin(path: Path, weights: Weights, student: UNetSpec) -> tuple[UNetSpec, 
     inside = {module for module in alike if _stage(module) in set(map(_stage, own))}
     if own == inside and not _whole_transformers(layers, teacher):  # the same of the stages that it is in
         return student, ()
-    told = f"taken for a LoRA of {teacher.name}, though {student.name} has layers of all its names too"
+    note = f"taken for a LoRA of {teacher.name}, though {student.name} has layers of all its names too"
     if name := next((name for name, spec in SPECS.items() if replace(spec, name=student.name) == student), None):
-        told += (
+        note += (
             f"; if it was trained on {student.name}, python -m koala lora --lora FILE.safetensors --spec {name} "
             f"--teacher-spec {name} --out NEW.safetensors says so in a new file"
         )
-    return teacher, (told,)
+    return teacher, (note,)
 
 
 def _alike(layers: Iterable[str], spec: UNetSpec) -> set[str]:
@@ -231,7 +231,7 @@ def _stage(module: str) -> str:
 
 
 def _transformer(module: str) -> str:
-    """The block that it stands in: up_blocks.0.attentions.1."""
+    """The block that contains a module: up_blocks.0.attentions.1."""
     return module.partition(".transformer_blocks.")[0]
 
 
@@ -257,13 +257,13 @@ def _fits_all(weights: Weights, spec: UNetSpec) -> bool:
 
 
 def remap_file(lora: Path, spec: str, out: Path, teacher: UNetSpec | None = None, names: str = "kohya") -> LoraReport:
-    """Move a LoRA file onto a student's spec; the teacher is told by the LoRA's shapes where none is given."""
+    """Move a LoRA file onto a student's spec; without a teacher, the LoRA's shapes decide which it is."""
     weights = read_lora(lora)
     student = _named(spec, weights, teacher)
     origin, notes = (teacher, ()) if teacher else _origin(lora, weights, student)
     moved, report = remap(weights, student, origin, names)
     check_space(out, sum(t.nbytes for t in moved.values()))
-    dropped = (SETTINGS, "sshs_")  # what is no longer true of the file: peft's settings and kohya's hashes
+    dropped = (SETTINGS, "sshs_")  # no longer true of the new file: peft's settings and kohya's hashes
     kept = {k: v for k, v in metadata(lora).items() if not k.startswith(dropped)}
     with new_file(out) as file:
         save_file(moved, file, metadata=kept | {"format": "pt", _MOVED: student.notation})
@@ -294,7 +294,7 @@ def _biases(spec: UNetSpec) -> set[str]:
 
 
 def _kind(module: str) -> str:
-    """What a layer is, wherever it stands: attn1.to_q, proj_in, conv1."""
+    """The kind of a layer, wherever it is: attn1.to_q, proj_in, conv1."""
     return re.split(r"\.\d+\.", module)[-1]
 
 
@@ -387,12 +387,12 @@ def _peft_scale(parts: Parts) -> float:
 
 
 def _written(module: str, parts: Parts, names: str) -> dict[str, torch.Tensor]:
-    """A layer's tensors under their keys. Only kohya's style has alpha beside them; in peft's it goes into `up`."""
+    """A layer's tensors under their keys. Only kohya's style has a separate alpha; in peft's it goes into `up`."""
     parts = dict(parts)
     if names == "kohya":
-        if "down" in parts and "up" in parts:  # said even where it is the rank, which not every program assumes
+        if "down" in parts and "up" in parts:  # written even where it equals the rank, which not every program assumes
             parts.setdefault("alpha", torch.tensor(float(parts["down"].shape[0])))
-        if "magnitude" in parts:  # one per output, which kohya's shape tells
+        if "magnitude" in parts:  # one per output, which kohya's format expresses by its shape
             parts["magnitude"] = parts["magnitude"].reshape(-1, *[1] * (parts["down"].ndim - 1))
         return {f"{_kohya_name(module)}{ENDINGS[role][0]}": tensor for role, tensor in parts.items()}
     if "alpha" in parts:

@@ -1,4 +1,4 @@
-"""Every tensor of a component's files accounted for: used, left out and said, or a reason to refuse the files.
+"""Accounts for every tensor of a component's files: used, left out with a warning, or a reason to refuse the files.
 
 Names only, nothing is read. What wrapped a network when it was saved (torch.compile, several processes) is taken off.
 """

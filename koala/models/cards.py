@@ -22,12 +22,12 @@ EMBEDDED = Path(__file__).parents[1] / "embedded"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """A model: where it lives, what it is cut from and how it wants to be run."""
+    """A model: where its files are, what it was cut from, and the settings recommended for it."""
 
     name: str
     title: str
     source: str  # hub id, or the path of a folder
-    parameters: int | None  # of the U-Net, exact; None for a folder that nobody has read yet
+    parameters: int | None  # of the U-Net, exact; None for a model whose files have not been read
     licence: str
     spec: UNetSpec | None = None
     aliases: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ class ModelCard:
 
     @property
     def draws_unguided(self) -> bool:
-        """Whether it keeps its pictures without guidance: it, or the teacher that it learned from, was distilled so."""
+        """Whether it draws well without guidance: it or its teacher was distilled to do so."""
         teacher = CARDS.get(self.teacher)
         return self.guidance <= 1 or (teacher is not None and teacher.guidance <= 1)
 
@@ -64,7 +64,7 @@ class ModelCard:
 
     @property
     def download_bytes(self) -> int | None:
-        """About how much a first download is: U-Net and text encoders in fp16, the VAE of KOALA's authors in fp32."""
+        """Approximate size of a first download: U-Net and text encoders in fp16, the VAE of KOALA's authors in fp32."""
         if not self.on_hub or self.parameters is None:
             return None
         text_encoders, _ = SDXL_PARTS.text_cost

@@ -97,7 +97,7 @@ def _rest(location: Location) -> dict[str, Path]:
     """The small files of a pipeline around its U-Net, by their place in it."""
     small = set(needed(listing(location.folder), {})) | {VAE}
     files = {name: location.folder / name for name in sorted(small) if not name.startswith("unet/")}
-    return files | {VAE: location.configs[VAE]}  # a VAE from elsewhere has its config beside it
+    return files | {VAE: location.configs[VAE]}  # a VAE of another repository has its config next to it
 
 
 def _folder(folder: Path) -> UNetCheckpoint:

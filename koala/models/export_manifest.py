@@ -1,4 +1,4 @@
-"""An exported model as it lies on disk: what export.json says, and whether the files are still those that it names."""
+"""An exported model on disk: its manifest export.json, and whether the files are still those that it lists."""
 
 import contextlib
 import dataclasses
@@ -39,9 +39,9 @@ class Component:
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What an export is and where it comes from; export.json."""
+    """What an export is and where it comes from: the content of export.json."""
 
-    model: str  # name of the registry, hub id, or a folder's last name: files that travel tell no one's paths
+    model: str  # name of the registry, hub id, or a folder's last name: shared files must not contain local paths
     title: str
     revision: str  # hub commit, or "local"
     licence: str
@@ -51,17 +51,17 @@ class Exported:
     stored_dtype: str  # of what is not in 8 bits, and of the inputs: float16 or float32
     components: Mapping[str, Component]
     source: Mapping[str, str]  # file of the source -> SHA-256
-    defaults: Mapping[str, object]  # scheduler, steps, guidance, width, height: how the model wants to be run
+    defaults: Mapping[str, object]  # scheduler, steps, guidance, width, height
     profile: Mapping[str, Mapping[str, tuple[int, ...]]]  # input -> min, opt, max shape
     versions: Mapping[str, str]
-    islands: tuple[str, ...] = ()  # modules of the U-Net that compute in fp32, for fp16 cannot hold what they do
+    islands: tuple[str, ...] = ()  # modules of the U-Net that compute in fp32, since they overflow fp16
     lora: Mapping[str, object] | None = None  # name, SHA-256 and strength of one that was fused
     parity: Mapping[str, object] = field(default_factory=dict)  # the gates' figures
     format: int = FORMAT
 
     @property
     def whole(self) -> bool:
-        """Whether text encoders and VAE came along."""
+        """Whether text encoders and VAE were exported too."""
         return len(self.components) > 1
 
     @classmethod
@@ -105,7 +105,7 @@ _PICTURES = ("pictures", "psnr_mean", "ssim_mean", "verdicts_differ")
 
 
 def read(own: Fields) -> Exported:
-    """A manifest's fields as an Exported; UserError for the first one that nothing could be done with."""
+    """A manifest's fields as an Exported; UserError for the first invalid one."""
     version = own.whole("format", 1, 10**6)
     if version > FORMAT:
         raise UserError(
@@ -214,7 +214,7 @@ def _are_numbers(values: Iterable[object]) -> bool:
 
 
 def exports_root() -> Path:
-    """Where exports lie that a name alone may mean: $KOALA_EXPORTS, else exports/ in the folder in which one works."""
+    """The folder in which exports are found by name: $KOALA_EXPORTS, else exports/ in the working directory."""
     return Path(os.environ.get("KOALA_EXPORTS") or "exports").absolute()
 
 
@@ -223,7 +223,7 @@ def list_exports(root: Path) -> list[Path]:
     exports = []
     with contextlib.suppress(OSError), os.scandir(root) as entries:
         for entry in entries:
-            with contextlib.suppress(OSError):  # a folder that is locked, or goes just now
+            with contextlib.suppress(OSError):  # a folder that is locked, or being removed
                 if not entry.name.startswith(".") and entry.is_dir():
                     made = os.lstat(Path(entry.path, MANIFEST)).st_mtime_ns
                     exports.append((made, entry.name))
@@ -231,14 +231,14 @@ def list_exports(root: Path) -> list[Path]:
 
 
 def find_export(name: str) -> Path:
-    """The export that a model's name or a folder means; UserError with the command that makes one."""
+    """The export of a model's name, or in a folder; UserError with the command that makes one."""
     if os.path.lexists(Path(name) / MANIFEST):
         return Path(name)
     damaged = ""
     for folder in list_exports(exports_root()):
         try:
             export = Exported.read(folder)
-        except UserError as error:  # one that is damaged keeps nobody from the others
+        except UserError as error:  # a damaged export does not hide the others
             damaged += f" ({error})"
             continue
         if export.model == (Path(name).resolve().name if Path(name).is_dir() else name):

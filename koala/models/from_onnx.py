@@ -1,4 +1,4 @@
-"""An exported folder as a loaded model: ONNX Runtime in the places of torch's modules, the rest of a run as ever.
+"""An exported folder as a loaded model: ONNX Runtime replaces torch's modules, and the rest of a run is unchanged.
 
 Latents and text stay in fp32 between the calls; a call casts to what its file declares, and back.
 """
@@ -53,7 +53,7 @@ _FAILURES = (
     failures.RuntimeException,
 )
 _REMEDY = {
-    CUDA: "it needs onnxruntime-gpu without onnxruntime beside it, an NVIDIA driver, CUDA and cuDNN "
+    CUDA: "it needs onnxruntime-gpu with onnxruntime uninstalled, an NVIDIA driver, CUDA and cuDNN "
     "(pip install onnxruntime-gpu[cuda,cudnn] brings these two); or use --device cpu",
 }
 
@@ -80,7 +80,7 @@ def open_session(
 
 
 class _Graph(torch.nn.Module):
-    """An ONNX graph in the place of a module. It is where its session was opened; `to` does not move it."""
+    """An ONNX graph that replaces a module. It stays on the device of its session; `to` does not move it."""
 
     dtype = torch.float32
 
@@ -184,7 +184,7 @@ class OrtModel(LoadedModel):
 
     @property
     def software(self) -> dict[str, str]:
-        """The runtime beside torch, as its kernels decide pixels too."""
+        """The version of ONNX Runtime, whose kernels affect the pixels too."""
         return {"onnxruntime": onnxruntime.__version__}
 
 

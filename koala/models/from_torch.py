@@ -82,8 +82,8 @@ def load_unet(location: Location, dtype: torch.dtype) -> UNet2DConditionModel:
 def load_tiny_vae(folder: Path, dtype: torch.dtype) -> AutoencoderTiny:
     """diffusers' small decoder from its folder."""
     with from_files("the tiny VAE", folder):
-        vae, told = AutoencoderTiny.from_pretrained(folder, torch_dtype=dtype, output_loading_info=True)
-    check_complete(told, folder)
+        vae, loading_info = AutoencoderTiny.from_pretrained(folder, torch_dtype=dtype, output_loading_info=True)
+    check_complete(loading_info, folder)
     return vae.eval()
 
 
@@ -94,9 +94,9 @@ def spec_of(card: ModelCard, location: Location) -> UNetSpec:
 
 
 def _say_scheduler(card: ModelCard, location: Location) -> None:
-    """A warning where a model that nobody has tried here is drawn with another scheduler than its own by default."""
+    """Warn where an untested model is drawn with a scheduler other than its own by default."""
     if card.name in CARDS or card.teacher or card.single_file or (location.folder / DRAWING).is_file():
-        return  # the settings of these are their authors'
+        return  # their settings are the authors' own
     file = location.configs[SCHEDULER]
     config = read_object(file)
     nearest, same = own_sampler(config)

@@ -1,4 +1,4 @@
-"""A model's address as people paste it from the hub's pages: "https://huggingface.co/owner/name/tree/main"."""
+"""A model's address as pasted from the hub's pages: "https://huggingface.co/owner/name/tree/main"."""
 
 import os
 import re
@@ -13,7 +13,7 @@ _PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokeniz
 
 
 def hub_id(text: str) -> str | None:
-    """owner/name, or owner/name@revision, of an address of the hub; None for what is no address at all.
+    """owner/name, or owner/name@revision, of an address of the hub; None for text that is not an address.
 
     UserError for the address of something else than a model.
     """

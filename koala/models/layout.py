@@ -24,8 +24,8 @@ CONFIGS = (
 )
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # transformers 5 saves the first, older ones both
-SURGERY = "surgery.json"  # ours, beside a student: what `koala.compress.surgery.compress` cut it out of
-DRAWING = "koala.json"  # ours, too: how the model wants to be drawn (`koala.models.sampling_defaults`)
+SURGERY = "surgery.json"  # ours, in a student's folder: what `koala.compress.surgery.compress` cut it out of
+DRAWING = "koala.json"  # ours: the model's recommended settings (`koala.models.sampling_defaults`)
 _TOKENIZER = re.compile(r"tokenizer(_2)?/[^/]+\.(json|txt)")
 _PICKLE = (".bin", ".ckpt", ".pt", ".pth")
 SAVE_AGAIN = "Save it again with pipeline.save_pretrained(folder, safe_serialization=True), or copy what is missing"
@@ -121,7 +121,7 @@ def needed(names: Collection[str], chosen: Mapping[str, Weights]) -> list[str]:
 
 
 def listing(folder: Path) -> set[str]:
-    """The names of a folder's files, as far down as a pipeline keeps any; a link that leads nowhere is no file."""
+    """The names of a folder's files, as deep as a pipeline has any; broken links are left out."""
     inside = [folder, *(folder / n for n in (*STEMS, "scheduler", *TOKENIZERS))]
     return {f.relative_to(folder).as_posix() for d in inside if d.is_dir() for f in d.iterdir() if f.is_file()}
 

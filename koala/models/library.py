@@ -31,7 +31,7 @@ EMBEDDINGS = 32  # prompts whose embeddings are remembered where a plan releases
 class Library:
     """The models of one process. Loading is thread-safe; each model and each shared part is loaded once.
 
-    A model is asked for by its card, or by whatever `registry.find` knows: a name, a folder, a hub id.
+    A model is given as its card, or as anything that `registry.find` resolves: a name, a folder, a hub id.
 
     `memory` is what may be used of the device, in bytes; None takes what is there. `dtype` is float32, bfloat16 or
     float16; None is float16 on a GPU, and on a CPU float32 where that fits. `loaders` has a module per runtime.
@@ -60,7 +60,7 @@ class Library:
         return name in self._models
 
     def get(self, model: str | ModelCard, beside: Sequence[str | ModelCard] = ()) -> LoadedModel:
-        """This model, loaded now if it was not, in a precision in which those `beside` it fit as well.
+        """This model, loaded now if it was not, in a precision in which it fits together with the models `beside` it.
 
         Raises UserError with the remedy.
         """
@@ -76,16 +76,16 @@ class Library:
             return self._models[card.name]
 
     def forget(self, name: str) -> None:
-        """Free a model whose files are about to go; a run that holds it goes on."""
+        """Drop a model whose files are about to be removed; a run that holds it continues."""
         with self._lock:
             self._models.pop(name, None)
 
     def get_all(self, wanted: Sequence[str | ModelCard]) -> list[LoadedModel]:
-        """Models that are to run beside each other, all of torch's in one precision."""
+        """Models that are to run together, all of torch's in one precision."""
         cards = [find(model) for model in wanted]
         models = [self.get(card, beside=cards) for card in cards]
         own = [m for m in models if m.card.runtime == "torch"]
-        if len({m.dtype for m in own}) > 1:  # one was loaded before it was known what would stand beside it
+        if len({m.dtype for m in own}) > 1:  # one was loaded before it was known what it would share memory with
             with self._lock:
                 for model in own:
                     self._models.pop(model.card.name, None)
@@ -98,7 +98,7 @@ class Library:
         self.residence.settle(part for m in models for stage in STAGE_PARTS for part in m.parts(stage, None))
 
     def _make_room(self, wanted: Mapping[str, ModelCard]) -> None:
-        """Forget the large models that nobody wants now, and the parts that only they used."""
+        """Drop large models other than those `wanted`, and the parts that only they used."""
         large = [m for m in self._models.values() if m.parameters > LARGE and m.card.name not in wanted]
         for model in large:
             log.info("%s leaves memory: %s is wanted", model.card.name, ", ".join(wanted))

@@ -61,7 +61,7 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the model works."""
+        """The device that the model runs on."""
         return self.library.device
 
     @property
@@ -76,12 +76,12 @@ class LoadedModel:
 
     @property
     def software(self) -> dict[str, str]:
-        """Versions of what decides the pixels beside torch and its libraries."""
+        """Versions of software that affects the pixels, besides torch and its libraries."""
         return {}
 
     @property
     def lock(self) -> threading.Lock:
-        """The device's: whoever draws holds it, as parts are shared and move."""
+        """The device's lock: every run holds it, since parts are shared and move."""
         return self.library.residence.lock
 
     def decoder(self, plan: Plan | None) -> torch.nn.Module:
@@ -121,7 +121,7 @@ class Placement:
         return self.plan.on_device(stage) if self.plan else tuple(STAGE_PARTS)
 
     def enter(self, stage: str, model: LoadedModel) -> None:
-        """Have on the device what the plan wants there in this stage of `model`, and nothing else."""
+        """Have on the device exactly what the plan puts there in this stage of `model`."""
         there = self.on_device(stage)
         working = [p for part in there for p in model.parts(part, self.plan)]
         others = [part for part in there if part != "unet" or self.plan is None or self.plan.unet == "resident"]

@@ -27,7 +27,7 @@ from koala.unet.part_configs import check_pipeline_configs
 from koala.unet.specs import UNetSpec
 
 log = logging.getLogger(__name__)
-_MOST_NEIGHBOURS = 100  # folders next to a single file that are looked into
+_MOST_NEIGHBOURS = 100  # folders next to a single file that are searched
 
 
 class NotOnThisMachine(UserError):
@@ -44,7 +44,7 @@ class Location:
 
     folder: Path  # of a single file: where its settings lie
     chosen: Mapping[str, Weights]  # of the components that the folder itself gives
-    replaced: Mapping[str, Path]  # component -> the file from elsewhere that the card wants instead
+    replaced: Mapping[str, Path]  # component -> the file of another repository that replaces it
     revision: str  # hub commit, or "local"; commits of replaced components follow
     exported: Exported | None = None  # of a folder that holds ONNX files instead of torch's weights
     single: SingleFile | None = None
@@ -53,7 +53,7 @@ class Location:
 
     @property
     def variant(self) -> str | None:
-        """Of the folder's own U-Net, as diffusers' from_pretrained wants it."""
+        """Of the folder's own U-Net, as diffusers' from_pretrained expects it."""
         return self.chosen["unet"].variant if "unet" in self.chosen else None
 
     def files(self, component: str) -> tuple[Path, ...]:
@@ -114,7 +114,7 @@ def _absent(card: ModelCard, why: str) -> NotOnThisMachine:
 
 
 def _whole(card: ModelCard, file: Path) -> None:
-    """Raise for a file that was cut or is no safetensors at all; only its header and its length are looked at."""
+    """Raise for a file that is cut off or is not safetensors; only its header and its length are read."""
     try:
         with safe_open(file, framework="numpy"):
             return
@@ -142,7 +142,7 @@ def _cached(card: ModelCard, what: str, repo: str, name: str) -> Path:
 
 
 def _component(card: ModelCard, what: str, repo: str) -> Path:
-    """The weights of a repository that holds one component; its config lies beside them."""
+    """The weights of a repository that holds one component; its config is next to them."""
     folder = _cached(card, what, repo, "config.json").parent
     chosen = weights(listing(folder), STEMS["vae"])
     return _cached(card, what, repo, chosen.files[0] if chosen else f"{STEMS['vae']}.safetensors")
@@ -172,7 +172,7 @@ def locate(card: ModelCard, base: str | None = None) -> Location:
         return Location(folder=folder, chosen={}, replaced={}, revision=exported.revision, exported=exported)
     index = folder / "model_index.json"
     try:
-        if index.is_file() and not card.embedded:  # what it is comes before what it lacks
+        if index.is_file() and not card.embedded:  # report a wrong kind of model before missing files
             check_pipeline(index, card.name)
         chosen = choose(listing(folder), own_parts(card), card.name)
     except OSError as error:
@@ -262,7 +262,7 @@ def _givers(file: SingleFile, header: Header) -> Iterator[ModelCard]:
     yield from family
     try:
         folders = sorted(place for place in file.path.parent.iterdir() if (place / "model_index.json").is_file())
-    except OSError:  # a folder that may be entered, and not looked into
+    except OSError:  # a folder that may be entered but not listed
         folders = []
     for folder in folders[:_MOST_NEIGHBOURS]:
         try:

@@ -14,7 +14,7 @@ NONE = "none"  # nothing was computed with weights
 
 
 def weights(models: Iterable[str | Path | ModelCard]) -> dict[str, dict[str, str]]:
-    """Model -> file within its folder -> SHA-256. A path goes by its last name, for a report tells no one's paths."""
+    """Model -> file within its folder -> SHA-256. A path is cut to its last name: reports hold no local paths."""
     hashes = {}
     for model in models:
         model = model if isinstance(model, ModelCard) else str(model)

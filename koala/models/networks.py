@@ -31,7 +31,7 @@ class StoredNetwork:
 
     tensors: dict[str, Streamed]
     names: dict[str, str]  # the same tensors -> their names in the files
-    markers: dict[str, Streamed]  # what its files say beside the weights (semantics.MARKERS)
+    markers: dict[str, Streamed]  # marker tensors of its files (semantics.MARKERS)
     left_out: tuple[str, ...]
 
 

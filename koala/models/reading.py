@@ -1,4 +1,4 @@
-"""Libraries that read a model's files: what they raise over damaged ones is told as a UserError with the place."""
+"""Reading a model's files with libraries: errors over damaged files become a UserError that names the place."""
 
 import logging
 import traceback
@@ -58,10 +58,12 @@ def _is_ours(error: BaseException) -> bool:
     return len(frames) > 1 and frames[-1].startswith(_OURS)
 
 
-def check_complete(told: Mapping[str, Sequence], folder: Path) -> None:
+def check_complete(loading_info: Mapping[str, Sequence], folder: Path) -> None:
     """UserError where weights and config are of different networks; libraries would fill in random weights."""
     for why, words in _MISFITS.items():
-        names = (key[0] if isinstance(key, tuple) else key for key in told.get(why) or ())  # with shapes, or alone
+        names = (
+            key[0] if isinstance(key, tuple) else key for key in loading_info.get(why) or ()
+        )  # with shapes, or alone
         keys = sorted(name for name in names if not name.endswith("position_ids"))  # a buffer
         if keys:
             which = keys[0] + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")

@@ -1,4 +1,4 @@
-"""From what a person types to a card: a name, a folder, a single file or a hub id, at a revision or without."""
+"""Resolves what a user types to a card: a name, a folder, a single file or a hub id, with or without a revision."""
 
 import difflib
 import errno
@@ -41,13 +41,13 @@ _NAMES = {
 
 
 def _config(file: Path) -> dict:
-    """A config.json, empty where there is none: `locate` names what a folder lacks."""
+    """A config.json, empty where it is missing: `locate` reports what a folder lacks."""
     return read_object(file) if file.exists() else {}
 
 
 def _inherited(folder: Path, spec: UNetSpec | None) -> dict[str, object]:
-    """How a student that surgery cut wants to be run: as the published one of its teacher and depths, or as its
-    teacher. Empty for a folder that was no cut, or whose teacher is unknown here."""
+    """Settings of a student cut by surgery: those of the published student of its teacher and depths, or its
+    teacher's. Empty for a folder that surgery did not make, or whose teacher is unknown here."""
     teacher = _NAMES.get(str(_config(folder / SURGERY).get("teacher")).partition("@")[0].lower())
     if spec is None or teacher is None:
         return {}
@@ -58,8 +58,8 @@ def _inherited(folder: Path, spec: UNetSpec | None) -> dict[str, object]:
 
 
 def _folder_card(folder: Path) -> ModelCard:
-    """A card for a folder in diffusers' layout: spec, native size and scheduler as its own configs tell them, and a
-    student's settings as its teacher's card does."""
+    """A card for a folder in diffusers' layout: spec, native size and scheduler from its own configs, and a
+    student's settings from its teacher's card."""
     known = next((c for c in CARDS.values() if c.source == str(folder)), None)
     if known:
         return known
@@ -84,7 +84,7 @@ def _folder_card(folder: Path) -> ModelCard:
 
 
 def _drawing(folder: Path) -> dict[str, object]:
-    """How a folder says that it wants to be drawn; empty for one that says nothing."""
+    """The settings in a folder's koala.json; empty without that file."""
     file = folder / DRAWING
     if not os.path.lexists(file):
         return {}
@@ -93,12 +93,12 @@ def _drawing(folder: Path) -> dict[str, object]:
 
 
 def says_how_it_is_drawn(card: ModelCard) -> bool:
-    """Whether a model without a name here brings its settings, in a file's header or in a folder's koala.json."""
+    """Whether a model that has no name here has its own settings, in a file's header or a folder's koala.json."""
     return card.single_file or not card.on_hub and card.name not in CARDS and (Path(card.source) / DRAWING).is_file()
 
 
 def drawing_of(card: ModelCard) -> dict[str, object]:
-    """How a card's model wants to be drawn, as `koala.models.sampling_defaults` reads it again."""
+    """A card's recommended settings, in the form that `koala.models.sampling_defaults` reads."""
     teacher = card.teacher if card.teacher in CARDS else None
     return {
         "defaults": {name: getattr(card, name) for name in SETTINGS},
@@ -109,10 +109,10 @@ def drawing_of(card: ModelCard) -> dict[str, object]:
 
 
 def _file_card(path: Path) -> ModelCard:
-    """A card for one safetensors file: its spec as its tensors tell it, its settings as its header does.
+    """A card for one safetensors file: its spec from its tensors, its settings from its header.
 
-    Where the header says nothing they are those of the embedded model of these shapes, or of the plain model of these
-    depths, and it is said.
+    Without settings in the header they are those of the embedded model of these shapes, or of the plain model of these
+    depths, with a warning.
     """
     from koala.models.single_file.header import read_words
     from koala.models.single_file.reading import read_single_file
@@ -121,7 +121,7 @@ def _file_card(path: Path) -> ModelCard:
     header, spec = read_words(file), file.spec
     same = [c for c in CARDS.values() if c.spec and c.spec == replace(spec, name=c.spec.name)]
     family = CARDS["sdxl-base" if spec.channels == SDXL.channels else "tiny-sdxl"]
-    # Of several models of these depths the plain one, not one of few steps: a file does not tell them apart.
+    # Of several models of these depths the plain one, not a few-step one: a file does not distinguish them.
     like = CARDS.get(header.model) or max(same, key=lambda c: c.steps, default=family)
     settings = {name: getattr(like, name) for name in _SETTINGS}
     if not (header.drawing.defaults or like.embedded or like.name == header.model):
@@ -155,7 +155,7 @@ def _say_assumed(path: Path, title: str, steps: int, guidance: float) -> None:
 
 
 def _export_card(folder: Path) -> ModelCard:
-    """A card for a folder that `python -m export` wrote: its model's own, as far as that is known, and its manifest."""
+    """A card for a folder that `python -m export` wrote: from its model's card, where known, and its manifest."""
     exported = Exported.read(folder)
     known = CARDS.get(exported.model)
     kind = ["ONNX", exported.target] if exported.target != "universal" else ["ONNX"]
@@ -187,7 +187,7 @@ def torch_only(card: ModelCard, doing: str) -> None:
 
 
 def _folder(name: str) -> ModelCard | None:
-    """The card of a folder, None where a name is none's; UserError for one that cannot be looked into."""
+    """The card of a folder, None where the name is not a folder; UserError for one that cannot be read."""
     try:
         return _folder_card(Path(name).resolve()) if Path(name).is_dir() else None
     except OSError as error:

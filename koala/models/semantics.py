@@ -115,7 +115,7 @@ _CLASS_DEFAULTS = {
     "": {"timestep_spacing": "linspace"},
 }
 
-# Tensors that some files carry beside a U-Net's own, which say what it predicts (as ComfyUI reads them).
+# Marker tensors that some files hold next to a U-Net's own: what it predicts (as ComfyUI reads them).
 VELOCITY, ZERO_SNR = "v_pred", "ztsnr"
 MARKERS = (VELOCITY, ZERO_SNR)
 EDM_MARKERS = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
@@ -155,12 +155,12 @@ def check_config(file: str, config: Mapping[str, object], place: str) -> None:
         value = config.get(one.key, one.default)
         if one.file == file and one.here is not None and not any(_same(value, wanted) for wanted in one.here):
             reasons = (why for start, why in one.reasons.items() if str(value).startswith(start))
-            said = (
+            value_text = (
                 f"is for {shown(value).strip(chr(39))}"
                 if one.key == "_class_name"
                 else f"says {one.key} {shown(value)}"
             )
-            raise UserError(f"{place} {said}: {next(reasons, one.why)}")
+            raise UserError(f"{place} {value_text}: {next(reasons, one.why)}")
 
 
 def check_single_file(owner: str, configs: Mapping[str, Path]) -> None:

@@ -1,4 +1,4 @@
-"""The models that this package ships: their files' SHA-256, written beside them, and held against them on loading."""
+"""The embedded models: the SHA-256 of their files is stored with them and checked on loading."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def write_hashes(shipped: Path) -> None:
-    """Write the hashes of every model in the folder of shipped models; whoever changes one does so afterwards."""
+    """Write the hashes of every model in the folder of shipped models; call it after changing one."""
     models = sorted(index.parent for index in shipped.glob("*/model_index.json"))
     listed = {folder.name: hashes(folder) for folder in models}
     with new_file(shipped / HASHES) as partial:
@@ -43,7 +43,7 @@ def check_shipped(folder: Path) -> None:
 
 
 def _remedy(shipped: Path) -> str:
-    """How to get the files anew."""
+    """How to get the files again."""
     root = shipped.parents[1]
     if (root / ".git").exists():
         return f"get it again: git -C {root} checkout -- {shipped.relative_to(root).as_posix()}"

@@ -1,4 +1,4 @@
-"""What a tokenizer's folder without tokenizer_config.json, or with an incomplete one, is taken to say."""
+"""Defaults for a tokenizer's folder whose tokenizer_config.json is missing or incomplete."""
 
 import json
 from pathlib import Path
@@ -12,11 +12,11 @@ _PADS = {"tokenizer_2": "!"}  # SDXL's second tokenizer pads with the first word
 
 
 def assumed(folder: Path) -> dict[str, object]:
-    """The settings of CLIP's tokenizer that a folder does not say, as SDXL has them; empty where it says them.
+    """The settings of CLIP's tokenizer that a folder lacks, as SDXL has them; empty where it has them.
 
-    What pads is read from special_tokens_map.json or tokenizer.json where they say it.
+    The padding token is read from special_tokens_map.json or tokenizer.json where they have it.
     """
-    said = read_object(folder / NAME) if (folder / NAME).is_file() else {}
+    given = read_object(folder / NAME) if (folder / NAME).is_file() else {}
     whole = {
         "model_max_length": TOKENS,
         "pad_token": _padding(folder) or _PADS.get(folder.name, _END),
@@ -25,13 +25,13 @@ def assumed(folder: Path) -> dict[str, object]:
         "unk_token": _END,
         "tokenizer_class": "CLIPTokenizer",
     }
-    if not said:
+    if not given:
         return whole
-    return {name: whole[name] for name in ("model_max_length", "pad_token") if said.get(name) is None}
+    return {name: whole[name] for name in ("model_max_length", "pad_token") if given.get(name) is None}
 
 
 def _padding(folder: Path) -> str | None:
-    """The token that pads, as the files beside the config say it."""
+    """The padding token, from the files next to the config."""
     for name, outer, inner in (
         ("special_tokens_map.json", "pad_token", "content"),
         ("tokenizer.json", "padding", "pad_token"),
@@ -45,7 +45,7 @@ def _padding(folder: Path) -> str | None:
 
 
 def complete(folder: Path) -> None:
-    """Write what a folder of ours leaves unsaid, so that every program reads it alike."""
+    """Write the missing settings into a folder of ours, so that every program reads it alike."""
     if missing := assumed(folder):
-        said = read_object(folder / NAME) if (folder / NAME).is_file() else {}
-        (folder / NAME).write_text(json.dumps(said | missing, indent=2) + "\n")
+        given = read_object(folder / NAME) if (folder / NAME).is_file() else {}
+        (folder / NAME).write_text(json.dumps(given | missing, indent=2) + "\n")

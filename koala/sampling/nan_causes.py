@@ -1,4 +1,4 @@
-"""Why a run computed NaN or infinity, as far as it can be told afterwards, and what helps."""
+"""Why a run computed NaN or infinity, as far as that can be established afterwards, and what helps."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -25,7 +25,7 @@ def check_prediction(
 ) -> None:
     """NotFinite with the cause and the remedy for what a model's U-Net computed: latents, or the noise in them.
 
-    `embeds` is what the U-Net was told of the prompt; `request` names the LoRA that is on it.
+    `embeds` is what the U-Net received of the prompt; `request` names the LoRA that is on it.
     """
     if not is_finite(latents):
         raise NotFinite(f"{model.card.name} computed NaN or infinity: {_of_unet(model, embeds, request)}")
@@ -121,7 +121,7 @@ def _fits_float32(model: LoadedModel, component: str, name: str) -> bool:
 
 
 def _again(model: LoadedModel, component: str) -> str:
-    """How to get a component's files anew."""
+    """How to get a component's files again."""
     weights = _files(model, component)
     files = " and ".join(map(str, weights)) or "the file"
     if model.card.on_hub:  # where a link leads to the file itself, without which the cache would link to it again

@@ -1,4 +1,4 @@
-"""After a run that ended with an error: where memory was the reason, it goes back, and the error says what helps."""
+"""After a run that failed: if memory ran out, it is freed, and the error says what helps."""
 
 import logging
 import traceback
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def telling(requests: Sequence[GenerationRequest], library: "Library") -> Iterator[None]:
-    """The errors of a run as `told` tells them."""
+    """Raise the errors of a run as `told` explains them."""
     try:
         yield
     except Exception as error:
@@ -29,7 +29,7 @@ def telling(requests: Sequence[GenerationRequest], library: "Library") -> Iterat
         failure = better
     else:
         return
-    raise failure  # out here, where nothing of the run hangs on it
+    raise failure  # raised here, where it holds no reference to the run
 
 
 def told(
@@ -38,7 +38,7 @@ def told(
     library: "Library | None",
     cards: Sequence[ModelCard] | None = None,
 ) -> Exception:
-    """The error, or for one of memory a RanOut, after all that the run held was freed; models stay loaded.
+    """The error itself, or RanOut if memory ran out, once all that the run held is freed; models stay loaded.
 
     `cards` are those of the requests' models; without them the names are looked up.
     """

@@ -14,7 +14,7 @@ from koala.files.outputs import new_file
 from koala.hardware.memory_plan import Plan
 from koala.request import MAX_SIDE, GenerationRequest, Timing
 
-KEY = "koala"  # the PNG text chunk that holds the JSON; "parameters" holds the same for people and other UIs
+KEY = "koala"  # the PNG text chunk that holds the JSON; "parameters" holds the same as text, for users and other UIs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ def shared(request: GenerationRequest) -> GenerationRequest:
 
 
 def folder_mark(model: str) -> str | None:
-    """What tells a model's folder from others of the same name, and tells nobody where it lies; None for a name."""
+    """A mark that tells folders of one name apart without revealing their paths; None for a model's name."""
     return hashlib.sha256(os.fsencode(model)).hexdigest()[:16] if PurePath(model).is_absolute() else None
 
 

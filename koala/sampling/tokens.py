@@ -1,7 +1,7 @@
 """What the text encoders read of a prompt: the tokens that have a place, and the rest, which they never see.
 
-diffusers cuts a prompt behind 75 tokens and only warns. Both tokenizers of a pipeline count; a text is read as far as
-both read it.
+diffusers cuts a prompt after 75 tokens and only warns. Both tokenizers of a pipeline count: text counts as read only
+where both read it.
 """
 
 import threading

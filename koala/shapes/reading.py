@@ -1,7 +1,7 @@
 """A picture -> what it shows: its background, and its objects with shape, colour, size and place. No learned model.
 
 Objects are chromatic, backgrounds almost neutral, and shadows and light change lightness alone: so the plane
-of a and b in CIELAB separates objects from ground, and a grey thing is no object. Coordinates are px, y down.
+of a and b in CIELAB separates objects from ground, and grey regions are not objects. Coordinates are px, y down.
 """
 
 import math
@@ -17,16 +17,16 @@ from koala.shapes.render import distance, rgb
 from koala.shapes.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, relation
 
 UNCLEAR = "unclear"  # the word for a shape or a background that is none of ours; it satisfies no claim
-CLEAR_FIT = 0.75  # IoU below which a blob is no shape: clean ones reach 0.95, touching pairs rarely 0.72
+CLEAR_FIT = 0.75  # IoU below which a blob is not a shape: clean ones reach 0.95, touching pairs rarely 0.72
 CLEAR_GROUND = 20.0  # dE76 from every background beyond which the ground is none of them
-FOREGROUND = 14.0  # distance from the ground in (a, b): the palest pair, cyan on sky, stands 34.6 apart
-SPECK = 0.25  # of the smallest shape's area: what is smaller is no object and is passed over
+FOREGROUND = 14.0  # distance from the ground in (a, b): the palest pair, cyan on sky, is 34.6 apart
+SPECK = 0.25  # of the smallest shape's area: anything smaller is not an object and is skipped
 SMOOTHING = 1.0  # px, of a and b: noise there is large in dark grounds and eats the hole of a small pale ring
 OPENING = 2  # px, of the foreground: what is thinner than 5 px is a streak of noise and joins nothing
 BORDER = 5  # px along the edges that no object reaches: the ground is measured there
 GRID = 64  # cells along a template
 REACH = 1.1  # half a template's side, in square roots of the shape's area (the star's points reach 0.85)
-MOST_OBJECTS = 200  # of a picture that are identified, the largest first: who chooses a prompt can steer a picture
+MOST_OBJECTS = 200  # of a picture that are identified, the largest first: a prompt's author can steer a picture
 MOST_PIXELS = 2  # of the windows around them, in areas of the picture
 
 
@@ -115,7 +115,7 @@ class _Part:
 
 
 def _around(region: tuple[slice, slice], shape: tuple[int, ...]) -> tuple[slice, slice]:
-    """A region's window with 4 px more on every side, as far as the picture goes."""
+    """A region's window with 4 px more on every side, within the picture."""
     return tuple(slice(max(0, s.start - 4), min(length, s.stop + 4)) for s, length in zip(region, shape, strict=True))
 
 
@@ -153,7 +153,7 @@ def _by_colour(mask: np.ndarray, ab: np.ndarray, most: int) -> tuple[list[_Part]
 
 
 def _chroma(colours: np.ndarray, ground: np.ndarray) -> np.ndarray:
-    """How far Lab colours (..., 3) stand from the ground (3,) in the plane of a and b."""
+    """Distance of Lab colours (..., 3) from the ground (3,) in the plane of a and b."""
     return np.hypot(colours[..., 1] - ground[1], colours[..., 2] - ground[2])
 
 

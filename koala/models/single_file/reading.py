@@ -1,6 +1,6 @@
 """What one safetensors file holds, by component and under diffusers' names. Only its header is read, and one tensor.
 
-The U-Net's spec is told by its tensors' names and shapes. A tensor that the original layout stores in another form is
+The U-Net's spec follows from its tensors' names and shapes. A tensor that the original layout stores in another form is
 a view of its bytes: q, k and v of the second text encoder are rows of one matrix, its projection is transposed.
 """
 
@@ -93,9 +93,9 @@ def _from_original(tensors: Mapping[str, StoredTensor], prefix: str) -> dict[str
         up_depths=(*[(1,) * (blocks + 1)] * 2, (0,) * (blocks + 1)),
     )
     table = {original: own for own, original in original_names(shape).items()}
-    beside = {key: tensor for key, tensor in tensors.items() if key in (*MARKERS, *EDM_MARKERS, "scaled_fp8")}
+    markers = {key: tensor for key, tensor in tensors.items() if key in (*MARKERS, *EDM_MARKERS, "scaled_fp8")}
     inside = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-    return {renamed(key, table) or key: tensor for key, tensor in inside.items()} | beside
+    return {renamed(key, table) or key: tensor for key, tensor in inside.items()} | markers
 
 
 def _parts(tensors: Mapping[str, StoredTensor]) -> dict[str, dict[str, Streamed]]:
