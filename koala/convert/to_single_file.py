@@ -31,6 +31,7 @@ from koala.models.single_file.settings import CARRIED
 from koala.unet.layer_map import renamed
 from koala.unet.original_layout import PREFIX, original_names
 from koala.unet.part_configs import check_vae
+from koala.unet.parts import SDXL_PARTS
 from koala.unet.specs import KOALA_1B, KOALA_700M, SDXL, SSD_1B, VEGA, UNetSpec
 
 # The U-Nets that ComfyUI knows, by the transformer depths of their encoders at SDXL's widths.
@@ -45,7 +46,7 @@ _KNOWN = {
     )
 }
 
-_SCALING_FACTOR = 0.13025  # of SDXL's latents, which a file in this layout does not say
+_SCALING_FACTOR = SDXL_PARTS.vae.scaling_factor  # of SDXL's latents, which a file in this layout does not say
 _IDENTITY = (
     "{} more tensors are a middle block that changes nothing: this U-Net has none, and Forge would compute with "
     "whatever is in memory"
@@ -57,7 +58,7 @@ _DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,  # plain ones; scaled ones are refused where a model is opened
     "F8_E5M2": torch.float8_e5m2,
 }
-_LARGEST = 65504  # of fp16
+_LARGEST = torch.finfo(torch.float16).max
 _SAMPLERS = {  # as UIs name them
     "euler-trailing": "Euler, trailing timesteps (sgm_uniform)",
     "euler-linspace": "Euler, evenly spaced timesteps (normal)",

@@ -31,14 +31,14 @@ def device_name(device: torch.device) -> str:
         return "Apple GPU"
     model = "CPU"
     if sys.platform == "linux":
-        with open("/proc/cpuinfo") as lines:  # psutil knows how many there are, not what they are called
+        with open("/proc/cpuinfo") as lines:  # psutil knows their number, not their name
             model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
     threads = torch.get_num_threads()
     return f"{model}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _reset_process_peak() -> bool:
-    """Forget the process's peak so far, where Linux lets us: proc(5), clear_refs, 5. Whether a peak can be had.
+    """Reset the process's peak, where Linux allows it: proc(5), clear_refs, 5. Returns whether a peak can be measured.
 
     psutil neither resets a peak nor, on Linux, reports it.
     """
@@ -46,7 +46,7 @@ def _reset_process_peak() -> bool:
         return True
     try:
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError as error:  # a hardened container: the peak since the process began would be a wrong figure
+    except OSError as error:  # a hardened container: the peak since the process began would be wrong
         log.info("peak memory is not measured: %s", error)
         return False
     return True

@@ -5,11 +5,11 @@ import re
 from urllib.parse import unquote, urlsplit
 
 from koala.errors import UserError
+from koala.models.layout import STEMS, TOKENIZERS
 
 _HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _BARE = re.compile(r"(?i)(https?|hf)://|(www\.)?(huggingface\.co|hf\.co)/")
 _KINDS = ("datasets", "spaces", "collections", "models", "docs", "papers", "blog")
-_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 
 
 def hub_id(text: str) -> str | None:
@@ -52,7 +52,7 @@ def _repository(text: str, names: list[str]) -> str:
             f"{text} is one file; a model is a whole repository in diffusers' layout: {owner}/{name}. Download the "
             "file and name it where a U-Net alone will do: python -m koala compress --teacher FILE"
         )
-    if kind == "tree" and len(rest) > 1 and rest[1] not in _PARTS:
+    if kind == "tree" and len(rest) > 1 and rest[1] not in (*STEMS, *TOKENIZERS, "scheduler"):
         raise UserError(
             f"{text} is a folder inside {owner}/{name}; only what lies at the top of a repository is fetched. Download "
             "that folder and name it"

@@ -27,7 +27,7 @@ VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # transforme
 SURGERY = "surgery.json"  # ours, in a student's folder: what `koala.compress.surgery.compress` cut it out of
 DRAWING = "koala.json"  # ours: the model's recommended settings (`koala.models.sampling_defaults`)
 _TOKENIZER = re.compile(r"tokenizer(_2)?/[^/]+\.(json|txt)")
-_PICKLE = (".bin", ".ckpt", ".pt", ".pth")
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 SAVE_AGAIN = "Save it again with pipeline.save_pretrained(folder, safe_serialization=True), or copy what is missing"
 
 
@@ -79,7 +79,7 @@ def choose(names: Collection[str], parts: Iterable[str], owner: str, remedy: str
     parts = list(parts)
     chosen = {part: weights(names, f"{part}/{STEMS[part]}") for part in parts}
     for part in parts:
-        pickles = [n for n in names if n.startswith(f"{part}/") and n.endswith(_PICKLE)]
+        pickles = [n for n in names if n.startswith(f"{part}/") and n.endswith(PICKLES)]
         if chosen[part] is None and pickles:
             raise UserError(
                 f"{owner} has its {part} as a pickle only ({pickles[0]}). Reading one can run anybody's code, so only "

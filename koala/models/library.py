@@ -1,4 +1,4 @@
-"""The models of one process: each is loaded once, by the loader of its runtime, and shares what others have, too."""
+"""The models of one process: each is loaded once, by the loader of its runtime, and shares parts with the others."""
 
 import importlib
 import logging
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 # Runtime of a card -> the module whose load(card, library, dtype) makes the model; imported when one is asked for.
 LOADERS = {"torch": "koala.models.from_torch", "onnx": "koala.models.from_onnx"}
 LARGE = 100_000_000  # parameters of a U-Net; smaller models stay, whatever else is loaded
-EMBEDDINGS = 32  # prompts whose embeddings are remembered where a plan releases the text encoders
+EMBEDDINGS = 32  # prompts whose embeddings are cached where a plan releases the text encoders
 
 
 class Library:
@@ -93,7 +93,7 @@ class Library:
         return models
 
     def settle(self, wanted: Sequence[str | ModelCard]) -> None:
-        """Load these models and have all their parts on the device from now on."""
+        """Load these models and keep all their parts on the device from now on."""
         models = [self.get(model, beside=wanted) for model in wanted]
         self.residence.settle(part for m in models for stage in STAGE_PARTS for part in m.parts(stage, None))
 
@@ -104,7 +104,7 @@ class Library:
             log.info("%s leaves memory: %s is wanted", model.card.name, ", ".join(wanted))
             del self._models[model.card.name]
         if large:
-            with self.residence.lock:  # not under a run
+            with self.residence.lock:  # not during a run
                 self.residence.bring(())
             used = {id(part) for m in self._models.values() for part in m.pipeline.components.values()}
             self._shared = {key: part for key, part in self._shared.items() if id(part) in used}
@@ -149,18 +149,18 @@ class Library:
         return getattr(torch, plan.dtype)
 
     def share(self, key: str, make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
-        """The part of this key, made now if no model has it."""
+        """The part with this key, made now if no model has it."""
         if key not in self._shared:
             self._shared[key] = make()
         return self._shared[key]
 
     def content(self, part: torch.nn.Module) -> str:
-        """What a shared part is: its file's hash, how it is used, its precision; empty for one that is not shared."""
+        """The key of a shared part: its file's hash, its use and its precision; empty for a part that is not shared."""
         return next((key for key, shared in self._shared.items() if shared is part), "")
 
 
 def _changed_bytes(model: LoadedModel, request: GenerationRequest) -> int:
-    """Of the weights that a request's LoRA changes; without one, of those that are kept of the last."""
+    """Bytes of the weights that a request's LoRA changes; without one, of those kept for the last LoRA."""
     wanted = request.lora and (content(Path(request.lora)), float(request.lora_strength))
     if request.lora and request.lora_strength and wanted not in model.adapted:
         return changed_parameters(Path(request.lora), model.spec) * model.dtype.itemsize

@@ -1,4 +1,4 @@
-"""A model in memory, and which of its parts a memory plan has on the device."""
+"""A model in memory, and which of its parts a memory plan keeps on the device."""
 
 import threading
 from collections import OrderedDict
@@ -20,17 +20,17 @@ STAGE_PARTS = {"text": ("text_encoder", "text_encoder_2"), "unet": ("unet",), "v
 
 
 class Shelf(Protocol):
-    """What a loader and a loaded model know of the library: one device, and parts that are shared by key."""
+    """What loaders and loaded models need of the library: its device, and parts shared by key."""
 
     device: torch.device
     residence: Residence
     embeddings: OrderedDict
 
     def share(self, key: str, make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
-        """The part of this key, made now if no model has it."""
+        """The part with this key, made now if no model has it."""
 
     def content(self, part: torch.nn.Module) -> str:
-        """What a shared part is; empty for one that is not shared."""
+        """The key of a shared part; empty for one that is not shared."""
 
     def place(self, models: "Sequence[LoadedModel]", requests: Sequence[GenerationRequest]) -> "Placement":
         """The memory plan for these requests."""
@@ -38,7 +38,7 @@ class Shelf(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """A LoRA as it was put on a model: what became of it, and every weight that it changes, in host memory."""
+    """A LoRA fitted to a model: its report, and every weight that it changes, in host memory."""
 
     report: LoraReport
     weights: dict[str, torch.Tensor]
@@ -56,7 +56,7 @@ class LoadedModel:
     revision: str
     parameters: int  # of the U-Net
     warm: set[tuple] = field(default_factory=set)  # request shapes that have run once
-    # (a LoRA's content, its strength) -> that LoRA, as long as no other one is asked for
+    # (a LoRA's content, its strength) -> that LoRA, until another one is asked for
     adapted: dict[tuple[str, float], Fitted] = field(default_factory=dict)
 
     @property

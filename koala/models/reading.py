@@ -21,7 +21,7 @@ from koala.unet.costs import TOKENS
 log = logging.getLogger(__name__)
 
 _OURS = ("koala.", "export.")
-_LONGEST = 400  # characters of a library's own words
+_LONGEST = 400  # characters quoted of a library's message
 _MISFITS = {
     "missing_keys": "its config.json describes {}, which its weights lack",
     "mismatched_keys": "its config.json describes {} in another shape than its weights have",
@@ -53,7 +53,7 @@ def from_files(what: str, place: Path) -> Iterator[None]:
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether our own code raised the error, below the call that read the files."""
+    """Whether our own code raised the error, inside the call that read the files."""
     frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     return len(frames) > 1 and frames[-1].startswith(_OURS)
 
@@ -71,7 +71,7 @@ def check_complete(loading_info: Mapping[str, Sequence], folder: Path) -> None:
 
 
 def say_ignored(kind: type[ConfigMixin], file: Path) -> None:
-    """A warning of ours for settings in a config that diffusers does not know, and works without."""
+    """Warn about settings in a config that diffusers does not know and ignores."""
     _, unknown, _ = kind.extract_init_dict(dict(read_object(file)))
     if names := sorted(name for name in unknown if not name.startswith("_")):
         log.warning("%s says %s, which is unknown to %s and has no effect", file, ", ".join(names), kind.__name__)
@@ -98,7 +98,7 @@ def load_tokenizer(folder: Path, vocabulary: int) -> CLIPTokenizer:
 
 
 def check_widths(folder: Path, unet: Mapping[str, int], text: Sequence[PretrainedConfig]) -> None:
-    """UserError where a U-Net does not read what its two text encoders write."""
+    """UserError where a U-Net's text width is not that of its two text encoders."""
     width, pooled = sum(config.hidden_size for config in text), text[1].projection_dim
     reads = unet["cross_attention_dim"]
     added = unet["projection_class_embeddings_input_dim"] - 6 * unet["addition_time_embed_dim"]

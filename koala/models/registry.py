@@ -15,7 +15,7 @@ from koala.files.read_json import read_object
 from koala.models.cards import CARDS, ModelCard
 from koala.models.export_manifest import MANIFEST, Exported
 from koala.models.hub_address import hub_id
-from koala.models.layout import DRAWING, SURGERY
+from koala.models.layout import DRAWING, PICKLES, SURGERY
 from koala.models.sampling_defaults import SETTINGS, read_drawing
 from koala.models.semantics import own_sampler
 from koala.unet.config import from_config, native_size
@@ -28,8 +28,7 @@ from koala.unet.specs import (
 log = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"(?=.{3,96}$)(?!.*(--|\.\.|\.git$))\w([\w.-]*\w)?/\w([\w.-]*\w)?")  # as huggingface_hub allows
-_SETTINGS = ("negative_prompt", "scheduler", "noising", "steps", "guidance", "width", "height")
-_FILES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
+_FILES = (".safetensors", *PICKLES)
 _REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w./-]*")
 
 
@@ -123,7 +122,7 @@ def _file_card(path: Path) -> ModelCard:
     family = CARDS["sdxl-base" if spec.channels == SDXL.channels else "tiny-sdxl"]
     # Of several models of these depths the plain one, not a few-step one: a file does not distinguish them.
     like = CARDS.get(header.model) or max(same, key=lambda c: c.steps, default=family)
-    settings = {name: getattr(like, name) for name in _SETTINGS}
+    settings = {name: getattr(like, name) for name in ("negative_prompt", "noising", *SETTINGS)}
     if not (header.drawing.defaults or like.embedded or like.name == header.model):
         if header.zero_snr:  # its first step is pure noise, which only the trailing timesteps begin at
             settings["scheduler"] = "euler-trailing"

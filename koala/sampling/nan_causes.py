@@ -23,7 +23,7 @@ def check_prediction(
     embeds: Iterable[torch.Tensor | None],
     request: GenerationRequest | None = None,
 ) -> None:
-    """NotFinite with the cause and the remedy for what a model's U-Net computed: latents, or the noise in them.
+    """Raise NotFinite, with cause and remedy, if what a model's U-Net computed (latents or noise) is not finite.
 
     `embeds` is what the U-Net received of the prompt; `request` names the LoRA that is on it.
     """
@@ -32,7 +32,7 @@ def check_prediction(
 
 
 def check_picture(picture: torch.Tensor, vae: torch.nn.Module) -> None:
-    """The same for what a VAE made of finite latents."""
+    """The same for pictures that a VAE decoded from finite latents."""
     if not is_finite(picture):
         raise NotFinite(f"the VAE computed NaN or infinity: {_of_picture(vae)}")
 
