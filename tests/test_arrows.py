@@ -75,7 +75,6 @@ LIGHT = [
     "koala.models.registry",
     "koala.models.sampling_defaults",
     "koala.models.semantics",
-    "koala.models.tokenizer_config",
     "koala.sampling",
     "koala.sampling.resolve",
     "koala.attention",

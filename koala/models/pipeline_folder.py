@@ -14,7 +14,7 @@ from koala.files.tensorfiles import StoredTensor, check_values, stored_tensors, 
 from koala.models.checkpoints import UNetCheckpoint
 from koala.models.layout import STEMS, TOKENIZERS
 from koala.models.networks import StoredNetwork
-from koala.models.tokenizer_config import complete
+from koala.models.reading import complete_tokenizer
 from koala.unet.specs import UNetSpec
 
 _TEXT_CONFIGS = ("text_encoder/config.json", "text_encoder_2/config.json")
@@ -53,7 +53,7 @@ def write_folder(
     for part, stored in original.parts.items():
         _write_part(folder / part / f"{STEMS[part]}.safetensors", stored)
     for name in TOKENIZERS if rest else ():
-        complete(folder / name)
+        complete_tokenizer(folder / name)
 
 
 def _write_part(file: Path, stored: StoredNetwork) -> None:

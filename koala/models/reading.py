@@ -1,5 +1,6 @@
 """Reading a model's files with libraries: errors over damaged files become a UserError that names the place."""
 
+import json
 import logging
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,12 +15,14 @@ from koala.files.read_json import read_object
 from koala.hardware.shortage import ran_out
 from koala.models.schedulers import build
 from koala.models.semantics import SCHEDULER, check_config, with_class_defaults
-from koala.models.tokenizer_config import assumed
 from koala.request import SCHEDULERS
 from koala.unet.costs import TOKENS
 
 log = logging.getLogger(__name__)
 
+_TOKENIZER = "tokenizer_config.json"
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+_PADS = {"tokenizer_2": "!"}  # SDXL's second tokenizer pads with the first word, the first with the end of text
 _OURS = ("koala.", "export.")
 _LONGEST = 400  # characters quoted of a library's message
 _MISFITS = {
@@ -77,11 +80,51 @@ def say_ignored(kind: type[ConfigMixin], file: Path) -> None:
         log.warning("%s says %s, which is unknown to %s and has no effect", file, ", ".join(names), kind.__name__)
 
 
+def tokenizer_defaults(folder: Path) -> dict[str, object]:
+    """The settings of CLIP's tokenizer that a folder lacks, as SDXL has them; empty where it has them.
+
+    The padding token is read from special_tokens_map.json or tokenizer.json where they have it.
+    """
+    given = read_object(folder / _TOKENIZER) if (folder / _TOKENIZER).is_file() else {}
+    whole = {
+        "model_max_length": TOKENS,
+        "pad_token": _padding(folder) or _PADS.get(folder.name, _END),
+        "bos_token": _START,
+        "eos_token": _END,
+        "unk_token": _END,
+        "tokenizer_class": "CLIPTokenizer",
+    }
+    if not given:
+        return whole
+    return {name: whole[name] for name in ("model_max_length", "pad_token") if given.get(name) is None}
+
+
+def _padding(folder: Path) -> str | None:
+    """The padding token, from the files next to the config."""
+    for name, outer, inner in (
+        ("special_tokens_map.json", "pad_token", "content"),
+        ("tokenizer.json", "padding", "pad_token"),
+    ):
+        if (folder / name).is_file():
+            token = read_object(folder / name).get(outer)
+            token = token.get(inner) if isinstance(token, dict) else token
+            if isinstance(token, str) and token:
+                return token
+    return None
+
+
+def complete_tokenizer(folder: Path) -> None:
+    """Write the missing settings into a folder of ours, so that every program reads it alike."""
+    if missing := tokenizer_defaults(folder):
+        given = read_object(folder / _TOKENIZER) if (folder / _TOKENIZER).is_file() else {}
+        (folder / _TOKENIZER).write_text(json.dumps(given | missing, indent=2) + "\n")
+
+
 def load_tokenizer(folder: Path, vocabulary: int) -> CLIPTokenizer:
     """A tokenizer whose tokens are all among the `vocabulary` of its text encoder."""
     for file in sorted(folder.glob("*.json")):
         read_object(file)
-    if missing := assumed(folder):
+    if missing := tokenizer_defaults(folder):
         shown = ", ".join(f"{name} {value!r}" for name, value in missing.items())
         log.warning("%s does not say all of its tokenizer's settings; SDXL's are assumed: %s", folder, shown)
     with from_files("the tokenizer", folder):
