@@ -97,7 +97,7 @@ def check(request: GenerationRequest) -> None:
         if not isinstance(getattr(request, name), str):
             raise UserError(f"the {name.replace('_', ' ')} must be text, not {getattr(request, name)!r}")
         if _HALF.search(getattr(request, name)):
-            raise UserError(f"the {name.replace('_', ' ')} holds half a character, which is no text; type it again")
+            raise UserError(f"the {name.replace('_', ' ')} holds half a character, which is not text; type it again")
     if not request.model.strip():
         raise UserError("no model was named; `python -m koala models` lists them")
     if not request.prompt.strip():
@@ -147,7 +147,7 @@ def check(request: GenerationRequest) -> None:
         )
     if request.lora is not None and _HALF.search(request.lora):
         raise UserError(
-            f"the name of the LoRA {request.lora!r} is no text, so no picture could carry it; rename the file"
+            f"the name of the LoRA {request.lora!r} is not text, so no picture could carry it; rename the file"
         )
     strength = request.lora_strength
     number = isinstance(strength, int | float) and not isinstance(strength, bool)

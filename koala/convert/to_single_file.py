@@ -1,4 +1,4 @@
-"""A whole model as one safetensors file in SDXL's original layout, as other UIs read it.
+"""Writes a whole model as one safetensors file in SDXL's original layout, as other UIs read it.
 
 Weights are stored in fp16, the VAE's too, as in Stability's own SDXL file: a UI computes a VAE in whatever type it
 finds safe, and half precision on disk does not decide that. Every tensor is renamed and streamed; none is held whole
@@ -293,7 +293,7 @@ def _joined(place: str, parts: list[StoredTensor]) -> Half:
 
 
 def _check_assumptions(checkpoint: UNetCheckpoint) -> None:
-    """UserError where a model differs from SDXL in something that the file cannot say."""
+    """UserError where a model differs from SDXL in something that the file cannot express."""
     check_single_file(checkpoint.name, checkpoint.pipeline | {UNET: checkpoint.pipeline[INDEX].parent / UNET})
     if checkpoint.spec.channels == SDXL.channels:  # the embedded models' latents have their own scale
         own = read_object(checkpoint.pipeline[VAE]).get("scaling_factor")

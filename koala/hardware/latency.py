@@ -34,7 +34,7 @@ class Hardware:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """Where the time of one batch of pictures goes, in ms."""
+    """The time of one batch of pictures by stage, in ms."""
 
     text_ms: float
     unet_ms: tuple[float, ...]  # one entry per step, as in Timing

@@ -85,7 +85,7 @@ def _on_device(text: str, unet: str, stage: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """What is to be planned: U-Nets that run one after the other on the same prompt and size."""
+    """What to plan for: U-Nets that run one after the other on the same prompt and size."""
 
     specs: tuple[UNetSpec, ...]
     parts: Parts
@@ -119,9 +119,9 @@ class _Job:
         return "float32" if dtype == "float16" and not (self.vae_fp16_safe or self.tiny_vae) else dtype
 
     def candidates(self) -> Iterator[tuple[str, str, str, int | None]]:
-        """(dtype, text, unet, tile) in the order in which the preset gives things up."""
+        """(dtype, text, unet, tile) in the order in which the preset makes concessions."""
         tiles = () if self.tiny_vae else tuple(t for t in TILES if t < max(self.latents))
-        # On a CPU and in unified memory a part that leaves the device is as much in memory as before.
+        # On a CPU and in unified memory, moving a part off the device frees nothing.
         placements = PLACEMENTS if self.device == "cuda" else PLACEMENTS[:1]
         smallest = [(*placements[-1], t) for t in tiles[-1:]]
         if PRESETS[self.preset].frugal:
@@ -143,7 +143,7 @@ class _Job:
         }
 
     def activations(self, dtype: str, tile: int | None, workspace: float = WORKSPACE) -> dict[str, int]:
-        """Bytes that each stage works in; with a `workspace` of 1 those of its tensors alone."""
+        """Working memory of each stage in bytes; with a `workspace` of 1 that of its tensors alone."""
         positions = self.latents[0] * self.latents[1]
         samples = self.images * (2 if self.guided else 1)
         decoded = min(tile or positions, self.latents[0]) * min(tile or positions, self.latents[1]) * LATENT_FACTOR**2
@@ -235,11 +235,11 @@ class _Job:
         return self.plan(*plan) if plan else None
 
     def fitting(self) -> Plan:
-        """The best plan, or UserError with what would fit instead."""
+        """The best plan; UserError with what would fit instead."""
         if plan := self.best():
             return plan
         least = min(self.peak(*c) for c in self.candidates())
-        names = " beside ".join(s.name for s in self.specs)
+        names = " and ".join(s.name for s in self.specs)
         asked = f"{names} at {self.width}x{self.height} px" + (f", {self.images} pictures at once" * (self.images > 1))
         card = -(-int((least + CONTEXT[self.device]) / (1 - SPARE)) // GB)
         remedy = f"it needs {card} GB of memory or a smaller model, such as koala-lightning-700m"

@@ -101,8 +101,8 @@ def stored_lora(path: Path) -> dict[str, StoredTensor]:
 
 def content(path: Path) -> str:
     """Hash of a LoRA's content: its file's, and that of peft's settings next to it."""
-    beside = path.parent / _PEFT_FILE
-    return ":".join(digest(file) for file in (path, beside) if file.is_file())
+    own = path.parent / _PEFT_FILE
+    return ":".join(digest(file) for file in (path, own) if file.is_file())
 
 
 def read_lora(path: Path) -> dict[str, torch.Tensor]:
@@ -139,9 +139,9 @@ def _settings(path: Path, weights: Weights) -> dict:
         settings = json.loads(text)
         _check_kind(path, next((kind for name, kind in settings.items() if name.endswith("peft_type")), "LORA"))
         return settings
-    beside = path.parent / _PEFT_FILE
-    if beside.is_file() and any(key.startswith(_PEFT) for key in weights):
-        settings = read_object(beside, f"correct it, or copy {path.name} to a folder of its own")
+    own = path.parent / _PEFT_FILE
+    if own.is_file() and any(key.startswith(_PEFT) for key in weights):
+        settings = read_object(own, f"correct it, or copy {path.name} to a folder of its own")
         _check_kind(path, settings.get("peft_type", "LORA"))
         return {f"{_PEFT}{name}": value for name, value in settings.items()}
     return {}
@@ -175,7 +175,7 @@ def _add_scales(weights: dict[str, torch.Tensor], settings: Mapping) -> None:
             part = "" if part else "unet."  # diffusers' unet.save_lora_adapter leaves it out, and its pipelines do not
         patterns = settings.get(f"{part}alpha_pattern") or {}
         if tried := [pattern for pattern in patterns if re.search(r"[*+?{(]", pattern)]:
-            raise ValueError(f"{tried[0][:80]!r} could be tried for hours; a pattern of a scale names its layers")
+            raise ValueError(f"{tried[0][:80]!r} could take hours to match; a pattern of a scale names its layers")
         special = (alpha for pattern, alpha in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", module))
         rank = weights[key].shape[0]
         alpha = next(special, settings.get(f"{part}lora_alpha", rank))

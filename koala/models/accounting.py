@@ -110,7 +110,7 @@ def _refuse_meanings(place: Path, extra: Iterable[str]) -> None:
     """UserError for tensors that mark the others as quantised, or as weights of another kind of model."""
     if scales := [own for own in extra if _SCALES.search(own)]:
         raise UserError(
-            f"{place} is quantised: it has {_count(scales)}, without which its weights mean nothing, and they are not "
+            f"{place} is quantised: it has {_count(scales)}, without which its weights mean nothing, and which are not "
             "applied here; take a float16 or float32 file of the model"
         )
     if edm := [own for own in extra if own in EDM_MARKERS]:

@@ -56,9 +56,9 @@ _KINDS = {  # what another value means
 _REFINER = [384, 768, 1536, 1536]
 _DOWN, _UP = (("CrossAttnDownBlock2D", "DownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D"))
 _MIDDLES = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D")
-# The largest that a config may ask for: far above SDXL's, and far below what would fill a memory.
+# The largest values that a config may have: far above SDXL's, far below what would exhaust memory.
 _WIDEST, _MOST_BLOCKS, _DEEPEST = 16_384, 16, 64
-_NATIVE = 128  # latents per side where a config does not say
+_NATIVE = 128  # latents per side where a config lacks sample_size
 
 
 def native_size(config: Mapping[str, object], file: str) -> tuple[int, int]:
@@ -141,7 +141,7 @@ def from_config(config: Mapping[str, object], name: str, file: str = "") -> UNet
 
 
 def _is_depth(value: object) -> bool:
-    """Whether a value is a depth, or a list of one per residual block; 0 is what some configs say of no attention."""
+    """Whether a value is a depth, or a list of one per residual block; some configs write 0 for no attention."""
     depths = value if isinstance(value, list | tuple) else [value]
     return 0 < len(depths) <= _MOST_BLOCKS and all(is_whole(d, 0, _DEEPEST) for d in depths)
 

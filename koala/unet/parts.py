@@ -148,7 +148,7 @@ TINY_PARTS = Parts(
 
 
 def parts_of(spec: UNetSpec) -> Parts:
-    """The parts that feed a U-Net of this width: SDXL's, or those of the embedded models."""
+    """The parts for a U-Net of this width: SDXL's, or those of the embedded models."""
     for parts in (SDXL_PARTS, TINY_PARTS):
         if parts.text.width + parts.text_2.width == spec.cross_attention_dim:
             return parts

@@ -73,7 +73,7 @@ class UNetSpec:
         """Keyword arguments of diffusers.UNet2DConditionModel that build exactly this network."""
         layers = tuple(len(d) for d in self.down_depths)
         even = all(len(set(d)) == 1 for d in (*self.down_depths, *self.up_depths))
-        # diffusers wants a depth for stages without attention too; of DW-3's it makes MID's, the others it never reads
+        # diffusers wants a depth for stages without attention too: it takes MID's from DW-3's and ignores the others
         mirrored = even and [d[0] for d in self.up_depths] == [d[0] for d in reversed(self.down_depths)]
         settings = {
             "sample_size": 128 if self.channels[0] == 320 else 32,
