@@ -134,7 +134,7 @@ def predict(
     twice = chosen.guided_steps(steps) if guided else range(0)
     gain = COMPILED if chosen.compiled and hardware.compiles else 1
     num_blocks = sum(sum(depths) for depths in spec.depths().values())
-    num_layers = parts.text.layers + parts.text_2.layers  # half a block each: they attend to nothing but themselves
+    num_layers = parts.text.layers + parts.text_2.layers  # half a block each: they have self-attention only
 
     def step(samples: int, rate: float) -> float:
         work = flops(spec, width=width, height=height, batch=samples)

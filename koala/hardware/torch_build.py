@@ -1,4 +1,4 @@
-"""Whether the torch that is installed can use the NVIDIA card that is here, and which build to install where it cannot.
+"""Whether the installed torch can use this machine's NVIDIA card, and which build to install where it cannot.
 
 On Windows the package index serves torch without CUDA: everything would run on the CPU, without a word. torch itself is
 not imported here, so that every face can say so at once. Sources: RELEASE.md of PyTorch 2.13 has the builds and the
@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 
 INDEX = "https://download.pytorch.org/whl/"
-ANY = "https://pytorch.org/get-started/locally/"  # where PyTorch says it for every machine
+ANY = "https://pytorch.org/get-started/locally/"  # PyTorch's own instructions for every machine
 _QUERY = ("--query-gpu=driver_version,compute_cap,name", "--format=csv,noheader")
 _LINUX_LIBRARIES = (
     "usr/lib/*/libcuda.so.1",
@@ -25,7 +25,7 @@ _LINUX_LIBRARIES = (
     "usr/lib/libcuda.so.1",
     "usr/lib/wsl/lib/libcuda.so.1",
 )
-_SECONDS = 20  # that nvidia-smi may take: it wakes a card that sleeps
+_SECONDS = 20  # timeout of nvidia-smi, which may have to wake a sleeping card
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class Wheel:
         )
 
 
-# The newest first. For Linux and Windows; CUDA 12.6 is kept for the cards that CUDA 13 has left behind.
+# The newest first. For Linux and Windows; CUDA 12.6 is for the cards that CUDA 13 no longer supports.
 WHEELS = (
     Wheel(name="cu130", since=(2, 9), branch=580, capabilities=(7.5, math.inf)),  # from the RTX 20 series on
     Wheel(name="cu126", since=(2, 6), branch=525, capabilities=(5.0, 9.0)),  # from the GTX 900 to the RTX 40 series
@@ -92,7 +92,7 @@ WHEELS = (
 
 
 def installed() -> Build | None:
-    """What torch's own version.py says, read without importing torch; None where there is no torch."""
+    """The installed torch from its version.py, without importing it; None where there is no torch."""
     package = importlib.util.find_spec("torch")
     if package is None or package.origin is None:
         return None
@@ -100,7 +100,7 @@ def installed() -> Build | None:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except OSError:  # a torch that somebody built in a way of their own
+    except OSError:  # a custom build of torch
         return None
     others = (getattr(module, name, None) for name in ("hip", "xpu"))
     return Build(version=module.__version__, cuda=getattr(module, "cuda", None), other=next(filter(None, others), None))
@@ -216,15 +216,15 @@ def _helping(wrong: str, build: Build, card: Card) -> Advice:
 
 
 def command(version: str, wheel: Wheel) -> str:
-    """The line that puts a build in the place of the installed one; without its name pip would keep what is there."""
+    """The command that replaces the installed build; unless the build is named, pip keeps the installed one."""
     plain = version.partition("+")[0]
     return f"{_pip()} install torch=={plain}+{wheel.name} --index-url {INDEX}{wheel.name}"
 
 
 def _pip() -> str:
-    """What installs into the environment of this very process, whether it was activated or not."""
+    """The command that installs into this process's own environment, activated or not."""
     if not importlib.util.find_spec("pip"):
-        return "uv pip"  # which makes environments without it
+        return "uv pip"  # uv makes environments without pip
     python = shutil.which("python")
     if python and Path(python).absolute().parent == Path(sys.executable).parent:
         return "python -m pip"

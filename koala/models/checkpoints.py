@@ -41,7 +41,7 @@ class UNetCheckpoint:
 
     @property
     def predicts(self) -> str | None:
-        """What it predicts, in words; None for a U-Net alone that does not say. See `semantics.prediction`."""
+        """What it predicts, in words; None for a U-Net alone without markers. See `semantics.prediction`."""
         return prediction(self.markers, self.pipeline and read_object(self.pipeline[SCHEDULER]))
 
 
@@ -51,7 +51,7 @@ def open_unet(name: str) -> UNetCheckpoint:
     Raises UserError for what is not a whole U-Net of SDXL's family; only headers are read, and nothing is unpickled.
     """
     path = Path(name)
-    if hub_id(name):  # a pasted address, which may end like a file
+    if hub_id(name):  # a pasted address, which may look like a file
         return open_located(name, locate(find(name)))
     if path.is_file() or path.suffix.lower() in (".safetensors", *PICKLES):
         return _file(path)
@@ -61,7 +61,7 @@ def open_unet(name: str) -> UNetCheckpoint:
 
 
 def open_located(name: str, location: Location) -> UNetCheckpoint:
-    """The same of a pipeline that was located, with all of its parts."""
+    """The U-Net of a located pipeline, with all of the pipeline's parts."""
     folder = location.folder / "unet"
     file = folder / "config.json"
     config = read_object(file)

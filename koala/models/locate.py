@@ -31,11 +31,11 @@ _MOST_NEIGHBOURS = 100  # folders next to a single file that are searched
 
 
 class NotOnThisMachine(UserError):
-    """The model is known but its files are not here, or not whole; the message says how to get them."""
+    """The model is known, but its files are missing here or incomplete; the message says how to get them."""
 
 
 class NoSettings(UserError):
-    """No SDXL folder is on this machine from which a single file's tokenizers and settings could come."""
+    """This machine has no SDXL folder that could supply a single file's tokenizers and settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class Location:
         return {f"{part}/{file.name}": digest(file) for part in chosen for file in self.files(part)}
 
     def configured(self, component: str) -> Path:
-        """The folder of a component's config.json: the pipeline's own, or where a VAE from elsewhere lies."""
+        """The folder of a component's config.json: the pipeline's own, or that of a VAE from another repository."""
         own = component != "vae" or self.single
         return self.folder / component if own else self.files(component)[0].parent
 
@@ -232,7 +232,7 @@ def _say_lent(path: Path, parts: tuple[str, ...], giver: str) -> None:
 
 
 def _giver(file: SingleFile, header: Header, base: str | None) -> tuple[ModelCard, Location]:
-    """The model on this machine that gives a file its tokenizers and what it lacks.
+    """The model on this machine that supplies a file's tokenizers and missing parts.
 
     It is the one that is asked for, else the one that the file was written of, one of the same depths, its teacher, any
     of the same family, and last a folder next to the file.
@@ -274,7 +274,7 @@ def _givers(file: SingleFile, header: Header) -> Iterator[ModelCard]:
 
 
 def _same_family(one: UNetSpec, other: UNetSpec | None) -> bool:
-    """Whether text encoders and VAE that feed one U-Net feed the other."""
+    """Whether two U-Nets take the same text encoders and VAE."""
     return other is not None and (one.cross_attention_dim, one.pooled_dim) == (
         other.cross_attention_dim,
         other.pooled_dim,
@@ -282,7 +282,7 @@ def _same_family(one: UNetSpec, other: UNetSpec | None) -> bool:
 
 
 def _check_configs(card: ModelCard, folder: Path, replaced: Mapping[str, Path]) -> None:
-    """UserError for a config that cannot be, or for an embedded model's that is not what its card says."""
+    """UserError for an invalid config, or for an embedded model's that does not match its card."""
     file = folder / "unet" / "config.json"
     spec = from_config(read_object(file), card.name, str(file))
     if card.embedded and spec != card.spec:

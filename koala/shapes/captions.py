@@ -12,7 +12,7 @@ from koala.shapes.scene import BACKGROUNDS, COLOURS, HELD_OUT, SHAPES, SIZES, Sc
 
 STYLES = ("short", "detailed")
 CLAIM_KINDS = ("attribute", "binding", "relation", "count")
-# Prompts to begin with; the last one shows a shape and a colour that no training picture joined.
+# Example prompts; the last one joins a shape and a colour that no training picture joins.
 EXAMPLES = (
     "a red circle left of a blue square",
     "a yellow star above a purple ring",

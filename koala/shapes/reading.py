@@ -16,7 +16,7 @@ from koala.shapes.colour import lab
 from koala.shapes.render import distance, rgb
 from koala.shapes.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, relation
 
-UNCLEAR = "unclear"  # the word for a shape or a background that is none of ours; it satisfies no claim
+UNCLEAR = "unclear"  # a shape or background outside the vocabulary; it satisfies no claim
 CLEAR_FIT = 0.75  # IoU below which a blob is not a shape: clean ones reach 0.95, touching pairs rarely 0.72
 CLEAR_GROUND = 20.0  # dE76 from every background beyond which the ground is none of them
 FOREGROUND = 14.0  # distance from the ground in (a, b): the palest pair, cyan on sky, is 34.6 apart
