@@ -26,7 +26,8 @@ _HOW_USED = ("force_upcast", "scaling_factor", "shift_factor", "latents_mean", "
 
 
 def load(card: ModelCard, library: Shelf, dtype: torch.dtype) -> LoadedModel:
-    """The model of this card on the library's device; text encoders and VAE are shared with models that have the same."""
+    """The model of this card on the library's device; text encoders and VAE are shared with models that have the same
+    ones."""
     location = locate(card)
     _say_scheduler(card, location)
     folder, small = location.folder, tiny_vae(card)

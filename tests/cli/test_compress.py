@@ -41,7 +41,7 @@ def test_the_compressed_teacher_draws(tmp_path, capsys):
     ("teacher", "spec", "out", "says"),
     [
         ("tiny-sdlx", "koala-700m", "new", "did you mean tiny-sdxl"),
-        ("tiny-sdxl", "koala-9b", "new", "'koala-9b' is no spec"),
+        ("tiny-sdxl", "koala-9b", "new", "'koala-9b' is not a spec"),
         ("tiny-koala-700m", "koala-1b", "new", "6 transformer blocks, tiny-koala-700m only 5"),
         ("tiny-sdxl", "koala-700m", "full", "full exists already; choose a new folder"),
         ("model.ckpt", "koala-700m", "new", "model.ckpt is a pickle"),

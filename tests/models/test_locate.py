@@ -120,7 +120,7 @@ def test_a_unet_in_several_files_loads(copy, variant):
     library = Library("cpu")
     assert same_unet(library.get(str(copy)), library.get("tiny-koala-700m"))
     os.truncate(location.files("unet")[1], 1000)
-    assert f"{location.files('unet')[1].name} is no whole" in refusal(copy)
+    assert f"{location.files('unet')[1].name} is not a whole" in refusal(copy)
     location.files("unet")[1].unlink()
     assert f"unet/{location.files('unet')[1].name} is missing" in refusal(copy)
 
