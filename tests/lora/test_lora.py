@@ -398,8 +398,8 @@ def test_broken_and_unsafe_files_are_refused(tmp_path):
     (tmp_path / "empty.safetensors").write_bytes(b"")
     (tmp_path / "lora.pt").write_bytes(pickle.dumps(Bomb()))
     for name, says in {
-        "cut.safetensors": "no whole safetensors file",
-        "empty.safetensors": "no whole safetensors file",
+        "cut.safetensors": "not a whole safetensors file",
+        "empty.safetensors": "not a whole safetensors file",
         "lora.pt": "is a pickle, which can run any code",
         "nowhere.safetensors": "there is no file",
     }.items():

@@ -136,9 +136,9 @@ def missing_shard(tmp_path):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (stable_diffusion_1, "no U-Net of SDXL's family: its addition_embed_type is None"),
-        (inpainting, "no U-Net of SDXL's family: its in_channels is 9"),
-        (a_vae, "no U-Net of SDXL's family"),
+        (stable_diffusion_1, "not a U-Net of SDXL's family: its addition_embed_type is None"),
+        (inpainting, "not a U-Net of SDXL's family: its in_channels is 9"),
+        (a_vae, "not a U-Net of SDXL's family"),
         (a_text_encoder_file, "no U-Net of SDXL's family: its conv_in and add_embedding are None and None"),
         (pictures, "neither model_index.json nor unet/"),
         (no_weights, "has no weights: diffusion_pytorch_model.safetensors is missing"),
