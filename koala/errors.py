@@ -1,4 +1,4 @@
-"""The two ways in which a request ends that are no fault of the program."""
+"""The two ways a request can end without a fault of the program."""
 
 
 class UserError(ValueError):

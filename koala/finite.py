@@ -1,7 +1,7 @@
-"""Whether a run's numbers are numbers: the one place where a run looks at the values of its tensors.
+"""Checks for NaN and infinity: the one place where a run reads the values of its tensors.
 
-A NaN would become a black picture, or a score of nothing, without a word. A rehearsal on tensors that have no values
-replaces `everywhere` and `number`.
+Unchecked, a NaN silently becomes a black picture or a meaningless score. A rehearsal on tensors without values replaces
+`everywhere` and `number`.
 """
 
 import torch
@@ -10,7 +10,7 @@ from koala.errors import UserError
 
 
 class NotFinite(UserError):
-    """A tensor holds NaN or infinity where a picture or a measurement was to be made of it."""
+    """A tensor that a picture or a measurement depends on holds NaN or infinity."""
 
 
 def everywhere(condition: torch.Tensor) -> bool:
@@ -34,6 +34,6 @@ def is_finite(values: torch.Tensor) -> bool:
 
 
 def require_finite(values: torch.Tensor, what: str, remedy: str) -> None:
-    """NotFinite, which says what is not finite and what helps."""
+    """Raise NotFinite, with what is not finite and the remedy, unless all values are finite."""
     if not is_finite(values):
-        raise NotFinite(f"{what} holds NaN or infinity, so nothing can be told from it; {remedy}")
+        raise NotFinite(f"{what} holds NaN or infinity, so no result can be computed from it; {remedy}")

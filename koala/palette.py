@@ -1,4 +1,4 @@
-"""The colours of everything that is looked at in a browser: eucalyptus on warm paper, green-grey in the dark."""
+"""The colours of every page: eucalyptus on warm paper, green-grey in the dark."""
 
 # (light, dark); stylesheets read them as var(--k-NAME). Every text meets WCAG AA (tests/ui/test_theme.py).
 COLOURS = {

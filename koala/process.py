@@ -1,4 +1,4 @@
-"""Processes of this machine by their numbers: whether one still runs, and whether it is the one that was meant."""
+"""Processes by number: whether one still runs and is the one that was meant; and our own commands as children."""
 
 import hashlib
 import os
@@ -8,35 +8,37 @@ from pathlib import Path
 
 import psutil
 
+import koala
+
 _NAMESPACE = Path("/proc/self/ns/pid")  # containers of one host may share its name and count processes apart
 
 
 def started(pid: int) -> float:
-    """When a process began, in a count that a change of the clock leaves alone; 0 where there is no such process.
+    """When a process began, on a clock that nobody can set; 0 where there is no such process.
 
     Clock ticks since the machine's start on Linux, seconds since the epoch elsewhere.
     """
     try:
         while True:
             boot = psutil.boot_time() if psutil.LINUX else 0.0
-            found = psutil.Process(pid).create_time()
+            began = psutil.Process(pid).create_time()
             if not psutil.LINUX:
-                return found
+                return began
             if psutil.boot_time() == boot:  # else the clock was set between the two
-                return float(round((found - boot) * os.sysconf("SC_CLK_TCK")))
+                return float(round((began - boot) * os.sysconf("SC_CLK_TCK")))
     except (psutil.Error, ValueError, OverflowError):
         return 0.0
 
 
 def runs(pid: int, since: float = 0.0) -> bool:
-    """Whether a process runs that began at `since`, a value of `started`; 0 is any process of this number.
+    """Whether process `pid` is running and began at `since`, a value of `started`; 0 accepts any start.
 
-    One that has ended, and whose parent has not asked how, does not run.
+    A zombie does not run.
     """
     try:
         if pid <= 0 or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
             return False
-    except psutil.AccessDenied:  # it is there, and someone else's
+    except psutil.AccessDenied:  # it exists, and belongs to another user
         pass
     except (psutil.Error, ValueError, OverflowError):
         return False
@@ -50,3 +52,15 @@ def machine() -> str:
     if _NAMESPACE.exists():
         name += f"/{os.stat(_NAMESPACE).st_ino}"
     return hashlib.sha256(name.encode()).hexdigest()[:6]
+
+
+def environment() -> dict[str, str]:
+    """The environment of a child process that finds koala, wherever it is started from."""
+    package = str(Path(koala.__file__).parents[1])
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
+
+
+def last_words(log: str, program: str) -> str:
+    """The last line of a program's output, without its name; our commands print their errors as one line."""
+    last = next((line.strip() for line in reversed(log.split("\n")) if line.strip()), "it ended without a word")
+    return last.removeprefix(f"{program}: ")

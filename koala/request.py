@@ -1,4 +1,4 @@
-"""GenerationRequest and Timing: the contract of CLI, app, evaluation, benchmarks and runtimes."""
+"""GenerationRequest and Timing: shared by the CLI, the app, evaluation, benchmarks and runtimes."""
 
 import dataclasses
 import re
@@ -30,7 +30,7 @@ def _doc(text: str, **settings):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
-    """One call of one model. None means the model's own default; `loading` and the card fill it in."""
+    """One call of one model. None means the model's own default, filled in from its card by `resolve`."""
 
     model: str = _doc("model name, folder or hub id")
     prompt: str = _doc("what the picture shows")
@@ -80,7 +80,7 @@ class Timing:
 
     @property
     def unet_total_ms(self) -> float:
-        """Of all steps together."""
+        """The sum over all steps."""
         return sum(self.unet_ms)
 
 
@@ -97,7 +97,7 @@ def check(request: GenerationRequest) -> None:
         if not isinstance(getattr(request, name), str):
             raise UserError(f"the {name.replace('_', ' ')} must be text, not {getattr(request, name)!r}")
         if _HALF.search(getattr(request, name)):
-            raise UserError(f"the {name.replace('_', ' ')} holds half a character, which is no text; type it again")
+            raise UserError(f"the {name.replace('_', ' ')} holds half a character, which is not text; type it again")
     if not request.model.strip():
         raise UserError("no model was named; `python -m koala models` lists them")
     if not request.prompt.strip():
@@ -147,7 +147,7 @@ def check(request: GenerationRequest) -> None:
         )
     if request.lora is not None and _HALF.search(request.lora):
         raise UserError(
-            f"the name of the LoRA {request.lora!r} is no text, so no picture could carry it; rename the file"
+            f"the name of the LoRA {request.lora!r} is not text, so no picture could carry it; rename the file"
         )
     strength = request.lora_strength
     number = isinstance(strength, int | float) and not isinstance(strength, bool)

@@ -17,8 +17,6 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Room -> the rooms that it imports.
 ROOMS = {
-    "child": "",
-    "console": "",
     "errors": "",
     "palette": "",
     "presets": "",
@@ -32,7 +30,7 @@ ROOMS = {
     "unet": "errors files request",
     "hardware": "errors presets words request unet",
     "lora": "errors files unet",
-    "last_resort": "errors hardware",
+    "console": "errors hardware",
     "models": "errors words files finite request unet hardware lora",
     "compress": "errors words files unet models",
     "convert": "errors words files unet models",
@@ -40,15 +38,15 @@ ROOMS = {
     "attention": "errors presets words files finite request unet hardware models sampling",
     "benchmark": "errors presets words request unet hardware models sampling",
     "evaluate": "errors palette presets words charts files finite request shapes unet hardware models sampling",
-    "distill": "child errors process words files finite request shapes unet hardware models compress sampling "
-    "benchmark evaluate",
-    "export": "console errors palette words files finite request shapes unet hardware lora last_resort models "
-    "convert sampling evaluate",
+    "distill": "errors process words files finite request shapes unet hardware models compress sampling benchmark "
+    "evaluate",
+    "export": "errors palette words files finite request shapes unet hardware lora console models convert sampling "
+    "evaluate",
     "gpu_report": "errors words files request unet hardware models sampling attention benchmark evaluate distill",
-    "ui": "child console errors palette presets words charts files request shapes unet hardware last_resort "
-    "models compress sampling attention benchmark evaluate distill export",
-    "cli": "console errors words files request unet hardware lora last_resort models compress convert sampling "
-    "attention benchmark evaluate distill export gpu_report ui",
+    "ui": "errors palette presets process words charts files request shapes unet hardware console models "
+    "compress sampling attention benchmark evaluate distill export",
+    "cli": "errors words files request unet hardware lora console models compress convert sampling attention "
+    "benchmark evaluate distill export gpu_report ui",
     "__main__": "cli",
 }
 
@@ -61,7 +59,6 @@ LIGHT = [
     "koala.palette",
     "koala.words",
     "koala.charts",
-    "koala.child",
     "koala.unet.*",
     "koala.shapes",
     "koala.shapes.captions",
@@ -84,7 +81,6 @@ LIGHT = [
     "koala.models.registry",
     "koala.models.sampling_defaults",
     "koala.models.semantics",
-    "koala.models.tokenizer_config",
     "koala.sampling",
     "koala.sampling.resolve",
     "koala.attention",

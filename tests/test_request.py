@@ -28,7 +28,7 @@ GOOD = dict(model="tiny-sdxl", prompt="a red circle")
         ({"seed": -1}, "seed must lie between 0 and 4294967295, not -1"),
         ({"seed": 2**32 - 1, "images": 2}, "the largest is 4294967295; choose a seed of at most 4294967294"),
         ({"seed": 2**32 - 15, "images": 16}, "choose a seed of at most 4294967280, or fewer images"),
-        ({"lora": "st\udc80le.safetensors"}, "is no text, so no picture could carry it; rename the file"),
+        ({"lora": "st\udc80le.safetensors"}, "is not text, so no picture could carry it; rename the file"),
         ({"seed": "lucky"}, "seed must be a whole number from 0 to 4294967295, not 'lucky'"),
         ({"guidance": -1}, "guidance must be a number from 0 to 30"),
         ({"guidance": "much"}, "guidance must be a number"),

@@ -9,8 +9,7 @@ from koala.hardware.timing import StageTimer
 from koala.models.loaded import LoadedModel
 from koala.models.schedulers import build_for_run
 from koala.request import GenerationRequest, Timing
-from koala.sampling.compilation import compiled
-from koala.sampling.generate import Cancelled, initial_noise, noise_sources
+from koala.sampling.generate import Cancelled, compiled, initial_noise, noise_sources
 
 
 @torch.inference_mode()

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 from koala.cli.options import file_ending
 from koala.cli.output import emit, say
-from koala.console import no_bars
+from koala.console import no_bars, sentence
 from koala.gpu_report.budget import DONE, MINUTES
 from koala.hardware.torch_build import advice_here
-from koala.last_resort import sentence
 
 if TYPE_CHECKING:
     from koala.gpu_report.exports import Exports

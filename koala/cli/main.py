@@ -25,8 +25,7 @@ from koala.cli import (
     models,
     similarity,
 )
-from koala.console import quiet
-from koala.last_resort import DEBUG, add_debug, finish
+from koala.console import DEBUG, add_debug, finish, quiet
 
 VERBS = {
     "models": models,

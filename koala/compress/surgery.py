@@ -28,7 +28,7 @@ Shapes = Mapping[str, tuple[int, ...]]  # parameter name -> shape
 
 @dataclass(frozen=True, kw_only=True)
 class Tally:
-    """How much of a U-Net."""
+    """The size of a part of a U-Net."""
 
     tensors: int
     parameters: int
@@ -40,7 +40,7 @@ class StageReport:
     """One stage: which of the teacher's residual blocks the student keeps, and how deep their transformers are."""
 
     stage: str
-    kept: tuple[int, ...]  # counted from 0; empty for a stage that the student has not
+    kept: tuple[int, ...]  # counted from 0; empty for a stage that the student lacks
     depths: tuple[int, ...]  # of each kept block: the teacher's first ones
     teacher_depths: tuple[int, ...]
     parameters: int
@@ -60,7 +60,7 @@ class StageReport:
 
 @dataclass(frozen=True, kw_only=True)
 class SurgeryReport:
-    """What `compress` did; surgery.json beside the student."""
+    """What `compress` did; also stored as surgery.json in the student's folder."""
 
     teacher: str
     revision: str
@@ -78,7 +78,7 @@ class SurgeryReport:
     markers: tuple[str, ...] = ()  # what the teacher's file says that it predicts, carried into the student's
 
     def lines(self) -> list[str]:
-        """For people: every stage, then the sums."""
+        """As text: every stage, then the totals."""
         parameters, size = (getattr(self.copied, of) + getattr(self.dropped, of) for of in ("parameters", "bytes"))
         return [
             *(stage.line() for stage in self.stages),
@@ -96,22 +96,22 @@ def sources(student: UNetSpec, teacher: UNetSpec, own: Shapes, theirs: Shapes) -
     Raises UserError naming the parameters for which the map has no source of the right shape.
     """
     table = layer_map(student, teacher)
-    found = {key: renamed(key, table) for key in own}
-    orphans = [key for key, source in found.items() if tuple(theirs.get(source, ())) != tuple(own[key])]
+    origins = {key: renamed(key, table) for key in own}
+    orphans = [key for key, source in origins.items() if tuple(theirs.get(source, ())) != tuple(own[key])]
     if orphans:
         raise UserError(
             f"{len(orphans)} tensors of {student.name} have no source in {teacher.name}: {', '.join(orphans[:5])}"
             + (", ..." if len(orphans) > 5 else "")
         )
-    return found
+    return origins
 
 
 def cut(weights: Mapping[str, torch.Tensor], student: UNetSpec, teacher: UNetSpec) -> UNet2DConditionModel:
     """A student U-Net with its own copy of the teacher's tensors; UserError as `sources`."""
     unet = UNet2DConditionModel(**student.config())
     own = {key: tensor.shape for key, tensor in unet.state_dict().items()}
-    found = sources(student, teacher, own, {key: tensor.shape for key, tensor in weights.items()})
-    unet.load_state_dict({key: weights[source] for key, source in found.items()})
+    origins = sources(student, teacher, own, {key: tensor.shape for key, tensor in weights.items()})
+    unet.load_state_dict({key: weights[source] for key, source in origins.items()})
     return unet
 
 
@@ -126,9 +126,9 @@ def compress(teacher: str, spec: str, out: Path, *, replace: bool = False) -> Su
     student = student_spec(spec, original.spec)
     unet = network_like(student, original.config)
     own = {key: tuple(tensor.shape) for key, tensor in unet.state_dict().items()}
-    found = sources(student, original.spec, own, {key: t.shape for key, t in original.tensors.items()})
-    copied = {key: original.tensors[source] for key, source in found.items()}
-    report = _report(original, student, found, own)
+    origins = sources(student, original.spec, own, {key: t.shape for key, t in original.tensors.items()})
+    copied = {key: original.tensors[source] for key, source in origins.items()}
+    report = _report(original, student, origins, own)
     with new_folder(out, folder_bytes(original, copied), replace=replace) as folder:
         write_folder(folder, original, unet, copied)
         (folder / SURGERY).write_text(json.dumps(asdict(report), indent=1) + "\n")
@@ -144,8 +144,8 @@ def _tally(tensors: Iterable[StoredTensor]) -> Tally:
     )
 
 
-def _report(teacher: UNetCheckpoint, student: UNetSpec, found: Mapping[str, str], own: Shapes) -> SurgeryReport:
-    theirs, used = teacher.tensors, set(found.values())
+def _report(teacher: UNetCheckpoint, student: UNetSpec, origins: Mapping[str, str], own: Shapes) -> SurgeryReport:
+    theirs, used = teacher.tensors, set(origins.values())
     kept, depths = kept_blocks(student, teacher.spec), student.depths()
 
     def parameters(stage: str, keys: Iterable[str]) -> int:
@@ -159,9 +159,9 @@ def _report(teacher: UNetCheckpoint, student: UNetSpec, found: Mapping[str, str]
         student_spec=student.name,
         student_depths=student.notation,
         copied=_tally(theirs[key] for key in used),
-        renumbered=sum(mine != its for mine, its in found.items()),
+        renumbered=sum(mine != its for mine, its in origins.items()),
         dropped=_tally(t for key, t in theirs.items() if key not in used),
-        new=len(own.keys() - found.keys()),
+        new=len(own.keys() - origins.keys()),
         dtypes=tuple(sorted({theirs[key].dtype for key in used})),
         stages=tuple(
             StageReport(

@@ -29,7 +29,7 @@ class FolderReport:
     settings_from: str  # the model that gave tokenizers and what the file does not say
 
     def lines(self) -> list[str]:
-        """For people."""
+        """As text, for a terminal."""
         return [
             f"{self.out} is a pipeline for diffusers: {self.title}, {self.unet} with {self.parameters:,} parameters, "
             f"{megabytes(self.bytes)}",
@@ -43,7 +43,7 @@ class FolderReport:
 
 
 def unpack(file: Path, out: Path, *, teacher: str | None = None) -> FolderReport:
-    """Write a single file as a folder; UserError before it is begun.
+    """Write a single file as a folder; UserError before anything is written.
 
     `teacher` is the model whose tokenizers, and whatever the file lacks, the folder takes; by default it is looked for.
     """

@@ -1,4 +1,4 @@
-"""A whole model as one safetensors file in SDXL's original layout, as other UIs read it.
+"""Writes a whole model as one safetensors file in SDXL's original layout, as other UIs read it.
 
 Weights are stored in fp16, the VAE's too, as in Stability's own SDXL file: a UI computes a VAE in whatever type it
 finds safe, and half precision on disk does not decide that. Every tensor is renamed and streamed; none is held whole
@@ -31,6 +31,7 @@ from koala.models.single_file.settings import CARRIED
 from koala.unet.layer_map import renamed
 from koala.unet.original_layout import PREFIX, original_names
 from koala.unet.part_configs import check_vae
+from koala.unet.parts import SDXL_PARTS
 from koala.unet.specs import KOALA_1B, KOALA_700M, SDXL, SSD_1B, VEGA, UNetSpec
 from koala.words import megabytes
 
@@ -46,7 +47,7 @@ _KNOWN = {
     )
 }
 
-_SCALING_FACTOR = 0.13025  # of SDXL's latents, which a file in this layout does not say
+_SCALING_FACTOR = SDXL_PARTS.vae.scaling_factor  # of SDXL's latents, which a file in this layout does not say
 _IDENTITY = (
     "{} more tensors are a middle block that changes nothing: this U-Net has none, and Forge would compute with "
     "whatever is in memory"
@@ -58,7 +59,7 @@ _DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,  # plain ones; scaled ones are refused where a model is opened
     "F8_E5M2": torch.float8_e5m2,
 }
-_LARGEST = 65504  # of fp16
+_LARGEST = torch.finfo(torch.float16).max
 _SAMPLERS = {  # as UIs name them
     "euler-trailing": "Euler, trailing timesteps (sgm_uniform)",
     "euler-linspace": "Euler, evenly spaced timesteps (normal)",
@@ -149,11 +150,11 @@ def identity_middle(spec: UNetSpec) -> dict[str, Constant]:
 
 
 def _markers(checkpoint: UNetCheckpoint) -> dict[str, Constant]:
-    """Empty tensors that tell readers of a U-Net that predicts the velocity, and of a schedule up to pure noise."""
+    """Empty tensors that mark a U-Net that predicts the velocity, and a noise schedule that ends in pure noise."""
     scheduler = read_object(checkpoint.pipeline[SCHEDULER])
-    found = [VELOCITY] if scheduler.get("prediction_type") == "v_prediction" else []
-    found += [ZERO_SNR] if found and scheduler.get("rescale_betas_zero_snr") else []
-    return {marker: Constant(value=0.0, shape=(0,)) for marker in found}
+    names = [VELOCITY] if scheduler.get("prediction_type") == "v_prediction" else []
+    names += [ZERO_SNR] if names and scheduler.get("rescale_betas_zero_snr") else []
+    return {marker: Constant(value=0.0, shape=(0,)) for marker in names}
 
 
 def _half(block: bytes, part: StoredTensor) -> bytes:
@@ -170,7 +171,7 @@ def _half(block: bytes, part: StoredTensor) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class SingleFileReport:
-    """What was written, and what ComfyUI will take it for."""
+    """What was written, and what ComfyUI will detect it as."""
 
     model: str
     revision: str
@@ -184,7 +185,7 @@ class SingleFileReport:
     detected: str | None  # ComfyUI's model; None where its tables have no such U-Net
 
     def lines(self) -> list[str]:
-        """For people."""
+        """As text, for a terminal."""
         known = f"ComfyUI takes it for {self.detected}; put it into models/checkpoints and use Load Checkpoint"
         unknown = "its U-Net is in no table of ComfyUI's, which will refuse it; diffusers reads it with its config"
         return [
@@ -199,7 +200,7 @@ class SingleFileReport:
 def write_single_file(model: str, out: Path) -> SingleFileReport:
     """Write a model (a name, a hub id that was fetched, a folder or a file) as one file.
 
-    UserError before it is begun.
+    UserError before anything is written.
     """
     if out.suffix.lower() != ".safetensors":
         raise UserError(f"{out} must end in .safetensors; other formats can run code when they are read")
@@ -229,7 +230,7 @@ def write_single_file(model: str, out: Path) -> SingleFileReport:
 
 
 def detected(spec: UNetSpec) -> str | None:
-    """What ComfyUI takes a U-Net for; it looks at the encoder's depths and at SDXL's widths."""
+    """What ComfyUI detects a U-Net as, from the encoder's depths at SDXL's widths."""
     widths = (spec.channels, spec.cross_attention_dim, spec.pooled_dim + 6 * spec.time_id_dim)
     if widths != (SDXL.channels, SDXL.cross_attention_dim, SDXL.pooled_dim + 6 * SDXL.time_id_dim):
         return None
@@ -246,16 +247,16 @@ def original_tensors(checkpoint: UNetCheckpoint) -> dict[str, Half]:
         "text_encoder_2": text_2_name,
         "vae": _by_table(VAE_PREFIX, vae_names(len(vae["block_out_channels"]), vae["layers_per_block"])),
     }
-    found = _placed(checkpoint.tensors, _by_table(PREFIX, original_names(checkpoint.spec)), "unet")
+    tensors = _placed(checkpoint.tensors, _by_table(PREFIX, original_names(checkpoint.spec)), "unet")
     for part, name in names.items():
-        found |= _placed(checkpoint.parts[part].tensors, name, part)
-    return found
+        tensors |= _placed(checkpoint.parts[part].tensors, name, part)
+    return tensors
 
 
 def _by_table(prefix: str, table: Mapping[str, str]) -> Callable[[str], str | None]:
     def name(key: str) -> str | None:
-        found = renamed(key, table)
-        return found and prefix + found
+        own_name = renamed(key, table)
+        return own_name and prefix + own_name
 
     return name
 
@@ -279,8 +280,8 @@ def _placed(stored: Mapping[str, StoredTensor], name: Callable[[str], str | None
 
 def _fused_order(key: str) -> int:
     """Queries before keys before values, as OpenCLIP stacks them."""
-    found = re.search(r"\.([qkv])_proj\.", key)
-    return "qkv".index(found[1]) if found else 0
+    match = re.search(r"\.([qkv])_proj\.", key)
+    return "qkv".index(match[1]) if match else 0
 
 
 def _joined(place: str, parts: list[StoredTensor]) -> Half:
@@ -293,7 +294,7 @@ def _joined(place: str, parts: list[StoredTensor]) -> Half:
 
 
 def _check_assumptions(checkpoint: UNetCheckpoint) -> None:
-    """UserError where a model differs from SDXL in something that the file cannot say."""
+    """UserError where a model differs from SDXL in something that the file cannot express."""
     check_single_file(checkpoint.name, checkpoint.pipeline | {UNET: checkpoint.pipeline[INDEX].parent / UNET})
     if checkpoint.spec.channels == SDXL.channels:  # the embedded models' latents have their own scale
         own = read_object(checkpoint.pipeline[VAE]).get("scaling_factor")
@@ -337,10 +338,10 @@ def _metadata(card: ModelCard, checkpoint: UNetCheckpoint, content: str) -> dict
 def _configs(checkpoint: UNetCheckpoint) -> dict[str, dict]:
     """The small configs for which the layout has no place, without the paths that libraries leave in them."""
     files = {name: checkpoint.pipeline[name] for name in CARRIED if name in checkpoint.pipeline}
-    found = {name: read_object(file) for name, file in files.items()} | {UNET: checkpoint.config}
-    found[INDEX] = {"force_zeros_for_empty_prompt": zeros_for_empty(checkpoint.pipeline[INDEX])}
+    configs = {name: read_object(file) for name, file in files.items()} | {UNET: checkpoint.config}
+    configs[INDEX] = {"force_zeros_for_empty_prompt": zeros_for_empty(checkpoint.pipeline[INDEX])}
     private = ("_name_or_path", "_attn_implementation_autoset", "_use_default_values", "_commit_hash")
-    return {name: {k: v for k, v in config.items() if k not in private} for name, config in found.items()}
+    return {name: {k: v for k, v in config.items() if k not in private} for name, config in configs.items()}
 
 
 def _hashes(part: str, tensors: Mapping[str, StoredTensor]) -> dict[str, str]:

@@ -8,11 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from koala.console import no_bars, quiet
+from koala.console import DEBUG, add_debug, finish, no_bars, quiet
 from koala.errors import UserError
 from koala.export.options import add_depth, add_progress
 from koala.export.targets import DTYPES, TARGETS, WEB, WEB_TEXT
-from koala.last_resort import DEBUG, add_debug, finish
 from koala.words import megabytes
 
 HELP = "write ONNX files of a model that other runtimes load as they are"

@@ -31,8 +31,8 @@ from koala.models.from_torch import load_part, load_unet
 from koala.models.layout import TOKENIZERS
 from koala.models.library import Library
 from koala.models.locate import Location, locate
+from koala.models.reading import complete_tokenizer
 from koala.models.registry import find
-from koala.models.tokenizer_config import complete
 from koala.request import GenerationRequest
 from koala.sampling.adapters import fuse
 from koala.unet.config import from_config
@@ -253,7 +253,7 @@ def _settings(job: Job, folder: Path) -> None:
     for name in ("scheduler", *TOKENIZERS):
         shutil.copytree(job.location.folder / name, folder / name, ignore=_only_settings)
     for name in TOKENIZERS:
-        complete(folder / name)
+        complete_tokenizer(folder / name)
     if not all((folder / name / "vocab.json").is_file() for name in TOKENIZERS):
         for name in TOKENIZERS:  # older transformers, optimum's among them, read these two alone
             _spell_out(folder / name)

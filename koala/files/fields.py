@@ -1,4 +1,4 @@
-"""Fields of JSON objects that others wrote: of the kind and the size that they must have, or refused by name."""
+"""Fields of JSON objects, checked as they are read: an error names the field, the file and the remedy."""
 
 import math
 import re
@@ -11,7 +11,7 @@ REQUIRED = object()  # default of a field that must be there
 
 
 def shown(value: object) -> str:
-    """A value in an error: on one line, and not for ever."""
+    """A value for an error message: on one line, shortened to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -29,11 +29,11 @@ class Fields:
         """The error for a field that is not what is wanted."""
         if name not in self.values:
             return UserError(f"{self.file} is damaged: it lacks {self.inside}{name}; {self.remedy}")
-        found = shown(self.values[name])
-        return UserError(f"{self.file} is damaged: its {self.inside}{name} is {found}, not {wanted}; {self.remedy}")
+        value = shown(self.values[name])
+        return UserError(f"{self.file} is damaged: its {self.inside}{name} is {value}, not {wanted}; {self.remedy}")
 
     def only(self, names: Collection[str]) -> None:
-        """UserError for a field beside these."""
+        """UserError for a field other than these."""
         for name in self.values:
             if name not in names:
                 raise UserError(
@@ -43,21 +43,21 @@ class Fields:
     def _read(self, name: str, default: object, right: Callable[[object], bool], wanted: str) -> object:
         if name not in self.values and default is not REQUIRED:
             return default
-        found = self.values.get(name, REQUIRED)
-        if found is REQUIRED or not right(found):
+        value = self.values.get(name, REQUIRED)
+        if value is REQUIRED or not right(value):
             raise self.wrong(name, wanted)
-        return found
+        return value
 
     def whole(self, name: str, least: int, most: int, default: object = REQUIRED) -> int:
         """A whole number within these bounds."""
         wanted = f"a whole number from {least:,} to {most:,}"
-        return self._read(name, default, lambda found: is_whole(found, least, most), wanted)
+        return self._read(name, default, lambda value: is_whole(value, least, most), wanted)
 
     def number(self, name: str, least: float, most: float, default: object = REQUIRED) -> float:
         """A finite number within these bounds."""
 
-        def right(found: object) -> bool:
-            return isinstance(found, int | float) and not isinstance(found, bool) and least <= found <= most
+        def right(value: object) -> bool:
+            return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
 
         return self._read(name, default, right, f"a number from {least:,g} to {most:,g}")
 
@@ -65,28 +65,28 @@ class Fields:
         """A text on one line: one `of` these, or one that fits the pattern `like`."""
         wanted = f"one of {', '.join(of)}" if of else "a text"
 
-        def right(found: object) -> bool:
-            return is_text(found, like) and (not of or found in of)
+        def right(value: object) -> bool:
+            return is_text(value, like) and (not of or value in of)
 
         return self._read(name, default, right, wanted)
 
     def truth(self, name: str, default: object = REQUIRED) -> bool:
         """True or false."""
-        return self._read(name, default, lambda found: isinstance(found, bool), "true or false")
+        return self._read(name, default, lambda value: isinstance(value, bool), "true or false")
 
     def each(self, name: str, right: Callable[[object], bool], wanted: str, default: object = REQUIRED) -> tuple:
         """A list of what is right, at most a thousand entries."""
 
-        def all_right(found: object) -> bool:
-            return isinstance(found, list | tuple) and len(found) <= 1000 and all(map(right, found))
+        def all_right(values: object) -> bool:
+            return isinstance(values, list | tuple) and len(values) <= 1000 and all(map(right, values))
 
-        found = self._read(name, default, all_right, f"a list of {wanted}")
-        return tuple(found) if isinstance(found, list) else found
+        values = self._read(name, default, all_right, f"a list of {wanted}")
+        return tuple(values) if isinstance(values, list) else values
 
     def object(self, name: str, default: object = REQUIRED) -> "Fields":
         """An object within this one."""
-        found = self._read(name, default, lambda found: isinstance(found, Mapping), "an object of names")
-        return Fields(values=found, file=self.file, remedy=self.remedy, inside=f"{self.inside}{name}.")
+        inner = self._read(name, default, lambda inner: isinstance(inner, Mapping), "an object of names")
+        return Fields(values=inner, file=self.file, remedy=self.remedy, inside=f"{self.inside}{name}.")
 
     def objects(self) -> "Iterator[tuple[str, Fields]]":
         """Every field as an object."""

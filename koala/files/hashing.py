@@ -1,4 +1,4 @@
-"""SHA-256 of files: by it weights that several models share are recognised, and downloads are held to their word."""
+"""SHA-256 of files: it identifies weights that several models share, and verifies downloads."""
 
 import hashlib
 from functools import lru_cache
@@ -7,11 +7,11 @@ from pathlib import Path
 
 def sha256(path: Path) -> str:
     """Of the file's content, in hexadecimal."""
-    found = hashlib.sha256()
+    hashed = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
+            hashed.update(block)
+    return hashed.hexdigest()
 
 
 @lru_cache(maxsize=512)

@@ -1,4 +1,4 @@
-"""What a command writes is whole or absent: written beside its place, then renamed."""
+"""Atomic output: files and folders are written under a temporary name next to their place, then renamed."""
 
 import hashlib
 import itertools
@@ -20,12 +20,12 @@ _LONGEST = 180  # bytes of a name that a partial's name repeats; file systems ta
 _PARTIAL = re.compile(
     r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{6})-(?P<pid>\d+)-(?P<since>\d+)-\d+\.(?P<kind>partial|earlier).*", re.DOTALL
 )
-_COUNT = itertools.count(1)  # tells the writers of one process apart
+_COUNT = itertools.count(1)  # distinguishes the writers of one process
 _SWAPPING = threading.Lock()
 
 
 def user_cache() -> Path:
-    """Where this program keeps what it can make again: $XDG_CACHE_HOME/koala, else ~/.cache/koala."""
+    """The cache folder: $XDG_CACHE_HOME/koala, else ~/.cache/koala."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "koala"
 
 
@@ -39,18 +39,18 @@ def _since(pid: int) -> int:
 
 
 def _partial(out: Path) -> Path:
-    """A name that no other writer of this file has, and that says which process writes it."""
+    """A temporary name that no other writer of this file uses; it names the process that writes it."""
     pid = os.getpid()
     return out.with_name(f".{_stem(out)}.{process.machine()}-{pid}-{_since(pid)}-{next(_COUNT)}.partial")
 
 
 def _existing(path: Path) -> Path:
-    """The nearest of a path and the folders around it that is there."""
+    """The path itself or its nearest parent that exists."""
     return next(p for p in (path, *path.parents) if p.exists())
 
 
 def check_space(out: Path, needed: int) -> None:
-    """UserError when the disk of `out` has not `needed` bytes to spare."""
+    """UserError when the disk of `out` has fewer than `needed` bytes free."""
     there = next(p for p in out.absolute().parents if p.is_dir())
     free = shutil.disk_usage(there).free
     if needed > free:
@@ -61,14 +61,14 @@ def check_space(out: Path, needed: int) -> None:
 
 
 def check_file(out: Path, needed: int = 0) -> None:
-    """UserError where a file `out` of `needed` bytes cannot be written; ask before the work, not after it."""
+    """UserError where a file `out` of `needed` bytes cannot be written; call it before the work, not after."""
     if out.is_dir():
         raise UserError(f"{out} is a folder; name a file, for example {out / 'out'}{out.suffix}")
     _check_place(out, out.absolute().parent, needed)
 
 
 def check_folder(out: Path, needed: int = 0) -> None:
-    """UserError where files of `needed` bytes cannot be written into a folder `out`, there or not there yet."""
+    """UserError where files of `needed` bytes cannot be written into a folder `out`, whether or not it exists yet."""
     _check_place(out, out.absolute(), needed)
 
 
@@ -100,7 +100,7 @@ def _check_place(out: Path, folder: Path, needed: int) -> None:
 def new_folder(out: Path, needed: int, *, replace: bool = False) -> Iterator[Path]:
     """A folder to write `needed` bytes into, which becomes `out` if the block ends well and is removed if not.
 
-    A folder that is there with something in it is refused, or with `replace` stays until the new one is whole.
+    A folder that exists and is not empty is refused, or with `replace` kept until the new one is complete.
     """
     out = out.absolute()
     if out.is_file() or not replace:
@@ -124,7 +124,7 @@ def new_folder(out: Path, needed: int, *, replace: bool = False) -> Iterator[Pat
 
 
 def _swap(new: Path, out: Path) -> None:
-    """Put a whole folder where another may be, which goes when its successor is there."""
+    """Move a complete folder into place; one that is there is removed once its successor is in place."""
     earlier = new.with_suffix(".earlier")
     with _SWAPPING:
         with suppress(FileNotFoundError):
@@ -142,7 +142,7 @@ def _swap(new: Path, out: Path) -> None:
 def new_file(out: Path, *, durable: bool = True) -> Iterator[Path]:
     """A path to write to, which becomes the file `out`, old or new, if the block ends well and is removed if not.
 
-    It survives a power cut from then on, unless it need not be `durable`, as a file that is only handed on.
+    It then survives a power cut, unless `durable` is false, as for a file that is only handed on.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(out.parent)
@@ -159,7 +159,7 @@ def new_file(out: Path, *, durable: bool = True) -> Iterator[Path]:
 
 
 def flush(path: Path) -> None:
-    """A file or folder to the disk itself: a rename must not outlive a power cut that the bytes did not."""
+    """Flush a file or folder to disk, so that a power cut cannot keep a rename and lose the bytes."""
     if os.name == "nt" and path.is_dir():  # Windows opens no folder, and keeps the order by itself
         return
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
@@ -177,27 +177,27 @@ def _flush_all(folder: Path) -> None:
 
 
 def _partials(folder: Path) -> Iterator[tuple[Path, re.Match]]:
-    """What writers have unfinished in a folder, with what each name says."""
+    """The unfinished files in a folder, each with the parts of its name."""
     try:
         names = [entry.name for entry in os.scandir(folder) if entry.name.startswith(".")]
-    except (FileNotFoundError, PermissionError):  # none yet, or one that may be written and not looked into
+    except (FileNotFoundError, PermissionError):  # no folder yet, or one that may be written to but not listed
         return
     for name in names:
-        if found := _PARTIAL.fullmatch(name):
-            yield folder / name, found
+        if match := _PARTIAL.fullmatch(name):
+            yield folder / name, match
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove what writers left in `folder` whose process is gone; those of other machines are left alone.
+    """Remove what writers that no longer run left in `folder`; files of other machines are left alone.
 
     A folder that was being replaced when its writer was killed is put back.
     """
-    for path, found in _partials(folder):
-        if found["machine"] != process.machine() or _writes(int(found["pid"]), int(found["since"])):
+    for path, parts in _partials(folder):
+        if parts["machine"] != process.machine() or _writes(int(parts["pid"]), int(parts["since"])):
             continue
         with suppress(OSError):  # another process was faster, or it is another user's: neither is in the way
-            if found["kind"] == "earlier" and not (folder / found["name"]).exists():
-                path.rename(folder / found["name"])
+            if parts["kind"] == "earlier" and not (folder / parts["name"]).exists():
+                path.rename(folder / parts["name"])
             else:
                 _remove(path)
 
@@ -207,15 +207,15 @@ def _writes(pid: int, since: int) -> bool:
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove whatever is unfinished in `folder`; call it where no other writer can be."""
+    """Remove everything unfinished in `folder`; call it only where no other writer can be active."""
     for path in folder.glob(".*.partial") if folder.is_dir() else ():
         _remove(path)
 
 
 def remove_partial(out: Path, pid: int) -> None:
-    """Remove what the process of this number, which was killed, left of `out`, and what it had beside that."""
-    for path, found in _partials(out.parent):
-        if found["name"] == _stem(out) and int(found["pid"]) == pid and found["machine"] == process.machine():
+    """Remove what process `pid`, which was killed, left of `out` and of its earlier version."""
+    for path, parts in _partials(out.parent):
+        if parts["name"] == _stem(out) and int(parts["pid"]) == pid and parts["machine"] == process.machine():
             _remove(path)
 
 

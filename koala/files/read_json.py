@@ -1,4 +1,4 @@
-"""JSON files that others wrote, or that a disk damaged: read, or refused by name with the remedy."""
+"""Reading JSON files that may be foreign or damaged; an error names the file and the remedy."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ def read_json(file: Path, remedy: str = "copy the file again") -> object:
     """The content of a JSON file in UTF-8 or UTF-16, with or without a byte-order mark.
 
     UserError names the file, what is wrong with it and the remedy: it is missing, a folder, locked, larger than
-    LARGEST, no text, cut off, no JSON, or nested too deeply to be read.
+    LARGEST, not text, cut off, not JSON, or nested too deeply to be read.
     """
     try:
         size = file.stat().st_size
@@ -29,13 +29,13 @@ def read_json(file: Path, remedy: str = "copy the file again") -> object:
         raise
     except RecursionError as error:
         raise UserError(f"{file} is damaged: it is nested too deeply; {remedy}") from error
-    except ValueError as error:  # no text, or no JSON
+    except ValueError as error:  # not text, or not JSON
         raise UserError(f"{file} is damaged: {error}; {remedy}") from error
 
 
 def read_object(file: Path, remedy: str = "copy the file again") -> dict:
     """The JSON object that a file holds; UserError also where it holds something else."""
-    found = read_json(file, remedy)
-    if not isinstance(found, dict):
-        raise UserError(f"{file} is damaged: it holds a {type(found).__name__}, not an object of names; {remedy}")
-    return found
+    content = read_json(file, remedy)
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is damaged: it holds a {type(content).__name__}, not an object of names; {remedy}")
+    return content

@@ -1,4 +1,4 @@
-"""Text that others wrote, in UTF-8 or in UTF-16 with its mark; other encodings are refused, never guessed."""
+"""Reading text in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark; other encodings are refused, never guessed."""
 
 import codecs
 import re
@@ -16,7 +16,7 @@ _ENDS = re.compile("\r\n|\n|\r")  # str.splitlines would also cut at characters 
 
 
 class NotText(ValueError):
-    """Bytes that are no text in an encoding that can be told for certain; the message says what to do."""
+    """Bytes that are not text in an encoding that can be identified with certainty; the message says what to do."""
 
 
 def decode(content: bytes) -> str:
@@ -38,11 +38,11 @@ def decode(content: bytes) -> str:
 
 
 def checked(text: str) -> str:
-    """The text itself. NotText where it holds what no text holds: a NUL, or half a character."""
+    """The text itself. NotText where it holds a NUL or a lone surrogate."""
     if "\0" in text:
         raise NotText("holds NUL characters, as UTF-16 without its byte-order mark does: save it as UTF-8")
     if _HALF.search(text):
-        raise NotText("holds half a character, which is no text: write it anew")
+        raise NotText("holds half a character, which is not text: write it again")
     return text
 
 
@@ -52,17 +52,17 @@ def read_text(file: Path) -> str:
 
 
 def read_lines(file: Path) -> list[str | NotText]:
-    """The lines of a file without their ends; where the whole is no text, those that are, and why others are not."""
+    """The lines of a file without their ends; where the file as a whole is not text, each line or why it is not."""
     content = file.read_bytes()
     try:
         return decode(content).split("\n")
     except NotText:
         if content.startswith(tuple(mark for mark, name in _MARKS if name != "utf-8")) or b"\0" in content:
-            raise  # no line of it can be told from the next
-    found: list[str | NotText] = []
+            raise  # its lines cannot be separated
+    lines: list[str | NotText] = []
     for line in re.split(b"\r\n|\n|\r", content):
         try:
-            found.append(decode(line))
+            lines.append(decode(line))
         except NotText as error:
-            found.append(error)
-    return found
+            lines.append(error)
+    return lines

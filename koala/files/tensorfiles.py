@@ -1,7 +1,7 @@
 """safetensors files as bytes: where each tensor lies, and new files made of such pieces.
 
-Nothing is decoded, so values and dtype stay what they are, and memory is one block whatever the file's size. Of the
-values only this is looked at while they pass: whether they are numbers.
+Nothing is decoded, so values and dtype are unchanged, and memory use is one block whatever the file's size. Values are
+only checked for NaN and infinity as they pass.
 """
 
 import hashlib
@@ -81,7 +81,7 @@ class StoredTensor:
         return replace(self, start=self.start + start * row, size=count * row, shape=(count, *self.shape[1:]))
 
     def _again(self) -> str:
-        """How to get the file anew; the hub's cache would link to the very same one again."""
+        """How to get the file again; the hub's cache would link to the same damaged one."""
         return f"remove {self.file.resolve()} and fetch it" if self.file.is_symlink() else "copy or download it"
 
     def blocks(self) -> Iterator[bytes]:
@@ -141,7 +141,7 @@ class Transposed:
 def load(tensor: Streamed) -> torch.Tensor:
     """The tensor in memory, in its own dtype. UserError for one that torch has not."""
     if tensor.dtype not in _TORCH:
-        raise UserError(f"{tensor.dtype} is no type that torch reads; take a float16 or float32 file of the model")
+        raise UserError(f"{tensor.dtype} is not a type that torch reads; take a float16 or float32 file of the model")
     if not tensor.parameters:
         return torch.empty(tensor.shape, dtype=_TORCH[tensor.dtype])
     content = bytearray(tensor.size)
@@ -186,15 +186,15 @@ def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
         with safe_open(path, framework="numpy"):  # checks that header, shapes and length agree
             pass
     except SafetensorError as error:
-        raise UserError(f"{path} is no whole safetensors file ({error}); download or copy it again") from error
+        raise UserError(f"{path} is not a whole safetensors file ({error}); download or copy it again") from error
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
     metadata = header.pop("__metadata__", None) or {}
-    found = {}
+    tensors = {}
     for name, entry in header.items():
         start, end = entry["data_offsets"]
-        found[name] = StoredTensor(
+        tensors[name] = StoredTensor(
             file=path,
             name=name,
             start=8 + length + start,
@@ -202,21 +202,21 @@ def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
             dtype=entry["dtype"],
             shape=tuple(entry["shape"]),
         )
-    return found, metadata
+    return tensors, metadata
 
 
 def stored_in(files: Iterable[Path]) -> dict[str, StoredTensor]:
     """Every tensor of several files by name, as those of shards; UserError for one that two of them hold."""
-    found: dict[str, StoredTensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     for file in files:
         own = stored_tensors(file)
-        if twice := sorted(own.keys() & found.keys()):
+        if twice := sorted(own.keys() & tensors.keys()):
             raise UserError(
-                f"{file} and {found[twice[0]].file.name} both hold {twice[0]}, and only one can be right; copy or "
+                f"{file} and {tensors[twice[0]].file.name} both hold {twice[0]}, and only one can be right; copy or "
                 "download the shards again"
             )
-        found |= own
-    return found
+        tensors |= own
+    return tensors
 
 
 def check_numbers(place: Path, tensors: Mapping[str, StoredTensor]) -> None:
@@ -224,11 +224,11 @@ def check_numbers(place: Path, tensors: Mapping[str, StoredTensor]) -> None:
     for name, tensor in tensors.items():
         if not tensor.dtype.startswith(("F", "BF")):
             raise UserError(
-                f"{tensor.file} holds {name} as {tensor.dtype}, which are no weights: it is damaged or quantised; copy "
-                "or download it again, or take a float16 file of the model"
+                f"{tensor.file} holds {name} as {tensor.dtype}, which are not weights: it is damaged or quantised; "
+                "copy or download it again, or take a float16 file of the model"
             )
     kinds = Counter(tensor.dtype for tensor in tensors.values())
-    if {"F16", "BF16"} <= kinds.keys():  # nobody saves both, and either can be read as the other
+    if {"F16", "BF16"} <= kinds.keys():  # no file has both, and either can be read as the other
         rare = min(("F16", "BF16"), key=kinds.get)
         name = next(name for name, tensor in tensors.items() if tensor.dtype == rare)
         raise UserError(f"{place} is damaged: it holds {name} as {rare}, unlike the rest; copy or download it again")
@@ -249,11 +249,11 @@ def _ordered(tensors: Mapping[str, Streamed]) -> list[tuple[str, Streamed]]:
 
 def content_sha256(tensors: Mapping[str, Streamed]) -> str:
     """SHA-256 of all that `write_tensors` writes behind the header, in hexadecimal."""
-    found = hashlib.sha256()
+    hashed = hashlib.sha256()
     for _, tensor in _ordered(tensors):
         for block in tensor.blocks():
-            found.update(block)
-    return found.hexdigest()
+            hashed.update(block)
+    return hashed.hexdigest()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Streamed], metadata: Mapping[str, str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""All that the project asks of torch.cuda. A rehearsal puts described cards in the place of the machine's own.
+"""Everything that the project asks of torch.cuda. A rehearsal replaces the machine's cards with described ones.
 
 tests/hardware/test_cuda.py holds that no other module names torch.cuda.
 """
@@ -11,7 +11,7 @@ import torch
 
 
 class Cards:
-    """The CUDA cards that this process sees, as torch.cuda tells them; None means the current one.
+    """The CUDA cards that this process sees, as torch.cuda reports them; None means the current one.
 
     They are numbered from 0, whatever their numbers in the machine: CUDA_VISIBLE_DEVICES=1 makes the second one cuda:0.
     """
@@ -41,11 +41,11 @@ class Cards:
         return torch.cuda.mem_get_info(device)
 
     def synchronize(self, device: torch.device | None = None) -> None:
-        """Wait until it has done all that was asked of it."""
+        """Wait until it has finished all queued work."""
         torch.cuda.synchronize(device)
 
     def empty_cache(self) -> None:
-        """Give what torch's allocator keeps and does not use back to the driver."""
+        """Return memory that torch's allocator caches but does not use to the driver."""
         torch.cuda.empty_cache()
 
     def reset_peak(self, device: torch.device | None = None) -> None:
@@ -61,7 +61,7 @@ class Cards:
         return torch.cuda.max_memory_reserved(device)
 
     def cap(self, count: int | None, device: torch.device | None = None) -> None:
-        """Let torch's allocator have so many bytes of the card at most; None is all of it again."""
+        """Limit torch's allocator to this many bytes of the card; None removes the limit."""
         number = device.index if device and device.index is not None else torch.cuda.current_device()
         share = 1.0 if count is None else min(count / self.memory(device)[1], 1.0)
         torch.cuda.set_per_process_memory_fraction(share, number)  # which knows no device without a number
@@ -71,7 +71,7 @@ class Cards:
         return torch.cuda.current_stream(device)
 
     def new_stream(self, device: torch.device | None = None) -> torch.Stream:
-        """A queue beside it."""
+        """A second queue, parallel to it."""
         return torch.cuda.Stream(device)
 
     def new_event(self) -> torch.Event:
@@ -107,7 +107,7 @@ class DescribedCards(Cards):
         return len(self.cards)
 
     def build(self) -> str | None:
-        """No version: it only tells a CUDA build from one for CPUs."""
+        """Not a version: it only distinguishes a CUDA build from a CPU build."""
         return "described"
 
     def name(self, device: torch.device | None = None) -> str:
@@ -144,11 +144,11 @@ class DescribedCards(Cards):
         """Nothing is given, so nothing is held back."""
 
     def current_stream(self, device: torch.device | None = None) -> torch.Stream:
-        """NotImplementedError: only ONNX Runtime asks, and it would want a real one."""
+        """NotImplementedError: only ONNX Runtime asks, and it needs a real one."""
         raise NotImplementedError("a described card has no streams")
 
     def new_stream(self, device: torch.device | None = None) -> torch.Stream:
-        """NotImplementedError: only engines ask, and they would want a real one."""
+        """NotImplementedError: only engines ask, and they need a real one."""
         raise NotImplementedError("a described card has no streams")
 
     def new_event(self) -> torch.Event:

@@ -34,7 +34,7 @@ class Hardware:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """Where the time of one batch of pictures goes, in ms."""
+    """The time of one batch of pictures by stage, in ms."""
 
     text_ms: float
     unet_ms: tuple[float, ...]  # one entry per step, as in Timing
@@ -42,7 +42,7 @@ class Prediction:
 
     @property
     def unet_total_ms(self) -> float:
-        """Of all steps together."""
+        """The sum over all steps."""
         return sum(self.unet_ms)
 
     @property
@@ -134,7 +134,7 @@ def predict(
     twice = chosen.guided_steps(steps) if guided else range(0)
     gain = COMPILED if chosen.compiled and hardware.compiles else 1
     num_blocks = sum(sum(depths) for depths in spec.depths().values())
-    num_layers = parts.text.layers + parts.text_2.layers  # half a block each: they attend to nothing but themselves
+    num_layers = parts.text.layers + parts.text_2.layers  # half a block each: they have self-attention only
 
     def step(samples: int, rate: float) -> float:
         work = flops(spec, width=width, height=height, batch=samples)

@@ -1,4 +1,4 @@
-"""Memory plans: how a model, or several beside each other, fit a device; each choice with its reason."""
+"""Memory plans: how one model, or several together, fit a device; each choice with its reason."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ GB = 10**9
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 CONTEXT = {"cuda": GB // 2, "cpu": 0, "mps": 0}  # bytes that the driver takes and no allocator reports
 PROCESS = {"cuda": 0, "cpu": GB * 6 // 10, "mps": 0}  # of the interpreter and its libraries, where they count as peak
-WAITING = {"cuda": 0, "cpu": 1, "mps": 2}  # copies beside the model of weights that a LoRA changes: before and after
+WAITING = {"cuda": 0, "cpu": 1, "mps": 2}  # extra copies of the weights that a LoRA changes: before and after
 SPARE = 0.1  # of the memory: what a display takes, and what an allocator loses between blocks
 COPY_RATE = 8 * GB  # bytes per second from pageable memory over PCIe 4 x16, as measured with model offload (5 to 11)
 
@@ -25,7 +25,7 @@ UNET_ELEMENTS = 15  # position and channel of DW-1, per sample (KOALA-700M 14.3,
 VAE_ELEMENTS = 3  # pixel and channel of the decoder's second last resolution (1.5 GiB at 1024 px in 16 bit)
 TINY_VAE_ELEMENTS = 195  # pixel (0.38 GiB)
 TINY_VAE_PARAMETERS = 2_445_063  # taesdxl
-WORKSPACE = 1.25  # what convolutions ask for beside them: an A100's peak less weights, over the live tensors
+WORKSPACE = 1.25  # workspace of convolutions: an A100's peak less weights, over the live tensors
 TILES = (64, 32)  # latents per side; below 32 the decoder's normalisation sees too little of the picture
 
 # Where text encoders and U-Net are, from the fastest to the smallest.
@@ -42,7 +42,7 @@ _TEXT = {
 _UNET = {
     "resident": "stays on the device",
     "exchanged": "off the device while a new prompt is encoded, and while another model runs",
-    "swapped": "nothing else is on the device beside it, not even the VAE",
+    "swapped": "nothing else is on the device meanwhile, not even the VAE",
 }
 _LORA = "the originals wait in host memory, and so do the changed ones, for the next run: twice as much"
 _LORA_HERE = "the originals wait for the run's end, the changed ones for the next run"
@@ -50,7 +50,7 @@ _LORA_HERE = "the originals wait for the run's end, the changed ones for the nex
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """One decision of a plan, for people to read."""
+    """One decision of a plan, in words."""
 
     what: str
     value: str
@@ -68,8 +68,8 @@ class Plan:
     text: str  # resident, released
     unet: str  # resident, exchanged, swapped
     predicted_peak_bytes: int  # as StageTimer measures it: of the allocator on a GPU, of the process on a CPU
-    live_peak_bytes: int  # of that, weights and tensors alone, without what convolutions ask for beside them
-    budget_bytes: int | None  # None: nobody set one
+    live_peak_bytes: int  # of that, weights and tensors alone, without the workspace of convolutions
+    budget_bytes: int | None  # None: no limit was set
     swap_ms: float  # copying parts to the device for a new prompt, predicted; never part of a model's own time
     choices: tuple[Choice, ...] = ()
 
@@ -86,7 +86,7 @@ def _on_device(text: str, unet: str, stage: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """What is to be planned: U-Nets that run one after the other on the same prompt and size."""
+    """What to plan for: U-Nets that run one after the other on the same prompt and size."""
 
     specs: tuple[UNetSpec, ...]
     parts: Parts
@@ -120,9 +120,9 @@ class _Job:
         return "float32" if dtype == "float16" and not (self.vae_fp16_safe or self.tiny_vae) else dtype
 
     def candidates(self) -> Iterator[tuple[str, str, str, int | None]]:
-        """(dtype, text, unet, tile) in the order in which the preset gives things up."""
+        """(dtype, text, unet, tile) in the order in which the preset makes concessions."""
         tiles = () if self.tiny_vae else tuple(t for t in TILES if t < max(self.latents))
-        # On a CPU and in unified memory a part that leaves the device is as much in memory as before.
+        # On a CPU and in unified memory, moving a part off the device frees nothing.
         placements = PLACEMENTS if self.device == "cuda" else PLACEMENTS[:1]
         smallest = [(*placements[-1], t) for t in tiles[-1:]]
         if PRESETS[self.preset].frugal:
@@ -144,7 +144,7 @@ class _Job:
         }
 
     def activations(self, dtype: str, tile: int | None, workspace: float = WORKSPACE) -> dict[str, int]:
-        """Bytes that each stage works in; with a `workspace` of 1 those of its tensors alone."""
+        """Working memory of each stage in bytes; with a `workspace` of 1 that of its tensors alone."""
         positions = self.latents[0] * self.latents[1]
         samples = self.images * (2 if self.guided else 1)
         decoded = min(tile or positions, self.latents[0]) * min(tile or positions, self.latents[1]) * LATENT_FACTOR**2
@@ -232,15 +232,15 @@ class _Job:
     def best(self) -> Plan | None:
         """The first candidate that fits."""
         fitting = (c for c in self.candidates() if self.budget is None or self.peak(*c) <= self.budget)
-        found = next(fitting, None)
-        return self.plan(*found) if found else None
+        plan = next(fitting, None)
+        return self.plan(*plan) if plan else None
 
     def fitting(self) -> Plan:
-        """The best plan, or UserError with what would fit instead."""
-        if found := self.best():
-            return found
+        """The best plan; UserError with what would fit instead."""
+        if plan := self.best():
+            return plan
         least = min(self.peak(*c) for c in self.candidates())
-        names = " beside ".join(s.name for s in self.specs)
+        names = " and ".join(s.name for s in self.specs)
         asked = f"{names} at {self.width}x{self.height} px" + (f", {self.images} pictures at once" * (self.images > 1))
         card = -(-int((least + CONTEXT[self.device]) / (1 - SPARE)) // GB)
         remedy = f"it needs {card} GB of memory or a smaller model, such as koala-lightning-700m"

@@ -1,4 +1,4 @@
-"""A run that memory ended: what it wanted, what was there, and what helps."""
+"""Out-of-memory errors: what was asked for, what was free, and what helps."""
 
 import re
 import traceback
@@ -13,11 +13,11 @@ _WANTED = re.compile(rf"(?:allocate|buffer of size) ([\d.]+) ?({'|'.join(_UNITS)
 
 
 class RanOut(UserError):
-    """Memory ran out; the message says what was wanted and what helps."""
+    """Memory ran out; the message says how much was asked for and what helps."""
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an allocator refused."""
+    """Whether an allocator refused a request for memory."""
     if isinstance(error, UserError):
         return False  # it was explained already
     return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _SIGNS)
@@ -25,19 +25,19 @@ def ran_out(error: BaseException) -> bool:
 
 def wanted(error: BaseException) -> int | None:
     """Bytes of the allocation that was refused; None where the allocator does not say."""
-    found = _WANTED.search(str(error))
-    return int(float(found[1]) * _UNITS[found[2] or "bytes"]) if found else None
+    match = _WANTED.search(str(error))
+    return int(float(match[1]) * _UNITS[match[2] or "bytes"]) if match else None
 
 
 def release(error: BaseException | None) -> None:
-    """Let go of what the frames of an error hold: its traceback keeps every tensor of the run that failed."""
+    """Clear the frames of an error: its traceback keeps every tensor of the failed run alive."""
     while error:
         traceback.clear_frames(error.__traceback__)
         error = error.__context__
 
 
 def unplanned(error: BaseException, smaller: str) -> RanOut:
-    """What to tell of a shortage in work that no memory plan covers; `smaller` is what helps."""
+    """The error for work that no memory plan covers; `smaller` is the advice."""
     last = wanted(error)
     told = f": the allocation that failed was {gigabytes(last)}" if last is not None else ""
     return RanOut(f"memory ran out{told}. Choose {smaller}, or close other programs that use memory")
@@ -46,7 +46,7 @@ def unplanned(error: BaseException, smaller: str) -> RanOut:
 def explained(
     error: BaseException, request: GenerationRequest, *, device: str, predicted: int | None, there: int | None
 ) -> RanOut:
-    """What to tell of this run, whose defaults are filled in; `predicted` and `there` are bytes, where known."""
+    """The error for this run, whose defaults are filled in; `predicted` and `there` are bytes, None where unknown."""
     told = []
     if (last := wanted(error)) is not None:
         told.append(f"the allocation that failed was {gigabytes(last)}")

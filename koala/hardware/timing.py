@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that was asked of it, so that a clock read here is true."""
+    """Wait until the device has finished all queued work, so that a clock read now is correct."""
     if device.type == "cuda":
         cards().synchronize(device)
     elif device.type == "mps":
@@ -25,29 +25,29 @@ def synchronize(device: torch.device) -> None:
 
 
 def device_name(device: torch.device) -> str:
-    """What a person calls the device: the GPU's name, or the CPU's with its thread count."""
+    """The device's usual name: the GPU's, or the CPU's with its thread count."""
     if device.type == "cuda":
         return cards().name(device)
     if device.type == "mps":
         return "Apple GPU"
     model = "CPU"
     if sys.platform == "linux":
-        with open("/proc/cpuinfo") as lines:  # psutil knows how many there are, not what they are called
+        with open("/proc/cpuinfo") as lines:  # psutil knows their number, not their name
             model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
     threads = torch.get_num_threads()
     return f"{model}, {many(threads, 'thread')}"
 
 
 def _reset_process_peak() -> bool:
-    """Forget the process's peak so far, where Linux lets us: proc(5), clear_refs, 5. Whether a peak can be had.
+    """Reset the process's peak, where Linux allows it: proc(5), clear_refs, 5. Returns whether a peak can be measured.
 
-    psutil neither resets a peak nor, on Linux, tells it.
+    psutil neither resets a peak nor, on Linux, reports it.
     """
     if sys.platform != "linux":
         return True
     try:
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError as error:  # a hardened container: the peak since the process began would be a wrong figure
+    except OSError as error:  # a hardened container: the peak since the process began would be wrong
         log.info("peak memory is not measured: %s", error)
         return False
     return True
@@ -74,7 +74,7 @@ class StageTimer:
         self.restart_peak()
 
     def restart_peak(self) -> None:
-        """Forget the peak so far, of what is no part of what is measured."""
+        """Reset the peak, which so far includes what is not measured."""
         if self.device.type == "cuda":
             cards().reset_peak(self.device)
         self._has_peak = self.device.type == "cuda" or _reset_process_peak()

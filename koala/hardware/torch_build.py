@@ -1,4 +1,4 @@
-"""Whether the torch that is installed can use the NVIDIA card that is here, and which build to install where it cannot.
+"""Whether the installed torch can use this machine's NVIDIA card, and which build to install where it cannot.
 
 On Windows the package index serves torch without CUDA: everything would run on the CPU, without a word. torch itself is
 not imported here, so that every face can say so at once. Sources: RELEASE.md of PyTorch 2.13 has the builds and the
@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 
 INDEX = "https://download.pytorch.org/whl/"
-ANY = "https://pytorch.org/get-started/locally/"  # where PyTorch says it for every machine
+ANY = "https://pytorch.org/get-started/locally/"  # PyTorch's own instructions for every machine
 _QUERY = ("--query-gpu=driver_version,compute_cap,name", "--format=csv,noheader")
 _LINUX_LIBRARIES = (
     "usr/lib/*/libcuda.so.1",
@@ -25,12 +25,12 @@ _LINUX_LIBRARIES = (
     "usr/lib/libcuda.so.1",
     "usr/lib/wsl/lib/libcuda.so.1",
 )
-_SECONDS = 20  # that nvidia-smi may take: it wakes a card that sleeps
+_SECONDS = 20  # timeout of nvidia-smi, which may have to wake a sleeping card
 
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """The machine as it is looked at: its system, the root of its files, where programs are, and Windows' folder."""
+    """The machine to inspect: its system, the root of its files, its program path, and Windows' folder."""
 
     system: str = sys.platform  # linux, win32 or darwin
     root: Path = Path("/")
@@ -40,7 +40,7 @@ class Host:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """An NVIDIA card with its driver; what nobody tells is None."""
+    """An NVIDIA card with its driver; what is not known is None."""
 
     name: str | None = None
     driver: str | None = None  # such as 580.95.05
@@ -49,8 +49,8 @@ class Card:
     @property
     def branch(self) -> int | None:
         """The driver's first number, which says how new a CUDA it can run."""
-        found = re.match(r"\d+", self.driver or "")
-        return int(found[0]) if found else None
+        match = re.match(r"\d+", self.driver or "")
+        return int(match[0]) if match else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,18 +73,18 @@ class Wheel:
 
     @property
     def title(self) -> str:
-        """Its CUDA, for people: CUDA 13.0."""
+        """Its CUDA version as shown to users: CUDA 13.0."""
         return f"CUDA {self.name[2:-1]}.{self.name[-1]}"
 
     def runs(self, card: Card) -> bool:
-        """Whether the card can run it, as far as it is known."""
+        """Whether the card can run it; true where that is not known."""
         least, most = self.capabilities
         return (card.branch is None or card.branch >= self.branch) and (
             card.capability is None or least <= card.capability <= most
         )
 
 
-# The newest first. For Linux and Windows; CUDA 12.6 is kept for the cards that CUDA 13 has left behind.
+# The newest first. For Linux and Windows; CUDA 12.6 is for the cards that CUDA 13 no longer supports.
 WHEELS = (
     Wheel(name="cu130", since=(2, 9), branch=580, capabilities=(7.5, math.inf)),  # from the RTX 20 series on
     Wheel(name="cu126", since=(2, 6), branch=525, capabilities=(5.0, 9.0)),  # from the GTX 900 to the RTX 40 series
@@ -92,22 +92,22 @@ WHEELS = (
 
 
 def installed() -> Build | None:
-    """What torch's own version.py says, read without importing torch; None where there is no torch."""
-    found = importlib.util.find_spec("torch")
-    if found is None or found.origin is None:
+    """The installed torch from its version.py, without importing it; None where there is no torch."""
+    package = importlib.util.find_spec("torch")
+    if package is None or package.origin is None:
         return None
-    spec = importlib.util.spec_from_file_location("torch_version", Path(found.origin).with_name("version.py"))
+    spec = importlib.util.spec_from_file_location("torch_version", Path(package.origin).with_name("version.py"))
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except OSError:  # a torch that somebody built in a way of their own
+    except OSError:  # a custom build of torch
         return None
     others = (getattr(module, name, None) for name in ("hip", "xpu"))
     return Build(version=module.__version__, cuda=getattr(module, "cuda", None), other=next(filter(None, others), None))
 
 
 def find_card(host: Host | None = None) -> Card | None:
-    """The first NVIDIA card whose driver is here: as nvidia-smi tells it, else what the driver leaves to be seen."""
+    """The first NVIDIA card with a driver: from nvidia-smi, else from the driver's own files."""
     host = host or Host()
     if host.system not in ("linux", "win32"):
         return None
@@ -140,7 +140,7 @@ def _asked(program: str) -> Card | None:
 
 
 def _seen(host: Host, *, alone: bool) -> Card | None:
-    """A card by the traces of its driver. Where nvidia-smi is there and saw none, a library alone is no trace."""
+    """A card by the files of its driver. Where nvidia-smi is installed and saw none, a library alone does not count."""
     if host.system == "win32":
         libraries = (host.windows / "System32" / name for name in ("nvcuda.dll", "nvml.dll"))
         return Card() if alone and any(map(Path.is_file, libraries)) else None
@@ -156,15 +156,15 @@ def _libraries(host: Host) -> bool:
 
 def _after(file: Path, pattern: str) -> str | None:
     try:
-        found = re.search(pattern, file.read_text(errors="replace"))
+        match = re.search(pattern, file.read_text(errors="replace"))
     except OSError:
         return None
-    return found[1].strip() if found else None
+    return match[1].strip() if match else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """What keeps a torch from a card, and what helps: a `command` where one does, and whom it does not suit."""
+    """Why torch does not use a card, and the remedy: a `command` where there is one, and when not to use it."""
 
     wrong: str
     remedy: str
@@ -172,12 +172,12 @@ class Advice:
     unless: str = ""
 
     def __str__(self) -> str:
-        found = f"{self.wrong}: {self.remedy}" + (f" {self.command}" if self.command else "")
-        return found + (f" ({self.unless})" if self.unless else "")
+        text = f"{self.wrong}: {self.remedy}" + (f" {self.command}" if self.command else "")
+        return text + (f" ({self.unless})" if self.unless else "")
 
 
 def advice(build: Build | None, card: Card | None) -> Advice | None:
-    """What to tell of this torch on this card; None where they go together, or nothing is known."""
+    """Advice for this torch on this card; None where they match, or where nothing is known."""
     if build is None or card is None or build.other or _fits(build, card):
         return None
     known = ", ".join(filter(None, (card.name, card.driver and f"driver {card.driver}")))
@@ -197,8 +197,8 @@ def _fits(build: Build, card: Card) -> bool:
 
 
 def _helping(wrong: str, build: Build, card: Card) -> Advice:
-    found = re.match(r"(\d+)\.(\d+)", build.version)
-    offered = [w for w in WHEELS if found and (int(found[1]), int(found[2])) >= w.since]
+    match = re.match(r"(\d+)\.(\d+)", build.version)
+    offered = [w for w in WHEELS if match and (int(match[1]), int(match[2])) >= w.since]
     if wheel := next((w for w in offered if w.runs(card)), None):
         unsure = card.capability is None and wheel is not offered[-1]
         unless = f"for a card before the RTX 20 series, {offered[-1].name} in place of {wheel.name}" if unsure else ""
@@ -216,17 +216,17 @@ def _helping(wrong: str, build: Build, card: Card) -> Advice:
 
 
 def command(version: str, wheel: Wheel) -> str:
-    """The line that puts a build in the place of the installed one; without its name pip would keep what is there."""
+    """The command that replaces the installed build; unless the build is named, pip keeps the installed one."""
     plain = version.partition("+")[0]
     return f"{_pip()} install torch=={plain}+{wheel.name} --index-url {INDEX}{wheel.name}"
 
 
 def _pip() -> str:
-    """What installs into the environment of this very process, whether it was activated or not."""
+    """The command that installs into this process's own environment, activated or not."""
     if not importlib.util.find_spec("pip"):
-        return "uv pip"  # which makes environments without it
-    found = shutil.which("python")
-    if found and Path(found).absolute().parent == Path(sys.executable).parent:
+        return "uv pip"  # uv makes environments without pip
+    python = shutil.which("python")
+    if python and Path(python).absolute().parent == Path(sys.executable).parent:
         return "python -m pip"
     here = Path(sys.executable)
     name = str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)
@@ -235,5 +235,5 @@ def _pip() -> str:
 
 @lru_cache(maxsize=1)
 def advice_here() -> Advice | None:
-    """`advice` for this machine, which is looked at once."""
+    """`advice` for this machine, computed once."""
     return advice(installed(), find_card())

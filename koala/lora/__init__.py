@@ -1,1 +1,1 @@
-"""LoRA files of every dialect, and the change that each makes to a layer's weight."""
+"""LoRA files in every format, and the change that each makes to a layer's weight."""

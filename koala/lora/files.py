@@ -1,4 +1,4 @@
-"""LoRA files of other tools: which tensor belongs to which layer, and what it is there.
+"""LoRA files of other tools: which layer each tensor belongs to, and its role there.
 
 Layers are named in kohya's style (lora_unet_*, original or diffusers' numbers), in those of diffusers and peft
 (unet.*, base_model.model.*), in ComfyUI's (diffusion_model.*), OneTrainer's and LyCORIS'.
@@ -23,14 +23,14 @@ Weights = Mapping[str, torch.Tensor]
 
 KOHYA = "lora_unet_"
 SETTINGS = "lora_adapter_metadata"  # in a file's metadata: peft's settings, as JSON
-_PEFT_FILE = "adapter_config.json"  # beside a file that peft itself saved: the same settings
+_PEFT_FILE = "adapter_config.json"  # next to a file that peft saved: the same settings
 _PEFT = "base_model.model."
-_PARTS = (_PEFT, "unet.", "text_encoder.", "text_encoder_2.")  # of which PEFT's settings may be told apart
+_PARTS = (_PEFT, "unet.", "text_encoder.", "text_encoder_2.")  # prefixes under which PEFT's settings may be kept apart
 _BEFORE = (_PEFT, "model.diffusion_model.", "diffusion_model.", "unet.", KOHYA, "lycoris_unet_", "lycoris_")
 _TEXT = re.compile(r"(base_model\.model\.)?(lora_te|lycoris_te|te\d?_|text_encoder|text_model\.|clip_[lg]\b)")
 _EMBEDDINGS = re.compile(r"(bundle_emb\.|emb_params$)")  # new words for the prompt, which OneTrainer adds
 
-# What a key's ending says that the tensor is; the first of each is what we write, kohya's and then peft's.
+# Key ending -> role of the tensor. We write the first ending of each role in kohya's style, the second in peft's.
 ENDINGS = {
     "down": (".lora_down.weight", ".lora_A.weight", ".lora.down.weight", "_lora.down.weight"),  # (rank, inputs, ...)
     "up": (".lora_up.weight", ".lora_B.weight", ".lora.up.weight", "_lora.up.weight"),  # (outputs, rank, ...)
@@ -55,7 +55,7 @@ _ROLES = {
     if (role, ending) != ("magnitude", ".dora_scale")
 }
 _LONGEST_FIRST = sorted(_ROLES, key=len, reverse=True)
-# What each format needs of one layer, by the role that tells the format.
+# The other roles that a layer needs, by the role that identifies its format.
 _WHOLE = {
     "down": [{"up"}], "up": [{"down"}], "mid": [{"down", "up"}], "up_bias": [{"down", "up"}],
     "dora_scale": [{"down", "up"}, {"hada_w1_a"}, {"lokr_w1"}, {"lokr_w1_a"}, {"diff"}], "magnitude": [{"down", "up"}],
@@ -77,7 +77,7 @@ def is_text(key: str) -> bool:
 
 
 def is_embedding(key: str) -> bool:
-    """Whether a tensor is a new word of the prompt, and no part of a LoRA."""
+    """Whether a tensor is a new word of the prompt rather than part of a LoRA."""
     return _EMBEDDINGS.match(key) is not None
 
 
@@ -88,42 +88,42 @@ def metadata(path: Path) -> dict[str, str]:
 
 
 def stored_lora(path: Path) -> dict[str, StoredTensor]:
-    """Where a LoRA's tensors lie in its file, by key; UserError for a file that is not whole, and for odd keys."""
+    """A LoRA's stored tensors by key; UserError for an incomplete file, and for keys that name no layer."""
     refuse_pickle(path)
     if not path.is_file():
         raise UserError(f"there is no file {path}")
-    found = stored_tensors(path)
-    for key in found:
-        if not _NAME.fullmatch(key):  # it is shown to people, and stands in paths of modules
+    tensors = stored_tensors(path)
+    for key in tensors:
+        if not _NAME.fullmatch(key):  # it is displayed, and used in module paths
             raise UserError(f"the key {key[:80]!r} in {path} names no layer; take the LoRA from where it was made")
-    return found
+    return tensors
 
 
 def content(path: Path) -> str:
-    """What a LoRA's file says, as a hash: its own, and that of peft's settings beside it."""
-    beside = path.parent / _PEFT_FILE
-    return ":".join(digest(file) for file in (path, beside) if file.is_file())
+    """Hash of a LoRA's content: its file's, and that of peft's settings next to it."""
+    own = path.parent / _PEFT_FILE
+    return ":".join(digest(file) for file in (path, own) if file.is_file())
 
 
 def read_lora(path: Path) -> dict[str, torch.Tensor]:
-    """A LoRA's tensors; a scale that peft keeps in its settings is an `alpha` beside the layer's factors here.
+    """A LoRA's tensors; a scale from peft's settings becomes an `alpha` tensor of its layer.
 
-    Raises UserError for a file that is no whole safetensors file, for keys and scales that no LoRA has, and for
+    Raises UserError for a file that is not a whole safetensors file, for keys and scales that no LoRA has, and for
     values that are not finite.
     """
     stored_lora(path)
     weights = load_file(path)
     for key, tensor in weights.items():
-        if not tensor.is_floating_point() and tensor.dtype != torch.int64:  # codes of a quantiser, not their own values
+        if not tensor.is_floating_point() and tensor.dtype != torch.int64:  # quantised codes, not values
             kind = str(tensor.dtype).removeprefix("torch.")
             raise UserError(f"{key} in {path} is of {kind}, and a LoRA is of floats; take it in float16 or float32")
         if key.endswith(".alpha"):
             if not (tensor.numel() == 1 and _is_scale(tensor.float().item())):
                 raise UserError(
-                    f"{key} in {path} is no scale: one number is, finite and not below 0; download it again"
+                    f"{key} in {path} is not a scale: one number is, finite and not below 0; download it again"
                 )
         elif not torch.isfinite(tensor.float()).all():
-            raise UserError(f"{key} in {path} holds NaN or infinity; download it again, or train it anew")
+            raise UserError(f"{key} in {path} holds NaN or infinity; download it again, or train it again")
     try:
         _add_scales(weights, _settings(path, weights))
     except (*_DAMAGED, re.error) as error:
@@ -134,30 +134,30 @@ def read_lora(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _settings(path: Path, weights: Weights) -> dict:
-    """peft's settings by part, from the file's metadata or from the file that peft saves beside its own."""
+    """peft's settings by part, from the file's metadata or from peft's own file next to it."""
     if text := metadata(path).get(SETTINGS):
-        found = json.loads(text)
-        _check_kind(path, next((kind for name, kind in found.items() if name.endswith("peft_type")), "LORA"))
-        return found
-    beside = path.parent / _PEFT_FILE
-    if beside.is_file() and any(key.startswith(_PEFT) for key in weights):
-        found = read_object(beside, f"correct it, or copy {path.name} to a folder of its own")
-        _check_kind(path, found.get("peft_type", "LORA"))
-        return {f"{_PEFT}{name}": value for name, value in found.items()}
+        settings = json.loads(text)
+        _check_kind(path, next((kind for name, kind in settings.items() if name.endswith("peft_type")), "LORA"))
+        return settings
+    own = path.parent / _PEFT_FILE
+    if own.is_file() and any(key.startswith(_PEFT) for key in weights):
+        settings = read_object(own, f"correct it, or copy {path.name} to a folder of its own")
+        _check_kind(path, settings.get("peft_type", "LORA"))
+        return {f"{_PEFT}{name}": value for name, value in settings.items()}
     return {}
 
 
 def assumed(path: Path, weights: Weights) -> tuple[str, ...]:
-    """What had to be taken for granted in reading the file, as sentences."""
+    """What was assumed in reading the file, as sentences."""
     if metadata(path).get(SETTINGS) or not any(key.startswith(_PEFT) for key in weights):
         return ()
     if (path.parent / _PEFT_FILE).is_file():
         return ()
-    return (f"{_PEFT_FILE}, which has its alpha, is not beside it, so its scale is taken as 1; put it there",)
+    return (f"{_PEFT_FILE}, which has its alpha, is not next to it, so its scale is taken as 1; put it there",)
 
 
 def _check_kind(path: Path, kind: object) -> None:
-    """peft's other adapters keep their scale in settings of other names, and reckon it in other ways."""
+    """UserError for peft's other adapters, which store and compute their scale differently."""
     if kind != "LORA":
         raise UserError(
             f"{path} is peft's {str(kind)[:20]!r}, of which the scale is not known here; take a LoRA, or save it in "
@@ -166,7 +166,7 @@ def _check_kind(path: Path, kind: object) -> None:
 
 
 def _add_scales(weights: dict[str, torch.Tensor], settings: Mapping) -> None:
-    """peft's scale of each layer as kohya writes it: alpha, of which alpha / rank is the scale."""
+    """Write peft's scale of each layer as kohya does: as alpha, where alpha / rank is the scale."""
     for key in [k for k in weights if _ADAPTER.sub(r".\1\2", k).endswith(".lora_A.weight")]:
         plain = _ADAPTER.sub(r".\1\2", key).removesuffix(".lora_A.weight")
         part = next((p for p in _PARTS if plain.startswith(p)), "")
@@ -175,12 +175,12 @@ def _add_scales(weights: dict[str, torch.Tensor], settings: Mapping) -> None:
             part = "" if part else "unet."  # diffusers' unet.save_lora_adapter leaves it out, and its pipelines do not
         patterns = settings.get(f"{part}alpha_pattern") or {}
         if tried := [pattern for pattern in patterns if re.search(r"[*+?{(]", pattern)]:
-            raise ValueError(f"{tried[0][:80]!r} could be tried for hours; a pattern of a scale names its layers")
+            raise ValueError(f"{tried[0][:80]!r} could take hours to match; a pattern of a scale names its layers")
         special = (alpha for pattern, alpha in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", module))
         rank = weights[key].shape[0]
         alpha = next(special, settings.get(f"{part}lora_alpha", rank))
         if not _is_scale(alpha):
-            raise ValueError(f"{str(alpha)[:80]!r} is no scale of {key}; one number is, finite and not below 0")
+            raise ValueError(f"{str(alpha)[:80]!r} is not a scale of {key}; one number is, finite and not below 0")
         if settings.get(f"{part}use_rslora"):
             alpha = alpha * rank**0.5  # so that alpha / rank is alpha / sqrt(rank)
         if alpha != rank and f"{part}lora_alpha" in settings and f"{plain}.alpha" not in weights:
@@ -205,8 +205,8 @@ def split(weights: Weights) -> Iterator[tuple[str, str, str]]:
         ending = next((e for e in _LONGEST_FIRST if plain.endswith(e)), None)
         if ending is None:
             raise UserError(
-                f"{key} is no part of a LoRA that is known here: LoRA, DoRA, LoCon, LoHa, LoKr, and whole changes "
-                "(diff) are. A whole model is no LoRA; other adapters are used by the tool that made them"
+                f"{key} is not part of a LoRA that is known here: LoRA, DoRA, LoCon, LoHa, LoKr, and whole changes "
+                "(diff) are. A whole model is not a LoRA; other adapters are used by the tool that made them"
             )
         name = plain.removesuffix(ending)
         while before := next((b for b in _BEFORE if name.startswith(b)), ""):
@@ -218,7 +218,7 @@ def split(weights: Weights) -> Iterator[tuple[str, str, str]]:
 
 
 def lacking(parts: Weights) -> str | None:
-    """The role that a layer lacks to be whole in its format; None for a whole one."""
+    """The role that a layer lacks in its format; None for a complete layer."""
     for role in parts:
         needs = _WHOLE.get(role, [set()])
         if not any(need <= parts.keys() for need in needs):

@@ -1,4 +1,4 @@
-"""What a LoRA's tensors of one layer add to its weight, by the formula of their own format, in fp32.
+"""What a LoRA adds to one layer's weight, by the formula of its format, in fp32.
 
 LoRA (Hu et al. 2021), rsLoRA (Kalajdzievski 2023), DoRA (Liu et al. 2024), and LyCORIS' LoCon, LoHa and LoKr (Yeh et
 al. 2024). The tensors go by their role in the format: `down`, `up`, `mid`, `alpha`, `hada_w1_a`, `lokr_w1`, `diff` ...
@@ -26,13 +26,13 @@ def change(parts: Parts, weight: torch.Tensor) -> torch.Tensor:
     wide = (weight.shape[0], math.prod(weight.shape[1:]))
     if tuple(matrix.shape) != wide:
         raise ValueError(f"a change of {tuple(matrix.shape)} for a weight of {wide}")
-    # The product first, and then its scale, as the formats write it: no factor is rounded on the way.
+    # The product first and then its scale, as the formats define it, so that no factor is rounded.
     added = (matrix if scale == 1 else matrix * scale).reshape(weight.shape)
     return _dora(given, weight, added) if any(role in given for role in DORA) else added
 
 
 def bias_change(parts: Parts) -> torch.Tensor | None:
-    """What is added to the layer's bias at strength 1, fp32; None where the file has nothing for it."""
+    """What is added to the layer's bias at strength 1, fp32; None where the file has no bias for it."""
     if "diff_b" in parts:
         return parts["diff_b"].float().flatten()
     if "up_bias" in parts:
@@ -71,7 +71,7 @@ def _hadamard(a: torch.Tensor, b: torch.Tensor, core: torch.Tensor | None) -> to
 
 
 def _kronecker(p: Parts) -> tuple[torch.Tensor, float]:
-    """LoKr: each of the two factors is whole or of low rank; two whole ones have no rank, so alpha says nothing."""
+    """LoKr: each of the two factors is whole or of low rank; two whole ones have no rank, so alpha does not apply."""
     rank = 0
     if "lokr_w1" in p:
         first = p["lokr_w1"]
@@ -114,5 +114,5 @@ def _pieces(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
 
 
 def rows_at_once(weight: torch.Tensor) -> int:
-    """How many of a weight's rows are computed together: what lies between them stays in a processor's cache."""
+    """How many rows of a weight are computed at once: few enough that intermediates stay in the processor's cache."""
     return max(1, _AT_ONCE // math.prod(weight.shape[1:]))

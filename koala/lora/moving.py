@@ -1,8 +1,8 @@
-"""LoRAs of a teacher's U-Net, moved onto a student by the layer map that surgery follows.
+"""Moves LoRAs of a teacher's U-Net onto a student, by the layer map that surgery follows.
 
-A student's layer is cut from one of the teacher's, so what a LoRA adds to the one it adds to the other; a layer whose
-block is gone takes its share with it. Files keep their format (`koala.lora.files`); their layers get kohya's names,
-which every program reads.
+A student's layer is a copy of one of the teacher's, so what a LoRA adds to the one it adds to the other; layers whose
+block the student lacks are dropped. Files keep their format (`koala.lora.files`); their layers get kohya's names, which
+every program reads.
 """
 
 import math
@@ -50,10 +50,10 @@ class LoraReport:
 
     teacher: str
     student: str
-    kept: tuple[str, ...]  # at the same place in the student
-    moved: dict[str, str]  # to the student's module of another number
-    dropped: tuple[str, ...]  # their block is gone
-    text_keys: int  # of the text encoders, which a request leaves as they are
+    kept: tuple[str, ...]  # same module path in the student
+    moved: dict[str, str]  # teacher's path -> the student's, with another number
+    dropped: tuple[str, ...]  # the student lacks their block
+    text_keys: int  # of the text encoders, which a request does not change
     skipped: tuple[str, ...]  # other keys that change nothing: new words, scales without factors, biases of no layer
     coverage: float  # share of the LoRA's layers that the student has
     reach: float  # share of the student's layers that are adapted, among those of the same kinds
@@ -64,14 +64,14 @@ class LoraReport:
     def summary(self) -> str:
         """One clause."""
         survivors = len(self.kept) + len(self.moved)
-        said = f"{survivors:,} of its {survivors + len(self.dropped):,} U-Net layers ({self.coverage:.0%})"
-        said += f", {self.text_keys:,} text-encoder tensors not used" if self.text_keys else ""
+        text = f"{survivors:,} of its {survivors + len(self.dropped):,} U-Net layers ({self.coverage:.0%})"
+        text += f", {self.text_keys:,} text-encoder tensors not used" if self.text_keys else ""
         others = f"{len(self.skipped):,} other tensor" + "s" * (len(self.skipped) != 1)
-        said += f", {others} skipped" if self.skipped else ""
-        return "; ".join([said, *self.notes])
+        text += f", {others} skipped" if self.skipped else ""
+        return "; ".join([text, *self.notes])
 
     def lines(self) -> list[str]:
-        """For people."""
+        """As text, for a terminal."""
         total = len(self.kept) + len(self.moved) + len(self.dropped)
         return [
             f"{total:,} layers of {self.teacher}: {len(self.kept):,} kept, {len(self.moved):,} moved to another "
@@ -103,10 +103,10 @@ def remap(
     for module, parts in layers.items():
         if names == "peft" and (reason := _only_kohya(parts)):
             raise UserError(f"peft's names cannot say what this LoRA does to {module}: {reason}; use --names kohya")
-    found = {key: tensor for key, tensor in weights.items() if is_text(key) or is_embedding(key)}
+    moved = {key: tensor for key, tensor in weights.items() if is_text(key) or is_embedding(key)}
     for module, parts in layers.items():
         if module in places:
-            found |= _written(places[module], parts, names)
+            moved |= _written(places[module], parts, names)
     survivors = {module: places[module] for module in layers if module in places}
     if not survivors:
         raise UserError(
@@ -114,7 +114,7 @@ def remap(
             f"example {next(iter(layers))}, and {student.name} has none of their blocks; use it on a larger model"
         )
     kinds = {_kind(module) for module in survivors}
-    return found, LoraReport(
+    return moved, LoraReport(
         teacher=teacher.name,
         student=student.name,
         kept=tuple(its for its, own in survivors.items() if its == own),
@@ -133,7 +133,7 @@ def remap(
 
 
 def teacher_of(weights: Weights) -> UNetSpec:
-    """The teacher that a LoRA was made for, told by its layers' shapes: SDXL or the embedded one."""
+    """The teacher that a LoRA was made for, by its layers' shapes: SDXL or the embedded one."""
     try:
         _layers(weights, TINY_SDXL)
     except UserError:
@@ -146,8 +146,8 @@ def lora_for(path: Path, student: UNetSpec) -> tuple[dict[str, torch.Tensor], Lo
     """A LoRA file as `remap` gives it, whatever it was made for: the student's teacher, or the student itself."""
     weights = read_lora(path)
     teacher, notes = _origin(path, weights, student)
-    found, report = remap(weights, student, teacher)
-    return found, replace(report, notes=(*assumed(path, weights), *notes))
+    moved, report = remap(weights, student, teacher)
+    return moved, replace(report, notes=(*assumed(path, weights), *notes))
 
 
 def layers_for(path: Path, student: UNetSpec) -> tuple[dict[str, Parts], LoraReport]:
@@ -157,7 +157,7 @@ def layers_for(path: Path, student: UNetSpec) -> tuple[dict[str, Parts], LoraRep
     _, report = remap(weights, student, teacher)
     places = {its: its for its in report.kept} | report.moved
     layers, _ = _layers(weights, teacher)
-    found, unused = {}, []
+    fitting, unused = {}, []
     biases = _biases(student)
     for module, parts in layers.items():
         if module in places:
@@ -165,8 +165,8 @@ def layers_for(path: Path, student: UNetSpec) -> tuple[dict[str, Parts], LoraRep
             if place not in biases and bias_change(parts) is not None:
                 unused.append(f"the bias of {place}, which has none")
                 parts = {role: t for role, t in parts.items() if role not in ("diff_b", "up_bias")}
-            found[place] = parts
-    return found, replace(report, skipped=(*report.skipped, *unused), notes=(*assumed(path, weights), *notes))
+            fitting[place] = parts
+    return fitting, replace(report, skipped=(*report.skipped, *unused), notes=(*assumed(path, weights), *notes))
 
 
 def changed_parameters(path: Path, student: UNetSpec) -> int:
@@ -178,7 +178,7 @@ def changed_parameters(path: Path, student: UNetSpec) -> int:
 
 
 def _origin(path: Path, weights: Weights, student: UNetSpec) -> tuple[UNetSpec, tuple[str, ...]]:
-    """The U-Net that a LoRA file was made for, the student or the teacher that its shapes tell; and what is assumed."""
+    """The U-Net that a LoRA file was made for, by its shapes: the student or the teacher; and what was assumed."""
     moved = metadata(path).get(_MOVED)
     if moved and moved != student.notation:
         raise UserError(
@@ -205,13 +205,13 @@ def _origin(path: Path, weights: Weights, student: UNetSpec) -> tuple[UNetSpec, 
     inside = {module for module in alike if _stage(module) in set(map(_stage, own))}
     if own == inside and not _whole_transformers(layers, teacher):  # the same of the stages that it is in
         return student, ()
-    told = f"taken for a LoRA of {teacher.name}, though {student.name} has layers of all its names too"
+    note = f"taken for a LoRA of {teacher.name}, though {student.name} has layers of all its names too"
     if name := next((name for name, spec in SPECS.items() if replace(spec, name=student.name) == student), None):
-        told += (
+        note += (
             f"; if it was trained on {student.name}, python -m koala lora --lora FILE.safetensors --spec {name} "
             f"--teacher-spec {name} --out NEW.safetensors says so in a new file"
         )
-    return teacher, (told,)
+    return teacher, (note,)
 
 
 def _alike(layers: Iterable[str], spec: UNetSpec) -> set[str]:
@@ -231,7 +231,7 @@ def _stage(module: str) -> str:
 
 
 def _transformer(module: str) -> str:
-    """The block that it stands in: up_blocks.0.attentions.1."""
+    """The block that contains a module: up_blocks.0.attentions.1."""
     return module.partition(".transformer_blocks.")[0]
 
 
@@ -242,8 +242,8 @@ def _named(spec: str, weights: Weights, teacher: UNetSpec | None) -> UNetSpec:
             teacher = teacher_of(weights)
         except UserError:
             own = (student_spec(spec, other) for other in (TINY_SDXL, SDXL))
-            if found := next((student for student in own if _fits_all(weights, student)), None):
-                return found
+            if like := next((student for student in own if _fits_all(weights, student)), None):
+                return like
             raise
     return student_spec(spec, teacher)
 
@@ -257,16 +257,16 @@ def _fits_all(weights: Weights, spec: UNetSpec) -> bool:
 
 
 def remap_file(lora: Path, spec: str, out: Path, teacher: UNetSpec | None = None, names: str = "kohya") -> LoraReport:
-    """Move a LoRA file onto a student's spec; the teacher is told by the LoRA's shapes where none is given."""
+    """Move a LoRA file onto a student's spec; without a teacher, the LoRA's shapes decide which it is."""
     weights = read_lora(lora)
     student = _named(spec, weights, teacher)
     origin, notes = (teacher, ()) if teacher else _origin(lora, weights, student)
-    found, report = remap(weights, student, origin, names)
-    check_space(out, sum(t.nbytes for t in found.values()))
-    dropped = (SETTINGS, "sshs_")  # what is no longer true of the file: peft's settings and kohya's hashes
+    moved, report = remap(weights, student, origin, names)
+    check_space(out, sum(t.nbytes for t in moved.values()))
+    dropped = (SETTINGS, "sshs_")  # no longer true of the new file: peft's settings and kohya's hashes
     kept = {k: v for k, v in metadata(lora).items() if not k.startswith(dropped)}
     with new_file(out) as file:
-        save_file(found, file, metadata=kept | {"format": "pt", _MOVED: student.notation})
+        save_file(moved, file, metadata=kept | {"format": "pt", _MOVED: student.notation})
     return replace(report, notes=(*assumed(lora, weights), *notes))
 
 
@@ -294,7 +294,7 @@ def _biases(spec: UNetSpec) -> set[str]:
 
 
 def _kind(module: str) -> str:
-    """What a layer is, wherever it stands: attn1.to_q, proj_in, conv1."""
+    """The kind of a layer, wherever it is: attn1.to_q, proj_in, conv1."""
     return re.split(r"\.\d+\.", module)[-1]
 
 
@@ -319,32 +319,34 @@ def _layers(weights: Weights, teacher: UNetSpec) -> tuple[dict[str, dict[str, to
     UserError for a LoRA that is not the teacher's.
     """
     names, shapes = _names(teacher), _modules(teacher) | _norms(teacher)
-    found: dict[str, dict[str, torch.Tensor]] = {}
+    layers: dict[str, dict[str, torch.Tensor]] = {}
     skipped = [key for key in weights if is_embedding(key)]
     keys: dict[str, str] = {}
     for name, role, key in split(weights):
         module = names.get(name, name)
-        if role in found.setdefault(module, {}):
+        if role in layers.setdefault(module, {}):
             raise UserError(f"this LoRA has two tensors for one place, one of them {key}; take one LoRA of them")
-        found[module][role] = weights[key]
+        layers[module][role] = weights[key]
         keys[module] = key
-    for module in [m for m, parts in found.items() if parts.keys() == {"alpha"}]:
+    for module in [m for m, parts in layers.items() if parts.keys() == {"alpha"}]:
         skipped.append(keys[module])
-        del found[module]
-    if not found:
+        del layers[module]
+    if not layers:
         raise UserError("this LoRA adapts no layer of a U-Net; there is nothing to move")
-    for module in found.keys() & _norms(teacher).keys():  # ComfyUI and LyCORIS write a norm's change in either way
-        found[module] = {{"diff": "w_norm", "diff_b": "b_norm"}.get(role, role): t for role, t in found[module].items()}
-    for module, parts in found.items():
+    for module in layers.keys() & _norms(teacher).keys():  # ComfyUI and LyCORIS write a norm's change in either way
+        layers[module] = {
+            {"diff": "w_norm", "diff_b": "b_norm"}.get(role, role): t for role, t in layers[module].items()
+        }
+    for module, parts in layers.items():
         if role := lacking(parts):
             raise UserError(f"this LoRA is not whole: {module} lacks its {role} factor; download it again")
-    foreign = [m for m, parts in found.items() if m not in shapes or not _fits(parts, shapes[m])]
+    foreign = [m for m, parts in layers.items() if m not in shapes or not _fits(parts, shapes[m])]
     if foreign:
         raise UserError(
-            f"this LoRA is for another architecture: {len(foreign)} of its {len(found)} layers fit no layer of "
+            f"this LoRA is for another architecture: {len(foreign)} of its {len(layers)} layers fit no layer of "
             f"{teacher.name}, for example {foreign[0]}; take one that was trained on SDXL"
         )
-    return found, tuple(skipped)
+    return layers, tuple(skipped)
 
 
 def _fits(parts: Parts, shape: tuple[int, ...]) -> bool:
@@ -385,12 +387,12 @@ def _peft_scale(parts: Parts) -> float:
 
 
 def _written(module: str, parts: Parts, names: str) -> dict[str, torch.Tensor]:
-    """A layer's tensors under their keys. Only kohya's style has alpha beside them; in peft's it goes into `up`."""
+    """A layer's tensors under their keys. Only kohya's style has a separate alpha; in peft's it goes into `up`."""
     parts = dict(parts)
     if names == "kohya":
-        if "down" in parts and "up" in parts:  # said even where it is the rank, which not every program assumes
+        if "down" in parts and "up" in parts:  # written even where it equals the rank, which not every program assumes
             parts.setdefault("alpha", torch.tensor(float(parts["down"].shape[0])))
-        if "magnitude" in parts:  # one per output, which kohya's shape tells
+        if "magnitude" in parts:  # one per output, which kohya's format expresses by its shape
             parts["magnitude"] = parts["magnitude"].reshape(-1, *[1] * (parts["down"].ndim - 1))
         return {f"{_kohya_name(module)}{ENDINGS[role][0]}": tensor for role, tensor in parts.items()}
     if "alpha" in parts:

@@ -1,6 +1,7 @@
-"""Every tensor of a component's files accounted for: used, left out and said, or a reason to refuse the files.
+"""Accounts for every tensor of a component's files: used, left out with a warning, or a reason to refuse the files.
 
-Names only, nothing is read. What wrapped a network when it was saved (torch.compile, several processes) is taken off.
+It compares names only; no tensor is read. Prefixes that wrappers (torch.compile, several processes) add to names are
+removed.
 """
 
 import logging
@@ -16,7 +17,7 @@ log = logging.getLogger(__name__)
 
 Shapes = Mapping[str, tuple[int, ...]]  # tensor -> shape
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.|^(?:module\.)+")
-# Numbers that mean nothing without their scale factors or their code book.
+# Quantised weights, which need their scale factors or their code book.
 _SCALES = re.compile(
     r"(^|\.)(scale_weight|scale_input|input_scale|weight_scale\w*|weight_scale_inv|scaled_fp8|comfy_quant|absmax|"
     r"quant_map|nested_absmax|nested_quant_map|quant_state\..*|SCB|qweight|qzeros|_scale|weight_zero_point)$"
@@ -24,7 +25,7 @@ _SCALES = re.compile(
 _LORA = re.compile(r"(^|[._])lora(_|\.|$)|\.alpha$")
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # of a VAE's, until 2023
 _OLD = re.compile(rf"(mid_block\.attentions\.\d+)\.({'|'.join(_OLD_ATTENTION)})\.")
-# Parts that a network may have or not, and that change what it computes; every other top-level name is a leftover.
+# Optional parts that change what a network computes; any other unknown top-level name is a leftover.
 _OPTIONAL = {
     "unet": ("mid_block", "encoder_hid_proj", "class_embedding", "add_embedding", "time_embedding", "position_net")
     + ("input_blocks", "middle_block", "output_blocks", "time_embed", "label_emb", "out"),
@@ -36,11 +37,11 @@ _OPTIONAL = {
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
-    """What a component's files hold."""
+    """The tensors of a component's files."""
 
     names: dict[str, str]  # the network's tensor -> its name in the files
     markers: tuple[str, ...]  # of semantics.MARKERS
-    left_out: tuple[str, ...]  # names in the files of what the network has no place for
+    left_out: tuple[str, ...]  # names in the files that the network has no place for
 
     def say(self, place: Path) -> None:
         """A warning for what was left out."""
@@ -102,14 +103,14 @@ def _own(key: str, network: Shapes, inside: Collection[str]) -> str:
         return own
     if own.split(".")[0] in inside:
         return f"text_model.{own}"
-    return _OLD.sub(lambda found: f"{found[1]}.{_OLD_ATTENTION[found[2]]}.", own)
+    return _OLD.sub(lambda match: f"{match[1]}.{_OLD_ATTENTION[match[2]]}.", own)
 
 
 def _refuse_meanings(place: Path, extra: Iterable[str]) -> None:
-    """UserError for tensors that say that the others are not plain weights, or weights of another kind of model."""
+    """UserError for tensors that mark the others as quantised, or as weights of another kind of model."""
     if scales := [own for own in extra if _SCALES.search(own)]:
         raise UserError(
-            f"{place} is quantised: it has {_count(scales)}, without which its weights mean nothing, and they are not "
+            f"{place} is quantised: it has {_count(scales)}, without which its weights mean nothing, and which are not "
             "applied here; take a float16 or float32 file of the model"
         )
     if edm := [own for own in extra if own in EDM_MARKERS]:
@@ -120,7 +121,7 @@ def _refuse_meanings(place: Path, extra: Iterable[str]) -> None:
 
 
 def _count(keys: Iterable[str]) -> str:
-    """How many tensors, and one of them."""
+    """The number of tensors, and an example."""
     keys = list(keys)
     if len(keys) < 2:
         return f"one tensor, {keys[0]}" if keys else "nothing"

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from koala.unet.costs import parameters
+from koala.unet.parts import SDXL_PARTS
 from koala.unet.specs import (
     KOALA_1B,
     KOALA_700M,
@@ -17,17 +19,15 @@ from koala.unet.specs import (
 
 EMBEDDED = Path(__file__).parents[1] / "embedded"
 
-_TEXT_ENCODERS, _VAE = 817_720_320, 83_653_863  # parameters of SDXL's: CLIP-L and OpenCLIP-G together; the VAE
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """A model: where it lives, what it is cut from and how it wants to be run."""
+    """A model: where its files are, what it was cut from, and the settings recommended for it."""
 
     name: str
     title: str
     source: str  # hub id, or the path of a folder
-    parameters: int | None  # of the U-Net, exact; None for a folder that nobody has read yet
+    parameters: int | None  # of the U-Net, exact; None for a model whose files have not been read
     licence: str
     spec: UNetSpec | None = None
     aliases: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ class ModelCard:
 
     @property
     def draws_unguided(self) -> bool:
-        """Whether it keeps its pictures without guidance: it, or the teacher that it learned from, was distilled so."""
+        """Whether it draws well without guidance: it or its teacher was distilled to do so."""
         teacher = CARDS.get(self.teacher)
         return self.guidance <= 1 or (teacher is not None and teacher.guidance <= 1)
 
@@ -64,65 +64,69 @@ class ModelCard:
 
     @property
     def download_bytes(self) -> int | None:
-        """About how much a first download is: U-Net and text encoders in fp16, the VAE of KOALA's authors in fp32."""
+        """Approximate size of a first download: U-Net and text encoders in fp16, the VAE of KOALA's authors in fp32."""
         if not self.on_hub or self.parameters is None:
             return None
-        return 2 * (self.parameters + _TEXT_ENCODERS) + 4 * _VAE
+        text_encoders, _ = SDXL_PARTS.text_cost
+        return 2 * (self.parameters + text_encoders) + 4 * SDXL_PARTS.vae.parameters
 
 
-def _tiny(name: str, title: str, parameters: int, spec: UNetSpec, teacher: str | None = None) -> ModelCard:
+def _unet(spec: UNetSpec) -> dict[str, object]:
+    """What a card says of its U-Net."""
+    return {"spec": spec, "parameters": parameters(spec)}
+
+
+def _tiny(name: str, title: str, spec: UNetSpec, teacher: str | None = None) -> ModelCard:
     return ModelCard(
         name=name,
         title=title,
         source=str(EMBEDDED / name),
-        parameters=parameters,
         licence="Apache-2.0",
-        spec=spec,
         teacher=teacher,
         scheduler="euler-ancestral-trailing",
         noising="straight",
         guidance=2.0,
         width=256,
         height=256,
+        **_unet(spec),
     )
 
 
 _DECODERS = dict(vae="madebyollin/sdxl-vae-fp16-fix", tiny_vae="madebyollin/taesdxl")
 
 
-def _koala(name: str, title: str, spec: UNetSpec, parameters: int, **settings) -> ModelCard:
+def _koala(name: str, title: str, spec: UNetSpec, **settings) -> ModelCard:
     defaults = dict(
         source=f"etri-vilab/{name}",
         licence="CreativeML Open RAIL++-M, non-commercial",
         negative_prompt="worst quality, low quality, illustration, low resolution",
         **_DECODERS,
+        **_unet(spec),
     )
-    return ModelCard(name=name, title=title, spec=spec, parameters=parameters, **(defaults | settings))
+    return ModelCard(name=name, title=title, **(defaults | settings))
 
 
 _LIGHTNING = dict(teacher="sdxl-lightning-4step", steps=10, guidance=3.5)
 _OLDER = dict(teacher="sdxl-base", scheduler="euler-leading")
-_P_SDXL, _P_1B, _P_700M = 2_567_463_684, 1_161_184_324, 782_822_724
 _SDXL = dict(
     source="stabilityai/stable-diffusion-xl-base-1.0",
-    spec=SDXL,
-    parameters=_P_SDXL,
     licence="CreativeML Open RAIL++-M",
     **_DECODERS,
+    **_unet(SDXL),
 )
 
 CARDS = {
     card.name: card
     for card in (
-        _tiny("tiny-sdxl", "Tiny SDXL (teacher)", 6_442_948, TINY_SDXL),
-        _tiny("tiny-koala-1b", "Tiny KOALA-1B", 2_916_564, TINY_KOALA_1B, "tiny-sdxl"),
-        _tiny("tiny-koala-700m", "Tiny KOALA-700M", 1_967_636, TINY_KOALA_700M, "tiny-sdxl"),
-        _koala("koala-lightning-700m", "KOALA-Lightning-700M", KOALA_700M, _P_700M, **_LIGHTNING),
-        _koala("koala-lightning-1b", "KOALA-Lightning-1B", KOALA_1B, _P_1B, **_LIGHTNING),
-        _koala("koala-700m", "KOALA-700M", KOALA_700M, _P_700M, **_OLDER),
-        _koala("koala-1b", "KOALA-1B", KOALA_1B, _P_1B, **_OLDER),
-        _koala("koala-700m-llava-cap", "KOALA-700M-LLaVA", KOALA_700M, _P_700M, **_OLDER),
-        _koala("koala-1b-llava-cap", "KOALA-1B-LLaVA", KOALA_1B, _P_1B, **_OLDER),
+        _tiny("tiny-sdxl", "Tiny SDXL (teacher)", TINY_SDXL),
+        _tiny("tiny-koala-1b", "Tiny KOALA-1B", TINY_KOALA_1B, "tiny-sdxl"),
+        _tiny("tiny-koala-700m", "Tiny KOALA-700M", TINY_KOALA_700M, "tiny-sdxl"),
+        _koala("koala-lightning-700m", "KOALA-Lightning-700M", KOALA_700M, **_LIGHTNING),
+        _koala("koala-lightning-1b", "KOALA-Lightning-1B", KOALA_1B, **_LIGHTNING),
+        _koala("koala-700m", "KOALA-700M", KOALA_700M, **_OLDER),
+        _koala("koala-1b", "KOALA-1B", KOALA_1B, **_OLDER),
+        _koala("koala-700m-llava-cap", "KOALA-700M-LLaVA", KOALA_700M, **_OLDER),
+        _koala("koala-1b-llava-cap", "KOALA-1B-LLaVA", KOALA_1B, **_OLDER),
         ModelCard(name="sdxl-base", title="SDXL Base 1.0", aliases=("sdxl",), scheduler="euler-leading", **_SDXL),
         ModelCard(
             **_SDXL
@@ -153,24 +157,22 @@ CARDS = {
             name="ssd-1b",
             title="SSD-1B",
             source="segmind/SSD-1B",
-            spec=SSD_1B,
-            parameters=1_331_334_404,
             licence="Apache-2.0",
             scheduler="euler-leading",
             guidance=9.0,
             **_DECODERS,
+            **_unet(SSD_1B),
         ),
         ModelCard(
             name="segmind-vega",
             title="Segmind-Vega",
             aliases=("vega",),
             source="segmind/Segmind-Vega",
-            spec=VEGA,
-            parameters=745_225_604,
             licence="Apache-2.0",
             scheduler="euler-leading",
             guidance=9.0,
             **_DECODERS,
+            **_unet(VEGA),
         ),
     )
 }

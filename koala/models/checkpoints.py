@@ -41,17 +41,17 @@ class UNetCheckpoint:
 
     @property
     def predicts(self) -> str | None:
-        """What it predicts, in words; None for a U-Net alone that does not say. See `semantics.prediction`."""
+        """What it predicts, in words; None for a U-Net alone without markers. See `semantics.prediction`."""
         return prediction(self.markers, self.pipeline and read_object(self.pipeline[SCHEDULER]))
 
 
 def open_unet(name: str) -> UNetCheckpoint:
     """The U-Net of a model name, hub id, pipeline folder, U-Net folder or safetensors file.
 
-    Raises UserError for what is no whole U-Net of SDXL's family; only headers are read, and nothing is unpickled.
+    Raises UserError for what is not a whole U-Net of SDXL's family; only headers are read, and nothing is unpickled.
     """
     path = Path(name)
-    if hub_id(name):  # a pasted address, which may end like a file
+    if hub_id(name):  # a pasted address, which may look like a file
         return open_located(name, locate(find(name)))
     if path.is_file() or path.suffix.lower() in (".safetensors", *PICKLES):
         return _file(path)
@@ -61,7 +61,7 @@ def open_unet(name: str) -> UNetCheckpoint:
 
 
 def open_located(name: str, location: Location) -> UNetCheckpoint:
-    """The same of a pipeline that was located, with all of its parts."""
+    """The U-Net of a located pipeline, with all of the pipeline's parts."""
     folder = location.folder / "unet"
     file = folder / "config.json"
     config = read_object(file)
@@ -87,17 +87,17 @@ def open_located(name: str, location: Location) -> UNetCheckpoint:
     )
 
 
-def _check_index(index: Path, found: Mapping[str, StoredTensor]) -> None:
+def _check_index(index: Path, tensors: Mapping[str, StoredTensor]) -> None:
     """UserError where the index of a component in several files lists a tensor that none of them has."""
-    if absent := {shard for name, shard in weight_map(index).items() if name not in found}:
+    if absent := {shard for name, shard in weight_map(index).items() if name not in tensors}:
         raise UserError(f"{index.parent} lacks {min(absent)}, which its {index.name} lists; copy it there")
 
 
 def _rest(location: Location) -> dict[str, Path]:
     """The small files of a pipeline around its U-Net, by their place in it."""
     small = set(needed(listing(location.folder), {})) | {VAE}
-    found = {name: location.folder / name for name in sorted(small) if not name.startswith("unet/")}
-    return found | {VAE: location.configs[VAE]}  # a VAE from elsewhere has its config beside it
+    files = {name: location.folder / name for name in sorted(small) if not name.startswith("unet/")}
+    return files | {VAE: location.configs[VAE]}  # a VAE of another repository has its config next to it
 
 
 def _folder(folder: Path) -> UNetCheckpoint:
@@ -105,17 +105,17 @@ def _folder(folder: Path) -> UNetCheckpoint:
     config = read_object(file)
     spec = from_config(config, str(folder), str(file))
     check_config(UNET, config, str(file))
-    for pickle in [] if (found := weights(listing(folder), STEMS["unet"])) else sorted(folder.iterdir()):
+    for pickle in [] if (chosen := weights(listing(folder), STEMS["unet"])) else sorted(folder.iterdir()):
         refuse_pickle(pickle)
-    for index in folder.glob("*.safetensors.index*.json") if found is None else ():
+    for index in folder.glob("*.safetensors.index*.json") if chosen is None else ():
         shards = sorted(set(weight_map(index).values()))
         absent = next((shard for shard in shards if not (folder / shard).is_file()), shards[0])
         raise UserError(f"{folder} lacks {absent}, which its {index.name} lists; copy it there")
-    if found is None:
+    if chosen is None:
         raise UserError(f"{folder} has no weights: {STEMS['unet']}.safetensors is missing; copy it there")
-    stored = stored_in(folder / name for name in found.files)
-    if found.index:
-        _check_index(folder / found.index, stored)
+    stored = stored_in(folder / name for name in chosen.files)
+    if chosen.index:
+        _check_index(folder / chosen.index, stored)
     unet = matched("unet", folder, empty("unet", folder), stored)
     return _alone(str(folder), spec, config, unet)
 
@@ -134,15 +134,15 @@ def _alone(name: str, spec: UNetSpec, config: dict, unet: StoredNetwork) -> UNet
 
 
 def _file(path: Path) -> UNetCheckpoint:
-    found = read_single_file(path)
-    if found.parts:
+    single = read_single_file(path)
+    if single.parts:
         try:
             location = locate(find(str(path)))
         except NoSettings as error:
             log.warning("%s; of what the file holds only its U-Net is used", error)
         else:
             return open_located(str(path), location)
-    spec = found.spec
+    spec = single.spec
     with torch.device("meta"):
         network = UNet2DConditionModel(**spec.config())
-    return _alone(str(path), spec, spec.config(), matched("unet", path, network, found.unet))
+    return _alone(str(path), spec, spec.config(), matched("unet", path, network, single.unet))

@@ -41,12 +41,12 @@ Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, the file
 
 
 class DownloadStopped(Exception):
-    """The download was stopped on request; what is there stays, and the next one goes on from it."""
+    """The download was stopped on request; what has arrived is kept, and the next download resumes from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteFile:
-    """A file of a repository that a model needs; `here` says that this machine has it already."""
+    """A file of a repository that a model needs; `here`: it is on this machine already."""
 
     repo: str
     revision: str  # commit
@@ -70,10 +70,10 @@ def _pipeline_files(card: ModelCard, names: set[str]) -> list[str]:
 
 
 def _component_files(repo: str, names: set[str]) -> list[str]:
-    found = weights(names, STEMS["vae"])
-    if found is None or "config.json" not in names:
-        raise UserError(f"{repo} has no {STEMS['vae']}.safetensors with its config.json; it is no diffusers VAE")
-    return ["config.json", *found.files]
+    chosen = weights(names, STEMS["vae"])
+    if chosen is None or "config.json" not in names:
+        raise UserError(f"{repo} has no {STEMS['vae']}.safetensors with its config.json; it is not a diffusers VAE")
+    return ["config.json", *chosen.files]
 
 
 def _one_file(repo: str, name: str, names: set[str]) -> list[str]:
@@ -94,7 +94,7 @@ def _sources(card: ModelCard, tiny_vae: bool) -> Iterator[_Source]:
 
 @contextmanager
 def _explained(card: ModelCard, repo: str, revision: str | None) -> Iterator[None]:
-    """The hub's errors as one sentence each, with what to type."""
+    """Turns the hub's errors into one sentence each, with what to type."""
     page = f"{constants.ENDPOINT}/{repo}"
     remedy = (
         f"With a network: python -m koala fetch {card.name} (what came already stays); or copy a folder in diffusers' "
@@ -119,7 +119,7 @@ def _explained(card: ModelCard, repo: str, revision: str | None) -> Iterator[Non
             + (f"; did you mean {' or '.join(near)}?" if near else "; `python -m koala models` lists the known ones")
         ) from error
     except (HTTPError, OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
-        cause = error.__cause__ or error  # why the hub's client found nothing, where that is what it says
+        cause = error.__cause__ or error  # the reason, where the hub's client only says that it found nothing
         if isinstance(cause, HfHubHTTPError):
             code = cause.response.status_code
             if code in (401, 403):
@@ -130,8 +130,8 @@ def _explained(card: ModelCard, repo: str, revision: str | None) -> Iterator[Non
         else:
             why = f"{constants.ENDPOINT} cannot be reached ({str(cause).splitlines()[0]})"
         raise NotOnThisMachine(f"{card.name} cannot be fetched to this machine: {why}. {remedy}") from error
-    except JSONDecodeError as error:  # as behind the login page of a hotel's network
-        why = f"what answers at {constants.ENDPOINT} is no hub"
+    except JSONDecodeError as error:  # such as a hotel network's login page
+        why = f"what answers at {constants.ENDPOINT} is not a hub"
         raise NotOnThisMachine(f"{card.name} cannot be fetched to this machine: {why}. {remedy}") from error
 
 
@@ -142,12 +142,14 @@ def plan_download(card: ModelCard, *, tiny_vae: bool = False) -> tuple[RemoteFil
     """
     if not card.on_hub:
         return ()
-    found = []
+    files = []
     for source in _sources(card, tiny_vae):
         with _explained(card, source.repo, source.revision):
             info = HfApi().model_info(source.repo, revision=source.revision, files_metadata=True, timeout=TIMEOUT)
             listed = {s.rfilename: s for s in info.siblings}
-            if source.repo == card.source and "model_index.json" in listed:  # what it is comes before what it lacks
+            if (
+                source.repo == card.source and "model_index.json" in listed
+            ):  # report a wrong kind of model before missing files
                 check_pipeline(Path(hf_hub_download(source.repo, "model_index.json", revision=info.sha)), source.repo)
             names = source.choose(set(listed))
         for name in names:
@@ -155,14 +157,14 @@ def plan_download(card: ModelCard, *, tiny_vae: bool = False) -> tuple[RemoteFil
             path = try_to_load_from_cache(source.repo, name, revision=info.sha)
             here = isinstance(path, str) and os.path.getsize(path) == size
             sha256 = lfs.sha256 if lfs else None
-            found.append(
+            files.append(
                 RemoteFile(repo=source.repo, revision=info.sha, name=name, size=size, sha256=sha256, here=here)
             )
-    return tuple(found)
+    return tuple(files)
 
 
 class _Part(FileIO):
-    """The file that a download grows: tells where it is after each piece, and stops between two pieces."""
+    """The file that a download appends to: reports its size after each piece, and stops between two pieces."""
 
     def __init__(self, path: Path, on_size: Callable[[int], None], cancel: threading.Event):
         super().__init__(path, "ab")
@@ -223,7 +225,7 @@ def _check_space(files: list[RemoteFile]) -> None:
 
 
 def _drop_damaged(file: RemoteFile) -> None:
-    """Forget a cached copy that has not the size that the hub tells; the hub's client would take it for whole."""
+    """Remove a cached copy whose size is not the hub's; the hub's client would take it for complete."""
     path = try_to_load_from_cache(file.repo, file.name, revision=file.revision)
     # another download may have brought it whole since the list was made
     if isinstance(path, str) and Path(path).stat().st_size != file.size:

@@ -1,4 +1,4 @@
-"""An exported model as it lies on disk: what export.json says, and whether the files are still those that it names."""
+"""An exported model on disk: its manifest export.json, and whether the files are still those that it lists."""
 
 import contextlib
 import dataclasses
@@ -39,9 +39,9 @@ class Component:
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What an export is and where it comes from; export.json."""
+    """What an export is and where it comes from: the content of export.json."""
 
-    model: str  # name of the registry, hub id, or a folder's last name: files that travel tell no one's paths
+    model: str  # name of the registry, hub id, or a folder's last name: shared files must not contain local paths
     title: str
     revision: str  # hub commit, or "local"
     licence: str
@@ -51,17 +51,17 @@ class Exported:
     stored_dtype: str  # of what is not in 8 bits, and of the inputs: float16 or float32
     components: Mapping[str, Component]
     source: Mapping[str, str]  # file of the source -> SHA-256
-    defaults: Mapping[str, object]  # scheduler, steps, guidance, width, height: how the model wants to be run
+    defaults: Mapping[str, object]  # scheduler, steps, guidance, width, height
     profile: Mapping[str, Mapping[str, tuple[int, ...]]]  # input -> min, opt, max shape
     versions: Mapping[str, str]
-    islands: tuple[str, ...] = ()  # modules of the U-Net that compute in fp32, for fp16 cannot hold what they do
+    islands: tuple[str, ...] = ()  # modules of the U-Net that compute in fp32, since they overflow fp16
     lora: Mapping[str, object] | None = None  # name, SHA-256 and strength of one that was fused
     parity: Mapping[str, object] = field(default_factory=dict)  # the gates' figures
     format: int = FORMAT
 
     @property
     def whole(self) -> bool:
-        """Whether text encoders and VAE came along."""
+        """Whether text encoders and VAE were exported too."""
         return len(self.components) > 1
 
     @classmethod
@@ -73,10 +73,11 @@ class Exported:
         file = folder / MANIFEST
         if not folder.is_dir() or not os.path.lexists(file):
             raise UserError(
-                f"{folder} is no export: it has no {MANIFEST}. Make one with python -m export --model MODEL --out DIR"
+                f"{folder} is not an export: it has no {MANIFEST}. "
+                "Make one with python -m export --model MODEL --out DIR"
             )
         if not file.is_file():
-            raise UserError(f"{file} is no file; {AGAIN}")
+            raise UserError(f"{file} is not a file; {AGAIN}")
         return read(Fields(values=read_object(file, AGAIN), file=str(file), remedy=AGAIN))
 
     def write(self, folder: Path) -> None:
@@ -104,7 +105,7 @@ _PICTURES = ("pictures", "psnr_mean", "ssim_mean", "verdicts_differ")
 
 
 def read(own: Fields) -> Exported:
-    """A manifest's fields as an Exported; UserError for the first one that nothing could be done with."""
+    """A manifest's fields as an Exported; UserError for the first invalid one."""
     version = own.whole("format", 1, 10**6)
     if version > FORMAT:
         raise UserError(
@@ -114,11 +115,11 @@ def read(own: Fields) -> Exported:
     own.only([field.name for field in dataclasses.fields(Exported)])
     components = own.object("components")
     components.only(COMPONENTS)
-    found = {name: _component(part) for name, part in components.objects()}
-    if UNET not in (found["unet"].files if "unet" in found else ()):
+    parts = {name: _component(part) for name, part in components.objects()}
+    if UNET not in (parts["unet"].files if "unet" in parts else ()):
         raise components.wrong("unet", f"a component with the file {UNET}")
     return Exported(
-        components=found,
+        components=parts,
         source=_texts(own.object("source"), _SHA256),
         defaults=read_defaults(own.object("defaults")),
         profile=_profile(own.object("profile")),
@@ -170,15 +171,15 @@ def _values(own: Fields) -> dict[str, tuple]:
 
 def _profile(own: Fields) -> dict[str, dict[str, tuple[int, ...]]]:
     """Input -> its shapes; of `sample` the last two dimensions are read, as sides in latents."""
-    found = {}
+    profile = {}
     for name, shapes in own.objects():
         shapes.only(_KINDS)
-        found[name] = {
+        profile[name] = {
             kind: shapes.each(kind, lambda side: is_whole(side, 1, 10**6), "whole numbers") for kind in _KINDS
         }
-    if any(len(shape) != 4 for shape in found.get("sample", {"min": ()}).values()):
+    if any(len(shape) != 4 for shape in profile.get("sample", {"min": ()}).values()):
         raise own.wrong("sample", "shapes of four dimensions")
-    return found
+    return profile
 
 
 def _lora(own: Fields) -> dict[str, object] | None:
@@ -213,34 +214,34 @@ def _are_numbers(values: Iterable[object]) -> bool:
 
 
 def exports_root() -> Path:
-    """Where exports lie that a name alone may mean: $KOALA_EXPORTS, else exports/ in the folder in which one works."""
+    """The folder in which exports are found by name: $KOALA_EXPORTS, else exports/ in the working directory."""
     return Path(os.environ.get("KOALA_EXPORTS") or "exports").absolute()
 
 
 def list_exports(root: Path) -> list[Path]:
     """Every folder with a manifest, readable or not, the newest first; none where the root cannot be read."""
-    found = []
+    exports = []
     with contextlib.suppress(OSError), os.scandir(root) as entries:
         for entry in entries:
-            with contextlib.suppress(OSError):  # a folder that is locked, or goes just now
+            with contextlib.suppress(OSError):  # a folder that is locked, or being removed
                 if not entry.name.startswith(".") and entry.is_dir():
                     made = os.lstat(Path(entry.path, MANIFEST)).st_mtime_ns
-                    found.append((made, entry.name))
-    return [root / name for _, name in sorted(found, reverse=True)]
+                    exports.append((made, entry.name))
+    return [root / name for _, name in sorted(exports, reverse=True)]
 
 
 def find_export(name: str) -> Path:
-    """The export that a model's name or a folder means; UserError with the command that makes one."""
+    """The export of a model's name, or in a folder; UserError with the command that makes one."""
     if os.path.lexists(Path(name) / MANIFEST):
         return Path(name)
     damaged = ""
     for folder in list_exports(exports_root()):
         try:
-            found = Exported.read(folder)
-        except UserError as error:  # one that is damaged keeps nobody from the others
+            export = Exported.read(folder)
+        except UserError as error:  # a damaged export does not hide the others
             damaged += f" ({error})"
             continue
-        if found.model == (Path(name).resolve().name if Path(name).is_dir() else name):
+        if export.model == (Path(name).resolve().name if Path(name).is_dir() else name):
             return folder
     short = Path(name).name
     raise UserError(

@@ -1,4 +1,4 @@
-"""An exported folder as a loaded model: ONNX Runtime in the places of torch's modules, the rest of a run as ever.
+"""An exported folder as a loaded model: ONNX Runtime replaces torch's modules, and the rest of a run is unchanged.
 
 Latents and text stay in fp32 between the calls; a call casts to what its file declares, and back.
 """
@@ -53,7 +53,7 @@ _FAILURES = (
     failures.RuntimeException,
 )
 _REMEDY = {
-    CUDA: "it needs onnxruntime-gpu without onnxruntime beside it, an NVIDIA driver, CUDA and cuDNN "
+    CUDA: "it needs onnxruntime-gpu with onnxruntime uninstalled, an NVIDIA driver, CUDA and cuDNN "
     "(pip install onnxruntime-gpu[cuda,cudnn] brings these two); or use --device cpu",
 }
 
@@ -80,7 +80,7 @@ def open_session(
 
 
 class _Graph(torch.nn.Module):
-    """An ONNX graph in the place of a module. It is where its session was opened; `to` does not move it."""
+    """An ONNX graph that replaces a module. It stays on the device of its session; `to` does not move it."""
 
     dtype = torch.float32
 
@@ -101,16 +101,16 @@ class _Graph(torch.nn.Module):
             one = cast[value.name] = given[value.name].to(self.device, torch_type).contiguous()
             sizes |= {dim: size for dim, size in zip(value.shape, one.shape, strict=True) if isinstance(dim, str)}
             binding.bind_input(value.name, *where, numpy_type, tuple(one.shape), one.data_ptr())
-        found = {}
+        outputs = {}
         for value in self.outputs.values():
             torch_type, numpy_type = _TYPES[value.type]
             shape = tuple(sizes.get(dim, dim) for dim in value.shape)
-            one = found[value.name] = torch.empty(shape, dtype=torch_type, device=self.device)
+            one = outputs[value.name] = torch.empty(shape, dtype=torch_type, device=self.device)
             binding.bind_output(value.name, *where, numpy_type, shape, one.data_ptr())
         if self.device.type == "cuda":
             cards().current_stream(self.device).synchronize()  # the session has a stream of its own
         self.session.run_with_iobinding(binding)
-        return {name: one.to(self.dtype) for name, one in found.items()}
+        return {name: one.to(self.dtype) for name, one in outputs.items()}
 
 
 class OrtUNet(_Graph):
@@ -151,13 +151,13 @@ class OrtTextEncoder(_Graph):
         self, input_ids: torch.Tensor, output_hidden_states: bool = True
     ) -> CLIPTextModelOutput | BaseModelOutputWithPooling:
         """The states of (n, tokens) of ids, in the classes of transformers."""
-        found = self.compute({"input_ids": input_ids})
-        states = tuple(found[name] for name in self.outputs if name.startswith("hidden_states."))
-        last = found["last_hidden_state"]
-        if "text_embeds" in found:
-            return CLIPTextModelOutput(text_embeds=found["text_embeds"], last_hidden_state=last, hidden_states=states)
+        outputs = self.compute({"input_ids": input_ids})
+        states = tuple(outputs[name] for name in self.outputs if name.startswith("hidden_states."))
+        last = outputs["last_hidden_state"]
+        if "text_embeds" in outputs:
+            return CLIPTextModelOutput(text_embeds=outputs["text_embeds"], last_hidden_state=last, hidden_states=states)
         return BaseModelOutputWithPooling(
-            last_hidden_state=last, pooler_output=found["pooler_output"], hidden_states=states
+            last_hidden_state=last, pooler_output=outputs["pooler_output"], hidden_states=states
         )
 
 
@@ -167,8 +167,8 @@ class OrtVAE(_Graph):
     def decode(self, latents: torch.Tensor) -> DecoderOutput:
         """(n, 4, h, w) of unscaled latents to (n, 3, 8h, 8w) of pictures."""
         height, width = (LATENT_FACTOR * side for side in latents.shape[2:])
-        found = self.compute({"latent_sample": latents}, pixel_height=height, pixel_width=width)
-        return DecoderOutput(sample=found["sample"])
+        outputs = self.compute({"latent_sample": latents}, pixel_height=height, pixel_width=width)
+        return DecoderOutput(sample=outputs["sample"])
 
 
 @dataclass(kw_only=True)
@@ -184,7 +184,7 @@ class OrtModel(LoadedModel):
 
     @property
     def software(self) -> dict[str, str]:
-        """The runtime beside torch, as its kernels decide pixels too."""
+        """The version of ONNX Runtime, whose kernels affect the pixels too."""
         return {"onnxruntime": onnxruntime.__version__}
 
 
@@ -242,17 +242,17 @@ def load(card: ModelCard, library: Shelf, dtype: torch.dtype) -> OrtModel:
 
 
 def _unet_config(file: Path, card: ModelCard) -> FrozenDict:
-    found = read_object(file)
-    from_config(found, card.name, str(file))
-    check_config(UNET, found, str(file))
-    return FrozenDict(found)
+    config = read_object(file)
+    from_config(config, card.name, str(file))
+    check_config(UNET, config, str(file))
+    return FrozenDict(config)
 
 
 def _vae_config(file: Path) -> FrozenDict:
     check_vae(file)
-    found = read_object(file)
-    check_config(VAE, found, str(file))
-    return FrozenDict(found)
+    config = read_object(file)
+    check_config(VAE, config, str(file))
+    return FrozenDict(config)
 
 
 def _text_config(folder: Path) -> CLIPTextConfig:

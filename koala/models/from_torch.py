@@ -26,7 +26,8 @@ _HOW_USED = ("force_upcast", "scaling_factor", "shift_factor", "latents_mean", "
 
 
 def load(card: ModelCard, library: Shelf, dtype: torch.dtype) -> LoadedModel:
-    """The model of this card on the library's device, text encoders and VAE shared with those that have the same."""
+    """The model of this card on the library's device; text encoders and VAE are shared with models that have the same
+    ones."""
     location = locate(card)
     _say_scheduler(card, location)
     folder, small = location.folder, tiny_vae(card)
@@ -82,8 +83,8 @@ def load_unet(location: Location, dtype: torch.dtype) -> UNet2DConditionModel:
 def load_tiny_vae(folder: Path, dtype: torch.dtype) -> AutoencoderTiny:
     """diffusers' small decoder from its folder."""
     with from_files("the tiny VAE", folder):
-        vae, told = AutoencoderTiny.from_pretrained(folder, torch_dtype=dtype, output_loading_info=True)
-    check_complete(told, folder)
+        vae, loading_info = AutoencoderTiny.from_pretrained(folder, torch_dtype=dtype, output_loading_info=True)
+    check_complete(loading_info, folder)
     return vae.eval()
 
 
@@ -94,9 +95,9 @@ def spec_of(card: ModelCard, location: Location) -> UNetSpec:
 
 
 def _say_scheduler(card: ModelCard, location: Location) -> None:
-    """A warning where a model that nobody has tried here is drawn with another scheduler than its own by default."""
+    """Warn where an untested model is drawn with a scheduler other than its own by default."""
     if card.name in CARDS or card.teacher or card.single_file or (location.folder / DRAWING).is_file():
-        return  # the settings of these are their authors'
+        return  # their settings are the authors' own
     file = location.configs[SCHEDULER]
     config = read_object(file)
     nearest, same = own_sampler(config)

@@ -1,19 +1,19 @@
-"""A model's address as people paste it from the hub's pages: "https://huggingface.co/owner/name/tree/main"."""
+"""A model's address as pasted from the hub's pages: "https://huggingface.co/owner/name/tree/main"."""
 
 import os
 import re
 from urllib.parse import unquote, urlsplit
 
 from koala.errors import UserError
+from koala.models.layout import STEMS, TOKENIZERS
 
 _HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _BARE = re.compile(r"(?i)(https?|hf)://|(www\.)?(huggingface\.co|hf\.co)/")
 _KINDS = ("datasets", "spaces", "collections", "models", "docs", "papers", "blog")
-_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 
 
 def hub_id(text: str) -> str | None:
-    """owner/name, or owner/name@revision, of an address of the hub; None for what is no address at all.
+    """owner/name, or owner/name@revision, of an address of the hub; None for text that is not an address.
 
     UserError for the address of something else than a model.
     """
@@ -27,15 +27,15 @@ def hub_id(text: str) -> str | None:
         own = urlsplit(os.environ.get("HF_ENDPOINT") or "").netloc.lower()
         if parts.netloc.lower() not in (*_HOSTS, own):
             raise UserError(
-                f"{text} is no address of {_HOSTS[0]}; download the file there yourself and name it, or give a hub id "
-                "(owner/name) or a folder"
+                f"{text} is not an address of {_HOSTS[0]}; download the file there yourself and name it, or give a "
+                "hub id (owner/name) or a folder"
             )
         path = parts.path
     names = [unquote(name) for name in path.split("/") if name]
     if names[:1] == ["models"] and len(names) > 2:  # as hf:// addresses may begin
         names = names[1:]
     if len(names) < 2 or names[0] in _KINDS:
-        raise UserError(f"{text} is no model's address; a model's is https://{_HOSTS[0]}/owner/name")
+        raise UserError(f"{text} is not the address of a model; a model's is https://{_HOSTS[0]}/owner/name")
     return _repository(text, names)
 
 
@@ -52,7 +52,7 @@ def _repository(text: str, names: list[str]) -> str:
             f"{text} is one file; a model is a whole repository in diffusers' layout: {owner}/{name}. Download the "
             "file and name it where a U-Net alone will do: python -m koala compress --teacher FILE"
         )
-    if kind == "tree" and len(rest) > 1 and rest[1] not in _PARTS:
+    if kind == "tree" and len(rest) > 1 and rest[1] not in (*STEMS, *TOKENIZERS, "scheduler"):
         raise UserError(
             f"{text} is a folder inside {owner}/{name}; only what lies at the top of a repository is fetched. Download "
             "that folder and name it"

@@ -24,10 +24,10 @@ CONFIGS = (
 )
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # transformers 5 saves the first, older ones both
-SURGERY = "surgery.json"  # ours, beside a student: what `koala.compress.surgery.compress` cut it out of
-DRAWING = "koala.json"  # ours, too: how the model wants to be drawn (`koala.models.sampling_defaults`)
+SURGERY = "surgery.json"  # ours, in a student's folder: what `koala.compress.surgery.compress` cut it out of
+DRAWING = "koala.json"  # ours: the model's recommended settings (`koala.models.sampling_defaults`)
 _TOKENIZER = re.compile(r"tokenizer(_2)?/[^/]+\.(json|txt)")
-_PICKLE = (".bin", ".ckpt", ".pt", ".pth")
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 SAVE_AGAIN = "Save it again with pipeline.save_pretrained(folder, safe_serialization=True), or copy what is missing"
 
 
@@ -75,12 +75,12 @@ def choose(names: Collection[str], parts: Iterable[str], owner: str, remedy: str
     Raises UserError with the name of what is missing, and a remedy.
     """
     if not any(n == "model_index.json" or n.startswith("unet/") for n in names):
-        raise UserError(f"{owner} is no diffusers pipeline: it has neither model_index.json nor unet/. {remedy}")
+        raise UserError(f"{owner} is not a diffusers pipeline: it has neither model_index.json nor unet/. {remedy}")
     parts = list(parts)
-    found = {part: weights(names, f"{part}/{STEMS[part]}") for part in parts}
+    chosen = {part: weights(names, f"{part}/{STEMS[part]}") for part in parts}
     for part in parts:
-        pickles = [n for n in names if n.startswith(f"{part}/") and n.endswith(_PICKLE)]
-        if found[part] is None and pickles:
+        pickles = [n for n in names if n.startswith(f"{part}/") and n.endswith(PICKLES)]
+        if chosen[part] is None and pickles:
             raise UserError(
                 f"{owner} has its {part} as a pickle only ({pickles[0]}). Reading one can run anybody's code, so only "
                 "safetensors are read here. Choose another revision or copy; or, if you trust it, save it again with "
@@ -90,7 +90,7 @@ def choose(names: Collection[str], parts: Iterable[str], owner: str, remedy: str
     for folder in TOKENIZERS:
         lacking = [[f"{folder}/{n}" for n in files if f"{folder}/{n}" not in names] for files in VOCABULARIES]
         missing += min(lacking, key=len)
-    missing += [_missing(names, f"{part}/{STEMS[part]}") for part in parts if found[part] is None]
+    missing += [_missing(names, f"{part}/{STEMS[part]}") for part in parts if chosen[part] is None]
     if "vae" in parts and "vae/config.json" not in names:
         missing.append("vae/config.json")
     if missing:
@@ -99,7 +99,7 @@ def choose(names: Collection[str], parts: Iterable[str], owner: str, remedy: str
             + (f", and {len(missing) - 1} more files" if len(missing) > 1 else "")
             + f". {remedy}"
         )
-    return found
+    return chosen
 
 
 def _missing(names: Collection[str], stem: str) -> str:
@@ -121,31 +121,31 @@ def needed(names: Collection[str], chosen: Mapping[str, Weights]) -> list[str]:
 
 
 def listing(folder: Path) -> set[str]:
-    """The names of a folder's files, as far down as a pipeline keeps any; a link that leads nowhere is no file."""
+    """The names of a folder's files, as deep as a pipeline has any; broken links are left out."""
     inside = [folder, *(folder / n for n in (*STEMS, "scheduler", *TOKENIZERS))]
     return {f.relative_to(folder).as_posix() for d in inside if d.is_dir() for f in d.iterdir() if f.is_file()}
 
 
 def weight_map(index: Path) -> dict[str, str]:
     """Tensor -> the shard that holds it, as the index of a component in several files lists them."""
-    found = Fields(values=read_object(index), file=str(index)).object("weight_map")
-    for name in found.values:
-        found.text(name, like=r"[\w.-]+\.safetensors")
-    return dict(found.values)
+    shards = Fields(values=read_object(index), file=str(index)).object("weight_map")
+    for name in shards.values:
+        shards.text(name, like=r"[\w.-]+\.safetensors")
+    return dict(shards.values)
 
 
 def check_pipeline(index: Path, owner: str) -> None:
     """Raise UserError where model_index.json names another pipeline than SDXL's, or its refiner."""
-    found = Fields(values=read_object(index), file=str(index))
-    if isinstance(own := found.values.get("_class_name"), list | tuple):
+    fields = Fields(values=read_object(index), file=str(index))
+    if isinstance(own := fields.values.get("_class_name"), list | tuple):
         raise UserError(
             f"{index} names a pipeline with code of its own, {shown(own)}, which is not run; where its parts are "
             'SDXL\'s, write "_class_name": "StableDiffusionXLPipeline" there'
         )
-    kind = found.text("_class_name")
-    found.truth("force_zeros_for_empty_prompt", True)
+    kind = fields.text("_class_name")
+    fields.truth("force_zeros_for_empty_prompt", True)
     if not kind.startswith("StableDiffusionXL"):
         raise UserError(
             f"{owner} is a {kind}; SDXL pipelines run here (StableDiffusionXLPipeline); name a folder or hub id of one"
         )
-    check_config(INDEX, found.values, str(index))
+    check_config(INDEX, fields.values, str(index))

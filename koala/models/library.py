@@ -1,4 +1,4 @@
-"""The models of one process: each is loaded once, by the loader of its runtime, and shares what others have, too."""
+"""The models of one process: each is loaded once, by the loader of its runtime, and shares parts with the others."""
 
 import importlib
 import logging
@@ -9,9 +9,8 @@ from pathlib import Path
 
 import torch
 
-from koala.hardware.device import best_device, device_memory
+from koala.hardware.device import Residence, best_device, device_memory
 from koala.hardware.memory_plan import pair_plan
-from koala.hardware.residence import Residence
 from koala.lora.files import content
 from koala.lora.moving import changed_parameters
 from koala.models.cards import ModelCard
@@ -26,13 +25,13 @@ log = logging.getLogger(__name__)
 # Runtime of a card -> the module whose load(card, library, dtype) makes the model; imported when one is asked for.
 LOADERS = {"torch": "koala.models.from_torch", "onnx": "koala.models.from_onnx"}
 LARGE = 100_000_000  # parameters of a U-Net; smaller models stay, whatever else is loaded
-EMBEDDINGS = 32  # prompts whose embeddings are remembered where a plan releases the text encoders
+EMBEDDINGS = 32  # prompts whose embeddings are cached where a plan releases the text encoders
 
 
 class Library:
     """The models of one process. Loading is thread-safe; each model and each shared part is loaded once.
 
-    A model is asked for by its card, or by whatever `registry.find` knows: a name, a folder, a hub id.
+    A model is given as its card, or as anything that `registry.find` resolves: a name, a folder, a hub id.
 
     `memory` is what may be used of the device, in bytes; None takes what is there. `dtype` is float32, bfloat16 or
     float16; None is float16 on a GPU, and on a CPU float32 where that fits. `loaders` has a module per runtime.
@@ -61,7 +60,7 @@ class Library:
         return name in self._models
 
     def get(self, model: str | ModelCard, beside: Sequence[str | ModelCard] = ()) -> LoadedModel:
-        """This model, loaded now if it was not, in a precision in which those `beside` it fit as well.
+        """This model, loaded now if it was not, in a precision in which it fits together with the models `beside` it.
 
         Raises UserError with the remedy.
         """
@@ -77,16 +76,16 @@ class Library:
             return self._models[card.name]
 
     def forget(self, name: str) -> None:
-        """Free a model whose files are about to go; a run that holds it goes on."""
+        """Drop a model whose files are about to be removed; a run that holds it continues."""
         with self._lock:
             self._models.pop(name, None)
 
     def get_all(self, wanted: Sequence[str | ModelCard]) -> list[LoadedModel]:
-        """Models that are to run beside each other, all of torch's in one precision."""
+        """Models that are to run together, all of torch's in one precision."""
         cards = [find(model) for model in wanted]
         models = [self.get(card, beside=cards) for card in cards]
         own = [m for m in models if m.card.runtime == "torch"]
-        if len({m.dtype for m in own}) > 1:  # one was loaded before it was known what would stand beside it
+        if len({m.dtype for m in own}) > 1:  # one was loaded before it was known what it would share memory with
             with self._lock:
                 for model in own:
                     self._models.pop(model.card.name, None)
@@ -94,18 +93,18 @@ class Library:
         return models
 
     def settle(self, wanted: Sequence[str | ModelCard]) -> None:
-        """Load these models and have all their parts on the device from now on."""
+        """Load these models and keep all their parts on the device from now on."""
         models = [self.get(model, beside=wanted) for model in wanted]
         self.residence.settle(part for m in models for stage in STAGE_PARTS for part in m.parts(stage, None))
 
     def _make_room(self, wanted: Mapping[str, ModelCard]) -> None:
-        """Forget the large models that nobody wants now, and the parts that only they used."""
+        """Drop large models other than those `wanted`, and the parts that only they used."""
         large = [m for m in self._models.values() if m.parameters > LARGE and m.card.name not in wanted]
         for model in large:
             log.info("%s leaves memory: %s is wanted", model.card.name, ", ".join(wanted))
             del self._models[model.card.name]
         if large:
-            with self.residence.lock:  # not under a run
+            with self.residence.lock:  # not during a run
                 self.residence.bring(())
             used = {id(part) for m in self._models.values() for part in m.pipeline.components.values()}
             self._shared = {key: part for key, part in self._shared.items() if id(part) in used}
@@ -121,7 +120,7 @@ class Library:
             return Placement(plan=None, models=tuple(models))
         models, requests = zip(*planned, strict=True)
         first = requests[0]
-        found = pair_plan(
+        plan = pair_plan(
             [m.spec for m in models],
             device=self.device.type,
             vram_bytes=self.memory,
@@ -136,9 +135,9 @@ class Library:
             tiny_vae=all(m.tiny_vae for m in models),
             lora=sum(map(_changed_bytes, models, requests)),
         )
-        for choice in found.choices:
+        for choice in plan.choices:
             log.info("%s: %s (%s)", choice.what, choice.value, choice.reason)
-        return Placement(plan=found, models=models)
+        return Placement(plan=plan, models=models)
 
     def _dtype(self, cards: Sequence[ModelCard]) -> torch.dtype:
         """The precision of U-Net and text encoders in which all these models fit, at their own size."""
@@ -146,22 +145,22 @@ class Library:
             return getattr(torch, self.dtype)
         specs = [spec_of(card, locate(card)) for card in cards]
         size = {"width": cards[0].width, "height": cards[0].height}
-        found = pair_plan(specs, device=self.device.type, vram_bytes=self.memory, tiny_vae=True, preset="fast", **size)
-        return getattr(torch, found.dtype)
+        plan = pair_plan(specs, device=self.device.type, vram_bytes=self.memory, tiny_vae=True, preset="fast", **size)
+        return getattr(torch, plan.dtype)
 
     def share(self, key: str, make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
-        """The part of this key, made now if no model has it."""
+        """The part with this key, made now if no model has it."""
         if key not in self._shared:
             self._shared[key] = make()
         return self._shared[key]
 
     def content(self, part: torch.nn.Module) -> str:
-        """What a shared part is: its file's hash, how it is used, its precision; empty for one that is not shared."""
+        """The key of a shared part: its file's hash, its use and its precision; empty for a part that is not shared."""
         return next((key for key, shared in self._shared.items() if shared is part), "")
 
 
 def _changed_bytes(model: LoadedModel, request: GenerationRequest) -> int:
-    """Of the weights that a request's LoRA changes; without one, of those that are kept of the last."""
+    """Bytes of the weights that a request's LoRA changes; without one, of those kept for the last LoRA."""
     wanted = request.lora and (content(Path(request.lora)), float(request.lora_strength))
     if request.lora and request.lora_strength and wanted not in model.adapted:
         return changed_parameters(Path(request.lora), model.spec) * model.dtype.itemsize

@@ -1,4 +1,4 @@
-"""A model in memory, and which of its parts a memory plan has on the device."""
+"""A model in memory, and which of its parts a memory plan keeps on the device."""
 
 import threading
 from collections import OrderedDict
@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionXLPipeline
 
+from koala.hardware.device import Residence
 from koala.hardware.memory_plan import Plan
-from koala.hardware.residence import Residence
 from koala.lora.moving import LoraReport
 from koala.models.cards import ModelCard
 from koala.request import GenerationRequest
@@ -20,17 +20,17 @@ STAGE_PARTS = {"text": ("text_encoder", "text_encoder_2"), "unet": ("unet",), "v
 
 
 class Shelf(Protocol):
-    """What a loader and a loaded model know of the library: one device, and parts that are shared by key."""
+    """What loaders and loaded models need of the library: its device, and parts shared by key."""
 
     device: torch.device
     residence: Residence
     embeddings: OrderedDict
 
     def share(self, key: str, make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
-        """The part of this key, made now if no model has it."""
+        """The part with this key, made now if no model has it."""
 
     def content(self, part: torch.nn.Module) -> str:
-        """What a shared part is; empty for one that is not shared."""
+        """The key of a shared part; empty for one that is not shared."""
 
     def place(self, models: "Sequence[LoadedModel]", requests: Sequence[GenerationRequest]) -> "Placement":
         """The memory plan for these requests."""
@@ -38,7 +38,7 @@ class Shelf(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """A LoRA as it was put on a model: what became of it, and every weight that it changes, in host memory."""
+    """A LoRA fitted to a model: its report, and every weight that it changes, in host memory."""
 
     report: LoraReport
     weights: dict[str, torch.Tensor]
@@ -56,12 +56,12 @@ class LoadedModel:
     revision: str
     parameters: int  # of the U-Net
     warm: set[tuple] = field(default_factory=set)  # request shapes that have run once
-    # (a LoRA's content, its strength) -> that LoRA, as long as no other one is asked for
+    # (a LoRA's content, its strength) -> that LoRA, until another one is asked for
     adapted: dict[tuple[str, float], Fitted] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
-        """Where the model works."""
+        """The device that the model runs on."""
         return self.library.device
 
     @property
@@ -76,12 +76,12 @@ class LoadedModel:
 
     @property
     def software(self) -> dict[str, str]:
-        """Versions of what decides the pixels beside torch and its libraries."""
+        """Versions of software that affects the pixels, besides torch and its libraries."""
         return {}
 
     @property
     def lock(self) -> threading.Lock:
-        """The device's: whoever draws holds it, as parts are shared and move."""
+        """The device's lock: every run holds it, since parts are shared and move."""
         return self.library.residence.lock
 
     def decoder(self, plan: Plan | None) -> torch.nn.Module:
@@ -121,7 +121,7 @@ class Placement:
         return self.plan.on_device(stage) if self.plan else tuple(STAGE_PARTS)
 
     def enter(self, stage: str, model: LoadedModel) -> None:
-        """Have on the device what the plan wants there in this stage of `model`, and nothing else."""
+        """Have on the device exactly what the plan puts there in this stage of `model`."""
         there = self.on_device(stage)
         working = [p for part in there for p in model.parts(part, self.plan)]
         others = [part for part in there if part != "unet" or self.plan is None or self.plan.unet == "resident"]

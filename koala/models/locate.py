@@ -28,15 +28,15 @@ from koala.unet.specs import UNetSpec
 from koala.words import gigabytes
 
 log = logging.getLogger(__name__)
-_MOST_NEIGHBOURS = 100  # folders next to a single file that are looked into
+_MOST_NEIGHBOURS = 100  # folders next to a single file that are searched
 
 
 class NotOnThisMachine(UserError):
-    """The model is known but its files are not here, or not whole; the message says how to get them."""
+    """The model is known, but its files are missing here or incomplete; the message says how to get them."""
 
 
 class NoSettings(UserError):
-    """No SDXL folder is on this machine from which a single file's tokenizers and settings could come."""
+    """This machine has no SDXL folder that could supply a single file's tokenizers and settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Location:
 
     folder: Path  # of a single file: where its settings lie
     chosen: Mapping[str, Weights]  # of the components that the folder itself gives
-    replaced: Mapping[str, Path]  # component -> the file from elsewhere that the card wants instead
+    replaced: Mapping[str, Path]  # component -> the file of another repository that replaces it
     revision: str  # hub commit, or "local"; commits of replaced components follow
     exported: Exported | None = None  # of a folder that holds ONNX files instead of torch's weights
     single: SingleFile | None = None
@@ -54,7 +54,7 @@ class Location:
 
     @property
     def variant(self) -> str | None:
-        """Of the folder's own U-Net, as diffusers' from_pretrained wants it."""
+        """Of the folder's own U-Net, as diffusers' from_pretrained expects it."""
         return self.chosen["unet"].variant if "unet" in self.chosen else None
 
     def files(self, component: str) -> tuple[Path, ...]:
@@ -86,7 +86,7 @@ class Location:
         return {f"{part}/{file.name}": digest(file) for part in chosen for file in self.files(part)}
 
     def configured(self, component: str) -> Path:
-        """The folder of a component's config.json: the pipeline's own, or where a VAE from elsewhere lies."""
+        """The folder of a component's config.json: the pipeline's own, or that of a VAE from another repository."""
         own = component != "vae" or self.single
         return self.folder / component if own else self.files(component)[0].parent
 
@@ -97,8 +97,8 @@ class Location:
     @property
     def configs(self) -> dict[str, Path]:
         """Every config that says how the model is used, by its place in a pipeline."""
-        found = {name: self.folder / name for name in CONFIGS}
-        return found | {"vae/config.json": self.configured("vae") / "config.json"}
+        files = {name: self.folder / name for name in CONFIGS}
+        return files | {"vae/config.json": self.configured("vae") / "config.json"}
 
 
 def own_parts(card: ModelCard) -> list[str]:
@@ -115,12 +115,12 @@ def _absent(card: ModelCard, why: str) -> NotOnThisMachine:
 
 
 def _whole(card: ModelCard, file: Path) -> None:
-    """Raise for a file that was cut or is no safetensors at all; only its header and its length are looked at."""
+    """Raise for a file that is cut off or is not safetensors; only its header and its length are read."""
     try:
         with safe_open(file, framework="numpy"):
             return
     except (SafetensorError, OSError) as error:
-        where = f"{file.parent.name}/{file.name} is no whole safetensors file ({error})"
+        where = f"{file.parent.name}/{file.name} is not a whole safetensors file ({error})"
         if card.on_hub:
             raise _absent(card, f"is damaged on this machine: {where}") from error
         raise UserError(f"{card.name} is damaged: {where}; copy or save the file again") from error
@@ -143,20 +143,20 @@ def _cached(card: ModelCard, what: str, repo: str, name: str) -> Path:
 
 
 def _component(card: ModelCard, what: str, repo: str) -> Path:
-    """The weights of a repository that holds one component; its config lies beside them."""
+    """The weights of a repository that holds one component; its config is next to them."""
     folder = _cached(card, what, repo, "config.json").parent
     chosen = weights(listing(folder), STEMS["vae"])
     return _cached(card, what, repo, chosen.files[0] if chosen else f"{STEMS['vae']}.safetensors")
 
 
 def _replacements(card: ModelCard) -> dict[str, Path]:
-    found = {}
+    files = {}
     if card.unet_file:
         repo, _, name = card.unet_file.rpartition("/")
-        found["unet"] = _cached(card, "U-Net", repo, name)
+        files["unet"] = _cached(card, "U-Net", repo, name)
     if card.vae:
-        found["vae"] = _component(card, "VAE", card.vae)
-    return found
+        files["vae"] = _component(card, "VAE", card.vae)
+    return files
 
 
 def locate(card: ModelCard, base: str | None = None) -> Location:
@@ -173,7 +173,7 @@ def locate(card: ModelCard, base: str | None = None) -> Location:
         return Location(folder=folder, chosen={}, replaced={}, revision=exported.revision, exported=exported)
     index = folder / "model_index.json"
     try:
-        if index.is_file() and not card.embedded:  # what it is comes before what it lacks
+        if index.is_file() and not card.embedded:  # report a wrong kind of model before missing files
             check_pipeline(index, card.name)
         chosen = choose(listing(folder), own_parts(card), card.name)
     except OSError as error:
@@ -186,7 +186,7 @@ def locate(card: ModelCard, base: str | None = None) -> Location:
         check_shipped(folder)
         check_pipeline(index, card.name)
     replaced = _replacements(card)
-    found = Location(
+    location = Location(
         folder=folder,
         chosen=chosen,
         replaced=replaced,
@@ -194,12 +194,12 @@ def locate(card: ModelCard, base: str | None = None) -> Location:
         if card.on_hub
         else "local",
     )
-    check_settings(found.configs)
+    check_settings(location.configs)
     _check_configs(card, folder, replaced)
     for part in chosen:
-        for file in found.files(part):
+        for file in location.files(part):
             _whole(card, file)
-    return found
+    return location
 
 
 def _of_file(card: ModelCard, base: str | None) -> Location:
@@ -212,7 +212,7 @@ def _of_file(card: ModelCard, base: str | None) -> Location:
     lent = {part: source.files(part) for part in STEMS if part != "unet" and part not in file.parts}
     if lent:
         _say_lent(file.path, tuple(lent), giver.name)
-    found = Location(
+    location = Location(
         folder=folder,
         chosen={},
         replaced={},
@@ -221,9 +221,9 @@ def _of_file(card: ModelCard, base: str | None) -> Location:
         lent=lent,
         giver=giver.name if giver.on_hub or giver.embedded else giver.title,
     )
-    check_settings(found.configs)
+    check_settings(location.configs)
     check_pipeline_configs(folder)
-    return found
+    return location
 
 
 @lru_cache(maxsize=64)
@@ -233,7 +233,7 @@ def _say_lent(path: Path, parts: tuple[str, ...], giver: str) -> None:
 
 
 def _giver(file: SingleFile, header: Header, base: str | None) -> tuple[ModelCard, Location]:
-    """The model on this machine that gives a file its tokenizers and what it lacks.
+    """The model on this machine that supplies a file's tokenizers and missing parts.
 
     It is the one that is asked for, else the one that the file was written of, one of the same depths, its teacher, any
     of the same family, and last a folder next to the file.
@@ -241,7 +241,7 @@ def _giver(file: SingleFile, header: Header, base: str | None) -> tuple[ModelCar
     if base is not None:
         card = find(base)
         if card.single_file or not _same_family(file.spec, card.spec):
-            raise UserError(f"{base} is no folder of {file.path.name}'s family; name an SDXL model's folder")
+            raise UserError(f"{base} is not a folder of {file.path.name}'s family; name an SDXL model's folder")
         return card, locate(card)
     for card in _givers(file, header):
         try:
@@ -263,7 +263,7 @@ def _givers(file: SingleFile, header: Header) -> Iterator[ModelCard]:
     yield from family
     try:
         folders = sorted(place for place in file.path.parent.iterdir() if (place / "model_index.json").is_file())
-    except OSError:  # a folder that may be entered, and not looked into
+    except OSError:  # a folder that may be entered but not listed
         folders = []
     for folder in folders[:_MOST_NEIGHBOURS]:
         try:
@@ -275,7 +275,7 @@ def _givers(file: SingleFile, header: Header) -> Iterator[ModelCard]:
 
 
 def _same_family(one: UNetSpec, other: UNetSpec | None) -> bool:
-    """Whether text encoders and VAE that feed one U-Net feed the other."""
+    """Whether two U-Nets take the same text encoders and VAE."""
     return other is not None and (one.cross_attention_dim, one.pooled_dim) == (
         other.cross_attention_dim,
         other.pooled_dim,
@@ -283,7 +283,7 @@ def _same_family(one: UNetSpec, other: UNetSpec | None) -> bool:
 
 
 def _check_configs(card: ModelCard, folder: Path, replaced: Mapping[str, Path]) -> None:
-    """UserError for a config that cannot be, or for an embedded model's that is not what its card says."""
+    """UserError for an invalid config, or for an embedded model's that does not match its card."""
     file = folder / "unet" / "config.json"
     spec = from_config(read_object(file), card.name, str(file))
     if card.embedded and spec != card.spec:

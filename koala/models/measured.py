@@ -14,17 +14,17 @@ NONE = "none"  # nothing was computed with weights
 
 
 def weights(models: Iterable[str | Path | ModelCard]) -> dict[str, dict[str, str]]:
-    """Model -> file within its folder -> SHA-256. A path goes by its last name, for a report tells no one's paths."""
-    found = {}
+    """Model -> file within its folder -> SHA-256. A path is cut to its last name: reports hold no local paths."""
+    hashes = {}
     for model in models:
         model = model if isinstance(model, ModelCard) else str(model)
         called = model.name if isinstance(model, ModelCard) else model
         folder = Path(called)
         name = folder.name if folder.exists() else called
-        name = f"{folder.parent.name}/{name}" if name in found else name  # every run's student has the same
+        name = f"{folder.parent.name}/{name}" if name in hashes else name  # every run's student has the same
         if folder.is_dir() and not any((folder / index).is_file() for index in ("model_index.json", MANIFEST)):
             files = sorted(folder.rglob("*.safetensors"))  # a U-Net alone, say
-            found[name] = {file.relative_to(folder).as_posix(): digest(file) for file in files}
+            hashes[name] = {file.relative_to(folder).as_posix(): digest(file) for file in files}
         else:
-            found[name] = locate(find(model)).hashes()
-    return found
+            hashes[name] = locate(find(model)).hashes()
+    return hashes

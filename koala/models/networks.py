@@ -31,7 +31,7 @@ class StoredNetwork:
 
     tensors: dict[str, Streamed]
     names: dict[str, str]  # the same tensors -> their names in the files
-    markers: dict[str, Streamed]  # what its files say beside the weights (semantics.MARKERS)
+    markers: dict[str, Streamed]  # marker tensors of its files (semantics.MARKERS)
     left_out: tuple[str, ...]
 
 
@@ -61,12 +61,12 @@ def matched(part: str, place: Path, network: torch.nn.Module, stored: Mapping[st
     """A network's tensors among those of its files; UserError for files of another network. See `accounting`."""
     state = network.state_dict()
     shapes = {saved: tuple(state[name].shape) for saved, name in saved_names(part, network).items()}
-    found = account(part, place, shapes, {key: tensor.shape for key, tensor in stored.items()})
-    found.say(place)
-    tensors = {saved: stored[key] for saved, key in found.names.items()}
-    check_numbers(place, {found.names[saved]: tensor for saved, tensor in tensors.items()})
-    marks = {m: next(t for k, t in stored.items() if k.endswith(m)) for m in found.markers}
-    return StoredNetwork(tensors=tensors, names=found.names, markers=marks, left_out=found.left_out)
+    accounted = account(part, place, shapes, {key: tensor.shape for key, tensor in stored.items()})
+    accounted.say(place)
+    tensors = {saved: stored[key] for saved, key in accounted.names.items()}
+    check_numbers(place, {accounted.names[saved]: tensor for saved, tensor in tensors.items()})
+    marks = {m: next(t for k, t in stored.items() if k.endswith(m)) for m in accounted.markers}
+    return StoredNetwork(tensors=tensors, names=accounted.names, markers=marks, left_out=accounted.left_out)
 
 
 def _say_unused(vae: Mapping[str, object], folder: Path) -> None:
@@ -97,12 +97,12 @@ def read_network(
     network = empty(part, folder)
     if part == "vae":
         _say_unused(network.config, folder)
-    found = matched(part, place or folder, network, stored)
-    if scheduler and found.markers:
-        check_markers(found.markers, read_object(scheduler), scheduler)
+    stored_network = matched(part, place or folder, network, stored)
+    if scheduler and stored_network.markers:
+        check_markers(stored_network.markers, read_object(scheduler), scheduler)
     memory = saved_names(part, network)
     with from_files(f"the {part}", folder):
-        state = {memory[saved]: load(tensor).to(dtype) for saved, tensor in found.tensors.items()}
+        state = {memory[saved]: load(tensor).to(dtype) for saved, tensor in stored_network.tensors.items()}
         network.load_state_dict(state, assign=True)
     for name, buffer in list(network.named_buffers()):
         if buffer.is_meta:  # the positions of a text encoder's tokens, which no file holds

@@ -14,14 +14,14 @@ from koala.files.tensorfiles import StoredTensor, check_values, stored_tensors, 
 from koala.models.checkpoints import UNetCheckpoint
 from koala.models.layout import STEMS, TOKENIZERS
 from koala.models.networks import StoredNetwork
-from koala.models.tokenizer_config import complete
+from koala.models.reading import complete_tokenizer
 from koala.unet.specs import UNetSpec
 
 _TEXT_CONFIGS = ("text_encoder/config.json", "text_encoder_2/config.json")
 
 
 def network_like(spec: UNetSpec, config: Mapping[str, object]) -> UNet2DConditionModel:
-    """A U-Net of this spec without weights; what the spec does not say is as in another U-Net's config."""
+    """A U-Net of this spec without weights; settings outside the spec come from another U-Net's config."""
     own = spec.config()
     settings = {k: v for k, v in config.items() if not k.startswith("_") and not k.startswith("reverse_transformer")}
     with torch.device("meta"):
@@ -31,7 +31,7 @@ def network_like(spec: UNetSpec, config: Mapping[str, object]) -> UNet2DConditio
 
 
 def folder_bytes(original: UNetCheckpoint, unet: Mapping[str, StoredTensor]) -> int:
-    """What `write_folder` writes."""
+    """The bytes that `write_folder` writes."""
     parts = (tensor for part in original.parts.values() for tensor in part.tensors.values())
     weights = sum(tensor.size for tensor in (*unet.values(), *original.markers.values(), *parts))
     return weights + sum(file.stat().st_size for file in (original.pipeline or {}).values())
@@ -47,17 +47,17 @@ def write_folder(
     write_tensors(inside / f"{STEMS['unet']}.safetensors", {**unet, **original.markers})
     for name, file in rest.items():
         (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(file.read_bytes().removeprefix(codecs.BOM_UTF8))  # diffusers reads none
+        (folder / name).write_bytes(file.read_bytes().removeprefix(codecs.BOM_UTF8))  # diffusers does not read a BOM
         if name in _TEXT_CONFIGS:
             _load_in_single(folder / name)
     for part, stored in original.parts.items():
         _write_part(folder / part / f"{STEMS[part]}.safetensors", stored)
     for name in TOKENIZERS if rest else ():
-        complete(folder / name)
+        complete_tokenizer(folder / name)
 
 
 def _write_part(file: Path, stored: StoredNetwork) -> None:
-    """A component's weights as one file: the very file that it came in, or its tensors under today's names."""
+    """A component's weights as one file: a copy of its own file, or its tensors under today's names."""
     files = {tensor.file for tensor in stored.tensors.values()}
     if len(files) == 1 and stored_tensors(next(iter(files))) == stored.tensors:
         check_values(stored.tensors.values())

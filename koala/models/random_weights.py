@@ -1,4 +1,4 @@
-"""Models of any size without any file: networks built from their specs. Speed does not depend on weights."""
+"""Models with random weights, built from their specs without any file: speed does not depend on the weights."""
 
 import math
 from collections.abc import Callable
@@ -27,7 +27,7 @@ Make = Callable[[Callable[[], torch.nn.Module], torch.dtype], torch.nn.Module]
 
 
 def random_library(device: str | None = None, *, memory: int | None = None, dtype: str | None = None) -> Library:
-    """A library whose models are noise in the right shape; without a dtype, float32 on a CPU and float16 elsewhere.
+    """A library of models with random weights; without a dtype, float32 on a CPU and float16 elsewhere.
 
     Text encoders and VAEs are shared as real ones are, and so are U-Nets: names of one spec mean the same noise.
     """
@@ -37,7 +37,7 @@ def random_library(device: str | None = None, *, memory: int | None = None, dtyp
 
 
 def load(card: ModelCard, library: Shelf, dtype: torch.dtype, make: Make | None = None) -> LoadedModel:
-    """A model of random weights in the place of this card's. UserError where nothing is known of its shape.
+    """A model like this card's with random weights. UserError where its spec is not known.
 
     `make(build, dtype)` is how a network comes about; by default it is drawn on the device and kept in host memory.
     """
@@ -90,7 +90,7 @@ def random_network(build: Callable[[], torch.nn.Module], dtype: torch.dtype, dev
             else:
                 parameter.fill_(1 if "norm" in name and name.endswith("weight") else 0)
         for name, buffer in module.named_buffers():
-            assert name.endswith("position_ids"), name  # the one buffer of these networks, lost on the way
+            assert name.endswith("position_ids"), name  # the only buffer of these networks, which `to_empty` loses
             buffer.copy_(torch.arange(buffer.numel()))
     return module.eval().requires_grad_(False)
 

@@ -1,4 +1,4 @@
-"""From what a person types to a card: a name, a folder, a single file or a hub id, at a revision or without."""
+"""Resolves what a user types to a card: a name, a folder, a single file or a hub id, with or without a revision."""
 
 import difflib
 import errno
@@ -15,7 +15,7 @@ from koala.files.read_json import read_object
 from koala.models.cards import CARDS, ModelCard
 from koala.models.export_manifest import MANIFEST, Exported
 from koala.models.hub_address import hub_id
-from koala.models.layout import DRAWING, SURGERY
+from koala.models.layout import DRAWING, PICKLES, SURGERY
 from koala.models.sampling_defaults import SETTINGS, read_drawing
 from koala.models.semantics import own_sampler
 from koala.unet.config import from_config, native_size
@@ -28,8 +28,7 @@ from koala.unet.specs import (
 log = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"(?=.{3,96}$)(?!.*(--|\.\.|\.git$))\w([\w.-]*\w)?/\w([\w.-]*\w)?")  # as huggingface_hub allows
-_SETTINGS = ("negative_prompt", "scheduler", "noising", "steps", "guidance", "width", "height")
-_FILES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
+_FILES = (".safetensors", *PICKLES)
 _REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w./-]*")
 
 
@@ -41,13 +40,13 @@ _NAMES = {
 
 
 def _config(file: Path) -> dict:
-    """A config.json, empty where there is none: `locate` names what a folder lacks."""
+    """A config.json, empty where it is missing: `locate` reports what a folder lacks."""
     return read_object(file) if file.exists() else {}
 
 
 def _inherited(folder: Path, spec: UNetSpec | None) -> dict[str, object]:
-    """How a student that surgery cut wants to be run: as the published one of its teacher and depths, or as its
-    teacher. Empty for a folder that was no cut, or whose teacher is unknown here."""
+    """Settings of a student cut by surgery: those of the published student of its teacher and depths, or its
+    teacher's. Empty for a folder that surgery did not make, or whose teacher is unknown here."""
     teacher = _NAMES.get(str(_config(folder / SURGERY).get("teacher")).partition("@")[0].lower())
     if spec is None or teacher is None:
         return {}
@@ -58,8 +57,8 @@ def _inherited(folder: Path, spec: UNetSpec | None) -> dict[str, object]:
 
 
 def _folder_card(folder: Path) -> ModelCard:
-    """A card for a folder in diffusers' layout: spec, native size and scheduler as its own configs tell them, and a
-    student's settings as its teacher's card does."""
+    """A card for a folder in diffusers' layout: spec, native size and scheduler from its own configs, and a
+    student's settings from its teacher's card."""
     known = next((c for c in CARDS.values() if c.source == str(folder)), None)
     if known:
         return known
@@ -84,21 +83,21 @@ def _folder_card(folder: Path) -> ModelCard:
 
 
 def _drawing(folder: Path) -> dict[str, object]:
-    """How a folder says that it wants to be drawn; empty for one that says nothing."""
+    """The settings in a folder's koala.json; empty without that file."""
     file = folder / DRAWING
     if not os.path.lexists(file):
         return {}
-    found = read_drawing(Fields(values=read_object(file), file=str(file), remedy="copy it again, or remove it"))
-    return found.settings | ({"teacher": found.teacher} if found.teacher in CARDS else {})
+    drawing = read_drawing(Fields(values=read_object(file), file=str(file), remedy="copy it again, or remove it"))
+    return drawing.settings | ({"teacher": drawing.teacher} if drawing.teacher in CARDS else {})
 
 
 def says_how_it_is_drawn(card: ModelCard) -> bool:
-    """Whether a model without a name here brings its settings, in a file's header or in a folder's koala.json."""
+    """Whether a model that has no name here has its own settings, in a file's header or a folder's koala.json."""
     return card.single_file or not card.on_hub and card.name not in CARDS and (Path(card.source) / DRAWING).is_file()
 
 
 def drawing_of(card: ModelCard) -> dict[str, object]:
-    """How a card's model wants to be drawn, as `koala.models.sampling_defaults` reads it again."""
+    """A card's recommended settings, in the form that `koala.models.sampling_defaults` reads."""
     teacher = card.teacher if card.teacher in CARDS else None
     return {
         "defaults": {name: getattr(card, name) for name in SETTINGS},
@@ -109,10 +108,10 @@ def drawing_of(card: ModelCard) -> dict[str, object]:
 
 
 def _file_card(path: Path) -> ModelCard:
-    """A card for one safetensors file: its spec as its tensors tell it, its settings as its header does.
+    """A card for one safetensors file: its spec from its tensors, its settings from its header.
 
-    Where the header says nothing they are those of the embedded model of these shapes, or of the plain model of these
-    depths, and it is said.
+    Without settings in the header they are those of the embedded model of these shapes, or of the plain model of these
+    depths, with a warning.
     """
     from koala.models.single_file.header import read_words
     from koala.models.single_file.reading import read_single_file
@@ -121,9 +120,9 @@ def _file_card(path: Path) -> ModelCard:
     header, spec = read_words(file), file.spec
     same = [c for c in CARDS.values() if c.spec and c.spec == replace(spec, name=c.spec.name)]
     family = CARDS["sdxl-base" if spec.channels == SDXL.channels else "tiny-sdxl"]
-    # Of several models of these depths the plain one, not one of few steps: a file does not tell them apart.
+    # Of several models of these depths the plain one, not a few-step one: a file does not distinguish them.
     like = CARDS.get(header.model) or max(same, key=lambda c: c.steps, default=family)
-    settings = {name: getattr(like, name) for name in _SETTINGS}
+    settings = {name: getattr(like, name) for name in ("negative_prompt", "noising", *SETTINGS)}
     if not (header.drawing.defaults or like.embedded or like.name == header.model):
         if header.zero_snr:  # its first step is pure noise, which only the trailing timesteps begin at
             settings["scheduler"] = "euler-trailing"
@@ -155,7 +154,7 @@ def _say_assumed(path: Path, title: str, steps: int, guidance: float) -> None:
 
 
 def _export_card(folder: Path) -> ModelCard:
-    """A card for a folder that `python -m export` wrote: its model's own, as far as that is known, and its manifest."""
+    """A card for a folder that `python -m export` wrote: from its model's card, where known, and its manifest."""
     exported = Exported.read(folder)
     known = CARDS.get(exported.model)
     kind = ["ONNX", exported.target] if exported.target != "universal" else ["ONNX"]
@@ -187,7 +186,7 @@ def torch_only(card: ModelCard, doing: str) -> None:
 
 
 def _folder(name: str) -> ModelCard | None:
-    """The card of a folder, None where a name is none's; UserError for one that cannot be looked into."""
+    """The card of a folder, None where the name is not a folder; UserError for one that cannot be read."""
     try:
         return _folder_card(Path(name).resolve()) if Path(name).is_dir() else None
     except OSError as error:
@@ -207,7 +206,7 @@ def _pinned(model: str) -> ModelCard:
     """The card of model@revision."""
     name, _, revision = model.partition("@")
     if not _REVISION.fullmatch(revision):
-        raise UserError(f"{revision!r} is no revision; give a branch, a tag or a commit, for example {name}@main")
+        raise UserError(f"{revision!r} is not a revision; give a branch, a tag or a commit, for example {name}@main")
     card = find(name)
     if not card.on_hub:
         raise UserError(f"{name} is a folder of this machine and has no revisions; name it without @{revision}")
@@ -225,8 +224,8 @@ def find(model: str | ModelCard) -> ModelCard:
         raise UserError("the model has no name; `python -m koala models` lists them, a folder or a hub id works too")
     if model.lower() in _NAMES:
         return _NAMES[model.lower()]
-    if found := _folder(model):
-        return found
+    if card := _folder(model):
+        return card
     if re.search(r"lightning[-_]1[-_]?step", Path(model).name, re.IGNORECASE):
         raise UserError(
             "SDXL-Lightning's 1-step U-Net predicts the clean picture instead of the noise, so no scheduler here can "

@@ -1,4 +1,4 @@
-"""How a model wants to be drawn, as a folder's koala.json or a single file's header says it."""
+"""A model's recommended settings, from a folder's koala.json or a single file's header."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ NOISINGS = ("ddpm", "straight")
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """Empty where nothing is said."""
+    """Recommended settings; every field is empty where the file does not give it."""
 
     defaults: Mapping[str, object] = field(default_factory=dict)  # of SETTINGS: all or none
     noising: str = ""
@@ -22,7 +22,7 @@ class Drawing:
 
     @property
     def settings(self) -> dict[str, object]:
-        """What a card takes of it."""
+        """The fields of a ModelCard that it sets."""
         if not self.defaults:
             return {}
         noising = {"noising": self.noising} if self.noising else {}
@@ -40,7 +40,7 @@ def read_drawing(own: Fields) -> Drawing:
 
 
 def read_defaults(own: Fields) -> dict[str, object]:
-    """How a model wants to be run: settings that a request can have."""
+    """A model's default settings, checked as a request's are."""
     own.only(SETTINGS)
     for name in SETTINGS:
         if own.values.get(name) is None:

@@ -15,14 +15,14 @@ from koala.finite import everywhere
 
 
 class EulerAncestral(EulerAncestralDiscreteScheduler):
-    """Euler that goes a little too far and adds fresh noise, step by step: what went wrong early can still be mended.
+    """Euler ancestral: each step goes a little too far and adds fresh noise, so early errors can still be corrected.
 
     k-diffusion's `sample_euler_ancestral` with eta 1, as diffusers has it. `clean` is the last step's estimate of the
     picture (B, C, h, w), None before the first step.
     """
 
     clean: torch.Tensor | None = None
-    predicts_clean: bool = False  # where the network predicts the picture itself, which diffusers' class cannot read
+    predicts_clean: bool = False  # the network predicts the picture itself, which diffusers' class does not support
 
     def step(
         self,
@@ -57,7 +57,7 @@ def build(name: str, config: dict) -> SchedulerMixin:
     """A fresh scheduler of this name (request.SCHEDULERS) on the noise schedule of `config`."""
     kind, settings = _KINDS[name]
     if settings["timestep_spacing"] == "leading" != config.get("timestep_spacing"):
-        settings = settings | {"steps_offset": 1}  # SDXL's, where the pipeline says nothing of leading timesteps
+        settings = settings | {"steps_offset": 1}  # SDXL's, where the pipeline's config does not set it
     clean = kind is EulerAncestral and config.get("prediction_type") == "sample"
     made = kind.from_config(config, **settings, **({"prediction_type": "epsilon"} if clean else {}))
     if clean:
@@ -69,7 +69,7 @@ def build_for_run(name: str, config: dict) -> SchedulerMixin:
     """The same; UserError for a noise schedule on which it would compute NaN."""
     made = build(name, config)
     signal = made.alphas_cumprod  # the share of the picture's variance that is left at each timestep
-    # Of these only DDIM takes its first step without any of it; the others leave themselves a trace.
+    # Of these only DDIM can take its first step without any signal; the others keep a trace of it.
     silent = bool(made.config.get("rescale_betas_zero_snr")) and isinstance(made, DDIMScheduler)
     if not everywhere(((signal > 0) | (silent & (signal == 0))) & (signal <= 1)):  # NaN is neither
         raise UserError(
@@ -80,8 +80,8 @@ def build_for_run(name: str, config: dict) -> SchedulerMixin:
         others = ", ".join(other for other in _KINDS if other != name)
         raise UserError(
             f"{name} cannot draw with this model: its scheduler_config.json says rescale_betas_zero_snr, so that the "
-            "first step has no signal, and a prediction of noise (epsilon) cannot tell the picture from that. Choose "
-            f"another scheduler ({others}); or, where the model was trained to predict the velocity, write "
+            "first step has no signal, and a prediction of noise (epsilon) cannot separate the picture from that. "
+            f"Choose another scheduler ({others}); or, where the model was trained to predict the velocity, write "
             '"prediction_type": "v_prediction" there'
         )
     return made

@@ -1,4 +1,4 @@
-"""What a model's files may say of how it is used: SDXL's shape does not imply SDXL's semantics.
+"""Settings in a model's files that decide how it is used: SDXL's shape does not imply SDXL's semantics.
 
 One table, read by loading, compress and export. `part_configs` and `unet_config` check that a value is of its kind;
 here it is one that this program follows, or that a single file's readers assume.
@@ -47,22 +47,22 @@ _EDM = f"it follows the noise of EDM (Karras et al. 2022), and {_NONE}"
 _FEW = f"it draws in a few steps on a grid of its own, and {_NONE}, such as the one that it was distilled from"
 _REFINER = "this is the refiner, which only finishes a picture; take the base model, sdxl-base for example"
 _GUIDED = (
-    "a network that is told the guidance, as latent consistency models are, and nothing here tells it; take the model "
-    "that it was distilled from, or draw it with diffusers' own pipeline"
+    "a network that takes the guidance as an input, as latent consistency models do, which is not supported here; "
+    "take the model that it was distilled from, or draw it with diffusers' own pipeline"
 )
 _QUANTISED = "its weights are quantised; take a float16 or float32 copy of the model"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One key of one config. None for `here` or `single_file`: any value is followed there."""
+    """One key of one config. None for `here` or `single_file`: any value is supported there."""
 
     file: str  # in diffusers' layout
     key: str
-    default: object = None  # what a config means that does not say
-    here: tuple | None = None  # what loading, compress and the ONNX export follow
-    single_file: tuple | None = None  # what the readers of a single file assume, as it cannot say
-    why: str = "it is not followed here; take another model"
+    default: object = None  # where a config lacks the key
+    here: tuple | None = None  # values that loading, compress and the ONNX export support
+    single_file: tuple | None = None  # values that readers of a single file assume, as it has no place for them
+    why: str = "it is not supported here; take another model"
     reasons: Mapping[str, str] = field(default_factory=dict)  # by (the beginning of) a value
 
 
@@ -102,7 +102,7 @@ SETTINGS = (
     ),
 )
 
-# What diffusers' classes take for granted where a config does not say, by (the beginning of) their name.
+# Defaults of diffusers' classes for keys that a config lacks, by (the beginning of) their name.
 _LEADING = {"timestep_spacing": "leading"}
 _SD_BETAS = {"timestep_spacing": "linspace", "beta_start": 0.00085, "beta_end": 0.012}
 _CLASS_DEFAULTS = {
@@ -115,25 +115,25 @@ _CLASS_DEFAULTS = {
     "": {"timestep_spacing": "linspace"},
 }
 
-# Tensors that some files carry beside a U-Net's own, which say what it predicts (as ComfyUI reads them).
+# Marker tensors that some files hold next to a U-Net's own: what it predicts (as ComfyUI reads them).
 VELOCITY, ZERO_SNR = "v_pred", "ztsnr"
 MARKERS = (VELOCITY, ZERO_SNR)
 EDM_MARKERS = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 
 
-def _same(found: object, wanted: object) -> bool:
+def _same(value: object, wanted: object) -> bool:
     """Equality in which false is not 0, and true not 1."""
-    return found == wanted and isinstance(found, bool) == isinstance(wanted, bool)
+    return value == wanted and isinstance(value, bool) == isinstance(wanted, bool)
 
 
 def with_class_defaults(scheduler: Mapping[str, object]) -> dict[str, object]:
-    """A scheduler's config with what its own class takes for granted: another class would take something else."""
+    """A scheduler's config with the defaults of its own class, since another class has others."""
     kind = str(scheduler.get("_class_name", ""))
     return next(given for start, given in _CLASS_DEFAULTS.items() if kind.startswith(start)) | dict(scheduler)
 
 
 def own_sampler(config: Mapping[str, object]) -> tuple[str, bool]:
-    """The scheduler (request.SCHEDULERS) that a pipeline's own comes nearest to, and whether it is the same."""
+    """The scheduler (request.SCHEDULERS) nearest to a pipeline's own, and whether it is the same."""
     spacing, kind = with_class_defaults(config)["timestep_spacing"], config.get("_class_name", "EulerDiscreteScheduler")
     if kind == "EulerAncestralDiscreteScheduler" and spacing == "trailing":
         return "euler-ancestral-trailing", True
@@ -144,27 +144,27 @@ def own_sampler(config: Mapping[str, object]) -> tuple[str, bool]:
 
 
 def check_settings(files: Mapping[str, Path]) -> None:
-    """UserError for a setting that is not followed here; `files` are configs by their place in a pipeline."""
+    """UserError for a setting that is not supported here; `files` are configs by their place in a pipeline."""
     for file, path in files.items():
         check_config(file, read_object(path), str(path))
 
 
 def check_config(file: str, config: Mapping[str, object], place: str) -> None:
-    """The same for one config that was read already; `place` is what an error names."""
+    """The same for one config that is already read; `place` is what an error names."""
     for one in SETTINGS:
-        found = config.get(one.key, one.default)
-        if one.file == file and one.here is not None and not any(_same(found, wanted) for wanted in one.here):
-            reasons = (why for start, why in one.reasons.items() if str(found).startswith(start))
-            said = (
-                f"is for {shown(found).strip(chr(39))}"
+        value = config.get(one.key, one.default)
+        if one.file == file and one.here is not None and not any(_same(value, wanted) for wanted in one.here):
+            reasons = (why for start, why in one.reasons.items() if str(value).startswith(start))
+            value_text = (
+                f"is for {shown(value).strip(chr(39))}"
                 if one.key == "_class_name"
-                else f"says {one.key} {shown(found)}"
+                else f"says {one.key} {shown(value)}"
             )
-            raise UserError(f"{place} {said}: {next(reasons, one.why)}")
+            raise UserError(f"{place} {value_text}: {next(reasons, one.why)}")
 
 
 def check_single_file(owner: str, configs: Mapping[str, Path]) -> None:
-    """UserError where a model differs from SDXL in something that a single file cannot say."""
+    """UserError where a model differs from SDXL in something that a single file cannot express."""
     scheduler = read_object(configs[SCHEDULER])
     if scheduler.get("rescale_betas_zero_snr") and scheduler.get("prediction_type") != "v_prediction":
         raise UserError(
@@ -175,10 +175,10 @@ def check_single_file(owner: str, configs: Mapping[str, Path]) -> None:
         if one.single_file is None or one.file not in configs:
             continue
         config = read_object(configs[one.file])
-        found = (with_class_defaults(config) if one.file == SCHEDULER else config).get(one.key, one.default)
-        if not any(_same(found, wanted) for wanted in one.single_file):
+        value = (with_class_defaults(config) if one.file == SCHEDULER else config).get(one.key, one.default)
+        if not any(_same(value, wanted) for wanted in one.single_file):
             raise UserError(
-                f"{owner} has {one.key} {shown(found)} in {one.file}; a single file cannot say so, and its readers "
+                f"{owner} has {one.key} {shown(value)} in {one.file}; a single file cannot say so, and its readers "
                 f"assume {one.single_file[0]!r}, so it would draw wrong pictures; keep the model as a folder"
             )
 
@@ -198,7 +198,7 @@ def check_markers(markers: Iterable[str], scheduler: Mapping[str, object], place
 
 
 def prediction(markers: Collection[str], scheduler: Mapping[str, object] | None) -> str | None:
-    """What a U-Net predicts, in words: its scheduler's config says it, or for a U-Net alone its file's marks.
+    """What a U-Net predicts, in words: from its scheduler's config, or for a U-Net alone from its file's markers.
 
     None where neither does. The marks of a U-Net with a scheduler were held against it (`check_markers`).
     """
@@ -212,5 +212,5 @@ def prediction(markers: Collection[str], scheduler: Mapping[str, object] | None)
 
 
 def zeros_for_empty(index: Path) -> bool:
-    """Whether a pipeline gives its U-Net zeros for an empty prompt, instead of what its encoders make of it."""
+    """Whether a pipeline gives its U-Net zeros for an empty prompt, instead of its encoders' output."""
     return read_object(index).get("force_zeros_for_empty_prompt", True) is not False  # diffusers' default

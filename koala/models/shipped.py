@@ -1,4 +1,4 @@
-"""The models that this package ships: their files' SHA-256, written beside them, and held against them on loading."""
+"""The embedded models: the SHA-256 of their files is stored with them and checked on loading."""
 
 import json
 from pathlib import Path
@@ -18,11 +18,11 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def write_hashes(shipped: Path) -> None:
-    """Write the hashes of every model in the folder of shipped models; whoever changes one does so afterwards."""
+    """Write the hashes of every model in the folder of shipped models; call it after changing one."""
     models = sorted(index.parent for index in shipped.glob("*/model_index.json"))
-    found = {folder.name: hashes(folder) for folder in models}
+    listed = {folder.name: hashes(folder) for folder in models}
     with new_file(shipped / HASHES) as partial:
-        partial.write_text(json.dumps(found, indent=1) + "\n")
+        partial.write_text(json.dumps(listed, indent=1) + "\n")
 
 
 def check_shipped(folder: Path) -> None:
@@ -35,15 +35,15 @@ def check_shipped(folder: Path) -> None:
         file = folder / name
         if not file.is_file():
             raise UserError(f"{folder.name} is not whole: {file} is missing; {_remedy(shipped)}")
-        if (found := digest(file)) != expected:
+        if (actual := digest(file)) != expected:
             raise UserError(
-                f"{folder.name} is damaged: {file} is not the file that was shipped: its SHA-256 is {found[:12]}..., "
+                f"{folder.name} is damaged: {file} is not the file that was shipped: its SHA-256 is {actual[:12]}..., "
                 f"and {HASHES} lists {str(expected)[:12]}...; {_remedy(shipped)}"
             )
 
 
 def _remedy(shipped: Path) -> str:
-    """How to get the files anew."""
+    """How to get the files again."""
     root = shipped.parents[1]
     if (root / ".git").exists():
         return f"get it again: git -C {root} checkout -- {shipped.relative_to(root).as_posix()}"

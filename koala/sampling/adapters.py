@@ -1,4 +1,4 @@
-"""A request's LoRA on a loaded U-Net, for the length of a run."""
+"""A request's LoRA on a loaded U-Net, for the duration of a run."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -44,16 +44,16 @@ def _adapted(weight: torch.Tensor, parts: Parts, strength: float) -> torch.Tenso
     here = {role: tensor.to(weight.device) for role, tensor in parts.items()}
     if weight.device.type != "cpu" or not here.keys() <= _BY_ROWS:
         return _sum(weight, change(here, weight), strength)
-    here["down"], found = here["down"].float(), torch.empty_like(weight)
+    here["down"], changed = here["down"].float(), torch.empty_like(weight)
     rows = rows_at_once(weight)
-    for before, up, made in zip(*(t.split(rows) for t in (weight, here["up"], found)), strict=True):
+    for before, up, made in zip(*(t.split(rows) for t in (weight, here["up"], changed)), strict=True):
         made.copy_(_sum(before, change(here | {"up": up}, before), strength))
-    return found
+    return changed
 
 
 @torch.no_grad()
 def fuse(unet: torch.nn.Module, lora: Path, spec: UNetSpec, strength: float) -> LoraReport:
-    """Put a LoRA into a U-Net's weights for good. UserError for one that does not fit it."""
+    """Fuse a LoRA into a U-Net's weights permanently. UserError for one that does not fit it."""
     layers, report = layers_for(lora, spec)
     if strength:
         for name, value in changed(unet, layers, strength):
@@ -63,7 +63,7 @@ def fuse(unet: torch.nn.Module, lora: Path, spec: UNetSpec, strength: float) -> 
 
 @contextmanager
 def adapted(model: LoadedModel, request: GenerationRequest) -> Iterator[LoraReport | None]:
-    """Put the LoRA on; afterwards the U-Net is what it was, to the bit.
+    """Apply the LoRA; afterwards the U-Net is bit for bit what it was.
 
     The weights that it replaces wait in host memory. Those that it makes are kept there for the next run with the same
     file and strength, which then reads nothing. A strength of 0 changes nothing, to the bit as well.
@@ -81,7 +81,7 @@ def adapted(model: LoadedModel, request: GenerationRequest) -> Iterator[LoraRepo
         with torch.no_grad():
             for name, value in made:
                 parameter = unet.get_parameter(name)
-                originals[name] = parameter.data.cpu()  # on a CPU the very tensor, no copy
+                originals[name] = parameter.data.cpu()  # on a CPU the tensor itself, not a copy
                 parameter.data = value.to(parameter.device)
         if not known:
             model.adapted.clear()

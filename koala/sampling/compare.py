@@ -25,7 +25,7 @@ class Speedup:
     total: float
 
     def sentence(self) -> str:
-        """The factors as one line, which multiply to what it says."""
+        """The factors on one line, with their product."""
         return (
             f"U-Net {self.per_call:.2f}x per call x {self.calls:.2f}x by the number of calls = {self.unet:.2f}x; "
             f"with text and VAE {self.total:.2f}x"

@@ -9,7 +9,7 @@ from PIL import Image
 
 from koala.sampling.nan_causes import check_picture
 
-_PROCESSOR = VaeImageProcessor()  # the pipeline's own way from floats to bytes
+_PROCESSOR = VaeImageProcessor()  # converts floats to bytes as the pipeline does
 
 
 def scaled(vae: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
@@ -32,11 +32,11 @@ def unscaled(vae: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
 
 
 def _channels(vae: torch.nn.Module, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Mean and deviation of each channel (1, 4, 1, 1); None where the VAE's config does not say both."""
-    found = [vae.config.get(name) for name in ("latents_mean", "latents_std")]
-    if any(values is None for values in found):
+    """Mean and deviation of each channel (1, 4, 1, 1); None where the VAE's config does not have both."""
+    statistics = [vae.config.get(name) for name in ("latents_mean", "latents_std")]
+    if any(values is None for values in statistics):
         return None
-    mean, std = (latents.new_tensor(values).view(1, -1, 1, 1) for values in found)
+    mean, std = (latents.new_tensor(values).view(1, -1, 1, 1) for values in statistics)
     return mean, std
 
 

@@ -1,10 +1,10 @@
-"""GenerationRequest -> GenerationResult: honest timing, live previews, and a cancel that works within one step."""
+"""GenerationRequest -> GenerationResult: honest timing, live previews, and cancelling within one step."""
 
 import dataclasses
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,6 @@ from koala.models.schedulers import EulerAncestral, build_for_run
 from koala.presets import PRESETS
 from koala.request import GenerationRequest, Timing
 from koala.sampling.adapters import adapted
-from koala.sampling.compilation import compiled
 from koala.sampling.decoding import decode
 from koala.sampling.guidance import TENSORS, GuidanceInterval, guided_steps
 from koala.sampling.nan_causes import check_prediction
@@ -80,14 +79,14 @@ def _encode(
     """
     guided = request.guidance > 1
     zeros = model.pipeline.config.force_zeros_for_empty_prompt
-    # By content: the place of an encoder that was let go may be another one's. Without a content nothing is remembered.
+    # By content: an encoder's id may be reused after it is freed. Without a content nothing is remembered.
     encoders = [model.library.content(e) for e in (model.pipeline.text_encoder, model.pipeline.text_encoder_2)]
     remembered = model.library.embeddings if all(encoders) and not placement.keeps_text else OrderedDict()
-    said = prompt if isinstance(prompt, str) else tuple(prompt)
-    key = (*encoders, zeros, said, request.negative_prompt, request.images, guided)
+    prompts = prompt if isinstance(prompt, str) else tuple(prompt)
+    key = (*encoders, zeros, prompts, request.negative_prompt, request.images, guided)
     with timer.stage("swap"):
         placement.enter("unet" if key in remembered else "text", model)
-    timer.restart_peak()  # what an earlier run of another model left on the device has gone only now
+    timer.restart_peak()  # what an earlier run of another model left on the device is freed only now
     if key not in remembered:
         names = (
             "prompt_embeds",
@@ -113,8 +112,25 @@ def _encode(
     return embeds
 
 
+@contextmanager
+def compiled(unet: torch.nn.Module, wanted: bool) -> Iterator[None]:
+    """Run the U-Net with its transformer blocks compiled, or exactly as it is; the first wanted run compiles them.
+
+    Only the blocks: they repeat, so one compilation of seconds serves all of them. Other runs of the same U-Net stay
+    eager, and their pixels unchanged.
+    """
+    if wanted and not _has_compiled_blocks(unet):
+        unet.compile_repeated_blocks(dynamic=True)  # one compilation for all sizes; what breaks it runs eagerly
+    with torch.compiler.set_stance("default" if wanted else "force_eager"):
+        yield
+
+
+def _has_compiled_blocks(unet: torch.nn.Module) -> bool:
+    return any(m._compiled_call_impl is not None for m in unet.modules())
+
+
 def _compiled(model: LoadedModel, request: GenerationRequest):
-    """Compiled blocks where the preset wants them and they pay: on a CUDA GPU, without a LoRA's layers in them."""
+    """Compile blocks where the preset asks for it and it pays: on a CUDA GPU, without a LoRA."""
     wanted = PRESETS[request.preset].compiled and model.device.type == "cuda" and not request.lora
     return compiled(model.pipeline.unet, wanted)
 
@@ -137,9 +153,9 @@ def run_pipeline(
     """
     placement = placement or model.place(request)
     timer = timer or StageTimer(model.device)
-    # Without text encoders: they have done their part, and the pipeline takes its device from what it holds.
-    gone = {"scheduler", "text_encoder", "text_encoder_2"}
-    parts = {n: c for n, c in model.pipeline.components.items() if n not in gone}
+    # Without text encoders: they are done, and the pipeline takes its device from the parts that it holds.
+    left_out = {"scheduler", "text_encoder", "text_encoder_2"}
+    parts = {n: c for n, c in model.pipeline.components.items() if n not in left_out}
     scheduler = build_for_run(request.scheduler, model.pipeline.scheduler.config)
     pipeline = StableDiffusionXLPipeline(
         **parts, text_encoder=None, text_encoder_2=None, scheduler=scheduler, add_watermarker=False
@@ -219,7 +235,7 @@ def peak_memory(model: LoadedModel, timer: StageTimer) -> int | None:
 
 
 def made_by(model: LoadedModel, placement: Placement, request: GenerationRequest) -> dict:
-    """What a result says of the model that drew it, and of what it did not read."""
+    """What a result records of the model that drew it, and of the prompt that it did not read."""
     tokenizers = model.pipeline.tokenizer, model.pipeline.tokenizer_2
     return {
         "unread": unread(request, [Path(tokenizer.name_or_path) for tokenizer in tokenizers]),
@@ -292,7 +308,7 @@ def generate(
             known = dict(model.library.embeddings)
             _run(model, dataclasses.replace(request, steps=2), placement, None, cancel, 0)
             for key in model.library.embeddings.keys() - known.keys():
-                del model.library.embeddings[key]  # the warm-up's time of encoding is no measurement
+                del model.library.embeddings[key]  # the warm-up's encoding time is not a measurement
             model.warm.add(shape)
         result = _run(model, request, placement, on_step, cancel, num_previews)
     if lora is None:

@@ -39,7 +39,7 @@ class GuidanceInterval:
         now, then = index in self.guided, index + 1 in self.guided
         if now == then:
             return {}
-        pipeline._guidance_scale = self.guidance if then else 1.0  # the loop reads it anew at every step
+        pipeline._guidance_scale = self.guidance if then else 1.0  # the loop reads it at every step
         if now:
             return {name: values[name].chunk(2)[1] for name in TENSORS}
         negative = self._negative | {"add_time_ids": values["add_time_ids"]}  # size and crop are the same for both

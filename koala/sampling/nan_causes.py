@@ -1,4 +1,4 @@
-"""Why a run computed NaN or infinity, as far as it can be told afterwards, and what helps."""
+"""Why a run computed NaN or infinity, as far as that can be established afterwards, and what helps."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,21 +18,21 @@ _FULL = "draw it in float32: python -m koala generate --dtype float32"
 
 
 def check_prediction(
-    found: torch.Tensor,
+    latents: torch.Tensor,
     model: LoadedModel,
     embeds: Iterable[torch.Tensor | None],
     request: GenerationRequest | None = None,
 ) -> None:
-    """NotFinite with the cause and the remedy for what a model's U-Net computed: latents, or the noise in them.
+    """Raise NotFinite, with cause and remedy, if what a model's U-Net computed (latents or noise) is not finite.
 
-    `embeds` is what the U-Net was told of the prompt; `request` names the LoRA that is on it.
+    `embeds` is what the U-Net received of the prompt; `request` names the LoRA that is on it.
     """
-    if not is_finite(found):
+    if not is_finite(latents):
         raise NotFinite(f"{model.card.name} computed NaN or infinity: {_of_unet(model, embeds, request)}")
 
 
 def check_picture(picture: torch.Tensor, vae: torch.nn.Module) -> None:
-    """The same for what a VAE made of finite latents."""
+    """The same for pictures that a VAE decoded from finite latents."""
     if not is_finite(picture):
         raise NotFinite(f"the VAE computed NaN or infinity: {_of_picture(vae)}")
 
@@ -121,11 +121,11 @@ def _fits_float32(model: LoadedModel, component: str, name: str) -> bool:
 
 
 def _again(model: LoadedModel, component: str) -> str:
-    """How to get a component's files anew."""
-    found = _files(model, component)
-    files = " and ".join(map(str, found)) or "the file"
+    """How to get a component's files again."""
+    weights = _files(model, component)
+    files = " and ".join(map(str, weights)) or "the file"
     if model.card.on_hub:  # where a link leads to the file itself, without which the cache would link to it again
-        files = " and ".join(str(f.resolve()) for f in found)
+        files = " and ".join(str(f.resolve()) for f in weights)
         return f"remove {files} and fetch it again: python -m koala fetch {model.card.name}"
     return (
         f"copy {files} again from where it was made; where a training run made it so, take an earlier checkpoint of it"

@@ -23,7 +23,7 @@ def straight(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The straight path from noise to picture, where the last timestep is noise alone.
 
-    DDPM's own last step keeps 7 % of the picture, enough to see on which side an object stands: a network that is
+    DDPM's own last step keeps 7 % of the picture, enough to see on which side an object is: a network that is
     trained on it never needs the caption for that, and then draws from pure noise (Lin et al. 2024). Here the latents
     fade in with 1 - sigma / sigma_max, the straight path from noise to picture (flow matching, Lipman et al. 2023).
     Euler's step on an epsilon prediction follows this path exactly when the prediction is noise - latents / sigma_max.

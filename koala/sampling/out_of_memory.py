@@ -1,4 +1,4 @@
-"""After a run that ended with an error: where memory was the reason, it goes back, and the error says what helps."""
+"""After a run that failed: if memory ran out, it is freed, and the error says what helps."""
 
 import logging
 import traceback
@@ -19,17 +19,17 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def telling(requests: Sequence[GenerationRequest], library: "Library") -> Iterator[None]:
-    """The errors of a run as `told` tells them."""
+    """Raise the errors of a run as `told` explains them."""
     try:
         yield
     except Exception as error:
         better = told(error, requests, library)
         if better is error:
             raise
-        found = better
+        failure = better
     else:
         return
-    raise found  # out here, where nothing of the run hangs on it
+    raise failure  # raised here, where it holds no reference to the run
 
 
 def told(
@@ -38,7 +38,7 @@ def told(
     library: "Library | None",
     cards: Sequence[ModelCard] | None = None,
 ) -> Exception:
-    """The error, or for one of memory a RanOut, after all that the run held was freed; models stay loaded.
+    """The error itself, or RanOut if memory ran out, once all that the run held is freed; models stay loaded.
 
     `cards` are those of the requests' models; without them the names are looked up.
     """
@@ -61,6 +61,6 @@ def told(
     if all(library.loaded(card.name) for card in cards):
         plan = library.place([library.get(card) for card in cards], requests).plan
         predicted = plan and plan.predicted_peak_bytes
-    found = explained(error, requests[0], device=library.device.type, predicted=predicted, there=there)
-    found.add_note(where)
-    return found
+    explanation = explained(error, requests[0], device=library.device.type, predicted=predicted, there=there)
+    explanation.add_note(where)
+    return explanation

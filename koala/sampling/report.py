@@ -11,7 +11,7 @@ from koala.shapes.judge import NoVerdict, judge, no_verdict
 
 
 def claims(result: GenerationResult, index: int = 0) -> list[dict] | None:
-    """The judge's verdict on one picture, claim by claim; None where there is none, and `why_none` says why.
+    """The judge's verdict on one picture, claim by claim; None where there is none; see `why_none`.
 
     Claims about words that the model did not read are left out: `not_asked` has them.
     """
@@ -22,7 +22,7 @@ def claims(result: GenerationResult, index: int = 0) -> list[dict] | None:
 
 
 def not_asked(result: GenerationResult) -> list[str]:
-    """The prompt's claims about words that the model did not read: a picture is not to blame for them."""
+    """The prompt's claims about words that the model did not read, which no picture is judged by."""
     whole, read = parse(result.request.prompt), parse(result.asked)
     if whole is None or not result.unread["prompt"]:
         return []

@@ -66,14 +66,14 @@ def same_noise(
         raise UserError(f"a comparison takes at most {MAX_MODELS} models, not {len(requests)}; compare in groups")
     cards = cards or [find(r.model) for r in requests]
     first = resolve(requests[0], cards[0])
-    found = []
+    resolved = []
     for request, card in zip(requests, cards, strict=True):
         if request.width is None or request.height is None:
             request = dataclasses.replace(
                 request, width=request.width or first.width, height=request.height or first.height
             )
-        found.append(resolve(request, card))
+        resolved.append(resolve(request, card))
     for name in ("prompt", "seed", "images", "width", "height"):
-        if len({getattr(r, name) for r in found}) > 1:
+        if len({getattr(r, name) for r in resolved}) > 1:
             raise UserError(f"the compared requests differ in {name}; give all models the same")
-    return found
+    return resolved

@@ -14,7 +14,7 @@ from koala.files.outputs import new_file
 from koala.hardware.memory_plan import Plan
 from koala.request import MAX_SIDE, GenerationRequest, Timing
 
-KEY = "koala"  # the PNG text chunk that holds the JSON; "parameters" holds the same for people and other UIs
+KEY = "koala"  # the PNG text chunk that holds the JSON; "parameters" holds the same as text, for users and other UIs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +31,10 @@ class GenerationResult:
     runtime: str = "torch"  # or "onnx"
     versions: dict[str, str] = field(default_factory=dict)
     lora_sha256: str | None = None  # of the LoRA's file
-    lora_layers: str | None = None  # how much of the LoRA this model has a place for
-    weights_sha256: str | None = None  # of the files of a model's folder, where a folder of pictures has to know them
+    lora_layers: str | None = None  # how many of the LoRA's layers this model has
+    weights_sha256: str | None = None  # of a model folder's files, for folders of pictures
     unread: dict[str, str] = field(default_factory=lambda: {"prompt": "", "negative_prompt": ""})  # ends of the prompts
-    plan: Plan | None = None  # how it was placed in memory; None where a runtime of its own decides
+    plan: Plan | None = None  # how it was placed in memory; None where another runtime decides
 
     @property
     def asked(self) -> str:
@@ -82,15 +82,14 @@ class GenerationResult:
 
 
 def shared(request: GenerationRequest) -> GenerationRequest:
-    """The request as a picture carries it, which is shown around: models and LoRAs by name, without the folders of
-    the machine that drew it."""
+    """The request as stored in a picture, which may be published: models and LoRAs by name, without local folders."""
     model = PurePath(request.model).name if PurePath(request.model).is_absolute() else ""
     lora = request.lora and PurePath(request.lora).name
     return replace(request, model=model or request.model, lora=lora)
 
 
 def folder_mark(model: str) -> str | None:
-    """What tells a model's folder from others of the same name, and tells nobody where it lies; None for a name."""
+    """A mark that tells folders of one name apart without revealing their paths; None for a model's name."""
     return hashlib.sha256(os.fsencode(model)).hexdigest()[:16] if PurePath(model).is_absolute() else None
 
 
@@ -123,8 +122,8 @@ def parameters_text(metadata: dict) -> str:
     return "\n".join([*lines, ", ".join(f"{k}: {_quoted(v)}" for k, v in settings.items())])
 
 
-def _are_marks(found: object) -> bool:
-    return isinstance(found, list) and all(isinstance(mark, str | None) for mark in found)
+def _are_marks(values: object) -> bool:
+    return isinstance(values, list) and all(isinstance(mark, str | None) for mark in values)
 
 
 def read_png(source: Path | str | bytes) -> dict:
@@ -135,7 +134,7 @@ def read_png(source: Path | str | bytes) -> dict:
     try:
         file = io.BytesIO(source) if isinstance(source, bytes) else source
         with Image.open(file, formats=("PNG",)) as picture:
-            if max(picture.size) > MAX_SIDE:  # nothing of ours, and its pixels might fill the memory
+            if max(picture.size) > MAX_SIDE:  # not one of ours, and its pixels might fill the memory
                 raise ValueError(f"it has {picture.width}x{picture.height} px, pictures from here at most {MAX_SIDE}")
             picture.load()
             text = picture.text.get(KEY)

@@ -13,7 +13,7 @@ from koala.words import many
 
 STYLES = ("short", "detailed")
 CLAIM_KINDS = ("attribute", "binding", "relation", "count")
-# Prompts to begin with; the last one shows a shape and a colour that no training picture joined.
+# Example prompts; the last one joins a shape and a colour that no training picture joins.
 EXAMPLES = (
     "a red circle left of a blue square",
     "a yellow star above a purple ring",
@@ -122,7 +122,7 @@ def caption(scene: Scene, style: str, rng: random.Random) -> str:
     if len(nouns) > 1:
         how = relation(scene.objects[0], scene.objects[1], min(scene.width, scene.height))
         if how is None:
-            raise ValueError("the first two objects of a scene must stand clearly to one side of each other")
+            raise ValueError("the first two objects of a scene must lie clearly to one side of each other")
         text += f" {rng.choice(_PHRASES[how])} {nouns[1]}"
     if len(nouns) > 2:
         text += f" and {nouns[2]}"
@@ -132,9 +132,9 @@ def caption(scene: Scene, style: str, rng: random.Random) -> str:
 def parse(text: str) -> Description | None:
     """Prompt -> description; None when it names no shape of this world, so that there is nothing to judge."""
     lowered = text.lower()
-    found: list[tuple[int, str, str]] = []  # (position, what, value)
+    mentions: list[tuple[int, str, str]] = []  # (position, what, value)
     for match in _RELATION_PATTERN.finditer(lowered):
-        found.append((match.start(), "relation", _RELATION_WORDS[match.group(1) or match.group(2)]))
+        mentions.append((match.start(), "relation", _RELATION_WORDS[match.group(1) or match.group(2)]))
     background = None
     unknown: dict[str, None] = {}  # in order, each once
     words = [(m.start(), m.group()) for m in re.finditer(r"[^\W\d_]+", lowered)]
@@ -145,20 +145,20 @@ def parse(text: str) -> Description | None:
         if word in BACKGROUNDS and following == "background":
             background = word
         elif word in COLOURS and following != "background":
-            found.append((position, "colour", word))
+            mentions.append((position, "colour", word))
         elif word in SIZES:
-            found.append((position, "size", word))
+            mentions.append((position, "size", word))
         elif word in SHAPES or singular in SHAPES:
-            found.append((position, "shape", word if word in SHAPES else singular))
+            mentions.append((position, "shape", word if word in SHAPES else singular))
         elif word in _NUMBERS:
-            found.append((position, "number", word))
+            mentions.append((position, "number", word))
         elif word not in _SILENT:
             unknown[raw] = None
     objects: list[Mention] = []
     relations: list[tuple[int, str, int]] = []
     pending: dict[str, str] = {}
     how: str | None = None
-    for _, what, value in sorted(found):
+    for _, what, value in sorted(mentions):
         if what == "shape":
             first = len(objects)
             mention = Mention(shape=value, colour=pending.get("colour"), size=pending.get("size"))
@@ -180,16 +180,16 @@ def parse(text: str) -> Description | None:
 def claims(description: Description) -> tuple[Claim, ...]:
     """Every claim of a description: count, then each word, each object as a whole, each relation."""
     num = len(description.objects)
-    found = [Claim(kind="count", text=many(num, "object"), subject=(num,))]
+    listed = [Claim(kind="count", text=many(num, "object"), subject=(num,))]
     seen = set()
     for mention in description.objects:
         for what in ("shape", "colour", "size"):
             word = getattr(mention, what)
             if word and (what, word) not in seen:
                 seen.add((what, word))
-                found.append(Claim(kind="attribute", text=word, subject=(what, word)))
+                listed.append(Claim(kind="attribute", text=word, subject=(what, word)))
     if description.background:
-        found.append(
+        listed.append(
             Claim(
                 kind="attribute",
                 text=f"{description.background} background",
@@ -198,8 +198,8 @@ def claims(description: Description) -> tuple[Claim, ...]:
         )
     for index, mention in enumerate(description.objects):
         if mention.colour or mention.size:
-            found.append(Claim(kind="binding", text=str(mention), subject=(index,)))
+            listed.append(Claim(kind="binding", text=str(mention), subject=(index,)))
     for first, how, second in description.relations:
         text = f"{description.objects[first]} {how} {description.objects[second]}"
-        found.append(Claim(kind="relation", text=text, subject=(first, how, second)))
-    return tuple(found)
+        listed.append(Claim(kind="relation", text=text, subject=(first, how, second)))
+    return tuple(listed)

@@ -1,4 +1,4 @@
-"""sRGB -> CIELAB (D65) and how far two colours are apart: dE76 is Euclidean, dE2000 is what an eye sees."""
+"""sRGB -> CIELAB (D65) and colour differences: dE76 is Euclidean, dE2000 is perceptual."""
 
 import numpy as np
 

@@ -9,7 +9,7 @@ from PIL import Image
 from koala.shapes.captions import CLAIM_KINDS, Claim, Description, Mention, claims, parse
 from koala.shapes.reading import Found, Reading, read
 
-# Who chooses a prompt chooses how many objects it names, so what is tried has a bound.
+# A prompt's author decides how many objects it names, so the search is bounded.
 MOST_MENTIONS = 3  # objects of a prompt: as many as a scene has
 MOST_CANDIDATES = 12  # objects that are tried for one mention, the largest first
 
@@ -49,11 +49,9 @@ class NoVerdict:
     reason: str
 
 
-def _says(found: Found, mention: Mention) -> bool:
+def _says(seen: Found, mention: Mention) -> bool:
     """Whether an object has every word of a mention."""
-    return (
-        found.shape == mention.shape and mention.colour in (None, found.colour) and mention.size in (None, found.size)
-    )
+    return seen.shape == mention.shape and mention.colour in (None, seen.colour) and mention.size in (None, seen.size)
 
 
 def _fitting(mention: Mention, reading: Reading) -> list[Found]:
@@ -173,7 +171,7 @@ def verdict(picture: Image.Image | np.ndarray, description: Description) -> Verd
 
 
 def no_verdict(prompt: str) -> str | None:
-    """Why no picture is judged by this prompt; None where every one is."""
+    """Why pictures cannot be judged by this prompt; None where they can."""
     description = parse(prompt)
     if description is None:
         return "the prompt names no shape that the judge knows"
@@ -181,6 +179,6 @@ def no_verdict(prompt: str) -> str | None:
 
 
 def judge(picture: Image.Image | np.ndarray, prompt: str) -> Verdict | NoVerdict:
-    """Picture and prompt -> which claims hold, or why the prompt is none to judge by."""
+    """Picture and prompt -> which claims hold, or why the prompt cannot be judged."""
     reason = no_verdict(prompt)
     return NoVerdict(reason=reason) if reason else verdict(picture, parse(prompt))

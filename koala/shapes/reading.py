@@ -1,7 +1,7 @@
 """A picture -> what it shows: its background, and its objects with shape, colour, size and place. No learned model.
 
 Objects are chromatic, backgrounds almost neutral, and shadows and light change lightness alone: so the plane
-of a and b in CIELAB separates objects from ground, and a grey thing is no object. Coordinates are px, y down.
+of a and b in CIELAB separates objects from ground, and grey regions are not objects. Coordinates are px, y down.
 """
 
 import math
@@ -16,17 +16,17 @@ from koala.shapes.colour import lab
 from koala.shapes.render import distance, rgb
 from koala.shapes.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, relation
 
-UNCLEAR = "unclear"  # the word for a shape or a background that is none of ours; it satisfies no claim
-CLEAR_FIT = 0.75  # IoU below which a blob is no shape: clean ones reach 0.95, touching pairs rarely 0.72
+UNCLEAR = "unclear"  # a shape or background outside the vocabulary; it satisfies no claim
+CLEAR_FIT = 0.75  # IoU below which a blob is not a shape: clean ones reach 0.95, touching pairs rarely 0.72
 CLEAR_GROUND = 20.0  # dE76 from every background beyond which the ground is none of them
-FOREGROUND = 14.0  # distance from the ground in (a, b): the palest pair, cyan on sky, stands 34.6 apart
-SPECK = 0.25  # of the smallest shape's area: what is smaller is no object and is passed over
+FOREGROUND = 14.0  # distance from the ground in (a, b): the palest pair, cyan on sky, is 34.6 apart
+SPECK = 0.25  # of the smallest shape's area: anything smaller is not an object and is skipped
 SMOOTHING = 1.0  # px, of a and b: noise there is large in dark grounds and eats the hole of a small pale ring
 OPENING = 2  # px, of the foreground: what is thinner than 5 px is a streak of noise and joins nothing
 BORDER = 5  # px along the edges that no object reaches: the ground is measured there
 GRID = 64  # cells along a template
 REACH = 1.1  # half a template's side, in square roots of the shape's area (the star's points reach 0.85)
-MOST_OBJECTS = 200  # of a picture that are identified, the largest first: who chooses a prompt can steer a picture
+MOST_OBJECTS = 200  # of a picture that are identified, the largest first: a prompt's author can steer a picture
 MOST_PIXELS = 2  # of the windows around them, in areas of the picture
 
 
@@ -115,7 +115,7 @@ class _Part:
 
 
 def _around(region: tuple[slice, slice], shape: tuple[int, ...]) -> tuple[slice, slice]:
-    """A region's window with 4 px more on every side, as far as the picture goes."""
+    """A region's window with 4 px more on every side, within the picture."""
     return tuple(slice(max(0, s.start - 4), min(length, s.stop + 4)) for s, length in zip(region, shape, strict=True))
 
 
@@ -140,20 +140,20 @@ def _by_colour(mask: np.ndarray, ab: np.ndarray, most: int) -> tuple[list[_Part]
     nearest = np.zeros(mask.shape, np.int8)
     nearest[mask] = 1 + apart.argmin(-1)
     counts = np.bincount(nearest.ravel(), minlength=len(COLOURS) + 1)
-    labels, found = np.zeros(mask.shape, np.int32), 0  # of all colours: no two parts lie over each other
+    labels, count = np.zeros(mask.shape, np.int32), 0  # of all colours: no two parts lie over each other
     for number, region in enumerate(ndimage.find_objects(nearest), start=1):
         if region is None or counts[number] < _smallest_area():
             continue
         # Where colours blend they pass through others: an opening by 2 px leaves nothing of such a rim.
         own, num = ndimage.label(ndimage.binary_opening(nearest[region] == number, iterations=2))
-        labels[region][own > 0] = own[own > 0] + found
-        found += num
+        labels[region][own > 0] = own[own > 0] + count
+        count += num
     kept, more = _largest(labels, most)
     return [_Part(window, labels[window] == i) for i, window in kept], more
 
 
 def _chroma(colours: np.ndarray, ground: np.ndarray) -> np.ndarray:
-    """How far Lab colours (..., 3) stand from the ground (3,) in the plane of a and b."""
+    """Distance of Lab colours (..., 3) from the ground (3,) in the plane of a and b."""
     return np.hypot(colours[..., 1] - ground[1], colours[..., 2] - ground[2])
 
 
@@ -186,10 +186,10 @@ def _split(colours: np.ndarray, ground: np.ndarray, parts: list[_Part], others: 
         taken[part.window] |= part.mask
     objects = []
     for part in parts:
-        found = _identify(colours[part.window], ground, part.mask, taken[part.window] & ~part.mask)
-        if found:
+        shape = _identify(colours[part.window], ground, part.mask, taken[part.window] & ~part.mask)
+        if shape:
             rows, columns = part.window
-            objects.append(replace(found, x=found.x + columns.start, y=found.y + rows.start))
+            objects.append(replace(shape, x=shape.x + columns.start, y=shape.y + rows.start))
     return objects
 
 
@@ -227,14 +227,14 @@ def read(picture: Image.Image | np.ndarray) -> Reading:
     left = MOST_OBJECTS  # of the parts of all blobs
     for i, window in blobs:
         mask, others = labels[window] == i, (labels[window] > 0) & (labels[window] != i)
-        found = [_identify(colours[window], ground, mask, others)]
-        if found[0] and found[0].shape == UNCLEAR and left:
+        shapes = [_identify(colours[window], ground, mask, others)]
+        if shapes[0] and shapes[0].shape == UNCLEAR and left:
             parts, more = _by_colour(mask, colours[window][..., 1:], left)
             left -= len(parts)
             apart = _split(colours[window], ground, parts, others)
             if any(o.shape != UNCLEAR for o in apart):
-                found, unread = apart, unread + more
+                shapes, unread = apart, unread + more
         rows, columns = window
-        objects += [replace(o, x=o.x + columns.start, y=o.y + rows.start) for o in found if o]
+        objects += [replace(o, x=o.x + columns.start, y=o.y + rows.start) for o in shapes if o]
     objects.sort(key=lambda o: o.x)
     return Reading(background=background, objects=tuple(objects), width=width, height=height, unread=unread)

@@ -107,7 +107,7 @@ def place(rng: random.Random, sizes: Sequence[str], width: int, height: int) -> 
 
 
 def _unambiguous(objects: Sequence[SceneObject], side: int) -> bool:
-    """Whether the first two objects stand clearly to one side of each other, not on the diagonal."""
+    """Whether the first two objects lie clearly to one side of each other, not on the diagonal."""
     if len(objects) < 2:
         return True
     dx, dy = abs(objects[0].x - objects[1].x), abs(objects[0].y - objects[1].y)

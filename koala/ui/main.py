@@ -4,12 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from koala.console import quiet
+from koala.console import add_debug, finish, quiet
 
 quiet()  # before Gradio and transformers are imported: they read their environment once
 
 from koala.errors import UserError  # noqa: E402
-from koala.last_resort import add_debug, finish  # noqa: E402
 from koala.ui.build import LOCAL, launch  # noqa: E402
 from koala.ui.session import Session  # noqa: E402
 

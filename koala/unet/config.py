@@ -46,19 +46,19 @@ _OTHERWISE_SO = {
     "timestep_post_act": (None,),
     "upcast_attention": (None, False, True),
 }
-_KINDS = {  # what another value makes of it
+_KINDS = {  # what another value means
     ("in_channels", 8): "one that edits a picture (InstructPix2Pix)",
     ("in_channels", 9): "one for inpainting",
     "encoder_hid_dim": "one with text of another encoder (Kolors, DeepFloyd)",
     "encoder_hid_dim_type": "one with text of another encoder (Kolors, DeepFloyd)",
-    "addition_embed_type": "one that is not told the picture's size, as Stable Diffusion 1 and 2",
+    "addition_embed_type": "one that does not take the picture's size, as Stable Diffusion 1 and 2",
 }
 _REFINER = [384, 768, 1536, 1536]
 _DOWN, _UP = (("CrossAttnDownBlock2D", "DownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D"))
 _MIDDLES = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D")
-# The largest that a config may ask for: far above SDXL's, and far below what would fill a memory.
+# The largest values that a config may have: far above SDXL's, far below what would exhaust memory.
 _WIDEST, _MOST_BLOCKS, _DEEPEST = 16_384, 16, 64
-_NATIVE = 128  # latents per side where a config does not say
+_NATIVE = 128  # latents per side where a config lacks sample_size
 
 
 def native_size(config: Mapping[str, object], file: str) -> tuple[int, int]:
@@ -86,11 +86,11 @@ def from_config(config: Mapping[str, object], name: str, file: str = "") -> UNet
         if not any(value == one and isinstance(value, str) == isinstance(one, str) for one in allowed):
             what = _KINDS.get((key, value) if isinstance(value, int) else key, "another kind of network")
             raise UserError(
-                f"{own.file} is no U-Net of SDXL's family: its {key} is {shown(value)}, not {allowed[0]!r}; it is "
+                f"{own.file} is not a U-Net of SDXL's family: its {key} is {shown(value)}, not {allowed[0]!r}; it is "
                 f"{what}, so take a text-to-image model of SDXL's family"
             )
     native_size(config, own.file)
-    if config.get("time_cond_proj_dim") is not None:  # of a network that is told the guidance
+    if config.get("time_cond_proj_dim") is not None:  # a network that takes the guidance as an input
         own.whole("time_cond_proj_dim", 1, _WIDEST)
     if config.get("block_out_channels") == _REFINER:
         raise UserError(
@@ -102,7 +102,7 @@ def from_config(config: Mapping[str, object], name: str, file: str = "") -> UNet
     for key, types in (("encoder", down_types), ("decoder", up_types)):
         if len(types) != 3:
             raise UserError(
-                f"{own.file} is no U-Net of SDXL's family: it has {len(types)} {key} stages, not 3; take a model of "
+                f"{own.file} is not a U-Net of SDXL's family: it has {len(types)} {key} stages, not 3; take a model of "
                 "SDXL's family"
             )
 
@@ -125,7 +125,7 @@ def from_config(config: Mapping[str, object], name: str, file: str = "") -> UNet
     if any(c % h for c, h in zip(channels, heads, strict=True)):
         raise own.wrong("attention_head_dim", f"numbers of heads that divide {channels}")
     tid = own.whole("addition_time_embed_dim", 2, _WIDEST)
-    found = UNetSpec(
+    spec = UNetSpec(
         name=name,
         channels=channels,
         heads=heads,
@@ -137,11 +137,11 @@ def from_config(config: Mapping[str, object], name: str, file: str = "") -> UNet
         time_id_dim=tid,
         norm_num_groups=groups,
     )
-    return next((s for s in SPECS.values() if replace(s, name=name) == found), found)
+    return next((s for s in SPECS.values() if replace(s, name=name) == spec), spec)
 
 
 def _is_depth(value: object) -> bool:
-    """Whether a value is a depth, or a list of one per residual block; 0 is what some configs say of no attention."""
+    """Whether a value is a depth, or a list of one per residual block; some configs write 0 for no attention."""
     depths = value if isinstance(value, list | tuple) else [value]
     return 0 < len(depths) <= _MOST_BLOCKS and all(is_whole(d, 0, _DEEPEST) for d in depths)
 
@@ -149,20 +149,20 @@ def _is_depth(value: object) -> bool:
 def _each_stage(own: Fields, key: str, right: Callable[[object], bool]) -> tuple:
     """A field that is one value for all three stages, or a list of three."""
     value = own.values.get(key)
-    found = tuple(value) if isinstance(value, list | tuple) else (value,) * 3
-    if len(found) != 3 or not all(map(right, found)):
+    values = tuple(value) if isinstance(value, list | tuple) else (value,) * 3
+    if len(values) != 3 or not all(map(right, values)):
         raise own.wrong(key, "one whole number that fits, or three")
-    return found
+    return values
 
 
 def _depths(own: Fields, key: str, types: tuple, depths: tuple, blocks: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     """The depth of each residual block, stage by stage."""
-    found = []
+    per_stage = []
     for kind, depth, count in zip(types, depths, blocks, strict=True):
         each = tuple(depth) if isinstance(depth, list | tuple) else (depth,) * count
         if not kind.startswith("CrossAttn"):
             each = (0,) * count
         elif len(each) != count or min(each) < 1:
             raise own.wrong(key, f"one depth of 1 or more for each of the {count} residual blocks of a {kind}")
-        found.append(each)
-    return tuple(found)
+        per_stage.append(each)
+    return tuple(per_stage)

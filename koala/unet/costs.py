@@ -18,7 +18,7 @@ LATENT_CHANNELS = 4
 class Block:
     """One part of a stage: `path` is its diffusers module, `tokens` the positions that it works on."""
 
-    stage: str  # of STAGES, or "in" and "out" for what stands before and after them
+    stage: str  # of STAGES, or "in" and "out" for what comes before and after them
     kind: str  # embedding, convolution, resnet, attention, downsampler, upsampler
     path: str
     inside: int  # channels that come in; more than `channels` in a residual block that takes a skip
@@ -174,7 +174,7 @@ def flops(spec: UNetSpec, *, width: int, height: int, batch: int = 1) -> int:
 
 def by_stage(spec: UNetSpec, *, width: int, height: int) -> dict[str, tuple[int, int]]:
     """Stage -> (parameters, FLOPs of one forward pass), with "in" first and "out" last."""
-    found: dict[str, tuple[int, int]] = {}
+    totals: dict[str, tuple[int, int]] = {}
     for block in blocks(spec, width=width, height=height):
-        found[block.stage] = add(found.get(block.stage, (0, 0)), (block.parameters, block.flops))
-    return found
+        totals[block.stage] = add(totals.get(block.stage, (0, 0)), (block.parameters, block.flops))
+    return totals

@@ -38,7 +38,9 @@ def layer_map(student: UNetSpec, teacher: UNetSpec) -> dict[str, str]:
     table = {name: name for name in _ENDS}
     for stage, kept in kept_blocks(student, teacher).items():
         block = STAGES[stage]
-        resnets = range(2 if student.mid_depth else 1) if stage == "MID" else kept  # MID's stand around its transformer
+        resnets = (
+            range(2 if student.mid_depth else 1) if stage == "MID" else kept
+        )  # MID's are before and after its transformer
         table |= {f"{block}.resnets.{mine}": f"{block}.resnets.{its}" for mine, its in enumerate(resnets)}
         if student.depths()[stage][0]:
             table |= {f"{block}.attentions.{mine}": f"{block}.attentions.{its}" for mine, its in enumerate(kept)}
@@ -50,8 +52,8 @@ def renamed(key: str, table: dict[str, str]) -> str | None:
     """A parameter or module `key` with its beginning replaced by the table; None where the table has none of it."""
     parts = key.split(".")
     for length in range(len(parts), 0, -1):
-        if found := table.get(".".join(parts[:length])):
-            return ".".join([found, *parts[length:]])
+        if new := table.get(".".join(parts[:length])):
+            return ".".join([new, *parts[length:]])
     return None
 
 

@@ -1,4 +1,4 @@
-"""Module names of SDXL's original layout ("input_blocks.4.1"), which single files and kohya's LoRAs speak.
+"""Module names of SDXL's original layout ("input_blocks.4.1"), as single files and kohya's LoRAs use them.
 
 The original U-Net numbers its encoder and its decoder through: a residual block and the transformer after it share
 one number, and so do a stage's downsampler and its own, an upsampler and the stage's last residual block.

@@ -1,4 +1,4 @@
-"""The configs of what stands around a U-Net: text encoders, VAE, scheduler. A damaged one is refused by name.
+"""Checks the configs of the parts around a U-Net: text encoders, VAE, scheduler. An error names the damaged file.
 
 Sizes have bounds, far above SDXL's: a config alone must not make a library build gigabytes.
 """
@@ -46,7 +46,7 @@ def check_vae(file: Path) -> None:
     if len(channels) != 4 or any(c % groups for c in channels):
         raise own.wrong("block_out_channels", f"four multiples of norm_num_groups, {groups}: one picture side in eight")
     for name, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
-        if own.each(name, lambda found, kind=kind: found == kind, kind) != (kind,) * 4:
+        if own.each(name, lambda value, kind=kind: value == kind, kind) != (kind,) * 4:
             raise own.wrong(name, f"{kind} four times")
     own.whole("layers_per_block", 1, 16)
     for name, count in (("in_channels", 3), ("out_channels", 3), ("latent_channels", 4)):

@@ -1,4 +1,4 @@
-"""What stands around an SDXL-family U-Net, as data: text encoders and VAE, with exact costs by arithmetic."""
+"""The parts around an SDXL-family U-Net as data: text encoders and VAE, with exact costs by arithmetic."""
 
 from dataclasses import dataclass
 
@@ -123,7 +123,7 @@ class VAESpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What a U-Net needs beside it to turn a prompt into a picture."""
+    """What a U-Net needs to turn a prompt into a picture: two text encoders and a VAE."""
 
     text: TextSpec
     text_2: TextSpec
@@ -148,7 +148,7 @@ TINY_PARTS = Parts(
 
 
 def parts_of(spec: UNetSpec) -> Parts:
-    """The parts that feed a U-Net of this width: SDXL's, or those of the embedded models."""
+    """The parts for a U-Net of this width: SDXL's, or those of the embedded models."""
     for parts in (SDXL_PARTS, TINY_PARTS):
         if parts.text.width + parts.text_2.width == spec.cross_attention_dim:
             return parts

@@ -73,9 +73,9 @@ class UNetSpec:
         """Keyword arguments of diffusers.UNet2DConditionModel that build exactly this network."""
         layers = tuple(len(d) for d in self.down_depths)
         even = all(len(set(d)) == 1 for d in (*self.down_depths, *self.up_depths))
-        # diffusers wants a depth for stages without attention too; of DW-3's it makes MID's, the others it never reads
+        # diffusers wants a depth for stages without attention too: it takes MID's from DW-3's and ignores the others
         mirrored = even and [d[0] for d in self.up_depths] == [d[0] for d in reversed(self.down_depths)]
-        found = {
+        settings = {
             "sample_size": 128 if self.channels[0] == 320 else 32,
             "in_channels": 4,
             "out_channels": 4,
@@ -97,8 +97,8 @@ class UNetSpec:
             "projection_class_embeddings_input_dim": self.pooled_dim + 6 * self.time_id_dim,
         }
         if not mirrored:
-            found["reverse_transformer_layers_per_block"] = tuple(d if d[0] else 1 for d in self.up_depths)
-        return found
+            settings["reverse_transformer_layers_per_block"] = tuple(d if d[0] else 1 for d in self.up_depths)
+        return settings
 
 
 SDXL = UNetSpec(
@@ -182,8 +182,8 @@ def student(text: str, teacher: UNetSpec) -> UNetSpec:
         if len(down) != 3 or len(up) != 3:
             names = ", ".join(n for n in SPECS if not n.startswith("tiny"))
             raise UserError(
-                f"{text!r} is no spec; give a name ({names}) or the depths of DW-1,DW-2,DW-3/MID/UP-1,UP-2,UP-3, "
+                f"{text!r} is not a spec; give a name ({names}) or the depths of DW-1,DW-2,DW-3/MID/UP-1,UP-2,UP-3, "
                 f"for example {KOALA_700M.notation} for koala-700m"
             )
-    found = replace(teacher, name=text, down_depths=down, mid_depth=mid, up_depths=up)
-    return next((s for s in SPECS.values() if replace(s, name=text) == found), found)
+    spec = replace(teacher, name=text, down_depths=down, mid_depth=mid, up_depths=up)
+    return next((s for s in SPECS.values() if replace(s, name=text) == spec), spec)

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from koala import finite
 from koala.attention import record
 from koala.hardware.cuda import Card, DescribedCards, in_place
-from koala.hardware.residence import Residence
+from koala.hardware.device import Residence
 from koala.models import random_weights, schedulers
 from koala.models.cards import ModelCard
 from koala.models.library import Library

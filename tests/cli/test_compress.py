@@ -41,11 +41,11 @@ def test_the_compressed_teacher_draws(tmp_path, capsys):
     ("teacher", "spec", "out", "says"),
     [
         ("tiny-sdlx", "koala-700m", "new", "did you mean tiny-sdxl"),
-        ("tiny-sdxl", "koala-9b", "new", "'koala-9b' is no spec"),
+        ("tiny-sdxl", "koala-9b", "new", "'koala-9b' is not a spec"),
         ("tiny-koala-700m", "koala-1b", "new", "6 transformer blocks, tiny-koala-700m only 5"),
         ("tiny-sdxl", "koala-700m", "full", "full exists already; choose a new folder"),
         ("model.ckpt", "koala-700m", "new", "model.ckpt is a pickle"),
-        ("full", "koala-700m", "new", "full is no diffusers pipeline"),
+        ("full", "koala-700m", "new", "full is not a diffusers pipeline"),
     ],
 )
 def test_bad_use_is_one_line_and_exit_2(tmp_path, monkeypatch, capsys, teacher, spec, out, says):

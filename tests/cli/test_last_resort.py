@@ -9,9 +9,9 @@ import torch
 import koala.cli.main
 import koala.export.command
 from koala.cli import distill
+from koala.console import finish
 from koala.distill.config import read
 from koala.errors import UserError
-from koala.last_resort import finish
 from koala.models.cards import CARDS
 from koala.ui import main as app
 

@@ -49,7 +49,7 @@ def test_lora_tells_people_how_much_is_left(lora, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"--spec": "koala-9b"}, "'koala-9b' is no spec"),
+        ({"--spec": "koala-9b"}, "'koala-9b' is not a spec"),
         ({"--lora": "nowhere.safetensors"}, "there is no file nowhere.safetensors"),
         ({"--lora": "lora.ckpt"}, "is a pickle, which can run any code"),
         ({"--out": "moved.pt"}, "does not end in .safetensors"),

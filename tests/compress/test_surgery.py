@@ -219,7 +219,7 @@ def test_the_report_says_per_stage_what_was_kept(tmp_path):
         ("tiny-koala-700m", "koala-1b", "DW-3: tiny-koala-1b has 6 transformer blocks, tiny-koala-700m only 5"),
         ("tiny-koala-700m", "sdxl", "DW-1: tiny-sdxl has 2 residual blocks, tiny-koala-700m only 1"),
         ("tiny-koala-700m", "0,2,5/5/5+5,2+2,0+0", "has a stage MID that its teacher tiny-koala-700m lacks"),
-        ("tiny-sdxl", "koala-2b", "'koala-2b' is no spec; give a name"),
+        ("tiny-sdxl", "koala-2b", "'koala-2b' is not a spec; give a name"),
     ],
 )
 def test_a_spec_that_is_no_part_of_its_teacher_is_refused(tmp_path, teacher, spec, says):

@@ -111,7 +111,7 @@ def test_signed_weights_are_told_without_the_model(exported_700m, tmp_path, caps
 
 
 DAMAGE = {
-    "no export": (lambda folder: (folder / MANIFEST).unlink(), "is no export"),
+    "no export": (lambda folder: (folder / MANIFEST).unlink(), "is not an export"),
     "no manifest to read": (lambda folder: (folder / MANIFEST).write_text("{"), "damaged"),
     "cut": (lambda folder: (folder / UNET).write_bytes((folder / UNET).read_bytes()[:1000]), "was changed after"),
     "gone": (lambda folder: (folder / UNET).unlink(), "unet/model.onnx is missing"),

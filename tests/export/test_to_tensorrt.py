@@ -128,7 +128,7 @@ def rewrite(folder: Path, **values) -> None:
 
 
 BAD = {
-    "no export": (lambda folder: (folder / "export.json").unlink(), [], "is no export"),
+    "no export": (lambda folder: (folder / "export.json").unlink(), [], "is not an export"),
     "integers": (lambda folder: rewrite(folder, dtype=DYNAMIC), [], "TensorRT has neither"),
     "edited": (lambda folder: (folder / UNET).write_bytes(b"x"), [], "was changed after the export"),
     "missing": (lambda folder: (folder / UNET).unlink(), [], f"{UNET} is missing"),

@@ -58,7 +58,9 @@ def test_a_truncated_file_is_refused(mixed, tmp_path, length):
     file, _ = mixed
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(file.read_bytes()[:length])
-    with pytest.raises(UserError, match=r"cut.safetensors is no whole safetensors file \(.+download or copy it again"):
+    with pytest.raises(
+        UserError, match=r"cut.safetensors is not a whole safetensors file \(.+download or copy it again"
+    ):
         stored_tensors(cut)
 
 
@@ -76,7 +78,7 @@ def test_a_pickle_is_refused_before_it_is_opened(tmp_path, name):
 
 def test_a_pickle_under_a_safe_name_is_refused_without_unpickling(tmp_path):
     torch.save({"a": Bomb()}, tmp_path / "a.safetensors")
-    with pytest.raises(UserError, match="is no whole safetensors file"):
+    with pytest.raises(UserError, match="is not a whole safetensors file"):
         stored_tensors(tmp_path / "a.safetensors")
 
 

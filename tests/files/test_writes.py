@@ -23,7 +23,7 @@ HANDED = {
     ("koala.models.pipeline_folder", "write_folder"): "a model in the folder of `compress` or `convert`",
     ("koala.models.pipeline_folder", "_load_in_single"): "a config in the same folder",
     ("koala.models.pipeline_folder", "_write_part"): "a component in the same folder",
-    ("koala.models.tokenizer_config", "complete"): "a config in the folder of `compress`, `convert` or `export`",
+    ("koala.models.reading", "complete_tokenizer"): "a config in the folder of `compress`, `convert` or `export`",
     ("koala.attention.archive", "_side"): "a temporary folder of `load`",
     ("koala.distill.run.intact", "write_manifest"): "the last file in the folder of a checkpoint",
     ("koala.models.export_manifest", "write"): "the manifest in the folder of `export`",

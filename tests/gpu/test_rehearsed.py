@@ -14,8 +14,8 @@ import torch
 
 from koala.distill.config import DistillConfig
 from koala.errors import UserError
+from koala.hardware.device import Residence
 from koala.hardware.memory_plan import GB, plan
-from koala.hardware.residence import Residence
 from koala.models.cards import CARDS
 from koala.request import GenerationRequest
 from koala.sampling.generate import generate

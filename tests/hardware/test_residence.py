@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from koala.hardware.residence import Residence
+from koala.hardware.device import Residence
 from koala.models.cards import CARDS
 from koala.models.loaded import Placement
 from koala.request import GenerationRequest

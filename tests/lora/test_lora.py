@@ -375,7 +375,7 @@ def twice():
         (dict, "adapts no layer of a U-Net"),
         (only_mid, "nothing of this LoRA is left on tiny-koala-700m: it adapts 40 layers of tiny-sdxl"),
         (loha, "not whole: mid_block.attentions.0.proj_in lacks its hada_w1_b factor"),
-        (whole_model, "proj_in.weight is no part of a LoRA that is known here"),
+        (whole_model, "proj_in.weight is not part of a LoRA that is known here"),
         (twice, "two tensors for one place"),
     ],
 )
@@ -398,8 +398,8 @@ def test_broken_and_unsafe_files_are_refused(tmp_path):
     (tmp_path / "empty.safetensors").write_bytes(b"")
     (tmp_path / "lora.pt").write_bytes(pickle.dumps(Bomb()))
     for name, says in {
-        "cut.safetensors": "no whole safetensors file",
-        "empty.safetensors": "no whole safetensors file",
+        "cut.safetensors": "not a whole safetensors file",
+        "empty.safetensors": "not a whole safetensors file",
         "lora.pt": "is a pickle, which can run any code",
         "nowhere.safetensors": "there is no file",
     }.items():

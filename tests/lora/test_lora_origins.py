@@ -67,7 +67,7 @@ def test_pefts_other_adapters_are_refused_for_their_scale_is_reckoned_in_other_w
 
 def test_a_scale_that_is_taken_for_granted_is_said_and_the_remedy_works(tmp_path):
     file = saved(tmp_path / "l.safetensors", peft(QUERY, before="base_model.model."))
-    assert "adapter_config.json, which has its alpha, is not beside it" in layers_for(file, TINY_SDXL)[1].summary
+    assert "adapter_config.json, which has its alpha, is not next to it" in layers_for(file, TINY_SDXL)[1].summary
     before = delta_of(file, QUERY)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
     assert torch.equal(delta_of(file, QUERY), 2 * before) and not layers_for(file, TINY_SDXL)[1].notes

@@ -1,4 +1,4 @@
-"""A U-Net opens from whatever holds it, always as the same one; what is no U-Net of SDXL's family is refused."""
+"""A U-Net opens from whatever holds it, always as the same one; what is not a U-Net of SDXL's family is refused."""
 
 import json
 import shutil
@@ -136,15 +136,15 @@ def missing_shard(tmp_path):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (stable_diffusion_1, "no U-Net of SDXL's family: its addition_embed_type is None"),
-        (inpainting, "no U-Net of SDXL's family: its in_channels is 9"),
-        (a_vae, "no U-Net of SDXL's family"),
+        (stable_diffusion_1, "not a U-Net of SDXL's family: its addition_embed_type is None"),
+        (inpainting, "not a U-Net of SDXL's family: its in_channels is 9"),
+        (a_vae, "not a U-Net of SDXL's family"),
         (a_text_encoder_file, "no U-Net of SDXL's family: its conv_in and add_embedding are None and None"),
         (pictures, "neither model_index.json nor unet/"),
         (no_weights, "has no weights: diffusion_pytorch_model.safetensors is missing"),
         (pickled_weights, "is a pickle, which can run any code"),
         (broken_config, r"config\.json is damaged"),
-        (truncated, "is no whole safetensors file"),
+        (truncated, "is not a whole safetensors file"),
         (missing_shard, "lacks diffusion_pytorch_model-00002-of-00003.safetensors, which its .+index.json lists"),
         (lambda _: "sdxl.ckpt", "is a pickle"),
         (lambda _: "nowhere.safetensors", "there is no file nowhere.safetensors"),

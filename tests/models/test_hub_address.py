@@ -50,10 +50,10 @@ def test_an_address_of_a_known_model_is_that_model():
 @pytest.mark.parametrize(
     ("pasted", "says"),
     [
-        ("https://civitai.com/models/101055", "is no address of huggingface.co; download the file there yourself"),
-        (f"{HUB}/someone", "is no model's address; a model's is https://huggingface.co/owner/name"),
-        (f"{HUB}/datasets/someone/data", "is no model's address"),
-        (f"{HUB}/spaces/someone/app", "is no model's address"),
+        ("https://civitai.com/models/101055", "is not an address of huggingface.co; download the file there yourself"),
+        (f"{HUB}/someone", "is not the address of a model; a model's is https://huggingface.co/owner/name"),
+        (f"{HUB}/datasets/someone/data", "is not the address of a model"),
+        (f"{HUB}/spaces/someone/app", "is not the address of a model"),
         (f"{HUB}/a/b/blob/main/x.safetensors", "is one file; a model is a whole repository.*: a/b"),
         (f"{HUB}/a/b/resolve/main/unet/x.safetensors?download=true", "is one file"),
         (f"{HUB}/a/b/tree/main/sdxl", "is a folder inside a/b; only what lies at the top"),

@@ -48,7 +48,7 @@ def test_a_missing_file_is_named(copy, file):
 def test_cut_weights_are_refused_before_anything_is_loaded(copy, length):
     os.truncate(copy / "unet" / f"{WEIGHTS}.safetensors", length)
     message = refusal(copy)
-    assert f"unet/{WEIGHTS}.safetensors is no whole safetensors file" in message
+    assert f"unet/{WEIGHTS}.safetensors is not a whole safetensors file" in message
     assert "copy or save the file again" in message
 
 
@@ -75,12 +75,12 @@ def test_a_pickle_is_refused_and_never_opened(copy, ending):
 
 def test_a_folder_of_something_else_is_refused(copy, tmp_path):
     (tmp_path / "holiday.jpg").write_bytes(b"x")
-    assert "is no diffusers pipeline" in refusal(tmp_path)
+    assert "is not a diffusers pipeline" in refusal(tmp_path)
     (copy / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
     assert "is a StableDiffusionPipeline; SDXL pipelines run here" in refusal(copy)
     config = json.loads((copy / "unet" / "config.json").read_text())
     (copy / "unet" / "config.json").write_text(json.dumps(config | {"addition_embed_type": None}))
-    assert "is no U-Net of SDXL's family" in refusal(copy)
+    assert "is not a U-Net of SDXL's family" in refusal(copy)
 
 
 def test_a_whole_copy_works_and_shares_what_is_the_same(copy):
@@ -120,7 +120,7 @@ def test_a_unet_in_several_files_loads(copy, variant):
     library = Library("cpu")
     assert same_unet(library.get(str(copy)), library.get("tiny-koala-700m"))
     os.truncate(location.files("unet")[1], 1000)
-    assert f"{location.files('unet')[1].name} is no whole" in refusal(copy)
+    assert f"{location.files('unet')[1].name} is not a whole" in refusal(copy)
     location.files("unet")[1].unlink()
     assert f"unet/{location.files('unet')[1].name} is missing" in refusal(copy)
 

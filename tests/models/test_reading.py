@@ -11,9 +11,8 @@ from koala.models.cards import EMBEDDED
 from koala.models.from_torch import load_part
 from koala.models.library import Library
 from koala.models.locate import locate
-from koala.models.reading import check_widths, from_files, load_noising, load_tokenizer
+from koala.models.reading import check_widths, from_files, load_noising, load_tokenizer, tokenizer_defaults
 from koala.models.registry import find
-from koala.models.tokenizer_config import assumed
 
 STUDENT = EMBEDDED / "tiny-koala-700m"
 
@@ -128,12 +127,12 @@ def test_what_a_tokenizer_without_its_config_pads_with_is_read_where_it_is_said_
         folder.mkdir(parents=True)
         for file, values in files.items():
             (folder / f"{file}.json").write_text(json.dumps(values))
-        return assumed(folder)["pad_token"]
+        return tokenizer_defaults(folder)["pad_token"]
 
     assert (pads("tokenizer"), pads("tokenizer_2")) == ("<|endoftext|>", "!")
     assert pads("tokenizer_2", special_tokens_map={"pad_token": "a"}) == "a"
     assert pads("tokenizer_2", special_tokens_map={"pad_token": {"content": "b"}}) == "b"
     assert pads("tokenizer_2", tokenizer={"padding": {"pad_token": "c"}}) == "c"
     assert pads("tokenizer_2", tokenizer={"padding": None}, tokenizer_config={"model_max_length": 77}) == "!"
-    told = assumed(STUDENT / "tokenizer_2")
+    told = tokenizer_defaults(STUDENT / "tokenizer_2")
     assert told == {}

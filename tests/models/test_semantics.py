@@ -52,7 +52,7 @@ REFUSED = [
     (INDEX, {"requires_aesthetics_score": True}, "this is the refiner.*take the base model"),
     (INDEX, {"_class_name": ["pipeline", "My"]}, '"_class_name": "StableDiffusionXLPipeline" there'),
     (INDEX, {"_class_name": "KolorsPipeline"}, "is a KolorsPipeline; .*name a folder"),
-    ("unet/config.json", {"time_cond_proj_dim": 256}, "is told the guidance, as latent consistency models"),
+    ("unet/config.json", {"time_cond_proj_dim": 256}, "takes the guidance as an input, as latent consistency models"),
     ("unet/config.json", {"in_channels": 9}, "its in_channels is 9, .*for inpainting.*take a text-to-image model"),
     ("unet/config.json", {"block_out_channels": [384, 768, 1536, 1536]}, "U-Net of SDXL's refiner"),
     ("vae/config.json", {"_class_name": "AsymmetricAutoencoderKL"}, "is for AsymmetricAutoencoderKL"),

@@ -190,9 +190,9 @@ def test_a_manifest_that_is_no_file_is_listed_as_unreadable(tmp_path, kind):
         manifest.symlink_to(MANIFEST if kind == "a loop" else "nowhere")
     assert list_exports(tmp_path) == [folder]
     (found,) = Exports(Session(), tmp_path).all()
-    assert found.exported is None and "one/export.json is no file" in found.problem
+    assert found.exported is None and "one/export.json is not a file" in found.problem
     assert "unreadable" in export_panel.table([found], "one")
-    with pytest.raises(UserError, match=r"export\.json is no file"):
+    with pytest.raises(UserError, match=r"export\.json is not a file"):
         find(str(folder))
 
 

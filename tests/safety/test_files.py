@@ -297,7 +297,7 @@ def test_an_alpha_that_is_no_scale_is_refused_by_its_name(tmp_path, layer, alpha
     file = tmp_path / "style.safetensors"
     beside = {f"{layer}.alpha": tensor(256, 256 + 4 * len(alpha), [len(alpha)])}
     file.write_bytes(safetensors(FACTORS | beside, bytes(256) + struct.pack(f"<{len(alpha)}f", *alpha)))
-    with pytest.raises(UserError, match=rf"{re.escape(layer)}\.alpha in .+ is no scale"):
+    with pytest.raises(UserError, match=rf"{re.escape(layer)}\.alpha in .+ is not a scale"):
         read_lora(file)
 
 

@@ -61,7 +61,7 @@ def test_a_students_name_on_the_tiny_teacher_is_the_tiny_student():
     ("text", "says"),
     [
         ("koala-2b", "give a name"),
-        ("0,2,5/-/5+5,2+2", "is no spec"),
+        ("0,2,5/-/5+5,2+2", "is not a spec"),
         ("0,2,5/-/5,2,0", "UP-3 needs 2 residual blocks"),
         ("0,2,5/4/5+5,2+2,0+0", "as deep as DW-3's first block"),
         ("0+0,2+0,5/-/5+5,2+2+2,0+0+0", "all have attention or none has"),

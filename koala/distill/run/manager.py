@@ -20,13 +20,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from koala import process
-from koala.child import environment, last_words
 from koala.distill.config import DistillConfig
 from koala.distill.run.folder import RunFolder
 from koala.distill.run.intact import config_of
 from koala.distill.run.place import check_place
 from koala.distill.run.records import ENDED, Status
 from koala.errors import UserError
+from koala.process import environment, last_words
 
 INTERRUPTED = "interrupted"  # what no run writes itself: its process is gone and has not said why
 _COMMAND = (sys.executable, "-u", "-m", "koala", "distill")

@@ -1,4 +1,4 @@
-"""What a single file's header says of how the model wants to be run: our own words, and the ModelSpec standard's."""
+"""A single file's header: our own entry with recommended settings, and the ModelSpec standard's keys."""
 
 import json
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ _PREDICTION = "modelspec.prediction_type"
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a file says of itself; empty where it says nothing."""
+    """What a file's header gives; fields are empty where it does not."""
 
     title: str = ""
     licence: str = ""
@@ -37,17 +37,17 @@ def read_words(file: SingleFile) -> Header:
     for name in configs.values:
         configs.object(name)
     scheduler = configs.values.get("scheduler/scheduler_config.json", {})
-    said = {
+    claims = {
         "its markers": VELOCITY in file.markers or None,
         _PREDICTION: _says_velocity(words.get(_PREDICTION)),
         "its scheduler's settings": _says_velocity(scheduler.get("prediction_type")),
     }
-    found = {name: velocity for name, velocity in said.items() if velocity is not None}
-    if len({*found.values()}) > 1:
+    velocities = {name: velocity for name, velocity in claims.items() if velocity is not None}
+    if len({*velocities.values()}) > 1:
         words_of = {True: "v-prediction", False: "epsilon"}
-        told = ", ".join(f"{name}: {words_of[velocity]}" for name, velocity in found.items())
+        shown = ", ".join(f"{name}: {words_of[velocity]}" for name, velocity in velocities.items())
         raise UserError(
-            f"{file.path} contradicts itself in what its U-Net predicts ({told}), so it would draw noise either way; "
+            f"{file.path} contradicts itself in what its U-Net predicts ({shown}), so it would draw noise either way; "
             "take another copy, or write it again from its folder: python -m koala convert FOLDER --out FILE"
         )
     return Header(
@@ -56,21 +56,21 @@ def read_words(file: SingleFile) -> Header:
         model=own.text("model", ""),
         drawing=read_drawing(own),
         configs=configs.values,
-        velocity=any(found.values()),
+        velocity=any(velocities.values()),
         zero_snr=ZERO_SNR in file.markers or scheduler.get("rescale_betas_zero_snr") is True,
     )
 
 
 def _ours(file: SingleFile) -> dict:
     try:
-        found = json.loads(file.metadata.get(KEY, "{}"))
+        own = json.loads(file.metadata.get(KEY, "{}"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file.path}'s header is damaged: its entry {KEY} is no JSON; {_AGAIN}") from error
-    return found if isinstance(found, dict) else {}
+        raise UserError(f"{file.path}'s header is damaged: its entry {KEY} is not JSON; {_AGAIN}") from error
+    return own if isinstance(own, dict) else {}
 
 
 def _line(text: str) -> str:
-    """On one line, and not for ever."""
+    """On one line, shortened."""
     return " ".join(text.split())[:100]
 
 

@@ -1,6 +1,6 @@
 """What one safetensors file holds, by component and under diffusers' names. Only its header is read, and one tensor.
 
-The U-Net's spec is told by its tensors' names and shapes. A tensor that the original layout stores in another form is
+The U-Net's spec follows from its tensors' names and shapes. A tensor that the original layout stores in another form is
 a view of its bytes: q, k and v of the second text encoder are rows of one matrix, its projection is transposed.
 """
 
@@ -93,14 +93,14 @@ def _from_original(tensors: Mapping[str, StoredTensor], prefix: str) -> dict[str
         up_depths=(*[(1,) * (blocks + 1)] * 2, (0,) * (blocks + 1)),
     )
     table = {original: own for own, original in original_names(shape).items()}
-    beside = {key: tensor for key, tensor in tensors.items() if key in (*MARKERS, *EDM_MARKERS, "scaled_fp8")}
+    markers = {key: tensor for key, tensor in tensors.items() if key in (*MARKERS, *EDM_MARKERS, "scaled_fp8")}
     inside = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-    return {renamed(key, table) or key: tensor for key, tensor in inside.items()} | beside
+    return {renamed(key, table) or key: tensor for key, tensor in inside.items()} | markers
 
 
 def _parts(tensors: Mapping[str, StoredTensor]) -> dict[str, dict[str, Streamed]]:
     """The components around the U-Net, by transformers' and diffusers' names; one without any tensor is left out."""
-    found = {
+    parts = {
         "text_encoder": {
             f"text_model.{key.removeprefix(TEXT_PREFIX)}": tensor
             for key, tensor in tensors.items()
@@ -109,35 +109,35 @@ def _parts(tensors: Mapping[str, StoredTensor]) -> dict[str, dict[str, Streamed]
         "text_encoder_2": _text_2({k: t for k, t in tensors.items() if k.startswith(TEXT_2_PREFIX)}),
         "vae": _vae({k: t for k, t in tensors.items() if k.startswith(VAE_PREFIX)}),
     }
-    return {part: own for part, own in found.items() if own}
+    return {part: own for part, own in parts.items() if own}
 
 
 def _text_2(tensors: Mapping[str, StoredTensor]) -> dict[str, Streamed]:
-    found: dict[str, Streamed] = {}
+    renamed_tensors: dict[str, Streamed] = {}
     for key, tensor in tensors.items():
         own = text_2_names(key)
         if len(own) == 3:  # q, k and v are a third of the rows each
             third = tensor.shape[0] // 3
-            found |= {name: tensor.rows(k * third, third) for k, name in enumerate(own)}
+            renamed_tensors |= {name: tensor.rows(k * third, third) for k, name in enumerate(own)}
         elif own == ("text_projection.weight",) and not key.endswith(".weight"):
-            found[own[0]] = Transposed(stored=tensor)
+            renamed_tensors[own[0]] = Transposed(stored=tensor)
         elif own:
-            found[own[0]] = tensor
+            renamed_tensors[own[0]] = tensor
         elif not _UNUSED.search(key):
-            found[key] = tensor
-    return found
+            renamed_tensors[key] = tensor
+    return renamed_tensors
 
 
 def _vae(tensors: Mapping[str, StoredTensor]) -> dict[str, Streamed]:
     blocks = {int(n) for key in tensors for n in re.findall(r"encoder\.down\.0\.block\.(\d+)\.", key)}
     table = {its: own for own, its in vae_names(_VAE_LEVELS, len(blocks) or 2, old=False).items()}
-    found = {}
+    renamed_tensors = {}
     for key, tensor in tensors.items():
         own = renamed(key.removeprefix(VAE_PREFIX), table)
         if own and ".attentions." in own and len(tensor.shape) == 4:  # the original's are 1x1 convolutions
             tensor = replace(tensor, shape=tensor.shape[:2])
-        found[own or key] = tensor
-    return found
+        renamed_tensors[own or key] = tensor
+    return renamed_tensors
 
 
 def _say_left_out(path: Path, tensors: Iterable[str], parts: Mapping[str, object]) -> None:
@@ -171,8 +171,8 @@ def _is_zero(tensor: StoredTensor) -> bool:
 
 def _say_changed_middle(shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
     """A warning where a spec that has no middle block got one: it was merged or trained as such elsewhere."""
-    found = spec_of(shapes, name)
-    without = [s for s in SPECS.values() if s == replace(found, name=s.name, mid_depth=None)]
+    spec = spec_of(shapes, name)
+    without = [s for s in SPECS.values() if s == replace(spec, name=s.name, mid_depth=None)]
     if without:
         log.warning(
             "%s has the depths of %s, but its middle block does something: it was merged or trained elsewhere, and is "
@@ -187,8 +187,8 @@ def spec_of(shapes: Mapping[str, tuple[int, ...]], name: str) -> UNetSpec:
     blocks: dict[str, set[int]] = {}
     depths: dict[tuple[str, int], int] = {}
     for key in shapes:
-        if found := _BLOCK.match(key):
-            stage, kind, number, block = found.groups()
+        if match := _BLOCK.match(key):
+            stage, kind, number, block = match.groups()
             blocks.setdefault(stage, set()).add(int(number))
             at = (stage, int(number))
             depths[at] = max(depths.get(at, 0), int(block) + 1 if block else 0)
@@ -216,5 +216,5 @@ def spec_of(shapes: Mapping[str, tuple[int, ...]], name: str) -> UNetSpec:
         return student(f"{down}/{middle}/{up}", family)
     except UserError as error:
         raise UserError(
-            f"{name} is no whole U-Net: its blocks are {down}/{middle}/{up}, and {error}; copy or download it again"
+            f"{name} is not a whole U-Net: its blocks are {down}/{middle}/{up}, and {error}; copy or download it again"
         ) from error

@@ -25,10 +25,10 @@ def settings_folder(file: SingleFile, header: Header, base: Mapping[str, Path]) 
     """The folder, made now if it is not there; `base` are the small files of an SDXL pipeline by their place in it."""
     contents = {name: _encoded(config) for name, config in _configs(file, header, base).items()}
     contents |= {name: path.read_bytes() for name, path in base.items() if name.startswith(TOKENIZERS)}
-    told = hashlib.sha256()
+    hashed = hashlib.sha256()
     for name, content in sorted(contents.items()):
-        told.update(f"{name}:{len(content)}:".encode() + content)
-    folder = user_cache() / "single-files" / told.hexdigest()[:24]
+        hashed.update(f"{name}:{len(content)}:".encode() + content)
+    folder = user_cache() / "single-files" / hashed.hexdigest()[:24]
     if not _is_there(folder, contents):
         _write(folder, contents)
     return folder
@@ -37,19 +37,19 @@ def settings_folder(file: SingleFile, header: Header, base: Mapping[str, Path]) 
 def _configs(file: SingleFile, header: Header, base: Mapping[str, Path]) -> dict[str, dict]:
     """Place in a pipeline -> its config."""
     own = {name: header.configs.get(name) for name in CARRIED}
-    found = {name: dict(own[name] or read_object(base[name])) for name in CARRIED if name != UNET}
+    configs = {name: dict(own[name] or read_object(base[name])) for name in CARRIED if name != UNET}
     prediction = "v_prediction" if header.velocity else "epsilon"
     if own[SCHEDULER] is None:
-        found[SCHEDULER] |= {"prediction_type": prediction, "rescale_betas_zero_snr": header.zero_snr}
+        configs[SCHEDULER] |= {"prediction_type": prediction, "rescale_betas_zero_snr": header.zero_snr}
     if own[VAE] is None and "vae" in file.parts and file.spec.channels == SDXL.channels:
         # SDXL's own VAE overflows half precision. The base's may be one that does not, which says nothing of this one.
-        found[VAE] |= {"force_upcast": True}
-    told = {name: value for name, value in (own[UNET] or {}).items() if not name.startswith(("reverse_", "_"))}
-    size = {"sample_size": told["sample_size"]} if told.get("sample_size") else {}
-    found[UNET] = {"_class_name": "UNet2DConditionModel"} | told | file.spec.config() | size
+        configs[VAE] |= {"force_upcast": True}
+    given = {name: value for name, value in (own[UNET] or {}).items() if not name.startswith(("reverse_", "_"))}
+    size = {"sample_size": given["sample_size"]} if given.get("sample_size") else {}
+    configs[UNET] = {"_class_name": "UNet2DConditionModel"} | given | file.spec.config() | size
     index = read_object(base[INDEX])
     index |= {"_class_name": "StableDiffusionXLPipeline"} | dict(header.configs.get(INDEX, {}))
-    return found | {INDEX: index}
+    return configs | {INDEX: index}
 
 
 def _encoded(config: Mapping) -> bytes:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from koala.child import environment, last_words
 from koala.files.outputs import remove_partial
+from koala.process import environment, last_words
 
 RUNNING, STOPPING, DONE, FAILED, STOPPED = "running", "stopping", "done", "failed", "stopped"
 COMMAND = (sys.executable, "-u", "-m", "koala.export")

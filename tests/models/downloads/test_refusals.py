@@ -42,13 +42,13 @@ def test_what_the_hub_refuses_is_one_line_with_what_to_type(hub, run, student, t
     one_line(run(*fetch, f"{OWN}@v9"), "no revision 'v9'", "whole commit")
     one_line(run(*fetch, "someone/pickled"), "as a pickle only (unet/", "only safetensors")
     one_line(run(*fetch, "someone/flux"), "is a FluxPipeline")
-    one_line(run(*fetch, "someone/words"), "is no diffusers pipeline")
+    one_line(run(*fetch, "someone/words"), "is not a diffusers pipeline")
     assert not any(r.what.endswith(("tensors", ".bin")) and r.repo.endswith(("pickled", "flux")) for r in hub.requests)
 
 
 def test_no_network_is_one_line_with_what_to_type(hub, run):
     hotel = run("-m", "koala", "fetch", OWN, HF_ENDPOINT=f"{hub.endpoint}/login")
-    one_line(hotel, "/login is no hub", f"python -m koala fetch {OWN}")
+    one_line(hotel, "/login is not a hub", f"python -m koala fetch {OWN}")
     for model in ("koala-700m", OWN):
         dead = run("-m", "koala", "fetch", model, HF_ENDPOINT="http://127.0.0.1:9")
         one_line(

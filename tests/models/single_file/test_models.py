@@ -210,7 +210,7 @@ def test_a_file_that_a_compiler_wrapped_is_the_same(files, tmp_path):
 
 
 def test_a_damaged_header_and_a_setting_that_cannot_be_are_refused(files, tmp_path):
-    for said, words in (("{", "is no JSON"), (json.dumps({"defaults": {"steps": -3}}), "defaults")):
+    for said, words in (("{", "is not JSON"), (json.dumps({"defaults": {"steps": -3}}), "defaults")):
         file = rewritten(files["tiny-koala-700m"], tmp_path / "bad.safetensors", lambda t: t, koala=said)
         with pytest.raises(UserError, match=words):
             find(str(file))
@@ -359,7 +359,7 @@ def test_what_cannot_be_converted_is_said(tmp_path, capsys, model, out, says):
 
 
 def test_a_teacher_of_another_family_is_refused(files, tmp_path, full_size):
-    with pytest.raises(UserError, match="is no folder of .*'s family"):
+    with pytest.raises(UserError, match="is not a folder of .*'s family"):
         locate(find(str(full_size)), "tiny-sdxl")
 
 

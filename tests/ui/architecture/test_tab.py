@@ -150,7 +150,7 @@ def test_every_slider_position_has_figures_in_time(no_collection):
     ("spec", "teacher", "words"),
     [
         ("0,2,11/-/5+5,2+2,0+0", "sdxl", "DW-3: .* has 11 transformer blocks, sdxl only 10"),
-        ("<script>", "sdxl", "is no spec"),
+        ("<script>", "sdxl", "is not a spec"),
         ("koala-700m", "../../etc", "unknown widths"),
     ],
 )

@@ -99,7 +99,7 @@ def test_a_run_that_fails_says_why_and_keeps_the_capture_before(tab, drawn, fiel
     with pytest.raises(gr.Error) as told:
         shown.extend(u[tab.viewer] for u in updates)
     said = html.unescape(told.value.message)
-    assert "is no whole safetensors file" in said
+    assert "is not a whole safetensors file" in said
     if kept:
         assert (shown[-1]["phase"], shown[-1]["id"]) == ("done", before) and said in shown[-1]["problem"]
     else:

@@ -153,7 +153,7 @@ def test_a_run_is_begun_seen_at_once_and_stopped(tab):
     [
         ({"teacher": "koala-700m"}, "is not on this machine"),
         ({"teacher": "no-such"}, "Unknown model"),
-        ({"student_spec": "0,2"}, "is no spec"),
+        ({"student_spec": "0,2"}, "is not a spec"),
         ({"student_spec": "0,2,12/-/12+12,2+2,0+0"}, "has 12 transformer blocks, tiny-sdxl only 10"),
         ({"features": ("CA",), "stages": ("DW-1",), "lf_at_ends": False}, "has no CA in DW-1"),
     ],

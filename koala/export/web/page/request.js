@@ -8,7 +8,7 @@ export function complaint(request, { limits, samplers }) {
   for (const name of ["prompt", "negative_prompt"]) {
     const text = request[name], called = name.replace("_", " ");
     if (/[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/.test(text)) {
-      return `The ${called} holds half a character, which is no text; type it again.`;
+      return `The ${called} holds half a character, which is not text; type it again.`;
     }
     if ([...text].length > limits.prompt) return `The ${called} has ${[...text].length} characters; shorten it to ${limits.prompt}.`;
   }
