@@ -1,4 +1,4 @@
-"""Exports -> the folder of a page that draws with them in the visitor's own browser, for any static host."""
+"""Exports -> a page that draws with them in the browser, for any static host."""
 
 import gzip
 import hashlib
@@ -39,12 +39,12 @@ _LICENCES = {"licence": "LICENSE", "notices": "ThirdPartyNotices.txt"}  # as the
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What a visitor fetches, in bytes on the way (gzipped)."""
+    """What a visitor downloads, in gzipped bytes."""
 
     page: int
     runtime: int  # of WebAssembly
-    webgpu: int  # of WebGPU, where it is chosen
-    models: dict[str, int]  # in the order in which they load; what an earlier one has brought is not counted again
+    webgpu: int  # of WebGPU, if it is chosen
+    models: dict[str, int]  # in loading order; shared files count once
 
     @property
     def first(self) -> int:
@@ -57,12 +57,10 @@ class Sizes:
         return self.page + self.runtime + self.webgpu + sum(self.models.values())
 
     def line(self) -> str:
-        """For people; it says so where a size is above its budget."""
+        """As text, with a note if a size is above its budget."""
 
         def mb(size: int, budget: int) -> str:
-            return f"{size / 1e6:.1f} MB" + (
-                f" (more than the {budget / 1e6:.0f} MB aimed at)" if size > budget else ""
-            )
+            return f"{size / 1e6:.1f} MB" + (f" (above the budget of {budget / 1e6:.0f} MB)" if size > budget else "")
 
         return f"first load {mb(self.first, FIRST)}, all of it {mb(self.whole, WHOLE)}, gzipped"
 
@@ -75,15 +73,15 @@ def write(exports: Sequence[Path], out: Path, *, runtime: Path | None = None, re
     if not 1 <= len(exports) <= MAX_MODELS:
         raise UserError(f"a page shows 1 to {MAX_MODELS} models, not {len(exports)}")
     package = packages.fetched(packages.RUNTIME, runtime)
-    found = [Exported.read(folder) for folder in exports]
-    names = [one.model for one in found]
+    manifests = [Exported.read(folder) for folder in exports]
+    names = [one.model for one in manifests]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"{twice} is named twice; name each model once")
-    for folder, one in zip(exports, found, strict=True):
+    for folder, one in zip(exports, manifests, strict=True):
         one.check(folder)
         if missing := [part for part in parts.PARTS if part not in one.components]:
-            raise UserError(f"{folder} has no {missing[0]}; export all of the model, with --components all")
-    pairs = list(zip(exports, found, strict=True))
+            raise UserError(f"{folder} has no {missing[0]}; export the whole model with --components all")
+    pairs = list(zip(exports, manifests, strict=True))
     needed = sum(
         (folder / name).stat().st_size for folder, f in pairs for c in f.components.values() for name in c.files
     )
@@ -128,7 +126,7 @@ def _fill(site: Path, exports: list[tuple[Path, Exported]], package: Path) -> Si
 
 
 def theme() -> str:
-    """The app's colours as a stylesheet: as the visitor's system has it, or as the page's switch says."""
+    """The app's colours as a stylesheet: the visitor's system decides on light or dark, or the page's switch."""
     light, dark = palette.variables()
     return (
         f":root{{color-scheme:light dark;{light}}}\n"
@@ -138,7 +136,7 @@ def theme() -> str:
 
 
 def sizes(side: int) -> list[tuple[int, int]]:
-    """Pictures to choose from around a model's own size: smaller ones, which are quicker, and two that lie or stand."""
+    """Picture sizes around a model's own: smaller ones, which are faster, a landscape and a portrait."""
 
     def near(share: float) -> int:
         return max(MIN_SIDE, round(side * share / SIDE_MULTIPLE) * SIDE_MULTIPLE)
@@ -148,14 +146,14 @@ def sizes(side: int) -> list[tuple[int, int]]:
 
 
 def _runtime(site: Path, package: Path, files: Files) -> dict[str, object]:
-    """ONNX Runtime Web with its licence; what is compiled is compressed, as the models are."""
+    """ONNX Runtime Web with its licence; the WebAssembly is compressed, as the models are."""
     (site / RUNTIME).mkdir()
-    found = {}
+    backends = {}
     for backend, (script, glue, wasm) in BACKENDS.items():
         for name in (script, glue):
             (site / RUNTIME / name).write_bytes(packages.member(package, f"dist/{name}"))
         content = packages.member(package, f"dist/{wasm}")
-        found[backend] = {
+        backends[backend] = {
             "script": f"{RUNTIME}/{script}",
             "glue": f"{RUNTIME}/{glue}",
             "wasm": files.enclose(wasm.removesuffix(".wasm"), content, ".wasm"),
@@ -164,7 +162,7 @@ def _runtime(site: Path, package: Path, files: Files) -> dict[str, object]:
         (site / RUNTIME / name).write_text(_licence_of_runtime(name), encoding="utf-8")
     return {
         "version": packages.RUNTIME.version,
-        "backends": found,
+        "backends": backends,
         **{key: f"{RUNTIME}/{name}" for key, name in _LICENCES.items()},
     }
 
