@@ -301,9 +301,9 @@ def _lines(report: dict) -> list[str]:
         lines.append(f"{' and '.join(one['models'])}, Jensen-Shannon divergence (0: identical, 1: nothing in common):")
         for stage in one["stages"]:
             values = stage["divergence"]
-            said = (
+            value = (
                 stage["absent"]
                 or f"{sum(values) / len(values):.4f} on average over {len(values)} step{'s' * (len(values) > 1)}"
             )
-            lines.append(f"  {stage['stage']}: {said}")
+            lines.append(f"  {stage['stage']}: {value}")
     return lines

@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
             }
         )
     emit(args, rows, _table(rows))
-    if told := advice_here():
-        say(str(told))
+    if advice := advice_here():
+        say(str(advice))
     return 0
 
 

@@ -62,11 +62,11 @@ def claims_line(entry: dict) -> str:
     """Which claims of the prompt hold, what was seen instead, and which claims the model never read."""
     if entry["claims"] is None:
         return f"no verdict: {entry['no_verdict']}"
-    told = [
+    sentences = [
         f"{'holds' if c['holds'] else 'FAILS'}: {c['claim']}" + ("" if c["holds"] else f" (seen: {c['seen']})")
         for c in entry["claims"]
     ]
-    return "; ".join([*told, *(f"not asked, as the model did not read it: {text}" for text in entry["not_asked"])])
+    return "; ".join([*sentences, *(f"not asked, as the model did not read it: {text}" for text in entry["not_asked"])])
 
 
 def say_unread(request: GenerationRequest, unread: Mapping[str, str]) -> None:

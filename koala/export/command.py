@@ -80,8 +80,8 @@ def run(args: argparse.Namespace) -> int:
     job, findings, exported = write_export(args, args.model, args.out, teller, target=args.target, dtype=args.dtype)
     size = sum(f.stat().st_size for f in args.out.rglob("*") if f.is_file())
     if args.json:
-        told = {"findings": findings, "out": str(args.out), "bytes": size, "lora_layers": job.lora_layers}
-        print(json.dumps(dataclasses.asdict(exported) | told, indent=1))
+        details = {"findings": findings, "out": str(args.out), "bytes": size, "lora_layers": job.lora_layers}
+        print(json.dumps(dataclasses.asdict(exported) | details, indent=1))
     else:
         print(f"{args.out} holds {', '.join(exported.components)}: {size / 1e6:,.1f} MB")
     return 0

@@ -31,7 +31,7 @@ def metadata(exported: Exported, component: str, dtype: str) -> dict[str, str]:
 
     `dtype` is of this file's weights.
     """
-    told = {
+    values = {
         "model": exported.model,
         "component": component,
         "dtype": dtype,
@@ -46,7 +46,7 @@ def metadata(exported: Exported, component: str, dtype: str) -> dict[str, str]:
         "islands": exported.islands or None,
         "lora": exported.lora,
     }
-    return {f"{PREFIX}{k}": v if isinstance(v, str) else json.dumps(v) for k, v in told.items() if v is not None}
+    return {f"{PREFIX}{k}": v if isinstance(v, str) else json.dumps(v) for k, v in values.items() if v is not None}
 
 
 def add_metadata(path: Path, values: Mapping[str, str]) -> None:

@@ -220,9 +220,9 @@ def main() -> None:
         options.guidance,
         options.scheduler,
     )
-    told = PngImagePlugin.PngInfo()
-    told.add_itxt("parameters", f"{options.prompt}\nSteps: {options.steps}, CFG scale: {options.guidance:g}")
-    picture.save(options.out, pnginfo=told)
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("parameters", f"{options.prompt}\nSteps: {options.steps}, CFG scale: {options.guidance:g}")
+    picture.save(options.out, pnginfo=info)
     print(options.out)
 
 

@@ -46,9 +46,9 @@ def _shapes(model: onnx.ModelProto) -> dict[str, int]:
         if node.op_type in _LIKE_INPUT:
             same = onnx.helper.make_node("Identity", node.input[:1], node.output[:1], name=node.name)
             node.CopyFrom(same)
-    told = SymbolicShapeInference.infer_shapes(stand_in, auto_merge=True).graph
+    graph = SymbolicShapeInference.infer_shapes(stand_in, auto_merge=True).graph
     sizes = {}
-    for value in (*told.input, *told.value_info, *told.output):
+    for value in (*graph.input, *graph.value_info, *graph.output):
         kind = value.type.tensor_type
         if all(dim.HasField("dim_value") for dim in kind.shape.dim):
             count = math.prod(dim.dim_value for dim in kind.shape.dim)

@@ -69,7 +69,7 @@ def open_case(
 ) -> Case:
     """UserError if the folder is not an export, or its model is missing or has changed.
 
-    `model` says where it is, for one that no name stands for.
+    `model` says where it is, if the manifest has no name for it.
     """
     exported = Exported.read(folder)
     fused = exported.lora

@@ -204,10 +204,10 @@ def parts(case: Case) -> Finding:
     half = case.exported.stored_dtype != "float32"
     bounds = {name: HALF if half and name.startswith("text") else TWIN for name in worst}
     problems = [p for name, value in worst.items() for p in _above(name, value, bounds[name])]
-    told = ", ".join(f"{name} {value:.1e}" for name, value in worst.items())
+    listed = ", ".join(f"{name} {value:.1e}" for name, value in worst.items())
     return Finding(
         gate="parts",
         passed=not problems,
-        text="; ".join(problems) or f"largest relative error against torch in fp32: {told}",
+        text="; ".join(problems) or f"largest relative error against torch in fp32: {listed}",
         figures={"worst": {name: float(f"{value:.2g}") for name, value in worst.items()}},
     )

@@ -141,16 +141,16 @@ def _verdict(case: Case, figures: dict[str, dict], along: dict[str, float]) -> F
         floor = figures.get("torch fp16", {"psnr_mean": 45.0})["psnr_mean"]
         if mine["psnr_mean"] < floor - BELOW_FLOOR:
             problems.append(f"PSNR {mine['psnr_mean']} dB, torch's own fp16 has {floor} dB")
-    told = (
+    summary = (
         f"{count} pictures against torch in fp32: PSNR {mine['psnr_mean']} dB (worst {mine['psnr_least']}), "
         f"SSIM {mine['ssim_mean']}, "
         f"{mine['verdicts_differ']} verdicts differ"
     )
     if floor := figures.get("torch fp16"):
-        told += f" (torch's own fp16: {floor['psnr_mean']} dB, {floor['ssim_mean']}, {floor['verdicts_differ']})"
+        summary += f" (torch's own fp16: {floor['psnr_mean']} dB, {floor['ssim_mean']}, {floor['verdicts_differ']})"
     return Finding(
         gate="pictures",
         passed=not problems,
-        text="; ".join([*problems, told]),
+        text="; ".join([*problems, summary]),
         figures=figures | {"error_along_a_run": along},
     )

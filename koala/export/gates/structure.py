@@ -91,14 +91,14 @@ def _problems(case: Case, name: str, component: Component, model: ir.Model) -> I
         yield f"{full:,} weights are at fp16's limit ({HALF_MAX:g}): they were clipped"
     if count < component.parameters:
         yield f"it holds {count:,} numbers and the model has {component.parameters:,} parameters"
-    told = [*model.metadata_props.values(), *(v for node in model.graph for v in node.metadata_props.values())]
-    told += [text for text in (model.doc_string, *(node.doc_string for node in model.graph)) if text]
-    if path := next(filter(None, map(_PATH.search, told)), None):
+    texts = [*model.metadata_props.values(), *(v for node in model.graph for v in node.metadata_props.values())]
+    texts += [text for text in (model.doc_string, *(node.doc_string for node in model.graph)) if text]
+    if path := next(filter(None, map(_PATH.search, texts)), None):
         yield f"a path of the machine that wrote it: {path[0]}"
     yield from _provenance(case.exported, component, model.metadata_props)
 
 
-def _provenance(exported: Exported, component: Component, told: Mapping[str, str]) -> Iterator[str]:
+def _provenance(exported: Exported, component: Component, metadata: Mapping[str, str]) -> Iterator[str]:
     """Where the file's own metadata is incomplete or disagrees with the manifest."""
     wanted = {
         "model": exported.model,
@@ -107,7 +107,7 @@ def _provenance(exported: Exported, component: Component, told: Mapping[str, str
         "dtype": component.dtype,
     }
     for name, value in wanted.items():
-        text = told.get(f"{PREFIX}{name}")
+        text = metadata.get(f"{PREFIX}{name}")
         if text is None and name != "dtype":  # older files have their dtype in the manifest alone
             yield f"its metadata does not say its {name}"
         elif text is not None and text != value and _object(text) != value:

@@ -37,8 +37,8 @@ def publish(args: argparse.Namespace, teller: Teller) -> int:
             write_export(args, name, exports[-1], teller, target="universal", dtype=args.dtype or DTYPE)
         sizes = site.write(exports, args.out, runtime=args.runtime)
     if args.json:
-        told = dataclasses.asdict(sizes) | {"first": sizes.first, "whole": sizes.whole, "out": str(args.out)}
-        print(json.dumps(told, indent=1))
+        values = dataclasses.asdict(sizes) | {"first": sizes.first, "whole": sizes.whole, "out": str(args.out)}
+        print(json.dumps(values, indent=1))
     else:
         print(f"{args.out} is a page of {', '.join(sizes.models)}: {sizes.line()}")
         print(f"Open it with: python -m http.server --directory {args.out}", file=sys.stderr)

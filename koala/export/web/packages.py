@@ -18,7 +18,7 @@ _LONGEST = 300  # seconds that npm may take
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """A package as `npm pack NAME@VERSION` writes it; `integrity` is the registry's own, of the whole file."""
+    """A package as `npm pack NAME@VERSION` writes it; `integrity` is the registry's hash of the file."""
 
     name: str
     version: str
@@ -94,12 +94,12 @@ def _packed(package: Package, folder: Path) -> Path:
     command = [npm, "pack", wanted, "--silent", "--pack-destination", str(folder)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, timeout=_LONGEST)
-        told = " ".join(done.stderr.split())[-300:] or f"exit status {done.returncode}"
+        reason = " ".join(done.stderr.split())[-300:] or f"exit status {done.returncode}"
     except (OSError, subprocess.TimeoutExpired) as error:
-        told = str(error)
+        reason = str(error)
     if not (folder / package.file).is_file():
         raise UserError(
-            f"npm could not download {wanted} ({told}). Connect this machine to the network and try again, or "
+            f"npm could not download {wanted} ({reason}). Connect this machine to the network and try again, or "
             f"{elsewhere}"
         )
     return folder / package.file

@@ -133,7 +133,7 @@ def _tokenizer(folder: Path) -> bytes:
         return model["vocab"][entry["content"] if isinstance(entry, dict) else entry]
 
     merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-    told = {
+    vocabulary = {
         "vocab": model["vocab"],
         "merges": merges,
         "special": {one["content"]: one["id"] for one in own["added_tokens"]},
@@ -142,4 +142,4 @@ def _tokenizer(folder: Path) -> bytes:
         "pad": token("pad_token"),
         "unknown": model["vocab"][model["unk_token"]],
     }
-    return json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode()
+    return json.dumps(vocabulary, ensure_ascii=False, separators=(",", ":")).encode()

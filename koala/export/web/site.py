@@ -101,7 +101,7 @@ def _fill(site: Path, exports: list[tuple[Path, Exported]], package: Path) -> Si
     page = sorted(f.relative_to(site).as_posix() for f in site.rglob("*") if f.is_file() and f.parent == site)
     page += [name for name in runtime["backends"]["wasm"].values() if name not in files.listed]
     width, height = (max(model["defaults"][side] for model in models) for side in ("width", "height"))
-    told = {
+    manifest = {
         "models": models,
         "files": files.listed,
         "runtime": runtime,
@@ -119,10 +119,10 @@ def _fill(site: Path, exports: list[tuple[Path, Exported]], package: Path) -> Si
         },
         "made": {"koala": koala.__version__},
     }
-    content = [json.dumps(told, sort_keys=True).encode(), *((site / name).read_bytes() for name in page)]
-    told["version"] = hashlib.sha256(b"".join(content)).hexdigest()[:12]
-    (site / MANIFEST).write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return _sizes(site, told, files)
+    content = [json.dumps(manifest, sort_keys=True).encode(), *((site / name).read_bytes() for name in page)]
+    manifest["version"] = hashlib.sha256(b"".join(content)).hexdigest()[:12]
+    (site / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return _sizes(site, manifest, files)
 
 
 def theme() -> str:
@@ -182,19 +182,19 @@ def _own_licence() -> str | None:
     return distribution("koala-sdxl").read_text("licenses/LICENSE")
 
 
-def _sizes(site: Path, told: dict, files: Files) -> Sizes:
+def _sizes(site: Path, manifest: dict, files: Files) -> Sizes:
     def gzipped(names: Sequence[str]) -> int:
         return sum(len(gzip.compress((site / name).read_bytes(), 9)) for name in names)
 
     brought: set[str] = set()
     models = {}
-    for model in sorted(told["models"], key=lambda one: one["parameters"]):
+    for model in sorted(manifest["models"], key=lambda one: one["parameters"]):
         own = {*model["parts"].values(), *model["tokenizers"]} - brought
         brought |= own
         models[model["name"]] = files.sent(own)
-    wasm, webgpu = (told["runtime"]["backends"][backend] for backend in ("wasm", "webgpu"))
+    wasm, webgpu = (manifest["runtime"]["backends"][backend] for backend in ("wasm", "webgpu"))
     return Sizes(
-        page=gzipped([name for name in told["page"] if not name.startswith(RUNTIME)] + ["sw.js"]),
+        page=gzipped([name for name in manifest["page"] if not name.startswith(RUNTIME)] + ["sw.js"]),
         runtime=gzipped([wasm["script"], wasm["glue"]]) + files.sent({wasm["wasm"]}),
         webgpu=gzipped([webgpu["script"], webgpu["glue"]]) + files.sent({webgpu["wasm"]}),
         models=models,
