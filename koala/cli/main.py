@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         top.print_help()
         return 0
     if not verb.startswith("-") and verb not in VERBS:
-        near = difflib.get_close_matches(verb, [*VERBS, *OTHERS], n=1, cutoff=0.5)
+        near = difflib.get_close_matches(verb, [*VERBS, *OTHERS], n=1, cutoff=0.6)
         meant = f"did you mean {near[0]}? " if near else ""
         top.exit(2, f"{program()}: there is no verb {verb!r}; {meant}{program()} --help lists them\n")
     args = top.parse_args(given)

@@ -87,15 +87,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def program() -> str:
+    """How to call this command: koala export where koala is installed as a command, else python -m koala export."""
+    return "koala export" if Path(sys.argv[0]).stem == "koala" else "python -m koala export"
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The arguments of the export, or of the command that comes first among them; `run` is what does it."""
     debug = list(arguments[:1]) == [DEBUG]  # before the command as well as behind it
     arguments = list(arguments[debug:])
     verb = arguments[0] if arguments and arguments[0] in VERBS else None
     module = importlib.import_module(VERBS[verb]) if verb else sys.modules[__name__]
-    others = f"Other commands: {', '.join(f'python -m export {name}' for name in VERBS)}."
+    others = f"Other commands: {', '.join(f'{program()} {name}' for name in VERBS)}."
     parser = argparse.ArgumentParser(
-        prog=f"python -m export {verb}" if verb else "python -m export",
+        prog=f"{program()} {verb}" if verb else program(),
         description=module.HELP,
         epilog=None if verb else others,
     )
