@@ -1,7 +1,7 @@
 """The Space: the same app as `python app.py`, for strangers. On ZeroGPU it draws with the real checkpoints.
 
-It never imports what stands beside it under the name `spaces`: that is Hugging Face's package, and on ZeroGPU it has to
-come before torch.
+`spaces` is Hugging Face's package, never the folder of that name next to it; on ZeroGPU it must be imported before
+torch.
 """
 
 import os
@@ -24,7 +24,7 @@ EXPORTS = os.environ.get("KOALA_EXPORT") == "1"  # a variable of the Space: visi
 
 
 def on_zerogpu() -> Session:
-    """Every model is put on the GPU before the page is served: the forks that draw get them from this process."""
+    """Every model is put on the GPU before the page is served: the forks that draw inherit them."""
     from functools import partial
 
     from koala.models.cards import CARDS
@@ -48,7 +48,7 @@ def on_zerogpu() -> Session:
     return Session(REAL[:2], local=False, exports=EXPORTS, library=library, wrap=wrap)
 
 
-# local=False: whoever comes is a stranger, so Distill is a bounded toy, and no path, LoRA or download is taken.
+# local=False: visitors are strangers, so Distill is limited, and paths, LoRAs and downloads are refused.
 session = on_zerogpu() if ZEROGPU else Session(local=False, exports=EXPORTS)
 if __name__ == "__main__":
     launch(session, os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0")).block_thread()

@@ -1,4 +1,4 @@
-"""Build the Space as a folder that needs nothing else, and push it."""
+"""Build the Space as a self-contained folder, and push it."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ from koala.files.read_json import read_object  # noqa: E402
 SPACE = ("README.md", "app.py", "requirements.txt")  # of this folder
 WHOLE = ("LICENSE", "NOTICE.md", "koala")  # of the repository
 CONSTRAINTS = "constraints-server.txt"
-STAMP = ".koala-space.json"  # tells a bundle from any other folder
+STAMP = ".koala-space.json"  # marks a folder as a bundle
 SWITCH = "# zerogpu: "  # begins the lines of README.md that only a Space on ZeroGPU has
 HARDWARE = {False: "cpu-basic", True: "zero-a10g"}  # as huggingface_hub still names ZeroGPU
 STATIC, PAGE_MODELS = "static", ("tiny-sdxl", "tiny-koala-700m")  # the page that draws in a browser
@@ -43,7 +43,7 @@ def requirements() -> str:
 
 
 def sources() -> Iterator[tuple[str, Path]]:
-    """(path in the bundle, file) of all that is copied; two of them are rewritten: see `readme` and `requirements`."""
+    """(path in the bundle, file) of every copied file; `readme` and `requirements` rewrite two of them."""
     for name in SPACE:
         yield name, ROOT / "spaces" / name
     for name in WHOLE:
@@ -54,7 +54,7 @@ def sources() -> Iterator[tuple[str, Path]]:
 
 
 def build(out: Path, *, zerogpu: bool = False) -> None:
-    """Write the bundle; it takes the place of an earlier bundle once it is whole, and of no other folder."""
+    """Write the bundle; once complete it replaces an earlier bundle, but no other folder."""
     files, out = dict(sources()), out.resolve()
     needed, replace = sum(f.stat().st_size for f in files.values()), (out / STAMP).is_file()
     with new_folder(out, needed, replace=replace) as folder:
@@ -67,7 +67,7 @@ def build(out: Path, *, zerogpu: bool = False) -> None:
 
 
 def build_static(out: Path, page: Path | None) -> None:
-    """The same with a page that draws in the browser of whoever visits it: `page`, or a new one."""
+    """The same with a page that draws in the visitor's browser: `page`, or a new one."""
     out = out.resolve()
     with tempfile.TemporaryDirectory() as scratch:
         if page is None:
@@ -75,10 +75,10 @@ def build_static(out: Path, page: Path | None) -> None:
 
             page = Path(scratch) / "page"
             if export(["--target", "web", "--models", *PAGE_MODELS, "--out", str(page)]):
-                raise UserError("the page could not be made; what was wrong is said above")
+                raise UserError("the page could not be made; the reason is above")
         elif not (page / "site.json").is_file():
             raise UserError(
-                f"{page} is no page of this project; make one with python -m export --target web --models "
+                f"{page} is not a page of this project; make one with python -m koala export --target web --models "
                 f"{' '.join(PAGE_MODELS)} --out {page}, or leave the folder out"
             )
         needed = sum(f.stat().st_size for f in page.rglob("*") if f.is_file())
@@ -90,7 +90,7 @@ def build_static(out: Path, page: Path | None) -> None:
 
 
 def kind(folder: Path) -> dict[str, str]:
-    """What huggingface_hub must be told to make a bundle's Space."""
+    """The arguments with which huggingface_hub creates a bundle's Space."""
     stamp = read_object(folder / STAMP, "build the bundle again")
     if stamp.get("sdk") == STATIC:
         return {"space_sdk": STATIC}
@@ -100,7 +100,7 @@ def kind(folder: Path) -> dict[str, str]:
 
 
 def push(folder: Path, repo: str) -> str:
-    """Mirror a bundle to a Space, which is made if it is missing; the Space's address."""
+    """Upload a bundle to a Space, which is created if it is missing; the Space's address."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, HTTPError
 
@@ -125,17 +125,19 @@ def push(folder: Path, repo: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; exit status 0, 2 for a refusal or failed push, 1 for any other error."""
     parser = argparse.ArgumentParser(prog="deploy.py", description="Build the Hugging Face Space, and push it.")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the bundle goes")
-    parser.add_argument("--push", metavar="OWNER/NAME", help="then mirror it to this Space")
-    parser.add_argument("--zerogpu", action="store_true", help="for ZeroGPU and the real checkpoints, not CPU Basic")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the bundle")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="then upload it to this Space, replacing its files")
+    parser.add_argument(
+        "--zerogpu", action="store_true", help="for ZeroGPU with the real checkpoints, instead of CPU Basic"
+    )
     parser.add_argument(
         "--static",
         nargs="?",
         const=True,
         metavar="PAGE",
-        help="a static Space, which draws in the visitor's browser: of a page by export --target web, or of a new one",
+        help="build a static Space, which draws in the browser, from a page of export --target web or a new one",
     )
-    parser.add_argument("--dry-run", action="store_true", help="only say which files it would have, and how large")
+    parser.add_argument("--dry-run", action="store_true", help="only list the files and their sizes")
     add_debug(parser)
     options = parser.parse_args(arguments)
     return finish("deploy.py", lambda: _run(options), debug=options.debug)

@@ -1,4 +1,4 @@
-"""bench: latency and memory, measured beside predicted."""
+"""bench: measure latency and memory, and compare them with the prediction."""
 
 import argparse
 import dataclasses
@@ -11,9 +11,9 @@ from koala.cli.output import emit, say
 from koala.console import no_bars
 from koala.models.registry import find
 
-HELP = "measure latency and memory over models x sizes x batches x presets, beside the prediction"
+HELP = "measure latency and memory over models x sizes x batches x presets, and compare them with the prediction"
 
-SMALLER = "smaller --sizes, a smaller --batch, a smaller model"  # what helps where memory ran out
+SMALLER = "smaller --sizes, a smaller --batch, a smaller model"  # remedies for running out of memory
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -42,10 +42,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out",
-        type=file_ending(".json", "the table goes beside it as .md"),
+        type=file_ending(".json", "the table goes next to it as .md"),
         required=True,
         metavar="FILE.json",
-        help="the table goes beside it as .md",
+        help="the table goes next to it as .md",
     )
     add_device(parser)
 
@@ -68,17 +68,17 @@ def run(args: argparse.Namespace) -> int:
         models = random_library(args.device, memory=args.vram, dtype=args.dtype)
     else:
         models = library(args, names)
-    cells, found = [], {}
+    cells, table = [], {}
     try:
         for cell in measure(matrix, models, on_run=say):
             cells.append(cell)
     finally:  # what was measured is kept, whatever ended it
         if cells:
-            found = report(matrix, cells, random_weights=args.random_weights)
-            found |= circumstances(sys.argv[1:], models.device, weights=RANDOM if args.random_weights else names)
-            texts = {args.out: json.dumps(found, indent=1), args.out.with_suffix(".md"): markdown(found)}
+            table = report(matrix, cells, random_weights=args.random_weights)
+            table |= circumstances(sys.argv[1:], models.device, weights=RANDOM if args.random_weights else names)
+            texts = {args.out: json.dumps(table, indent=1), args.out.with_suffix(".md"): markdown(table)}
             for file, text in texts.items():
                 with new_file(file) as partial:
                     partial.write_text(text + "\n")
-    emit(args, found, markdown(found))
+    emit(args, table, markdown(table))
     return 0

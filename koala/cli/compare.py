@@ -1,4 +1,4 @@
-"""compare: several models on one noise, timed."""
+"""compare: several models on the same noise, timed."""
 
 import argparse
 import dataclasses
@@ -10,7 +10,7 @@ from koala.cli.output import claims_line, emit, pixel_bytes, plan_lines, progres
 from koala.console import no_bars
 from koala.request import GenerationRequest
 
-HELP = "draw the same noise with several models, timed"
+HELP = "draw the same noise with several models and compare their times"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -53,13 +53,13 @@ def run(args: argparse.Namespace) -> int:
         [str(p) for p in r.save(args.out / f"{k}-{Path(r.request.model).name}.png", together)]
         for k, r in enumerate(results, 1)
     ]
-    found = circumstances(sys.argv[1:], models.device, weights=names) | comparison(results, files)
+    report = circumstances(sys.argv[1:], models.device, weights=names) | comparison(results, files)
     lines = []
-    for one in found["models"]:
+    for one in report["models"]:
         lines += [f"{one['model']}: {one['image']}", f"  {timing_line(one)}", f"  {claims_line(one)}"]
     for result in results[1:]:
         gained = speedup(results[0].timing, result.timing)
         lines.append(f"{result.request.model} against {results[0].request.model}: {gained.sentence()}")
-    lines += plan_lines(next((one for one in found["models"] if one["plan"]), found["models"][0]))
-    emit(args, found, "\n".join([*lines, f"on {found['device']}; warm-up is not counted"]))
+    lines += plan_lines(next((one for one in report["models"] if one["plan"]), report["models"][0]))
+    emit(args, report, "\n".join([*lines, f"on {report['device']}; warm-up is not counted"]))
     return 0

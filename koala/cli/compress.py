@@ -8,7 +8,7 @@ from koala.cli.options import fetch_missing
 from koala.cli.output import emit
 from koala.console import no_bars
 
-HELP = "cut a KOALA out of a teacher, without training"
+HELP = "cut an untrained KOALA out of a teacher"
 
 
 def add(parser: argparse.ArgumentParser) -> None:

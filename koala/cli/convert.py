@@ -26,8 +26,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--teacher",
         metavar="MODEL",
-        help="whose tokenizers and settings a file takes, and the text encoders and VAE that it lacks (default: looked "
-        "for on this machine)",
+        help="the model that provides tokenizers and settings, and a missing text encoder or VAE (default: one found "
+        "on this machine)",
     )
 
 

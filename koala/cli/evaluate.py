@@ -15,7 +15,7 @@ from koala.models.cards import ModelCard
 from koala.models.registry import find
 
 HELP = "score a model, or several over the number of steps"
-SMALLER = "--vram GB with less than is free, a smaller model"  # what helps where memory ran out
+SMALLER = "--vram GB with less than is free, a smaller model"  # remedies for running out of memory
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="FILE.json",
-        help="where the report goes; of the suite steps with the plot beside it, FILE.svg; of prompts the folder, DIR",
+        help="where the report goes; the suite steps adds its plot, FILE.svg; for the suite prompts a folder, DIR",
     )
     add_device(parser)
 
@@ -77,17 +77,17 @@ def run(args: argparse.Namespace) -> int:
     if file:
         check_file(file)
     models = library(args, names)
-    models.get_all(names)  # together, so that all of them get a precision in which they fit beside each other
-    found = reports.evaluate(args.suite, args.model, settings, models, say, args.out)
-    found |= reports.circumstances(sys.argv[1:], models.device, weights=names)
+    models.get_all(names)  # together, so that all get a precision in which they fit on the device at once
+    report = reports.evaluate(args.suite, args.model, settings, models, say, args.out)
+    report |= reports.circumstances(sys.argv[1:], models.device, weights=names)
     if file:
         with new_file(file) as partial:
-            partial.write_text(json.dumps(found, indent=1) + "\n")
+            partial.write_text(json.dumps(report, indent=1) + "\n")
     if args.suite == "steps":
         from koala.evaluate.steps_figure import figure
 
         with new_file(file.with_suffix(".svg")) as partial:
-            partial.write_text(figure(found))
+            partial.write_text(figure(report))
         say(f"plot: {file.with_suffix('.svg')}")
-    emit(args, found, "\n".join([*lines(found), *([f"report: {file}"] if file else [])]))
+    emit(args, report, "\n".join([*lines(report), *([f"report: {file}"] if file else [])]))
     return 0

@@ -1,4 +1,4 @@
-"""fetch: download what a model lacks on this machine."""
+"""fetch: download the missing files of a model."""
 
 import argparse
 from dataclasses import asdict
@@ -6,15 +6,15 @@ from dataclasses import asdict
 from koala.cli.output import emit, fetching
 from koala.models.registry import find
 
-HELP = "download models into the hub's cache on this machine: only the files that are needed, and resumed where cut"
+HELP = "download models into the hub's cache: only the files that are needed, resuming interrupted downloads"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument(
-        "models", nargs="+", metavar="MODEL", help="name, hub id (owner/name), or one at a revision (@)"
+        "models", nargs="+", metavar="MODEL", help="name or hub id (owner/name), optionally at a revision (@)"
     )
-    parser.add_argument("--tiny-vae", action="store_true", help="also the tiny VAE, for previews and small memories")
+    parser.add_argument("--tiny-vae", action="store_true", help="also the tiny VAE, for previews and little memory")
     parser.add_argument("--dry-run", action="store_true", help="only list the files and their sizes")
 
 
@@ -32,8 +32,8 @@ def run(args: argparse.Namespace) -> int:
             lines += [f"{f.size:>14,}  {'here   ' if f.here else 'missing'}  {f.repo}/{f.name}" for f in files]
             lines.append(f"{missing:>14,}  bytes missing for {card.name}")
         else:
-            found = fetch(card, fetching(card.name), tiny_vae=args.tiny_vae)
-            entries.append({"name": card.name, "location": str(found.folder), "revision": found.revision})
-            lines.append(f"{card.name}: {found.folder}")
+            location = fetch(card, fetching(card.name), tiny_vae=args.tiny_vae)
+            entries.append({"name": card.name, "location": str(location.folder), "revision": location.revision})
+            lines.append(f"{card.name}: {location.folder}")
     emit(args, entries, "\n".join(lines))
     return 0

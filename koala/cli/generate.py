@@ -1,4 +1,4 @@
-"""generate: draw a picture."""
+"""generate: draw pictures of one request."""
 
 import argparse
 import dataclasses
@@ -42,6 +42,6 @@ def run(args: argparse.Namespace) -> int:
         result = draw(request, models.get(request.model), on_step=progress(request.model), num_previews=0)
     say_unread(result.request, result.unread)
     files = [str(p) for p in result.save(args.out)]
-    found = entry(result, files)
-    emit(args, found, "\n".join([*files, timing_line(found), *plan_lines(found), claims_line(found)]))
+    values = entry(result, files)
+    emit(args, values, "\n".join([*files, timing_line(values), *plan_lines(values), claims_line(values)]))
     return 0

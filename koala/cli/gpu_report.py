@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 HELP = "measure this machine's NVIDIA card in nine minutes, without any model's files: one JSON to keep or to send in"
 
 LEAST, MOST = 2, 120  # minutes
-SMALLER = "a card with more free memory"  # what helps where memory ran out
+SMALLER = "a card with more free memory"  # remedies for running out of memory
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument(
         "--out",
-        type=file_ending(".json", "the tables go beside it as .md"),
+        type=file_ending(".json", "the tables go next to it as .md"),
         required=True,
         metavar="FILE.json",
-        help="written anew after each section; the tables go beside it as .md",
+        help="rewritten after each section; the tables go next to it as .md",
     )
     parser.add_argument("--device", metavar="NAME", help="cuda:1 for the second card (default: the first)")
     parser.add_argument(
@@ -34,7 +34,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         type=_minutes,
         default=MINUTES,
         metavar="N",
-        help=f"that it may take, from {LEAST} to {MOST}; a slow card measures more in more (default: {MINUTES:g})",
+        help=f"how long it may take, from {LEAST} to {MOST}; a slow card needs longer (default: {MINUTES:g})",
     )
 
 
@@ -44,7 +44,7 @@ def _minutes(text: str) -> float:
     except ValueError:
         count = 0.0
     if not LEAST <= count <= MOST:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of minutes from {LEAST} to {MOST}; 9 is usual")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes from {LEAST} to {MOST}; 9 is usual")
     return count
 
 
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     device = best_device(args.device)
     if device.type != "cuda":
         told = advice_here() or "no CUDA GPU is visible to torch; `python -m koala bench` measures any device"
-        raise UserError(f"gpu-report measures an NVIDIA card, and there is none to use: {told}")
+        raise UserError(f"gpu-report measures an NVIDIA card, and none can be used: {told}")
     check_file(args.out)
     from koala.gpu_report.report import run as measure
     from koala.gpu_report.scale import FULL
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     no_bars()
     asked = ["gpu-report", *(["--device", args.device] if args.device else []), "--out", args.out.name]
     asked += ["--minutes", f"{args.minutes:g}"] if args.minutes != MINUTES else []
-    found = measure(
+    report = measure(
         FULL,
         device,
         args.out,
@@ -76,8 +76,8 @@ def run(args: argparse.Namespace) -> int:
         arguments=asked,
         minutes=args.minutes,
     )
-    emit(args, found, markdown(found))
-    if not any(section["status"] == DONE for section in found["sections"].values()):
+    emit(args, report, markdown(report))
+    if not any(section["status"] == DONE for section in report["sections"].values()):
         say(f"nothing could be measured; {args.out} has the reasons")
         return 1
     say(f"{args.out} is the report: docs/benchmarks.md says where to send it")
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _exports(folder: Path) -> "Exports":
-    """How the export's own functions serve a report."""
+    """The export's own functions, for the report."""
     from koala.export.network import RTX, build_engine, write_unet
     from koala.gpu_report.exports import Exports
 

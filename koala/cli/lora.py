@@ -15,9 +15,15 @@ HELP = "move an SDXL LoRA onto a KOALA"
 def add(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument(
-        "--lora", type=Path, required=True, metavar="FILE.safetensors", help="LoRA of the teacher's U-Net, any style"
+        "--lora",
+        type=Path,
+        required=True,
+        metavar="FILE.safetensors",
+        help="a LoRA of the teacher's U-Net, in any format",
     )
-    parser.add_argument("--spec", required=True, metavar="SPEC", help="the student: koala-700m, koala-1b, or depths")
+    parser.add_argument(
+        "--spec", required=True, metavar="SPEC", help="the student: koala-700m, koala-1b, or transformer depths"
+    )
     parser.add_argument(
         "--out",
         type=file_ending(".safetensors", "the only format for LoRAs here"),
@@ -29,13 +35,13 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--teacher-spec",
         choices=SPECS,
         metavar="NAME",
-        help=f"what the LoRA was trained on: {', '.join(SPECS)} (default: told by its shapes)",
+        help=f"what the LoRA was trained on: {', '.join(SPECS)} (default: recognised by its shapes)",
     )
     parser.add_argument(
         "--names",
         choices=LORA_NAMES,
         default="kohya",
-        help="style of the new file's names: ComfyUI, Forge and diffusers read kohya's; peft's are for diffusers alone "
+        help="naming of the new file's tensors: ComfyUI, Forge and diffusers read kohya's, only diffusers reads peft's "
         "(default: kohya)",
     )
 

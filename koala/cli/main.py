@@ -42,15 +42,15 @@ VERBS = {
     "gpu-report": gpu_report,
     "similarity": similarity,
 }
-# Verbs with a parser of their own, imported when they are asked for.
+# Verbs with their own parser, imported when they are used.
 OTHERS = {
-    "export": "write ONNX files of a model that other runtimes load as they are",
-    "app": "serve the app in the browser",
+    "export": "export a model to ONNX files that other runtimes load unchanged",
+    "app": "start the app and serve it to the browser",
 }
 
 
 def program() -> str:
-    """How this command line was called: koala, or python -m koala."""
+    """How this command was called: koala, or python -m koala."""
     return "koala" if Path(sys.argv[0]).stem == "koala" else "python -m koala"
 
 
@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line; its exit status is as the module says. Without a verb it prints the help."""
+    """Run one command line; exit status as described above. Without a verb it prints the help."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug, rest = given[:1] == [DEBUG], given[given[:1] == [DEBUG] :]
     verb = rest[0] if rest else None
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         top.print_help()
         return 0
     if not verb.startswith("-") and verb not in VERBS:
-        near = difflib.get_close_matches(verb, [*VERBS, *OTHERS], n=1, cutoff=0.5)
+        near = difflib.get_close_matches(verb, [*VERBS, *OTHERS], n=1, cutoff=0.6)
         meant = f"did you mean {near[0]}? " if near else ""
         top.exit(2, f"{program()}: there is no verb {verb!r}; {meant}{program()} --help lists them\n")
     args = top.parse_args(given)

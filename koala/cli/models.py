@@ -17,13 +17,13 @@ HELP = "list every model by name, with its size, licence and whether it is here;
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="only these: names, folders or hub ids")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="list only these: names, folders or hub ids")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints a table, one row per model, or JSON; exit status 0, whether the models are here or not.
+    """Prints a table, one row per model, or JSON; exit status 0, whether the models are on this machine or not.
 
-    On stderr, whether this torch leaves the card of this machine unused.
+    Reports on stderr if this build of torch cannot use the machine's card.
     """
     cards = [find(name) for name in args.models] or list(CARDS.values())
     from koala.errors import UserError
@@ -57,13 +57,13 @@ def run(args: argparse.Namespace) -> int:
             }
         )
     emit(args, rows, _table(rows))
-    if told := advice_here():
-        say(str(told))
+    if advice := advice_here():
+        say(str(advice))
     return 0
 
 
 def _count(folder: Path) -> int:
-    """U-Net parameters of a model that no card knows, by its own config."""
+    """U-Net parameters of a model without a card, from its config."""
     file = folder / "unet" / "config.json"
     return parameters(from_config(read_object(file), str(folder), str(file)))
 
@@ -85,5 +85,5 @@ def _table(rows: list[dict]) -> str:
         for line in lines
     )
     if any(not r["available"] for r in rows):
-        table += "\nA size under `here` is a download: python -m koala fetch NAME, or the first use fetches it."
+        table += "\nA size under `here` is the download's: python -m koala fetch NAME, or the first use fetches it."
     return table

@@ -21,7 +21,7 @@ RUNTIMES = ("torch", "onnx")
 
 
 def number(text: str) -> int | float | str:
-    """The number that a text spells; text that spells none is kept, and the request's own check names the remedy."""
+    """The number in a text; other text is returned as it is, and the request's own check names the remedy."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -31,7 +31,7 @@ def number(text: str) -> int | float | str:
 
 
 def add_request(parser: argparse.ArgumentParser, *, leave_out: Sequence[str] = ()) -> None:
-    """One option for every field of a request; one not given stays out, so that the model's own default holds."""
+    """One option for every field of a request; options not given are absent, so that the model's defaults apply."""
     for field in dataclasses.fields(GenerationRequest):
         if field.name in leave_out:
             continue
@@ -49,16 +49,19 @@ def add_request(parser: argparse.ArgumentParser, *, leave_out: Sequence[str] = (
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """Where to run, in which precision and in how much memory."""
+    """Device, precision and memory."""
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 or mps (default: the best one here)")
     parser.add_argument(
-        "--vram", type=gigabytes, metavar="GB", help="memory to plan for, such as 8, 6, 4 or 3 (default: what is there)"
+        "--vram",
+        type=gigabytes,
+        metavar="GB",
+        help="memory to plan for, such as 8, 6, 4 or 3 (default: all that is free)",
     )
     parser.add_argument("--dtype", choices=DTYPES, help="precision (default: float16 on a GPU, else what fits)")
 
 
 def add_runtime(parser: argparse.ArgumentParser) -> None:
-    """What runs the model."""
+    """The runtime."""
     parser.add_argument(
         "--runtime",
         choices=RUNTIMES,
@@ -69,16 +72,16 @@ def add_runtime(parser: argparse.ArgumentParser) -> None:
 
 
 def to_run(args: argparse.Namespace, names: Sequence[str]) -> list[str]:
-    """The models that are meant: with --runtime onnx their exports. UserError for options that none would heed."""
-    found = [str(find_export(find(name).name)) for name in names] if args.runtime == "onnx" else list(names)
-    if all(find(name).runtime == "onnx" for name in found):
+    """The models to run: with --runtime onnx their exports. UserError for options that would have no effect."""
+    models = [str(find_export(find(name).name)) for name in names] if args.runtime == "onnx" else list(names)
+    if all(find(name).runtime == "onnx" for name in models):
         for option in ("vram", "dtype"):
             if getattr(args, option) is not None:
                 raise UserError(
-                    f"--{option} is torch's: ONNX Runtime plans its own memory, and an export has the precision that "
-                    "it was exported in; leave it out"
+                    f"--{option} applies to torch only: ONNX Runtime plans its own memory, and an export has the "
+                    "precision that it was exported in; leave it out"
                 )
-    return found
+    return models
 
 
 def library(args: argparse.Namespace, names: Sequence[str]) -> "Library":
@@ -90,7 +93,7 @@ def library(args: argparse.Namespace, names: Sequence[str]) -> "Library":
 
 
 def fetch_missing(names: Sequence[str]) -> None:
-    """Have these models on this machine; what has no card, a file for example, is left as it is."""
+    """Download the models that this machine lacks; paths that exist are left as they are."""
     from koala.models.downloads import obtain
 
     for name in names:
@@ -105,7 +108,7 @@ def gigabytes(text: str) -> int:
     except ValueError:
         count = 0
     if not 0.1 <= count <= 1024:
-        raise argparse.ArgumentTypeError(f"{text!r} is no memory size; give gigabytes, such as 8, 6, 4 or 3")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a memory size; give gigabytes, such as 8, 6, 4 or 3")
     return int(count * 1e9)
 
 

@@ -1,4 +1,4 @@
-"""What verbs print: one JSON object or text on stdout, progress on stderr."""
+"""What the commands print: one JSON object or text on stdout, progress on stderr."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from koala.words import duration, gigabytes
 
 
 def say(text: str) -> None:
-    """One line of progress or trouble, on stderr."""
+    """One line of progress or an error, on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -22,7 +22,7 @@ def emit(args: argparse.Namespace, values: object, text: str) -> None:
 
 
 def pixel_bytes(requests: Iterable[GenerationRequest]) -> int:
-    """Bytes that the pictures of these requests take at most on the disk."""
+    """The most bytes that the pictures of these requests take on disk."""
 
     def pixels(request: GenerationRequest) -> int:
         card = find(request.model)
@@ -32,7 +32,7 @@ def pixel_bytes(requests: Iterable[GenerationRequest]) -> int:
 
 
 def timing_line(entry: dict) -> str:
-    """Where the time of one picture went."""
+    """The times of one picture's parts."""
     t = entry["timing"]
     unet = sum(t["unet_ms"])
     memory = f", peak memory {t['peak_memory_bytes'] / 1e6:.0f} MB" if t["peak_memory_bytes"] else ""
@@ -45,7 +45,7 @@ def timing_line(entry: dict) -> str:
 
 
 def plan_lines(entry: dict) -> list[str]:
-    """The memory plan: predicted against what there is, then every choice with its reason."""
+    """The memory plan: predicted peak and budget, then every choice with its reason."""
     plan = entry["plan"]
     if plan is None:
         return ["memory plan: ONNX Runtime's own"]
@@ -55,18 +55,18 @@ def plan_lines(entry: dict) -> list[str]:
 
 
 def claims_line(entry: dict) -> str:
-    """Which claims of the prompt the picture keeps, what was seen instead, and what the model was never asked."""
+    """Which claims of the prompt hold, what was seen instead, and which claims the model never read."""
     if entry["claims"] is None:
         return f"no verdict: {entry['no_verdict']}"
-    told = [
+    sentences = [
         f"{'holds' if c['holds'] else 'FAILS'}: {c['claim']}" + ("" if c["holds"] else f" (seen: {c['seen']})")
         for c in entry["claims"]
     ]
-    return "; ".join([*told, *(f"not asked, as the model did not read it: {text}" for text in entry["not_asked"])])
+    return "; ".join([*sentences, *(f"not asked, as the model did not read it: {text}" for text in entry["not_asked"])])
 
 
 def say_unread(request: GenerationRequest, unread: Mapping[str, str]) -> None:
-    """On stderr, which words of the prompts the model did not read."""
+    """Report on stderr the words of the prompts that the model did not read."""
     for name, text in unread.items():
         if not text:
             continue
@@ -78,7 +78,7 @@ def say_unread(request: GenerationRequest, unread: Mapping[str, str]) -> None:
 
 
 def progress(name: str):
-    """Says how far a picture is, every five steps and at its end."""
+    """Reports a picture's progress every five steps and at its end."""
 
     def on_step(step) -> None:
         if step.index == step.total or step.index % 5 == 0:
@@ -88,7 +88,7 @@ def progress(name: str):
 
 
 def fetching(name: str):
-    """Says how far a download is, at most once in five seconds and at its end."""
+    """Reports a download's progress at most every five seconds and at its end."""
     said = 0.0
 
     def on_progress(done: int, total: int, file: str) -> None:

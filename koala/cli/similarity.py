@@ -10,9 +10,9 @@ from koala.console import no_bars
 from koala.models.registry import find, torch_only
 from koala.request import GenerationRequest
 
-HELP = "measure how little each transformer block changes its input: JSON and an SVG figure beside it"
+HELP = "measure how little each transformer block changes its input: JSON and an SVG figure"
 
-SMALLER = "--vram GB with less than is free, a smaller model"  # what helps where memory ran out
+SMALLER = "--vram GB with less than is free, a smaller model"  # remedies for running out of memory
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out",
-        type=file_ending(".json", "the figure goes beside it as .svg"),
+        type=file_ending(".json", "the figure goes next to it as .svg"),
         required=True,
         metavar="FILE.json",
         help="where the curves go",
@@ -49,14 +49,14 @@ def run(args: argparse.Namespace) -> int:
     check_file(args.out)
     model = library(args, [args.model]).get(args.model)
     prompts = args.prompts or default_prompts(model)
-    for found in measure(model, prompts, steps=args.steps, seed=args.seed):
-        say(f"{len(found['prompts'])} of {len(prompts)} prompts")
+    for curves in measure(model, prompts, steps=args.steps, seed=args.seed):
+        say(f"{len(curves['prompts'])} of {len(prompts)} prompts")
     picture = args.out.with_suffix(".svg")
-    found |= {"figure": str(picture), "shows": sentence(found)} | circumstances(
+    curves |= {"figure": str(picture), "shows": sentence(curves)} | circumstances(
         sys.argv[1:], model.device, weights=[args.model]
     )
-    for file, text in ((args.out, json.dumps(found, indent=1) + "\n"), (picture, figure(found))):
+    for file, text in ((args.out, json.dumps(curves, indent=1) + "\n"), (picture, figure(curves))):
         with new_file(file) as partial:
             partial.write_text(text)
-    emit(args, found, f"{args.out}\n{picture}\n{found['shows']}")
+    emit(args, curves, f"{args.out}\n{picture}\n{curves['shows']}")
     return 0

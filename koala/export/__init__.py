@@ -1,3 +1,3 @@
-"""ONNX files of SDXL-family models that other runtimes load as they are: `python -m export`."""
+"""ONNX files of SDXL-family models that other runtimes load unchanged: `python -m koala export`."""
 
 import koala  # noqa: F401  (before onnxruntime, whose reports to its makers it switches off)

@@ -14,9 +14,9 @@ from koala.export.options import add_depth, add_progress
 from koala.export.targets import DTYPES, TARGETS, WEB, WEB_TEXT
 from koala.words import megabytes
 
-HELP = "write ONNX files of a model that other runtimes load as they are"
-SMALLER = "--components unet or a smaller model"  # what helps where memory ran out
-# Commands beside the export itself -> the module that has HELP, add and run; imported when asked for.
+HELP = "export a model to ONNX files that other runtimes load unchanged"
+SMALLER = "--components unet or a smaller model"  # remedies for running out of memory
+# Other commands -> the module that has HELP, add and run; imported when used.
 VERBS = {
     "verify": "koala.export.verify",
     "inspect": "koala.export.inspection",
@@ -43,18 +43,20 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="; ".join(f"{t.name}: {t.text}" for t in TARGETS.values()) + f"; {WEB}: {WEB_TEXT} (default: universal)",
     )
     parser.add_argument(
-        "--dtype", choices=tuple(DTYPES), help="of the weights (default: the target's; the VAE is always fp32)"
+        "--dtype", choices=tuple(DTYPES), help="type of the weights (default: the target's; the VAE is always fp32)"
     )
     parser.add_argument(
         "--components", choices=("all", "unet"), default="all", help="the whole pipeline, or its U-Net (default: all)"
     )
     parser.add_argument("--lora", type=Path, metavar="FILE.safetensors", help="a LoRA to fuse into the U-Net")
-    parser.add_argument("--lora-strength", type=float, default=1.0, metavar="N", help="how much of it (default: 1)")
+    parser.add_argument(
+        "--lora-strength", type=float, default=1.0, metavar="N", help="strength of the LoRA (default: 1)"
+    )
     parser.add_argument(
         "--runtime",
         type=Path,
         metavar="FILE.tgz",
-        help=f"for --target {WEB}: ONNX Runtime Web, where there is no network",
+        help=f"for --target {WEB}: the ONNX Runtime Web package, for machines without a network",
     )
     add_depth(parser)
     add_progress(parser)
@@ -75,14 +77,19 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--runtime goes with --target {WEB}; leave it out")
     from koala.export.writing import write_export
 
-    job, findings, found = write_export(args, args.model, args.out, teller, target=args.target, dtype=args.dtype)
+    job, findings, exported = write_export(args, args.model, args.out, teller, target=args.target, dtype=args.dtype)
     size = sum(f.stat().st_size for f in args.out.rglob("*") if f.is_file())
     if args.json:
-        told = {"findings": findings, "out": str(args.out), "bytes": size, "lora_layers": job.lora_layers}
-        print(json.dumps(dataclasses.asdict(found) | told, indent=1))
+        details = {"findings": findings, "out": str(args.out), "bytes": size, "lora_layers": job.lora_layers}
+        print(json.dumps(dataclasses.asdict(exported) | details, indent=1))
     else:
-        print(f"{args.out} holds {', '.join(found.components)}: {megabytes(size)}")
+        print(f"{args.out} holds {', '.join(exported.components)}: {megabytes(size)}")
     return 0
+
+
+def program() -> str:
+    """How to call this command: koala export where koala is installed as a command, else python -m koala export."""
+    return "koala export" if Path(sys.argv[0]).stem == "koala" else "python -m koala export"
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -91,9 +98,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     arguments = list(arguments[debug:])
     verb = arguments[0] if arguments and arguments[0] in VERBS else None
     module = importlib.import_module(VERBS[verb]) if verb else sys.modules[__name__]
-    others = f"Other commands: {', '.join(f'python -m export {name}' for name in VERBS)}."
+    others = f"Other commands: {', '.join(f'{program()} {name}' for name in VERBS)}."
     parser = argparse.ArgumentParser(
-        prog=f"python -m export {verb}" if verb else "python -m export",
+        prog=f"{program()} {verb}" if verb else program(),
         description=module.HELP,
         epilog=None if verb else others,
     )

@@ -1,4 +1,4 @@
-"""Engines out of an export's U-Net, built and timed. TensorRT and TensorRT-RTX have one Python interface."""
+"""Engines built from an export's U-Net, and timed. TensorRT and TensorRT-RTX have one Python interface."""
 
 import importlib
 import importlib.util
@@ -25,7 +25,7 @@ Profile = Mapping[str, Mapping[str, tuple[int, ...]]]  # input -> {"min", "opt",
 
 @dataclass(frozen=True, kw_only=True)
 class Builder:
-    """A package that builds engines. TensorRT proper looks for the fastest kernels on the GPU that will run them."""
+    """A package that builds engines. TensorRT itself searches for the fastest kernels on the GPU that will run them."""
 
     title: str
     module: str
@@ -54,7 +54,7 @@ BUILDERS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """An engine that was built, and what one call of the usual shape takes on this machine's GPU."""
+    """A built engine, and the time of one call with the usual shape on this machine's GPU."""
 
     builder: str
     version: str
@@ -79,9 +79,9 @@ class Engine:
 
 
 def ready_builders() -> list[Builder]:
-    """What can build here and now; UserError with what to install."""
-    if found := [builder for builder in BUILDERS if builder.ready]:
-        return found
+    """The builders that work on this machine; UserError with what to install if there are none."""
+    if ready := [builder for builder in BUILDERS if builder.ready]:
+        return ready
     raise UserError(
         "nothing here can build an engine. TensorRT-RTX builds without a GPU: pip install tensorrt-rtx; TensorRT "
         "builds on the GPU that will run the engine: pip install tensorrt"
@@ -89,7 +89,7 @@ def ready_builders() -> list[Builder]:
 
 
 def build(folder: Path, onnx: str, profile: Profile, builder: Builder) -> Engine:
-    """Parse and build the U-Net, and time it where a GPU is; UserError with the parser's or builder's words."""
+    """Parse and build the U-Net, and time it if there is a GPU; UserError with the parser's or builder's message."""
     check_space(folder / builder.engine, sum(file.stat().st_size for file in folder.glob(f"{onnx}*")))
     trt = importlib.import_module(builder.module)
     began, log = time.monotonic(), _log(trt)
@@ -123,7 +123,7 @@ def build(folder: Path, onnx: str, profile: Profile, builder: Builder) -> Engine
 
 
 def _log(trt: ModuleType):
-    """A logger that keeps errors for the message and says nothing."""
+    """A logger that keeps errors for the message and prints nothing."""
 
     class Log(trt.ILogger):
         def __init__(self):
@@ -157,12 +157,12 @@ def latency(trt: ModuleType, engine, shapes: Mapping[str, tuple[int, ...]], call
     for name, buffer in buffers.items():
         context.set_tensor_address(name, buffer.data_ptr())
     cards().synchronize()
-    found = []
+    times = []
     for _ in range(3 + calls):
         start, end = (cards().new_event() for _ in range(2))
         start.record(stream)
         context.execute_async_v3(stream.cuda_stream)
         end.record(stream)
         end.synchronize()
-        found.append(start.elapsed_time(end))
-    return statistics.median(found[3:])
+        times.append(start.elapsed_time(end))
+    return statistics.median(times[3:])

@@ -1,4 +1,4 @@
-"""What an export will take of memory, disk and time, before it begins; and what is left of it, while it runs."""
+"""Memory, disk and time of an export, predicted before it begins, and the remaining time while it runs."""
 
 import time
 from collections.abc import Callable, Collection
@@ -16,11 +16,11 @@ from koala.unet.parts import parts_of
 from koala.unet.specs import UNetSpec
 from koala.words import gigabytes, seconds_or_minutes
 
-GRAPH = 10_000_000  # bytes of a U-Net's graph and tables beside its weights, at most
+GRAPH = 10_000_000  # bytes of a U-Net's graph and tables without its weights, at most
 PROGRAM = 650_000_000  # bytes of the interpreter, torch and the exporter's own work on the smallest model
 COPIES = 3.2  # of a part's weights at the peak: as loaded, as protobuf's tensors, as the file's bytes
 
-# Seconds on one core of a desktop; a machine's own pace shows with the first stage.
+# Seconds on one core of a desktop; the first stage calibrates this machine's speed.
 PER_BLOCK = {"trace": 0.7, "convert": 0.7}  # of a transformer block
 PER_PART = {"trace": 2.0, "convert": 2.0}  # of a text encoder or half a VAE
 PER_BYTE = 8e-9  # to write and to hash
@@ -35,14 +35,14 @@ class Estimate:
     seconds: float
 
     def line(self) -> str:
-        """For people, as the end of a sentence."""
+        """As the end of a sentence."""
         return (
             f"will take about {gigabytes(self.memory)} of memory, {gigabytes(self.disk, 2)} of disk and "
             f"{seconds_or_minutes(self.seconds)}, gates not counted"
         )
 
     def check(self, out: Path) -> None:
-        """UserError where this machine has not that much memory, or `out` cannot become a folder of that size."""
+        """UserError if this machine lacks the memory, or `out` cannot become a folder of that size."""
         there = device_memory(torch.device("cpu"))
         if there is not None and there < self.memory:
             raise UserError(
@@ -86,20 +86,20 @@ def estimate(spec: UNetSpec, names: Collection[str], dtype: str) -> Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """What the export is doing; `left` in seconds, by this machine's pace so far."""
+    """The current stage; `left` in seconds, by this machine's speed so far."""
 
     text: str
     done: float  # 0 .. 1
     left: float | None
 
     def line(self) -> str:
-        """For people."""
+        """As text."""
         left = f", about {seconds_or_minutes(self.left)} left" if self.left is not None else ""
         return f"{self.done:4.0%}  {self.text}{left}"
 
 
 class Clock:
-    """Tells progress: stages have expected lengths, and those that are over say how fast this machine is."""
+    """Reports progress: stages have expected durations, and finished ones calibrate this machine's speed."""
 
     def __init__(self, stages: dict[str, float], tell: Callable[[Progress], None] | None):
         self._left, self._total = dict(stages), sum(stages.values())
@@ -107,7 +107,7 @@ class Clock:
         self._name, self._begun = "", time.monotonic()
 
     def begin(self, name: str) -> None:
-        """A stage begins, and the one before it is over."""
+        """Begin a stage and end the one before."""
         now = time.monotonic()
         if self._name:
             self._expected += self._left.pop(self._name)

@@ -1,4 +1,4 @@
-"""A model -> a folder that other runtimes load as it is, in the layout of optimum's ORTDiffusionPipeline."""
+"""A model -> a folder that other runtimes load unchanged, in the layout of optimum's ORTDiffusionPipeline."""
 
 import json
 import math
@@ -49,7 +49,7 @@ COMPONENTS = {
 }
 LARGE = 200_000_000  # parameters of a U-Net: above, on a CPU, a denoising run takes many minutes
 CENSUS, CENSUS_SECONDS = "measure activations", 6.0
-PARAMETERS = "parameters.json"  # beside the U-Net's graph: how torch's weights lie in it
+PARAMETERS = "parameters.json"  # next to the U-Net's graph: how torch's weights are stored in it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +60,13 @@ class Lora:
     strength: float = 1.0
 
     def told(self) -> dict[str, object]:
-        """File name, SHA-256 and strength, as the export's files tell them."""
+        """File name, SHA-256 and strength, as stored in the export."""
         return {"name": self.file.name, "sha256": digest(self.file), "strength": self.strength}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is to be exported. UserError as soon as it is known that it cannot be."""
+    """What to export."""
 
     card: ModelCard
     location: Location
@@ -75,12 +75,12 @@ class Job:
     dtype: str  # of U-Net and text encoders: float16 or float32
     components: tuple[str, ...]
     lora: Lora | None
-    lora_layers: str | None = None  # how much of the LoRA the U-Net has a place for, and what of its file is not used
+    lora_layers: str | None = None  # which of the LoRA's layers are used, and what in its file is not
     islands: tuple[str, ...] = ()  # modules of the U-Net that stay in fp32
 
     @property
     def large(self) -> bool:
-        """Whether a whole denoising run is out of reach here."""
+        """Whether a whole denoising run would take too long here."""
         return parameters(self.spec) > LARGE and not cards().available()
 
     @property
@@ -126,8 +126,8 @@ def export(
 ) -> Exported:
     """Write the folder `out`, whole or not at all.
 
-    `check` looks at the finished folder before it gets its name, raises where the export must not be used, and
-    returns the figures that the files are to carry.
+    `check` gets the finished folder before it is renamed; it raises if the export must not be used, and returns
+    the figures to store in the files.
     """
     job.estimate.check(out)
     stored = open_located(job.card.name, job.location)
@@ -206,13 +206,13 @@ def census(job: Job) -> dict[str, float]:
 
 
 def _fused(unet: torch.nn.Module, job: Job) -> torch.nn.Module:
-    """The U-Net with the LoRA in its weights, as if it had been trained so."""
+    """The U-Net with the LoRA fused into its weights."""
     fuse(unet, job.lora.file, job.spec, job.lora.strength)
     return unet.requires_grad_(False)
 
 
 def _check_range(job: Job, part: str, module: torch.nn.Module) -> None:
-    """UserError for a weight that became infinite: its file's are finite, as was found before."""
+    """UserError for a weight that became infinite: its file's weights were checked before."""
     name = next((name for name, weight in module.named_parameters() if not is_finite(weight)), None)
     if name is None:
         return
@@ -240,12 +240,12 @@ def _component(job: Job, name: str, folder: Path, exported: Exported, clock: Clo
     module.save_config(folder / name) if hasattr(module, "save_config") else module.config.save_pretrained(
         folder / name
     )
-    count = sum(math.prod(found["shape"]) for found in graph.weights.values())
+    count = sum(math.prod(weight["shape"]) for weight in graph.weights.values())
     return manifest.component(folder, files, dtype, count)
 
 
 def _settings(job: Job, folder: Path) -> None:
-    """What stands around the graphs: the pipeline's index, and with all components its tokenizers and scheduler."""
+    """The files around the graphs: the pipeline's index, and with all components its tokenizers and scheduler."""
     index = read_object(job.location.folder / "model_index.json")
     (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     if len(job.components) == 1:

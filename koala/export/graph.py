@@ -1,4 +1,4 @@
-"""Between torch's exporter and the file: fewer nodes, torch's names for the weights, nothing of this machine."""
+"""Graph passes between torch's exporter and the file: fewer nodes, torch's weight names, no traces of this machine."""
 
 import numpy
 import onnx_ir as ir
@@ -10,7 +10,7 @@ _MOVES = ("Transpose", "Unsqueeze", "Squeeze", "Reshape", "Identity")
 
 
 def simplify(model: ir.Model) -> None:
-    """Fold constants, share what is equal, drop what nobody reads. Weights are left to `absorb_weights`.
+    """Fold constants, merge duplicates, drop unused nodes. Weights are left to `absorb_weights`.
 
     onnxscript's own optimizer also tries every rewriting rule on every node: ten times as long for 4 % fewer nodes.
     """
@@ -57,13 +57,13 @@ def _neutral(node: ir.Node) -> bool:
 
 
 def _replace(old: ir.Value, new: ir.Value) -> None:
-    """Let everyone who reads `old` read `new`. A graph's output is never old: it keeps its name."""
+    """Make every reader of `old` read `new`. A graph's output is never `old`: it keeps its name."""
     for user, position in tuple(old.uses()):
         user.replace_input_with(position, new)
 
 
 def absorb_weights(model: ir.Model, prefix: str) -> dict[str, dict]:
-    """Turn and shape the weights once, here, instead of in every run; each keeps the name that torch gave it.
+    """Transpose and reshape the weights once, here, instead of in every run; each keeps its name in torch.
 
     Returns parameter -> {"shape": in torch, "stored": in the file, "permutation": of torch's axes or None}, by which
     other weights go into the same file, and an engine is refitted.
@@ -87,7 +87,7 @@ def absorb_weights(model: ir.Model, prefix: str) -> dict[str, dict]:
         value.name = short
         model.graph.initializers[short] = value
         table[short] = {"shape": shape, "stored": tuple(weight.shape.numpy()), "permutation": permutation}
-    common.RemoveUnusedNodesPass()(model)  # and the axes by which the weights were turned
+    common.RemoveUnusedNodesPass()(model)  # and the axes of the removed transpositions
     return table
 
 
@@ -96,7 +96,7 @@ def _constant(values) -> bool:
 
 
 def _moved(weight: ir.TensorProtocol, node: ir.Node) -> ir.TensorProtocol:
-    """The weight after a node that only moves it; the bytes are made when the file is written, and not kept."""
+    """The weight after a node that only moves it; its bytes are computed when the file is written, and not kept."""
     if node.op_type == "Identity":
         return weight
     shape = node.outputs[0].shape.numpy()
@@ -116,7 +116,7 @@ def _moved(weight: ir.TensorProtocol, node: ir.Node) -> ir.TensorProtocol:
 
 
 def _absorb(model: ir.Model, value: ir.Value, node: ir.Node, weight: ir.TensorProtocol) -> ir.Value:
-    """Put the moved weight where the node stood."""
+    """Replace the node with the moved weight."""
     moved = ir.Value(name=f"{value.name}.moved", const_value=weight, type=value.type, shape=ir.Shape(weight.shape))
     model.graph.initializers[moved.name] = moved
     _replace(node.outputs[0], moved)
@@ -126,7 +126,7 @@ def _absorb(model: ir.Model, value: ir.Value, node: ir.Node, weight: ir.TensorPr
 
 
 def name_dims(model: ir.Model, inputs: dict[str, dict[int, str]], outputs: dict[str, dict[int, str]]) -> None:
-    """Say batch, height, width and sequence on the graph's edges; what lies within, a runtime infers by itself."""
+    """Name batch, height, width and sequence on inputs and outputs; runtimes infer the inner shapes themselves."""
     for values, named in ((model.graph.inputs, inputs), (model.graph.outputs, outputs)):
         for value in values:
             names = named[value.name]
@@ -139,7 +139,7 @@ def name_dims(model: ir.Model, inputs: dict[str, dict[int, str]], outputs: dict[
 
 
 def anonymise(model: ir.Model) -> None:
-    """Nothing of the machine that exported: torch notes the path and the source line of every node."""
+    """Remove traces of the exporting machine: torch records the path and source line of every node."""
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):

@@ -1,4 +1,4 @@
-"""What an exported folder holds, read from its files alone: neither its model nor a run is needed."""
+"""What an exported folder contains, read from its files alone: no model and no run is needed."""
 
 import argparse
 import dataclasses
@@ -19,7 +19,7 @@ from koala.models.export_manifest import AGAIN, Component, Exported
 from koala.unet.costs import LATENT_FACTOR
 from koala.words import size
 
-HELP = "say what an export holds: operators, sizes, inputs, outputs, metadata, and the memory that it will take"
+HELP = "describe an export: operators, sizes, inputs, outputs, metadata, and the memory that it needs"
 SHOWN = 6  # operators of a component in the text, the most frequent
 
 
@@ -58,7 +58,7 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """An exported folder; `problems` are what its files must not have for their target."""
+    """An exported folder; `problems` lists what its files must not contain for their target."""
 
     model: str
     title: str
@@ -80,27 +80,27 @@ class Inspection:
         return dataclasses.asdict(self) | {"memory": memory, "problems": self.problems}
 
     def lines(self) -> list[str]:
-        """For people."""
-        found = [f"{self.title} for {self.target}, {self.dtype}, {self.licence}: {size(self.bytes)}"]
+        """As text."""
+        lines = [f"{self.title} for {self.target}, {self.dtype}, {self.licence}: {size(self.bytes)}"]
         for name, part in self.components.items():
             sizes = ", ".join(f"{file} {size(count)}" for file, count in part.files.items())
-            found.append(f"{name}: {sizes}; {part.dtype}, opset {part.opset}, {part.parameters:,} parameters")
+            lines.append(f"{name}: {sizes}; {part.dtype}, opset {part.opset}, {part.parameters:,} parameters")
             common = list(part.operators.items())[:SHOWN]
             rest = len(part.operators) - len(common)
             counts = ", ".join(f"{count} {kind}" for kind, count in common)
-            found.append(f"  {part.nodes:,} nodes: {counts}" + (f" and {rest} other operators" if rest > 0 else ""))
+            lines.append(f"  {part.nodes:,} nodes: {counts}" + (f" and {rest} other operators" if rest > 0 else ""))
             for way, values in (("in ", part.inputs), ("out", part.outputs)):
-                found += [f"  {way}  {value}  {kind} [{', '.join(map(str, d))}]" for value, (kind, d) in values.items()]
-        found += [_memory_line(one) for one in self.memory]
+                lines += [f"  {way}  {value}  {kind} [{', '.join(map(str, d))}]" for value, (kind, d) in values.items()]
+        lines += [_memory_line(one) for one in self.memory]
         source = self.components["unet"].metadata.get("source_sha256", {})
-        found += [f"made of {file}, SHA-256 {sha256}" for file, sha256 in source.items()]
-        return found + [f"PROBLEM  {problem}" for problem in self.problems]
+        lines += [f"made of {file}, SHA-256 {sha256}" for file, sha256 in source.items()]
+        return lines + [f"PROBLEM  {problem}" for problem in self.problems]
 
 
 def _memory_line(one: Memory) -> str:
     where = f"{one.width}x{one.height} px, batch {one.batch}"
     if one.tensors_bytes is None:
-        return f"{where}: {size(one.weights_bytes)} of weights; what tensors take cannot be told from the file"
+        return f"{where}: {size(one.weights_bytes)} of weights; the tensors' size is unknown from the file"
     return (
         f"{where}: about {size(one.bytes)} of memory, {size(one.weights_bytes)} of weights and "
         f"{size(one.tensors_bytes)} of tensors in the {one.busiest}"
@@ -108,7 +108,7 @@ def _memory_line(one: Memory) -> str:
 
 
 def inspect(folder: Path) -> Inspection:
-    """UserError where the folder is no export, or a file of it is missing, changed or damaged."""
+    """UserError if the folder is not an export, or a file of it is missing, changed or damaged."""
     exported = Exported.read(folder)
     exported.check(folder)
     return Inspection(
@@ -128,7 +128,9 @@ def _part(folder: Path, name: str, exported: Exported, component: Component) -> 
     try:
         onnx.checker.check_model(str(file))  # by path: also above 2 GiB
     except onnx.checker.ValidationError as error:
-        raise UserError(f"{file} is no whole ONNX file ({str(error).strip().splitlines()[0]}); {AGAIN}") from error
+        raise UserError(
+            f"{file} is not a complete ONNX file ({str(error).strip().splitlines()[0]}); {AGAIN}"
+        ) from error
     model = ir.load(file)
     operators = Counter(node.op_type for node in model.graph)
     target, _ = target_of(exported.target, None)
@@ -147,7 +149,7 @@ def _part(folder: Path, name: str, exported: Exported, component: Component) -> 
 
 
 def _value(text: str) -> object:
-    """What a metadata text says: JSON, or itself."""
+    """A metadata text's value: parsed JSON, or the text itself."""
     try:
         return json.loads(text)
     except ValueError:
@@ -155,11 +157,11 @@ def _value(text: str) -> object:
 
 
 def _memory(folder: Path, exported: Exported) -> list[Memory]:
-    """At the smallest, usual and largest size of the export's profile; every part is held in memory all the while."""
+    """At the smallest, usual and largest size of the export's profile; every part stays in memory throughout."""
     weights = sum((folder / file).stat().st_size for one in exported.components.values() for file in one.files)
     guided = exported.profile["sample"]["opt"][0]
     tokens = exported.profile["encoder_hidden_states"]["opt"][1]
-    found = []
+    rows = []
     for kind in ("min", "opt", "max"):
         _, _, height, width = exported.profile["sample"][kind]
         latents = {"batch": guided, "sequence": tokens, "height": height, "width": width}
@@ -171,7 +173,7 @@ def _memory(folder: Path, exported: Exported) -> list[Memory]:
         }
         known = None not in each.values()
         busiest = max(each, key=each.get) if known else None
-        found.append(
+        rows.append(
             Memory(
                 width=width * LATENT_FACTOR,
                 height=height * LATENT_FACTOR,
@@ -181,7 +183,7 @@ def _memory(folder: Path, exported: Exported) -> list[Memory]:
                 busiest=busiest,
             )
         )
-    return found
+    return rows
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -190,7 +192,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints what the folder holds, or JSON; exit status 0, or 1 where its files have what they must not."""
-    found = inspect(args.folder)
-    print(json.dumps(found.to_dict(), indent=1) if args.json else "\n".join(found.lines()))
-    return 1 if found.problems else 0
+    """Prints what the folder holds, or JSON; exit status 0, or 1 if a file has what its target forbids."""
+    inspection = inspect(args.folder)
+    print(json.dumps(inspection.to_dict(), indent=1) if args.json else "\n".join(inspection.lines()))
+    return 1 if inspection.problems else 0

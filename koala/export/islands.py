@@ -45,22 +45,22 @@ def activations(model: LoadedModel, request: GenerationRequest) -> dict[str, flo
 
 
 def islands(peaks: Mapping[str, float], limit: float = HALF_MAX) -> tuple[str, ...]:
-    """The smallest modules that hold every activation beyond `limit` and give back one within it."""
-    found = set()
+    """The smallest modules that contain every activation beyond `limit` and whose output is within it."""
+    names = set()
     for name, peak in peaks.items():
         if peak <= limit:
             continue
         if name.endswith(LOGITS):
-            found.add(name.removesuffix(LOGITS))
+            names.add(name.removesuffix(LOGITS))
             continue
-        while peaks.get(name, 0.0) > limit:  # blocks whose output was not heard are taken to be within it
+        while peaks.get(name, 0.0) > limit:  # blocks whose output was not recorded are assumed to be within it
             name = name.rpartition(".")[0]
-        found.add(name)
-    return tuple(sorted(n for n in found if not any(n.startswith(f"{other}.") for other in found)))
+        names.add(name)
+    return tuple(sorted(n for n in names if not any(n.startswith(f"{other}.") for other in names)))
 
 
 def float_islands(unet: torch.nn.Module, names: Collection[str]) -> None:
-    """Let these modules of an fp16 U-Net compute in fp32; what goes in and comes out is fp16 as before."""
+    """Compute these modules of an fp16 U-Net in fp32; their inputs and outputs stay fp16."""
 
     def widen(module, given, named):
         return _cast(given, torch.float32), _cast(named, torch.float32)

@@ -1,4 +1,4 @@
-"""What a file says of itself: where its weights come from, what made it, and how it wants to be run."""
+"""A file's metadata: the source of its weights, what made it, and how to run it."""
 
 import json
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ _TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
 
 
 def versions() -> dict[str, str]:
-    """Of what decides the bytes of a file."""
+    """Versions of the packages that determine a file's bytes."""
     return {"koala": koala.__version__, **{name: version(name).partition("+")[0] for name in _TOOLS}}
 
 
 def defaults(card: ModelCard) -> dict[str, object]:
-    """How the model's authors want it to be run."""
+    """The settings that the model's authors recommend."""
     return {name: getattr(card, name) for name in ("scheduler", "steps", "guidance", "width", "height")}
 
 
@@ -31,7 +31,7 @@ def metadata(exported: Exported, component: str, dtype: str) -> dict[str, str]:
 
     `dtype` is of this file's weights.
     """
-    told = {
+    values = {
         "model": exported.model,
         "component": component,
         "dtype": dtype,
@@ -46,11 +46,11 @@ def metadata(exported: Exported, component: str, dtype: str) -> dict[str, str]:
         "islands": exported.islands or None,
         "lora": exported.lora,
     }
-    return {f"{PREFIX}{k}": v if isinstance(v, str) else json.dumps(v) for k, v in told.items() if v is not None}
+    return {f"{PREFIX}{k}": v if isinstance(v, str) else json.dumps(v) for k, v in values.items() if v is not None}
 
 
 def add_metadata(path: Path, values: Mapping[str, str]) -> None:
-    """Say more of a written file, without reading its weights: protobuf joins the repeated fields of what follows."""
+    """Add metadata to a written file without reading its weights: protobuf appends repeated fields."""
     more = onnx.ModelProto()
     onnx.helper.set_model_props(more, dict(values))
     with open(path, "ab") as file:

@@ -1,4 +1,4 @@
-"""Text to picture from an exported folder with numpy, ONNX Runtime and a tokenizer alone: to be read, and ported.
+"""Text to picture from an exported folder with only numpy, ONNX Runtime and a tokenizer: read it, and port it.
 
     python koala/export/numpy_runner.py DIR "a red circle" --seed 0 --out picture.png
 
@@ -30,7 +30,7 @@ SPACINGS = {
     "euler-linspace": "linspace",
 }
 OURS = "draw with python -m koala generate --model DIR instead"
-# Settings of a scheduler that would change the noise levels, and that no value may be given to.
+# Settings of a scheduler that would change the noise levels; none may be set.
 OTHERS = ("trained_betas", "rescale_betas_zero_snr", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 
 
@@ -61,12 +61,12 @@ class Settings(dict):
 
 
 def tokenize(folder: Path, text: str) -> np.ndarray:
-    """Token ids (1, 77): start, text, end, then padding; what is too long is cut before the end."""
+    """Token ids (1, 77): start, text, end, then padding; longer text is cut before the end token."""
     settings = Settings(folder / "tokenizer_config.json")
 
     def token(name: str) -> str:  # some files have the word alone, some a table that holds it
-        found = settings[name]
-        return found["content"] if isinstance(found, dict) else found
+        entry = settings[name]
+        return entry["content"] if isinstance(entry, dict) else entry
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
@@ -80,10 +80,10 @@ def encode(folder: Path, text: str) -> tuple[np.ndarray, np.ndarray]:
     """The words (1, 77, C), last layer but one of each encoder side by side; the second's pooled text (1, P)."""
     words, pooled = [], None
     for encoder, tokenizer in (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")):
-        found = Graph(folder / encoder / "model.onnx")(input_ids=tokenize(folder / tokenizer, text))
-        states = [name for name in found if name.startswith("hidden_states.")]
-        words.append(found[f"hidden_states.{len(states) - 2}"])
-        pooled = found.get("text_embeds")
+        outputs = Graph(folder / encoder / "model.onnx")(input_ids=tokenize(folder / tokenizer, text))
+        states = [name for name in outputs if name.startswith("hidden_states.")]
+        words.append(outputs[f"hidden_states.{len(states) - 2}"])
+        pooled = outputs.get("text_embeds")
     return np.concatenate(words, axis=2), pooled
 
 
@@ -91,7 +91,7 @@ def euler(folder: Path, steps: int, scheduler: str) -> tuple[np.ndarray, np.ndar
     """Timesteps (steps) and noise levels (steps + 1) of Euler's method, the noisiest first."""
     c = Settings(folder / "scheduler" / "scheduler_config.json")
     if unknown := [name for name in OTHERS if c.get(name)]:
-        raise SystemExit(f"{c.file} says {unknown[0]} {c[unknown[0]]!r}, which this runner does not follow; {OURS}")
+        raise SystemExit(f"{c.file} says {unknown[0]} {c[unknown[0]]!r}, which this runner does not support; {OURS}")
     if (known := (c["beta_schedule"], c.get("prediction_type", "epsilon"))) != ("scaled_linear", "epsilon"):
         raise SystemExit(f"{c.file} says {known[0]}, {known[1]}; this runner knows scaled_linear, epsilon; {OURS}")
     count = c.get("num_train_timesteps", 1000)
@@ -163,7 +163,9 @@ def draw(
 def arguments() -> argparse.Namespace:
     """What to draw, from which folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="written by python -m export --model M --out DIR")
+    parser.add_argument(
+        "folder", type=Path, metavar="DIR", help="written by python -m koala export --model M --out DIR"
+    )
     parser.add_argument("prompt")
     parser.add_argument("--negative-prompt", default="")
     parser.add_argument("--steps", type=int, help="default: the model's own, as those below")
@@ -176,9 +178,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("picture.png"), metavar="FILE.png")
     options = parser.parse_args()
     if not (options.folder / "export.json").is_file():
-        parser.error(f"{options.folder} is no export: it has no export.json")
+        parser.error(f"{options.folder} is not an export: it has no export.json")
     if not (options.folder / "vae_decoder" / "model.onnx").is_file():
-        parser.error(f"{options.folder} is a U-Net alone; export all of the model with --components all")
+        parser.error(f"{options.folder} is a U-Net alone; export the whole model with --components all")
     file = options.folder / "export.json"
     for name, value in Settings(file)["defaults"].items():
         if name not in DEFAULTS or not isinstance(value, DEFAULTS[name]):
@@ -218,14 +220,14 @@ def main() -> None:
         options.guidance,
         options.scheduler,
     )
-    told = PngImagePlugin.PngInfo()
-    told.add_itxt("parameters", f"{options.prompt}\nSteps: {options.steps}, CFG scale: {options.guidance:g}")
-    picture.save(options.out, pnginfo=told)
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("parameters", f"{options.prompt}\nSteps: {options.steps}, CFG scale: {options.guidance:g}")
+    picture.save(options.out, pnginfo=info)
     print(options.out)
 
 
 if __name__ == "__main__":
     try:
         main()
-    except Exception as error:  # files that are damaged in a way that nothing above has a word for
+    except Exception as error:  # damage that no check above covers
         sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}; export the model again")

@@ -6,27 +6,27 @@ SENTENCES, LINES = "text", "json"  # of --progress
 
 
 def add_depth(parser: argparse.ArgumentParser) -> None:
-    """How much the gates do."""
+    """Options for how thorough the gates are."""
     parser.add_argument(
-        "--pictures", type=_count, default=8, metavar="N", help="pictures that the last gate draws (default: 8)"
+        "--pictures", type=_count, default=8, metavar="N", help="how many pictures the gate draws (default: 8)"
     )
     parser.add_argument(
-        "--thorough", action="store_true", help="draw with a large model on a CPU, too: many minutes a picture"
+        "--thorough", action="store_true", help="also draw pictures with a large model on a CPU: many minutes each"
     )
 
 
 def add_progress(parser: argparse.ArgumentParser) -> None:
-    """How progress is told."""
+    """The option for the format of the progress."""
     parser.add_argument(
         "--progress",
         choices=(SENTENCES, LINES),
         default=SENTENCES,
-        help="how progress is told on stderr: as text, or one JSON object per line with its kind: estimate, lora, "
+        help="format of the progress on stderr: text, or one JSON object per line with its kind: estimate, lora, "
         "progress, finding or error (default: text)",
     )
 
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of pictures; give 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of pictures; give 1 or more")
     return int(text)

@@ -1,4 +1,4 @@
-"""Linear layers in 8 bits: as stored weights alone, or with activations quantised as they come (for CPUs)."""
+"""Linear layers in 8 bits: weights alone, or with activations quantised at run time (for CPUs)."""
 
 import re
 from collections.abc import Iterator
@@ -21,13 +21,13 @@ def _linear(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Value]]:
     they hold a tenth of these weights and make nine tenths of the error in the last steps of a run, where the latents
     are nearly clean. In a U-Net whose attention has one width there is no such level, and every matrix is stored so.
     """
-    found = [
+    products = [
         (node, weight)
         for node in model.graph
         if node.op_type == "MatMul" and (weight := node.inputs[1]).is_initializer() and len(weight.shape) == 2
     ]
-    outermost = _outermost([weight for _, weight in found])
-    for node, weight in found:
+    outermost = _outermost([weight for _, weight in products])
+    for node, weight in products:
         block = _BLOCK.match(weight.name)
         if not (block and block[1] in outermost):
             yield node, weight
@@ -68,7 +68,7 @@ def _insert(
 
 
 def weight_only(model: ir.Model) -> None:
-    """Store int8 weights and make floats of them at run time; standard operators (DequantizeLinear per channel).
+    """Store int8 weights and dequantise them at run time; standard operators (DequantizeLinear per channel).
 
     They may be signed, for nothing multiplies them as integers; TensorRT reads no unsigned ones.
     """

@@ -1,4 +1,4 @@
-"""python -m export single-file: another name of `python -m koala convert MODEL --out FILE.safetensors`."""
+"""koala export single-file: another name for `python -m koala convert MODEL --out FILE.safetensors`."""
 
 import argparse
 import dataclasses

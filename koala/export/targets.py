@@ -1,11 +1,11 @@
-"""Whom an export is for: the operators and the types that a runtime takes."""
+"""Targets of an export: the operators and types that a runtime accepts."""
 
 from dataclasses import dataclass
 
 from koala.errors import UserError
 
 DTYPES = {"fp16": "float16", "fp32": "float32"}
-# No kind of ONNX file but a page around universal ones, by `koala.export.web`.
+# Not a kind of ONNX file but a page of universal ones, by `koala.export.web`.
 WEB, WEB_TEXT = "web", "a page that draws in the visitor's own browser, for any static host; see --models"
 
 # Operators by what they are; a target says which of them its files must not have.
@@ -71,7 +71,7 @@ TARGETS = {
 
 
 def target_of(name: str, dtype: str | None) -> tuple[Target, str]:
-    """The target of a name and the dtype ("fp16" or "fp32") of its weights; UserError with what there is."""
+    """The target of a name and the dtype ("fp16" or "fp32") of its weights; UserError with the possible ones."""
     if name not in TARGETS:
         raise UserError(f"unknown target {name!r}; choose one of {', '.join([*TARGETS, WEB])}")
     target = TARGETS[name]

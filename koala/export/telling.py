@@ -1,4 +1,4 @@
-"""What an export says on stderr while it works: sentences for people, or one JSON object per line for a program."""
+"""An export's progress on stderr: sentences for people, or one JSON object per line for programs."""
 
 import argparse
 import dataclasses
@@ -15,41 +15,41 @@ from koala.export.options import LINES, SENTENCES
 
 @dataclass(frozen=True, kw_only=True)
 class Teller:
-    """Says what happens, in one way or the other."""
+    """Reports progress in one of the two formats."""
 
     lines: bool  # JSON instead of sentences
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> "Teller":
-        """The one that a command's arguments ask for."""
+        """The one that a command's arguments select."""
         return cls(lines=getattr(args, "progress", SENTENCES) == LINES)
 
     def lora(self, name: str, layers: str) -> None:
-        """Which of a LoRA's layers the model has, and what of its file is not used."""
+        """Which of a LoRA's layers are used, and what in its file is not."""
         text = f"LoRA {name} on {layers}"
         self._say("lora", {"text": text}, text)
 
-    def estimate(self, title: str, found: Estimate) -> None:
-        """What the export of `title` will take."""
+    def estimate(self, title: str, expected: Estimate) -> None:
+        """The memory, disk and time that the export of `title` will take."""
         values = {
-            "text": found.line(),
-            "memory_bytes": found.memory,
-            "disk_bytes": found.disk,
-            "seconds": found.seconds,
+            "text": expected.line(),
+            "memory_bytes": expected.memory,
+            "disk_bytes": expected.disk,
+            "seconds": expected.seconds,
         }
-        self._say("estimate", values, f"{title} {found.line()}")
+        self._say("estimate", values, f"{title} {expected.line()}")
 
-    def progress(self, found: Progress) -> None:
+    def progress(self, stage: Progress) -> None:
         """A stage begins; `left_s` is None until this machine's pace is known."""
-        self._say("progress", {"stage": found.text, "share": found.done, "left_s": found.left}, found.line())
+        self._say("progress", {"stage": stage.text, "share": stage.done, "left_s": stage.left}, stage.line())
 
-    def finding(self, found: Finding, people: TextIO | None = None) -> None:
+    def finding(self, finding: Finding, people: TextIO | None = None) -> None:
         """A gate is done; `people` is where its sentence goes, by default stderr."""
-        self._say("finding", dataclasses.asdict(found), found.line(), people)
+        self._say("finding", dataclasses.asdict(finding), finding.line(), people)
 
     @property
     def error(self) -> Callable[[str], None] | None:
-        """Says why the command failed; None where the common sentence does."""
+        """Reports why the command failed; None if the common sentence is enough."""
         return (lambda sentence: self._say("error", {"text": sentence}, "")) if self.lines else None
 
     def _say(self, kind: str, values: dict, sentence: str, people: TextIO | None = None) -> None:

@@ -29,7 +29,7 @@ class Graph:
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """A traced part: torch's own program, and what its edges are called."""
+    """A traced part: torch's program, and the names of its inputs and outputs."""
 
     program: torch.export.ExportedProgram
     traced: Traced
@@ -45,10 +45,10 @@ def trace(traced: Traced) -> Program:
 
 
 def convert(program: Program, opset: int) -> Graph:
-    """A traced part as a graph of standard operators (torch.onnx), its edges named, its weights where they belong."""
+    """A traced part as a graph of standard operators (torch.onnx), its inputs, outputs and weights named."""
     traced = program.traced
     with torch.no_grad(), _hushed():
-        found = torch.onnx.export(
+        exported = torch.onnx.export(
             program.program,
             opset_version=opset,
             input_names=list(traced.inputs),
@@ -56,7 +56,7 @@ def convert(program: Program, opset: int) -> Graph:
             optimize=False,
             verbose=False,
         )
-    model = found.model
+    model = exported.model
     graph.simplify(model)
     weights = graph.absorb_weights(model, f"{INNER}.")
     graph.name_dims(model, traced.dims, traced.output_dims)
@@ -67,7 +67,7 @@ def convert(program: Program, opset: int) -> Graph:
 
 @contextlib.contextmanager
 def _hushed() -> Iterator[None]:
-    """torch.onnx warns about torchvision, which nothing here uses, and of its own use of torch's LeafSpec."""
+    """Mute torch.onnx's warnings about torchvision, which nothing here uses, and its own use of LeafSpec."""
     loggers = [logging.getLogger(n) for n in ("torch.onnx._internal.exporter._registration", "torch.onnx")]
     before = [one.level for one in loggers]
     for one in loggers:
@@ -87,7 +87,7 @@ def size(model: ir.Model) -> int:
 
 
 def save(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> list[Path]:
-    """Write the file, with one data file beside it where it would be too large for protobuf; the files written."""
+    """Write the file, with a separate data file if it is too large for protobuf; the files written."""
     model.metadata_props.clear()
     model.metadata_props.update(metadata)
     path.parent.mkdir(parents=True, exist_ok=True)

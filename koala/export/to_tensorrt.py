@@ -1,4 +1,4 @@
-"""An export made ready for TensorRT: its profile, the lines that build and run it, and a real engine.
+"""An export for TensorRT: its profile, the command lines that build and run it, and a real engine.
 
 Everything that is written lies in the export's folder and names files relative to it.
 """
@@ -22,7 +22,7 @@ from koala.models.export_manifest import UNET, Exported
 from koala.unet.config import from_config
 from koala.unet.costs import LATENT_FACTOR, TOKENS
 
-HELP = "write the lines that build an export with TensorRT, and build it"
+HELP = "write the command lines that build an export with TensorRT; --build runs the builder"
 JSON_FILE, MARKDOWN_FILE = "tensorrt.json", "tensorrt.md"
 _NEXT_TO_UNET = "unet/tensorrt"  # where ONNX Runtime keeps what it has built
 
@@ -42,7 +42,7 @@ class Recipe:
     engines: Sequence[Engine] = ()
 
     def markdown(self) -> str:
-        """The same for people."""
+        """The same as Markdown."""
         rows = [f"| {name} | {' | '.join(_dims(each[k]) for k in KINDS)} |" for name, each in self.profile.items()]
         return "\n".join(
             [
@@ -119,9 +119,9 @@ def recipe(
     unet = exported.components["unet"]
     if exported.dtype == DYNAMIC:
         raise UserError(
-            f"{folder} is an export for {exported.target}: it multiplies in integers whose scale is found in every run "
+            f"{folder} is an export for {exported.target}: it multiplies integers whose scale is computed in every run "
             "(DynamicQuantizeLinear, MatMulInteger), and TensorRT has neither. Export the model for TensorRT: "
-            f"python -m export --model {exported.model} --target tensorrt --out DIR"
+            f"python -m koala export --model {exported.model} --target tensorrt --out DIR"
         )
     exported.check(folder)
     file = folder / "unet" / "config.json"
@@ -220,7 +220,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints where the recipe is and the engines that were built, or JSON; exit status 0."""
+    """Prints the path of the recipe and the engines that were built, or JSON; exit status 0."""
     sides = (args.min, args.opt, args.max)
     plan = recipe(args.folder, sides=sides, batch=tuple(args.batch), tokens=tuple(args.tokens))
     engines = []
@@ -229,7 +229,7 @@ def run(args: argparse.Namespace) -> int:
         engines.append(build(args.folder, plan.onnx, plan.profile, builder))
     plan = dataclasses.replace(plan, engines=engines)
     write(args.folder, plan)
-    written = f"{args.folder / MARKDOWN_FILE} has the lines for TensorRT, {JSON_FILE} beside it the same as data"
+    written = f"{args.folder / MARKDOWN_FILE} has the lines for TensorRT, {JSON_FILE} the same as data"
     text = "\n".join([written, *(engine.line() for engine in engines)])
     print(json.dumps(dataclasses.asdict(plan), indent=1) if args.json else text)
     return 0

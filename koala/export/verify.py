@@ -1,4 +1,4 @@
-"""The gate that every export passes before it is called done, and a command of its own."""
+"""The gates that every export must pass before it gets its name, and the command `verify`."""
 
 import argparse
 import json
@@ -23,7 +23,7 @@ from koala.files.outputs import check_file, new_file
 from koala.hardware.device import give_back
 from koala.hardware.timing import device_name
 
-HELP = "hold an export against torch: structure, numbers, range, pictures, speed"
+HELP = "check an export against torch: structure, numbers, range, pictures, speed"
 GATES: dict[str, Callable[[Case], Finding]] = {
     "structure": structure,
     "numbers": numbers,
@@ -40,7 +40,7 @@ class GateError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What the gates found. `passed` says that none failed; `skipped` names those that were not run."""
+    """The gates' findings. `passed` is true if none failed; `skipped` names those that were not run."""
 
     model: str
     target: str
@@ -60,7 +60,7 @@ class Report:
         return tuple(f.gate for f in self.findings if f.passed is None)
 
     def lines(self) -> list[str]:
-        """For people."""
+        """As text."""
         return [finding.line() for finding in self.findings]
 
     def to_dict(self) -> dict:
@@ -68,7 +68,7 @@ class Report:
         return asdict(self) | {"passed": self.passed, "skipped": self.skipped}
 
     def parity(self) -> dict[str, object]:
-        """The figures that a file carries: the worst of each gate, without times, so that they repeat."""
+        """The figures stored in the file: the worst of each gate, without times, so that they are reproducible."""
         kept = {
             f.gate: f.figures.get("worst", f.figures)
             for f in self.findings
@@ -87,9 +87,9 @@ def verify(
     on_finding: Callable[[Finding], None] | None = None,
     hashes: bool = True,
 ) -> Report:
-    """Every gate on an exported folder; `hashes` also holds the files against the manifest.
+    """Run every gate on an exported folder; `hashes` also checks the files against the manifest.
 
-    Raises UserError where the folder is no export, its files are not those of the manifest, or its model is not
+    Raises UserError if the folder is not an export, its files are not those of the manifest, or its model is not
     on this machine.
     """
     case = open_case(folder, model=model, lora=lora, prompts=prompts, thorough=thorough)
@@ -108,7 +108,7 @@ def verify(
         if on_finding:
             on_finding(finding)
         if finding.passed is False:
-            break  # what follows would only fail later
+            break  # the others would only fail too
     return Report(
         model=case.exported.model,
         target=case.exported.target,
@@ -131,11 +131,11 @@ def gated(folder: Path, **settings) -> dict[str, object]:
 def add(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("folder", type=Path, metavar="DIR", help="an export")
-    parser.add_argument("--model", metavar="MODEL", help="what it was made of, where that was a folder")
+    parser.add_argument("--model", metavar="MODEL", help="the model that was exported, if that was a folder")
     parser.add_argument("--lora", type=Path, metavar="FILE.safetensors", help="the LoRA that was fused into it, if any")
     add_depth(parser)
     add_progress(parser)
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the report there as well")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="also write the report to this file")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -149,7 +149,7 @@ def run(args: argparse.Namespace) -> int:
         lora=args.lora,
         prompts=args.pictures,
         thorough=args.thorough,
-        on_finding=lambda found: teller.finding(found, None if args.json else sys.stdout),
+        on_finding=lambda finding: teller.finding(finding, None if args.json else sys.stdout),
     )
     if args.out:
         with new_file(args.out) as file:

@@ -45,10 +45,10 @@ class _Text(torch.nn.Module):
         self.inner = inner
 
     def forward(self, input_ids):
-        found = self.inner(input_ids, output_hidden_states=True)
+        output = self.inner(input_ids, output_hidden_states=True)
         if isinstance(self.inner, CLIPTextModelWithProjection):  # pipelines take the first output for the pooled text
-            return found.text_embeds, found.last_hidden_state, *found.hidden_states
-        return found.last_hidden_state, found.pooler_output, *found.hidden_states
+            return output.text_embeds, output.last_hidden_state, *output.hidden_states
+        return output.last_hidden_state, output.pooler_output, *output.hidden_states
 
 
 class _Decoder(torch.nn.Module):

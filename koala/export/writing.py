@@ -1,4 +1,4 @@
-"""One export as a command asks for it: its estimate, its progress and what its gates find are told as they come."""
+"""One export for a command: estimate, progress and findings are reported as they come."""
 
 import argparse
 import dataclasses
@@ -14,7 +14,7 @@ from koala.models.export_manifest import Exported
 def write_export(
     args: argparse.Namespace, model: str, out: Path, teller: Teller, *, target: str, dtype: str | None
 ) -> tuple[Job, list[dict], Exported]:
-    """The folder `out`: its job, what its gates found, and its manifest."""
+    """Export to the folder `out`: the job, the gates' findings and the manifest."""
     lora = Lora(file=args.lora, strength=args.lora_strength) if args.lora else None
     job = plan(model, target=target, dtype=dtype, components=args.components, lora=lora)
     if job.lora:

@@ -122,7 +122,10 @@ MODEL = ["--model", "tiny-koala-700m", *QUICK]
         (["--paper-mode", "--step", "mean", "--figure", "pca"], "each step is fitted alone"),
         (["--same-input"], "a student"),
         (["--preset", "slow"], "unknown preset"),
-        (["--captures", "x"], "leave out what is of a run: --model, --prompt, --steps, --width, --height, --device"),
+        (
+            ["--captures", "x"],
+            "leave out the options of a new run: --model, --prompt, --steps, --width, --height, --device",
+        ),
     ],
 )
 def test_bad_use_is_one_line_and_leaves_nothing(tmp_path, capsys, options, message):
@@ -145,13 +148,13 @@ def test_bad_use_without_a_run(tmp_path, capsys):
         assert main(["attention", *options]) == 2
         assert message in capsys.readouterr().err
     for options, message in (
-        (["--pixel", "here"], "'here' is no pixel; give x,y"),
+        (["--pixel", "here"], "'here' is not a pixel; give x,y"),
         (["--pixel", "1,nan"], "'1,nan' is no pixel"),
-        (["--box", "1,2"], "'1,2' is no box; give left,top,right,bottom"),
-        (["--layer", "0"], "'0' is no layer; they count from 1"),
-        (["--opacity", "2"], "'2' is no number from 0 to 1"),
-        (["--gamma", "bright"], "'bright' is no number from 0.2 to 2"),
-        (["--budget", "0"], "'0' is no memory size"),
+        (["--box", "1,2"], "'1,2' is not a box; give left,top,right,bottom"),
+        (["--layer", "0"], "'0' is not a layer; layers count from 1"),
+        (["--opacity", "2"], "'2' is not a number from 0 to 1"),
+        (["--gamma", "bright"], "'bright' is not a number from 0.2 to 2"),
+        (["--budget", "0"], "'0' is not a memory size"),
     ):
         with pytest.raises(SystemExit, match="2"):
             main(["attention", *MODEL, *options, "--out", str(tmp_path / "a")])

@@ -172,7 +172,7 @@ def test_bare_koala_prints_the_help_with_every_verb(capsys):
     captured = capsys.readouterr()
     assert captured.err == ""
     for verb in (*VERBS, *OTHERS):
-        assert re.search(rf"^ +{verb} +\w", captured.out, re.M), verb
+        assert re.search(rf"^ +{verb}\s+\w", captured.out, re.M), verb
 
 
 @pytest.mark.parametrize("verb", [*VERBS, *OTHERS])
@@ -214,3 +214,14 @@ def test_the_first_names_are_those_of_their_modules():
     assert {"GenerationRequest", "Library", "compare", "generate"} <= set(koala.__all__) <= set(dir(koala))
     with pytest.raises(AttributeError, match="no attribute 'draw'"):
         koala.draw  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("started", "name"), [("/usr/bin/koala", "koala export"), ("/x/koala/__main__.py", "python -m koala export")]
+)
+def test_the_exports_help_is_typed_as_it_was_called(started, name, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [started])
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.startswith(f"usage: {name} [-h]") and f"{name} verify" in text

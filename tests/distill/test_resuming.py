@@ -175,7 +175,7 @@ ELSEWHERE = {
     "changed since checkpoint": "test_a_moved_folder_of_the_same_pictures_is_gone_on_with",
     "is no longer finite": "test_what_a_broken_loss_says_to_type_is_allowed",
     "gradients overflowed": "test_what_a_broken_loss_says_to_type_is_allowed",
-    "ask about another machine": "tests/distill/test_cli.py",
+    "describe another machine": "tests/distill/test_cli.py",
     "names a checkpoint of a run": "tests/distill/test_cli.py",
     "a resumed run keeps its config": "leaves options out",
 }
@@ -277,7 +277,7 @@ def test_a_lost_student_is_made_anew_from_the_checkpoint_and_nothing_else_is_los
     before = {p.relative_to(copy.path): p.read_bytes() for p in copy.student.rglob("*") if p.is_file()}
     shutil.rmtree(copy.student)
     assert koala.cli.main.main(["distill", "--resume", str(copy.path)]) == 0
-    assert "student/ was made anew from checkpoint step-1" in capsys.readouterr().out
+    assert "student/ was rebuilt from checkpoint step-1" in capsys.readouterr().out
     assert {p.relative_to(copy.path): p.read_bytes() for p in copy.student.rglob("*") if p.is_file()} == before
     (copy.student / "card.md").write_text("mine")
     (copy.student / "unet" / "config.json").write_text("")

@@ -172,7 +172,7 @@ def test_every_line_of_the_readme_runs(root, exported_700m):
 @pytest.mark.slow
 def test_the_first_change_of_contributing_works(tmp_path):
     """Its lines in their order, on a copy; the environment is this one."""
-    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "sampling").mkdir(parents=True)
     shutil.copytree(ROOT / "koala", tmp_path / "koala", ignore=shutil.ignore_patterns("embedded", "__pycache__"))
     (tmp_path / "koala" / "embedded").symlink_to(ROOT / "koala" / "embedded")
     for name in ("pyproject.toml", "tests/conftest.py", "tests/sampling/test_presets.py"):

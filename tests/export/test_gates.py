@@ -149,7 +149,7 @@ def half_timestep(model):
         (foreign_operator, "outside the standard|com.microsoft"),
         (mixed_types, "type"),
         (nan, "conv_in.weight is not finite"),
-        (clipped, "36 weights stand at fp16's end"),
+        (clipped, "36 weights are at fp16's limit"),
         (a_path, "a path of the machine that wrote it: /home/me"),
         (odd_name, "cannot override by name"),
         (half_timestep, "timestep|[Tt]ype"),

@@ -136,4 +136,4 @@ def test_a_file_that_is_no_onnx_although_its_hash_is_right_is_one_line(exported_
     (folder / MANIFEST).write_text(json.dumps(values))
     assert main(["inspect", str(folder)]) == 2
     captured = capsys.readouterr()
-    assert "is no whole ONNX file" in captured.err and captured.err.count("\n") == 1
+    assert "is not a complete ONNX file" in captured.err and captured.err.count("\n") == 1

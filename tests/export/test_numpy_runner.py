@@ -89,7 +89,7 @@ def test_defaults_are_the_model_s_and_bad_use_is_one_line(tmp_path, exported_700
         assert picture.size == (defaults["width"], defaults["height"])
         assert picture.text["parameters"].startswith("a red circle\n")
     for arguments, said in (
-        ([str(tmp_path), "x"], "is no export"),
+        ([str(tmp_path), "x"], "is not an export"),
         ([str(exported_700m), "x", "--width", "100"], "multiples of 8"),
         ([str(exported_700m), "x", "--steps", "0"], "at least 1"),
     ):
@@ -177,7 +177,7 @@ DEFAULTS = {"scheduler": "euler-trailing", "steps": 1, "guidance": 1.0, "width":
         ),
         (SCHEDULER, {"beta_end": None}, "has no beta_end; export the model again"),
         (SCHEDULER, {"prediction_type": "v_prediction"}, "says scaled_linear, v_prediction; this runner knows"),
-        (SCHEDULER, {"use_karras_sigmas": True}, "says use_karras_sigmas True, which this runner does not follow"),
+        (SCHEDULER, {"use_karras_sigmas": True}, "says use_karras_sigmas True, which this runner does not support"),
         ("vae_decoder/config.json", {"scaling_factor": None}, "has no scaling_factor; export the model again"),
         ("tokenizer/tokenizer_config.json", {"bos_token": None}, "has no bos_token; export the model again"),
     ],

@@ -482,7 +482,7 @@ def test_without_a_card_it_says_so_in_one_line(tmp_path, capsys):
         assert "CUDA GPU is visible" in said.err or "CPU build" in said.err
     with pytest.raises(SystemExit) as stopped:
         main(["gpu-report", "--out", str(tmp_path / "gpu.json"), "--minutes", "1"])
-    assert stopped.value.code == 2 and "no number of minutes from 2 to 120; 9 is usual" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "not a number of minutes from 2 to 120; 9 is usual" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

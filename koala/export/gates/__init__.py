@@ -1,1 +1,1 @@
-"""What an export must pass before it is called done."""
+"""The checks that an export must pass before it gets its name."""

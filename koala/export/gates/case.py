@@ -1,4 +1,4 @@
-"""What the gates look at: an exported folder, and the model that it was made of."""
+"""What the gates check: an exported folder, and the model that it was made from."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from koala.models.registry import find
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What one gate says. `passed` is None where it was not run, and `text` says why."""
+    """One gate's result. `passed` is None if it was not run, and `text` says why."""
 
     gate: str
     passed: bool | None
@@ -29,7 +29,7 @@ class Finding:
         return {True: "pass", False: "FAIL", None: "skip"}[self.passed]
 
     def line(self) -> str:
-        """For people."""
+        """As text."""
         return f"{self.word}  {self.gate:9}  {self.text}"
 
 
@@ -45,7 +45,7 @@ class Case:
 
     @property
     def large(self) -> bool:
-        """Whether a whole denoising run is out of reach here."""
+        """Whether a whole denoising run would take too long here."""
         return self.job.large and not self.thorough
 
     def file(self, component: str) -> Path:
@@ -67,15 +67,15 @@ def open_case(
     prompts: int = 8,
     thorough: bool = False,
 ) -> Case:
-    """UserError where the folder is no export, or its model is not on this machine or another one.
+    """UserError if the folder is not an export, or its model is missing or has changed.
 
-    `model` says where it is, for one that no name stands for.
+    `model` says where it is, if the manifest has no name for it.
     """
     exported = Exported.read(folder)
     fused = exported.lora
     if fused and lora is None:
         raise UserError(
-            f"{folder} has the LoRA {fused['name']} in its weights; give it, so that torch can be asked the same: "
+            f"{folder} has the LoRA {fused['name']} in its weights; name its file, so that torch can use it too: "
             f"--lora {fused['name']}"
         )
     if fused and digest(lora) != fused["sha256"]:
@@ -90,24 +90,24 @@ def open_case(
     )
     if source_hashes(job) != dict(exported.source):
         raise UserError(
-            f"{exported.model} on this machine has other weights than those that {folder} was made of; export it again"
+            f"{exported.model} on this machine differs from the weights that {folder} was made from; export it again"
         )
     job = replace(job, islands=tuple(exported.islands))
     return Case(folder=folder, exported=exported, job=job, prompts=prompts, thorough=thorough)
 
 
 def _name(exported: Exported) -> str:
-    """The model that the manifest names, if a name it is."""
+    """The model that the manifest names, if it is a name."""
     try:
         return find(exported.model).name
     except UserError as error:
         raise UserError(
-            f"this export was made of a folder called {exported.model}; say where it is now: --model FOLDER"
+            f"this export was made from a folder called {exported.model}; name its place: --model FOLDER"
         ) from error
 
 
 def session(model: Path | bytes) -> onnxruntime.InferenceSession:
-    """On the CPU: the reference that every machine has."""
+    """A session on the CPU, the reference that every machine has."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors

@@ -1,4 +1,4 @@
-"""What the graphs compute, against torch: the same in fp32, and in fp16 no worse than torch's own fp16."""
+"""The graphs' results compared with torch: equal in fp32, and in fp16 no worse than torch's own fp16."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -39,8 +39,8 @@ class Shape:
 
 
 def calls(case: Case) -> list[Shape]:
-    """Every size with every batch; tokens and timesteps take turns. Sides in px, one pair no multiple of 32."""
-    if case.large:  # of 8 bits no pictures are drawn here either, so that every timestep counts
+    """Every size with every batch; tokens and timesteps alternate. Sides in px; one pair is not a multiple of 32."""
+    if case.large:  # with 8 bits no pictures are drawn either, so every timestep counts
         times = TIMESTEPS if case.exported.dtype in INT8 else TIMESTEPS[1:2]
         return [Shape(width=QUICK, height=QUICK, batch=1, tokens=77, timestep=t) for t in times]
     side = int(case.exported.defaults["width"])
@@ -56,10 +56,10 @@ def inputs(case: Case, shape: Shape) -> dict[str, torch.Tensor]:
     """Unit noise and text, and SDXL's own size conditioning; the same for every runtime."""
     generator = torch.Generator().manual_seed(shape.width * shape.batch)
     size = shapes(case.job.spec, batch=shape.batch, height=shape.height, width=shape.width, tokens=shape.tokens)
-    found = {name: torch.randn(dims, generator=generator) for name, dims in size.items()}
+    tensors = {name: torch.randn(dims, generator=generator) for name, dims in size.items()}
     sides = (shape.height, shape.width)
-    found["time_ids"] = torch.tensor([[*sides, 0, 0, *sides]] * shape.batch, dtype=torch.float32)
-    return found | {"timestep": torch.tensor(shape.timestep)}
+    tensors["time_ids"] = torch.tensor([[*sides, 0, 0, *sides]] * shape.batch, dtype=torch.float32)
+    return tensors | {"timestep": torch.tensor(shape.timestep)}
 
 
 def torch_call(module: torch.nn.Module) -> Call:
@@ -86,9 +86,9 @@ def onnx_call(file: Path) -> Call:
     return call
 
 
-def error(found: numpy.ndarray, wanted: numpy.ndarray) -> float:
+def error(result: numpy.ndarray, wanted: numpy.ndarray) -> float:
     """Relative L2 error."""
-    return float(numpy.linalg.norm(found - wanted) / numpy.linalg.norm(wanted))
+    return float(numpy.linalg.norm(result - wanted) / numpy.linalg.norm(wanted))
 
 
 def _results(case: Case, runners: Mapping[str, Callable[[], Call]]) -> Iterator[tuple[str, list[numpy.ndarray]]]:
@@ -112,13 +112,13 @@ def numbers(case: Case) -> Finding:
         if half and not quantised:
             runners["torch fp16"] = lambda: torch_call(case.source("unet"))
             runners["twin"] = lambda: onnx_call(widen(case.file("unet"), Path(folder) / "twin.onnx"))
-        found = dict(_results(case, runners))
-    wanted = found.pop("torch fp32")
-    errors = {name: [error(a, b) for a, b in zip(results, wanted, strict=True)] for name, results in found.items()}
+        outputs = dict(_results(case, runners))
+    wanted = outputs.pop("torch fp32")
+    errors = {name: [error(a, b) for a, b in zip(results, wanted, strict=True)] for name, results in outputs.items()}
     worst = {name: max(each) for name, each in errors.items()}
     problems = [
         f"{shape}: not finite"
-        for shape, a in zip(calls(case), found["file"], strict=True)
+        for shape, a in zip(calls(case), outputs["file"], strict=True)
         if not numpy.isfinite(a).all()
     ]
     if quantised:
@@ -165,20 +165,20 @@ def _part_input(name: str, module: torch.nn.Module) -> torch.Tensor:
 
 
 def _reference(name: str, module: torch.nn.Module, given: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What a part's outputs are by their names, from the library's own module and not from what was traced."""
+    """A part's outputs by name, from the library's own module rather than the traced one."""
     if name == "vae_decoder":
         return {"sample": module.decode(given).sample}
     if name == "vae_encoder":
-        found = module.encode(given).latent_dist
-        return {"latent_parameters": torch.cat([found.mean, found.logvar], 1)}
-    found = module(input_ids=given, output_hidden_states=True)
-    pooled = "text_embeds" if hasattr(found, "text_embeds") else "pooler_output"
-    states = {f"hidden_states.{k}": state for k, state in enumerate(found.hidden_states)}
-    return {"last_hidden_state": found.last_hidden_state, pooled: found[pooled]} | states
+        output = module.encode(given).latent_dist
+        return {"latent_parameters": torch.cat([output.mean, output.logvar], 1)}
+    output = module(input_ids=given, output_hidden_states=True)
+    pooled = "text_embeds" if hasattr(output, "text_embeds") else "pooler_output"
+    states = {f"hidden_states.{k}": state for k, state in enumerate(output.hidden_states)}
+    return {"last_hidden_state": output.last_hidden_state, pooled: output[pooled]} | states
 
 
 def _part_error(name: str, module: torch.nn.Module, file: Path) -> float:
-    """The largest relative error of a part's outputs; infinite where one is missing or of another shape."""
+    """The largest relative error of a part's outputs; infinite if one is missing or has another shape."""
     opened = session(file)
     (input_,) = opened.get_inputs()
     values = _part_input(name, module).numpy().astype(_KINDS[input_.type])
@@ -186,13 +186,13 @@ def _part_error(name: str, module: torch.nn.Module, file: Path) -> float:
     with torch.inference_mode():
         wanted = _reference(name, module, given.float() if given.is_floating_point() else given)
     outputs = [output.name for output in opened.get_outputs()]
-    found = dict(zip(outputs, opened.run(None, {input_.name: values}), strict=True))
-    if "latent_parameters" in found:
-        mean, logvar = numpy.split(found["latent_parameters"], 2, axis=1)
-        found["latent_parameters"] = numpy.concatenate([mean, logvar.clip(-30, 20)], 1)  # as diffusers reads them
-    if found.keys() != wanted.keys() or any(found[n].shape != w.shape for n, w in wanted.items()):
+    results = dict(zip(outputs, opened.run(None, {input_.name: values}), strict=True))
+    if "latent_parameters" in results:
+        mean, logvar = numpy.split(results["latent_parameters"], 2, axis=1)
+        results["latent_parameters"] = numpy.concatenate([mean, logvar.clip(-30, 20)], 1)  # as diffusers reads them
+    if results.keys() != wanted.keys() or any(results[n].shape != w.shape for n, w in wanted.items()):
         return float("inf")
-    return max(error(found[n].astype(numpy.float32), w.numpy()) for n, w in wanted.items())
+    return max(error(results[n].astype(numpy.float32), w.numpy()) for n, w in wanted.items())
 
 
 def parts(case: Case) -> Finding:
@@ -204,10 +204,10 @@ def parts(case: Case) -> Finding:
     half = case.exported.stored_dtype != "float32"
     bounds = {name: HALF if half and name.startswith("text") else TWIN for name in worst}
     problems = [p for name, value in worst.items() for p in _above(name, value, bounds[name])]
-    told = ", ".join(f"{name} {value:.1e}" for name, value in worst.items())
+    listed = ", ".join(f"{name} {value:.1e}" for name, value in worst.items())
     return Finding(
         gate="parts",
         passed=not problems,
-        text="; ".join(problems) or f"largest relative error against torch in fp32: {told}",
+        text="; ".join(problems) or f"largest relative error against torch in fp32: {listed}",
         figures={"worst": {name: float(f"{value:.2g}") for name, value in worst.items()}},
     )

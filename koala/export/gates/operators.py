@@ -1,4 +1,4 @@
-"""What a target's runtimes must not be given, read from a file alone: it needs neither its model nor a processor."""
+"""What a file for a target must not contain, read from the file alone."""
 
 from collections.abc import Iterator
 
@@ -13,8 +13,8 @@ def unwanted(model: ir.Model, target: Target) -> Iterator[str]:
     """Operators that the target's files must not have, and integers that saturate on some processors."""
     if model.functions:
         yield f"functions of its own, which hide their operators: {', '.join(f.name for f in model.functions.values())}"
-    found = {node.op_type for node in model.graph}
-    if listed := [kind for kind in target.forbidden if kind in found]:
+    kinds = {node.op_type for node in model.graph}
+    if listed := [kind for kind in target.forbidden if kind in kinds]:
         yield f"operators that files for {target.name} must not have: {', '.join(listed)}"
     yield from _signed(model, target)
 

@@ -1,4 +1,4 @@
-"""Whole pictures from the same noise: ONNX Runtime beside torch, and how far torch's own fp16 is from its fp32."""
+"""Whole pictures from the same noise: ONNX Runtime compared with torch, and torch's own fp16 with its fp32."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -63,9 +63,9 @@ def pictures(case: Case) -> Finding:
         wanted = _draw(model, texts, lora)
     del model
     give_back()
-    found = _draw(Library("cpu").get(str(case.folder)), texts)
+    from_file = _draw(Library("cpu").get(str(case.folder)), texts)
     give_back()
-    drawn = {"file": found}
+    drawn = {"file": from_file}
     if case.exported.stored_dtype == "float16":
         drawn["torch fp16"] = _draw(Library("cpu", dtype="float16").get(name), texts[:FLOOR], lora)
     figures = {who: _compared(mine, wanted[: len(mine)], texts[: len(mine)]) for who, mine in drawn.items()}
@@ -74,7 +74,7 @@ def pictures(case: Case) -> Finding:
 
 @contextmanager
 def _overheard(model: LoadedModel) -> Iterator[list[tuple[dict[str, torch.Tensor], torch.Tensor]]]:
-    """What the U-Net is given and returns in the first batch of pictures, in every step."""
+    """The U-Net's inputs and outputs in every step of the first batch of pictures."""
     calls: list[tuple[dict[str, torch.Tensor], torch.Tensor]] = []
 
     def keep(_module, given, named, output):
@@ -141,16 +141,16 @@ def _verdict(case: Case, figures: dict[str, dict], along: dict[str, float]) -> F
         floor = figures.get("torch fp16", {"psnr_mean": 45.0})["psnr_mean"]
         if mine["psnr_mean"] < floor - BELOW_FLOOR:
             problems.append(f"PSNR {mine['psnr_mean']} dB, torch's own fp16 has {floor} dB")
-    told = (
+    summary = (
         f"{count} pictures against torch in fp32: PSNR {mine['psnr_mean']} dB (worst {mine['psnr_least']}), "
         f"SSIM {mine['ssim_mean']}, "
         f"{mine['verdicts_differ']} verdicts differ"
     )
     if floor := figures.get("torch fp16"):
-        told += f" (torch's own fp16: {floor['psnr_mean']} dB, {floor['ssim_mean']}, {floor['verdicts_differ']})"
+        summary += f" (torch's own fp16: {floor['psnr_mean']} dB, {floor['ssim_mean']}, {floor['verdicts_differ']})"
     return Finding(
         gate="pictures",
         passed=not problems,
-        text="; ".join([*problems, told]),
+        text="; ".join([*problems, summary]),
         figures=figures | {"error_along_a_run": along},
     )

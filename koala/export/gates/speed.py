@@ -13,7 +13,7 @@ WARM = 2
 
 
 def speed(case: Case) -> Finding:
-    """Never fails: what a runtime is worth depends on the machine. Times are medians over alternating rounds."""
+    """Never fails, because speed depends on the machine. Times are medians over alternating rounds."""
     if case.large:
         return Finding(
             gate="speed", passed=None, text="a step of this size takes many seconds on a CPU; see --thorough"

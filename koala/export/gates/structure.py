@@ -1,4 +1,4 @@
-"""The file itself: whole, well typed, of standard operators, with finite weights and nothing of another machine."""
+"""The file itself: complete, well typed, standard operators only, finite weights, no traces of another machine."""
 
 import contextlib
 import json
@@ -43,7 +43,7 @@ def structure(case: Case) -> Finding:
         model = ir.load(file)
         operators[name] = dict(Counter(node.op_type for node in model.graph).most_common())
         problems += [f"{name}: {problem}" for problem in _problems(case, name, component, model)]
-    nodes = {name: sum(found.values()) for name, found in operators.items()}
+    nodes = {name: sum(counts.values()) for name, counts in operators.items()}
     text = (
         problems[0]
         if problems
@@ -88,18 +88,18 @@ def _problems(case: Case, name: str, component: Component, model: ir.Model) -> I
         if array.dtype == numpy.float16 and array.size > 1:  # one alone is what attention masks with
             full += int((abs(array) == HALF_MAX).sum())
     if full:
-        yield f"{full:,} weights stand at fp16's end ({HALF_MAX:g}): they were clipped"
+        yield f"{full:,} weights are at fp16's limit ({HALF_MAX:g}): they were clipped"
     if count < component.parameters:
         yield f"it holds {count:,} numbers and the model has {component.parameters:,} parameters"
-    told = [*model.metadata_props.values(), *(v for node in model.graph for v in node.metadata_props.values())]
-    told += [text for text in (model.doc_string, *(node.doc_string for node in model.graph)) if text]
-    if found := next(filter(None, map(_PATH.search, told)), None):
-        yield f"a path of the machine that wrote it: {found[0]}"
+    texts = [*model.metadata_props.values(), *(v for node in model.graph for v in node.metadata_props.values())]
+    texts += [text for text in (model.doc_string, *(node.doc_string for node in model.graph)) if text]
+    if path := next(filter(None, map(_PATH.search, texts)), None):
+        yield f"a path of the machine that wrote it: {path[0]}"
     yield from _provenance(case.exported, component, model.metadata_props)
 
 
-def _provenance(exported: Exported, component: Component, told: Mapping[str, str]) -> Iterator[str]:
-    """What the file's own metadata lacks, or says other than the manifest does."""
+def _provenance(exported: Exported, component: Component, metadata: Mapping[str, str]) -> Iterator[str]:
+    """Where the file's own metadata is incomplete or disagrees with the manifest."""
     wanted = {
         "model": exported.model,
         "licence": exported.licence,
@@ -107,11 +107,11 @@ def _provenance(exported: Exported, component: Component, told: Mapping[str, str
         "dtype": component.dtype,
     }
     for name, value in wanted.items():
-        text = told.get(f"{PREFIX}{name}")
-        if text is None and name != "dtype":  # files of before say their dtype in the manifest alone
+        text = metadata.get(f"{PREFIX}{name}")
+        if text is None and name != "dtype":  # older files have their dtype in the manifest alone
             yield f"its metadata does not say its {name}"
         elif text is not None and text != value and _object(text) != value:
-            yield f"its metadata says another {name} than the manifest"
+            yield f"its metadata and the manifest disagree on {name}"
 
 
 def _object(text: str) -> object:

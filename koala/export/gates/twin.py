@@ -9,7 +9,7 @@ HALF, FULL = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
 
 def widen(file: Path, out: Path) -> Path:
-    """Write the fp32 twin of an ONNX file beside `out`'s other files; it computes with the very same weights."""
+    """Write the fp32 twin of an ONNX file as `out`; it computes with the very same weights."""
     model = ir.load(file)
     for value in model.graph.initializers.values():
         if value.const_value.dtype == HALF:

@@ -1,4 +1,4 @@
-"""`python -m export --target web`: the models' exports in a scratch folder, then the page around them."""
+"""`koala export --target web`: the models' exports in a temporary folder, then the page around them."""
 
 import argparse
 import dataclasses
@@ -22,7 +22,7 @@ DTYPE = "fp32"  # the default: exact, and the quicker one in WebAssembly
 
 
 def publish(args: argparse.Namespace, teller: Teller) -> int:
-    """Write the page; prints what a visitor fetches, or JSON; exit status 0."""
+    """Write the page; prints what a visitor downloads, or JSON; exit status 0."""
     models = args.models or [args.model]
     _check(args, models)
     check_new_folder(args.out)
@@ -38,20 +38,20 @@ def publish(args: argparse.Namespace, teller: Teller) -> int:
             write_export(args, name, exports[-1], teller, target="universal", dtype=args.dtype or DTYPE)
         sizes = site.write(exports, args.out, runtime=args.runtime)
     if args.json:
-        told = dataclasses.asdict(sizes) | {"first": sizes.first, "whole": sizes.whole, "out": str(args.out)}
-        print(json.dumps(told, indent=1))
+        values = dataclasses.asdict(sizes) | {"first": sizes.first, "whole": sizes.whole, "out": str(args.out)}
+        print(json.dumps(values, indent=1))
     else:
         print(f"{args.out} is a page of {', '.join(sizes.models)}: {sizes.line()}")
-        print(f"Look at it: python -m http.server --directory {args.out}", file=sys.stderr)
+        print(f"Open it with: python -m http.server --directory {args.out}", file=sys.stderr)
     return 0
 
 
 def _check(args: argparse.Namespace, models: list[str]) -> None:
-    """UserError for what no page could show, before anything is exported."""
+    """UserError for what a page cannot show, before anything is exported."""
     if args.lora:
         raise UserError(
-            "a page takes no --lora; fuse it into an export (python -m export --model MODEL --lora FILE --out DIR) "
-            "and name that folder in --models"
+            "a page takes no --lora; fuse it into an export (python -m koala export --model MODEL --lora FILE --out "
+            "DIR) and name that folder in --models"
         )
     if args.components != "all":
         raise UserError("a page needs the whole pipeline; leave --components out")
@@ -61,7 +61,7 @@ def _check(args: argparse.Namespace, models: list[str]) -> None:
         card = find(name)
         if card.scheduler not in SAMPLERS:
             raise UserError(
-                f"{card.title} is drawn with {card.scheduler}, and the page has {' and '.join(SAMPLERS)} alone; take "
+                f"{card.title} is drawn with {card.scheduler}, and the page only has {' and '.join(SAMPLERS)}; take "
                 "another model"
             )
         if card.runtime == "onnx":

@@ -1,4 +1,4 @@
-"""The files of a site that are large: compressed, named by their hash, and each written once."""
+"""A site's large files: compressed, named by their hash, each written once."""
 
 import gzip
 import hashlib
@@ -14,7 +14,7 @@ class Files:
     """Files that the page's worker fetches, in a site that is being written."""
 
     site: Path
-    listed: dict[str, dict[str, object]] = field(default_factory=dict)  # path -> size, size on the way, SHA-256
+    listed: dict[str, dict[str, object]] = field(default_factory=dict)  # path -> size, compressed size, SHA-256
 
     def enclose(self, stem: str, content: bytes, ending: str) -> str:
         """Write a file, gzipped, unless it is there; its path in the site.
@@ -31,5 +31,5 @@ class Files:
         return name
 
     def sent(self, names: set[str]) -> int:
-        """Bytes on the way of these files."""
+        """Compressed bytes of these files."""
         return sum(self.listed[name]["sent"] for name in names)

@@ -1,4 +1,4 @@
-"""A package of the npm registry at a pinned version, held against its hash and kept for the next time."""
+"""A package of the npm registry at a pinned version, checked against its hash and cached."""
 
 import base64
 import hashlib
@@ -18,7 +18,7 @@ _LONGEST = 300  # seconds that npm may take
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """A package as `npm pack NAME@VERSION` writes it; `integrity` is the registry's own, of the whole file."""
+    """A package as `npm pack NAME@VERSION` writes it; `integrity` is the registry's hash of the file."""
 
     name: str
     version: str
@@ -30,11 +30,11 @@ class Package:
         return f"{self.name}-{self.version}.tgz"
 
     def check(self, content: bytes, source: str) -> None:
-        """UserError where these bytes are another file."""
+        """UserError if these bytes are a different file."""
         kind, _, expected = self.integrity.partition("-")
         if base64.b64encode(hashlib.new(kind, content).digest()).decode() != expected:
             raise UserError(
-                f"{source} is not {self.name} {self.version} as it was published: its hash is another one. Delete it "
+                f"{source} is not {self.name} {self.version} as it was published: its hash differs. Delete it "
                 f"and get it again: npm pack {self.name}@{self.version}"
             )
 
@@ -47,13 +47,13 @@ RUNTIME = Package(
 
 
 def cache() -> Path:
-    """Where packages are kept: $KOALA_PACKAGES, else the user's cache folder."""
+    """Where packages are cached: $KOALA_PACKAGES, else the user's cache folder."""
     own = os.environ.get("KOALA_PACKAGES")
     return Path(own) if own else user_cache() / "npm"
 
 
 def fetched(package: Package, file: Path | None = None) -> Path:
-    """The package's file, checked: `file` if one is given, else the one that is kept, else the one that npm brings.
+    """The package's file, checked: `file` if one is given, else the cached one, else npm's.
 
     UserError where there is none, or another one, with the way to bring it.
     """
@@ -88,18 +88,19 @@ def _packed(package: Package, folder: Path) -> Path:
     )
     if npm is None:
         raise UserError(
-            f"{wanted} is brought by npm, and this machine has none; install Node.js with npm and try again, or "
+            f"{wanted} is downloaded by npm, which this machine lacks; install Node.js with npm and try again, or "
             f"{elsewhere}"
         )
     command = [npm, "pack", wanted, "--silent", "--pack-destination", str(folder)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, timeout=_LONGEST)
-        told = " ".join(done.stderr.split())[-300:] or f"exit status {done.returncode}"
+        reason = " ".join(done.stderr.split())[-300:] or f"exit status {done.returncode}"
     except (OSError, subprocess.TimeoutExpired) as error:
-        told = str(error)
+        reason = str(error)
     if not (folder / package.file).is_file():
         raise UserError(
-            f"npm could not bring {wanted} ({told}). Connect this machine to the network and try again, or {elsewhere}"
+            f"npm could not download {wanted} ({reason}). Connect this machine to the network and try again, or "
+            f"{elsewhere}"
         )
     return folder / package.file
 

@@ -1,4 +1,4 @@
-"""What the page must know of a model, read from its export; what the page could only draw wrongly is refused."""
+"""What the page needs to know about a model, read from its export; models that it would draw wrongly are refused."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ PARTS = ("unet", "text_encoder", "text_encoder_2", "vae_decoder")
 LARGEST = 2_000_000_000  # bytes of a file that a browser takes as one array
 SHARED = {"text_encoder": "text_encoder", "text_encoder_2": "text_encoder_2", "vae_decoder": "vae"}
 
-# What a tokenizer.json must say to be the one that clip.js follows.
+# What a tokenizer.json must say to match clip.js.
 _CLIP = {
     "normalizer": {
         "type": "Sequence",
@@ -56,11 +56,11 @@ _SCHEDULE = {
 
 
 def entry_of(folder: Path, exported: Exported, files: Files, known: dict[tuple, str]) -> dict[str, object]:
-    """A model's entry in site.json; its files are written, those that `known` has under the same source once."""
+    """A model's entry in site.json; writes its files, except those that `known` has from the same source."""
     schedule, defaults = _schedule(folder), dict(exported.defaults)
     if defaults["scheduler"] not in SAMPLERS:
         raise UserError(
-            f"{exported.title} is drawn with {defaults['scheduler']}, and the page has {' and '.join(SAMPLERS)} alone; "
+            f"{exported.title} is drawn with {defaults['scheduler']}, and the page only has {' and '.join(SAMPLERS)}; "
             "take another model"
         )
     vae = read_object(folder / "vae_decoder" / "config.json")
@@ -87,7 +87,7 @@ def entry_of(folder: Path, exported: Exported, files: Files, known: dict[tuple, 
 
 
 def _graph(folder: Path, exported: Exported, part: str, files: Files, known: dict[tuple, str]) -> str:
-    """A component's file; what was made of the same weights in the same type is one file for all models."""
+    """A component's file; models share a file made from the same weights in the same type."""
     owner = SHARED.get(part, part)
     source = tuple(sorted((n, sha) for n, sha in exported.source.items() if n.startswith(f"{owner}/")))
     key = (part, exported.components[part].dtype, source)
@@ -109,8 +109,8 @@ def _schedule(folder: Path) -> dict[str, object]:
     file = folder / SCHEDULER
     config = read_object(file)
     for key, (wanted, default) in _SCHEDULE.items():
-        if (found := config.get(key, default)) != wanted:
-            raise UserError(f"{file} says {key} {found!r}, and the page follows {wanted!r} alone; take another model")
+        if (value := config.get(key, default)) != wanted:
+            raise UserError(f"{file} says {key} {value!r}, and the page only supports {wanted!r}; take another model")
     own = Fields(values=config, file=str(file))
     return {
         "num_train_timesteps": own.whole("num_train_timesteps", 2, 10_000, 1000),
@@ -127,14 +127,14 @@ def _tokenizer(folder: Path) -> bytes:
     other = [key for key, wanted in _CLIP.items() if own.get(key) != wanted]
     other += [f"model.{key}" for key, wanted in _BPE.items() if model.get(key) != wanted]
     if other:
-        raise UserError(f"{file} is another tokenizer than CLIP's ({', '.join(other)}); take another model")
+        raise UserError(f"{file} is not CLIP's tokenizer ({', '.join(other)}); take another model")
 
     def token(name: str) -> int:  # some files have the word alone, some a table that holds it
-        found = settings[name]
-        return model["vocab"][found["content"] if isinstance(found, dict) else found]
+        entry = settings[name]
+        return model["vocab"][entry["content"] if isinstance(entry, dict) else entry]
 
     merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-    told = {
+    vocabulary = {
         "vocab": model["vocab"],
         "merges": merges,
         "special": {one["content"]: one["id"] for one in own["added_tokens"]},
@@ -143,4 +143,4 @@ def _tokenizer(folder: Path) -> bytes:
         "pad": token("pad_token"),
         "unknown": model["vocab"][model["unk_token"]],
     }
-    return json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode()
+    return json.dumps(vocabulary, ensure_ascii=False, separators=(",", ":")).encode()

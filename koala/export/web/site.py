@@ -1,4 +1,4 @@
-"""Exports -> the folder of a page that draws with them in the visitor's own browser, for any static host."""
+"""Exports -> a page that draws with them in the browser, for any static host."""
 
 import gzip
 import hashlib
@@ -40,12 +40,12 @@ _LICENCES = {"licence": "LICENSE", "notices": "ThirdPartyNotices.txt"}  # as the
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What a visitor fetches, in bytes on the way (gzipped)."""
+    """What a visitor downloads, in gzipped bytes."""
 
     page: int
     runtime: int  # of WebAssembly
-    webgpu: int  # of WebGPU, where it is chosen
-    models: dict[str, int]  # in the order in which they load; what an earlier one has brought is not counted again
+    webgpu: int  # of WebGPU, if it is chosen
+    models: dict[str, int]  # in loading order; shared files count once
 
     @property
     def first(self) -> int:
@@ -58,10 +58,10 @@ class Sizes:
         return self.page + self.runtime + self.webgpu + sum(self.models.values())
 
     def line(self) -> str:
-        """For people; it says so where a size is above its budget."""
+        """As text, with a note if a size is above its budget."""
 
         def mb(size: int, budget: int) -> str:
-            return f"{megabytes(size)}" + (f" (more than the {megabytes(budget, 0)} aimed at)" if size > budget else "")
+            return f"{megabytes(size)}" + (f" (above the budget of {megabytes(budget, 0)})" if size > budget else "")
 
         return f"first load {mb(self.first, FIRST)}, all of it {mb(self.whole, WHOLE)}, gzipped"
 
@@ -74,15 +74,15 @@ def write(exports: Sequence[Path], out: Path, *, runtime: Path | None = None, re
     if not 1 <= len(exports) <= MAX_MODELS:
         raise UserError(f"a page shows 1 to {MAX_MODELS} models, not {len(exports)}")
     package = packages.fetched(packages.RUNTIME, runtime)
-    found = [Exported.read(folder) for folder in exports]
-    names = [one.model for one in found]
+    manifests = [Exported.read(folder) for folder in exports]
+    names = [one.model for one in manifests]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"{twice} is named twice; name each model once")
-    for folder, one in zip(exports, found, strict=True):
+    for folder, one in zip(exports, manifests, strict=True):
         one.check(folder)
         if missing := [part for part in parts.PARTS if part not in one.components]:
-            raise UserError(f"{folder} has no {missing[0]}; export all of the model, with --components all")
-    pairs = list(zip(exports, found, strict=True))
+            raise UserError(f"{folder} has no {missing[0]}; export the whole model with --components all")
+    pairs = list(zip(exports, manifests, strict=True))
     needed = sum(
         (folder / name).stat().st_size for folder, f in pairs for c in f.components.values() for name in c.files
     )
@@ -102,7 +102,7 @@ def _fill(site: Path, exports: list[tuple[Path, Exported]], package: Path) -> Si
     page = sorted(f.relative_to(site).as_posix() for f in site.rglob("*") if f.is_file() and f.parent == site)
     page += [name for name in runtime["backends"]["wasm"].values() if name not in files.listed]
     width, height = (max(model["defaults"][side] for model in models) for side in ("width", "height"))
-    told = {
+    manifest = {
         "models": models,
         "files": files.listed,
         "runtime": runtime,
@@ -120,14 +120,14 @@ def _fill(site: Path, exports: list[tuple[Path, Exported]], package: Path) -> Si
         },
         "made": {"koala": koala.__version__},
     }
-    content = [json.dumps(told, sort_keys=True).encode(), *((site / name).read_bytes() for name in page)]
-    told["version"] = hashlib.sha256(b"".join(content)).hexdigest()[:12]
-    (site / MANIFEST).write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return _sizes(site, told, files)
+    content = [json.dumps(manifest, sort_keys=True).encode(), *((site / name).read_bytes() for name in page)]
+    manifest["version"] = hashlib.sha256(b"".join(content)).hexdigest()[:12]
+    (site / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return _sizes(site, manifest, files)
 
 
 def theme() -> str:
-    """The app's colours as a stylesheet: as the visitor's system has it, or as the page's switch says."""
+    """The app's colours as a stylesheet: the visitor's system decides on light or dark, or the page's switch."""
     light, dark = palette.variables()
     return (
         f":root{{color-scheme:light dark;{light}}}\n"
@@ -137,7 +137,7 @@ def theme() -> str:
 
 
 def sizes(side: int) -> list[tuple[int, int]]:
-    """Pictures to choose from around a model's own size: smaller ones, which are quicker, and two that lie or stand."""
+    """Picture sizes around a model's own: smaller ones, which are faster, a landscape and a portrait."""
 
     def near(share: float) -> int:
         return max(MIN_SIDE, round(side * share / SIDE_MULTIPLE) * SIDE_MULTIPLE)
@@ -147,14 +147,14 @@ def sizes(side: int) -> list[tuple[int, int]]:
 
 
 def _runtime(site: Path, package: Path, files: Files) -> dict[str, object]:
-    """ONNX Runtime Web with its licence; what is compiled is compressed, as the models are."""
+    """ONNX Runtime Web with its licence; the WebAssembly is compressed, as the models are."""
     (site / RUNTIME).mkdir()
-    found = {}
+    backends = {}
     for backend, (script, glue, wasm) in BACKENDS.items():
         for name in (script, glue):
             (site / RUNTIME / name).write_bytes(packages.member(package, f"dist/{name}"))
         content = packages.member(package, f"dist/{wasm}")
-        found[backend] = {
+        backends[backend] = {
             "script": f"{RUNTIME}/{script}",
             "glue": f"{RUNTIME}/{glue}",
             "wasm": files.enclose(wasm.removesuffix(".wasm"), content, ".wasm"),
@@ -163,7 +163,7 @@ def _runtime(site: Path, package: Path, files: Files) -> dict[str, object]:
         (site / RUNTIME / name).write_text(_licence_of_runtime(name), encoding="utf-8")
     return {
         "version": packages.RUNTIME.version,
-        "backends": found,
+        "backends": backends,
         **{key: f"{RUNTIME}/{name}" for key, name in _LICENCES.items()},
     }
 
@@ -183,19 +183,19 @@ def _own_licence() -> str | None:
     return distribution("koala-sdxl").read_text("licenses/LICENSE")
 
 
-def _sizes(site: Path, told: dict, files: Files) -> Sizes:
+def _sizes(site: Path, manifest: dict, files: Files) -> Sizes:
     def gzipped(names: Sequence[str]) -> int:
         return sum(len(gzip.compress((site / name).read_bytes(), 9)) for name in names)
 
     brought: set[str] = set()
     models = {}
-    for model in sorted(told["models"], key=lambda one: one["parameters"]):
+    for model in sorted(manifest["models"], key=lambda one: one["parameters"]):
         own = {*model["parts"].values(), *model["tokenizers"]} - brought
         brought |= own
         models[model["name"]] = files.sent(own)
-    wasm, webgpu = (told["runtime"]["backends"][backend] for backend in ("wasm", "webgpu"))
+    wasm, webgpu = (manifest["runtime"]["backends"][backend] for backend in ("wasm", "webgpu"))
     return Sizes(
-        page=gzipped([name for name in told["page"] if not name.startswith(RUNTIME)] + ["sw.js"]),
+        page=gzipped([name for name in manifest["page"] if not name.startswith(RUNTIME)] + ["sw.js"]),
         runtime=gzipped([wasm["script"], wasm["glue"]]) + files.sent({wasm["wasm"]}),
         webgpu=gzipped([webgpu["script"], webgpu["glue"]]) + files.sent({webgpu["wasm"]}),
         models=models,

@@ -15,18 +15,19 @@ TESTS = {
 }
 HEAD = """# Reliability
 
-What was done to the app, its server and its runs, and how much of it they survived. One command measured every row and
-wrote [this report](measurements/reliability.json), with machine, date and the weights' hashes; another wrote this page:
+Attacks on the app, its server and its training runs, and how many of them they survived. One command measured every
+row and wrote [this report](measurements/reliability.json), with machine, date and the weights' hashes; another wrote
+this page:
 
 ```bash
 python -m recipes.measure.reliability --out docs/measurements/reliability.json
 python -m recipes.measure.reliability --page docs/reliability.md --out docs/measurements/reliability.json
 ```
 
-The right column names the test that runs a short version of the attack by default. What is promised to whom is in
-[SECURITY.md](../SECURITY.md). Times and memory are those of a shared machine with two cores.
+The last column names the test that runs a short version of the attack by default. [SECURITY.md](../SECURITY.md) says
+what is promised to whom. Times and memory were measured on a shared machine with two cores.
 
-| attack | tried | survived | what was seen | test |
+| attack | tried | survived | measured | test |
 | --- | --: | --: | --- | --- |
 """
 

@@ -70,8 +70,8 @@ def test_another_file_of_npms_is_refused_and_not_kept(kept, tmp_path):
 @pytest.mark.parametrize(
     ("script", "says"),
     [
-        (None, "is brought by npm, and this machine has none; install Node.js"),
-        ("echo no network >&2; exit 1", "npm could not bring some-package@1.2.3 .no network.. Connect this machine"),
+        (None, "is downloaded by npm, which this machine lacks; install Node.js"),
+        ("echo no network >&2; exit 1", "npm could not download some-package@1.2.3 .no network.. Connect this machine"),
     ],
 )
 def test_without_npm_or_a_network_the_remedy_works(kept, tmp_path, script, says):

@@ -44,7 +44,10 @@ def test_what_does_not_go_together_is_refused(tmp_path):
     for arguments, words in (
         (["--static", "--zerogpu"], "--zerogpu is for a Space with a server"),
         (["--static", "--dry-run"], "--dry-run is for a Space with a server"),
-        (["--static", tmp_path / "empty"], "is no page of this project; make one with python -m export --target web"),
+        (
+            ["--static", tmp_path / "empty"],
+            "is not a page of this project; make one with python -m koala export --target web",
+        ),
     ):
         done = deploy("--out", tmp_path / "out", *arguments)
         assert done.returncode == 2 and words in done.stderr and not (tmp_path / "out").exists()
