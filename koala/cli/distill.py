@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _fresh(args: argparse.Namespace, folder: RunFolder) -> DistillConfig:
-    from koala.distill.run.place import check_place
+    from koala.distill.run.folder import check_place
 
     if args.step is not None:
         raise UserError("--step names a checkpoint of a run; give it together with --resume RUN")

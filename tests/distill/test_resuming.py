@@ -15,9 +15,8 @@ import koala.cli.main
 from koala.cli import distill
 from koala.distill.config import DistillConfig
 from koala.distill.run import resuming
-from koala.distill.run.folder import RunFolder
+from koala.distill.run.folder import RunFolder, check_place
 from koala.distill.run.intact import verify
-from koala.distill.run.place import check_place
 from koala.distill.run.preflight import check_share
 from koala.distill.run.student_folder import check_student
 from koala.distill.trainer import train

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from koala.distill.data.buckets import Fit, fit, nearest
-from koala.distill.data.pictures import OutOfReach
-from koala.distill.data.samples import Sample, upright
+from koala.distill.data.pictures import OutOfReach, upright
+from koala.distill.data.samples import Sample
 
 _THREADS = 8
 

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from koala.distill.data.buckets import Bucket
-from koala.distill.data.choice import spread
+from koala.distill.data.samples import spread
 
 _OPEN_FILES = 256
 _OF_THOSE = "-"  # between the key of a cache and what says which of its pictures are there

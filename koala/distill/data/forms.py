@@ -8,8 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from koala.distill.config import DistillConfig
-from koala.distill.data.content import NOTHING, Absent
-from koala.distill.data.files import Between, Found, ending, is_file, is_shard, match, nothing
+from koala.distill.data.files import NOTHING, Absent, Between, Found, ending, is_file, is_shard, match, nothing
 from koala.distill.data.folder import Pictures
 from koala.distill.data.parquet import columns_in, has_pictures, parquet_source
 from koala.distill.data.pictures import ENDINGS

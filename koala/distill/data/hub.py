@@ -7,10 +7,8 @@ from pathlib import Path
 import datasets
 
 from koala.distill.config import DistillConfig
-from koala.distill.data.captions import Columns, inner
-from koala.distill.data.content import fingerprint
-from koala.distill.data.files import Between, files_under, nothing
-from koala.distill.data.rows import columns_of, sample_of
+from koala.distill.data.columns import Columns, columns_of, inner, sample_of
+from koala.distill.data.files import Between, files_under, fingerprint, nothing
 from koala.distill.data.samples import HUB, Part, Sample, Source
 from koala.errors import UserError
 

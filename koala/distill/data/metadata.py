@@ -7,9 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from koala.distill.config import DistillConfig
-from koala.distill.data.captions import Columns, caption_columns, captions_in, inner
-from koala.distill.data.content import name_below
-from koala.distill.data.files import Between, Found, is_file, match, printable, same, stem_of
+from koala.distill.data.columns import Columns, caption_columns, captions_in, inner
+from koala.distill.data.files import Between, Found, is_file, match, name_below, printable, same, stem_of
 from koala.distill.data.pictures import slashed
 from koala.distill.data.tables import METADATA, Line, read_table
 from koala.errors import UserError

@@ -8,11 +8,9 @@ import pyarrow as pa
 from pyarrow.parquet import ParquetFile
 
 from koala.distill.config import DistillConfig
-from koala.distill.data.captions import Columns, inner
-from koala.distill.data.content import NOTHING, Absent, fingerprint
-from koala.distill.data.files import Between, nothing, printable
+from koala.distill.data.columns import Columns, columns_of, image_column, inner, sample_of
+from koala.distill.data.files import NOTHING, Absent, Between, fingerprint, nothing, printable
 from koala.distill.data.pictures import local_file
-from koala.distill.data.rows import columns_of, image_column, sample_of
 from koala.distill.data.samples import Part, Sample, Source, no_picture
 from koala.errors import UserError
 

@@ -4,14 +4,23 @@ from dataclasses import replace
 from pathlib import Path
 
 from koala.distill.config import DistillConfig
-from koala.distill.data.choice import chosen
-from koala.distill.data.content import NOTHING, Absent
-from koala.distill.data.files import Between, base_of, ending, is_pattern, is_shard, look_through, matching, nothing
+from koala.distill.data.files import (
+    NOTHING,
+    Absent,
+    Between,
+    base_of,
+    ending,
+    is_pattern,
+    is_shard,
+    look_through,
+    matching,
+    nothing,
+)
 from koala.distill.data.forms import folder_source, pictures_only
 from koala.distill.data.metadata import unlisted
 from koala.distill.data.parquet import parquet_source
 from koala.distill.data.pictures import ENDINGS
-from koala.distill.data.samples import HUB, Source
+from koala.distill.data.samples import HUB, Source, chosen
 from koala.distill.data.shapes import shapes_source
 from koala.distill.data.webdataset import braces, webdataset_source
 from koala.errors import UserError

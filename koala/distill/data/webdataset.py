@@ -11,10 +11,8 @@ from itertools import groupby, islice
 from pathlib import Path
 
 from koala.distill.config import DistillConfig
-from koala.distill.data.captions import Columns, inner, parsed
-from koala.distill.data.content import fingerprint
-from koala.distill.data.files import SHARDS, Between, is_file, match, nothing, printable
-from koala.distill.data.rows import columns_of, is_picture_column, sample_of
+from koala.distill.data.columns import Columns, columns_of, inner, is_picture_column, parsed, sample_of
+from koala.distill.data.files import SHARDS, Between, fingerprint, is_file, match, nothing, printable
 from koala.distill.data.samples import Part, Sample, Source
 from koala.errors import UserError
 

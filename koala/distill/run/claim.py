@@ -5,9 +5,8 @@ from contextlib import ExitStack, contextmanager
 
 from koala.distill.config import DistillConfig
 from koala.distill.processes import Processes
-from koala.distill.run.folder import RunFolder
+from koala.distill.run.folder import RunFolder, check_place
 from koala.distill.run.intact import manifest
-from koala.distill.run.place import check_place
 from koala.distill.run.reporter import Reporter
 from koala.distill.run.resuming import record
 from koala.distill.run.student_folder import create_student, repair_student

@@ -11,9 +11,9 @@ from koala.distill.processes import Processes
 from koala.distill.run import snapshots
 from koala.distill.run.claim import Claim
 from koala.distill.run.folder import RunFolder
-from koala.distill.run.pauses import Pauses
 from koala.distill.run.reporter import Reporter
 from koala.distill.run.resuming import from_student
+from koala.distill.run.stopping import Pauses
 from koala.errors import UserError
 
 

@@ -22,9 +22,8 @@ from filelock import FileLock, Timeout
 from koala import process
 from koala.child import environment, last_words
 from koala.distill.config import DistillConfig
-from koala.distill.run.folder import RunFolder
+from koala.distill.run.folder import RunFolder, check_place
 from koala.distill.run.intact import config_of
-from koala.distill.run.place import check_place
 from koala.distill.run.records import ENDED, Status
 from koala.errors import UserError
 

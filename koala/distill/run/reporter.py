@@ -1,11 +1,16 @@
-"""status.json as the trainer writes it: often enough for someone who watches, not at every step."""
+"""What the trainer reports of its work: status.json, often enough for someone who watches, and the mean losses."""
 
 import dataclasses
 import math
 import os
 import time
 
+import torch
+
 from koala import process
+from koala.distill.config import DistillConfig
+from koala.distill.loss.step import Losses
+from koala.distill.processes import Processes
 from koala.distill.run.folder import RunFolder
 from koala.distill.run.records import Status
 
@@ -64,3 +69,29 @@ class Reporter:
         if self.active and (self._told or not self.held):
             self.run.path.mkdir(parents=True, exist_ok=True)
             self.run.write_status(self.status)
+
+
+class Means:
+    """Means of every term since they were last taken, over passes and processes."""
+
+    def __init__(self, processes: Processes, config: DistillConfig, since: float):
+        self.processes, self.config, self.since = processes, config, since
+        self.names: list[str] = []
+        self.sums: list[torch.Tensor] = []
+
+    def add(self, losses: Losses) -> None:
+        """One pass; nothing is waited for."""
+        self.names = ["loss", *losses.terms]
+        self.sums.append(torch.stack([losses.total.detach(), *(v.detach() for v in losses.terms.values())]))
+
+    def take(self, seconds: float) -> dict[str, float]:
+        """Means by name, and the pictures per second; `seconds` is the time of training so far."""
+        mean = self.processes.mean(torch.stack(self.sums).mean(0))
+        steps = len(self.sums) / self.config.accumulation
+        took = seconds - self.since
+        self.sums, self.since = [], seconds
+        means = dict(zip(self.names, mean.tolist(), strict=True))
+        return means | {
+            "pictures_per_second": steps * self.config.batch_size / took if took > 0 else 0.0,
+            "seconds": round(seconds, 3),
+        }

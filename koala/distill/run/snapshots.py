@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 
 from koala.distill.config import DistillConfig
-from koala.distill.ema import Ema
+from koala.distill.optimizers import Ema
 from koala.distill.run.folder import RunFolder
 from koala.distill.run.intact import FILES, STATE, write_manifest
 from koala.files.outputs import new_folder

@@ -17,7 +17,7 @@ from PIL import Image, features
 from pyarrow import parquet
 
 from koala.distill.config import DistillConfig
-from koala.distill.data.samples import upright
+from koala.distill.data.pictures import upright
 from koala.distill.data.sources import source_for
 from koala.distill.run.preflight import describe_data
 from koala.errors import UserError

@@ -17,7 +17,7 @@ from koala.distill.data import cache, filling
 from koala.distill.data.buckets import fit
 from koala.distill.data.cache import EncodingStopped
 from koala.distill.data.encoders import encoder_files
-from koala.distill.data.samples import upright
+from koala.distill.data.pictures import upright
 from koala.distill.data.sources import source_for
 from koala.errors import UserError
 

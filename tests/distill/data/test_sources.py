@@ -10,7 +10,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from koala.distill.config import DistillConfig
-from koala.distill.data import samples
+from koala.distill.data import pictures, samples
 from koala.distill.data.sources import source_for
 from koala.distill.data.webdataset import braces
 from koala.errors import UserError
@@ -36,7 +36,7 @@ def check_all_colours(found) -> None:
     got = all_samples(found)
     assert [s.captions for s in got] == [(TOLD[c],) for c in COLOURS]
     for sample, colour in zip(got, COLOURS, strict=True):
-        assert samples.upright(sample.image()).getpixel((5, 5)) == Image.new("RGB", (1, 1), colour).getpixel((0, 0))
+        assert pictures.upright(sample.image()).getpixel((5, 5)) == Image.new("RGB", (1, 1), colour).getpixel((0, 0))
     for part in found.parts:
         whole = [sample.key for sample in part.read(0)]
         assert [sample.key for sample in part.read(1)] == whole[1:]
@@ -224,10 +224,10 @@ def test_empty_data_is_refused(tmp_path, what):
 
 def test_transparent_pictures_lie_on_white_and_turned_ones_stand_upright():
     clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
-    assert samples.upright(clear).getpixel((0, 0)) == (255, 255, 255)
+    assert pictures.upright(clear).getpixel((0, 0)) == (255, 255, 255)
     turned = Image.new("RGB", (4, 2))
     turned.getexif()[0x0112] = 6
-    assert samples.upright(turned).size == (2, 4)
+    assert pictures.upright(turned).size == (2, 4)
 
 
 def test_data_is_known_by_what_it_holds_wherever_it_lies_and_whenever_it_was_copied(tmp_path):

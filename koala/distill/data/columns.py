@@ -1,12 +1,15 @@
-"""Which columns or files hold the captions, and the texts in them."""
+"""Which column or file of a row holds the picture and which the captions; a row as a sample."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 from koala.distill.config import DistillConfig
-from koala.distill.data.files import match
-from koala.distill.data.samples import caption_fields
+from koala.distill.data.files import match, printable
+from koala.distill.data.pictures import ENDINGS, open_picture
+from koala.distill.data.samples import Sample, caption_fields
 from koala.errors import UserError
 from koala.files.read_text import NotText, checked, decode
 
@@ -114,3 +117,50 @@ def texts_of(value: object) -> list[str]:
             text = (decode(one) if isinstance(one, bytes) else checked(one)).strip()
             found += [text] if text else []
     return found
+
+
+def image_column(columns: Collection[str], name: str) -> str | None:
+    """The column of the pictures: the config's, else the one that a file ending names, `jpg` or `image.jpg`."""
+    if found := match(name, columns):
+        return found
+    if found := next((found for one in ENDINGS if (found := match(one, columns))), None):
+        return found
+    dotted = [column for column in columns if is_picture_column(column, name)]
+    return dotted[0] if len(dotted) == 1 else None
+
+
+def is_picture_column(column: str, name: str) -> bool:
+    """Whether a column of files holds pictures: the config's `name` for them, or any name that ends as pictures do."""
+    return match(name, [column]) is not None or column.rpartition(".")[2].lower() in ENDINGS
+
+
+def columns_of(
+    columns: Collection[str], config: DistillConfig, inside: Collection[str] = (), hint: str = ""
+) -> Columns:
+    """Where pictures and captions are; `inside` are the fields of a `json` column, where captions may be too.
+
+    UserError where the pictures or one of the captions have no column.
+    """
+    there = ", ".join(sorted(columns))
+    image = image_column(columns, config.image_column)
+    if image is None:
+        raise UserError(
+            f"{config.data} has no column {config.image_column!r} of pictures; set image_column to one of: {there}"
+            + hint
+        )
+    fields = sorted({*columns, *inside})
+    told = caption_columns(fields, config, f"there are: {', '.join(fields)}{hint}", inside)
+    return Columns(captions=told, image=image)
+
+
+def sample_of(row: Mapping[str, object], key: str, columns: Columns, base: Path) -> Sample:
+    """A row's sample; paths are relative to `base`."""
+    told, fault = (), ""
+    try:
+        told = captions_in(row, columns)
+    except NotText as error:
+        fault = f"its caption {error}"
+    picture = row.get(columns.image)
+    if picture is None:  # a sample of another ending than the first ones
+        picture = row.get(image_column(row, columns.image))
+    return Sample(key=printable(key), captions=told, image=partial(open_picture, picture, base), fault=fault)
