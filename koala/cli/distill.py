@@ -108,7 +108,7 @@ def _resumed(args: argparse.Namespace, folder: RunFolder) -> _Plan:
         say(line)
     if step >= config.num_steps and _is_done(folder):
         if fault := _rebuilt(folder, config, step):
-            return _Plan(config=config, ended=f"student/ was made anew from checkpoint step-{step}: {fault}")
+            return _Plan(config=config, ended=f"student/ was recreated from checkpoint step-{step}: {fault}")
         raise UserError(
             f"{folder.path} is done: {step:,} steps. Give num_steps=N with a larger N to go on, for example "
             f"num_steps={2 * step}"
@@ -163,7 +163,7 @@ def _train(args: argparse.Namespace, folder: RunFolder) -> int:
         train(folder, config, resume_from=plan.step, say=say)
     except Stopped as stopped:
         if main:
-            say(f"{stopped}; go on with --resume {folder.path}")
+            say(f"{stopped}; resume it with --resume {folder.path}")
     except BrokenLoss as error:
         if main:
             say(f"koala: {error}")

@@ -35,10 +35,10 @@ def test_a_run_goes_on_when_all_but_its_weights_is_damaged(copy, whole):
     assert code == 0, said
     for words in (
         "config.json is damaged",
-        "it is written anew as checkpoint step-1 knows it",
+        "it is restored from checkpoint step-1",
         "left out of",
         "step-7.bak",
-        "student/ was cut anew",
+        "student/ was recreated",
         "2 damaged lines of",
     ):
         assert words in said

@@ -46,17 +46,17 @@ class Again:
         wanted, came = sum(len(chunk.out_of_reach) for _, _, chunk in there), 0
         if not there:
             return last
-        self.say(f"trying again what was out of reach: {wanted:,} picture{'s' if wanted > 1 else ''}")
+        self.say(f"retrying what was out of reach: {wanted:,} picture{'s' if wanted > 1 else ''}")
         try:
             for number, first, chunk in there:
                 came += self._chunk(number, first, chunk, last + 1)
         except _NoTime:
-            self.say("trying again took an hour; the next new run goes on with it")
+            self.say("retrying took an hour; the next new run continues")
         finally:
             if self.encoders is not None:
                 self.encoders.release()
         if came:
-            self.say(f"{came:,} of them came")
+            self.say(f"{came:,} of them are there now")
         return last_try(self.filling.folder)
 
     def _chunk(self, number: int, first: int, chunk: Chunk, tries: int) -> int:
@@ -64,17 +64,17 @@ class Again:
         made, came, now = None, 0, {one.number: one for one in chunk.skipped}
         samples = list(self._samples(number, first, chunk))
         places = iter(chunk.out_of_reach)
-        for sample, found in self.filling.decoder.ahead(samples):
+        for sample, decoded in self.filling.decoder.ahead(samples):
             self._go_on()
             place = next(places)
-            if isinstance(found, Unusable):
-                why = f"{sample.key}: {found.why}"
-                now[place] = Skipped(number=place, why=why, out_of_reach=found.out_of_reach)
+            if isinstance(decoded, Unusable):
+                why = f"{sample.key}: {decoded.why}"
+                now[place] = Skipped(number=place, why=why, out_of_reach=decoded.out_of_reach)
                 continue
             if self.encoders is None:
                 self.encoders = self.filling.load()
             made = made or ChunkMaker(self.encoders, self._go_on)
-            made.add(place, sample.captions, *found)
+            made.add(place, sample.captions, *decoded)
             del now[place]
             came += 1
         if made or any(not one.out_of_reach for n, one in now.items() if n in chunk.out_of_reach):

@@ -26,10 +26,10 @@ def buckets(resolution: int) -> tuple[Bucket, ...]:
     step = 64 if resolution >= 768 else 32
     area = resolution**2
     sides = [n * step for n in range(1, LONGEST * resolution // step + 1)] + [resolution]
-    found = {
+    sizes = {
         (w, h) for w in sides for h in sides if LEAST_AREA * area <= w * h <= area and max(w, h) <= LONGEST * min(w, h)
     }
-    return tuple(sorted(found))
+    return tuple(sorted(sizes))
 
 
 def nearest(width: int, height: int, resolution: int) -> Bucket:
@@ -93,13 +93,13 @@ class BatchOrder:
 
     def _batches(self, epoch: int) -> list[tuple[Bucket, int]]:
         """The epoch's batches, as (bucket, number of the batch in its stream), shuffled."""
-        found = [
+        batches = [
             (bucket, batch)
             for bucket, size in self.sizes.items()
             for batch in range(epoch * size // self.batch_size, (epoch + 1) * size // self.batch_size)
         ]
-        random.Random(f"{self.seed}/batches/{epoch}").shuffle(found)
-        return found
+        random.Random(f"{self.seed}/batches/{epoch}").shuffle(batches)
+        return batches
 
     def _shuffled(self, bucket: Bucket, number: int) -> list[int]:
         """The rows of a bucket as its pass of this number sees them."""

@@ -90,16 +90,16 @@ def _together(old: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor]) 
         name: torch.where(tensor >= 0, tensor + texts, tensor) if name.endswith("/captions") else tensor
         for name, tensor in new.items()
     }
-    found = dict(new) | dict(old)
+    merged = dict(new) | dict(old)
     for name in old.keys() & new.keys():
         both, width = [old[name], new[name]], max(tensor.shape[-1] for tensor in (old[name], new[name]))
         if name.endswith("/captions"):
             both = [torch.nn.functional.pad(t, (0, width - t.shape[1]), value=-1) for t in both]
-        found[name] = torch.cat(both)
+        merged[name] = torch.cat(both)
         if name not in _TEXTS:
             order = f"{name.partition('/')[0]}/order"
-            found[name] = found[name][torch.cat([old[order], new[order]]).argsort()]
-    return found
+            merged[name] = merged[name][torch.cat([old[order], new[order]]).argsort()]
+    return merged
 
 
 def store_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:

@@ -27,26 +27,26 @@ class Columns:
 
     @property
     def names(self) -> str:
-        """The captions' columns, for people."""
+        """The captions' columns, in words."""
         return " and ".join(dict.fromkeys(name for _, name in self.captions))
 
 
 def caption_columns(
     fields: Collection[str], config: DistillConfig, what_there_is: str, inside: Collection[str] = ()
 ) -> tuple[tuple[str, str], ...]:
-    """Style and column of every caption that is learned, by the config or, where it says nothing, by what is usual.
+    """Style and column of every caption that is learned: the config's or, where it has the default, a common one.
 
     `inside` are the fields of `json` among the fields. UserError where one of the captions is missing.
     """
     wanted = caption_fields(config)
     everything = [*fields, *(name for name in inside if name not in fields)]
-    found = {style: match(name, everything) for style, name in wanted.items()}
+    columns = {style: match(name, everything) for style, name in wanted.items()}
     other = [name for name in (config.short_caption, config.detailed_caption) if name not in _DEFAULTS]
-    if not any(found.values()):
+    if not any(columns.values()):
         other += _USUAL
     usual = next((name for name in (match(name, everything) for name in other) if name), None)
-    found = {style: name or (usual if wanted[style] in _DEFAULTS else None) for style, name in found.items()}
-    for style, name in found.items():
+    columns = {style: name or (usual if wanted[style] in _DEFAULTS else None) for style, name in columns.items()}
+    for style, name in columns.items():
         if name is None:
             raise UserError(
                 f"{config.data} has no captions {wanted[style]!r}; {what_there_is}. Set {style}_caption to one of them"
@@ -57,40 +57,41 @@ def caption_columns(
                 f"{config.data} has json with {', '.join(sorted(inside))}, and none of them is known to be a caption; "
                 f"set {style}_caption to one of them"
             )
-    return tuple((style, name) for style, name in found.items() if name)
+    return tuple((style, name) for style, name in columns.items() if name)
 
 
 def match_inside(style: str, names: Collection[str]) -> str | None:
     """Which field of a JSON object is the caption of this style."""
-    return next((found for name in (f"{style}_caption", *_INSIDE) if (found := match(name, names))), None)
+    matches = (match(name, names) for name in (f"{style}_caption", *_INSIDE))
+    return next(filter(None, matches), None)
 
 
 def fields_of(row: Mapping[str, object]) -> Mapping[str, object]:
-    """A row's columns, and beside them the fields of its `json`."""
+    """A row's columns, and the fields of its `json`."""
     return {**inner(row), **row}
 
 
 def inner(row: Mapping[str, object]) -> Mapping[str, object]:
     """The fields of a row's `json`, in which captions may be."""
-    found = row.get("json")
-    if isinstance(found, str | bytes):
-        found = parsed(found)
-    return found if isinstance(found, Mapping) else {}
+    value = row.get("json")
+    if isinstance(value, str | bytes):
+        value = parsed(value)
+    return value if isinstance(value, Mapping) else {}
 
 
 def parsed(content: str | bytes) -> object:
-    """What JSON says; a NotText, to be raised by whoever needs it, where it cannot be read."""
+    """The value of a JSON text; where it cannot be read, a NotText for the caller to raise."""
     try:
         return json.loads(content if isinstance(content, str) else decode(content))
     except NotText as error:
         return error
     except (ValueError, RecursionError) as error:
-        return NotText(f"is no JSON ({error})")
+        return NotText(f"is not JSON ({error})")
 
 
 def captions_in(row: Mapping[str, object], columns: Columns) -> tuple[str, ...]:
     """The texts of a row's captions, each a text, a list of texts or nothing. NotText for one that is not readable."""
-    fields, found = fields_of(row), []
+    fields, texts = fields_of(row), []
     for style, name in columns.captions:
         value = fields.get(name)
         if name == "json" and isinstance(value, str | bytes):
@@ -98,33 +99,32 @@ def captions_in(row: Mapping[str, object], columns: Columns) -> tuple[str, ...]:
         if isinstance(value, Mapping):
             value = value.get(match_inside(style, value))
         try:
-            found += texts_of(value)
+            texts += texts_of(value)
         except NotText as error:
             raise NotText(f"{name} {error}") from error
-    if not found and isinstance(broken := row.get("json"), NotText):
+    if not texts and isinstance(broken := row.get("json"), NotText):
         raise NotText(f"json {broken}")
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(texts))
 
 
 def texts_of(value: object) -> list[str]:
     """One caption's texts, without blanks around them."""
     values: Sequence[object] = value if isinstance(value, list | tuple) else [value]
-    found = []
+    texts = []
     for one in values:
         if isinstance(one, NotText):
             raise one
         if isinstance(one, bytes | str):
             text = (decode(one) if isinstance(one, bytes) else checked(one)).strip()
-            found += [text] if text else []
-    return found
+            texts += [text] if text else []
+    return texts
 
 
 def image_column(columns: Collection[str], name: str) -> str | None:
     """The column of the pictures: the config's, else the one that a file ending names, `jpg` or `image.jpg`."""
-    if found := match(name, columns):
-        return found
-    if found := next((found for one in ENDINGS if (found := match(one, columns))), None):
-        return found
+    for known in (name, *ENDINGS):
+        if column := match(known, columns):
+            return column
     dotted = [column for column in columns if is_picture_column(column, name)]
     return dotted[0] if len(dotted) == 1 else None
 

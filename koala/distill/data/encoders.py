@@ -53,12 +53,12 @@ class Encoders:
                 pooled_embeds[empty] = 0
             context.append(embeds)
             pooled.append(pooled_embeds)
-        found = torch.cat(context), torch.cat(pooled)
-        for values in found:
+        embeddings = torch.cat(context), torch.cat(pooled)
+        for values in embeddings:
             require_finite(
                 values, "what the teacher's text encoders make of a caption", "copy or download their files again"
             )
-        return found
+        return embeddings
 
     @torch.no_grad()
     def pictures(self, batch: np.ndarray) -> torch.Tensor:

@@ -17,18 +17,18 @@ Between = Callable[[], object]  # called between two files; raises where the wor
 
 
 def nothing() -> None:
-    """What is done between two files where nobody wants to stop."""
+    """The default of `Between`: never stops."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class Listing:
     """What a folder holds, hidden files left out."""
 
     files: list[Path]  # in the order of their names; links that lead nowhere and pipes among them
     closed: list[str]  # folders that cannot be looked into, and why
 
 
-def look_through(folder: Path, between: Between = nothing) -> Found:
+def look_through(folder: Path, between: Between = nothing) -> Listing:
     """Every file of a folder and its subfolders. A folder that links lead to as well is visited once.
 
     UserError where the folder itself cannot be looked into.
@@ -55,7 +55,7 @@ def look_through(folder: Path, between: Between = nothing) -> Found:
                 files.append(Path(place, entry.name))
             else:
                 (linked if entry.is_symlink() else ahead).append(Path(place, entry.name))
-    return Found(files=sorted(files, key=lambda file: _order(file, folder)), closed=closed)
+    return Listing(files=sorted(files, key=lambda file: _order(file, folder)), closed=closed)
 
 
 def files_under(folder: Path, between: Between = nothing) -> list[Path]:
@@ -102,8 +102,8 @@ def match(name: str, names: Collection[str]) -> str | None:
     """The one of `names` that is meant: the very same, or else the only one that compares as the same."""
     if name in names:
         return name
-    found = [one for one in names if same(one) == same(name)]
-    return found[0] if len(found) == 1 else None
+    alike = [one for one in names if same(one) == same(name)]
+    return alike[0] if len(alike) == 1 else None
 
 
 def composed(path: str | Path) -> str:
@@ -133,22 +133,22 @@ _WILD = re.compile(r"\*\*/|\*|\?")
 
 
 def is_pattern(text: str) -> bool:
-    """Whether a path stands for several, by * or ?."""
+    """Whether a path is a pattern for several, with * or ?."""
     return bool(_WILD.search(text)) and not os.path.lexists(text)
 
 
 def matching(pattern: Path, files: Collection[Path]) -> list[Path]:
     """The files that a pattern means: * and ? stay within a name, **/ is any folders, letters may be of either case."""
-    text, found, at = composed(pattern.as_posix()), "", 0
+    text, expression, at = composed(pattern.as_posix()), "", 0
     for wild in _WILD.finditer(text):
-        found += re.escape(text[at : wild.start()]) + {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}[wild[0]]
+        expression += re.escape(text[at : wild.start()]) + {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}[wild[0]]
         at = wild.end()
-    meant = re.compile(found + re.escape(text[at:]), re.IGNORECASE | re.DOTALL)
+    meant = re.compile(expression + re.escape(text[at:]), re.IGNORECASE | re.DOTALL)
     return [file for file in files if meant.fullmatch(composed(file.as_posix()))]
 
 
 def base_of(pattern: Path) -> Path:
-    """The folder in which a pattern is looked for: what stands before its first * or ?."""
+    """The folder in which a pattern is searched: what precedes its first * or ?."""
     fixed = []
     for part in pattern.parts:
         if _WILD.search(part):
@@ -162,14 +162,14 @@ _BLOCK = 1 << 22  # bytes between two looks at whether to stop
 
 @dataclass(frozen=True, kw_only=True)
 class Absent:
-    """What an earlier run found out of reach, by name below the data's folder: it is to count as that once more."""
+    """What an earlier run found out of reach, by name below the data's folder; it counts as out of reach again."""
 
     missing: frozenset[str] = frozenset()  # files that a folder lists or a table of pictures names
     unlisted: frozenset[str] = frozenset()  # pictures that a metadata file names, which no folder listed
 
     @classmethod
     def of(cls, identity: Mapping[str, object]) -> "Absent":
-        """As a source's identity tells it."""
+        """From the identity of a source."""
         return cls(**{name: frozenset(identity.get(name, ())) for name in ("missing", "unlisted")})
 
 
@@ -185,7 +185,7 @@ class Content:
 
     @property
     def out_of_reach(self) -> dict[str, tuple[str, ...]]:
-        """What an identity tells of them; nothing where all are there."""
+        """Their entry in an identity; empty where all are there."""
         return {"missing": self.missing} if self.missing else {}
 
 
@@ -193,15 +193,15 @@ def fingerprint(
     files: Iterable[Path], base: Path, between: Between = nothing, missing: Collection[str] = ()
 ) -> Content:
     """Of names below `base` and contents; a file that is out of reach, or among `missing`, counts as that."""
-    found, lacking = hashlib.sha256(), []
+    hasher, lacking = hashlib.sha256(), []
     for file in dict.fromkeys(files):
         between()
         name = name_below(file, base)
         digest = None if name in missing else _digest(file, between)
         if digest is None:
             lacking.append(name)
-        found.update(f"{name}\0{digest or 'missing'}\n".encode())
-    return Content(digest=found.hexdigest(), missing=tuple(lacking))
+        hasher.update(f"{name}\0{digest or 'missing'}\n".encode())
+    return Content(digest=hasher.hexdigest(), missing=tuple(lacking))
 
 
 def name_below(file: Path, base: Path) -> str:
@@ -212,12 +212,12 @@ def name_below(file: Path, base: Path) -> str:
 def _digest(file: Path, between: Between) -> str | None:
     if not is_file(file):
         return None
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     try:
         with open(file, "rb") as opened:
             while block := opened.read(_BLOCK):
-                found.update(block)
+                hasher.update(block)
                 between()
     except OSError:
         return None
-    return found.hexdigest()
+    return hasher.hexdigest()

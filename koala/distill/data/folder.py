@@ -85,7 +85,7 @@ def captions_in_files(files: dict[str, Path], columns: Columns) -> tuple[str, ..
 def _read(file: Path, ending: str) -> object:
     """The content of a file; a NotText for one that cannot be read."""
     if not is_file(file):
-        return NotText("is a link or pipe to no file")
+        return NotText("is a broken link or a pipe")
     try:
         content = file.read_bytes()
     except OSError as error:
@@ -193,7 +193,7 @@ class Pictures:
             captions, fault = told.captions.get(file, ()), told.faults.get(file, "")
             missing = not is_file(file)
             if missing:
-                fault = "it is a link to no file, or no file at all"
+                fault = "it is a broken link, or not a file"
             elif not is_printable(name):
                 fault = "its name is not UTF-8; rename it"
             elif told.governs(file):

@@ -40,11 +40,11 @@ def open_picture(value: object, base: Path) -> Image.Image:
             raise OutOfReach(f"{value} cannot be read ({error.strerror or error})") from error
     if isinstance(value, bytes) and value:
         return _opened(value)
-    raise ValueError("no picture" if not value else f"a {type(value).__name__} is no picture")
+    raise ValueError("no picture" if not value else f"a {type(value).__name__} is not a picture")
 
 
 def local_file(value: str, base: Path) -> Path | None:
-    """The file that a path, or an address of this machine, stands for; None for an address elsewhere."""
+    """The file that a path, or an address on this machine, means; None for an address elsewhere."""
     if value.lower().startswith("file://"):
         plain = value[len("file://") :]
         return Path(plain if is_file(Path(plain)) else urllib.request.url2pathname(plain))
@@ -64,7 +64,7 @@ def _opened(content: bytes) -> Image.Image:
     except UnidentifiedImageError as error:
         if content[4:12] in _AVIF and not features.check("avif"):
             raise OutOfReach("this Pillow reads no AVIF; pip install 'pillow>=11.3'") from error
-        raise ValueError("it is no picture that Pillow can read") from error
+        raise ValueError("it is not a picture that Pillow can read") from error
 
 
 def _fetch(address: str) -> bytes:
@@ -95,7 +95,7 @@ def upright(image: Image.Image) -> Image.Image:
 def eight_bits(image: Image.Image) -> Image.Image:
     """The picture with 8 bits a channel; ValueError for numbers without a known range. Pillow's own clips to white."""
     if image.mode == "F":
-        raise ValueError("its numbers are fractions, whose range nobody knows; save it with 8 or 16 bits")
+        raise ValueError("its numbers are fractions of an unknown range; save it with 8 or 16 bits")
     if image.mode != "I" and not image.mode.startswith("I;16"):
         return image
     tags = getattr(image, "tag_v2", {})
@@ -104,12 +104,12 @@ def eight_bits(image: Image.Image) -> Image.Image:
     grey = np.clip(values * 255 / most + 0.5, 0, 255).astype(np.uint8)
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         grey = 255 - grey
-    found = Image.fromarray(grey)
+    converted = Image.fromarray(grey)
     clear = image.info.get("transparency")
     if isinstance(clear, int):  # the value that is to be seen through; several may have become the same grey
-        found.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
-    found.getexif().update(image.getexif())  # it may say how the picture is to be turned
-    return found
+        converted.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    converted.getexif().update(image.getexif())  # it may say how the picture is to be turned
+    return converted
 
 
 def _bits(image: Image.Image, tags: dict, values: np.ndarray) -> int:

@@ -43,12 +43,12 @@ def _jsonl(lines: Sequence[str | NotText]) -> Iterator[Line]:
             try:
                 values = json.loads(line)
             except (ValueError, RecursionError) as error:
-                yield Line(number=number, values={}, fault=f"is no JSON ({error})")
+                yield Line(number=number, values={}, fault=f"is not JSON ({error})")
                 continue
             if isinstance(values, dict):
                 yield Line(number=number, values=values)
             else:
-                yield Line(number=number, values={}, fault=f"is no object of columns: {shown(values)}")
+                yield Line(number=number, values={}, fault=f"is not an object of columns: {shown(values)}")
 
 
 def _csv(file: Path, lines: Sequence[str | NotText]) -> Iterator[Line]:
@@ -97,12 +97,12 @@ def _records(lines: Sequence[str | NotText]) -> Iterator[tuple[int, list[str] | 
             cells = next(reader, None)
         except NotText:
             if at > first + 1:  # within a quoted cell that began further up
-                at, error = first + 1, NotText("opens a quote that a line which is no text interrupts")
+                at, error = first + 1, NotText("opens a quote that is interrupted by a line that is not text")
             yield first + 1, error
             reader = csv.reader(ahead(), strict=True)
         except csv.Error as error:
             at = first + 1
-            yield at, NotText(f"is no line of a table ({error}); a quote within a cell is doubled")
+            yield at, NotText(f"is not a line of a table ({error}); a quote within a cell is doubled")
             reader = csv.reader(ahead(), strict=True)
         else:
             if cells and any(cell.strip() for cell in cells):

@@ -1,4 +1,4 @@
-"""When a run ends before its last step: on a signal, on a word in its folder, or when its time is over."""
+"""How a run stops early, by a signal, a file in its folder or a time limit, and how it waits while the app draws."""
 
 import math
 import os
@@ -58,16 +58,19 @@ class StopSignal:
             elif self._pressed is None:
                 self._pressed = now
                 # print could meet a print that it interrupted
-                os.write(2, b"stopping: it saves after this piece of work; Ctrl-C again ends it at once, unsaved\n")
-        self.reason = self.reason or f"stopped by {signal.Signals(number).name}"
+                os.write(
+                    2, b"stopping: saving after this piece of work; press Ctrl-C again to quit at once without saving\n"
+                )
+        if not self.reason:  # Stop in the app leaves a word and sends a signal as well
+            self.reason = "stopped on request" if self._word() else f"stopped by {signal.Signals(number).name}"
         self._asked.set()
 
     def __call__(self) -> bool:
         if not self._asked.is_set():
             if self._deadline and time.monotonic() > self._deadline:
-                self.reason = "stopped by its time limit"
+                self.reason = "stopped at its time limit"
             elif self._word():
-                self.reason = "stopped as it was asked to"
+                self.reason = "stopped on request"
             if self.reason:
                 self._asked.set()
         return self._asked.is_set()

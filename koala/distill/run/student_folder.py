@@ -57,7 +57,7 @@ def _fault(run: RunFolder) -> str | None:
 
 
 def repair_student(run: RunFolder, config: DistillConfig, weights: Path | None = None) -> str | None:
-    """Cut student/ anew where anything but its weights is damaged; why, or None where all of it is as it was made.
+    """Recreate student/ where anything but its weights is damaged; returns why, or None where all of it is intact.
 
     The weights are then those of a checkpoint's file, or the teacher's where none is given.
     """
@@ -106,7 +106,7 @@ def check_student(config: DistillConfig) -> None:
     """UserError for a teacher, a spec or an initial model that cannot make a student; nothing is written."""
     teacher = open_unet(config.teacher)
     if teacher.pipeline is None:
-        raise UserError(f"{config.teacher} is a U-Net alone; a teacher needs its text encoders and VAE beside it")
+        raise UserError(f"{config.teacher} is a U-Net alone; a teacher needs its text encoders and VAE as well")
     wanted = student_spec(config.student_spec, teacher.spec)
     feature_pairs(config, wanted, teacher.spec)
     if config.student_init:

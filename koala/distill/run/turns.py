@@ -50,9 +50,9 @@ class Drawing:
 
 
 def give_way(root: Path, ended: Callable[[], bool], waits: Callable[[], object]) -> float:
-    """Wait until no app draws beside the runs in `root`, or `ended` says so; `waits` is called when it comes to that.
+    """Wait until no app draws in `root`, or `ended` returns true; `waits` is called if it has to wait at all.
 
-    The seconds that it took.
+    Returns the seconds that it took.
     """
     begun = time.perf_counter()
     for looks in itertools.count():

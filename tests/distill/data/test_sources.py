@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 
 import pyarrow as pa
 import pytest
@@ -214,9 +215,17 @@ def test_empty_data_is_refused(tmp_path, what):
         data, message = folder / "{0..1}.tar", "there is no shard .*1.tar"
     else:
         (folder / "a.tar").write_bytes(b"no tar at all")
-        message = "no whole tar file"
+        message = "not a complete tar file"
     with pytest.raises(UserError, match=message):
         source(data)
+
+
+def test_one_picture_is_refused_and_its_folder_is_taken(tmp_path):
+    folder = text_folder(tmp_path / "set")
+    with pytest.raises(UserError, match="neither a .parquet nor a .tar file") as told:
+        source(folder / "0.png")
+    (setting,) = re.findall(r"data=([^,]+),", str(told.value))
+    check_all_colours(source(setting, short_caption="txt"))
 
 
 # --- pictures
