@@ -26,21 +26,23 @@ def add(parser: argparse.ArgumentParser) -> None:
     fields = ", ".join(f.name for f in dataclasses.fields(DistillConfig))
     start = parser.add_mutually_exclusive_group(required=True)
     start.add_argument("--out", type=Path, metavar="RUN", help="new folder for the run")
-    start.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run from its last checkpoint")
-    start.add_argument("--estimate", action="store_true", help="say what the run would take, and end")
+    start.add_argument("--resume", type=Path, metavar="RUN", help="resume a run from its last checkpoint")
+    start.add_argument("--estimate", action="store_true", help="print what the run would take, and exit")
     start.add_argument("--fields", action="store_true", help="list every field of a config with its meaning")
     parser.add_argument("--preset", choices=PRESETS, help="start from a ready-made config")
     parser.add_argument("--config", type=Path, metavar="FILE.json", help="config whose fields replace the preset's")
-    parser.add_argument("--step", type=int, metavar="N", help="with --resume: the checkpoint to go on from")
+    parser.add_argument("--step", type=int, metavar="N", help="with --resume: the checkpoint to resume from")
     parser.add_argument(
-        "--processes", type=int, metavar="N", help="with --estimate: for so many GPUs, not this machine"
+        "--processes", type=int, metavar="N", help="with --estimate: for this many GPUs, not this machine"
     )
-    parser.add_argument("--vram", type=gigabytes, metavar="GB", help="with --estimate: for GPUs of this memory")
-    parser.add_argument("settings", nargs="*", metavar="field=value", help=f"settings over all of these: {fields}")
+    parser.add_argument("--vram", type=gigabytes, metavar="GB", help="with --estimate: for GPUs with this much memory")
+    parser.add_argument(
+        "settings", nargs="*", metavar="field=value", help=f"settings that override all of these: {fields}"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the run's last status, the estimate or the fields, or JSON; exit status 0, 1 for a broken loss."""
+    """Prints the run's last status, the estimate or the fields, as text or JSON; exit status 0, 1 for a broken loss."""
     if args.fields:
         return _list_fields(args)
     folder = RunFolder(path=args.resume or args.out or Path())
@@ -72,7 +74,7 @@ def _fresh(args: argparse.Namespace, folder: RunFolder) -> DistillConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """What a command comes to; `step` is the checkpoint to go on from, `ended` says that there is nothing to train."""
+    """What a command means; `step` is the checkpoint to resume from, `ended` says why there is nothing to train."""
 
     config: DistillConfig
     step: int | None = None
@@ -80,12 +82,12 @@ class _Plan:
 
 
 def _planned(args: argparse.Namespace, folder: RunFolder) -> _Plan:
-    """One process decides, before the run changes what the others would look at."""
+    """Called on one process, before the run changes what the others would read."""
     return _resumed(args, folder) if args.resume else _Plan(config=_fresh(args, folder))
 
 
 def _resumed(args: argparse.Namespace, folder: RunFolder) -> _Plan:
-    """The run's own config, and the checkpoint to go on from, None where it has none yet; says what was repaired."""
+    """The run's own config, and the checkpoint to resume from, None where it has none; reports what was repaired."""
     from koala.distill.run.intact import config_of, trained_with, verify
     from koala.distill.run.resuming import refuse_fixed, words_of_changes
 
@@ -110,14 +112,14 @@ def _resumed(args: argparse.Namespace, folder: RunFolder) -> _Plan:
         if fault := _rebuilt(folder, config, step):
             return _Plan(config=config, ended=f"student/ was recreated from checkpoint step-{step}: {fault}")
         raise UserError(
-            f"{folder.path} is done: {step:,} steps. Give num_steps=N with a larger N to go on, for example "
+            f"{folder.path} is done: {step:,} steps. Give num_steps=N with a larger N to continue, for example "
             f"num_steps={2 * step}"
         )
     return _Plan(config=config, step=step)
 
 
 def _rebuilt(folder: RunFolder, config: DistillConfig, step: int) -> str | None:
-    """Why the student of a run that is done had to be made anew; None where all of it is there."""
+    """Why the student of a finished run had to be recreated; None where all of it is intact."""
     from koala.distill.run.intact import FILES
     from koala.distill.run.student_folder import repair_student
 

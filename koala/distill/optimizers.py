@@ -106,7 +106,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, student: torch.nn.Module) -> None:
-        """Take the student's weights in; the decay grows over the first steps."""
+        """Average the student's weights in; the decay grows over the first steps."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         new = [p.detach() for p in student.parameters()]

@@ -155,7 +155,7 @@ def test_damaged_prompts_are_named(run, content):
     run.write_prompts(("a red circle",))
     assert run.prompts() == ["a red circle"]
     (run.samples / "prompts.json").write_text(content)
-    with pytest.raises(UserError, match="prompts.json is damaged: .*the next validation writes it anew"):
+    with pytest.raises(UserError, match="prompts.json is damaged: .*the next validation rewrites it"):
         run.prompts()
 
 

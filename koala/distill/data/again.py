@@ -1,7 +1,7 @@
-"""Pictures that were out of reach when a cache was filled, tried again: what came is put into successors of its chunks.
+"""Retries pictures that were out of reach when a cache was filled; successors of its chunks hold what is there now.
 
 A chunk stays what it was for the runs that learned from it. Its successor holds its pictures, bit for bit, and those
-that have come since.
+that became available since.
 """
 
 import time
@@ -17,12 +17,12 @@ from koala.distill.data.encoded import Chunk, Skipped, last_try, successor
 from koala.distill.data.filling import Filling
 from koala.distill.data.samples import Sample
 
-_LONGEST = 3600.0  # s: other processes of the run wait, but not for ever
-_PATIENCE = 0.2  # s, for another run's try before a look at whether to stop
+_LONGEST = 3600.0  # s: other processes of the run wait, but not forever
+_PATIENCE = 0.2  # s to wait for another run's retry before checking whether to stop
 
 
 class Again:
-    """One further try for all that is out of reach in the chunks of a filling."""
+    """One retry of everything that is out of reach in the chunks of a filling."""
 
     def __init__(self, filling: Filling, *, say: Callable[[str], None]):
         self.filling, self.say = filling, say
@@ -30,7 +30,7 @@ class Again:
         self.until = time.monotonic() + _LONGEST
 
     def run(self) -> int:
-        """The number of the last try that found any, this one or an earlier one."""
+        """Returns the number of the last try that found any pictures, this one or an earlier one."""
         while True:
             self.filling.stop_if_told()
             try:
@@ -60,7 +60,7 @@ class Again:
         return last_try(self.filling.folder)
 
     def _chunk(self, number: int, first: int, chunk: Chunk, tries: int) -> int:
-        """How many pictures came, which are in the chunk's successor then."""
+        """Returns how many pictures are available now; they are in the chunk's successor."""
         made, came, now = None, 0, {one.number: one for one in chunk.skipped}
         samples = list(self._samples(number, first, chunk))
         places = iter(chunk.out_of_reach)

@@ -60,7 +60,13 @@ def read_chunk(file: Path) -> Chunk | None:
             record = json.loads(opened.metadata()["chunk"])
         skipped = tuple(Skipped(number=n, why=why, out_of_reach=away) for n, why, away in record["skipped"])
         return Chunk(file=file, samples=record["samples"], ends=record["ends"], skipped=skipped)
-    except (FileNotFoundError, ValueError, LookupError, TypeError, SafetensorError):  # cut off, or not ours: made anew
+    except (
+        FileNotFoundError,
+        ValueError,
+        LookupError,
+        TypeError,
+        SafetensorError,
+    ):  # cut off, or not ours: to be encoded again
         return None
 
 

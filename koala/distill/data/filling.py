@@ -182,7 +182,7 @@ class Filling:
 
     @contextmanager
     def _claim(self, part: Part) -> Iterator[bool]:
-        """Whether this process may fill a part now; nobody else does until the block ends."""
+        """Whether this process may fill a part now; no other process does until the block ends."""
         try:
             with WeakFileLock(self.folder / f".{part.name}.lock", timeout=_PATIENCE):
                 yield True

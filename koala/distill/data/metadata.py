@@ -38,7 +38,7 @@ class Told:
     names: list[str] = field(default_factory=list)  # the columns of the captions
 
     def governs(self, picture: Path) -> bool:
-        """Whether a table lies in the picture's folder or above it."""
+        """Whether a table is in the picture's folder or above it."""
         folders = {table.parent for table in self.used}
         return not folders.isdisjoint(picture.parents)
 

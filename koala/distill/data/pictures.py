@@ -1,6 +1,6 @@
 """A picture from wherever a row says that it is: bytes, a file, an address; as RGB of 8 bits.
 
-Numbers of more than 8 bits are scaled to the range that they use, or refused where nobody can know it.
+Numbers of more than 8 bits are scaled to the range that they use, or refused where it is unknown.
 """
 
 import io
@@ -22,7 +22,7 @@ _WHITE_IS_ZERO = 0
 
 
 class OutOfReach(OSError):
-    """A picture that cannot be had now: missing, not answered for, without a decoder. Broken it need not be."""
+    """A picture that is unavailable now: missing, not answered, or without a decoder. It need not be broken."""
 
 
 def open_picture(value: object, base: Path) -> Image.Image:
@@ -84,7 +84,7 @@ def _answer(address: str) -> bytes:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """RGB as a viewer would show it: turned as its EXIF data says, what is transparent on white."""
+    """RGB as a viewer would show it: rotated by its EXIF data, transparency on white."""
     image = ImageOps.exif_transpose(eight_bits(image))
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -1,6 +1,6 @@
 """What every source of pictures gives, samples with a lazy picture in parts that are read one by one.
 
-And which of them are used and held out: spread over all of them, chosen by the seed.
+The samples that are used and those that are held out are spread over all of them, chosen by the seed.
 """
 
 import random
@@ -23,11 +23,11 @@ PART = 256
 class Sample:
     """One picture with its captions. `image` opens it, and may raise anything if it is broken."""
 
-    key: str  # what a log line calls it
+    key: str  # its name in a log line
     captions: tuple[str, ...]
     image: Callable[[], Image.Image]
     fault: str = ""  # why it cannot be used, where that is known before the picture is opened
-    out_of_reach: bool = False  # whether that may be another time: a file that is missing
+    out_of_reach: bool = False  # whether it may be usable later: a missing file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +41,13 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where pictures come from; `about` says in a sentence what is used, how, and what is left out."""
+    """Where pictures come from; `about` describes in a sentence what is used, how, and what is left out."""
 
     parts: tuple[Part, ...]
     identify: Callable[[], dict]  # may read all of the files
     about: str = ""
-    used: Sequence[Path] = ()  # files that are read besides the pictures
-    drawn: bool = False  # at random, so that any stretch of it is as good as any other
+    used: Sequence[Path] = ()  # files that are read in addition to the pictures
+    drawn: bool = False  # at random, so any stretch of it is as good as another
 
     @cached_property
     def identity(self) -> dict:
@@ -69,7 +69,7 @@ def no_picture() -> Image.Image:
 def spread(total: int, count: int, seed: int, what: str) -> list[int]:
     """`count` of the numbers below `total`, ascending: one at random out of each of `count` stretches of one length.
 
-    Data lies in the order of its names, so that a stretch of it is often one class. Two lie half of all apart, so that
+    Data are in the order of their names, so a stretch of them is often one class. Two are half of all apart, so that
     no class has both unless it is more than half of all.
     """
     count = min(count, total)
@@ -81,7 +81,7 @@ def spread(total: int, count: int, seed: int, what: str) -> list[int]:
 
 
 def chosen(source: Source, num_pictures: int, seed: int) -> Source:
-    """The source with `num_pictures` of its samples, 0 is all; where its parts' lengths are unknown, of some parts.
+    """The source with `num_pictures` of its samples, 0 is all; with its parts shuffled where their lengths are unknown.
 
     A source that was drawn at random is left as it is: its first samples are as good as any.
     """

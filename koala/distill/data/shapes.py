@@ -1,4 +1,4 @@
-"""The shapes world as training data: scene i is a function of i alone, and no scene shows a held-out pair."""
+"""The shapes world as training data: scene i is a function of i alone, and no scene contains a held-out pair."""
 
 import random
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""metadata.csv and metadata.jsonl: one line per picture, read line by line, so that a bad one costs itself alone."""
+"""metadata.csv and metadata.jsonl: one line per picture, read line by line, so that a bad line costs only itself."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ from koala.errors import UserError
 from koala.files.fields import shown
 from koala.files.read_text import NotText, read_lines
 
-METADATA = ("metadata.jsonl", "metadata.csv")  # as the imagefolder of `datasets` reads them; the first wins
+METADATA = ("metadata.jsonl", "metadata.csv")  # as the imagefolder of `datasets` reads them; the first takes precedence
 _OTHERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}  # what else separates columns
 
 
@@ -78,7 +78,7 @@ def _csv(file: Path, lines: Sequence[str | NotText]) -> Iterator[Line]:
 
 
 def _records(lines: Sequence[str | NotText]) -> Iterator[tuple[int, list[str] | NotText]]:
-    """(line, cells) of every record; after one that is none, as an open quote leaves it, the next line is tried."""
+    """(line, cells) of every record; after a broken one, such as an open quote, the next line is tried."""
     at = 0
 
     def ahead() -> Iterator[str]:

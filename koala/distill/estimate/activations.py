@@ -24,7 +24,7 @@ class Widths:
 
     @property
     def mixed(self) -> bool:
-        """Whether norms stand in another precision than the rest."""
+        """Whether norms run in another precision than the rest."""
         return self.norm != self.value
 
 

@@ -1,4 +1,4 @@
-"""Which feature of the student learns from which of the teacher: pairs of module paths, from the one layer map."""
+"""Which feature of the student learns from which of the teacher: pairs of module paths, from the layer map."""
 
 import math
 from dataclasses import dataclass

@@ -132,7 +132,7 @@ def check_gradients(losses: Losses, student: torch.nn.Module) -> None:
 
     Reentrant checkpointing, a detached hook or a pair of one layer with itself would train nothing in silence.
     """
-    first = student.conv_in.weight  # every feature lies behind it
+    first = student.conv_in.weight  # every feature depends on it
     layers = ((f"{p.kind} of {p.stage} ({p.student})", term) for p, term in losses.pairs.items())
     for name, term in (*losses.terms.items(), *layers):
         if term.requires_grad:

@@ -143,7 +143,7 @@ class RunFolder:
         file = self.path / "status.json"
         if not os.path.lexists(file):
             return None
-        return Status.read(file, f"nothing else depends on it; it is written anew by {self.resumes}")
+        return Status.read(file, f"nothing else depends on it; it is rewritten by {self.resumes}")
 
     def write_status(self, status: Status) -> None:
         """Replace status.json."""
@@ -204,7 +204,7 @@ class RunFolder:
         file = self.samples / "prompts.json"
         if not os.path.lexists(file):
             return []
-        remedy = "the next validation writes it anew"
+        remedy = "the next validation rewrites it"
         texts = read_json(file, remedy)
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise UserError(f"{file} is damaged: it holds no list of prompts; {remedy}")

@@ -217,7 +217,7 @@ def _await(run: RunFolder, child: subprocess.Popen) -> None:
     code = child.wait()
     try:
         status = run.status()
-    except UserError:  # whoever looks is told
+    except UserError:  # whoever reads it gets the error
         return
     if status is None or status.pid != child.pid or status.state in ENDED or code == 0:
         return

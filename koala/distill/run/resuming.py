@@ -21,7 +21,7 @@ FREE_FIELDS = frozenset(
     }
 )  # fmt: skip
 # The steps so far stay what they are, the next ones go on in another way: where it is asked for, and recorded. Of
-# `data` only the place may change: what lies there is held against the checkpoint by its content.
+# `data` only the place may change: the content is compared with the checkpoint's.
 ON_REQUEST = frozenset(
     {
         "learning_rate", "schedule", "warmup_steps", "weight_decay", "max_grad_norm", "precision", "teacher_precision",
@@ -120,7 +120,7 @@ def changes_at(run: RunFolder, step: int) -> dict[str, object]:
     """Field -> its new value, of what changed when the run went on from this step; none where no one can read it."""
     try:
         entries = run.history()
-    except UserError:  # whoever goes on is told, and may ask again
+    except UserError:  # the caller reports it, and may ask again
         return {}
     return {name: now for entry in entries if entry["step"] == step for name, (_, now) in entry["changes"].items()}
 
@@ -160,7 +160,7 @@ def record(run: RunFolder, step: int, config: DistillConfig, trained: DistillCon
     """Note in the run's history what is different from this step on; notes of later steps are dropped."""
     try:
         kept = [entry for entry in run.history() if entry["step"] < step]
-    except UserError:  # said by whoever resumes
+    except UserError:  # reported by the caller
         kept = []
     changed = {n: [as_json(its), as_json(mine)] for n, (mine, its) in differences(config, trained).items()}
     entry = {"step": step, "processes": processes, "changes": changed}

@@ -22,13 +22,13 @@ class Stopped(Exception):
 
 
 class Interrupted(Exception):
-    """What was being drawn or measured was given up, because the run is asked to stop."""
+    """Drawing or measuring was abandoned, because the run is asked to stop."""
 
 
 class StopSignal:
-    """SIGTERM, SIGINT, a word and the time limit, as one flag that is looked at between pieces of work.
+    """SIGTERM, SIGINT, a request and the time limit, as one flag that is checked between pieces of work.
 
-    `word` says whether another process asked. A run `alone`, without a launcher, ends at once on a second Ctrl-C.
+    `word` returns whether another process asked. A run `alone`, without a launcher, quits at once on a second Ctrl-C.
     """
 
     def __init__(self, minutes: float, *, word: Callable[[], bool] = lambda: False, alone: bool = True):
@@ -76,11 +76,11 @@ class StopSignal:
         return self._asked.is_set()
 
 
-_LOOKS = 0.05  # seconds between two looks at whether the app draws, where a million files are gone through
+_LOOKS = 0.05  # seconds between two checks whether the app draws, while a million files are read
 
 
 class Pauses:
-    """Those of one process of a run; all processes stop together."""
+    """The pauses of one process of a run; all processes stop together."""
 
     def __init__(self, run: RunFolder, reporter: Reporter, processes: Processes, minutes: float):
         self.run, self.reporter, self.processes = run, reporter, processes
@@ -92,11 +92,11 @@ class Pauses:
         self._looked = -math.inf
 
     def all_stop(self) -> bool:
-        """Whether any process was asked to stop; every process asks."""
+        """Whether any process was asked to stop. Every process must call it."""
         return self.processes.any(self.asked())
 
     def may_stop(self, when: str) -> None:
-        """Raises Stopped in all processes if one was asked to stop; every process asks."""
+        """Raises Stopped in all processes if one was asked to stop. Every process must call it."""
         if self.all_stop():
             raise self.stopped(when)
 
@@ -105,14 +105,14 @@ class Pauses:
         return Stopped(f"{self.asked.reason or 'stopped'} {when}")
 
     def stops_or_waits(self) -> bool:
-        """Between two files that are looked at, and two pictures that are encoded: whether this process is to stop."""
+        """Whether this process is to stop; called between two files that are read and two pictures that are encoded."""
         if time.monotonic() - self._looked > _LOOKS:
             self.give_way()
             self._looked = time.monotonic()
         return self.asked()
 
     def between(self) -> None:
-        """Between two pieces of a validation; Interrupted where this process is to stop."""
+        """Called between two pieces of a validation; raises Interrupted where this process is to stop."""
         self.give_way()
         if self.asked():
             raise Interrupted(self.asked.reason)
