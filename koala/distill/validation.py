@@ -57,11 +57,10 @@ class Validator:
         student: LoadedModel,
         between: Callable[[], object],
     ):
+        """`between` is called between two batches: it waits while the app draws, and may raise Interrupted."""
         self.run, self.config, self.data, self.step = run, config, data, step
         self.teacher, self.student = teacher, student
-        self.between = (
-            between  # two batches: gives way to an app that draws, and raises Interrupted where it is to stop
-        )
+        self.between = between
         self.most = min(max(1, config.batch_size // config.accumulation), _MOST)
 
     @torch.no_grad()

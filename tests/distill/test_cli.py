@@ -31,7 +31,7 @@ def test_the_fields_are_listed(capsys):
         (["--resume", "{new}"], "holds no distillation"),
         (["--resume", "{run}"], "is done: 1 steps. Give num_steps=N"),
         (["--resume", "{run}", "--step", "9"], "has no checkpoint of step 9; it has 1"),
-        (["--resume", "{run}", "seed=1"], "seed cannot change when a run is resumed: the steps so far took"),
+        (["--resume", "{run}", "seed=1"], "seed cannot change when a run is resumed: the steps so far drew"),
         (["--out", "{new}", "--processes", "8"], "give them together with --estimate"),
         (["--out", "{new}", "--preset", "2-minutes", "trackers=wandb"], "pip install wandb"),
     ],
