@@ -17,7 +17,7 @@ from koala.errors import UserError
 
 HELP = "distil a teacher into a student cut out of it; one process, or many under `accelerate launch -m koala`"
 
-# remedies for running out of memory
+# what helps where memory ran out
 SMALLER = "gradient_checkpointing=true, a larger accumulation=N, a smaller resolution=N, a smaller teacher"
 
 
@@ -27,22 +27,22 @@ def add(parser: argparse.ArgumentParser) -> None:
     start = parser.add_mutually_exclusive_group(required=True)
     start.add_argument("--out", type=Path, metavar="RUN", help="new folder for the run")
     start.add_argument("--resume", type=Path, metavar="RUN", help="resume a run from its last checkpoint")
-    start.add_argument("--estimate", action="store_true", help="print the expected memory and time, then exit")
+    start.add_argument("--estimate", action="store_true", help="print what the run would take, and exit")
     start.add_argument("--fields", action="store_true", help="list every field of a config with its meaning")
     parser.add_argument("--preset", choices=PRESETS, help="start from a ready-made config")
     parser.add_argument("--config", type=Path, metavar="FILE.json", help="config whose fields replace the preset's")
     parser.add_argument("--step", type=int, metavar="N", help="with --resume: the checkpoint to resume from")
     parser.add_argument(
-        "--processes", type=int, metavar="N", help="with --estimate: the number of GPUs, instead of this machine's"
+        "--processes", type=int, metavar="N", help="with --estimate: for this many GPUs, not this machine"
     )
-    parser.add_argument("--vram", type=gigabytes, metavar="GB", help="with --estimate: memory of each GPU")
+    parser.add_argument("--vram", type=gigabytes, metavar="GB", help="with --estimate: for GPUs with this much memory")
     parser.add_argument(
         "settings", nargs="*", metavar="field=value", help=f"settings that override all of these: {fields}"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the run's last status, the estimate or the fields, or JSON; exit status 0, 1 for a broken loss."""
+    """Prints the run's last status, the estimate or the fields, as text or JSON; exit status 0, 1 for a broken loss."""
     if args.fields:
         return _list_fields(args)
     folder = RunFolder(path=args.resume or args.out or Path())
@@ -57,12 +57,12 @@ def run(args: argparse.Namespace) -> int:
         emit(args, expected.to_dict() | {"data": data}, "\n".join([*expected.lines(), *([data] if data else [])]))
         return 0
     if args.processes or args.vram:
-        raise UserError("--processes and --vram describe another machine; give them together with --estimate")
+        raise UserError("--processes and --vram ask about another machine; give them together with --estimate")
     return _train(args, folder)
 
 
 def _fresh(args: argparse.Namespace, folder: RunFolder) -> DistillConfig:
-    from koala.distill.run.place import check_place
+    from koala.distill.run.folder import check_place
 
     if args.step is not None:
         raise UserError("--step names a checkpoint of a run; give it together with --resume RUN")
@@ -74,7 +74,7 @@ def _fresh(args: argparse.Namespace, folder: RunFolder) -> DistillConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """What a command will do; `step` is the checkpoint to resume from, `ended` says that there is nothing to train."""
+    """What a command means; `step` is the checkpoint to resume from, `ended` says why there is nothing to train."""
 
     config: DistillConfig
     step: int | None = None
@@ -82,12 +82,12 @@ class _Plan:
 
 
 def _planned(args: argparse.Namespace, folder: RunFolder) -> _Plan:
-    """One process decides, before the run changes what the others would read."""
+    """Called on one process, before the run changes what the others would read."""
     return _resumed(args, folder) if args.resume else _Plan(config=_fresh(args, folder))
 
 
 def _resumed(args: argparse.Namespace, folder: RunFolder) -> _Plan:
-    """The run's own config, and the checkpoint to resume from, None if there is none yet; reports what was repaired."""
+    """The run's own config, and the checkpoint to resume from, None where it has none; reports what was repaired."""
     from koala.distill.run.intact import config_of, trained_with, verify
     from koala.distill.run.resuming import refuse_fixed, words_of_changes
 
@@ -101,7 +101,7 @@ def _resumed(args: argparse.Namespace, folder: RunFolder) -> _Plan:
         folder.check_checkpoint(args.step)
     steps = folder.checkpoints()
     if not steps:
-        return _Plan(config=config)  # nothing has been computed yet, so anything may change
+        return _Plan(config=config)  # nothing was computed yet, so anything may change
     asked = {setting.partition("=")[0] for setting in args.settings}
     refuse_fixed(folder, config, trained_with(folder) or own, asked)
     step = steps[-1] if args.step is None else args.step
@@ -110,7 +110,7 @@ def _resumed(args: argparse.Namespace, folder: RunFolder) -> _Plan:
         say(line)
     if step >= config.num_steps and _is_done(folder):
         if fault := _rebuilt(folder, config, step):
-            return _Plan(config=config, ended=f"student/ was rebuilt from checkpoint step-{step}: {fault}")
+            return _Plan(config=config, ended=f"student/ was recreated from checkpoint step-{step}: {fault}")
         raise UserError(
             f"{folder.path} is done: {step:,} steps. Give num_steps=N with a larger N to continue, for example "
             f"num_steps={2 * step}"
@@ -119,7 +119,7 @@ def _resumed(args: argparse.Namespace, folder: RunFolder) -> _Plan:
 
 
 def _rebuilt(folder: RunFolder, config: DistillConfig, step: int) -> str | None:
-    """Why a finished run's student had to be rebuilt; None if it is complete."""
+    """Why the student of a finished run had to be recreated; None where all of it is intact."""
     from koala.distill.run.intact import FILES
     from koala.distill.run.student_folder import repair_student
 
@@ -156,7 +156,7 @@ def _train(args: argparse.Namespace, folder: RunFolder) -> int:
     config = plan.config
     models = [name for name in (config.teacher, config.student_init) if name]
     processes.on_main(fetch_missing, models)
-    processes.on_each(fetch_missing, models)  # on machines that do not share a disk
+    processes.on_each(fetch_missing, models)  # on machines with a disk of their own
     expected = estimate_here(config)
     for line in expected.lines() if main else ():
         say(line)
@@ -165,7 +165,7 @@ def _train(args: argparse.Namespace, folder: RunFolder) -> int:
         train(folder, config, resume_from=plan.step, say=say)
     except Stopped as stopped:
         if main:
-            say(f"{stopped}; continue with --resume {folder.path}")
+            say(f"{stopped}; resume it with --resume {folder.path}")
     except BrokenLoss as error:
         if main:
             say(f"koala: {error}")

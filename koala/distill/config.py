@@ -208,7 +208,7 @@ def read(file: Path | None, overrides: Sequence[str] = (), base: DistillConfig |
     if file:
         if not file.exists():
             raise UserError(f"there is no config {file}; recipes/full_scale holds some to start from")
-        fields = read_object(file, "correct it, or write it anew")
+        fields = read_object(file, "correct it, or write a new one")
         try:
             values |= typed(fields)
         except UserError as error:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from koala.distill.config import DistillConfig
+from koala.distill.data.buckets import BatchOrder
 from koala.distill.data.encoded import Batch, EncodedData
-from koala.distill.data.order import BatchOrder
 from koala.unet.costs import LATENT_CHANNELS, LATENT_FACTOR
 
 NUM_TIMESTEPS = 1000

@@ -1,11 +1,12 @@
-"""The optimizers and the learning rate of a config."""
+"""What changes the weights: the optimizers of a config, its learning rate, Muon, and the moving average."""
 
 import math
+from collections import defaultdict
+from collections.abc import Iterable
 
 import torch
 
 from koala.distill.config import DistillConfig
-from koala.distill.muon import Muon
 from koala.errors import UserError
 
 _ENDS = ("conv_in.", "conv_out.", "time_embedding.linear_1.", "add_embedding.linear_1.")  # no hidden matrices
@@ -43,3 +44,72 @@ def learning_rate(config: DistillConfig, step: int) -> float:
         return config.learning_rate * warm
     share = 0.02 + 0.98 * (1 + math.cos(math.pi * step / config.num_steps)) / 2
     return config.learning_rate * min(warm, share)
+
+
+_STEPS, _A, _B, _C = 5, 3.4445, -4.7750, 2.0315  # quintic that carries singular values from (0, 1] to about 1
+
+
+def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
+    """(n, rows, cols) -> the nearest semi-orthogonal matrices, about; in bf16, as Muon does."""
+    wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
+    x = wide.bfloat16()
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(_STEPS):
+        gram = x @ x.mT  # (n, rows, rows)
+        x = _A * x + (_B * gram + _C * gram @ gram) @ x
+    return (x if wide is matrices else x.mT).to(matrices.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised, scaled to the RMS of an AdamW step, so that both take one learning rate.
+
+    For weights of two or more dimensions; a convolution counts as (out, in * kernel).
+    """
+
+    def __init__(self, weights: Iterable[torch.Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.01):
+        super().__init__(list(weights), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """One update; `closure` is only there because wrapped optimizers pass None."""
+        for group in self.param_groups:
+            lr, momentum = group["lr"], group["momentum"]
+            by_shape = defaultdict(list)
+            for weight in (w for w in group["params"] if w.grad is not None):
+                by_shape[weight.shape].append(weight)
+            for shape, weights in by_shape.items():
+                gradients = [w.grad for w in weights]
+                for weight in weights:
+                    if not self.state[weight]:
+                        self.state[weight]["velocity"] = torch.zeros_like(weight)
+                velocities = [self.state[w]["velocity"] for w in weights]
+                torch._foreach_lerp_(velocities, gradients, 1 - momentum)
+                ahead = torch._foreach_lerp(gradients, velocities, momentum)  # Nesterov
+                updates = orthogonalised(torch.stack(ahead).flatten(2))
+                scale = 0.2 * max(updates.shape[1:]) ** 0.5
+                torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
+                torch._foreach_add_(weights, list(updates.view(-1, *shape).unbind()), alpha=-lr * scale)
+
+
+class Ema:
+    """Starts from the student itself; its decay ramps up, so that the first steps are forgotten.
+
+    Its tensors lie on the student's device, sharded as the student's are, or on the CPU to spare the GPU.
+    """
+
+    def __init__(self, student: torch.nn.Module, decay: float, device: str = "student"):
+        self.decay, self.steps = decay, 0
+        self.on_cpu = device == "cpu"
+        self.weights = {
+            name: (p.detach().cpu() if self.on_cpu else p.detach()).clone() for name, p in student.named_parameters()
+        }
+
+    @torch.no_grad()
+    def update(self, student: torch.nn.Module) -> None:
+        """Average the student's weights in; the decay grows over the first steps."""
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        new = [p.detach() for p in student.parameters()]
+        if self.on_cpu:
+            new = [p.cpu() for p in new]
+        torch._foreach_lerp_(list(self.weights.values()), new, 1 - decay)

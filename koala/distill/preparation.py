@@ -11,18 +11,17 @@ from diffusers import UNet2DConditionModel
 
 from koala.distill.config import DistillConfig
 from koala.distill.draws import Batches
-from koala.distill.ema import Ema
 from koala.distill.loss.pairs import feature_pairs
 from koala.distill.loss.step import BrokenLoss, DistillationStep, alphas_cumprod, check_gradients
-from koala.distill.optimizers import build_optimizers
+from koala.distill.optimizers import Ema, build_optimizers
 from koala.distill.processes import Processes, on_cpu
 from koala.distill.run import snapshots
 from koala.distill.run.claim import Claim
 from koala.distill.run.folder import RunFolder
 from koala.distill.run.gathering import Gathering
-from koala.distill.run.pauses import Pauses
 from koala.distill.run.preflight import check, keep_exact
 from koala.distill.run.reporter import Reporter
+from koala.distill.run.stopping import Pauses
 from koala.distill.run.student_folder import check_student, update_student
 from koala.distill.validation import Validator, student_model
 from koala.files.tensorfiles import stored_tensors

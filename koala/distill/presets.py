@@ -1,4 +1,4 @@
-"""Ready-made distillations, by the name that the command line and the app know them by."""
+"""Ready-made distillations, by the name that the command line and the app use."""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,7 @@
 """The processes of a run: one, or as many as a launcher started (`accelerate launch`, torchrun).
 
-Here alone does one process wait for another. A decision that others act on is taken by one process and told to all, and
-an error of one is an error of all: a process that went another way would leave the others waiting for ever.
+Only here does one process wait for another. A decision that others act on is made by one process and sent to all, and
+an error of one is an error of all: a process that took another path would leave the others waiting forever.
 """
 
 import os
@@ -39,14 +39,14 @@ def this_process() -> PartialState:
 
 
 class OtherFailed(RuntimeError):
-    """Another process of the run failed; the words are its own."""
+    """Another process of the run failed; the message is its own."""
 
 
 class Processes:
-    """All processes of a run, as one of them sees them. Every process calls the same methods in the same order."""
+    """All processes of a run, seen from one of them. Every process calls the same methods in the same order."""
 
     def __init__(self, errors: Sequence[type[Exception]] = ()):
-        """`errors` are those that the others shall raise as what they are, besides UserError and OSError."""
+        """`errors` are the types that the others raise unchanged, in addition to UserError and OSError."""
         state = this_process()
         self.number, self.rank, self.device = state.num_processes, state.process_index, state.device
         self.main = state.is_main_process
@@ -55,7 +55,7 @@ class Processes:
         self._apart = False
 
     def on_main(self, task: Callable[..., T], *arguments) -> T:
-        """What the first process finds, in all of them, once it is done; JSON or tuples. Its error is raised in all."""
+        """Run `task` on the first process; all get its result (JSON or tuples), and all raise its error."""
         self._meet()
         error, value = self._attempt(task, *arguments) if self.main else (None, None)
         told = [(self._told(error), value)]
@@ -64,13 +64,13 @@ class Processes:
         return self._result(told[0][1], error, told[0][0])
 
     def on_each(self, task: Callable[..., T], *arguments) -> T:
-        """What every process finds for itself, once all are done. An error of one is raised in all of them."""
+        """Run `task` on every process; each gets its own result once all are done. An error of one is raised in all."""
         self._meet()
         error, value = self._attempt(task, *arguments)
         return self._result(value, error, next(filter(None, self._of_all(self._told(error))), None))
 
     def any(self, holds: bool) -> bool:
-        """Whether it holds in one process at least."""
+        """Whether it holds in at least one process."""
         self._meet()
         if self.number == 1:
             return bool(holds)
@@ -91,7 +91,7 @@ class Processes:
         return values / self.number
 
     def leave(self) -> None:
-        """The last that all of them do together. One that hung up earlier could leave another waiting for its word."""
+        """The last call of all processes. One that left earlier could leave another waiting for it."""
         self._meet()
         state = this_process()
         state.wait_for_everyone()

@@ -13,12 +13,12 @@ from contextlib import contextmanager, nullcontext, suppress
 import torch
 
 from koala.distill.config import DistillConfig
-from koala.distill.loss.means import Means
 from koala.distill.loss.step import BrokenLoss, Losses
 from koala.distill.optimizers import learning_rate
 from koala.distill.preparation import Job, Prepared, Student, prepare, resume, wrap
 from koala.distill.run import snapshots
 from koala.distill.run.folder import RunFolder
+from koala.distill.run.reporter import Means
 from koala.distill.run.snapshots import Position
 from koala.distill.run.stopping import Interrupted, Stopped
 from koala.distill.run.student_folder import update_student

@@ -1,7 +1,7 @@
-"""What a run is measured by while it goes on: losses on held-back pictures, pictures, and the shapes score.
+"""How a run is measured while it trains: losses on held-out pictures, sample pictures, and the shapes score.
 
-All of it on the student that is kept, its moving average, and all of it the same every time: pictures, captions, noise
-and timesteps are fixed, so that a curve moves only because the student does.
+All of it uses the weights that are kept, the moving average. Pictures, captions, noise and timesteps are fixed, so that
+a curve moves only because the student does.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ _MOST = 4  # pictures at once
 
 
 def student_model(teacher: LoadedModel, unet: UNet2DConditionModel, run: RunFolder) -> LoadedModel:
-    """The student beside its teacher, on the same text encoders and VAE, drawn as its folder says that it is."""
+    """The student with its teacher's text encoders and VAE, and the drawing settings of its own folder."""
     card = find(str(run.student))
     parts = teacher.pipeline.components | {"unet": unet}
     zeros = teacher.pipeline.config.force_zeros_for_empty_prompt
@@ -45,7 +45,7 @@ def student_model(teacher: LoadedModel, unet: UNet2DConditionModel, run: RunFold
 
 
 class Validator:
-    """Measures `student`, whose weights `show` replaces, beside `teacher`."""
+    """Measures `student`, whose weights `show` replaces, and draws `teacher` for comparison."""
 
     def __init__(
         self,
@@ -57,16 +57,15 @@ class Validator:
         student: LoadedModel,
         between: Callable[[], object],
     ):
+        """`between` is called between two batches: it waits while the app draws, and may raise Interrupted."""
         self.run, self.config, self.data, self.step = run, config, data, step
         self.teacher, self.student = teacher, student
-        self.between = (
-            between  # two batches: gives way to an app that draws, and raises Interrupted where it is to stop
-        )
+        self.between = between
         self.most = min(max(1, config.batch_size // config.accumulation), _MOST)
 
     @torch.no_grad()
     def show(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Have the student be these weights."""
+        """Give the student these weights."""
         own = dict(self.student.pipeline.unet.named_parameters())
         for name, value in weights.items():
             if name in own:
@@ -79,7 +78,7 @@ class Validator:
         residence.bring([self.step.teacher, unet])
         device = residence.device
         quarter = NUM_TIMESTEPS // BUCKETS
-        found: dict[str, dict[str, float]] = {}
+        buckets: dict[str, dict[str, float]] = {}
         half = torch.autocast(device.type, unet.dtype, enabled=unet.dtype != torch.float32)  # data come in fp32
         with self.step.hooked(unet) as losses_of:
             for bucket in range(BUCKETS):
@@ -100,10 +99,10 @@ class Validator:
                     for name, value in {"loss": losses.total, **losses.terms}.items():
                         sums[name] = sums.get(name, 0.0) + value.item() * len(rows)
                     count += len(rows)
-                found[f"{low}-{low + quarter - 1}"] = {name: total / count for name, total in sums.items()}
-        names = next(iter(found.values()))
-        means = {name: sum(b[name] for b in found.values()) / BUCKETS for name in names}
-        return {"kind": "validation", "step": at_step, **means, "timesteps": found}
+                buckets[f"{low}-{low + quarter - 1}"] = {name: total / count for name, total in sums.items()}
+        names = next(iter(buckets.values()))
+        means = {name: sum(b[name] for b in buckets.values()) / BUCKETS for name in names}
+        return {"kind": "validation", "step": at_step, **means, "timesteps": buckets}
 
     def _batches(self) -> Iterator[tuple[tuple[int, int], list[int]]]:
         """The held-back pictures, no more at once than a training pass takes."""
@@ -112,7 +111,7 @@ class Validator:
                 yield size, rows[start : start + self.most]
 
     def rest(self) -> None:
-        """Have on the device what training needs there: the teacher alone."""
+        """Leave on the device only what training needs: the teacher."""
         self.teacher.library.residence.bring([self.step.teacher])
 
     def pictures(self, prefix: str, *, of_teacher: bool = False) -> None:

@@ -10,11 +10,10 @@ from diffusers import UNet2DConditionModel
 from koala.distill.config import DistillConfig
 from koala.distill.data.encoded import Batch
 from koala.distill.draws import draw, generator
-from koala.distill.ema import Ema
 from koala.distill.estimate.total import Estimate, estimate
 from koala.distill.loss.pairs import feature_pairs
 from koala.distill.loss.step import DistillationStep, alphas_cumprod
-from koala.distill.optimizers import build_optimizers
+from koala.distill.optimizers import Ema, build_optimizers
 from koala.gpu_report.budget import Limit, NotHere, Say
 from koala.gpu_report.scale import Scale
 from koala.hardware.device import device_memory, give_back

@@ -29,10 +29,9 @@ from koala.distill.config import DistillConfig
 from koala.distill.data.encoded import Batch
 from koala.distill.data.encoders import Encoders
 from koala.distill.draws import draw
-from koala.distill.ema import Ema
 from koala.distill.loss.pairs import feature_pairs
 from koala.distill.loss.step import DistillationStep
-from koala.distill.optimizers import build_optimizers, learning_rate
+from koala.distill.optimizers import Ema, build_optimizers, learning_rate
 from koala.files.outputs import new_folder
 from koala.sampling.noising import straight
 from koala.shapes.captions import STYLES, caption

@@ -12,11 +12,10 @@ from diffusers import UNet2DConditionModel
 from koala.distill.config import DistillConfig
 from koala.distill.data.encoded import Batch
 from koala.distill.draws import draw
-from koala.distill.ema import Ema
 from koala.distill.estimate.memory import RunMemory
 from koala.distill.loss.pairs import feature_pairs
 from koala.distill.loss.step import DistillationStep, alphas_cumprod
-from koala.distill.optimizers import build_optimizers
+from koala.distill.optimizers import Ema, build_optimizers
 from koala.hardware.cuda import Card
 from koala.models.cards import CARDS
 from koala.models.random_weights import FOLDER

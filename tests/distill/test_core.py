@@ -13,9 +13,7 @@ from diffusers import UNet2DConditionModel
 from koala.distill.config import DistillConfig
 from koala.distill.data.encoders import encoder_files
 from koala.distill.draws import draw
-from koala.distill.ema import Ema
-from koala.distill.muon import Muon
-from koala.distill.optimizers import build_optimizers, learning_rate
+from koala.distill.optimizers import Ema, Muon, build_optimizers, learning_rate
 from koala.models.cards import EMBEDDED
 from koala.sampling.noising import ddpm, straight
 from koala.unet.specs import TINY_KOALA_700M

@@ -35,10 +35,10 @@ def test_a_run_goes_on_when_all_but_its_weights_is_damaged(copy, whole):
     assert code == 0, said
     for words in (
         "config.json is damaged",
-        "it is written anew as checkpoint step-1 knows it",
+        "it is restored from checkpoint step-1",
         "left out of",
         "step-7.bak",
-        "student/ was cut anew",
+        "student/ was recreated",
         "2 damaged lines of",
     ):
         assert words in said
@@ -56,7 +56,7 @@ def test_a_setting_that_a_bit_changed_is_refused_and_put_back_as_the_refusal_say
     values = json.loads(file.read_text())
     file.write_text(json.dumps(values | {"learning_rate": 0.5}))
     code, said = damage.distill("--resume", str(copy.path), "num_steps=2")
-    assert code == 2 and "to go on as it was trained add learning_rate=0.0001" in said
+    assert code == 2 and "to resume it as it was trained, add learning_rate=0.0001" in said
     assert copy.checkpoints() == [1] and intact.good_checkpoints(copy)
     code, said = damage.distill("--resume", str(copy.path), "num_steps=2", "learning_rate=0.0001")
     assert code == 0, said

@@ -92,16 +92,16 @@ def test_a_damaged_status_is_named_with_a_remedy(run, content):
 def test_a_damaged_config_is_named_and_taken_from_the_last_good_checkpoint(run, content):
     (run.path / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     flip(run.checkpoint(10) / "ema.safetensors", 100)
-    with pytest.raises(UserError, match="config.json is damaged: .*its checkpoints know it, too: python -m koala"):
+    with pytest.raises(UserError, match="config.json is damaged: .*its checkpoints hold it too: python -m koala"):
         run.config()
     config, said = intact.config_of(run)
-    assert config == CONFIG and "config.json is damaged" in said and "as checkpoint step-5 knows it" in said
+    assert config == CONFIG and "config.json is damaged" in said and "it is restored from checkpoint step-5" in said
     (run.path / "config.json").unlink()
     config, said = intact.config_of(run)
     assert config == CONFIG and "config.json is missing" in said
     assert [r.name for r in runs.list_runs(run.path.parent)] == ["run"]
     flip(run.checkpoint(5) / "ema.safetensors", 100)
-    with pytest.raises(UserError, match="no checkpoint of .* is good; start it again with --out"):
+    with pytest.raises(UserError, match="no checkpoint of .* is good; start over with --out"):
         intact.config_of(run)
 
 
@@ -155,7 +155,7 @@ def test_damaged_prompts_are_named(run, content):
     run.write_prompts(("a red circle",))
     assert run.prompts() == ["a red circle"]
     (run.samples / "prompts.json").write_text(content)
-    with pytest.raises(UserError, match="prompts.json is damaged: .*the next validation writes it anew"):
+    with pytest.raises(UserError, match="prompts.json is damaged: .*the next validation rewrites it"):
         run.prompts()
 
 
@@ -195,7 +195,7 @@ def test_a_bit_anywhere_in_config_status_or_metrics_is_survived(run):
             config, said = intact.config_of(run)
             changed = resuming.differences(config, CONFIG)
             if changed.keys() - resuming.FREE_FIELDS:
-                with pytest.raises(UserError, match="belongs to another run: .*to go on as it was trained add"):
+                with pytest.raises(UserError, match="belongs to another run: .*to resume it as it was trained, add"):
                     intact.verify(run, 10, config)
             file.write_bytes(content)
 

@@ -75,7 +75,7 @@ def test_sigterm_saves_and_stops(small, tmp_path, start, said):
     status = run.status()
     assert status.state == "stopped" and "SIGTERM" in status.message
     assert run.checkpoints() == [status.step] and 0 < status.step < 500
-    assert f"continue with --resume {run.path}" in said.read_text()
+    assert f"resume it with --resume {run.path}" in said.read_text()
 
 
 @pytest.mark.slow

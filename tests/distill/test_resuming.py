@@ -15,9 +15,8 @@ import koala.cli.main
 from koala.cli import distill
 from koala.distill.config import DistillConfig
 from koala.distill.run import resuming
-from koala.distill.run.folder import RunFolder
+from koala.distill.run.folder import RunFolder, check_place
 from koala.distill.run.intact import verify
-from koala.distill.run.place import check_place
 from koala.distill.run.preflight import check_share
 from koala.distill.run.student_folder import check_student
 from koala.distill.trainer import train
@@ -58,7 +57,7 @@ def test_what_changes_from_here_on_is_asked_for_or_recorded(copy):
 )
 def test_a_damaged_history_is_named_and_begun_anew(copy, content):
     (copy.path / "history.json").write_text(content)
-    with pytest.raises(UserError, match="history.json .*it is begun anew when the run goes on"):
+    with pytest.raises(UserError, match="history.json .*it is started anew when the run is resumed"):
         copy.history()
     resuming.record(copy, 1, copy.config(), copy.config(), processes=1)
     assert len(copy.history()) == 1
@@ -175,9 +174,11 @@ ELSEWHERE = {
     "changed since checkpoint": "test_a_moved_folder_of_the_same_pictures_is_gone_on_with",
     "is no longer finite": "test_what_a_broken_loss_says_to_type_is_allowed",
     "gradients overflowed": "test_what_a_broken_loss_says_to_type_is_allowed",
-    "describe another machine": "tests/distill/test_cli.py",
+    "ask about another machine": "tests/distill/test_cli.py",
     "names a checkpoint of a run": "tests/distill/test_cli.py",
     "a resumed run keeps its config": "leaves options out",
+    "is not sorted": "tests/distill/data/test_brought.py runs the command",
+    "neither a .parquet nor a .tar file": "test_sources.py, test_one_picture_is_refused_and_its_folder_is_taken",
 }
 
 
@@ -277,7 +278,7 @@ def test_a_lost_student_is_made_anew_from_the_checkpoint_and_nothing_else_is_los
     before = {p.relative_to(copy.path): p.read_bytes() for p in copy.student.rglob("*") if p.is_file()}
     shutil.rmtree(copy.student)
     assert koala.cli.main.main(["distill", "--resume", str(copy.path)]) == 0
-    assert "student/ was rebuilt from checkpoint step-1" in capsys.readouterr().out
+    assert "student/ was recreated from checkpoint step-1" in capsys.readouterr().out
     assert {p.relative_to(copy.path): p.read_bytes() for p in copy.student.rglob("*") if p.is_file()} == before
     (copy.student / "card.md").write_text("mine")
     (copy.student / "unet" / "config.json").write_text("")

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from koala.compress.surgery import cut
 from koala.distill.config import BK_LOSS
 from koala.distill.data import cache
+from koala.distill.data.buckets import BatchOrder
 from koala.distill.data.encoders import encoder_files
-from koala.distill.data.order import BatchOrder
 from koala.distill.draws import draw
 from koala.distill.loss.pairs import feature_pairs
 from koala.distill.loss.step import BrokenLoss, DistillationStep, alphas_cumprod, check_gradients

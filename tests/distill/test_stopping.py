@@ -57,7 +57,7 @@ def test_a_run_that_draws_its_first_pictures_stops_by_a_word_alone(small, run):
     """What the Stop button does where there are no signals, as on Windows."""
     config = small(num_steps=1, validation_prompts=("a red circle",))
     say = saying("drawing the teacher's pictures", lambda: run.ask_to_stop(run.status()))
-    with pytest.raises(Stopped, match="stopped as it was asked to before step 1"):
+    with pytest.raises(Stopped, match="stopped on request before step 1"):
         train(run, config, say=say)
     assert run.status().state == "stopped" and run.checkpoints() == [] and list(run.metrics()) == []
     assert [p.name for p in run.samples.iterdir()] == ["prompts.json"]
@@ -115,7 +115,7 @@ def test_a_second_ctrl_c_ends_a_run_at_once():
         assert run.stdout.readline() == "listening\n"
         run.send_signal(signal.SIGINT)
         run.send_signal(signal.SIGINT)  # by the terminal and by a launcher: one press
-        assert run.stdout.readline() == "asked\n" and "Ctrl-C again ends it at once" in run.stderr.readline()
+        assert run.stdout.readline() == "asked\n" and "Ctrl-C again to quit at once" in run.stderr.readline()
         time.sleep(0.5)
         assert run.poll() is None
         run.send_signal(signal.SIGINT)

@@ -1,7 +1,7 @@
-"""Pictures that were out of reach when a cache was filled, tried again: what came is put into successors of its chunks.
+"""Retries pictures that were out of reach when a cache was filled; successors of its chunks hold what is there now.
 
 A chunk stays what it was for the runs that learned from it. Its successor holds its pictures, bit for bit, and those
-that have come since.
+that became available since.
 """
 
 import time
@@ -18,12 +18,12 @@ from koala.distill.data.filling import Filling
 from koala.distill.data.samples import Sample
 from koala.words import many
 
-_LONGEST = 3600.0  # s: other processes of the run wait, but not for ever
-_PATIENCE = 0.2  # s, for another run's try before a look at whether to stop
+_LONGEST = 3600.0  # s: other processes of the run wait, but not forever
+_PATIENCE = 0.2  # s to wait for another run's retry before checking whether to stop
 
 
 class Again:
-    """One further try for all that is out of reach in the chunks of a filling."""
+    """One retry of everything that is out of reach in the chunks of a filling."""
 
     def __init__(self, filling: Filling, *, say: Callable[[str], None]):
         self.filling, self.say = filling, say
@@ -31,7 +31,7 @@ class Again:
         self.until = time.monotonic() + _LONGEST
 
     def run(self) -> int:
-        """The number of the last try that found any, this one or an earlier one."""
+        """Returns the number of the last try that found any pictures, this one or an earlier one."""
         while True:
             self.filling.stop_if_told()
             try:
@@ -47,35 +47,35 @@ class Again:
         wanted, came = sum(len(chunk.out_of_reach) for _, _, chunk in there), 0
         if not there:
             return last
-        self.say(f"trying again what was out of reach: {many(wanted, 'picture')}")
+        self.say(f"retrying what was out of reach: {many(wanted, 'picture')}")
         try:
             for number, first, chunk in there:
                 came += self._chunk(number, first, chunk, last + 1)
         except _NoTime:
-            self.say("trying again took an hour; the next new run goes on with it")
+            self.say("retrying took an hour; the next new run continues")
         finally:
             if self.encoders is not None:
                 self.encoders.release()
         if came:
-            self.say(f"{came:,} of them came")
+            self.say(f"{came:,} of them are there now")
         return last_try(self.filling.folder)
 
     def _chunk(self, number: int, first: int, chunk: Chunk, tries: int) -> int:
-        """How many pictures came, which are in the chunk's successor then."""
+        """Returns how many pictures are available now; they are in the chunk's successor."""
         made, came, now = None, 0, {one.number: one for one in chunk.skipped}
         samples = list(self._samples(number, first, chunk))
         places = iter(chunk.out_of_reach)
-        for sample, found in self.filling.decoder.ahead(samples):
+        for sample, decoded in self.filling.decoder.ahead(samples):
             self._go_on()
             place = next(places)
-            if isinstance(found, Unusable):
-                why = f"{sample.key}: {found.why}"
-                now[place] = Skipped(number=place, why=why, out_of_reach=found.out_of_reach)
+            if isinstance(decoded, Unusable):
+                why = f"{sample.key}: {decoded.why}"
+                now[place] = Skipped(number=place, why=why, out_of_reach=decoded.out_of_reach)
                 continue
             if self.encoders is None:
                 self.encoders = self.filling.load()
             made = made or ChunkMaker(self.encoders, self._go_on)
-            made.add(place, sample.captions, *found)
+            made.add(place, sample.captions, *decoded)
             del now[place]
             came += 1
         if made or any(not one.out_of_reach for n, one in now.items() if n in chunk.out_of_reach):

@@ -12,10 +12,10 @@ import torch
 
 from koala.distill.config import DistillConfig
 from koala.distill.data.again import Again
-from koala.distill.data.content import NOTHING, Absent
 from koala.distill.data.decoding import Decoder
 from koala.distill.data.encoded import Chunk, EncodedData, cache_of, last_try
 from koala.distill.data.encoders import Encoders
+from koala.distill.data.files import NOTHING, Absent
 from koala.distill.data.filling import EncodingStopped, Filling, Progress
 from koala.distill.data.samples import Source
 from koala.distill.data.sources import source_for
@@ -23,7 +23,16 @@ from koala.errors import UserError
 from koala.files.outputs import new_file, user_cache
 from koala.models.registry import find as find_model
 
-__all__ = ["EncodedData", "EncoderSource", "EncodingStopped", "Found", "default_folder", "encode", "find", "try_again"]
+__all__ = [
+    "EncodedData",
+    "EncoderSource",
+    "EncodingStopped",
+    "Located",
+    "default_folder",
+    "encode",
+    "find",
+    "try_again",
+]
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +40,11 @@ VERSION = 1  # of what is done to a picture, and of the files
 
 
 def _silent(done: int, total: int, message: str) -> None:
-    """What is told of progress where nobody listens."""
+    """Progress that nobody listens to."""
 
 
 class EncoderSource(Protocol):
-    """What `encode` takes the encoders from, once it knows that something is missing: `encoders.EncoderFiles`."""
+    """Where `encode` gets the encoders, once something needs encoding: `encoders.EncoderFiles`."""
 
     @property
     def identity(self) -> dict:
@@ -48,12 +57,12 @@ class EncoderSource(Protocol):
 
 
 def default_folder() -> Path:
-    """Where encoded data lies if the config names no place: beside the caches of other programs."""
+    """Folder of encoded data where the config names none: next to the caches of other programs."""
     return user_cache() / "distill"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class Located:
     """The data of a run before it is encoded."""
 
     config: DistillConfig
@@ -70,10 +79,10 @@ def find(
     key: str = "",
     should_stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = log.info,
-) -> Found | None:
-    """The data and its cache; `say` is told what the data is, before any of it is used.
+) -> Located | None:
+    """The data and its cache; `say` gets a description of the data before any of it is used.
 
-    With `key`, that of the data which a run learned from so far: those very data, even if pictures that were out of
+    With `key`, of the data that a run has learned from: exactly those data, even if pictures that were out of
     reach are there by now; None where they changed otherwise.
 
     Raises EncodingStopped soon after `should_stop` says so, UserError for data that cannot be used.
@@ -84,7 +93,7 @@ def find(
         if should_stop():
             raise EncodingStopped
 
-    def looked(absent: Absent) -> tuple[Found, str]:
+    def looked(absent: Absent) -> tuple[Located, str]:
         source = source_for(config, resolution, between, absent)
         identity = {
             "version": VERSION,
@@ -95,22 +104,22 @@ def find(
         }
         text = json.dumps(identity, indent=1, sort_keys=True)
         folder = _root(config) / hashlib.sha256(text.encode()).hexdigest()[:16]
-        return Found(config=config, source=source, folder=folder, resolution=resolution, key=key), text
+        return Located(config=config, source=source, folder=folder, resolution=resolution, key=key), text
 
-    found, text = looked(NOTHING)
-    if key and found.folder.name != cache_of(key):
+    located, text = looked(NOTHING)
+    if key and located.folder.name != cache_of(key):
         absent = _out_of_reach_then(_root(config) / cache_of(key))
-        found = looked(absent)[0] if absent != NOTHING else found
-        if found.folder.name != cache_of(key) or not _filling(found).is_complete():
+        located = looked(absent)[0] if absent != NOTHING else located
+        if located.folder.name != cache_of(key) or not _filling(located).is_complete():
             return None
-        say(f"{found.source.about}; what has come within reach since then is left to a new run")
-        return found
-    if found.source.about:
-        say(found.source.about)
-    if not (found.folder / "identity.json").is_file():
-        with new_file(found.folder / "identity.json") as file:
+        say(f"{located.source.about}; pictures that became available since then are left to a new run")
+        return located
+    if located.source.about:
+        say(located.source.about)
+    if not (located.folder / "identity.json").is_file():
+        with new_file(located.folder / "identity.json") as file:
             file.write_text(text + "\n")
-    return found
+    return located
 
 
 def _root(config: DistillConfig) -> Path:
@@ -126,7 +135,7 @@ def _out_of_reach_then(folder: Path) -> Absent:
 
 
 def try_again(
-    found: Found,
+    located: Located,
     encoders: EncoderSource,
     *,
     device: torch.device | str,
@@ -134,15 +143,15 @@ def try_again(
     should_stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = log.info,
 ) -> int:
-    """Look again for what was out of reach when it was encoded; the number of the last try that found any.
+    """Retry what was out of reach when it was encoded; returns the number of the last try that found any.
 
     One process does this before all of them `encode`, so it ends after an hour. Raises EncodingStopped as `find`.
     """
-    return Again(_filling(found, encoders, device, on_progress, should_stop), say=say).run()
+    return Again(_filling(located, encoders, device, on_progress, should_stop), say=say).run()
 
 
 def encode(
-    found: Found,
+    located: Located,
     encoders: EncoderSource,
     *,
     device: torch.device | str,
@@ -155,25 +164,25 @@ def encode(
 ) -> EncodedData:
     """Encode what the cache lacks and wait for what other processes are encoding; the encoders are released again.
 
-    A new run learns from what was found up to a number of `tries`, one that goes on from what it has learned from.
+    A new run learns from what was found up to a number of `tries`, a resumed one from what it has learned from so far.
 
     Raises EncodingStopped soon after `should_stop` says so, UserError for data that cannot be used.
     """
-    config, data = found.config, None
-    for number in range(last_try(found.folder), -1, -1) if found.key else (tries,):
-        filling = _filling(found, encoders, device, on_progress, should_stop, number)
+    config, data = located.config, None
+    for number in range(last_try(located.folder), -1, -1) if located.key else (tries,):
+        filling = _filling(located, encoders, device, on_progress, should_stop, number)
         chunks = filling.run(rank, world)
         limits = dict(num_pictures=config.num_pictures, held_back=config.validation_pictures)
-        limits["seed"] = None if found.source.drawn else config.seed
-        data = EncodedData(chunks, filling.empty, key=found.folder.name, **limits)
-        if data.key == found.key:
+        limits["seed"] = None if located.source.drawn else config.seed
+        data = EncodedData(chunks, filling.empty, key=located.folder.name, **limits)
+        if data.key == located.key:
             break
     _check(config, data, chunks, say)
     return data
 
 
 def _filling(
-    found: Found,
+    located: Located,
     encoders: EncoderSource | None = None,
     device: torch.device | str = "cpu",
     on_progress: Progress = _silent,
@@ -181,10 +190,10 @@ def _filling(
     tries: int | None = None,
 ) -> Filling:
     filling = Filling(
-        found.folder,
-        found.source.parts,
-        limit=found.config.num_pictures,
-        decoder=Decoder(resolution=found.resolution, aspect_buckets=found.config.aspect_buckets),
+        located.folder,
+        located.source.parts,
+        limit=located.config.num_pictures,
+        decoder=Decoder(resolution=located.resolution, aspect_buckets=located.config.aspect_buckets),
         load=lambda: encoders.load(device),
         on_progress=on_progress,
         should_stop=should_stop,

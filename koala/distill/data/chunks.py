@@ -1,4 +1,4 @@
-"""Making a chunk, the file of at most 256 encoded pictures that `encoded` describes, or the successor of one."""
+"""Makes a chunk, the file of at most 256 encoded pictures that `encoded` describes, or the successor of one."""
 
 import json
 from collections import defaultdict
@@ -38,7 +38,7 @@ class ChunkMaker:
         self._texts: dict[str, int] = {}
 
     def add(self, order: int, captions: Sequence[str], pixels: np.ndarray, place: Fit) -> None:
-        """The picture of this number among the chunk's samples."""
+        """Add the picture of this number among the chunk's samples."""
         told = [self._texts.setdefault(text, len(self._texts)) for text in captions]
         pending = self._pending[place.bucket]
         pending.append(_Picture(pixels=pixels, fit=place, order=order, texts=told))
@@ -46,14 +46,14 @@ class ChunkMaker:
             self._encode(place.bucket)
 
     def encode_rest(self) -> None:
-        """The batches that did not fill up."""
+        """Encode the batches that did not fill up."""
         for bucket in sorted(self._pending):
             self._encode(bucket)
 
     def write(
         self, file: Path, *, samples: int, ends: bool, skipped: Sequence[Skipped], former: Path | None = None
     ) -> None:
-        """The chunk's file: of its pictures, and of those that its `former` file holds."""
+        """Write the chunk's file, with its pictures and those that its `former` file holds."""
         tensors = {n: tensor for bucket in self._encoded for n, tensor in _tensors(bucket, self._encoded[bucket])}
         if self._texts:
             context, pooled = self.encoders.captions(list(self._texts))
@@ -84,26 +84,26 @@ def _tensors(bucket: Bucket, encoded: Sequence[tuple[torch.Tensor, _Picture]]) -
 
 
 def _together(old: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The pictures of two files of one chunk in the order of its samples; what was there stays what it is."""
+    """Merge the pictures of two files of one chunk in the order of its samples; the old ones stay unchanged."""
     texts = len(old["context"]) if "context" in old else 0
     new = {
         name: torch.where(tensor >= 0, tensor + texts, tensor) if name.endswith("/captions") else tensor
         for name, tensor in new.items()
     }
-    found = dict(new) | dict(old)
+    merged = dict(new) | dict(old)
     for name in old.keys() & new.keys():
         both, width = [old[name], new[name]], max(tensor.shape[-1] for tensor in (old[name], new[name]))
         if name.endswith("/captions"):
             both = [torch.nn.functional.pad(t, (0, width - t.shape[1]), value=-1) for t in both]
-        found[name] = torch.cat(both)
+        merged[name] = torch.cat(both)
         if name not in _TEXTS:
             order = f"{name.partition('/')[0]}/order"
-            found[name] = found[name][torch.cat([old[order], new[order]]).argsort()]
-    return found
+            merged[name] = merged[name][torch.cat([old[order], new[order]]).argsort()]
+    return merged
 
 
 def store_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """A file of the cache, whole or not at all. UserError where the disk has no room."""
+    """Write a file of the cache completely or not at all. UserError where the disk has no room."""
     check_space(file, sum(tensor.nbytes for tensor in tensors.values()))
     with new_file(file) as partial:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=dict(metadata))

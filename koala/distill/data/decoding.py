@@ -1,4 +1,4 @@
-"""Samples -> pixels of their bucket's size, decoded by threads ahead of whoever encodes them."""
+"""Samples -> pixels of their bucket's size, decoded by threads ahead of the encoder."""
 
 import os
 from collections import deque
@@ -10,15 +10,15 @@ import numpy as np
 from PIL import Image
 
 from koala.distill.data.buckets import Fit, fit, nearest
-from koala.distill.data.pictures import OutOfReach
-from koala.distill.data.samples import Sample, upright
+from koala.distill.data.pictures import OutOfReach, upright
+from koala.distill.data.samples import Sample
 
 _THREADS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unusable:
-    """Why a sample cannot be used; what is out of reach may be usable another time."""
+    """Why a sample cannot be used; what is out of reach may be usable later."""
 
     why: str
     out_of_reach: bool = False
@@ -26,7 +26,7 @@ class Unusable:
 
 @dataclass(frozen=True, kw_only=True)
 class Decoder:
-    """For pictures of one resolution."""
+    """Decodes pictures to one resolution."""
 
     resolution: int
     aspect_buckets: bool

@@ -18,10 +18,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from koala.distill.data.buckets import Bucket
-from koala.distill.data.choice import spread
+from koala.distill.data.samples import spread
 
 _OPEN_FILES = 256
-_OF_THOSE = "-"  # between the key of a cache and what says which of its pictures are there
+_OF_THOSE = "-"  # between a cache's key and the hash of which pictures are there
 
 
 def cache_of(key: str) -> str:
@@ -43,24 +43,30 @@ class Chunk:
     """One file of the cache."""
 
     file: Path
-    samples: int  # that were read for it, those that were skipped among them
-    ends: bool  # its part of the source had fewer than were asked for, so it has no more
+    samples: int  # read for it, including those that were skipped
+    ends: bool  # its part of the source had fewer samples than were asked for, so there are no more
     skipped: tuple[Skipped, ...]
 
     @property
     def out_of_reach(self) -> dict[int, Skipped]:
-        """By its number each sample that a later run may find."""
+        """The samples that a later run may find, by number."""
         return {one.number: one for one in self.skipped if one.out_of_reach}
 
 
 def read_chunk(file: Path) -> Chunk | None:
-    """What a chunk says of itself; None where there is no whole file."""
+    """The chunk's own record; None where the file is missing or incomplete."""
     try:
         with safe_open(file, framework="pt") as opened:
-            told = json.loads(opened.metadata()["chunk"])
-        skipped = tuple(Skipped(number=n, why=why, out_of_reach=away) for n, why, away in told["skipped"])
-        return Chunk(file=file, samples=told["samples"], ends=told["ends"], skipped=skipped)
-    except (FileNotFoundError, ValueError, LookupError, TypeError, SafetensorError):  # cut off, or not ours: made anew
+            record = json.loads(opened.metadata()["chunk"])
+        skipped = tuple(Skipped(number=n, why=why, out_of_reach=away) for n, why, away in record["skipped"])
+        return Chunk(file=file, samples=record["samples"], ends=record["ends"], skipped=skipped)
+    except (
+        FileNotFoundError,
+        ValueError,
+        LookupError,
+        TypeError,
+        SafetensorError,
+    ):  # cut off, or not ours: to be encoded again
         return None
 
 
@@ -68,7 +74,7 @@ _SUCCESSOR = re.compile(r"(.+)\.again-(\d+)(\.safetensors)")
 
 
 def successor(file: Path, tries: int) -> Path:
-    """The name of a chunk's file with what the try of this number found besides."""
+    """The file of a chunk that also holds what the try of this number found."""
     former = _SUCCESSOR.fullmatch(file.name)
     stem = former[1] if former else file.stem
     return file.with_name(f"{stem}.again-{tries:03}.safetensors")
@@ -76,12 +82,12 @@ def successor(file: Path, tries: int) -> Path:
 
 def successors(folder: Path, tries: int | None = None) -> dict[str, list[Path]]:
     """Name of a chunk's first file -> its successors up to a try, or all of them, the last first."""
-    found: dict[str, list[Path]] = {}
+    later: dict[str, list[Path]] = {}
     for file in sorted(folder.glob("*.again-*"), reverse=True):
-        told = _SUCCESSOR.fullmatch(file.name)
-        if told and (tries is None or int(told[2]) <= tries):
-            found.setdefault(told[1] + told[3], []).append(file)
-    return found
+        match = _SUCCESSOR.fullmatch(file.name)
+        if match and (tries is None or int(match[2]) <= tries):
+            later.setdefault(match[1] + match[3], []).append(file)
+    return later
 
 
 def last_try(folder: Path) -> int:
@@ -100,7 +106,7 @@ class Batch:
 
 
 class EncodedData:
-    """The pictures of a cache: those to learn from, and those held back for validation."""
+    """The pictures of a cache: those to learn from, and those held out for validation."""
 
     def __init__(
         self,
@@ -114,8 +120,8 @@ class EncodedData:
     ):
         """`num_pictures` is how many to use at most, 0 is all; `key` is the cache's.
 
-        Where pictures were skipped, the data's own key says besides which are there: it changes whenever the data does.
-        The seed says which are held back; without one it is the last, as good as any where the data was drawn.
+        Where pictures were skipped, the data's own key also says which are there, so it changes whenever the data does.
+        The seed decides which are held out; without a seed the last ones are, which is fine where the data was drawn.
         """
         self._files = [chunk.file for chunk in chunks]
         self._open = lru_cache(maxsize=_OPEN_FILES)(lambda file: safe_open(file, framework="pt"))
@@ -135,7 +141,7 @@ class EncodedData:
 
     @property
     def sizes(self) -> dict[Bucket, int]:
-        """How many pictures each bucket has to learn from."""
+        """Number of training pictures in each bucket."""
         return {bucket: len(rows) for bucket, rows in self._training.items()}
 
     def batch(self, bucket: Bucket, rows: Sequence[int], picks: Sequence[float]) -> Batch:
@@ -143,18 +149,18 @@ class EncodedData:
         return self._batch(bucket, self._training[bucket][list(rows)], picks)
 
     def validation(self) -> list[tuple[Bucket, list[int]]]:
-        """Buckets of the pictures held back, and the rows in each."""
+        """Buckets of the held-out pictures, and the rows in each."""
         return [(bucket, list(range(len(rows)))) for bucket, rows in self._validation.items()]
 
     def validation_batch(self, bucket: Bucket, rows: Sequence[int], picks: Sequence[float]) -> Batch:
-        """As `batch`, of the pictures held back."""
+        """As `batch`, of the held-out pictures."""
         return self._batch(bucket, self._validation[bucket][list(rows)], picks)
 
     def _batch(self, bucket: Bucket, places: np.ndarray, picks: Sequence[float]) -> Batch:
-        found = [
+        pictures = [
             self._picture(bucket, chunk, at, pick) for (chunk, at), pick in zip(places.tolist(), picks, strict=True)
         ]
-        latents, context, pooled, time_ids = (torch.cat(each).float() for each in zip(*found, strict=True))
+        latents, context, pooled, time_ids = (torch.cat(each).float() for each in zip(*pictures, strict=True))
         return Batch(latents=latents, context=context, pooled=pooled, time_ids=time_ids)
 
     def _picture(self, bucket: Bucket, chunk: int, at: int, pick: float) -> tuple[torch.Tensor, ...]:
@@ -179,22 +185,22 @@ def name_of(bucket: Bucket) -> str:
 def _index(chunks: Sequence[Chunk]) -> tuple[list[Bucket], np.ndarray]:
     """The buckets; and bucket, chunk, place in its bucket there and number of every picture in order, (N, 4)."""
     numbers: dict[Bucket, int] = {}
-    found = [np.zeros((0, 4), np.int64)]
+    tables = [np.zeros((0, 4), np.int64)]
     for number, chunk in enumerate(chunks):
         with safe_open(chunk.file, framework="np") as opened:
-            for tensor in opened.keys():  # noqa: SIM118 - a file, no dict
+            for tensor in opened.keys():  # noqa: SIM118  (not a dict)
                 if tensor.endswith("/order"):
                     bucket = tuple(int(side) for side in tensor.removesuffix("/order").split("x"))
                     order = opened.get_tensor(tensor)
                     columns = np.empty((len(order), 4), np.int64)
                     columns[:, 0], columns[:, 1] = number, order
                     columns[:, 2], columns[:, 3] = numbers.setdefault(bucket, len(numbers)), np.arange(len(order))
-                    found.append(columns)
-    rows = np.concatenate(found)
+                    tables.append(columns)
+    rows = np.concatenate(tables)
     return list(numbers), rows[np.lexsort((rows[:, 1], rows[:, 0]))][:, [2, 0, 3, 1]]
 
 
 def _by_bucket(buckets: Sequence[Bucket], rows: np.ndarray) -> dict[Bucket, np.ndarray]:
     """Bucket -> (chunk, place) of each of its pictures, (n, 2); buckets without any are left out."""
-    found = {bucket: rows[rows[:, 0] == number, 1:] for number, bucket in enumerate(buckets)}
-    return {bucket: places for bucket, places in sorted(found.items()) if len(places)}
+    places = {bucket: rows[rows[:, 0] == number, 1:] for number, bucket in enumerate(buckets)}
+    return {bucket: some for bucket, some in sorted(places.items()) if len(some)}

@@ -38,7 +38,7 @@ class Encoders:
     def captions(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Texts -> context (B, 77, C) and pooled (B, P), exactly as the pipeline encodes them.
 
-        An empty text is what guidance sets against the prompt: zeros, if the pipeline says so.
+        An empty text is the negative prompt of guidance: zeros, if the pipeline is configured so.
         """
         context, pooled = [], []
         for start in range(0, len(texts), _CAPTIONS):
@@ -53,12 +53,12 @@ class Encoders:
                 pooled_embeds[empty] = 0
             context.append(embeds)
             pooled.append(pooled_embeds)
-        found = torch.cat(context), torch.cat(pooled)
-        for values in found:
+        embeddings = torch.cat(context), torch.cat(pooled)
+        for values in embeddings:
             require_finite(
                 values, "what the teacher's text encoders make of a caption", "copy or download their files again"
             )
-        return found
+        return embeddings
 
     @torch.no_grad()
     def pictures(self, batch: np.ndarray) -> torch.Tensor:
@@ -70,7 +70,7 @@ class Encoders:
         return scaled(vae, latents)
 
     def batch_size(self, width: int, height: int) -> int:
-        """How many pictures of this size in px `pictures` best takes at once."""
+        """The best batch size of `pictures` for this size in px."""
         pixels = _PIXELS_ON_CPU if self.device.type == "cpu" else _PIXELS
         return max(1, min(_LARGEST, pixels // (width * height)))
 

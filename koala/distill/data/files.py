@@ -1,10 +1,11 @@
 """Local files as a source's content: which there are, each folder visited once, and how their names compare."""
 
+import hashlib
 import os
 import re
 import stat
 import unicodedata
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,18 +17,18 @@ Between = Callable[[], object]  # called between two files; raises where the wor
 
 
 def nothing() -> None:
-    """What is done between two files where nobody wants to stop."""
+    """The default of `Between`: never stops."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class Listing:
     """What a folder holds, hidden files left out."""
 
     files: list[Path]  # in the order of their names; links that lead nowhere and pipes among them
     closed: list[str]  # folders that cannot be looked into, and why
 
 
-def look_through(folder: Path, between: Between = nothing) -> Found:
+def look_through(folder: Path, between: Between = nothing) -> Listing:
     """Every file of a folder and its subfolders. A folder that links lead to as well is visited once.
 
     UserError where the folder itself cannot be looked into.
@@ -54,7 +55,7 @@ def look_through(folder: Path, between: Between = nothing) -> Found:
                 files.append(Path(place, entry.name))
             else:
                 (linked if entry.is_symlink() else ahead).append(Path(place, entry.name))
-    return Found(files=sorted(files, key=lambda file: _order(file, folder)), closed=closed)
+    return Listing(files=sorted(files, key=lambda file: _order(file, folder)), closed=closed)
 
 
 def files_under(folder: Path, between: Between = nothing) -> list[Path]:
@@ -101,8 +102,8 @@ def match(name: str, names: Collection[str]) -> str | None:
     """The one of `names` that is meant: the very same, or else the only one that compares as the same."""
     if name in names:
         return name
-    found = [one for one in names if same(one) == same(name)]
-    return found[0] if len(found) == 1 else None
+    alike = [one for one in names if same(one) == same(name)]
+    return alike[0] if len(alike) == 1 else None
 
 
 def composed(path: str | Path) -> str:
@@ -132,25 +133,91 @@ _WILD = re.compile(r"\*\*/|\*|\?")
 
 
 def is_pattern(text: str) -> bool:
-    """Whether a path stands for several, by * or ?."""
+    """Whether a path is a pattern for several, with * or ?."""
     return bool(_WILD.search(text)) and not os.path.lexists(text)
 
 
 def matching(pattern: Path, files: Collection[Path]) -> list[Path]:
     """The files that a pattern means: * and ? stay within a name, **/ is any folders, letters may be of either case."""
-    text, found, at = composed(pattern.as_posix()), "", 0
+    text, expression, at = composed(pattern.as_posix()), "", 0
     for wild in _WILD.finditer(text):
-        found += re.escape(text[at : wild.start()]) + {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}[wild[0]]
+        expression += re.escape(text[at : wild.start()]) + {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}[wild[0]]
         at = wild.end()
-    meant = re.compile(found + re.escape(text[at:]), re.IGNORECASE | re.DOTALL)
+    meant = re.compile(expression + re.escape(text[at:]), re.IGNORECASE | re.DOTALL)
     return [file for file in files if meant.fullmatch(composed(file.as_posix()))]
 
 
 def base_of(pattern: Path) -> Path:
-    """The folder in which a pattern is looked for: what stands before its first * or ?."""
+    """The folder in which a pattern is searched: what precedes its first * or ?."""
     fixed = []
     for part in pattern.parts:
         if _WILD.search(part):
             break
         fixed.append(part)
     return Path(*fixed)
+
+
+_BLOCK = 1 << 22  # bytes between two looks at whether to stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Absent:
+    """What an earlier run found out of reach, by name below the data's folder; it counts as out of reach again."""
+
+    missing: frozenset[str] = frozenset()  # files that a folder lists or a table of pictures names
+    unlisted: frozenset[str] = frozenset()  # pictures that a metadata file names, which no folder listed
+
+    @classmethod
+    def of(cls, identity: Mapping[str, object]) -> "Absent":
+        """From the identity of a source."""
+        return cls(**{name: frozenset(identity.get(name, ())) for name in ("missing", "unlisted")})
+
+
+NOTHING = Absent()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """What files hold."""
+
+    digest: str
+    missing: tuple[str, ...]  # those out of reach: not there, or not to be read
+
+    @property
+    def out_of_reach(self) -> dict[str, tuple[str, ...]]:
+        """Their entry in an identity; empty where all are there."""
+        return {"missing": self.missing} if self.missing else {}
+
+
+def fingerprint(
+    files: Iterable[Path], base: Path, between: Between = nothing, missing: Collection[str] = ()
+) -> Content:
+    """Of names below `base` and contents; a file that is out of reach, or among `missing`, counts as that."""
+    hasher, lacking = hashlib.sha256(), []
+    for file in dict.fromkeys(files):
+        between()
+        name = name_below(file, base)
+        digest = None if name in missing else _digest(file, between)
+        if digest is None:
+            lacking.append(name)
+        hasher.update(f"{name}\0{digest or 'missing'}\n".encode())
+    return Content(digest=hasher.hexdigest(), missing=tuple(lacking))
+
+
+def name_below(file: Path, base: Path) -> str:
+    """A file's name below `base` as it is written everywhere: with slashes, composed."""
+    return unicodedata.normalize("NFC", printable(os.path.relpath(file, base)).replace(os.sep, "/"))
+
+
+def _digest(file: Path, between: Between) -> str | None:
+    if not is_file(file):
+        return None
+    hasher = hashlib.sha256()
+    try:
+        with open(file, "rb") as opened:
+            while block := opened.read(_BLOCK):
+                hasher.update(block)
+                between()
+    except OSError:
+        return None
+    return hasher.hexdigest()

@@ -1,7 +1,7 @@
 """Filling a cache: part by part of a source, by any number of processes at once, each part under a file lock.
 
-A lock ends with its process, and a chunk is a file of its own: whoever is killed loses one chunk. What a chunk holds
-depends on nothing but the cache's key and its own name, so that nobody need care who wrote it.
+A lock ends with its process, and a chunk is a file of its own: a process that is killed loses one chunk. What a chunk
+holds depends only on the cache's key and its own name, so it does not matter which process wrote it.
 """
 
 import logging
@@ -24,13 +24,13 @@ from koala.files.outputs import check_space
 log = logging.getLogger(__name__)
 
 CHUNK = 256  # pictures of a file
-_PATIENCE = 0.2  # s, for a lock before the next part is looked at
+_PATIENCE = 0.2  # s to wait for a lock before trying the next part
 
 Progress = Callable[[int, int, str], None]  # samples done, samples in all (0 is unknown), what is being done
 
 
 class EncodingStopped(Exception):
-    """The encoding was stopped on request; what was encoded stays, and the next one goes on from it."""
+    """Encoding was stopped on request; what was encoded is kept, and the next run continues from it."""
 
 
 class Filling:
@@ -51,9 +51,9 @@ class Filling:
         self.decoder, self.load, self.world = decoder, load, 1
         self.on_progress, self.should_stop = on_progress, should_stop
         self.empty = folder / "empty.safetensors"
-        self.later: dict[str, list[Path]] = {}  # what came of further tries, by the name of a chunk's first file
+        self.later: dict[str, list[Path]] = {}  # successors of chunks, by the name of the chunk's first file
         self.known: dict[int, list[Chunk]] = {}  # by the number of the part
-        self.shares = self._first_shares()  # the same: how many samples it is to give, None for all
+        self.shares = self._first_shares()  # samples that each part is to give, by number; None for all
         known = [share for share in self.shares.values() if share is not None]
         self.total = sum(known) if len(known) == len(self.shares) else 0
 
@@ -72,11 +72,11 @@ class Filling:
         return {number: -(-samples // len(used)) for number in used}
 
     def take_tries(self, number: int | None) -> None:
-        """Take chunks with what further tries found up to one of this number; None is all."""
+        """Use the successors of chunks up to the try of this number; None uses all."""
         self.later = successors(self.folder, number)
 
     def run(self, rank: int, world: int) -> list[Chunk]:
-        """Fill what is missing and wait for what others are filling: all chunks in the data's order."""
+        """Fill what is missing and wait for what others are filling; returns all chunks in the order of the data."""
         self.world = world
         self._fill_shares(rank, world)
         while self._take_more():
@@ -104,7 +104,7 @@ class Filling:
         return bool(further)
 
     def _lacking(self) -> dict[int, int]:
-        """What to take besides, where parts of unknown length gave fewer samples than their share."""
+        """What to take in addition, where parts of unknown length gave fewer samples than their share."""
         lacking = self.limit - sum(chunk.samples for chunk in self._chunks())
         if lacking <= 0:
             return {}
@@ -116,7 +116,7 @@ class Filling:
         return [chunk for number in sorted(self.known) for chunk in self.known[number]]
 
     def _fill_shares(self, rank: int, world: int) -> None:
-        """This process's own parts first, then what nobody else has in work."""
+        """This process's own parts first, then those that no other process is filling."""
         numbers = sorted(self.shares)
         missing = self._missing([n for other in range(world) for n in numbers[(rank + other) % world :: world]])
         if not missing and self.empty.is_file():
@@ -143,21 +143,21 @@ class Filling:
                     self._tell("waiting for other processes")
 
     def _missing(self, numbers: Iterable[int]) -> list[int]:
-        found = []
+        missing = []
         for number in numbers:
             self.stop_if_told()
             if not self._look(number):
-                found.append(number)
-        return found
+                missing.append(number)
+        return missing
 
     def _look(self, number: int) -> bool:
         """Note the chunks of a part that are on the disk by now; whether they are all."""
-        found = self.known.setdefault(number, [])
+        chunks = self.known.setdefault(number, [])
         while left := self._left(number):
             chunk = self._read(self._file(number, left))
             if chunk is None:
                 return False
-            found.append(chunk)
+            chunks.append(chunk)
         return True
 
     def _read(self, file: Path) -> Chunk | None:
@@ -165,10 +165,10 @@ class Filling:
 
     def _left(self, number: int) -> int:
         """How many samples the part's next chunk takes; 0 when it has no more or has given its share."""
-        found, share = self.known[number], self.shares[number]
-        if found and found[-1].ends:
+        chunks, share = self.known[number], self.shares[number]
+        if chunks and chunks[-1].ends:
             return 0
-        return CHUNK if share is None else min(CHUNK, share - sum(chunk.samples for chunk in found))
+        return CHUNK if share is None else min(CHUNK, share - sum(chunk.samples for chunk in chunks))
 
     def _file(self, number: int, samples: int) -> Path:
         """The part's next chunk; one that takes less than there is has a name of its own.
@@ -182,7 +182,7 @@ class Filling:
 
     @contextmanager
     def _claim(self, part: Part) -> Iterator[bool]:
-        """Whether this process may fill a part now; nobody else does until the block ends."""
+        """Whether this process may fill a part now; no other process does until the block ends."""
         try:
             with WeakFileLock(self.folder / f".{part.name}.lock", timeout=_PATIENCE):
                 yield True
@@ -210,14 +210,14 @@ class Filling:
             self._tell("encoding", number)
 
         made = ChunkMaker(self.encoders, after_batch)
-        for sample, found in self.decoder.ahead(samples, self.world):
+        for sample, decoded in self.decoder.ahead(samples, self.world):
             self.stop_if_told()
-            if isinstance(found, Unusable):
-                log.warning("skipped %s: %s", sample.key, found.why)
-                why = f"{sample.key}: {found.why}"
-                skipped.append(Skipped(number=number, why=why, out_of_reach=found.out_of_reach))
+            if isinstance(decoded, Unusable):
+                log.warning("skipped %s: %s", sample.key, decoded.why)
+                why = f"{sample.key}: {decoded.why}"
+                skipped.append(Skipped(number=number, why=why, out_of_reach=decoded.out_of_reach))
             else:
-                made.add(number, sample.captions, *found)
+                made.add(number, sample.captions, *decoded)
             number += 1
         made.encode_rest()
         if len(skipped) == CHUNK:  # a wrong column, or a network that went away: not to be remembered as broken

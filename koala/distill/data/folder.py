@@ -1,28 +1,119 @@
-"""A folder of pictures: captions in files of the same name, or in metadata.jsonl or metadata.csv."""
+"""A folder of pictures: captions in files of the same name, or in metadata.jsonl or metadata.csv.
 
-from collections.abc import Iterator, Sequence
+Files are named as kohya, img2dataset and others do: 1.txt, 1.caption or 1.json for 1.png.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 
 from koala.distill.config import DistillConfig
-from koala.distill.data.beside import Beside, captions_beside, counts
-from koala.distill.data.captions import Columns
-from koala.distill.data.content import NOTHING, Absent, fingerprint
-from koala.distill.data.files import Between, ending, is_file, is_printable, is_shard, nothing, printable
+from koala.distill.data.columns import Columns, caption_columns, captions_in, inner, parsed
+from koala.distill.data.files import (
+    NOTHING,
+    Absent,
+    Between,
+    composed,
+    ending,
+    fingerprint,
+    is_file,
+    is_printable,
+    is_shard,
+    nothing,
+    printable,
+    same,
+    stem_of,
+)
 from koala.distill.data.metadata import Stray, Told, read_tables, tables_of
 from koala.distill.data.pictures import open_picture
 from koala.distill.data.samples import Part, Sample, Source, no_picture
+from koala.distill.data.tables import METADATA
 from koala.errors import UserError
 from koala.files.read_text import NotText
 from koala.words import many
 
 PART = 256
+_LOOK = 16  # JSON files that are read to learn which fields they have
+
+
+class CaptionFiles:
+    """The files next to pictures that may hold their captions, by picture and ending."""
+
+    def __init__(self, pictures: Sequence[Path], others: Sequence[Path]):
+        self.files: dict[Path, dict[str, Path]] = {}
+        by_name: dict[str, list[Path]] = {}
+        for picture in pictures:
+            by_name.setdefault(stem_of(picture), []).append(picture)
+            by_name.setdefault(composed(picture), []).append(picture)  # 1.png.txt
+        for file in others:
+            for stem, end in _splits(file):
+                for picture in by_name.get(stem, ()):
+                    self.files.setdefault(picture, {}).setdefault(end, file)
+                if stem in by_name:
+                    break
+        self.endings = Counter(end for files in self.files.values() for end in files)
+
+    def columns(self, config: DistillConfig) -> Columns:
+        """The endings, or fields of the JSON files, that hold the captions. UserError where there are none."""
+        endings = sorted(self.endings)
+        objects = [files["json"] for files in self.files.values() if "json" in files]
+        inside = {name for file in islice(objects, _LOOK) for name in inner({"json": _read(file, "json")})}
+        there = f"next to the pictures are {', '.join(f'.{e}' for e in endings)} files" if endings else (
+            f"there is neither a text file next to any picture nor a {' or '.join(METADATA)}"
+        )  # fmt: skip
+        if further := sorted(inside - set(endings)):
+            there += f", and in the .json files are {', '.join(further)}"
+        return Columns(captions=caption_columns(endings, config, there, inside))
+
+    def used(self, columns: Columns) -> dict[Path, dict[str, Path]]:
+        """The files that hold each picture's captions, by ending."""
+        wanted = {name for _, name in columns.captions}
+        in_json = wanted - set(self.endings)
+        return {
+            picture: {e: file for e, file in files.items() if e in wanted or e == "json" and in_json}
+            for picture, files in self.files.items()
+        }
+
+
+def captions_in_files(files: dict[str, Path], columns: Columns) -> tuple[str, ...]:
+    """The captions in a picture's files. NotText where one of them is not readable."""
+    return captions_in({ending: _read(file, ending) for ending, file in files.items()}, columns)
+
+
+def _read(file: Path, ending: str) -> object:
+    """The content of a file; a NotText for one that cannot be read."""
+    if not is_file(file):
+        return NotText("is a broken link or a pipe")
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        return NotText(f"cannot be read ({error.strerror or error})")
+    return parsed(content) if ending == "json" else content
+
+
+def _splits(file: Path) -> list[tuple[str, str]]:
+    """a/1.caption.txt -> (a/1.caption, txt), (a/1, caption.txt): picture and ending that the name may mean."""
+    pieces = file.name.split(".")
+    cuts = range(len(pieces) - 1, 0, -1)
+    return [(composed(file.parent / ".".join(pieces[:k])), same(".".join(pieces[k:]))) for k in cuts]
+
+
+def counts(endings: Counter, names: Collection[str], pictures: int) -> str:
+    """How many of the pictures have such files, in words."""
+    shown = [name for name, _ in endings.most_common() if name in names]
+    if not shown:
+        return ""
+    if all(endings[name] == pictures for name in shown):
+        return f" with {' and '.join(f'.{name}' for name in shown)}"
+    return ", " + " and ".join(f"{endings[name]:,} with .{name}" for name in shown)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """The pictures of a folder, with all of its files; what is told of them is looked for once it is needed."""
+    """The pictures of a folder, with all of its files; captions are looked for once they are needed."""
 
     folder: Path
     pictures: list[Path]
@@ -30,20 +121,20 @@ class Pictures:
 
     @cached_property
     def tables(self) -> list[Path]:
-        """metadata.jsonl and metadata.csv, of a folder the one that counts."""
+        """metadata.jsonl or metadata.csv, whichever counts in each folder."""
         return tables_of(self.files)
 
     @cached_property
-    def beside(self) -> Beside:
-        """The files beside those pictures that no table governs."""
+    def caption_files(self) -> CaptionFiles:
+        """The files next to those pictures that no table governs."""
         own, told = set(self.pictures), Told(used=self.tables)
         free = [picture for picture in self.pictures if not told.governs(picture)] if self.tables else self.pictures
         others = (f for f in self.files if f not in own and not is_shard(f) and ending(f) != "parquet")
-        return Beside(free, [file for file in others if is_printable(str(file))])
+        return CaptionFiles(free, [file for file in others if is_printable(str(file))])
 
     def described(self, names: Sequence[str] | None = None) -> str:
         """How many there are, and with which captions; `names` are those that are learned."""
-        count, there = len(self.pictures), self.beside.endings
+        count, there = len(self.pictures), self.caption_files.endings
         with_files = counts(there, there if names is None else names, count)
         tables = ", ".join(sorted({table.name for table in self.tables}))
         return f"{many(count, 'picture')}{with_files}" + (
@@ -57,7 +148,7 @@ class Pictures:
             told = read_tables(config, self.tables, self.pictures, self.folder, between, absent.unlisted)
         free = [p for p in self.pictures if not told.governs(p)] if self.tables else self.pictures
         columns = self._columns(config) if free else Columns(captions=())
-        files = self.beside.used(columns) if free else {}
+        files = self.caption_files.used(columns) if free else {}
         parts = [
             Part(
                 name=f"pictures-{first:07}",
@@ -72,19 +163,19 @@ class Pictures:
             for first in range(0, len(told.strays), PART)
             if (some := told.strays[first : first + PART])
         ]
-        used = [file for found in files.values() for file in found.values()]
+        used = [file for own in files.values() for file in own.values()]
 
         def identity() -> dict:
             files = [*self.pictures, *sorted(used), *self.tables]
             content = fingerprint(files, self.folder, between, absent.missing)
-            found = {"kind": "folder", "content": content.digest, "captions": [*columns.captions, *told.names]}
-            return found | content.out_of_reach | ({"unlisted": told.unlisted} if told.unlisted else {})
+            known = {"kind": "folder", "content": content.digest, "captions": [*columns.captions, *told.names]}
+            return known | content.out_of_reach | ({"unlisted": told.unlisted} if told.unlisted else {})
 
         return Source(identify=identity, parts=tuple(parts), about=self._about(columns, told), used=used + self.tables)
 
     def _columns(self, config: DistillConfig) -> Columns:
         try:
-            return self.beside.columns(config)
+            return self.caption_files.columns(config)
         except UserError:
             if not self.tables:
                 raise
@@ -103,14 +194,14 @@ class Pictures:
             captions, fault = told.captions.get(file, ()), told.faults.get(file, "")
             missing = not is_file(file)
             if missing:
-                fault = "it is a link to no file, or no file at all"
+                fault = "it is a broken link, or not a file"
             elif not is_printable(name):
                 fault = "its name is not UTF-8; rename it"
             elif told.governs(file):
                 fault = fault or ("" if captions else told.unnamed(file))
             else:
                 try:
-                    captions = captions_beside(files.get(file, {}), columns)
+                    captions = captions_in_files(files.get(file, {}), columns)
                 except NotText as error:
                     fault = f"its caption in {error}"
             image = partial(open_picture, file, file)
@@ -118,7 +209,7 @@ class Pictures:
 
 
 def _lines(strays: Sequence[Stray], start: int) -> Iterator[Sample]:
-    """Lines of a table that are no picture's, each counted as a broken one."""
+    """Lines of a table that belong to no picture, each counted as a broken sample."""
     for stray in strays[start:]:
         missing = bool(stray.name)
         yield Sample(key=stray.where, captions=(), image=no_picture, fault=stray.fault, out_of_reach=missing)

@@ -1,4 +1,4 @@
-"""What a folder holds: pictures, tables, shards or several of them, and which is used; said in words before it is."""
+"""What a folder holds (pictures, tables, shards or several of them), which is used, and a description of both."""
 
 import shlex
 from collections import Counter
@@ -8,8 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from koala.distill.config import DistillConfig
-from koala.distill.data.content import NOTHING, Absent
-from koala.distill.data.files import Between, Found, ending, is_file, is_shard, match, nothing
+from koala.distill.data.files import NOTHING, Absent, Between, Listing, ending, is_file, is_shard, match, nothing
 from koala.distill.data.folder import Pictures
 from koala.distill.data.parquet import columns_in, has_pictures, parquet_source
 from koala.distill.data.pictures import ENDINGS
@@ -33,38 +32,38 @@ class Form:
 
 
 def folder_source(
-    config: DistillConfig, folder: Path, found: Found, between: Between = nothing, absent: Absent = NOTHING
+    config: DistillConfig, folder: Path, listing: Listing, between: Between = nothing, absent: Absent = NOTHING
 ) -> Source:
     """What a folder is best read as: pictures with captions before tables, tables before shards.
 
     UserError where it holds none of them, or none that can be used.
     """
     bare, tables = [], []
-    for file in (file for file in found.files if ending(file) == "parquet"):
+    for file in (file for file in listing.files if ending(file) == "parquet"):
         (tables if has_pictures(file, config) else bare).append(file)
-    forms = list(_forms(config, folder, found, tables, between, absent))
+    forms = list(_forms(config, folder, listing, tables, between, absent))
     if not forms:
-        raise UserError(_nothing_there(folder, found, bare))
+        raise UserError(_nothing_there(folder, listing, bare))
     chosen, source = _choose(config, forms)
-    return replace(source, about=_about(chosen, source, forms, bare, found))
+    return replace(source, about=_about(chosen, source, forms, bare, listing))
 
 
 def pictures_only(
-    config: DistillConfig, folder: Path, found: Found, pictures: list[Path], between: Between, absent: Absent
+    config: DistillConfig, folder: Path, listing: Listing, pictures: list[Path], between: Between, absent: Absent
 ) -> Source:
-    """The pictures that a pattern names, whatever else lies beside them."""
-    form = _pictures(config, folder, found, pictures, between, absent)
+    """The pictures that a pattern names, whatever else their folder holds."""
+    form = _pictures(config, folder, listing, pictures, between, absent)
     source = form.source()
-    return replace(source, about=_about(form, source, [form], [], found))
+    return replace(source, about=_about(form, source, [form], [], listing))
 
 
 def _forms(
-    config: DistillConfig, folder: Path, found: Found, tables: list[Path], between: Between, absent: Absent
+    config: DistillConfig, folder: Path, listing: Listing, tables: list[Path], between: Between, absent: Absent
 ) -> Iterator[Form]:
     """The ways in which the folder can be read, the first choice first."""
-    if pictures := [file for file in found.files if ending(file) in ENDINGS]:
-        yield _pictures(config, folder, found, pictures, between, absent)
-    shards = [file for file in found.files if is_shard(file)]
+    if pictures := [file for file in listing.files if ending(file) in ENDINGS]:
+        yield _pictures(config, folder, listing, pictures, between, absent)
+    shards = [file for file in listing.files if is_shard(file)]
     read_table = partial(parquet_source, config, tables, folder, between, absent)
     read_shard = partial(webdataset_source, config, shards, folder, between)
     for what, files, source in (("table", tables, read_table), ("shard", shards, read_shard)):
@@ -79,9 +78,9 @@ def _forms(
 
 
 def _pictures(
-    config: DistillConfig, folder: Path, found: Found, pictures: list[Path], between: Between, absent: Absent
+    config: DistillConfig, folder: Path, listing: Listing, pictures: list[Path], between: Between, absent: Absent
 ) -> Form:
-    those = Pictures(folder=folder, pictures=pictures, files=found.files)
+    those = Pictures(folder=folder, pictures=pictures, files=listing.files)
     return Form(
         name="the pictures",
         files=pictures,
@@ -114,7 +113,7 @@ def _choose(config: DistillConfig, forms: Sequence[Form]) -> tuple[Form, Source]
     raise errors[0]
 
 
-def _about(chosen: Form, source: Source, forms: Sequence[Form], bare: Sequence[Path], found: Found) -> str:
+def _about(chosen: Form, source: Source, forms: Sequence[Form], bare: Sequence[Path], listing: Listing) -> str:
     there = [form.described for form in forms]
     if bare:
         there.append(f"{many(len(bare), 'table')} without pictures")
@@ -126,18 +125,18 @@ def _about(chosen: Form, source: Source, forms: Sequence[Form], bare: Sequence[P
     text += f"; {source.about}"
     told = {*source.used, *bare, *(file for form in forms for file in form.files)}
     left = Counter(
-        f".{ending(file)}" if file.suffix else "without an ending" for file in found.files if file not in told
+        f".{ending(file)}" if file.suffix else "without an ending" for file in listing.files if file not in told
     )
     if left:
         named = [f"{count:,} {name}" for name, count in left.most_common(_MOST)]
         text += f". Left out: {', '.join(named)}" + (" and others" if len(left) > _MOST else "")
-    if found.closed:
-        text += f". Folders that cannot be looked into: {', '.join(found.closed[:_MOST])}"
+    if listing.closed:
+        text += f". Folders that cannot be looked into: {', '.join(listing.closed[:_MOST])}"
     return text
 
 
-def _nothing_there(folder: Path, found: Found, bare: Sequence[Path]) -> str:
-    kinds = Counter(ending(file) for file in found.files if ending(file))
+def _nothing_there(folder: Path, listing: Listing, bare: Sequence[Path]) -> str:
+    kinds = Counter(ending(file) for file in listing.files if ending(file))
     text = f"{folder} holds no pictures ({', '.join(ENDINGS)}), no .tar file and no .parquet file"
     if bare:
         columns = ", ".join(sorted(columns_in(bare[0])))

@@ -1,4 +1,4 @@
-"""A data set of the Hugging Face hub, streamed: nothing of it is kept on the disk but what is encoded."""
+"""A data set of the Hugging Face hub, streamed: only what is encoded is kept on the disk."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -7,10 +7,8 @@ from pathlib import Path
 import datasets
 
 from koala.distill.config import DistillConfig
-from koala.distill.data.captions import Columns, inner
-from koala.distill.data.content import fingerprint
-from koala.distill.data.files import Between, files_under, nothing
-from koala.distill.data.rows import columns_of, sample_of
+from koala.distill.data.columns import Columns, columns_of, inner, sample_of
+from koala.distill.data.files import Between, files_under, fingerprint, nothing
 from koala.distill.data.samples import HUB, Part, Sample, Source
 from koala.errors import UserError
 from koala.words import many
@@ -19,7 +17,7 @@ from koala.words import many
 def hub_source(config: DistillConfig, between: Between = nothing) -> Source:
     """Every row of hub:OWNER/NAME, also with /CONFIG and @REVISION; a part is a shard of the stream.
 
-    UserError for a data set that is not there or lacks a column; an OSError is the network's.
+    UserError for a data set that does not exist or lacks a column; an OSError comes from the network.
     """
     address, _, revision = config.data.removeprefix(HUB).partition("@")
     name, subset = address, None
@@ -37,7 +35,7 @@ def hub_source(config: DistillConfig, between: Between = nothing) -> Source:
     split = "train" if "train" in stream else next(iter(stream))
     stream = stream[split]
     for column, feature in (stream.features or {}).items():
-        if isinstance(feature, datasets.Image):  # decoded by us, where a broken one is counted
+        if isinstance(feature, datasets.Image):  # decoded by Decoder, which counts broken ones
             stream = stream.cast_column(column, datasets.Image(decode=False))
     first = next(iter(stream), None)
     if first is None:

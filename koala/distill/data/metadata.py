@@ -1,4 +1,4 @@
-"""Captions of a folder's pictures out of the tables in it: each governs its own folder and those below."""
+"""Captions of a folder's pictures from the tables in it; a table governs its own folder and those below."""
 
 import os
 import unicodedata
@@ -7,9 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from koala.distill.config import DistillConfig
-from koala.distill.data.captions import Columns, caption_columns, captions_in, inner
-from koala.distill.data.content import name_below
-from koala.distill.data.files import Between, Found, is_file, match, printable, same, stem_of
+from koala.distill.data.columns import Columns, caption_columns, captions_in, inner
+from koala.distill.data.files import Between, Listing, is_file, match, name_below, printable, same, stem_of
 from koala.distill.data.pictures import slashed
 from koala.distill.data.tables import METADATA, Line, read_table
 from koala.errors import UserError
@@ -21,7 +20,7 @@ _NAME = "file_name"  # the column that says which picture
 
 @dataclass(frozen=True, kw_only=True)
 class Stray:
-    """A line of a table that is no picture's; `name` is the picture's that it names, where that one is missing."""
+    """A line of a table that belongs to no picture; `name` is the picture's that it names, if that one is missing."""
 
     where: str
     fault: str
@@ -39,7 +38,7 @@ class Told:
     names: list[str] = field(default_factory=list)  # the columns of the captions
 
     def governs(self, picture: Path) -> bool:
-        """Whether a table lies in the picture's folder or above it."""
+        """Whether a table is in the picture's folder or above it."""
         folders = {table.parent for table in self.used}
         return not folders.isdisjoint(picture.parents)
 
@@ -56,11 +55,11 @@ class Told:
 
 def tables_of(files: Sequence[Path]) -> list[Path]:
     """The tables among the files, one of a folder, the innermost first."""
-    found: dict[Path, dict[str, Path]] = {}
+    by_folder: dict[Path, dict[str, Path]] = {}
     for file in files:
         if (name := file.name.lower()) in METADATA and is_file(file):
-            found.setdefault(file.parent, {}).setdefault(name, file)
-    chosen = [next(there[name] for name in METADATA if name in there) for there in found.values()]
+            by_folder.setdefault(file.parent, {}).setdefault(name, file)
+    chosen = [next(there[name] for name in METADATA if name in there) for there in by_folder.values()]
     return sorted(chosen, key=lambda table: (-len(table.parts), table))
 
 
@@ -76,12 +75,12 @@ class _Pictures:
 
     def find(self, name: str, folder: Path) -> Path | None:
         named = _named(name, folder)
-        found = self.exact.get(str(named)) or self.loose.get(loose(named))
-        if found is None and is_file(named):  # by a link
+        match = self.exact.get(str(named)) or self.loose.get(loose(named))
+        if match is None and is_file(named):  # by a link
             if self.real is None:
                 self.real = {os.path.realpath(picture): picture for picture in self.exact.values()}
-            found = self.real.get(os.path.realpath(named))
-        return found
+            match = self.real.get(os.path.realpath(named))
+        return match
 
 
 def _named(name: str, folder: Path) -> Path:
@@ -94,11 +93,11 @@ def loose(path: Path) -> str:
     return f"{stem_of(path)}.{same(path.suffix)}"
 
 
-def unlisted(found: Found, names: Collection[str], folder: Path) -> Found:
+def unlisted(listing: Listing, names: Collection[str], folder: Path) -> Listing:
     """A folder's files without the pictures of these names, which were not there when a table first named them."""
     if not names:
-        return found
-    return replace(found, files=[f for f in found.files if loose(Path(name_below(f, folder))) not in names])
+        return listing
+    return replace(listing, files=[f for f in listing.files if loose(Path(name_below(f, folder))) not in names])
 
 
 def read_tables(
@@ -157,7 +156,7 @@ def _nameless(name: object) -> str:
     if name is None or name == "":
         return f"has no {_NAME}"
     if not is_text(name):
-        return f"has a {_NAME} that is no name: {str(name)[:60]!r}"
+        return f"has a {_NAME} that is not a name: {str(name)[:60]!r}"
     return f"names {unicodedata.normalize('NFC', name)!r}, and there is no such picture"
 
 
@@ -165,10 +164,10 @@ def _captions(line: Line, columns: Columns) -> tuple[tuple[str, ...], str]:
     if line.fault:
         return (), line.fault
     try:
-        found = captions_in(line.values, columns)
+        texts = captions_in(line.values, columns)
     except NotText as error:
         return (), str(error)
-    return found, "" if found else "has no caption"
+    return texts, "" if texts else "has no caption"
 
 
 def _columns(config: DistillConfig, table: Path, lines: Sequence[Line]) -> Columns:

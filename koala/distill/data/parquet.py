@@ -8,11 +8,9 @@ import pyarrow as pa
 from pyarrow.parquet import ParquetFile
 
 from koala.distill.config import DistillConfig
-from koala.distill.data.captions import Columns, inner
-from koala.distill.data.content import NOTHING, Absent, fingerprint
-from koala.distill.data.files import Between, nothing, printable
+from koala.distill.data.columns import Columns, columns_of, image_column, inner, sample_of
+from koala.distill.data.files import NOTHING, Absent, Between, fingerprint, nothing, printable
 from koala.distill.data.pictures import local_file
-from koala.distill.data.rows import columns_of, image_column, sample_of
 from koala.distill.data.samples import Part, Sample, Source, no_picture
 from koala.errors import UserError
 
@@ -34,7 +32,7 @@ def columns_in(file: Path) -> list[str]:
 
 
 def has_pictures(file: Path, config: DistillConfig) -> bool:
-    """Whether a table has a column of pictures. img2dataset writes one without beside its shards."""
+    """Whether a table has a column of pictures. img2dataset writes one without pictures next to its shards."""
     return image_column(columns_in(file), config.image_column) is not None
 
 
@@ -96,8 +94,8 @@ def _named(file: Path, config: DistillConfig, between: Between) -> Iterator[Path
                 value = row.get(image) if row else None
                 if isinstance(value, Mapping):
                     value = None if value.get("bytes") else value.get("path")
-                if isinstance(value, str) and value and (found := local_file(value, file.parent)):
-                    yield found
+                if isinstance(value, str) and value and (local := local_file(value, file.parent)):
+                    yield local
 
 
 def _batches(opened: ParquetFile, file: Path, **settings) -> Iterator[pa.RecordBatch]:

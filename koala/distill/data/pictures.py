@@ -1,4 +1,7 @@
-"""A picture from wherever a row says that it is: bytes, a file, an address."""
+"""A picture from wherever a row says that it is: bytes, a file, an address; as RGB of 8 bits.
+
+Numbers of more than 8 bits are scaled to the range that they use, or refused where it is unknown.
+"""
 
 import io
 import urllib.request
@@ -6,17 +9,20 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import fsspec
-from PIL import Image, UnidentifiedImageError, features
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from koala.distill.data.files import is_file
 
 ENDINGS = ("jpg", "jpeg", "png", "webp", "avif", "bmp", "gif", "tif", "tiff", "jfif")  # of files that are pictures
 _TIMEOUT = 20.0  # s, for a picture behind an address
 _AVIF = (b"ftypavif", b"ftypavis")
+_BITS, _PHOTOMETRIC = 258, 262  # TIFF's tags
+_WHITE_IS_ZERO = 0
 
 
 class OutOfReach(OSError):
-    """A picture that cannot be had now: missing, not answered for, without a decoder. Broken it need not be."""
+    """A picture that is unavailable now: missing, not answered, or without a decoder. It need not be broken."""
 
 
 def open_picture(value: object, base: Path) -> Image.Image:
@@ -34,11 +40,11 @@ def open_picture(value: object, base: Path) -> Image.Image:
             raise OutOfReach(f"{value} cannot be read ({error.strerror or error})") from error
     if isinstance(value, bytes) and value:
         return _opened(value)
-    raise ValueError("no picture" if not value else f"a {type(value).__name__} is no picture")
+    raise ValueError("no picture" if not value else f"a {type(value).__name__} is not a picture")
 
 
 def local_file(value: str, base: Path) -> Path | None:
-    """The file that a path, or an address of this machine, stands for; None for an address elsewhere."""
+    """The file that a path, or an address on this machine, means; None for an address elsewhere."""
     if value.lower().startswith("file://"):
         plain = value[len("file://") :]
         return Path(plain if is_file(Path(plain)) else urllib.request.url2pathname(plain))
@@ -58,7 +64,7 @@ def _opened(content: bytes) -> Image.Image:
     except UnidentifiedImageError as error:
         if content[4:12] in _AVIF and not features.check("avif"):
             raise OutOfReach("this Pillow reads no AVIF; pip install 'pillow>=11.3'") from error
-        raise ValueError("it is no picture that Pillow can read") from error
+        raise ValueError("it is not a picture that Pillow can read") from error
 
 
 def _fetch(address: str) -> bytes:
@@ -75,3 +81,44 @@ def _answer(address: str) -> bytes:
     request = urllib.request.Request(address, headers={"User-Agent": "koala"})
     with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
         return answer.read()
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """RGB as a viewer would show it: rotated by its EXIF data, transparency on white."""
+    image = ImageOps.exif_transpose(eight_bits(image))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """The picture with 8 bits a channel; ValueError for numbers without a known range. Pillow's own clips to white."""
+    if image.mode == "F":
+        raise ValueError("its numbers are fractions of an unknown range; save it with 8 or 16 bits")
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return image
+    tags = getattr(image, "tag_v2", {})
+    values = np.asarray(image).astype(np.int64)
+    most = 2 ** _bits(image, tags, values) - 1
+    grey = np.clip(values * 255 / most + 0.5, 0, 255).astype(np.uint8)
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        grey = 255 - grey
+    converted = Image.fromarray(grey)
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):  # the value that is to be seen through; several may have become the same grey
+        converted.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    converted.getexif().update(image.getexif())  # it may say how the picture is to be turned
+    return converted
+
+
+def _bits(image: Image.Image, tags: dict, values: np.ndarray) -> int:
+    """How many bits of each number the picture uses."""
+    if image.mode != "I" or image.format == "PNG":
+        declared = tags.get(_BITS, (16,))[0]
+        return declared if 8 < declared <= 16 else 16
+    if values.min() >= 0 and 255 < values.max() < 2**16:  # 16 bits in a wider number
+        return 16
+    raise ValueError(
+        f"its numbers have 32 bits and run from {values.min():,} to {values.max():,}; save it with 8 or 16 bits"
+    )

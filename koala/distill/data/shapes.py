@@ -1,4 +1,4 @@
-"""The shapes world as training data: scene i is a function of i alone, and no scene shows a held-out pair."""
+"""The shapes world as training data: scene i is a function of i alone, and no scene contains a held-out pair."""
 
 import random
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ CAPTIONS = 2  # of each style
 NATIVE = 256  # px: larger pictures are this canvas enlarged, for objects have their size in px
 _LEAST_SIDE = {1: 128, 2: 160, 3: 192}  # objects -> px of canvas that hold them
 _SHARES = {1: 0.5, 2: 0.4, 3: 0.1}
-_WIDE = 320, 192  # beside the square one, and upright as often
+_WIDE = 320, 192  # in addition to the square; upright as often
 
 
 def scene(index: int, resolution: int, aspect_buckets: bool) -> Scene:

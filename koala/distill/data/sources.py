@@ -4,14 +4,23 @@ from dataclasses import replace
 from pathlib import Path
 
 from koala.distill.config import DistillConfig
-from koala.distill.data.choice import chosen
-from koala.distill.data.content import NOTHING, Absent
-from koala.distill.data.files import Between, base_of, ending, is_pattern, is_shard, look_through, matching, nothing
+from koala.distill.data.files import (
+    NOTHING,
+    Absent,
+    Between,
+    base_of,
+    ending,
+    is_pattern,
+    is_shard,
+    look_through,
+    matching,
+    nothing,
+)
 from koala.distill.data.forms import folder_source, pictures_only
 from koala.distill.data.metadata import unlisted
 from koala.distill.data.parquet import parquet_source
 from koala.distill.data.pictures import ENDINGS
-from koala.distill.data.samples import HUB, Source
+from koala.distill.data.samples import HUB, Source, chosen
 from koala.distill.data.shapes import shapes_source
 from koala.distill.data.webdataset import braces, webdataset_source
 from koala.errors import UserError
@@ -36,8 +45,8 @@ def source_for(config: DistillConfig, resolution: int, between: Between = nothin
 
 
 def _folder(config: DistillConfig, path: Path, between: Between, absent: Absent) -> Source:
-    found = unlisted(look_through(path, between), absent.unlisted, path)
-    source = folder_source(config, path, found, between, absent)
+    listing = unlisted(look_through(path, between), absent.unlisted, path)
+    source = folder_source(config, path, listing, between, absent)
     return replace(source, about=f"{path}: {source.about}")
 
 
@@ -63,15 +72,15 @@ def _pattern(config: DistillConfig, path: Path, between: Between, absent: Absent
     base = base_of(path)
     if not base.is_dir():
         raise _nothing(config)
-    found = unlisted(look_through(base, between), absent.unlisted, base)
-    files = matching(path, found.files)
+    listing = unlisted(look_through(base, between), absent.unlisted, base)
+    files = matching(path, listing.files)
     if is_shard(path):
         source = webdataset_source(config, files, base, between) if files else None
     elif ending(path) == "parquet":
         source = parquet_source(config, files, base, between, absent) if files else None
     else:
         pictures = [file for file in files if ending(file) in ENDINGS]
-        source = pictures_only(config, base, found, pictures, between, absent) if pictures else None
+        source = pictures_only(config, base, listing, pictures, between, absent) if pictures else None
     if source is None:
         raise _nothing(config)
     return replace(source, about=f"{config.data}: {source.about}")

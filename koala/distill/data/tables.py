@@ -1,4 +1,4 @@
-"""metadata.csv and metadata.jsonl: one line per picture, read line by line, so that a bad one costs itself alone."""
+"""metadata.csv and metadata.jsonl: one line per picture, read line by line, so that a bad line costs only itself."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ from koala.errors import UserError
 from koala.files.fields import shown
 from koala.files.read_text import NotText, read_lines
 
-METADATA = ("metadata.jsonl", "metadata.csv")  # as the imagefolder of `datasets` reads them; the first wins
+METADATA = ("metadata.jsonl", "metadata.csv")  # as the imagefolder of `datasets` reads them; the first takes precedence
 _OTHERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}  # what else separates columns
 
 
@@ -43,12 +43,12 @@ def _jsonl(lines: Sequence[str | NotText]) -> Iterator[Line]:
             try:
                 values = json.loads(line)
             except (ValueError, RecursionError) as error:
-                yield Line(number=number, values={}, fault=f"is no JSON ({error})")
+                yield Line(number=number, values={}, fault=f"is not JSON ({error})")
                 continue
             if isinstance(values, dict):
                 yield Line(number=number, values=values)
             else:
-                yield Line(number=number, values={}, fault=f"is no object of columns: {shown(values)}")
+                yield Line(number=number, values={}, fault=f"is not an object of columns: {shown(values)}")
 
 
 def _csv(file: Path, lines: Sequence[str | NotText]) -> Iterator[Line]:
@@ -78,7 +78,7 @@ def _csv(file: Path, lines: Sequence[str | NotText]) -> Iterator[Line]:
 
 
 def _records(lines: Sequence[str | NotText]) -> Iterator[tuple[int, list[str] | NotText]]:
-    """(line, cells) of every record; after one that is none, as an open quote leaves it, the next line is tried."""
+    """(line, cells) of every record; after a broken one, such as an open quote, the next line is tried."""
     at = 0
 
     def ahead() -> Iterator[str]:
@@ -97,12 +97,12 @@ def _records(lines: Sequence[str | NotText]) -> Iterator[tuple[int, list[str] | 
             cells = next(reader, None)
         except NotText:
             if at > first + 1:  # within a quoted cell that began further up
-                at, error = first + 1, NotText("opens a quote that a line which is no text interrupts")
+                at, error = first + 1, NotText("opens a quote that is interrupted by a line that is not text")
             yield first + 1, error
             reader = csv.reader(ahead(), strict=True)
         except csv.Error as error:
             at = first + 1
-            yield at, NotText(f"is no line of a table ({error}); a quote within a cell is doubled")
+            yield at, NotText(f"is not a line of a table ({error}); a quote within a cell is doubled")
             reader = csv.reader(ahead(), strict=True)
         else:
             if cells and any(cell.strip() for cell in cells):

@@ -11,10 +11,8 @@ from itertools import groupby, islice
 from pathlib import Path
 
 from koala.distill.config import DistillConfig
-from koala.distill.data.captions import Columns, inner, parsed
-from koala.distill.data.content import fingerprint
-from koala.distill.data.files import SHARDS, Between, is_file, match, nothing, printable
-from koala.distill.data.rows import columns_of, is_picture_column, sample_of
+from koala.distill.data.columns import Columns, columns_of, inner, is_picture_column, parsed, sample_of
+from koala.distill.data.files import SHARDS, Between, fingerprint, is_file, match, nothing, printable
 from koala.distill.data.samples import Part, Sample, Source
 from koala.errors import UserError
 
@@ -28,12 +26,12 @@ Samples = Iterator[tuple[tarfile.TarFile, str, list[tarfile.TarInfo]]]
 
 def braces(pattern: str) -> list[str]:
     """path/{000..002}.tar -> its names, numbers as wide as the first; several ranges multiply."""
-    found = _RANGE.search(pattern)
-    if not found:
+    span = _RANGE.search(pattern)
+    if not span:
         return [pattern]
-    first, last = found.groups()
+    first, last = span.groups()
     names = [f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1)]
-    return [pattern[: found.start()] + name + rest for name in names for rest in braces(pattern[found.end() :])]
+    return [pattern[: span.start()] + name + rest for name in names for rest in braces(pattern[span.end() :])]
 
 
 def webdataset_source(config: DistillConfig, shards: Sequence[Path], base: Path, between: Between = nothing) -> Source:
@@ -79,10 +77,10 @@ def _columns(config: DistillConfig, shards: Sequence[Path], base: Path, between:
             rule = (
                 "; what follows the first dot of a name is the column" if any("." in name for name in columns) else ""
             )
-            found = columns_of(columns, config, {field for row in rows for field in inner(row)}, rule)
-            used = {found.image, *(name for _, name in found.captions)}
+            chosen = columns_of(columns, config, {field for row in rows for field in inner(row)}, rule)
+            used = {chosen.image, *(name for _, name in chosen.captions)}
             inside = not used <= set(columns)  # the fields of a json
-            return found, [name for name in columns if name not in used and not (inside and name == "json")]
+            return chosen, [name for name in columns if name not in used and not (inside and name == "json")]
     raise UserError(f"{config.data} holds no samples")
 
 
@@ -104,7 +102,7 @@ def _counts(shards: Sequence[Path], between: Between) -> list[int]:
 
 
 def _dotted(shards: Sequence[Path], pictures: Sequence[str], base: Path) -> str:
-    """What is wrong with pictures whose own names hold dots, and what is typed to have them read."""
+    """What is wrong with pictures whose own names contain dots, and what to type so that they are read."""
     folder = shlex.quote(f"{shards[0]}.unpacked" if len(shards) == 1 else str(base / "unpacked"))
     there = ", ".join(pictures[:_NAMED]) + (" and others" if len(pictures) > _NAMED else "")
     unpack = f"tar -xf {shlex.quote(str(shards[0]))} -C {folder}"
@@ -113,9 +111,9 @@ def _dotted(shards: Sequence[Path], pictures: Sequence[str], base: Path) -> str:
         unpack = f"find {shlex.quote(str(base))} -iname '*.{kind}' -exec tar -xf {{}} -C {folder} \\;"
     return (
         f"{shards[0]} has {len(pictures)} columns of pictures: {there}. By WebDataset's rule a sample's name goes up "
-        "to the first dot, and what follows is the column. If these are no columns but pictures whose own names hold "
-        f"dots, unpack them, since in a folder the last dot counts: mkdir {folder} && {unpack} and set data={folder}; "
-        "if they are columns, set image_column to one of them"
+        "to the first dot, and what follows is the column. If these are not columns but pictures whose own names "
+        f"contain dots, unpack them, since in a folder the last dot counts: mkdir {folder} && {unpack} and set "
+        f"data={folder}; if they are columns, set image_column to one of them"
     )
 
 
@@ -133,15 +131,15 @@ def _count(shard: Path, between: Between) -> int:
                 name = shlex.quote(str(shard))
                 raise UserError(
                     f"{shard} is not sorted: {printable(key)}.{'/'.join(sorted(seen[key]))} and "
-                    f"{printable(key)}.{'/'.join(sorted(columns))} lie apart, and the files of a sample must stand "
-                    f"side by side. Sort it: d=$(mktemp -d) && tar -xf {name} -C $d && mv {name} {name}.unsorted && "
+                    f"{printable(key)}.{'/'.join(sorted(columns))} are apart, and the files of a sample must be next "
+                    f"to each other. Sort it: d=$(mktemp -d) && tar -xf {name} -C $d && mv {name} {name}.unsorted && "
                     f"tar -caf {name} --sort=name -C $d ."
                 )
             columns |= seen.get(key, columns)
             seen[key] = kinds.setdefault(columns, columns)
             number += 1
         if number and shard.suffix.lower() != ".tar":
-            while archive.fileobj.read(_BLOCK):  # the sum at the end says whether all of it is whole
+            while archive.fileobj.read(_BLOCK):  # the checksum at the end shows whether it is complete
                 between()
     return number
 
@@ -157,7 +155,7 @@ def _read(columns: Columns, shard: Path, start: int) -> Iterator[Sample]:
 def _samples(shard: Path) -> Iterator[Samples]:
     """The opened shard, and of every sample the name and files; what a file holds is read by `_row` alone.
 
-    Hidden files are none of them: macOS puts a ._1.png beside every 1.png.
+    Hidden files are left out: macOS puts a ._1.png next to every 1.png.
     """
 
     def name(member: tarfile.TarInfo) -> str:
@@ -173,7 +171,7 @@ def _samples(shard: Path) -> Iterator[Samples]:
             members = (member for member in opened if counts(member))
             yield ((opened, key, list(group)) for key, group in groupby(members, name))
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise UserError(f"{shard} is no whole tar file: {error}; get it again, or leave it out") from error
+        raise UserError(f"{shard} is not a complete tar file: {error}; get it again, or leave it out") from error
 
 
 def _column(member: tarfile.TarInfo) -> str:

@@ -24,7 +24,7 @@ class Widths:
 
     @property
     def mixed(self) -> bool:
-        """Whether norms stand in another precision than the rest."""
+        """Whether norms run in another precision than the rest."""
         return self.norm != self.value
 
 
@@ -74,8 +74,8 @@ def saved_bytes(spec: UNetSpec, *, width: int, height: int, w: Widths, checkpoin
 
 def recomputed_bytes(spec: UNetSpec, *, width: int, height: int, w: Widths) -> int:
     """Of one picture: the largest block that checkpointing has in memory whole, in the backward pass."""
-    found = [b for b in blocks(spec, width=width, height=height) if b.kind in ("resnet", "attention")]
-    return max(_resnet(b, w) if b.kind == "resnet" else _transformer_block(spec, b, w) for b in found)
+    own = [b for b in blocks(spec, width=width, height=height) if b.kind in ("resnet", "attention")]
+    return max(_resnet(b, w) if b.kind == "resnet" else _transformer_block(spec, b, w) for b in own)
 
 
 def feature_elements(spec: UNetSpec, pairs: Sequence[Pair], *, width: int, height: int) -> list[int]:
@@ -84,11 +84,11 @@ def feature_elements(spec: UNetSpec, pairs: Sequence[Pair], *, width: int, heigh
 
 
 def _output_elements(spec: UNetSpec, pair: Pair, *, width: int, height: int) -> int:
-    found = [b for b in blocks(spec, width=width, height=height) if b.stage == pair.stage]
+    own = [b for b in blocks(spec, width=width, height=height) if b.stage == pair.stage]
     if pair.kind != "LF":
-        block = next(b for b in found if f"{pair.student}.".startswith(f"{b.path}."))
+        block = next(b for b in own if f"{pair.student}.".startswith(f"{b.path}."))
         return block.channels * block.tokens
-    last = found[-1]  # DW ends in a downsampler, UP in an upsampler
+    last = own[-1]  # DW ends in a downsampler, UP in an upsampler
     assert pair.student == STAGES[pair.stage]
     scale = {"downsampler": 1 / 4, "upsampler": 4}.get(last.kind, 1)
     return int(last.channels * last.tokens * scale)

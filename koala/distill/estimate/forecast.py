@@ -43,10 +43,10 @@ def estimate_here(
         sharded=os.environ.get("ACCELERATE_USE_FSDP", "false") == "true",
     )
     student = student_spec(config.student_spec, teacher)
-    found = estimate(config, student, teacher, **settings)
-    if elsewhere or not measure or not found.fits:
-        return found
-    rate = measured_rate(config, student, state.device, resolution, found.pictures_per_pass)
+    expected = estimate(config, student, teacher, **settings)
+    if elsewhere or not measure or not expected.fits:
+        return expected
+    rate = measured_rate(config, student, state.device, resolution, expected.pictures_per_pass)
     return estimate(config, student, teacher, **settings, flops_per_second=rate)
 
 

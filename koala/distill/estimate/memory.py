@@ -18,7 +18,7 @@ _STATES = {
     "adamw8bit": {"first moment": 1 + 4 / 256, "second moment": 1 + 4 / 256},  # one scale per block of 256
     "muon": {"velocity": 4.0},
 }  # bytes per weight
-_LIBRARIES = {"cuda": 0, "cpu": GB * 3 // 10, "mps": 0}  # data sets, accelerate, optimizer, beside PROCESS
+_LIBRARIES = {"cuda": 0, "cpu": GB * 3 // 10, "mps": 0}  # data sets, accelerate, optimizer, in addition to PROCESS
 _MUON_WORK = 18  # bytes per weight of the largest group of matrices of one shape, while it is orthogonalised
 _LARGEST_BATCH = 4096
 
@@ -86,27 +86,27 @@ class RunMemory:
         """On the device for the whole run, and what the process itself takes."""
         config, each = self.config, _BYTES[self.config.teacher_precision]
         process = PROCESS[self.device] + _LIBRARIES[self.device]
-        found = {"process": process} if process else {}
-        found["teacher"] = parameters(self.teacher) * each
-        found["student, fp32"] = self.split(4 * self.weights)
+        parts = {"process": process} if process else {}
+        parts["teacher"] = parameters(self.teacher) * each
+        parts["student, fp32"] = self.split(4 * self.weights)
         for name, size in _STATES[config.optimizer].items():
-            found[f"optimizer: {name}"] = self.split(size * self.weights)
+            parts[f"optimizer: {name}"] = self.split(size * self.weights)
         if not self.on_host:
-            found["moving average"] = self.ema
+            parts["moving average"] = self.ema
         if self.device == "cpu":
-            found |= self.drawing
+            parts |= self.drawing
         if self.world > 1 and not self.sharded:
-            found["gradients in transit"] = 4 * self.weights  # DistributedDataParallel's buckets
-        return found
+            parts["gradients in transit"] = 4 * self.weights  # DistributedDataParallel's buckets
+        return parts
 
     @property
     def on_host(self) -> bool:
-        """Whether the moving average is in host memory beside a GPU."""
+        """Whether the moving average is in host memory while training runs on a GPU."""
         return self.device != "cpu" and self.config.ema_device == "cpu"
 
     @cached_property
     def host(self) -> dict[str, int]:
-        """In host memory beside a GPU, by part."""
+        """Bytes in host memory where training runs on a GPU, by part."""
         if self.device == "cpu":
             return {}
         return ({"moving average": self.ema} if self.on_host and self.ema else {}) | self.drawing
@@ -239,8 +239,8 @@ class RunMemory:
         for setting in self._ways_out():
             settings |= setting
             smaller = replace(self, config=replace(self.config, **settings))
-            if (found := smaller._split()) is not None:
-                settings |= found
+            if (split := smaller._split()) is not None:
+                settings |= split
                 return tuple(f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in settings.items())
         return ()
 

@@ -30,7 +30,7 @@ class Estimate:
     checkpointing: bool
     always: Mapping[str, int]  # bytes on the device for the whole run, by part
     at_times: Mapping[str, int]  # bytes that come and go within a step, by part
-    host: Mapping[str, int]  # bytes in host memory beside a GPU
+    host: Mapping[str, int]  # bytes in host memory, where there is a GPU
     moments: Mapping[str, int]  # bytes on the device at each busy moment
     checkpointed_activations: int  # what `at_times` has of activations, with checkpointing and without
     plain_activations: int
@@ -68,14 +68,14 @@ class Estimate:
             )
 
     def shortage(self) -> str:
-        """What it takes, and what there is."""
+        """What the run takes, and what there is."""
         return (
             f"this run takes {gigabytes(self.predicted_peak_bytes)} per process, of which "
             f"{gigabytes(self.budget_bytes)} are free"
         )
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The estimate as text, line by line."""
 
         shown = partial(size, mb=1, gb=1, first_gb=GB / 10)
 
@@ -86,26 +86,26 @@ class Estimate:
         free = "" if self.budget_bytes is None else f" of {gigabytes(self.budget_bytes)}"
         pictures = f"{many(self.pictures_per_pass, 'picture')} per pass"
         each = f" in each of {self.processes} processes" if self.processes > 1 else ""
-        found = [
+        lines = [
             f"memory: {shown(self.predicted_peak_bytes)}{free}{each}, highest in the {busiest}, with {pictures}",
             f"  all the time: {listed(self.always)}",
             f"  at times: {listed(self.at_times)}",
         ]
         if not self.checkpointing:
-            found.append(f"  gradient_checkpointing would keep {shown(self.checkpointed_activations)} of activations")
+            lines.append(f"  gradient_checkpointing would keep {shown(self.checkpointed_activations)} of activations")
         if self.host:
-            found.append(f"  in host memory: {listed(self.host)}")
+            lines.append(f"  in host memory: {listed(self.host)}")
         if self.batch_that_fits is not None:
-            found.append(f"  {self.batch_that_fits} pictures per pass fit")
+            lines.append(f"  {self.batch_that_fits} pictures per pass fit")
         if self.remedies:
-            found.append(f"  it fits with {' '.join(self.remedies)}")
-        found.append(
+            lines.append(f"  it fits with {' '.join(self.remedies)}")
+        lines.append(
             f"work: {self.flops_per_picture / 1e12:.3g} TFLOP per picture, {self.total_flops:.2e} FLOP for "
             f"{self.num_samples:,} ({self.uncached_flops:.2e} if latents and embeddings were not cached)"
         )
         if self.seconds is not None:
-            found.append(f"time: about {up_to_days(self.seconds)}, and encoding before it")
-        return found
+            lines.append(f"time: about {up_to_days(self.seconds)}, and encoding before it")
+        return lines
 
 
 def estimate(

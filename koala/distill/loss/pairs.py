@@ -1,4 +1,4 @@
-"""Which feature of the student learns from which of the teacher: pairs of module paths, from the one layer map."""
+"""Which feature of the student learns from which of the teacher: pairs of module paths, from the layer map."""
 
 import math
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ def _in_stage(kind: str, stage: str, student: UNetSpec, teacher: UNetSpec, mappi
     if kind == "Res":
         mine = [p for p in table if p.startswith(f"{block}.resnets.")]
         return [Pair(kind=kind, stage=stage, student=p, teacher=table[p]) for p in mine]
-    found = []
+    pairs = []
     for layer, depth in enumerate(depths):
         if not depth:
             continue
@@ -53,19 +53,19 @@ def _in_stage(kind: str, stage: str, student: UNetSpec, teacher: UNetSpec, mappi
         for j in range(depth):
             k = teaching_block(j, depth, there, mapping)
             module = f"transformer_blocks.{{}}.{_MODULES[kind]}"
-            found.append(
+            pairs.append(
                 Pair(kind=kind, stage=stage, student=f"{path}.{module.format(j)}", teacher=f"{its}.{module.format(k)}")
             )
-    return found
+    return pairs
 
 
 def feature_pairs(config: DistillConfig, student: UNetSpec, teacher: UNetSpec) -> list[Pair]:
     """Every term of the feature loss in the config's order, none twice: 30 of SA for KOALA-1B, 21 for KOALA-700M.
 
-    UserError for a feature that is nowhere in the chosen stages; a stage that the student has not, as KOALA-700M
-    has no MID, gives no term.
+    UserError for a feature that is nowhere in the chosen stages; a stage that the student lacks, as KOALA-700M
+    lacks MID, gives no term.
     """
-    found: dict[Pair, None] = {}
+    chosen: dict[Pair, None] = {}
     for kind, only in feature_stages(config):
         stages = [only] if only else config.stages
         pairs = [p for stage in stages for p in _in_stage(kind, stage, student, teacher, config.sa_mapping)]
@@ -74,5 +74,5 @@ def feature_pairs(config: DistillConfig, student: UNetSpec, teacher: UNetSpec) -
             raise UserError(
                 f"{student.name} has no {kind} in {', '.join(stages) or 'no stage'}; it has it in {', '.join(there)}"
             )
-        found |= dict.fromkeys(pairs)
-    return list(found)
+        chosen |= dict.fromkeys(pairs)
+    return list(chosen)

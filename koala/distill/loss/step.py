@@ -52,7 +52,7 @@ def alphas_cumprod(scheduler_config: dict) -> torch.Tensor:
 
 
 class DistillationStep:
-    """What a step computes, whatever the student: the frozen teacher, the pairs, the noise and its schedule."""
+    """What a step computes for any student: it holds the frozen teacher, the pairs, the noise and its schedule."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class DistillationStep:
     ):
         self.config, self.teacher, self.pairs = config, teacher, pairs
         self.alphas, self.noising = alphas, noising
-        # A teacher that only feeds terms of weight 0 is not run at all.
+        # A teacher whose terms all have weight 0 is not run at all.
         self.taught = bool(config.output_weight or (config.feature_weight and pairs))
 
     @contextmanager
@@ -132,11 +132,11 @@ def check_gradients(losses: Losses, student: torch.nn.Module) -> None:
 
     Reentrant checkpointing, a detached hook or a pair of one layer with itself would train nothing in silence.
     """
-    first = student.conv_in.weight  # every feature lies behind it
+    first = student.conv_in.weight  # every feature depends on it
     layers = ((f"{p.kind} of {p.stage} ({p.student})", term) for p, term in losses.pairs.items())
     for name, term in (*losses.terms.items(), *layers):
         if term.requires_grad:
-            (found,) = torch.autograd.grad(term, first, retain_graph=True, allow_unused=True)
-            if found is not None and found.abs().max() > 0:
+            (gradient,) = torch.autograd.grad(term, first, retain_graph=True, allow_unused=True)
+            if gradient is not None and gradient.abs().max() > 0:
                 continue
         raise BrokenLoss(f"the term {name} has no gradient in the student: it would train nothing")

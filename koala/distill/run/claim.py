@@ -1,13 +1,12 @@
-"""A trainer's hold on the folder of its run: its lock, the first word that is written there, and the last."""
+"""A trainer's claim on the folder of its run: its lock, and the first and the last that it writes there."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from koala.distill.config import DistillConfig
 from koala.distill.processes import Processes
-from koala.distill.run.folder import RunFolder
+from koala.distill.run.folder import RunFolder, check_place
 from koala.distill.run.intact import manifest
-from koala.distill.run.place import check_place
 from koala.distill.run.reporter import Reporter
 from koala.distill.run.resuming import record
 from koala.distill.run.student_folder import create_student, repair_student
@@ -16,7 +15,7 @@ from koala.files.outputs import remove_partials
 
 
 class Claim:
-    """Of one process of a run, `new` or resumed. Only the first process writes; all go the same way."""
+    """The claim of one process of a run, `new` or resumed. Only the first process writes; all take the same path."""
 
     def __init__(self, run: RunFolder, config: DistillConfig, processes: Processes, reporter: Reporter, *, new: bool):
         self.run, self.config, self.processes, self.reporter, self.new = run, config, processes, reporter, new
@@ -24,7 +23,7 @@ class Claim:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """No other trainer in the same folder; the system lets go of it when this process ends, however it does."""
+        """Keeps other trainers out of the folder; the system releases the lock however this process ends."""
         with ExitStack() as held:
             made, self.began = self.processes.on_main(self._take, held)
             try:
@@ -54,7 +53,7 @@ class Claim:
             self.run.write_config(self.config)
 
     def begin(self, step: int | None, say: Callable[[str], None]) -> None:
-        """The first things that are written for good, once nothing can be refused any more; `step` is gone on from."""
+        """The first permanent writes, once nothing can be refused any more; `step` is the checkpoint to resume from."""
         run, config = self.run, self.config
         for folder in (run.path / "checkpoints", run.student / "unet", run.samples):
             remove_partials(folder)
@@ -67,10 +66,10 @@ class Claim:
         if step is None:
             create_student(run, config)
         elif fault := repair_student(run, config):
-            say(f"student/ was cut anew: {fault}")
+            say(f"student/ was recreated: {fault}")
 
     def _note(self, step: int, say: Callable[[str], None]) -> None:
-        """What is other from here on, in the run's history."""
+        """Note in the run's history what is different from here on."""
         try:
             self.run.history()
         except UserError as error:
@@ -78,13 +77,13 @@ class Claim:
         record(self.run, step, self.config, manifest(self.run, step)[0], self.processes.number)
 
     def stopped(self, why: str) -> None:
-        """The last word of a run that was asked to stop; it can be gone on with even before its data were accepted."""
+        """The last status of a run that was asked to stop; it can be resumed even before its data were accepted."""
         if not self.run.holds_run():
             self.run.write_config(self.config)
         self.reporter.end("stopped", why)
 
     def failed(self, error: Exception) -> None:
-        """The last word, by the first process where all know of the error, by the one that has it where it is alone."""
+        """The last status, from the first process where all know of the error, or else from the one that has it."""
         shared = error is self.processes.shared
         if shared and not self.processes.main:
             return
@@ -93,7 +92,7 @@ class Claim:
             return
         if not shared and self.processes.number > 1:
             status = self.run.status()
-            if status and status.state == "failed":  # another process has said why; this one only misses it
+            if status and status.state == "failed":  # another process has given the reason; this one only lost contact
                 return
             self.reporter.active = True
         self.reporter.end("failed", str(error) or type(error).__name__)

@@ -30,11 +30,11 @@ _CHECKPOINT = re.compile(f"step-{_NUMBER}")
 _DRAWN = re.compile(f"step-{_NUMBER}-0\\.png")
 
 
-def _is_resumption(found: object) -> bool:
-    if not isinstance(found, dict) or not isinstance(found.get("changes"), dict):
+def _is_resumption(entry: object) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("changes"), dict):
         return False
-    pairs = all(isinstance(pair, list) and len(pair) == 2 for pair in found["changes"].values())
-    return pairs and isinstance(found.get("step"), int) and isinstance(found.get("processes"), int)
+    pairs = all(isinstance(pair, list) and len(pair) == 2 for pair in entry["changes"].values())
+    return pairs and isinstance(entry.get("step"), int) and isinstance(entry.get("processes"), int)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class RunFolder:
 
     @property
     def name(self) -> str:
-        """What people call the run: its folder's name."""
+        """The run's name, which is its folder's."""
         return self.path.name
 
     @property
@@ -70,7 +70,7 @@ class RunFolder:
 
     @property
     def resumes(self) -> str:
-        """What to type to go on with the run."""
+        """What to type to resume the run."""
         return f"python -m koala distill --resume {self.path}"
 
     # checkpoints
@@ -84,7 +84,7 @@ class RunFolder:
         return sorted(int(_CHECKPOINT.fullmatch(p.name)[1]) for p in self._in_checkpoints() if self._is_checkpoint(p))
 
     def strays(self) -> list[str]:
-        """What lies among the checkpoints and is none: a copy of one, a file. It is left alone, and left out."""
+        """What is among the checkpoints but is not one, such as a copy or a file. It is ignored and not removed."""
         return sorted(p.name for p in self._in_checkpoints() if not self._is_checkpoint(p))
 
     def _in_checkpoints(self) -> list[Path]:
@@ -95,7 +95,7 @@ class RunFolder:
         return bool(_CHECKPOINT.fullmatch(path.name)) and path.is_dir()
 
     def check_checkpoint(self, step: int) -> None:
-        """UserError where there is no checkpoint of this step, with the steps that there are."""
+        """UserError, with the steps that exist, where there is no checkpoint of this step."""
         there = self.checkpoints()
         if step not in there:
             steps = ", ".join(map(str, there)) or "none"
@@ -125,9 +125,7 @@ class RunFolder:
         if not os.path.lexists(file) and not saved:
             raise UserError(f"{self.path} holds no distillation: there is no config.json in it")
         remedy = (
-            f"its checkpoints know it, too: {self.resumes}"
-            if saved
-            else "there is no checkpoint yet, so start it again"
+            f"its checkpoints hold it too: {self.resumes}" if saved else "there is no checkpoint yet, so start over"
         )
         try:
             return DistillConfig.from_dict(read_object(file, remedy))
@@ -145,7 +143,7 @@ class RunFolder:
         file = self.path / "status.json"
         if not os.path.lexists(file):
             return None
-        return Status.read(file, f"nothing else depends on it; it is written anew by {self.resumes}")
+        return Status.read(file, f"nothing else depends on it; it is rewritten by {self.resumes}")
 
     def write_status(self, status: Status) -> None:
         """Replace status.json."""
@@ -160,11 +158,11 @@ class RunFolder:
         file = self.path / "history.json"
         if not os.path.lexists(file):
             return []
-        remedy = "it is begun anew when the run goes on"
-        found = read_json(file, remedy)
-        if not isinstance(found, list) or not all(map(_is_resumption, found)):
+        remedy = "it is started anew when the run is resumed"
+        entries = read_json(file, remedy)
+        if not isinstance(entries, list) or not all(map(_is_resumption, entries)):
             raise UserError(f"{file} is damaged: it holds no history of a run; {remedy}")
-        return found
+        return entries
 
     def write_history(self, entries: list[dict]) -> None:
         """Replace history.json."""
@@ -206,11 +204,11 @@ class RunFolder:
         file = self.samples / "prompts.json"
         if not os.path.lexists(file):
             return []
-        remedy = "the next validation writes it anew"
-        found = read_json(file, remedy)
-        if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        remedy = "the next validation rewrites it"
+        texts = read_json(file, remedy)
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise UserError(f"{file} is damaged: it holds no list of prompts; {remedy}")
-        return found
+        return texts
 
     def write_prompts(self, prompts: tuple[str, ...]) -> None:
         """Replace samples/prompts.json."""
@@ -218,8 +216,8 @@ class RunFolder:
 
     def last_drawn(self) -> int | None:
         """The newest step of which there are samples, None before the first."""
-        found = (_DRAWN.fullmatch(p.name) for p in (self.samples.iterdir() if self.samples.is_dir() else ()))
-        return max((int(match[1]) for match in found if match), default=None)
+        matches = (_DRAWN.fullmatch(p.name) for p in (self.samples.iterdir() if self.samples.is_dir() else ()))
+        return max((int(match[1]) for match in matches if match), default=None)
 
     def student_card(self) -> ModelCard:
         """The student as a model; UserError where its folder cannot be read."""
@@ -249,7 +247,7 @@ class RunFolder:
         return self._failure.exists()
 
     def forget_wishes(self) -> None:
-        """They were heard."""
+        """Remove both words, once they were heard."""
         self._wish.unlink(missing_ok=True)
         self._failure.unlink(missing_ok=True)
 
@@ -268,11 +266,11 @@ class RunFolder:
     # a run that has not begun
 
     def holds_run(self) -> bool:
-        """Whether there is anything to go on with, readable or not."""
+        """Whether there is anything to resume, readable or not."""
         return os.path.lexists(self.path / "config.json") or bool(self.checkpoints())
 
     def forget_beginning(self) -> None:
-        """Remove the little that a run wrote that was refused before it began."""
+        """Remove what a run wrote that was refused before it began."""
         for name in ("config.json", "status.json"):
             (self.path / name).unlink(missing_ok=True)
 
@@ -297,3 +295,40 @@ class RunFolder:
     def _replace(self, name: str, text: str) -> None:
         with new_file(self.path / name) as partial:
             partial.write_text(text)
+
+
+_FILES = ("config.json", "status.json", "metrics.jsonl", "history.json", "student.json", "student", "samples")
+
+
+def check_place(run: RunFolder) -> None:
+    """UserError where a new run would replace anything that is not of a run without checkpoints."""
+    if run.path.exists() and not run.path.is_dir():
+        raise UserError(f"{run.path} is a file; name a folder, for example --out {run.path}-run")
+    elsewhere = f"choose another folder, for example --out {run.path}-2"
+    if run.checkpoints():
+        raise UserError(f"{run.path} already holds a run; resume it with --resume {run.path}, or {elsewhere}")
+    if _is_run(run):
+        return
+    there = [name for name in (*_FILES, "checkpoints") if _holds_something(run, name)]
+    if there:
+        raise UserError(
+            f"{run.path} holds {', '.join(there)} that no run wrote, and a run would write there; {elsewhere}"
+        )
+
+
+def _is_run(run: RunFolder) -> bool:
+    """Whether a run began here: its config or its status can be read."""
+    try:
+        run.config()
+        return True
+    except UserError:
+        pass
+    try:
+        return run.status() is not None
+    except UserError:
+        return False
+
+
+def _holds_something(run: RunFolder, name: str) -> bool:
+    place = run.path / name
+    return place.is_symlink() or place.is_file() or place.is_dir() and any(place.iterdir())

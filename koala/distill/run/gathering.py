@@ -1,4 +1,4 @@
-"""The data of a run, found and encoded by all of its processes: who does what, and who waits for it."""
+"""The data of a run, opened and encoded by all of its processes: which of them does what, and which wait."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,14 +11,14 @@ from koala.distill.processes import Processes
 from koala.distill.run import snapshots
 from koala.distill.run.claim import Claim
 from koala.distill.run.folder import RunFolder
-from koala.distill.run.pauses import Pauses
 from koala.distill.run.reporter import Reporter
 from koala.distill.run.resuming import from_student
+from koala.distill.run.stopping import Pauses
 from koala.errors import UserError
 
 
 class Gathering:
-    """Of one process of a run, new or going on from the checkpoint of step `resume_from`."""
+    """For one process of a run, new or resumed from the checkpoint of step `resume_from`."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class Gathering:
         reporter: Reporter,
         say: Callable[[str], None],
     ):
-        """`say` tells what is being prepared."""
+        """`say` reports what is being prepared."""
         self.run, self.config, self.resume_from = run, config, resume_from
         self.processes, self.pauses, self.claim, self.reporter, self.say = processes, pauses, claim, reporter, say
         self.encoders = encoder_files(config.teacher, processes.device)
@@ -41,45 +41,45 @@ class Gathering:
     def encoded(self) -> EncodedData:
         """The data as latents and embeddings, the same in all processes. Stopped where one was asked to stop.
 
-        A new run tries again what was out of reach; one that goes on keeps what it has learned from. UserError for
+        A new run retries what was out of reach; a resumed one keeps what it has learned from. UserError for
         data that cannot be used or changed.
         """
         each, on_main = self.processes.on_each, self.processes.on_main
         on_main(self.say, "looking through the pictures")
-        found = each(self._find)
+        located = each(self._find)
         self.pauses.may_stop("while looking through the pictures")
-        tries = on_main(self._try_again, found) if self.resume_from is None else 0
+        tries = on_main(self._try_again, located) if self.resume_from is None else 0
         self.pauses.may_stop("while encoding; what was encoded is kept")
-        data = each(self._encode, found, tries)
+        data = each(self._encode, located, tries)
         self.pauses.may_stop("while encoding; what was encoded is kept")
         if not self.processes.alike(data.key):
             raise UserError(
-                f"the processes see other pictures in {self.config.data}, or other encoders; copy them again"
+                f"the processes see different pictures in {self.config.data}, or different encoders; copy them again"
             )
         each(self._check, data)
         return data
 
-    def _find(self) -> cache.Found | None:
+    def _find(self) -> cache.Located | None:
         """The data on this machine; None when stopped."""
         with self._stoppable():
-            found = cache.find(self.config, self.encoders, key=self._key(), **self.shared)
-            if found is None:
+            located = cache.find(self.config, self.encoders, key=self._key(), **self.shared)
+            if located is None:
                 raise self._changed()
-            return found
+            return located
         return None
 
-    def _try_again(self, found: cache.Found) -> int | None:
+    def _try_again(self, located: cache.Located) -> int | None:
         with self._stoppable():
             return cache.try_again(
-                found, self.encoders, device=self.processes.device, on_progress=self._tell, **self.shared
+                located, self.encoders, device=self.processes.device, on_progress=self._tell, **self.shared
             )
         return None
 
-    def _encode(self, found: cache.Found, tries: int) -> EncodedData | None:
+    def _encode(self, located: cache.Located, tries: int) -> EncodedData | None:
         """Everyone encodes what the cache has not got; None when stopped."""
         with self._stoppable():
             data = cache.encode(
-                found,
+                located,
                 self.encoders,
                 device=self.processes.device,
                 tries=tries,
@@ -117,6 +117,6 @@ class Gathering:
     def _changed(self) -> UserError:
         return UserError(
             f"{self.config.data}, or the teacher's encoders, changed since checkpoint step-{self.resume_from} was "
-            "written; put them back (data=PLACE if they lie elsewhere), or start a new run from this student: "
+            "written; put them back (data=PLACE if they are elsewhere), or start a new run from this student: "
             f"{from_student(self.run)}"
         )

@@ -1,5 +1,5 @@
-"""What of a run is as it was written: each checkpoint is held against its manifest, and the config comes out of one
-where config.json is damaged. Files and hashes only; what is in them is for `snapshots`.
+"""Which parts of a run are intact: each checkpoint is compared with its manifest, and the config comes from one
+where config.json is damaged. Only files and hashes are handled here; `snapshots` reads their content.
 """
 
 import hashlib
@@ -43,17 +43,17 @@ def manifest(run: RunFolder, step: int) -> tuple[DistillConfig, dict[str, str]]:
 
 
 def check_files(run: RunFolder, step: int) -> DistillConfig:
-    """Read all of a checkpoint, and give what it was trained with; UserError where it is not as it was written."""
+    """Read all of a checkpoint and return what it was trained with; UserError where it is damaged."""
     folder = run.checkpoint(step)
     config, hashes = manifest(run, step)
     for name in FILES:
         if not (folder / name).is_file():
             raise UserError(f"is damaged: {name} is missing")
         try:
-            found = sha256(folder / name)
+            digest = sha256(folder / name)
         except OSError as error:  # a sector that the disk gives up
             raise UserError(f"is damaged: {name} cannot be read ({error.strerror})") from error
-        if found != hashes.get(name):
+        if digest != hashes.get(name):
             raise UserError(f"is damaged: {name} is not what was written")
     if (there := read_object(folder / STATE).get("step")) != step:
         raise UserError(f"is that of step {there} under another name")
@@ -72,13 +72,13 @@ def trained_with(run: RunFolder) -> DistillConfig | None:
 
 def good_checkpoints(run: RunFolder) -> dict[int, DistillConfig]:
     """Steps of the checkpoints that are as they were written, the oldest first, with what they were trained with."""
-    found = {}
+    good = {}
     for step in run.checkpoints():
         try:
-            found[step] = check_files(run, step)
+            good[step] = check_files(run, step)
         except UserError:
             continue
-    return found
+    return good
 
 
 def config_of(run: RunFolder) -> tuple[DistillConfig, str]:
@@ -99,7 +99,7 @@ def config_of(run: RunFolder) -> tuple[DistillConfig, str]:
     if not good:
         raise UserError(f"{why}, and no checkpoint of {run.path} is good; {_from_student(run)}")
     step = max(good)
-    return good[step], f"{why}; it is written anew as checkpoint step-{step} knows it"
+    return good[step], f"{why}; it is restored from checkpoint step-{step}"
 
 
 def verify(run: RunFolder, step: int, config: DistillConfig, asked: Collection[str] = ()) -> DistillConfig:
@@ -123,22 +123,22 @@ def verify(run: RunFolder, step: int, config: DistillConfig, asked: Collection[s
 
 
 def _from_student(run: RunFolder) -> str:
-    """What is left to do where no checkpoint can be gone on from."""
+    """What to do where no checkpoint can be resumed."""
     if not (run.student / "unet").is_dir():
-        return "start it again with --out NEW"
+        return "start over with --out NEW"
     try:
         run.config()
         settings = ""
     except UserError:
         settings = _as_cut(run)
         if not settings:
-            return "start it again with --out NEW"
+            return "start over with --out NEW"
     more = " and what else its settings were" if settings else ""
-    return f"go on from its student in a new run: {from_student(run, settings)}{more}"
+    return f"start a new run from its student: {from_student(run, settings)}{more}"
 
 
 def _as_cut(run: RunFolder) -> str:
-    """The settings that a student's own folder knows."""
+    """The settings recorded in a student's own folder."""
     try:
         cut = read_object(run.student / SURGERY)
     except UserError:

@@ -1,6 +1,6 @@
-"""Runs as processes of their own: started, stopped, resumed, deleted and listed by whoever sees their folders.
+"""Runs as processes of their own: start, stop, resume, delete and list them by their folders.
 
-A run needs nobody: the app that started it may end and come back, and finds it by the process that its status names.
+A run does not need the app that started it: the app may quit and come back, and finds it by the process in its status.
 """
 
 import dataclasses
@@ -21,14 +21,13 @@ from filelock import FileLock, Timeout
 
 from koala import process
 from koala.distill.config import DistillConfig
-from koala.distill.run.folder import RunFolder
+from koala.distill.run.folder import RunFolder, check_place
 from koala.distill.run.intact import config_of
-from koala.distill.run.place import check_place
 from koala.distill.run.records import ENDED, Status
 from koala.errors import UserError
 from koala.process import environment, last_words
 
-INTERRUPTED = "interrupted"  # what no run writes itself: its process is gone and has not said why
+INTERRUPTED = "interrupted"  # never written by a run: its process is gone and gave no reason
 _COMMAND = (sys.executable, "-u", "-m", "koala", "distill")
 _PATIENCE = 180  # s for an estimate
 _LAST_WORD = 2  # s from a process's end to its status
@@ -36,7 +35,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def runs_root() -> Path:
-    """Where runs lie: $KOALA_RUNS, else runs/ in the folder in which one works."""
+    """Folder of all runs: $KOALA_RUNS, or runs/ in the working directory."""
     return Path(os.environ.get("KOALA_RUNS") or "runs").absolute()
 
 
@@ -81,7 +80,7 @@ def held(run: RunFolder, patience: float = 0) -> bool:
 
 
 def state(run: RunFolder) -> Status:
-    """The status, told truly: a run whose process is gone without a word is `interrupted`.
+    """The true status: a run whose process is gone without a last status is `interrupted`.
 
     UserError where status.json or config.json is damaged.
     """
@@ -112,7 +111,7 @@ def new_name(root: Path, stem: str) -> str:
 def start(config: DistillConfig, name: str, root: Path | None = None) -> RunFolder:
     """Begin a run in a process of its own and return at once; what it prints goes to log.txt in its folder."""
     if not _NAME.fullmatch(name):
-        raise UserError(f"{name!r} is no name for a run; take letters, digits, dots and dashes, for example first-1")
+        raise UserError(f"{name!r} is not a name for a run; take letters, digits, dots and dashes, for example first-1")
     run = RunFolder(path=(root or runs_root()) / name)
     if run.path.exists():
         other = f"choose another name, for example {new_name(root or runs_root(), name)}"
@@ -121,7 +120,7 @@ def start(config: DistillConfig, name: str, root: Path | None = None) -> RunFold
         try:
             check_place(run)  # of one without checkpoints the name may be used again
         except UserError as error:
-            raise UserError(f"{run.path} is no run that can be begun again; {other}") from error
+            raise UserError(f"{run.path} is not a run that can be started again; {other}") from error
     run.path.mkdir(parents=True, exist_ok=True)
     run.write_config(config)
     _launch(run)
@@ -129,7 +128,7 @@ def start(config: DistillConfig, name: str, root: Path | None = None) -> RunFold
 
 
 def resume(run: RunFolder, step: int | None = None) -> None:
-    """Go on from the last checkpoint, or from that of `step`; a run that had none begins again."""
+    """Resume from the last checkpoint, or from that of `step`; a run without checkpoints starts over."""
     if _works(run):
         raise UserError(f"{run.name} is running already")
     if step is not None:
@@ -148,7 +147,7 @@ def stop(run: RunFolder) -> None:
 
 
 def delete(run: RunFolder) -> None:
-    """Remove a run that has ended, with all that it wrote."""
+    """Remove a run that has ended, with everything that it wrote."""
     if _works(run):
         raise UserError(f"{run.name} is running; stop it first")
     gone = run.path.with_name(f".deleted-{run.name}-{os.getpid()}")
@@ -157,7 +156,7 @@ def delete(run: RunFolder) -> None:
 
 
 def _works(run: RunFolder) -> bool:
-    """Whether the run goes on: by its status or, where that is damaged or another's, by its lock."""
+    """Whether the run is being trained: by its status or, where that is damaged or another run's, by its lock."""
     with suppress(UserError):
         if alive(run):
             return True
@@ -175,7 +174,7 @@ def estimate(config: DistillConfig) -> dict:
                 command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment(), timeout=_PATIENCE
             )
         except subprocess.TimeoutExpired as error:
-            raise UserError(f"one step of this run is longer than {_PATIENCE} s on this machine") from error
+            raise UserError(f"one step of this run takes longer than {_PATIENCE} s on this machine") from error
     if done.returncode:
         raise UserError(last_words(done.stderr, "koala"))
     return json.loads(done.stdout)
@@ -218,7 +217,7 @@ def _await(run: RunFolder, child: subprocess.Popen) -> None:
     code = child.wait()
     try:
         status = run.status()
-    except UserError:  # whoever looks is told
+    except UserError:  # whoever reads it gets the error
         return
     if status is None or status.pid != child.pid or status.state in ENDED or code == 0:
         return

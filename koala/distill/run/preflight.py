@@ -1,4 +1,4 @@
-"""What is looked at and set before a run begins: what cannot work on these devices, and FSDP's precision."""
+"""What is checked and set before a run begins: what cannot work on these devices, and FSDP's precision."""
 
 import time
 from importlib.util import find_spec
@@ -52,7 +52,7 @@ def check_share(config: DistillConfig, processes: int) -> None:
 def describe_data(config: DistillConfig) -> str:
     """What the run would learn from and what it would leave out, in a sentence; nothing for shapes and hub data sets.
 
-    Data that cannot be used is described by its error. Whoever asks is not kept waiting for a long look.
+    Data that cannot be used is described by its error. A long look is cut short, so that the caller need not wait.
     """
     if config.data == "shapes" or config.data.startswith(HUB):
         return ""
@@ -65,7 +65,7 @@ def describe_data(config: DistillConfig) -> str:
     try:
         return source_for(config, config.resolution or find(config.teacher).width, between).about
     except TimeoutError:
-        return f"{config.data}: there is much to look through; the run says what it finds"
+        return f"{config.data}: there is a lot to look through; the run reports what it finds"
     except UserError as error:
         return f"the data cannot be used here: {error}"
 

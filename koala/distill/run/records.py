@@ -1,4 +1,4 @@
-"""What a run says of itself, read back with suspicion: its status, and a line of its metrics."""
+"""What a run records of itself, validated as it is read: its status, and a line of its metrics."""
 
 import json
 import re
@@ -17,7 +17,7 @@ _SPAN = re.compile(r"[0-9]{1,9}-[0-9]{1,9}")  # of timesteps
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """status.json: how a run stands. Times are seconds since the epoch."""
+    """status.json: the state of a run. Times are seconds since the epoch."""
 
     state: str  # preparing (cuts, encodes, loads), running, or how it ended
     step: int
@@ -32,14 +32,14 @@ class Status:
 
     @classmethod
     def read(cls, file: Path, remedy: str) -> "Status":
-        """The status of a file; UserError with the remedy where it is none that a run wrote."""
+        """The status of a file; UserError with the remedy where no run wrote it."""
         values = read_object(file, remedy)
         kinds = {field.name: field.type for field in fields(cls)}
         missing = [name for name in ("state", "step", "num_steps") if name not in values]
         wrong = [n for n, value in values.items() if n not in kinds or not _fits(n, value, kinds[n])]
         if missing or wrong:
-            found = f"{wrong[0]} is {values[wrong[0]]!r:.80}" if wrong else f"it has no {missing[0]}"
-            raise UserError(f"{file} is damaged: {found}; {remedy}")
+            fault = f"{wrong[0]} is {values[wrong[0]]!r:.80}" if wrong else f"it has no {missing[0]}"
+            raise UserError(f"{file} is damaged: {fault}; {remedy}")
         return cls(**values)
 
 
@@ -80,8 +80,8 @@ def read_entry(line: bytes) -> dict | None:
     return entry if "timesteps" not in entry or _are_buckets(entry["timesteps"]) else None
 
 
-def _are_buckets(found: object) -> bool:
-    return isinstance(found, dict) and all(
+def _are_buckets(value: object) -> bool:
+    return isinstance(value, dict) and all(
         _SPAN.fullmatch(span) and isinstance(bucket, dict) and all(map(_is_number, bucket.values()))
-        for span, bucket in found.items()
+        for span, bucket in value.items()
     )

@@ -1,11 +1,16 @@
-"""status.json as the trainer writes it: often enough for someone who watches, not at every step."""
+"""What the trainer reports of its work: status.json, often enough for someone who watches, and the mean losses."""
 
 import dataclasses
 import math
 import os
 import time
 
+import torch
+
 from koala import process
+from koala.distill.config import DistillConfig
+from koala.distill.loss.step import Losses
+from koala.distill.processes import Processes
 from koala.distill.run.folder import RunFolder
 from koala.distill.run.records import Status
 
@@ -13,13 +18,13 @@ INTERVAL = 1.0  # seconds between two writes for steps
 
 
 class Reporter:
-    """Only the main process of a run is `active`; the others' words go nowhere."""
+    """Only the main process of a run is `active`; the others write nothing."""
 
     def __init__(self, run: RunFolder, num_steps: int, *, active: bool):
         self.run, self.active = run, active
-        self.held = False  # while nothing is to be written yet ...
-        self._told = False  # ... but that it waits, which is told however early, and from then on the rest
-        self._written = -math.inf  # on the clock that nobody sets
+        self.held = False  # nothing is written yet ...
+        self._told = False  # ... unless the run has to wait, which is reported however early, with everything after it
+        self._written = -math.inf  # by the monotonic clock
         pid = os.getpid()
         self.status = Status(
             state="preparing",
@@ -31,15 +36,15 @@ class Reporter:
         )
 
     def hold(self, held: bool) -> None:
-        """Write nothing yet, or from here on."""
+        """Hold all writes back, or write from here on."""
         self.held = held
 
     def say(self, state: str, message: str) -> None:
-        """What is being done now."""
+        """Report what is being done now."""
         self._write(state=state, message=message)
 
     def step(self, done: int, steps_per_second: float) -> None:
-        """How far the run is; written at most once in INTERVAL."""
+        """Report how far the run is; written at most once per INTERVAL."""
         left = (self.status.num_steps - done) / steps_per_second if steps_per_second > 0 else None
         changes = dict(state="running", message="", step=done, seconds_left=left)
         changes["steps_per_second"] = steps_per_second or None
@@ -49,12 +54,12 @@ class Reporter:
             self._write(**changes)
 
     def waits(self) -> None:
-        """That the run gives way to pictures."""
+        """Report that the run waits while the app draws."""
         self._told = True
         self._write(message="waits while the app draws")
 
     def end(self, state: str, message: str) -> None:
-        """The last word: done, stopped or failed."""
+        """Write the last status: done, stopped or failed."""
         self.held = False
         self._write(state=state, message=message, seconds_left=None)
 
@@ -64,3 +69,29 @@ class Reporter:
         if self.active and (self._told or not self.held):
             self.run.path.mkdir(parents=True, exist_ok=True)
             self.run.write_status(self.status)
+
+
+class Means:
+    """Means of every term since they were last taken, over passes and processes."""
+
+    def __init__(self, processes: Processes, config: DistillConfig, since: float):
+        self.processes, self.config, self.since = processes, config, since
+        self.names: list[str] = []
+        self.sums: list[torch.Tensor] = []
+
+    def add(self, losses: Losses) -> None:
+        """Add one pass, without waiting for the device."""
+        self.names = ["loss", *losses.terms]
+        self.sums.append(torch.stack([losses.total.detach(), *(v.detach() for v in losses.terms.values())]))
+
+    def take(self, seconds: float) -> dict[str, float]:
+        """Means by name, and the pictures per second; `seconds` is the training time so far. All processes call it."""
+        mean = self.processes.mean(torch.stack(self.sums).mean(0))
+        steps = len(self.sums) / self.config.accumulation
+        took = seconds - self.since
+        self.sums, self.since = [], seconds
+        means = dict(zip(self.names, mean.tolist(), strict=True))
+        return means | {
+            "pictures_per_second": steps * self.config.batch_size / took if took > 0 else 0.0,
+            "seconds": round(seconds, 3),
+        }

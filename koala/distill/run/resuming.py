@@ -1,6 +1,6 @@
-"""What may change when a run goes on. One question decides: does it change what has already been computed?
+"""What may change when a run is resumed. One question decides: does it change what has already been computed?
 
-Every field of a config stands in one of three tables; a test holds them against the config.
+Every field of a config is in one of three tables; a test compares them with the config.
 """
 
 import json
@@ -21,7 +21,7 @@ FREE_FIELDS = frozenset(
     }
 )  # fmt: skip
 # The steps so far stay what they are, the next ones go on in another way: where it is asked for, and recorded. Of
-# `data` only the place may change: what lies there is held against the checkpoint by its content.
+# `data` only the place may change: the content is compared with the checkpoint's.
 ON_REQUEST = frozenset(
     {
         "learning_rate", "schedule", "warmup_steps", "weight_decay", "max_grad_norm", "precision", "teacher_precision",
@@ -29,10 +29,10 @@ ON_REQUEST = frozenset(
         "threads", "data",
     }
 )  # fmt: skip
-_NETWORK = "the weights so far are another network's"
-_TARGETS = "what is measured since the first step would be another thing"
-_ORDER = "the steps so far took their pictures, captions and noise by it"
-_STATE = "what the optimizer and the moving average remember goes by it"
+_NETWORK = "the weights so far belong to another network"
+_TARGETS = "the losses of the steps so far would not be comparable"
+_ORDER = "the steps so far drew their pictures, captions and noise from it"
+_STATE = "the state of the optimizer and the moving average depends on it"
 FIXED = types.MappingProxyType(
     dict.fromkeys(("teacher", "student_spec", "student_init"), _NETWORK)
     | dict.fromkeys(
@@ -51,12 +51,12 @@ FIXED = types.MappingProxyType(
 def differences(config: DistillConfig, other: DistillConfig) -> dict[str, tuple[object, object]]:
     """Field -> its value in both, where they are not the same; the fields that a run may change come last."""
     both = {name: (value, getattr(other, name)) for name, value in config.to_dict().items()}
-    found = {name: (mine, its) for name, (mine, its) in both.items() if mine != its}
-    return dict(sorted(found.items(), key=lambda item: (item[0] in FREE_FIELDS, item[0] in ON_REQUEST)))
+    changed = {name: (mine, its) for name, (mine, its) in both.items() if mine != its}
+    return dict(sorted(changed.items(), key=lambda item: (item[0] in FREE_FIELDS, item[0] in ON_REQUEST)))
 
 
 def spelled(name: str, value: object) -> str:
-    """A setting as it is typed."""
+    """A setting as it is typed on the command line."""
     return shlex.quote(f"{name}={value if isinstance(value, str) else json.dumps(value)}")
 
 
@@ -67,7 +67,7 @@ def refuse_fixed(run: RunFolder, config: DistillConfig, trained: DistillConfig, 
             same_network = FIXED[name] != _NETWORK
             settings = from_student(run) if same_network else f"--out NEW --config {run.path}/config.json"
             raise UserError(
-                f"{name} cannot change when a run goes on: {FIXED[name]}; leave it out, or start a new run: "
+                f"{name} cannot change when a run is resumed: {FIXED[name]}; leave it out, or start a new run: "
                 f"{settings} {spelled(name, mine)}"
             )
 
@@ -94,7 +94,8 @@ def check_same(
     other = "" if wrong.keys() - ON_REQUEST else f", or with this run's from here on {after}"
     raise UserError(
         f"checkpoint step-{step} of {run.path} belongs to another run: its {name} is {its!r}, this run's {mine!r}; to "
-        f"go on as it was trained add {before}{other}, or start a new run: --out NEW --config {run.path}/config.json"
+        f"resume it as it was trained, add {before}{other}, or start a new run: --out NEW --config "
+        f"{run.path}/config.json"
     )
 
 
@@ -103,15 +104,15 @@ def as_json(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
-def check_fits(run: RunFolder, found: Estimate) -> None:
-    """UserError where a run that goes on does not fit, with what it may change for it, or what a new run may."""
-    fixed = [setting for setting in found.remedies if setting.partition("=")[0] in FIXED]
-    if found.fits or not fixed:
-        found.check()
+def check_fits(run: RunFolder, expected: Estimate) -> None:
+    """UserError where a resumed run does not fit in memory, with the settings that it or a new run may change."""
+    fixed = [setting for setting in expected.remedies if setting.partition("=")[0] in FIXED]
+    if expected.fits or not fixed:
+        expected.check()
         return
     raise UserError(
-        f"{found.shortage()}; {fixed[0].partition('=')[0]} cannot change when a run goes on, so only a new run from "
-        f"its student fits: {from_student(run)} {' '.join(found.remedies)}"
+        f"{expected.shortage()}; {fixed[0].partition('=')[0]} cannot change when a run is resumed, so only a new run "
+        f"from its student fits: {from_student(run)} {' '.join(expected.remedies)}"
     )
 
 
@@ -119,20 +120,20 @@ def changes_at(run: RunFolder, step: int) -> dict[str, object]:
     """Field -> its new value, of what changed when the run went on from this step; none where no one can read it."""
     try:
         entries = run.history()
-    except UserError:  # whoever goes on is told, and may ask again
+    except UserError:  # the caller reports it, and may ask again
         return {}
     return {name: now for entry in entries if entry["step"] == step for name, (_, now) in entry["changes"].items()}
 
 
 def words_of_changes(config: DistillConfig, trained: DistillConfig, step: int) -> list[str]:
-    """What is other from here on, and what becomes of the learning rate."""
-    found = differences(config, trained)
+    """What is different from here on, and how the learning rate continues."""
+    changed = differences(config, trained)
     lines = [
         f"{name} is {mine!r} from here on; it was {its!r} in checkpoint step-{step}"
-        for name, (mine, its) in found.items()
+        for name, (mine, its) in changed.items()
     ]
     cosine = "cosine" in (config.schedule, trained.schedule)
-    if found.keys() & {"schedule", "learning_rate", "warmup_steps"} or "num_steps" in found and cosine:
+    if changed.keys() & {"schedule", "learning_rate", "warmup_steps"} or "num_steps" in changed and cosine:
         lines.append(_rate_words(config, trained, step))
     return lines
 
@@ -151,15 +152,15 @@ def _rate_words(config: DistillConfig, trained: DistillConfig, step: int) -> str
 
 
 def from_student(run: RunFolder, settings: str = "") -> str:
-    """How a new run goes on from this one's student, with the settings of its own config."""
+    """What to type so that a new run starts from this one's student, with the settings of its own config."""
     return f"--out NEW {settings or f'--config {run.path}/config.json'} student_init={run.student}"
 
 
 def record(run: RunFolder, step: int, config: DistillConfig, trained: DistillConfig, processes: int) -> None:
-    """Note in the run's history what is other from this step on; what a run from a later step noted is gone."""
+    """Note in the run's history what is different from this step on; notes of later steps are dropped."""
     try:
         kept = [entry for entry in run.history() if entry["step"] < step]
-    except UserError:  # said by whoever resumes
+    except UserError:  # reported by the caller
         kept = []
     changed = {n: [as_json(its), as_json(mine)] for n, (mine, its) in differences(config, trained).items()}
     entry = {"step": step, "processes": processes, "changes": changed}

@@ -1,7 +1,7 @@
 """Checkpoints of a run: student, moving average and optimizer as safetensors, everything else as JSON, each hashed.
 
-Chance needs no state here: order, noise and captions are functions of the step (koala/distill/draws.py), so the step
-is the data's position as well. Nothing is pickled.
+Randomness needs no state: order, noise and captions are functions of the step (koala/distill/draws.py), so the step
+is also the position in the data. Nothing is pickled.
 """
 
 import json
@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 
 from koala.distill.config import DistillConfig
-from koala.distill.ema import Ema
+from koala.distill.optimizers import Ema
 from koala.distill.run.folder import RunFolder
 from koala.distill.run.intact import FILES, STATE, write_manifest
 from koala.files.outputs import new_folder
@@ -28,11 +28,11 @@ class Position:
     seconds: float  # of training so far
     best_step: int | None = None
     best_loss: float | None = None
-    data: str = ""  # key of the encoded data that were learned from
+    data: str = ""  # key of the encoded data that the run learned from
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    """On the CPU, gathered where it is sharded over processes; every process has to ask."""
+    """On the CPU, gathered where it is sharded over processes. Every process must call it."""
     if hasattr(tensor, "full_tensor"):
         tensor = tensor.full_tensor()
     return tensor.detach().cpu().contiguous()
@@ -83,7 +83,7 @@ class Contents:
 
 
 def contents(student: torch.nn.Module, ema: Ema | None, optimizers: Iterable, *, writes: bool) -> Contents | None:
-    """Every process asks, since a sharded student is gathered from all of them; None where this one never `writes`."""
+    """Every process must call it, since a sharded student is gathered from all; None where this one never `writes`."""
     if not writes and not _sharded(student):
         return None
     weights, averaged = student_tensors(student), ema_tensors(ema) if ema else {}
@@ -92,7 +92,7 @@ def contents(student: torch.nn.Module, ema: Ema | None, optimizers: Iterable, *,
 
 
 def save(run: RunFolder, config: DistillConfig, position: Position, kept: Contents, scaler: Mapping | None) -> None:
-    """Write checkpoints/step-N whole or not at all; one that is there stays.
+    """Write checkpoints/step-N completely or not at all; an existing one is kept.
 
     OSError where the disk is full: the earlier checkpoints are untouched.
     """
@@ -109,7 +109,7 @@ def save(run: RunFolder, config: DistillConfig, position: Position, kept: Conten
 
 
 def position(run: RunFolder, step: int) -> tuple[Position, dict | None]:
-    """Where checkpoint `step` stands, and its gradient scaler's state."""
+    """The position of checkpoint `step`, and its gradient scaler's state."""
     state = json.loads((run.checkpoint(step) / STATE).read_text())
     state.pop("optimizer")
     scaler = state.pop("scaler")
@@ -118,7 +118,7 @@ def position(run: RunFolder, step: int) -> tuple[Position, dict | None]:
 
 @torch.no_grad()
 def load_weights(run: RunFolder, step: int, student: torch.nn.Module) -> None:
-    """Into a student that is not yet wrapped."""
+    """Load the weights into a student that is not yet wrapped."""
     with safe_open(run.checkpoint(step) / FILES[0], "pt") as file:
         for name, parameter in student.named_parameters():
             parameter.copy_(file.get_tensor(name))
@@ -126,7 +126,7 @@ def load_weights(run: RunFolder, step: int, student: torch.nn.Module) -> None:
 
 @torch.no_grad()
 def load_rest(run: RunFolder, step: int, student: torch.nn.Module, ema: Ema | None, optimizers: Iterable) -> None:
-    """Moving average and optimizer, into those of a student that may be sharded by now."""
+    """Load moving average and optimizer state for a student that may already be sharded."""
     folder = run.checkpoint(step)
     if ema:
         with safe_open(folder / FILES[1], "pt") as file:

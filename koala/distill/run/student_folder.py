@@ -35,7 +35,7 @@ def _record(run: RunFolder) -> Path:
 
 
 def _made(run: RunFolder) -> dict[str, str]:
-    """What a student's folder is made of: each file's hash, of the U-Net's weights only their names and shapes."""
+    """A fingerprint of a student's folder: each file's hash; of the U-Net's weights, only names and shapes."""
     weights = _weights(run)
     files = {p.relative_to(run.student).as_posix(): p for p in sorted(run.student.rglob("*")) if p.is_file()}
     layout = [(name, t.dtype, t.shape) for name, t in sorted(stored_tensors(weights).items())]
@@ -45,7 +45,7 @@ def _made(run: RunFolder) -> dict[str, str]:
 
 
 def _fault(run: RunFolder) -> str | None:
-    """Why the student's folder is not as it was made; its weights are written anew with every checkpoint."""
+    """Why the student's folder is not as it was made, or None; its weights are rewritten with every checkpoint."""
     try:
         recorded, made = read_object(_record(run)), _made(run)
     except (UserError, OSError) as error:
@@ -57,7 +57,7 @@ def _fault(run: RunFolder) -> str | None:
 
 
 def repair_student(run: RunFolder, config: DistillConfig, weights: Path | None = None) -> str | None:
-    """Cut student/ anew where anything but its weights is damaged; why, or None where all of it is as it was made.
+    """Recreate student/ where anything but its weights is damaged; returns why, or None where all of it is intact.
 
     The weights are then those of a checkpoint's file, or the teacher's where none is given.
     """
@@ -72,9 +72,9 @@ def repair_student(run: RunFolder, config: DistillConfig, weights: Path | None =
 
 
 def _cut(run: RunFolder, config: DistillConfig) -> list[str]:
-    """The student as surgery makes it, in the place of what a run left there; what others put there stays.
+    """Replace student/ by what surgery makes; files that others put there are kept.
 
-    The names of its files.
+    Returns the names of its files.
     """
     if not run.student.is_dir():
         compress(config.teacher, config.student_spec, run.student)
@@ -106,7 +106,7 @@ def check_student(config: DistillConfig) -> None:
     """UserError for a teacher, a spec or an initial model that cannot make a student; nothing is written."""
     teacher = open_unet(config.teacher)
     if teacher.pipeline is None:
-        raise UserError(f"{config.teacher} is a U-Net alone; a teacher needs its text encoders and VAE beside it")
+        raise UserError(f"{config.teacher} is a U-Net alone; a teacher needs its text encoders and VAE as well")
     wanted = student_spec(config.student_spec, teacher.spec)
     feature_pairs(config, wanted, teacher.spec)
     if config.student_init:

@@ -1,7 +1,7 @@
-"""Pictures go first: on one processor a run waits between two pieces of its work while the app draws.
+"""The app goes first: on a shared processor a run waits between two pieces of its work while the app draws.
 
-Side by side one of them would stand still, since each has a thread on every core. The app holds a file lock in the
-folder of the runs, which the system lets go of however the app ends; a run only looks whether it is held.
+Together one of them would stall, since each has a thread on every core. The app holds a file lock in the
+folder of the runs, which the system releases however the app ends; a run only checks whether it is held.
 """
 
 import itertools
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-_LOOKS = 0.05  # seconds between two looks of a run that waits
+_LOOKS = 0.05  # seconds between two checks of a waiting run
 
 
 def _file(root: Path) -> Path:
@@ -21,11 +21,11 @@ def _file(root: Path) -> Path:
 
 
 def _lock(root: Path) -> FileLock:
-    return FileLock(_file(root), thread_local=False)  # whichever thread draws last lets go
+    return FileLock(_file(root), thread_local=False)  # the last thread that draws releases it
 
 
 class Drawing:
-    """Held for as long as anything of one app is drawn; a context for any number of threads."""
+    """Held while any thread of one app draws; a context manager for any number of threads."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -39,7 +39,7 @@ class Drawing:
                 # Of no use where another app holds it, for whom the runs wait already, or where nothing can be written,
                 # so that no run is there: the picture matters more.
                 with suppress(Timeout, OSError, NotImplementedError):
-                    self._held.acquire(timeout=0.2, poll_interval=0.001)  # a look of a run is shorter by far
+                    self._held.acquire(timeout=0.2, poll_interval=0.001)  # a run's check is far shorter
         try:
             yield
         finally:
@@ -50,9 +50,9 @@ class Drawing:
 
 
 def give_way(root: Path, ended: Callable[[], bool], waits: Callable[[], object]) -> float:
-    """Wait until no app draws beside the runs in `root`, or `ended` says so; `waits` is called when it comes to that.
+    """Wait until no app draws in `root`, or `ended` returns true; `waits` is called if it has to wait at all.
 
-    The seconds that it took.
+    Returns the seconds that it took.
     """
     begun = time.perf_counter()
     for looks in itertools.count():

@@ -123,7 +123,7 @@ def test_bytes_that_came_damaged_are_broken_and_not_asked_for_again(tmp_path, en
     assert data.skipped == 2 and data.out_of_reach == 0
     put(folder, MISSING)
     assert encoded(wanted, encoders, say=told.append).num_pictures == 6
-    assert not any("trying again" in line for line in told)
+    assert not any("retrying" in line for line in told)
 
 
 def test_a_further_try_is_stopped_and_ends_in_time(tmp_path, encoders, site, monkeypatch):
@@ -134,10 +134,10 @@ def test_a_further_try_is_stopped_and_ends_in_time(tmp_path, encoders, site, mon
     put(folder, MISSING)
     asked, told = [], []
     with pytest.raises(EncodingStopped):
-        encoded(wanted, encoders, should_stop=lambda: "trying again" in " ".join(asked), say=asked.append)
+        encoded(wanted, encoders, should_stop=lambda: "retrying" in " ".join(asked), say=asked.append)
     monkeypatch.setattr(again, "_LONGEST", 0.0)
     assert encoded(wanted, encoders, say=told.append).key == first.key
-    assert any("the next new run goes on with it" in line for line in told)
+    assert any("the next new run continues" in line for line in told)
     monkeypatch.undo()
     assert encoded(wanted, encoders).num_pictures == 8
 

@@ -17,7 +17,7 @@ from PIL import Image, features
 from pyarrow import parquet
 
 from koala.distill.config import DistillConfig
-from koala.distill.data.samples import upright
+from koala.distill.data.pictures import upright
 from koala.distill.data.sources import source_for
 from koala.distill.run.preflight import describe_data
 from koala.errors import UserError
@@ -138,7 +138,7 @@ def test_a_json_beside_a_picture_gives_the_caption_inside_it(tmp_path):
     (tmp_path / "1.json").write_text('{"caption": ')
     for setting in ("json", "caption"):
         good, (bad,) = read(tmp_path, short_caption=setting, captions="short")
-        assert good == {"0": "circle 0", "2": "circle 2"} and "1.png" in bad and "is no JSON" in bad
+        assert good == {"0": "circle 0", "2": "circle 2"} and "1.png" in bad and "is not JSON" in bad
 
 
 @pytest.mark.parametrize("column", ["caption.txt", "CAPTION.TXT"])
@@ -254,7 +254,9 @@ def test_every_shard_that_is_damaged_is_named_at_once_and_what_a_sample_holds_be
     whole = (tmp_path / "0.tar.gz").read_bytes()
     (tmp_path / "1.tar.gz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "2.tar.gz").write_bytes(whole[:-6] + bytes([whole[-6] ^ 255]) + whole[-5:])  # its sum
-    with pytest.raises(UserError, match=r"1\.tar\.gz is no whole tar.*Of 3 shards 1 more cannot be used: 2\.tar\.gz"):
+    with pytest.raises(
+        UserError, match=r"1\.tar\.gz is not a complete tar.*Of 3 shards 1 more cannot be used: 2\.tar\.gz"
+    ):
         read(tmp_path)
     for k in (1, 2):
         (tmp_path / f"{k}.tar.gz").unlink()

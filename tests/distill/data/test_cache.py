@@ -17,7 +17,7 @@ from koala.distill.data import cache, filling
 from koala.distill.data.buckets import fit
 from koala.distill.data.cache import EncodingStopped
 from koala.distill.data.encoders import encoder_files
-from koala.distill.data.samples import upright
+from koala.distill.data.pictures import upright
 from koala.distill.data.sources import source_for
 from koala.errors import UserError
 
@@ -295,7 +295,7 @@ def test_a_file_that_was_cut_off_is_named(tmp_path, encoders, kind):
         whole = bytearray(file.read_bytes())
         whole[50:500] = bytes(450)
         file.write_bytes(whole)
-    with pytest.raises(UserError, match=rf"a\.{kind} (is no whole tar|is damaged)"):
+    with pytest.raises(UserError, match=rf"a\.{kind} (is not a complete tar|is damaged)"):
         encoded(set_config(tmp_path, file), encoders)
 
 

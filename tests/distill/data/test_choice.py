@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 import torch
 
-from koala.distill.data.choice import spread
 from koala.distill.data.encoded import EncodedData, read_chunk
+from koala.distill.data.samples import spread
 from koala.distill.data.sources import source_for
 
 from .worlds import encoded, folders, png, set_config

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from koala.distill.data.order import BatchOrder
+from koala.distill.data.buckets import BatchOrder
 
 SIZES = {(256, 256): 37, (320, 192): 10, (192, 320): 3}
 

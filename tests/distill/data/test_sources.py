@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 
 import pyarrow as pa
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from koala.distill.config import DistillConfig
-from koala.distill.data import samples
+from koala.distill.data import pictures, samples
 from koala.distill.data.sources import source_for
 from koala.distill.data.webdataset import braces
 from koala.errors import UserError
@@ -36,7 +37,7 @@ def check_all_colours(found) -> None:
     got = all_samples(found)
     assert [s.captions for s in got] == [(TOLD[c],) for c in COLOURS]
     for sample, colour in zip(got, COLOURS, strict=True):
-        assert samples.upright(sample.image()).getpixel((5, 5)) == Image.new("RGB", (1, 1), colour).getpixel((0, 0))
+        assert pictures.upright(sample.image()).getpixel((5, 5)) == Image.new("RGB", (1, 1), colour).getpixel((0, 0))
     for part in found.parts:
         whole = [sample.key for sample in part.read(0)]
         assert [sample.key for sample in part.read(1)] == whole[1:]
@@ -214,9 +215,17 @@ def test_empty_data_is_refused(tmp_path, what):
         data, message = folder / "{0..1}.tar", "there is no shard .*1.tar"
     else:
         (folder / "a.tar").write_bytes(b"no tar at all")
-        message = "no whole tar file"
+        message = "not a complete tar file"
     with pytest.raises(UserError, match=message):
         source(data)
+
+
+def test_one_picture_is_refused_and_its_folder_is_taken(tmp_path):
+    folder = text_folder(tmp_path / "set")
+    with pytest.raises(UserError, match="neither a .parquet nor a .tar file") as told:
+        source(folder / "0.png")
+    (setting,) = re.findall(r"data=([^,]+),", str(told.value))
+    check_all_colours(source(setting, short_caption="txt"))
 
 
 # --- pictures
@@ -224,10 +233,10 @@ def test_empty_data_is_refused(tmp_path, what):
 
 def test_transparent_pictures_lie_on_white_and_turned_ones_stand_upright():
     clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
-    assert samples.upright(clear).getpixel((0, 0)) == (255, 255, 255)
+    assert pictures.upright(clear).getpixel((0, 0)) == (255, 255, 255)
     turned = Image.new("RGB", (4, 2))
     turned.getexif()[0x0112] = 6
-    assert samples.upright(turned).size == (2, 4)
+    assert pictures.upright(turned).size == (2, 4)
 
 
 def test_data_is_known_by_what_it_holds_wherever_it_lies_and_whenever_it_was_copied(tmp_path):
