@@ -48,7 +48,7 @@ def test_latencies_stand_beside_the_papers_of_its_own_cards():
         "6.21 s, 7.7 GB † |"
     )
     assert lines[4] == "| sdxl-turbo | 4 | 0.321 | 8.76 | - | - | - | - | - |"
-    assert "of its own cards and software" in text and "not to be divided by them" in text
+    assert "of its own cards and software" in text and "ratios between them mean nothing" in text
 
 
 def test_presets_and_plans_by_hand():
