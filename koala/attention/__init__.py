@@ -1,1 +1,1 @@
-"""Where a U-Net looks: recorded queries and keys, maps and pictures made of them, teacher beside student."""
+"""Where a U-Net looks: recorded queries and keys, and maps and pictures made of them, for one model or several."""

@@ -1,4 +1,4 @@
-"""What a capture says of itself, as JSON: checked, and bounded by what a request may ask for, before it is believed."""
+"""The JSON description in a capture: validated, within the bounds of a request, before it is used."""
 
 import math
 from collections.abc import Mapping
@@ -9,51 +9,51 @@ from koala.unet.costs import TOKENS
 from koala.unet.specs import UNetSpec
 
 MOST_LAYERS = 1000  # of a network in a file from elsewhere; SDXL has 70
-LEAST_DIM = 4  # of one head: smaller ones would pack more patches into a file than a computer can look at
+LEAST_DIM = 4  # of one head: smaller ones would fit more patches into a file than a computer can process
 SHORT, LONG = 200, 5000  # characters: of a token, of any other text
 
 
 def spec_of(given: object) -> UNetSpec:
-    """The network; ValueError or TypeError for one that is none, or is too large to be looked through."""
+    """The network; ValueError or TypeError for an invalid one, or one of too many layers."""
     if not isinstance(given, dict):
-        raise ValueError("its spec is no network")
-    found = UNetSpec(**{name: tuples(value) for name, value in given.items()})
-    _text("its spec's name", found.name, SHORT)
-    for name, numbers, low in (("channels", found.channels, 1), ("heads", found.heads, 1)):
+        raise ValueError("its spec is not a network")
+    spec = UNetSpec(**{name: tuples(value) for name, value in given.items()})
+    _text("its spec's name", spec.name, SHORT)
+    for name, numbers, low in (("channels", spec.channels, 1), ("heads", spec.heads, 1)):
         if len(numbers) != 3:
-            raise ValueError(f"its spec has {len(numbers)} {name}, one for each of 3 levels is right")
+            raise ValueError(f"its spec has {len(numbers)} {name}, not one for each of 3 levels")
         for number in numbers:
             whole(name, number, low, 10**5)
-    depths = [depth for each in found.depths().values() for depth in each]
+    depths = [depth for each in spec.depths().values() for depth in each]
     if len(depths) > MOST_LAYERS or sum(whole("a depth", depth, 0, 10**12) for depth in depths) > MOST_LAYERS:
         raise ValueError(f"a network of more than {MOST_LAYERS} layers")
-    return found
+    return spec
 
 
 def layers_of(given: object, spec: UNetSpec, width: int, height: int) -> tuple[Layer, ...]:
-    """The layers that were recorded; ValueError for one that such a network does not have in a picture of this size."""
+    """The recorded layers; ValueError for one that such a network does not have for a picture of this size."""
     if not isinstance(given, list) or len(given) > 2 * MOST_LAYERS:
-        raise ValueError("its layers are no list, or more than a network has")
-    found = tuple(Layer(**layer | {"grid": tuples(layer["grid"])}) for layer in given)
-    if len({layer.path for layer in found}) < len(found):
+        raise ValueError("its layers are not a list, or more than a network has")
+    layers = tuple(Layer(**layer | {"grid": tuples(layer["grid"])}) for layer in given)
+    if len({layer.path for layer in layers}) < len(layers):
         raise ValueError("a layer is named twice")
     paths = dict((path, stage) for stage, path in spec.self_attentions())
-    for x in found:
+    for x in layers:
         own = _text("a path", x.path, SHORT).replace("attn2", "attn1")
         if own not in paths or ("attn1" in x.path) != (x.kind == "self") or x.kind not in ("self", "cross"):
-            raise ValueError(f"{x.path} is no layer of {spec.name}")
+            raise ValueError(f"{x.path} is not a layer of {spec.name}")
         if x.stage not in attention_stages(spec) or x.stage != paths[own] or x.grid != grid(x.stage, width, height):
-            raise ValueError(f"{x.path} is no layer of this run")
+            raise ValueError(f"{x.path} is not a layer of this run")
         heads = spec.heads[LEVELS[x.stage]]
         if (x.heads, x.dim) != (heads, spec.channels[LEVELS[x.stage]] // heads) or x.dim < LEAST_DIM:
             raise ValueError(f"{x.path} has other heads than {spec.name}, or heads of fewer than {LEAST_DIM} numbers")
         if not 1 <= x.queries <= MOST_PATCHES:
             raise ValueError(f"{x.path} has {x.queries:,} patches, 1 to {MOST_PATCHES:,} are read")
-    return found
+    return layers
 
 
 def check_run(about: Mapping) -> None:
-    """ValueError for a size, a count or a text that no request has; KeyError for one that is missing."""
+    """ValueError for a size, count or text outside the bounds of a request; KeyError for a missing one."""
     for name, low, most in (
         ("width", 1, MAX_SIDE),
         ("height", 1, MAX_SIDE),
@@ -69,10 +69,10 @@ def check_run(about: Mapping) -> None:
         raise ValueError(f"not one timestep for each of {about['steps']} steps")
     for number in (*numbers, *timesteps):
         if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-            raise ValueError("guidance, timesteps and the time that it took are numbers")
+            raise ValueError("guidance, timesteps and the recording time must be numbers")
     tokens = about["tokens"]
     if not isinstance(tokens, list) or len(tokens) > TOKENS:
-        raise ValueError(f"its tokens are no list of at most {TOKENS}")
+        raise ValueError(f"its tokens are not a list of at most {TOKENS}")
     for token in tokens:
         _text("a token", token, SHORT)
     _text("prompt", about["prompt"], max(MAX_PROMPT, LONG))
@@ -81,7 +81,7 @@ def check_run(about: Mapping) -> None:
 
 
 def whole(name: str, value: object, low: int, most: int) -> int:
-    """The number; ValueError where it is none within these bounds."""
+    """The number; ValueError unless it is a whole number within these bounds."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= most:
         raise ValueError(f"{name} is {str(value)[:40]}, not a whole number from {low} to {most}")
     return value
@@ -89,10 +89,10 @@ def whole(name: str, value: object, low: int, most: int) -> int:
 
 def _text(name: str, value: object, most: int) -> str:
     if not isinstance(value, str) or len(value) > most:
-        raise ValueError(f"{name} is no text of at most {most} characters")
+        raise ValueError(f"{name} is not a text of at most {most} characters")
     return value
 
 
 def tuples(value: object) -> object:
-    """JSON's lists as the tuples that they were."""
+    """Lists from JSON back to tuples."""
     return tuple(map(tuples, value)) if isinstance(value, list) else value

@@ -1,6 +1,6 @@
-"""How alike teacher and student attend: Jensen-Shannon divergence and cosine of their rows, per stage and step.
+"""How similarly two models attend: Jensen-Shannon divergence and cosine of their rows, per stage and step.
 
-Layers pair by the one layer map, steps by their timesteps; rows are head means, with keys on a common grid.
+Layers pair by the layer map, steps by their timesteps; rows are means over heads, with keys on a common grid.
 """
 
 from dataclasses import dataclass
@@ -17,18 +17,18 @@ from koala.unet.specs import STAGES
 
 @dataclass(frozen=True, kw_only=True)
 class StageAgreement:
-    """One stage, a value per step of the student; none where `absent` says why."""
+    """One stage, with a value per step of the first record; none if `absent` gives a reason."""
 
     stage: str
     absent: str = ""
-    layers: int = 0  # pairs that the values are the mean of
+    layers: int = 0  # pairs that the values are averaged over
     timesteps: tuple[float, ...] = ()
-    divergence: tuple[float, ...] = ()  # 0 the same, 1 nothing in common
-    cosine: tuple[float, ...] = ()  # 1 the same
+    divergence: tuple[float, ...] = ()  # 0 equal, 1 nothing in common
+    cosine: tuple[float, ...] = ()  # 1 equal
 
 
 def divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """(N,): Jensen-Shannon of rows (N, M) that sum to 1, in bits: 0 the same, 1 nothing in common."""
+    """(N,): Jensen-Shannon of rows (N, M) that sum to 1, in bits: 0 equal, 1 nothing in common."""
     middle = (p + q) / 2
     each = (torch.xlogy(x, x / middle.clamp_min(1e-30)).sum(-1) for x in (p, q))
     return sum(each) / 2 / torch.log(torch.tensor(2.0))
@@ -43,7 +43,7 @@ def _compared(
     first: AttentionRecord, second: AttentionRecord, together: list[tuple[Layer, Layer]]
 ) -> list[tuple[float, float]]:
     """(divergence, cosine) per step of the first record, the mean over rows and pairs of layers."""
-    found = []
+    per_step = []
     for step, timestep in enumerate(first.timesteps):
         there = nearest(timestep, second.timesteps)
         values = []
@@ -52,25 +52,25 @@ def _compared(
             p = pooled(*first.at(one, step), one.grid, common)
             q = pooled(*second.at(other, there), other.grid, common)
             values.append((divergence(p, q).mean().item(), cosine_similarity(p, q).mean().item()))
-        found.append(tuple(sum(v) / len(values) for v in zip(*values, strict=True)))
-    return found
+        per_step.append(tuple(sum(v) / len(values) for v in zip(*values, strict=True)))
+    return per_step
 
 
 def agreement(first: AttentionRecord, second: AttentionRecord) -> list[StageAgreement]:
-    """Every stage of two records of one size; of models that are no cuts of each other the last layers are compared."""
+    """Every stage of two records of one size; the last layers are compared if neither model is cut from the other."""
     if (first.width, first.height) != (second.width, second.height):
         raise UserError(
             f"the captures are {first.width}x{first.height} and {second.width}x{second.height} px; "
             "capture both in one size"
         )
-    together, found = beside([first, second]), []
+    together, stages = beside([first, second]), []
     for stage in STAGES:
         whole = [pair for pair in together.get(stage, ()) if None not in pair]
         if not whole:
-            found.append(StageAgreement(stage=stage, absent=_absent(stage, first, second)))
+            stages.append(StageAgreement(stage=stage, absent=_absent(stage, first, second)))
             continue
         values = _compared(first, second, whole)
-        found.append(
+        stages.append(
             StageAgreement(
                 stage=stage,
                 layers=len(whole),
@@ -79,11 +79,11 @@ def agreement(first: AttentionRecord, second: AttentionRecord) -> list[StageAgre
                 cosine=tuple(round(c, 5) for _, c in values),
             )
         )
-    return found
+    return stages
 
 
 def _absent(stage: str, *records: AttentionRecord) -> str:
-    """Why a stage has nothing to compare."""
+    """The reason why a stage has nothing to compare."""
     for record in records:
         if stage not in record.spec.depths():
             return f"{record.model} has no {stage}"

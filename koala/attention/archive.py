@@ -1,7 +1,7 @@
-"""A capture as one file: a zip of the folders that `AttentionRecord.save` writes, and what stands beside them.
+"""A capture as one file: a zip of the folders that `AttentionRecord.save` writes, with an index.
 
-Unzipped, the folders are captures for `koala attention --captures`. A file comes from anywhere, so what it says of its
-own contents is checked before anything is read; nothing in it is unpickled, and no path of it is used.
+Unzipped, the folders are captures for `koala attention --captures`. A file may come from anywhere, so all it claims is
+checked before anything is read; nothing in it is unpickled, and none of its paths is used.
 """
 
 import io
@@ -47,7 +47,7 @@ def save(capture: Capture, out: Path) -> Path:
 
 
 def _pictures(capture: Capture) -> tuple[bytes, ...]:
-    """As PNG: those that carry their request, where the capture has them."""
+    """The pictures as PNG: with their requests inside, if the capture has those files."""
     if capture.files:
         return capture.files
     buffers = [io.BytesIO() for _ in capture.sides]
@@ -63,49 +63,49 @@ def load(file: Path, limit: int = BUDGET) -> Capture:
             contents = _contents(packed, limit)
             index = _index(packed.read(contents[INDEX]))
             check_space(Path(folder) / "1", sum(info.file_size for info in contents.values()))
-            found = [_side(packed, contents, one, Path(folder) / str(k)) for k, one in enumerate(index["models"])]
+            models = [_side(packed, contents, one, Path(folder) / str(k)) for k, one in enumerate(index["models"])]
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"this file is no whole capture ({error}); save it again, or copy it again") from error
-    sides, files = zip(*found, strict=True)
+        raise UserError(f"this file is not a complete capture ({error}); save it again, or copy it again") from error
+    sides, files = zip(*models, strict=True)
     capture = Capture(prompt=index["prompt"], told=index["told"], sides=sides, files=files)
     if len({(side.record.width, side.record.height) for side in sides}) > 1 or not capture.stages:
-        raise UserError("the models in this file do not belong together: no layers of theirs stand beside each other")
+        raise UserError("the models in this file do not belong together: none of their layers pair")
     return capture
 
 
 def _contents(packed: zipfile.ZipFile, limit: int) -> dict[str, zipfile.ZipInfo]:
-    """What the zip holds, by name, none of it read yet: only files of a capture, each of a size that it may have."""
-    found: dict[str, zipfile.ZipInfo] = {}
+    """The zip's entries by name, before any is read: only files of a capture, each within its size limit."""
+    contents: dict[str, zipfile.ZipInfo] = {}
     infos = [info for info in packed.infolist() if not info.is_dir()]
     for info in infos[: 1 + 3 * MODELS]:
         kind = info.filename.rpartition("/")[2]
         folder = info.filename.removesuffix(kind)
         known = kind == INDEX and not folder or kind in (ABOUT, TENSORS, PICTURE) and _FOLDER.fullmatch(folder[:-1])
-        if not known or info.filename in found:
-            raise UserError(f"this file is no capture: it holds {info.filename[:80]!r}")
+        if not known or info.filename in contents:
+            raise UserError(f"this file is not a capture: it holds {info.filename[:80]!r}")
         if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise UserError(f"{info.filename} is packed in a way that captures are not; save the capture again")
+            raise UserError(f"{info.filename} is compressed in a way that captures are not; save the capture again")
         most = MOST.get(kind, limit)
         if info.file_size > most:
             raise UserError(f"{info.filename} takes {size(info.file_size)}, more than the {size(most)} read here")
-        found[info.filename] = info
-    if INDEX not in found or len(infos) > len(found):
+        contents[info.filename] = info
+    if INDEX not in contents or len(infos) > len(contents):
         raise UserError(
-            f"this file is no capture: it needs one {INDEX} and three files for each of up to {MODELS} models"
+            f"this file is not a capture: it needs one {INDEX} and three files for each of up to {MODELS} models"
         )
-    tensors = sum(info.file_size for name, info in found.items() if name.endswith(TENSORS))
+    tensors = sum(info.file_size for name, info in contents.items() if name.endswith(TENSORS))
     if tensors > limit:
         raise UserError(f"this capture takes {size(tensors)}, more than the {size(limit)} read here")
-    return found
+    return contents
 
 
 _FOLDER = re.compile(r"[1-8]-[A-Za-z0-9._-]{0,80}")
 
 
 def _index(text: bytes) -> dict:
-    """What the capture is of; UserError where it is damaged, or of a newer version."""
+    """The capture's index; UserError if it is damaged, or of a newer version."""
     try:
         index = json.loads(text)
         recorded.check_version("this file", index["format"], FORMAT, VERSION)
@@ -125,7 +125,7 @@ def _index(text: bytes) -> dict:
 def _side(
     packed: zipfile.ZipFile, contents: Mapping[str, zipfile.ZipInfo], model: Mapping[str, str], folder: Path
 ) -> tuple[Side, bytes]:
-    """One model of a capture, unpacked into a new folder of our own naming."""
+    """One model of a capture, unpacked into a new folder whose name is ours."""
     folder.mkdir()
     for file in (ABOUT, TENSORS, PICTURE):
         info = contents.get(f"{model['folder']}/{file}")

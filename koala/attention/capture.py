@@ -69,7 +69,7 @@ class Capture:
 
 
 def stage_of(name: str, capture: Capture) -> dict:
-    """What the page is told of one stage: its layers, or why it has none."""
+    """One stage for the viewer: its layers, or the reason why it has none."""
     rows = capture.stages.get(name)
     if rows is None:
         has = any(name in dict(s.record.spec.self_attentions()) for s in capture.sides)

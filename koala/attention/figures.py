@@ -1,7 +1,7 @@
-"""The paper's figures for any models, and strips and films over their steps; every picture prints its own choices.
+"""The paper's figures for any models, and strips and films over their steps; every picture prints its own settings.
 
 KOALA's figure 3b and 10: principal components of self-attention, stage by stage. Figure 3c: where one marked patch
-looks. The paper names neither layer nor step, heads or half of the batch; here they stand below the picture.
+looks. The paper names neither layer, step, heads nor half of the batch; here they are printed below the picture.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class Choices:
     step: int | str = "middle"  # of the schedule, a number from 0, or "mean" of all
     head: int | str = "mean"
     layer: int | None = None  # of each stage's recorded ones, from 0; None: the last
-    pixel: tuple[float, float] | None = None  # x, y of the patch that is looked from; None: the middle
+    pixel: tuple[float, float] | None = None  # x, y of the marked patch; None: the middle
     box: tuple[float, float, float, float] | None = None  # left, top, right, bottom of several, instead of a pixel
     diagonal: bool = True  # False: without what a patch sees of itself
     paper: bool = False  # components as the paper's: each step fitted alone, heads side by side
@@ -47,11 +47,11 @@ class Choices:
         return FIGURES[self.kind]
 
     def place(self, run: AttentionPlan | AttentionRecord) -> tuple[float, float, float, float]:
-        """left, top, right, bottom in px of what is looked from: a pixel is a box of one."""
+        """left, top, right, bottom in px of the marked place: a pixel is a box of one."""
         return self.box or (self.pixel or (run.width / 2, run.height / 2)) * 2
 
     def where(self, run: AttentionPlan | AttentionRecord) -> str:
-        """What is looked from, for people."""
+        """The marked place, in words."""
         left, top, right, bottom = self.place(run)
         return f"box {left:g},{top:g},{right:g},{bottom:g}" if self.box else f"pixel {left:g},{top:g}"
 
@@ -60,7 +60,7 @@ class Choices:
         return {"mean": None, "middle": record.steps // 2}.get(self.step, self.step)
 
     def check(self, run: AttentionPlan | AttentionRecord, title: str) -> None:
-        """UserError for what cannot be drawn of a run, before it has begun where `run` is its plan."""
+        """UserError for what cannot be drawn of a run; with its plan as `run`, before the run starts."""
         left, top, right, bottom = self.place(run)
         if not (0 <= left <= right < run.width and 0 <= top <= bottom < run.height):
             raise UserError(
@@ -94,28 +94,28 @@ class Choices:
 
 
 def _layers(sides: Sequence[Side], stage: str, choices: Choices) -> tuple[Layer | None, ...]:
-    """The stage's chosen layers, which stand beside each other; None where a model has no attention there."""
+    """The stage's chosen layers, which pair; None for a model without attention there."""
     recorded = beside([side.record for side in sides])
-    found = recorded.get(stage)
-    if not found:
+    rows = recorded.get(stage)
+    if not rows:
         check_stages(sides[0].record.spec, [stage])
         there = ", ".join(recorded) or "no stage in common"
         raise UserError(f"{stage} was not recorded, there is {there}; capture the models together, with {stage}")
-    if choices.layer is not None and choices.layer >= len(found):
-        raise UserError(f"{stage} has {len(found)} layers that were recorded in all of these models; choose one")
-    return found[-1 if choices.layer is None else choices.layer]
+    if choices.layer is not None and choices.layer >= len(rows):
+        raise UserError(f"{stage} has {len(rows)} layers that were recorded in all of these models; choose one")
+    return rows[-1 if choices.layer is None else choices.layer]
 
 
 def _heat(sides: Sequence[Side], stage: str, choices: Choices, wanted: Sequence[Sequence[int | None]]):
-    """The pictures of wanted steps under a map, per side."""
-    found: list[list[Image.Image] | str] = []
+    """The pictures of the wanted steps under a map, per side."""
+    pictures: list[list[Image.Image] | str] = []
     for side, layer, steps in zip(sides, _layers(sides, stage, choices), wanted, strict=True):
         if layer is None:
-            found.append(side.absent(stage))
+            pictures.append(side.absent(stage))
             continue
         own = [_overlaid(side, layer, step, choices) for step in steps]
-        found.append(own)
-    return found, ""
+        pictures.append(own)
+    return pictures, ""
 
 
 def _overlaid(side: Side, layer: Layer, step: int | None, choices: Choices) -> Image.Image:
@@ -144,23 +144,23 @@ def _marked(side: Side, picture: Image.Image, layer: Layer, choices: Choices) ->
 
 
 def _components(sides: Sequence[Side], stage: str, choices: Choices, wanted: Sequence[Sequence[int | None]]):
-    """The colours of wanted steps, per side: one basis for the steps and means of all, or as the paper's."""
+    """The colours of the wanted steps, per side: one basis for all steps and means, or as in the paper."""
     layers, records = _layers(sides, stage, choices), [side.record for side in sides]
     if choices.paper:
         painted = layer_maps.paper_colours(records, layers, diagonal=choices.diagonal)
     else:
         painted = layer_maps.joint_colours(records, layers, choices.head, diagonal=choices.diagonal)
-    found: list[list[Image.Image] | str] = []
-    said = []
+    pictures: list[list[Image.Image] | str] = []
+    variances = []
     for side, layer, one, steps in zip(sides, layers, painted, wanted, strict=True):
         if layer is None:
-            found.append(side.absent(stage))
+            pictures.append(side.absent(stage))
             continue
         each, shares = ([own[-1 if s is None else s] for s in steps] for own in one)
-        found.append([render.components(c, layer.grid, side.picture.size) for c in each])
+        pictures.append([render.components(c, layer.grid, side.picture.size) for c in each])
         share = layer_maps.variance_shown(torch.tensor(shares).mean(0).tolist())
-        said.append(f"{side.title} {share}" if choices.paper else share)
-    return found, f"{stage} {', '.join(said if choices.paper else said[:1])}"
+        variances.append(f"{side.title} {share}" if choices.paper else share)
+    return pictures, f"{stage} {', '.join(variances if choices.paper else variances[:1])}"
 
 
 def _drawn(sides: Sequence[Side], stage: str, choices: Choices, wanted: Sequence[Sequence[int | None]]):
@@ -168,7 +168,7 @@ def _drawn(sides: Sequence[Side], stage: str, choices: Choices, wanted: Sequence
 
 
 def _note(sides: Sequence[Side], stages: Sequence[str], choices: Choices, shares: Sequence[str], steps: str) -> str:
-    """What the figure shows and every choice behind it."""
+    """What the figure shows, with all its settings."""
     record = sides[0].record
     heads = f"head {choices.head + 1}" if isinstance(choices.head, int) else f"{choices.head} of all heads"
     itself = "" if choices.diagonal or choices.map == WORD else ", without what a patch sees of itself"
@@ -193,34 +193,34 @@ def _note(sides: Sequence[Side], stages: Sequence[str], choices: Choices, shares
 
 
 def _when(sides: Sequence[Side], steps: Sequence[int | None]) -> str:
-    """Which step is shown of every model."""
-    found = []
+    """The step that is shown of every model."""
+    texts = []
     for side, step in zip(sides, steps, strict=True):
         count = side.record.steps
         if step is None:
-            found.append(f"mean of {count} steps")
+            texts.append(f"mean of {count} steps")
         else:
-            found.append(f"step {step + 1} of {count}, t = {side.record.timesteps[step]:.0f}")
-    said = _together([side.title for side in sides], found)
-    return said[:1].upper() + said[1:]
+            texts.append(f"step {step + 1} of {count}, t = {side.record.timesteps[step]:.0f}")
+    text = _together([side.title for side in sides], texts)
+    return text[:1].upper() + text[1:]
 
 
-def _together(titles: Sequence[str], said: Sequence[str]) -> str:
-    """What is said of every model: once where it is the same of all, else with whose it is."""
-    if len(set(said)) == 1:
-        return said[0]
-    whose = {text: [title for title, its in zip(titles, said, strict=True) if its == text] for text in said}
+def _together(titles: Sequence[str], texts: Sequence[str]) -> str:
+    """One text per model, joined: once if all are equal, else with the models' titles."""
+    if len(set(texts)) == 1:
+        return texts[0]
+    whose = {text: [title for title, its in zip(titles, texts, strict=True) if its == text] for text in texts}
     return " and ".join(f"{text} ({', '.join(own)})" for text, own in whose.items())
 
 
 def _blocks(sides: Sequence[Side], stage: str, choices: Choices) -> str:
-    """Which transformer block each model's layer is of."""
+    """The transformer block of each model's layer."""
     shown = [(s.title, x) for s, x in zip(sides, _layers(sides, stage, choices), strict=True) if x]
     return _together([title for title, _ in shown], [x.label.removeprefix(f"{stage}, ") for _, x in shown])
 
 
 def _pictures(sides: Sequence[Side], stages: Sequence[str], choices: Choices) -> list[Image.Image]:
-    """Every model's picture, in figures of rows with the place that is looked from, in patches of the finest stage."""
+    """Every model's picture; in figures of rows with the marked place, in patches of the finest stage."""
     if choices.map != ROW:
         return [side.picture for side in sides]
     layers = zip(*(_layers(sides, stage, choices) for stage in stages), strict=True)
@@ -235,11 +235,11 @@ def figure(
     steps = steps or [choices.steps(side.record) for side in sides]
     columns, headings, shares = [_pictures(sides, stages, choices)], ["picture"], []
     for stage in stages:
-        pictures, said = _drawn(sides, stage, choices, [[step] for step in steps])
+        pictures, share = _drawn(sides, stage, choices, [[step] for step in steps])
         columns.append([own if isinstance(own, str) else own[0] for own in pictures])
         height, width = next(x.grid for x in _layers(sides, stage, choices) if x)
         headings.append(f"{stage} ({width}x{height})")
-        shares.append(said)
+        shares.append(share)
     return render.table(
         list(zip(*columns, strict=True)),
         columns=headings,
@@ -253,19 +253,19 @@ def words(sides: Sequence[Side], stage: str, choices: Choices) -> Image.Image:
     """Models as rows, the words of the prompt as columns, at one step."""
     steps = [choices.steps(side.record) for side in sides]
     every = [(text, tokens) for text, tokens in maps.words(sides[0].record.tokens) if not text.startswith("<|")]
-    said, when = every[:MOST_WORDS], _when(sides, steps)
+    shown, when = every[:MOST_WORDS], _when(sides, steps)
     if len(every) > MOST_WORDS:
         when = f"{when}; the first {MOST_WORDS} of {len(every)} words"
     lines = []
     for side, layer, step in zip(sides, _layers(sides, stage, choices), steps, strict=True):
         if layer is None:
-            lines.append([side.absent(stage)] * len(said))
+            lines.append([side.absent(stage)] * len(shown))
             continue
-        over = (layer_maps.word(side.record, layer, step, tokens, choices.head) for _, tokens in said)
+        over = (layer_maps.word(side.record, layer, step, tokens, choices.head) for _, tokens in shown)
         lines.append([_shown(side, values, layer, choices) for values in over])
     return render.table(
         lines,
-        columns=[text for text, _ in said],
+        columns=[text for text, _ in shown],
         rows=[side.title for side in sides],
         note=_note(sides, [stage], choices, [], when),
         cell=render.cell_of(sides[0].picture),
@@ -275,7 +275,7 @@ def words(sides: Sequence[Side], stage: str, choices: Choices) -> Image.Image:
 def over_steps(sides: Sequence[Side], stage: str, choices: Choices) -> tuple[Image.Image, bytes]:
     """A strip of at most eight steps, models as rows, and a film of all steps as a GIF, models side by side.
 
-    Of a model with more steps than another those are shown that lie between.
+    A model with more steps than another shows steps spread evenly over its run.
     """
     count = min(side.record.steps for side in sides)
     pictures, share = _drawn(sides, stage, choices, [render.spread(side.record.steps, count) for side in sides])

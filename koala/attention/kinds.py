@@ -12,7 +12,7 @@ EVERY_HEAD = (MEAN, "max", EACH)
 class Kind:
     """A way to look at one layer at one step."""
 
-    name: str  # in what the viewer asks and is told
+    name: str  # in the viewer's questions and answers
     figure: str  # in the command line and in names of files
     title: str  # in the viewer
     help: str  # in the viewer

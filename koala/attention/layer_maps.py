@@ -11,8 +11,8 @@ from koala.attention.kinds import DISTANCE, ENTROPY, RECEIVED, ROW, Kind
 from koala.attention.plan import Layer
 from koala.attention.recorded import AttentionRecord
 
-HELD = 5 * 10**8  # bytes of frames that are kept until the colours are there; more are made twice and again
-# (N, 3) uint8 of every step and, where there is one, at last of their mean; and the shares of the variance of each
+HELD = 5 * 10**8  # bytes of frames that are kept in memory; beyond that they are computed again for every pass
+# (N, 3) uint8 of every step, then of their mean if there is one; and each one's explained variance
 Painted = tuple[list[torch.Tensor], list[tuple[float, ...]]]
 
 _HEAT = {ROW: maps.region, RECEIVED: maps.received, ENTROPY: maps.entropy, DISTANCE: maps.mean_distance}
@@ -70,7 +70,7 @@ def _steps(record: AttentionRecord, layer: Layer) -> list[tuple[torch.Tensor, to
 
 @dataclass(frozen=True)
 class _Frames:
-    """Frames that are made whenever they are looked at, one in memory at a time."""
+    """Frames that are computed on every iteration, one in memory at a time."""
 
     make: Callable[..., torch.Tensor]
     given: Sequence[tuple]
@@ -82,7 +82,7 @@ class _Frames:
 def joint_colours(
     records: Sequence[AttentionRecord], layers: Sequence[Layer | None], head: str | int, *, diagonal: bool = True
 ) -> list[Painted | None]:
-    """Every record's layer by one basis, fitted on the steps of all; None where a record has no such layer."""
+    """Every record's layer in one basis, fitted on the steps of all; None for a record without such a layer."""
     common = maps.common_grid([x.grid for x in layers if x])
     steps = [_steps(record, x) if x else [] for record, x in zip(records, layers, strict=True)]
     frames = _Frames(
@@ -103,14 +103,14 @@ def joint_colours(
 def paper_colours(
     records: Sequence[AttentionRecord], layers: Sequence[Layer | None], *, diagonal: bool = True
 ) -> list[Painted | None]:
-    """Every step of every record by a basis of its own, heads side by side; there is no mean."""
+    """Every step of every record in a basis of its own, heads side by side; there is no mean."""
     return [
         pca.paper_mode(_steps(r, x), diagonal=diagonal) if x else None for r, x in zip(records, layers, strict=True)
     ]
 
 
 def variance_shown(explained: Sequence[float]) -> str:
-    """How much of the variance three colours show."""
+    """How much of the variance the three colours show, in words."""
     total = sum(explained)
     weak = ", little of it" if total < pca.MEANINGFUL else ""
     return f"{' + '.join(f'{100 * e:.0f}' for e in explained)} = {100 * total:.0f} %{weak}"

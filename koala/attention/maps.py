@@ -1,7 +1,7 @@
 """Maps from recorded q (heads, N, d) and k (heads, M, d): pure functions, exact, in fp32 and in bounded memory.
 
 `head` is "mean", "max" or a number from 0; the maximum is renormalised, so every row of a map sums to 1. With
-`diagonal=False` a patch does not see itself, which shows what it sees else (self-attention only).
+`diagonal=False` a patch does not see itself, which shows what else it sees (self-attention only).
 """
 
 import math
@@ -42,7 +42,7 @@ def _without(weights: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
 def _rows(
     q: torch.Tensor, k: torch.Tensor, rows: torch.Tensor, head: str | int, diagonal: bool
 ) -> Iterator[torch.Tensor]:
-    """(n, M) of the rows' indices in order, some at a time."""
+    """(n, M) of these rows in order, in chunks."""
     k = k.float()
     for part in rows.split(max(1, _CHUNK // (len(q) * k.shape[1]))):
         weights = _reduced(attend(q, k, part), head)
@@ -61,7 +61,7 @@ def probabilities(
     diagonal: bool = True,
     indices: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """(N, M): where every query looks, or those of some indices (n,) alone."""
+    """(N, M): where every query looks, or (n, M) for some indices (n,)."""
     return torch.cat(list(_rows(q, k, torch.arange(q.shape[1]) if indices is None else indices, head, diagonal)))
 
 
@@ -83,12 +83,12 @@ def region(
 
 
 def received(q: torch.Tensor, k: torch.Tensor, head: str | int = "mean", *, diagonal: bool = True) -> torch.Tensor:
-    """(M,): how much every key is looked at; 1 is its fair share (Hong et al. 2023, self-attention guidance)."""
+    """(M,): how much every key is looked at; 1 is a fair share (Hong et al. 2023, self-attention guidance)."""
     return sum(part.sum(0) for part in _all(q, k, head, diagonal)) * k.shape[1] / q.shape[1]
 
 
 def entropy(q: torch.Tensor, k: torch.Tensor, head: str | int = "mean", *, diagonal: bool = True) -> torch.Tensor:
-    """(N,): 0 where a query looks at one place, 1 where it looks everywhere alike."""
+    """(N,): 0 where a query looks at one place, 1 where it looks everywhere equally."""
     parts = [-torch.xlogy(part, part).sum(-1) for part in _all(q, k, head, diagonal)]
     return torch.cat(parts) / math.log(k.shape[1])
 
@@ -109,11 +109,11 @@ def mean_distance(
 ) -> torch.Tensor:
     """(N,): how far away a query looks, on average; in units of patches, or px where `patch` is a patch's side."""
     at = positions(grid)
-    found, start = [], 0
+    distances, start = [], 0
     for part in _all(q, k, head, diagonal):
-        found.append((part * torch.cdist(at[start : start + len(part)], at)).sum(-1))
+        distances.append((part * torch.cdist(at[start : start + len(part)], at)).sum(-1))
         start += len(part)
-    return torch.cat(found) * patch
+    return torch.cat(distances) * patch
 
 
 def common_grid(grids: Sequence[tuple[int, int]], cells: int = CELLS) -> tuple[int, int]:
@@ -133,12 +133,12 @@ def pooled(
     *,
     diagonal: bool = True,
 ) -> torch.Tensor:
-    """(N, cells): every query's row with its keys gathered on a common grid: it means one thing in all layers."""
-    found = []
+    """(N, cells): every query's row with its keys pooled to a common grid, so that rows of all layers compare."""
+    parts = []
     for part in _all(q, k, head, diagonal):
         cells = adaptive_avg_pool2d(part.unflatten(1, grid), common).flatten(1)  # (n, h, w) -> (n, cells)
-        found.append(cells / cells.sum(-1, keepdim=True))
-    return torch.cat(found)
+        parts.append(cells / cells.sum(-1, keepdim=True))
+    return torch.cat(parts)
 
 
 def mean(maps: Iterable[torch.Tensor]) -> torch.Tensor:
@@ -157,16 +157,16 @@ def word_map(q: torch.Tensor, k: torch.Tensor, tokens: Sequence[int], head: str 
 
 
 def words(tokens: Sequence[str]) -> list[tuple[str, tuple[int, ...]]]:
-    """Each word of a prompt's tokens with their indices; start and end of the text are words too."""
-    found: list[tuple[str, tuple[int, ...]]] = []
+    """Each word of a prompt with the indices of its tokens; start and end of the text count as words."""
+    spelled: list[tuple[str, tuple[int, ...]]] = []
     text, indices = "", ()
     for index, token in enumerate(tokens):
         special = token.startswith("<|") and token.endswith("|>")
         text, indices = text + token.removesuffix("</w>"), (*indices, index)
         if special or token.endswith("</w>"):
-            found.append((text, indices))
+            spelled.append((text, indices))
             text, indices = "", ()
-    return found
+    return spelled
 
 
 def _divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
@@ -185,12 +185,12 @@ def segments(
     threshold: float | None = None,
     rounds: int = 3,
 ) -> torch.Tensor:
-    """(N,): the region of every patch, 0 the largest, from its rows (N, N) alone (Tian et al. 2024, DiffSeg).
+    """(N,): the region of every patch, 0 the largest, from nothing but its rows (N, N) (Tian et al. 2024, DiffSeg).
 
-    `rows` may be a function of indices (n,) -> (n, N): then no more of them than some are in memory at a time. Rows at
-    anchors of a coarse grid gather the rows that look alike, then merge with each other; a patch belongs to the
-    proposal that looks at it most. Alike is below `threshold`: without one a quarter of the largest divergence, from
-    0.02 to 0.8: layers of few heads, which look widely, never reach what others do.
+    `rows` may be a function of indices (n,) -> (n, N): then only a chunk of them is in memory at a time. Rows at the
+    anchors of a coarse grid collect the rows similar to them, then similar proposals merge; a patch belongs to the
+    proposal that looks at it most. Similar means a divergence below `threshold`, by default a quarter of the largest,
+    between 0.02 and 0.8: layers of few heads, which look widely, never reach the divergences of others.
     """
     height, width = grid
     take = rows.__getitem__ if isinstance(rows, torch.Tensor) else rows

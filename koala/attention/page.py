@@ -1,4 +1,4 @@
-"""One capture as a web page that opens with no server: queries and keys lie in it, the browser does the softmax."""
+"""One capture as a web page that needs no server: it contains queries and keys; the browser computes the softmax."""
 
 import base64
 import json
@@ -16,13 +16,13 @@ from koala.attention.recorded import AttentionRecord
 from koala.attention.render import spread
 
 ASSETS = Path(__file__).parent / "assets"
-BUDGET = 24 * 10**6  # bytes of queries and keys in a page; more makes browsers slow
-MADE = (PCA, RECEIVED, ENTROPY)  # computed here, for the mean of the heads
+BUDGET = 24 * 10**6  # bytes of queries and keys in a page; more makes a browser slow
+MADE = (PCA, RECEIVED, ENTROPY)  # precomputed, for the mean of the heads
 PAGE_HEADS = {ROW.name: list(ROW.heads)} | {kind.name: [MEAN] for kind in MADE}
 
 
 def page(capture: Capture, stage: str | None = None) -> str:
-    """The HTML. Where the capture is too large for one page it has one stage (`stage`) alone, and then fewer steps."""
+    """The HTML. If the capture is too large for one page, only the stage `stage` is kept, and then fewer steps."""
     stages, steps = _kept(capture, stage)
     value = view.value("page", capture) | {"told": ""}
     shown = stage if stage in stages else value["stage"] if value["stage"] in stages else list(stages)[-1]
@@ -43,7 +43,7 @@ def page(capture: Capture, stage: str | None = None) -> str:
     script = "".join(path.read_text() for path in (*sorted(ASSETS.glob("viewer*.js")), ASSETS / "page.js"))
     style = "".join((ASSETS / name).read_text() for name in ("page.css", "viewer.css"))
     titles = " and ".join(side.title for side in capture.sides)
-    heading = escape(capture.prompt or titles)  # a pipeline that was called directly tells no prompt
+    heading = escape(capture.prompt or titles)  # a pipeline that was called directly has no prompt to report
     how = escape(f"{titles}, {settings(capture)}")
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
@@ -57,7 +57,7 @@ def page(capture: Capture, stage: str | None = None) -> str:
 
 
 def _json(value: object) -> str:
-    """JSON that no tag in it can end."""
+    """JSON in which no tag can end the script element."""
     return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
 
 
@@ -78,27 +78,27 @@ def _kept(capture: Capture, stage: str | None) -> tuple[list[str], list[int]]:
 
 def _bytes(capture: Capture, stage: str) -> int:
     """Of the stage's queries and keys in half precision, all steps of both models."""
-    found = 0
+    total = 0
     for index in range(len(capture.stages[stage])):
         for side, layer in zip(capture.sides, capture.stages[stage][index], strict=True):
-            found += 2 * layer.elements * side.record.steps if layer else 0
-    return found
+            total += 2 * layer.elements * side.record.steps if layer else 0
+    return total
 
 
 def _row(capture: Capture, stage: str, index: int, steps: list[int]) -> list[dict]:
-    """Both models' layer: queries and keys of every step, and the maps that are made here."""
+    """Every model's layer: queries and keys of every step, and the precomputed maps."""
     made = {}
     for kind in MADE:
         asked = {"kind": kind.name, "stage": stage, "layer": index}
         each = [view.look(capture, asked | {"step": s})["sides"] for s in steps]
         made[kind.name] = (each, view.look(capture, asked | {"step": MEAN})["sides"])
-    found = []
+    models = []
     for k, layer in enumerate(capture.stages[stage][index]):
         if layer is None:
-            found.append(made[PCA.name][1][k])
+            models.append(made[PCA.name][1][k])
             continue
         own = [capture.step(k, s) for s in steps]
-        kept = sorted(set(own))  # of a run with fewer steps than another each is shown several times
+        kept = sorted(set(own))  # a run with fewer steps than another shows each of them several times
         one = {
             "grid": list(layer.grid),
             "heads": layer.heads,
@@ -109,8 +109,8 @@ def _row(capture: Capture, stage: str, index: int, steps: list[int]) -> list[dic
         }
         for kind, (each, mean) in made.items():
             one[kind] = {"steps": [_map(e[k]) for e in each], "mean": _map(mean[k])}
-        found.append(one)
-    return found
+        models.append(one)
+    return models
 
 
 def _map(side: Mapping) -> dict:

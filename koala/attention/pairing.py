@@ -1,4 +1,4 @@
-"""Which layers of several models stand beside each other, by the one layer map, and the plans that record them."""
+"""Which layers of several models pair, by the layer map, and the plans that record them."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from koala.errors import UserError
 from koala.unet.layer_map import self_attention_pairs
 from koala.unet.specs import STAGES, UNetSpec
 
-Row = tuple[str | None, ...]  # a module path per model; None where it has no such layer
+Row = tuple[str | None, ...]  # a module path per model; None if it has no such layer
 
 
 def _layers(spec: UNetSpec, stage: str) -> list[str]:
@@ -15,7 +15,7 @@ def _layers(spec: UNetSpec, stage: str) -> list[str]:
 
 
 def _counterparts(student: UNetSpec, other: UNetSpec, stage: str) -> dict[str, str]:
-    """Path of the student -> path of the other. Of a model that it is no cut of, the last layers of the stage pair."""
+    """Path of the student -> path of the other. If it is not cut from the other, the last layers of the stage pair."""
     try:
         return {path: its for _, path, its in self_attention_pairs(student, other)}
     except UserError:
@@ -25,15 +25,15 @@ def _counterparts(student: UNetSpec, other: UNetSpec, stage: str) -> dict[str, s
 def paired(
     specs: Sequence[UNetSpec], *, stages: Sequence[str] | None = None, every: bool = False
 ) -> dict[str, tuple[Row, ...]]:
-    """Stage -> rows of layers that stand beside each other, in forward order: all of them, or the last one.
+    """Stage -> rows of layers that pair, in forward order: all of them, or the last one.
 
-    In each stage the smallest model that has it leads. UserError for a stage in which no model has attention.
+    In each stage the smallest model that has it decides. UserError for a stage in which no model has attention.
     """
     there = [attention_stages(spec) for spec in specs]
     for stage in stages or ():
         if not any(stage in own for own in there):
             check_stages(specs[0], [stage])
-    found = {}
+    by_stage = {}
     for stage in STAGES:
         having = [spec for spec, own in zip(specs, there, strict=True) if stage in own]
         if not having or stages is not None and stage not in stages:
@@ -41,8 +41,8 @@ def paired(
         leader = min(having, key=lambda spec: len(_layers(spec, stage)))
         tables = [_counterparts(leader, spec, stage) if spec in having else {} for spec in specs]
         rows = [tuple(table.get(path) for table in tables) for path in _layers(leader, stage)]
-        found[stage] = tuple(rows if every else rows[-1:])
-    return found
+        by_stage[stage] = tuple(rows if every else rows[-1:])
+    return by_stage
 
 
 def plans(
@@ -57,15 +57,15 @@ def plans(
     dtype: str = "float16",
     budget_bytes: int = BUDGET,
 ) -> list[AttentionPlan]:
-    """One plan per model, all within one budget; `steps` of each. UserError, with what fits, above the budget."""
-    found: list[AttentionPlan] = []
+    """One plan per model, each with its own `steps`, all within one budget. UserError, with what fits, above it."""
+    made: list[AttentionPlan] = []
     for k, spec in enumerate(specs):
         paths = [row[k] for stage in rows.values() for row in stage if row[k]]
         if not paths:
             raise UserError(
                 f"{spec.name} has no attention in {' or '.join(rows)}; it has it in {', '.join(attention_stages(spec))}"
             )
-        found.append(
+        made.append(
             plan(
                 spec,
                 width,
@@ -75,10 +75,10 @@ def plans(
                 cross=cross,
                 images=images,
                 dtype=dtype,
-                budget_bytes=budget_bytes - sum(p.bytes for p in found),
+                budget_bytes=budget_bytes - sum(p.bytes for p in made),
             )
         )
-    return found
+    return made
 
 
 def planned(
@@ -94,9 +94,9 @@ def planned(
     images: int = 1,
     budget_bytes: int = BUDGET,
 ) -> list[AttentionPlan]:
-    """One plan per model for layers that stand beside each other: the last one of each stage, or every one that pairs.
+    """One plan per model for layers that pair: the last of each stage, or every one.
 
-    With `shared` the teacher runs on what its student sees, so it takes the student's steps.
+    With `shared` the teacher runs on its student's inputs, so it takes the student's steps.
     """
     if shared:
         if len(specs) != 2 or specs[0] == specs[1]:

@@ -1,7 +1,7 @@
 """Principal components of attention as colours: one basis for all frames that are compared, so no colour can flip.
 
-A frame is (N, F): every patch's row on a common grid of keys (`maps.pooled`), which means one thing in all layers,
-steps and models. The paper's own figure fits every step alone: `paper_mode`.
+A frame is (N, F): every patch's row on a common grid of keys (`maps.pooled`), comparable across layers, steps and
+models. The paper's own figure fits every step alone: `paper_mode`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,7 +21,7 @@ MEANINGFUL = 0.3  # of the variance: below it three colours show little of what 
 
 @dataclass(frozen=True, kw_only=True)
 class Basis:
-    """Directions in F dimensions, by falling variance; each points to where its largest loading is positive."""
+    """Directions in F dimensions, by decreasing variance, with signs such that the largest loading is positive."""
 
     mean: torch.Tensor  # (F,)
     components: torch.Tensor  # (3, F)
@@ -33,13 +33,13 @@ class Basis:
 
 
 def _signed(vectors: torch.Tensor) -> torch.Tensor:
-    """Rows with their largest magnitude positive: an eigenvector's own sign means nothing."""
+    """Rows with their largest magnitude positive: the sign of an eigenvector is arbitrary."""
     largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
     return vectors * largest.sign()
 
 
 def fit(frames: Iterable[torch.Tensor]) -> Basis:
-    """One basis of all rows of all frames, whatever their order; they are looked through twice."""
+    """One basis of all rows of all frames, independent of their order; the frames are iterated twice."""
     count, total = 0, 0
     for frame in frames:
         count, total = count + len(frame), total + frame.double().sum(0)
@@ -63,7 +63,7 @@ def painted(scores: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def colours(frames: Sequence[torch.Tensor], basis: Basis | None = None) -> tuple[list[torch.Tensor], Basis]:
-    """(N, 3) uint8 of every frame, and the basis: their own where none is given."""
+    """(N, 3) uint8 of every frame, and the basis: fitted on the frames if none is given."""
     basis = basis or fit(frames)
     return painted([basis.transform(frame) for frame in frames]), basis
 

@@ -1,4 +1,4 @@
-"""AttentionPlan: which attention layers of a run are recorded, and the bytes that takes, by arithmetic on a spec."""
+"""AttentionPlan: which attention layers of a run are recorded, and how many bytes that takes, computed from a spec."""
 
 import difflib
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from koala.unet.layer_map import self_attention_pairs
 from koala.unet.specs import STAGES, UNetSpec
 
 BUDGET = 2 * 10**9  # bytes of host memory for one capture
-MOST_PATCHES = (MAX_SIDE // 16) ** 2  # of one layer; where a look is at all pairs of them, that is 268 million
+MOST_PATCHES = (MAX_SIDE // 16) ** 2  # of one layer; a map of all pairs has 268 million elements
 BYTES = {"float16": 2, "float32": 4}  # per element of what is kept
 LEVELS = {"DW-1": 0, "DW-2": 1, "DW-3": 2, "MID": 2, "UP-1": 2, "UP-2": 1, "UP-3": 0}  # how often latents were halved
 
@@ -31,12 +31,12 @@ class Layer:
 
     @property
     def queries(self) -> int:
-        """The number of patches that ask."""
+        """The number of patches."""
         return self.grid[0] * self.grid[1]
 
     @property
     def keys(self) -> int:
-        """The number of patches, or tokens of the prompt, that are asked."""
+        """The number of patches, or of the prompt's tokens, that are attended to."""
         return self.queries if self.kind == "self" else TOKENS
 
     @property
@@ -51,7 +51,7 @@ class Layer:
 
     @property
     def label(self) -> str:
-        """The layer for people, counted from 1."""
+        """The layer in words, counted from 1."""
         numbers = [int(part) + 1 for part in self.path.removeprefix(STAGES[self.stage]).split(".") if part.isdigit()]
         return f"{self.stage}, transformer {numbers[0]}, block {numbers[1]}"
 
@@ -74,7 +74,7 @@ class AttentionPlan:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Those that are recorded, in forward order."""
+        """The stages that are recorded, in forward order."""
         return tuple(dict.fromkeys(x.stage for x in self.layers))
 
 
@@ -89,7 +89,7 @@ def grid(stage: str, width: int, height: int) -> tuple[int, int]:
     return height // scale, width // scale
 
 
-size = partial(words.size, mb=2, first_gb=1e8)  # bytes of a capture for people
+size = partial(words.size, mb=2, first_gb=1e8)  # bytes -> text
 
 
 def check_stages(spec: UNetSpec, stages: Sequence[str]) -> None:
@@ -104,7 +104,7 @@ def check_stages(spec: UNetSpec, stages: Sequence[str]) -> None:
 
 
 def _chosen(spec: UNetSpec, stages: Sequence[str] | None, layers: str | Sequence[str]) -> list[tuple[str, str]]:
-    """(stage, path of attn1) of the layers that were asked for, in forward order."""
+    """(stage, path of attn1) of the requested layers, in forward order."""
     check_stages(spec, stages or ())
     every = [(s, p) for s, p in spec.self_attentions() if stages is None or s in stages]
     if layers == "all":
@@ -117,14 +117,14 @@ def _chosen(spec: UNetSpec, stages: Sequence[str] | None, layers: str | Sequence
     for path in layers:
         if path not in paths:
             near = difflib.get_close_matches(path, paths, n=1) or paths[-1:]
-            raise UserError(f"{spec.name} has no self-attention {path!r} in these stages; near it is {near[0]}")
+            raise UserError(f"{spec.name} has no self-attention {path!r} in these stages; did you mean {near[0]}?")
     return [(s, p) for s, p in every if p in layers]
 
 
 def _build(
     spec: UNetSpec, stages: Sequence[str] | None, layers: str | Sequence[str], cross: bool, run: AttentionPlan
 ) -> AttentionPlan:
-    found = []
+    chosen = []
     for stage, path in _chosen(spec, stages, layers):
         heads = spec.heads[LEVELS[stage]]
         one = Layer(
@@ -135,29 +135,29 @@ def _build(
             dim=spec.channels[LEVELS[stage]] // heads,
             grid=grid(stage, run.width, run.height),
         )
-        found.append(one)
+        chosen.append(one)
         if cross:
-            found.append(replace(one, kind="cross", path=one.cross))
-    return replace(run, layers=tuple(found))
+            chosen.append(replace(one, kind="cross", path=one.cross))
+    return replace(run, layers=tuple(chosen))
 
 
-def _part(found: AttentionPlan, stages: Sequence[str], *, last: bool, cross: bool) -> AttentionPlan:
-    """The plan with these stages alone, with the last block of each alone, without words."""
-    blocks = {x.stage: x.path.rpartition(".")[0] for x in found.layers}
-    layers = [x for x in found.layers if x.stage in stages and (cross or x.kind == "self")]
-    return replace(found, layers=tuple(x for x in layers if not last or x.path.rpartition(".")[0] == blocks[x.stage]))
+def _part(full: AttentionPlan, stages: Sequence[str], *, last: bool, cross: bool) -> AttentionPlan:
+    """The plan with only these stages, optionally only the last block of each, and without cross-attention."""
+    blocks = {x.stage: x.path.rpartition(".")[0] for x in full.layers}
+    layers = [x for x in full.layers if x.stage in stages and (cross or x.kind == "self")]
+    return replace(full, layers=tuple(x for x in layers if not last or x.path.rpartition(".")[0] == blocks[x.stage]))
 
 
-def _smaller(found: AttentionPlan) -> Iterator[tuple[str, AttentionPlan]]:
-    """Plans that ask for less, each with what it keeps, the fullest first."""
-    yield "the same without words", _part(found, found.stages, last=False, cross=False)
-    yield "the last layer of each stage", _part(found, found.stages, last=True, cross=True)
-    yield "the last layer of each stage, without words,", _part(found, found.stages, last=True, cross=False)
-    coarse = sorted(found.stages, key=lambda s: grid(s, found.width, found.height))
+def _smaller(full: AttentionPlan) -> Iterator[tuple[str, AttentionPlan]]:
+    """Smaller plans, each with a description of what it keeps, the largest first."""
+    yield "the same without words", _part(full, full.stages, last=False, cross=False)
+    yield "the last layer of each stage", _part(full, full.stages, last=True, cross=True)
+    yield "the last layer of each stage, without words,", _part(full, full.stages, last=True, cross=False)
+    coarse = sorted(full.stages, key=lambda s: grid(s, full.width, full.height))
     for count in range(len(coarse) - 1, 0, -1):
-        kept = [s for s in found.stages if s in coarse[:count]]
+        kept = [s for s in full.stages if s in coarse[:count]]
         what = f"the last layer of {' and '.join(kept)} alone, without words,"
-        yield what, _part(found, kept, last=True, cross=False)
+        yield what, _part(full, kept, last=True, cross=False)
 
 
 def plan(
@@ -179,24 +179,24 @@ def plan(
     a stage or layer that the model lacks, and for a plan above the budget, with one that fits.
     """
     run = AttentionPlan(layers=(), width=width, height=height, steps=steps, images=images, dtype=dtype)
-    found = _build(spec, stages, layers, cross, run)
-    large = next((x for x in found.layers if x.queries > MOST_PATCHES), None)
+    full = _build(spec, stages, layers, cross, run)
+    large = next((x for x in full.layers if x.queries > MOST_PATCHES), None)
     if large:
         raise UserError(
             f"{large.stage} of {spec.name} has {large.queries:,} patches at {width}x{height} px, and at most "
-            f"{MOST_PATCHES:,} of a layer can be looked at; draw a smaller picture, or leave out this stage"
+            f"{MOST_PATCHES:,} of a layer can be shown; draw a smaller picture, or leave out this stage"
         )
-    if found.bytes <= budget_bytes:
-        return found
+    if full.bytes <= budget_bytes:
+        return full
     asked = (
-        f"recording {len(found.layers)} layers of {spec.name} over {steps} steps at {width}x{height} px takes "
-        f"{size(found.bytes)}, the budget is {size(budget_bytes)}"
+        f"recording {len(full.layers)} layers of {spec.name} over {steps} steps at {width}x{height} px takes "
+        f"{size(full.bytes)}, the budget is {size(budget_bytes)}"
     )
-    for what, other in _smaller(found):
+    for what, other in _smaller(full):
         if other.bytes <= budget_bytes:
             raise UserError(f"{asked}; {what} takes {size(other.bytes)}")
-    coarsest = min(found.stages, key=lambda s: grid(s, width, height))
-    least = replace(_part(found, [coarsest], last=True, cross=False), steps=1)
+    coarsest = min(full.stages, key=lambda s: grid(s, width, height))
+    least = replace(_part(full, [coarsest], last=True, cross=False), steps=1)
     fitting = budget_bytes // least.bytes
     if fitting < 1:
         raise UserError(f"{asked}; the least, one step of one layer of {coarsest}, takes {size(least.bytes)}")
@@ -204,7 +204,7 @@ def plan(
 
 
 def ordered(first: UNetSpec, second: UNetSpec) -> tuple[UNetSpec, UNetSpec]:
-    """(student, teacher): which of the two is cut from the other. UserError where neither is."""
+    """(student, teacher): which of the two is cut from the other. UserError if neither is."""
     for student, teacher in ((first, second), (second, first)):
         try:
             self_attention_pairs(student, teacher)

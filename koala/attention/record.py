@@ -1,7 +1,7 @@
-"""record: the queries and keys of a run's attention layers, taken by hooks while the run keeps its own kernels.
+"""record: the queries and keys of a run's attention layers, recorded by hooks while the run uses its usual kernels.
 
-softmax(q k^T / sqrt(d)) of what is kept is the attention exactly, at a thirtieth of its size: a 64x64 layer's maps
-take 320 MiB per step, its q and k 10 MiB. The pictures are the same to the bit.
+softmax(q k^T / sqrt(d)) of the record is the exact attention, at a thirtieth of its size: a 64x64 layer's maps take
+320 MiB per step, its q and k 10 MiB. The pictures are the same to the bit.
 """
 
 import threading
@@ -37,7 +37,7 @@ HALVES = ("conditional", "unconditional")
 
 @dataclass(kw_only=True)
 class Pass:
-    """One pass of the U-Net: what went in, and q and k of the layers as they came by."""
+    """One pass of the U-Net: its input, and q and k of the planned layers."""
 
     timestep: float
     sample: torch.Tensor | None = None  # (images, 4, h, w), noisy, as the network sees it
@@ -46,12 +46,12 @@ class Pass:
 
 
 class Recorder:
-    """Listens to one U-Net in the thread that made it, and keeps the last `plan.steps` passes; see `record`.
+    """Listens to one U-Net in the thread that created it, and keeps the last `plan.steps` passes; see `record`.
 
-    The layers' hooks are set anew at each pass, on whatever modules are there then.
+    The layers' hooks are registered again at each pass, on the modules that exist then.
     """
 
-    record: AttentionRecord | None = None  # whole when the `with` block has ended
+    record: AttentionRecord | None = None  # set when the `with` block has ended
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Recorder:
         self.unet, self.plan, self.half = unet, plan, half
         self.passes: deque[Pass] = deque(maxlen=plan and plan.steps)
         self.seconds = 0.0
-        self._planned = planned  # width, height, images -> the plan, where none was given
+        self._planned = planned  # width, height, images -> the plan, if none was given
         self._doubled = False
         self._thread = threading.get_ident()
         self._layers = ExitStack()
@@ -89,7 +89,7 @@ class Recorder:
         return timed
 
     def _heard_input(self, name: str, inputs: tuple, output: torch.Tensor) -> None:
-        """A pass begins with its timestep; its sample tells the size, and whether guidance doubled the batch."""
+        """A pass begins with its timestep; its sample has the size, and shows whether guidance doubled the batch."""
         if name == "timestep":
             self.passes.append(Pass(timestep=number(inputs[0].flatten()[0])))
             return
@@ -119,7 +119,7 @@ class Recorder:
         return {x.path: self.unet.get_submodule(x.path) for x in self.plan.layers}
 
     def _is_doubled(self, sample: torch.Tensor) -> bool:
-        """Guidance sends every picture through twice, [unconditional; conditional]: then both halves are the same."""
+        """Guidance runs every picture twice, [unconditional; conditional]: then both halves of the sample are equal."""
         images = self.plan.images
         doubled = len(sample) == 2 * images and _alike(sample)
         if len(sample) != images and not doubled:
@@ -147,14 +147,14 @@ class Recorder:
         getattr(self.passes[-1], which)[path] = kept
 
     def frames(self) -> tuple[Frame, ...]:
-        """Whole passes; UserError where a planned layer was not heard."""
+        """Complete passes; UserError if a planned layer did not run."""
         if not self.passes:
             raise UserError("nothing was recorded: the model did not run within the block")
         for one in self.passes:
             if silent := [x for x in self.plan.layers if x.path not in one.q or x.path not in one.k]:
                 raise UserError(
-                    f"{len(silent)} of {len(self.plan.layers)} planned layers recorded nothing, {silent[0].path} for "
-                    "one; undo fuse_qkv_projections(), and run the U-Net uncompiled"
+                    f"{len(silent)} of {len(self.plan.layers)} planned layers recorded nothing, such as "
+                    f"{silent[0].path}; undo fuse_qkv_projections(), and run the U-Net uncompiled"
                 )
             for x in self.plan.layers:
                 if not (is_finite(one.q[x.path]) and is_finite(one.k[x.path])):
@@ -166,7 +166,7 @@ class Recorder:
 
 
 def _alike(sample: torch.Tensor) -> bool:
-    """Whether both halves of a batch are the same, NaN in the same places included."""
+    """Whether both halves of a batch are equal, with NaN in the same places."""
     if len(sample) % 2:
         return False
     return alike(*sample.chunk(2))
@@ -180,10 +180,10 @@ def record(
     *,
     request: GenerationRequest | None = None,
 ) -> Iterator[Recorder]:
-    """Record what this thread draws with a model; afterwards `recorder.record` has it, the last `plan.steps` passes.
+    """Record what this thread draws with a model; afterwards `recorder.record` holds the last `plan.steps` passes.
 
-    `request` is what is drawn, kept with the record. A pipeline of diffusers that is called directly needs neither:
-    without a plan the last layer of each stage is recorded, in the size and steps of the call.
+    `request` is what is drawn; it is kept with the record. A pipeline of diffusers that is called directly needs
+    neither: without a plan the last layer of each stage is recorded, in the size and steps of the call.
     """
     if isinstance(target, LoadedModel):
         pipeline, name, revision, spec = target.pipeline, target.card.name, target.revision, target.spec
@@ -221,7 +221,7 @@ def record(
 
 
 def prompt_tokens(pipeline: StableDiffusionXLPipeline, prompt: str) -> tuple[str, ...]:
-    """The pieces that the text encoders read, from start to end; SDXL's two tokenizers cut a prompt alike."""
+    """The tokens that the text encoders read, from start to end; SDXL's two tokenizers agree on them."""
     tokenizer = pipeline.tokenizer
     ids = tokenizer(prompt, truncation=True, max_length=tokenizer.model_max_length).input_ids
     return tuple(tokenizer.convert_ids_to_tokens(ids))
@@ -237,7 +237,7 @@ def capture(
     cancel: threading.Event | None = None,
     num_previews: int = MAX_PREVIEWS,
 ) -> tuple[GenerationResult, AttentionRecord]:
-    """Draw the request's pictures, the same as without a recorder, and record the attention behind them."""
+    """Draw the request's pictures, the same as without a recorder, and record their attention."""
     request = _planned(model, request, plan)
     with record(model, plan, half, request=request) as recorder:
         result = generate(request, model, on_step=on_step, cancel=cancel, num_previews=num_previews)
@@ -245,7 +245,7 @@ def capture(
 
 
 def _planned(model: LoadedModel, request: GenerationRequest, plan: AttentionPlan) -> GenerationRequest:
-    """The request with its defaults; UserError before the run for what could not be recorded."""
+    """The request with its defaults filled in; UserError, before the run, for what cannot be recorded."""
     request = resolve(request, model.card)
     if request.steps != plan.steps:
         raise UserError(f"the plan is for {plan.steps} steps and the run has {request.steps}; make both the same")
@@ -266,10 +266,10 @@ def same_input(
     cancel: threading.Event | None = None,
     num_previews: int = MAX_PREVIEWS,
 ) -> tuple[GenerationResult, AttentionRecord, AttentionRecord]:
-    """The student draws; the teacher is then shown, step by step, the very input that the student saw.
+    """The student draws; the teacher then gets, step by step, exactly the inputs that the student had.
 
-    Two free runs drift apart, and their attention with them. Here the network is all that differs. Both records are
-    of the conditional half; the teacher runs on that half alone.
+    Two free runs drift apart, and so does their attention. Here only the networks differ. Both records are of the
+    conditional half; the teacher runs on that half alone.
     """
     request = _planned(student, request, student_plan)
     with record(student, student_plan, request=request) as recorder:

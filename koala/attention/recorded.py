@@ -1,4 +1,4 @@
-"""AttentionRecord: what the attention layers of one run asked and offered, with all that made it; saved, loaded."""
+"""AttentionRecord: the queries and keys of one run's attention layers with all its settings, saved and loaded."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ FORMAT, VERSION = "koala attention", 1
 TENSORS, ABOUT, PICTURE = "attention.safetensors", "attention.json", "picture.png"
 DTYPES = ("F16", "BF16", "F32")  # of what is recorded
 HEADER = 400  # bytes of a tensor's entry in the file at most
-PNG = 10**6 + int(3.1 * MAX_SIDE**2)  # bytes of a picture's file: its pixels as they are, and what it carries
+PNG = 10**6 + int(3.1 * MAX_SIDE**2)  # bytes of a picture's file: its uncompressed pixels, and its metadata
 
 Frame = Mapping[str, tuple[torch.Tensor, torch.Tensor]]  # path -> q (images, heads, N, d), k (images, heads, M, d)
 
@@ -39,15 +39,15 @@ class AttentionRecord:
     revision: str
     spec: UNetSpec
     prompt: str
-    seed: int | None  # None where the pipeline was called directly
+    seed: int | None  # None if the pipeline was called directly
     guidance: float | None
     width: int  # px
     height: int  # px
     images: int
-    half: str  # of a batch that guidance doubled: conditional or unconditional
+    half: str  # of the batch, with guidance: conditional or unconditional
     timesteps: tuple[float, ...]  # one per step, of 0 to 1000
     tokens: tuple[str, ...]  # of the prompt, from start to end; a word's last piece ends in </w>
-    overhead_ms: float  # spent on recording, of the whole run
+    overhead_ms: float  # spent on recording, in the whole run
     layers: tuple[Layer, ...]
     frames: tuple[Frame, ...]
 
@@ -63,19 +63,19 @@ class AttentionRecord:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Those that were recorded, in forward order."""
+        """The stages that were recorded, in forward order."""
         return tuple(dict.fromkeys(x.stage for x in self.layers))
 
     def layer(self, stage: str, kind: str = "self", path: str | None = None) -> Layer:
-        """The layer of this path, else the stage's last one; UserError where nothing of the kind was recorded."""
-        found = [x for x in self.layers if x.stage == stage and x.kind == kind and path in (None, x.path)]
-        if not found:
+        """The layer of this path, or the stage's last one; UserError if nothing of the kind was recorded."""
+        matches = [x for x in self.layers if x.stage == stage and x.kind == kind and path in (None, x.path)]
+        if not matches:
             lacks = "" if stage in self.spec.depths() else f"{self.model} has no {stage}. "
             what = f"{stage} {path}" if path else stage
             raise UserError(
                 f"{lacks}This capture holds no {kind}-attention of {what}; it holds {', '.join(self.stages)}"
             )
-        return found[-1]
+        return matches[-1]
 
     def at(self, layer: Layer, step: int, image: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         """q (heads, N, d) and k (heads, M, d) of a layer; steps and pictures count from 0."""
@@ -101,7 +101,7 @@ class AttentionRecord:
         return first % columns, first // columns, last % columns + 1, last // columns + 1
 
     def save(self, folder: Path, result: GenerationResult | None = None) -> Path:
-        """Write a new folder: tensors, JSON, and the run's picture where its result is given."""
+        """Write a new folder: tensors, JSON, and the run's picture if its result is given."""
         with new_folder(folder, self.bytes) as out:
             tensors = {
                 f"{step}.{path}.{name}": tensor.contiguous()
@@ -120,9 +120,9 @@ class AttentionRecord:
 
     @classmethod
     def load(cls, folder: Path, model: str | None = None) -> "AttentionRecord":
-        """A capture that `save` wrote. UserError for one that is damaged, foreign, or not of `model` where given."""
+        """Load a capture that `save` wrote. UserError if it is damaged, foreign, or not of `model`, if given."""
         if not (folder / ABOUT).is_file() or not (folder / TENSORS).is_file():
-            raise UserError(f"{folder} is no capture: it needs {ABOUT} and {TENSORS}, as `koala attention` writes")
+            raise UserError(f"{folder} is not a capture: it needs {ABOUT} and {TENSORS}, as `koala attention` writes")
         try:
             about = read_object(folder / ABOUT, "copy the capture again")
             check_version(str(folder / ABOUT), about.pop("format"), FORMAT, VERSION)
@@ -133,7 +133,7 @@ class AttentionRecord:
             if sha256(folder / TENSORS) != digest:
                 raise UserError(f"{folder / TENSORS} is damaged: it is not what was saved; copy it again")
             frames = _frames(folder / TENSORS, layers, about.pop("steps"), about["images"])
-            found = cls(spec=spec, layers=layers, frames=frames, **{k: tuples(v) for k, v in about.items()})
+            record = cls(spec=spec, layers=layers, frames=frames, **{k: tuples(v) for k, v in about.items()})
         except (
             ValueError,
             TypeError,
@@ -146,28 +146,28 @@ class AttentionRecord:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{folder / ABOUT} is damaged ({error}); copy the capture again") from error
-        if model is not None and found.model != model:
-            raise UserError(f"{folder} is a capture of {found.model}, not of {model}; choose that model, or another")
-        return found
+        if model is not None and record.model != model:
+            raise UserError(f"{folder} is a capture of {record.model}, not of {model}; choose that model, or another")
+        return record
 
 
 def _frames(file: Path, layers: Sequence[Layer], steps: int, images: int) -> tuple[Frame, ...]:
-    """Queries and keys of every step; ValueError where the file's are of other shapes, or are no numbers."""
+    """Queries and keys of every step; ValueError if the file's have other shapes, or are not finite."""
     names = 2 * steps * len(layers)
     with open(file, "rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
-    if length > HEADER * (names + 1):  # names of tensors that nobody asked for take memory, too
+    if length > HEADER * (names + 1):  # unexpected names would take memory too
         raise ValueError(f"{file.name} names more than its {names} tensors")
     with safe_open(file, "pt") as stored:
 
         def tensor(name: str, shape: tuple[int, ...]) -> torch.Tensor:
             entry = stored.get_slice(name)
             if tuple(entry.get_shape()) != shape or entry.get_dtype() not in DTYPES:
-                raise ValueError(f"{name} is not of the shape that it should have")
-            found = stored.get_tensor(name)
-            if not is_finite(found):
-                raise ValueError(f"{name} holds values that are no numbers")
-            return found
+                raise ValueError(f"{name} does not have the expected shape")
+            values = stored.get_tensor(name)
+            if not is_finite(values):
+                raise ValueError(f"{name} holds values that are not finite numbers")
+            return values
 
         return tuple(
             {
@@ -182,7 +182,7 @@ def _frames(file: Path, layers: Sequence[Layer], steps: int, images: int) -> tup
 
 
 def check_version(file: str, given: object, form: str, reads: int) -> None:
-    """UserError for a file that is not of this form, or of another version than the one that is read here."""
+    """UserError for a file of another format, or of a version other than the supported one."""
     name, _, version = str(given).rpartition(" ")
     if name != form or not version.isdecimal():
         raise UserError(f"{file} is not of a capture; it says {given!r}, not {form} {reads}")
@@ -193,7 +193,7 @@ def check_version(file: str, given: object, form: str, reads: int) -> None:
 
 
 def picture(folder: Path, record: AttentionRecord) -> Image.Image:
-    """The picture that was saved beside a capture."""
+    """The picture that was saved with a capture."""
     file = folder / PICTURE
     if not file.is_file():
         raise UserError(f"{folder} lacks its {PICTURE}; save the record together with its result")
@@ -201,21 +201,21 @@ def picture(folder: Path, record: AttentionRecord) -> Image.Image:
         with Image.open(file, formats=("PNG",)) as opened:
             if opened.size == (record.width, record.height):
                 return opened.convert("RGB")
-            found = "x".join(map(str, opened.size))
+            size = "x".join(map(str, opened.size))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{file} is damaged ({error}); copy the capture again") from error
-    raise UserError(f"{file} is of {found} px, the capture of {record.width}x{record.height}: of another run")
+    raise UserError(f"{file} is of {size} px, the capture of {record.width}x{record.height}: of another run")
 
 
 def beside(records: Sequence[AttentionRecord]) -> dict[str, list[tuple[Layer | None, ...]]]:
-    """Stage -> rows of recorded self-attention layers that stand beside each other; None where a model has none.
+    """Stage -> rows of recorded self-attention layers that pair; None for a model that has none.
 
-    A layer whose partner was not recorded is left out.
+    A layer whose counterpart was not recorded is left out.
     """
     recorded = [{x.path: x for x in record.layers if x.kind == "self"} for record in records]
-    found = {}
+    by_stage = {}
     for stage, rows in paired([record.spec for record in records], every=True).items():
         whole = [row for row in rows if all(p is None or p in own for p, own in zip(row, recorded, strict=True))]
         if whole:
-            found[stage] = [tuple(own.get(p) for p, own in zip(row, recorded, strict=True)) for row in whole]
-    return found
+            by_stage[stage] = [tuple(own.get(p) for p, own in zip(row, recorded, strict=True)) for row in whole]
+    return by_stage

@@ -1,4 +1,4 @@
-"""Maps as pictures: heat over a picture, principal components as colours, strips and films, with a line that says what.
+"""Maps as pictures: heat over a picture, principal components as colours, tables, strips and films with a caption.
 
 A patch stays a square of one colour: attention has no more detail than that.
 """
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-# Nine stops of matplotlib's inferno (CC0): lightness rises evenly, so that more is brighter to every eye.
+# Nine stops of matplotlib's inferno (CC0): lightness rises evenly, so more is brighter for every viewer.
 _STOPS = (
     (0, 0, 4),
     (31, 12, 72),
@@ -27,8 +27,8 @@ _PLACES = np.linspace(0, len(_STOPS) - 1, 256)
 TABLE = (
     np.column_stack([np.interp(_PLACES, range(len(_STOPS)), c) for c in np.array(_STOPS).T]).round().astype(np.uint8)
 )
-MARK = (255, 40, 40)  # of the patches that are looked from
-# Okabe and Ito's colours, told apart by all eyes; segment 0 is the largest
+MARK = (255, 40, 40)  # of marked patches
+# Okabe and Ito's colours, which colour-blind viewers can tell apart; segment 0 is the largest
 SEGMENTS = torch.tensor(
     [
         [0, 114, 178],
@@ -47,11 +47,11 @@ _PAD = 10
 STRIP = 8  # frames in a strip at most
 SIDE = 256  # px of the longer side of one picture in a table
 
-Frame = Sequence[Image.Image | str]  # one per model: a picture, or why there is none
+Frame = Sequence[Image.Image | str]  # per model a picture, or the reason why there is none
 
 
 def levels(values: torch.Tensor, *, gamma: float = 1.0, high: float | None = None) -> torch.Tensor:
-    """Values of 0 and more -> uint8, the largest (or `high`) at 255; a gamma below 1 lifts the faint ones."""
+    """Values of 0 and more -> uint8, the largest (or `high`) at 255; a gamma below 1 raises the low ones."""
     top = max(float(values.max()) if high is None else high, 1e-12)
     return ((values / top).clamp(0, 1) ** gamma * 255).round().to(torch.uint8)
 
@@ -90,12 +90,12 @@ def marked(picture: Image.Image, cells: tuple[int, int, int, int], grid: tuple[i
     height, width = picture.height / grid[0], picture.width / grid[1]
     left, top, right, bottom = cells
     thick = max(2, picture.width // 128)
-    found = picture.convert("RGB")
-    draw = ImageDraw.Draw(found)
+    drawn = picture.convert("RGB")
+    draw = ImageDraw.Draw(drawn)
     for out, colour, line in ((thick + 1, PAPER, thick + 2), (thick, MARK, thick)):
         edges = (left * width - out, top * height - out, right * width + out - 1, bottom * height + out - 1)
         draw.rectangle(edges, outline=colour, width=line)
-    return found
+    return drawn
 
 
 @cache
@@ -124,7 +124,7 @@ def table(
     note: str,
     cell: tuple[int, int] = (256, 256),
 ) -> Image.Image:
-    """Pictures in rows and columns with headings, a text where one is absent; `note` says how they were made."""
+    """Pictures in rows and columns with headings, a text instead of a missing one, and `note` below."""
     font, small = _font(16), _font(13)
     left = max([int(font.getlength(r)) for r in rows if r], default=0)
     left += 2 * _PAD if left else _PAD
@@ -132,8 +132,8 @@ def table(
     lines = _wrapped(note, small, width - 2 * _PAD)
     top = 16 + 2 * _PAD
     bottom = top + len(rows) * (cell[1] + _PAD)
-    found = Image.new("RGB", (width, bottom + len(lines) * 18 + _PAD), PAPER)
-    draw = ImageDraw.Draw(found)
+    sheet = Image.new("RGB", (width, bottom + len(lines) * 18 + _PAD), PAPER)
+    draw = ImageDraw.Draw(sheet)
     for k, text in enumerate(columns):
         draw.text((left + k * (cell[0] + _PAD) + cell[0] / 2, top / 2), text, INK, font, anchor="mm")
     for r, (text, line) in enumerate(zip(rows, cells, strict=True)):
@@ -146,19 +146,19 @@ def table(
                 texts = _wrapped(one, small, cell[0] - 2 * _PAD)
                 draw.multiline_text((x + cell[0] / 2, y + cell[1] / 2), "\n".join(texts), FAINT, small, anchor="mm")
             else:
-                found.paste(one.resize(cell, Image.Resampling.NEAREST), (x, y))
+                sheet.paste(one.resize(cell, Image.Resampling.NEAREST), (x, y))
     draw.multiline_text((_PAD, bottom), "\n".join(lines), INK, small, spacing=4)
-    return found
+    return sheet
 
 
 def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
     """Pictures one above the other."""
-    found = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), PAPER)
+    sheet = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), PAPER)
     top = 0
     for picture in pictures:
-        found.paste(picture, (0, top))
+        sheet.paste(picture, (0, top))
         top += picture.height
-    return found
+    return sheet
 
 
 def cell_of(picture: Image.Image) -> tuple[int, int]:
@@ -178,7 +178,7 @@ def _cell(frames: Sequence[Frame]) -> tuple[int, int]:
 
 
 def strip(frames: Sequence[Frame], labels: Sequence[str], *, titles: Sequence[str], note: str) -> Image.Image:
-    """Models as rows, frames as columns: one frame per label, one picture (or why there is none) per title."""
+    """Frames as columns with a label each, models as rows with a title each."""
     return table(list(zip(*frames, strict=True)), columns=labels, rows=titles, note=note, cell=_cell(frames))
 
 
@@ -194,7 +194,7 @@ def film(frames: Sequence[Frame], labels: Sequence[str], *, titles: Sequence[str
 
 
 def gif(frames: Sequence[Image.Image], milliseconds: int = 250) -> bytes:
-    """A film that runs for ever; all frames share one palette, so that a colour means one thing in all of them."""
+    """A GIF that loops forever; all frames share one palette, so that a colour means the same in all of them."""
     small = [frame.resize([max(1, side // 4) for side in frame.size], Image.Resampling.NEAREST) for frame in frames]
     wide = Image.new("RGB", (small[0].width * len(small), small[0].height))
     for k, frame in enumerate(small):

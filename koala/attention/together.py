@@ -1,4 +1,4 @@
-"""Several models on one noise with their attention recorded: layers paired, one budget, free runs or one input."""
+"""Several models on the same noise, with their attention recorded: paired layers, one budget, free or shared inputs."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -20,12 +20,12 @@ from koala.sampling.generate import Step, resolve
 from koala.sampling.result import GenerationResult
 from koala.unet.specs import STAGES
 
-Found = tuple[GenerationResult, AttentionRecord]
+Recorded = tuple[GenerationResult, AttentionRecord]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Together:
-    """Runs that are about to be recorded. With `shared` the teacher runs on what the student sees."""
+    """Runs that are ready to be recorded. With `shared` the teacher runs on the student's inputs."""
 
     requests: tuple[GenerationRequest, ...]  # with every default filled in
     models: tuple[LoadedModel, ...]
@@ -38,8 +38,8 @@ class Together:
         *,
         cancel: threading.Event | None = None,
         num_previews: int = 0,
-    ) -> list[Found]:
-        """Every model's pictures and record, in order; under a shared input both come from the student's run."""
+    ) -> list[Recorded]:
+        """Every model's pictures and record, in order; with a shared input both come from the student's run."""
         if self.shared:
             own = self._student
             its = 1 - own
@@ -59,10 +59,10 @@ class Together:
             for k, (request, model, plan) in enumerate(zip(self.requests, self.models, self.plans, strict=True))
         ]
 
-    def kept(self, found: Sequence[Found]) -> Capture:
-        """What `run` gave, to be looked at, with what recording cost."""
+    def kept(self, recorded: Sequence[Recorded]) -> Capture:
+        """The capture of what `run` returned, with the cost of recording."""
         sides, costs = [], []
-        for k, (title, (result, record)) in enumerate(zip(self.titles, found, strict=True)):
+        for k, (title, (result, record)) in enumerate(zip(self.titles, recorded, strict=True)):
             sides.append(Side(title=title, picture=result.images[0], record=record))
             guest = self.shared and k != self._student
             part = "" if guest else f" of a run of {result.timing.total_ms / 1000:.1f} s"
@@ -71,12 +71,12 @@ class Together:
             prompt=self.requests[0].prompt,
             sides=tuple(sides),
             told=f"Recording took: {'; '.join(costs)}.",
-            files=tuple(result.png() for result, _ in found),
+            files=tuple(result.png() for result, _ in recorded),
         )
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Those that are recorded of any of them, in forward order."""
+        """The stages that are recorded of any model, in forward order."""
         return tuple(stage for stage in STAGES if any(stage in plan.stages for plan in self.plans))
 
     @property
@@ -86,16 +86,16 @@ class Together:
 
     @property
     def titles(self) -> list[str]:
-        """One per model, each its own: folders of one name are told apart by what they lie in."""
+        """One title per model, all different: folders of the same name get their parent folder's name too."""
         names = [m.card.title for m in self.models]
-        found = [
+        titles = [
             "/".join(m.card.source.split("/")[-2:]) if names.count(name) > 1 else name
             for m, name in zip(self.models, names, strict=True)
         ]
         if self.shared:
             its = 1 - self._student
-            found[its] = f"{found[its]} on the student's input"
-        return found
+            titles[its] = f"{titles[its]} on the student's input"
+        return titles
 
 
 def prepare(
@@ -109,17 +109,17 @@ def prepare(
     budget_bytes: int = BUDGET,
     shared: bool = False,
 ) -> Together:
-    """Load the models and plan what is recorded: the last layer of each stage, or every one that pairs.
+    """Load the models and plan what is recorded: the last layer of each stage, or every layer that pairs.
 
-    `cards` are those of the requests' models; without them the names are looked up. UserError for what cannot be
-    recorded together, before anything runs.
+    `cards` are those of the requests' models; without them the names are looked up. UserError, before anything runs,
+    for what cannot be recorded together.
     """
     cards = cards or [find(r.model) for r in requests]
     for card in cards:
         torch_only(card, "recording its attention")
     models = library.get_all(cards)
     full = same_noise(requests, cards) if len(requests) > 1 else [resolve(requests[0], models[0].card)]
-    found = planned(
+    plans = planned(
         [m.spec for m in models],
         full[0].width,
         full[0].height,
@@ -131,4 +131,4 @@ def prepare(
         images=full[0].images,
         budget_bytes=budget_bytes,
     )
-    return Together(requests=tuple(full), models=tuple(models), plans=tuple(found), shared=shared)
+    return Together(requests=tuple(full), models=tuple(models), plans=tuple(plans), shared=shared)

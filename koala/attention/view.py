@@ -1,4 +1,4 @@
-"""What the viewer shows of a capture: its value once, then the maps of every model for whatever it asks."""
+"""What the viewer shows of a capture: the description once, then the maps of every model for each of its questions."""
 
 import base64
 import io
@@ -27,7 +27,7 @@ Shown = tuple[torch.Tensor, str]  # uint8, (N,) of heat or (N, 3) of colours, an
 
 
 def value(key: str, capture: Capture) -> dict:
-    """What the viewer needs once: pictures, stages with their layers, words, and the agreement chart."""
+    """What the viewer needs once: pictures, stages with their layers, and words."""
     record = capture.sides[0].record
     stages = [stage_of(name, capture) for name in STAGES]
     open_stages = [s for s in stages if not s["absent"]]
@@ -66,7 +66,7 @@ def _url(picture: Image.Image) -> str:
 
 
 def look(capture: Capture, asked: Mapping) -> dict:
-    """The maps of both models, side by side, and what they are in words."""
+    """The maps of all models, and a description in words."""
     if asked.get("kind") == "agreement":
         return alike(capture)
     one = read(capture, asked)
@@ -75,7 +75,7 @@ def look(capture: Capture, asked: Mapping) -> dict:
 
 
 def alike(capture: Capture) -> dict:
-    """The agreement chart: per stage a value per step of the longer run, or why there is none."""
+    """The agreement chart: per stage a value per step of the longer run, or the reason why there is none."""
     if len(capture.sides) != 2:
         raise UserError("agreement is between two models; this capture has one")
     if "alike" not in capture.made:
@@ -93,7 +93,7 @@ def alike(capture: Capture) -> dict:
 
 
 def heads(capture: Capture, one: Asked) -> str:
-    """How the heads of the shown layer are joined."""
+    """How the heads of the shown layer are combined."""
     layer = capture.layer(one.stage, one.layer)
     if isinstance(one.head, int):
         return f"head {one.head + 1} of {layer.heads}"
@@ -113,18 +113,18 @@ def _side(capture: Capture, k: int, one: Asked) -> dict:
     side, layer = capture.sides[k], capture.stages[one.stage][one.layer][k]
     if layer is None:
         return {"absent": side.absent(one.stage)}
-    found, note = _VIEWS[one.kind](capture, k, layer, replace(one, step=capture.step(k, one.step)))
+    values, note = _VIEWS[one.kind](capture, k, layer, replace(one, step=capture.step(k, one.step)))
     block = layer.label.removeprefix(f"{one.stage}, ").capitalize()
-    answer = {"grid": list(layer.grid), "data": _encoded(found), "said": f"{block}: {note}"}
+    answer = {"grid": list(layer.grid), "data": _encoded(values), "said": f"{block}: {note}"}
     return answer | ({"marked": marked(layer, one.region).flatten().nonzero().flatten().tolist()} if one.region else {})
 
 
 def pictures(capture: Capture, asked: Mapping, *, opacity: float = 0.75, gamma: float = 1.0) -> list[Image.Image | str]:
-    """What the viewer shows, as pictures: each model's with its map on it, or why there is none."""
-    one, found = read(capture, asked), []
+    """What the viewer shows, as pictures: each model's with its map on it, or the reason why there is none."""
+    one, overlaid = read(capture, asked), []
     for k, (side, layer) in enumerate(zip(capture.sides, capture.stages[asked["stage"]][one.layer], strict=True)):
         if layer is None:
-            found.append(side.absent(one.stage))
+            overlaid.append(side.absent(one.stage))
             continue
         values, _ = _VIEWS[one.kind](capture, k, layer, replace(one, step=capture.step(k, one.step)))
         if one.kind.colour:
@@ -132,8 +132,8 @@ def pictures(capture: Capture, asked: Mapping, *, opacity: float = 0.75, gamma: 
             drawn = Image.blend(side.picture.convert("RGB"), over, opacity)
         else:
             drawn = render.heat(side.picture, values.float(), layer.grid, opacity=opacity, gamma=gamma, high=255.0)
-        found.append(_outlined(drawn, marked(layer, one.region)) if one.region else drawn)
-    return found
+        overlaid.append(_outlined(drawn, marked(layer, one.region)) if one.region else drawn)
+    return overlaid
 
 
 def _outlined(picture: Image.Image, mask: torch.Tensor) -> Image.Image:
@@ -142,7 +142,7 @@ def _outlined(picture: Image.Image, mask: torch.Tensor) -> Image.Image:
     around = torch.nn.functional.pad(mask, (1, 1, 1, 1))
     draw, thick = ImageDraw.Draw(picture), max(2, picture.width // 128)
 
-    def line(*corners: tuple[int, int]) -> None:  # clear of the picture's edge
+    def line(*corners: tuple[int, int]) -> None:  # kept inside the picture
         at = [(x * (picture.width - thick) / width, y * (picture.height - thick) / height) for x, y in corners]
         draw.rectangle((at[0][0], at[0][1], at[1][0] + thick - 1, at[1][1] + thick - 1), fill=render.MARK)
 
@@ -160,7 +160,7 @@ def heat(values: torch.Tensor, low: float = 0.0) -> torch.Tensor:
 
 
 def percent(share: float) -> str:
-    """A share for people, with a decimal below 10 %."""
+    """A fraction in percent, with one decimal below 10 %."""
     return f"{100 * share:.1f} %" if share < 0.1 else f"{100 * share:.0f} %"
 
 

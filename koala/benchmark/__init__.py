@@ -1,1 +1,1 @@
-"""Models measured over sizes and presets, with the prediction beside each time."""
+"""Models measured over sizes and presets, each time next to its prediction."""

@@ -1,4 +1,4 @@
-"""The speed of the device at hand, measured on a small yardstick, so that whole models can be predicted on it."""
+"""The speed of this device, measured with a small U-Net, so that the times of whole models can be predicted."""
 
 import statistics
 import time
@@ -18,11 +18,10 @@ DEPTH = 2  # of the yardstick's transformers: KOALA's cut of the same widths, sh
 
 
 class Yardstick:
-    """A shallow U-Net as wide as `spec`, and the VAE at half the size: what they take gives the device's rates.
+    """A shallow U-Net as wide as `spec`, and the VAE at half the size: their times give the device's rates.
 
-    For pictures of this size in px and this batch, in the VAE's precision. `run` it beside what it predicts: on a
-    machine that others use too, both then see the same weather. No model that is measured runs here; sizes share one
-    `unet`.
+    For pictures of this size in px and this batch, in the VAE's precision. Call `run` between runs of what it predicts:
+    on a shared machine both then see the same load. No measured model runs here; all sizes share one `unet`.
     """
 
     def __init__(
@@ -47,14 +46,14 @@ class Yardstick:
 
     @torch.inference_mode()
     def run(self) -> None:
-        """One guided step, one without guidance, one decode; U-Net and VAE have to be on the device."""
+        """One guided step, one without guidance, one decode; U-Net and VAE must be on the device."""
         self._time("guided", self._step(2 * self.images))
         self._time("unguided", self._step(self.images))
         latents = self._noise(1, LATENT_CHANNELS, self.height // LATENT_FACTOR // 2, self.width // LATENT_FACTOR // 2)
         self._time("vae", lambda: self.vae.decode(latents))
 
     def hardware(self) -> Hardware:
-        """The rates: medians of all runs but the first, which warms up."""
+        """The rates: medians of all runs but the first, which is the warm-up."""
 
         def rate(name: str, work: int) -> float:
             return work / statistics.median(self.seconds[name][1:] or self.seconds[name]) / 1e12
@@ -68,7 +67,7 @@ class Yardstick:
             unet=rate("guided", flops(self.spec, **size, batch=2 * self.images)),
             unguided=rate("unguided", flops(self.spec, **size, batch=self.images)),
             vae=rate("vae", self.parts.vae.decoder(**half)[1]),
-            block_ms=0.0,  # the rates are those of this very size
+            block_ms=0.0,  # the rates are those of exactly this size
             source=f"measured here with a U-Net of {sum(1 for _ in self.spec.self_attentions())} transformer blocks",
             compiles=self.device.type == "cuda",
         )

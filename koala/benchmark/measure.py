@@ -1,7 +1,7 @@
-"""Latency and memory over models x sizes x batches x presets: measured, with what arithmetic predicts beside it.
+"""Latency and memory over models x sizes x batches x presets: measured, next to what is predicted.
 
-The models of one cell take turns, so that a ratio between them is fair on a machine that others use too. Every figure
-is a median over the turns, after a warm-up that does not count.
+The models of one cell take turns, so that a ratio between them is fair on a shared machine too. Every figure is a
+median over the turns, after a warm-up that does not count.
 """
 
 import dataclasses
@@ -46,17 +46,17 @@ class Row:
     parameters: int  # of the U-Net
     repeats: int
     text_ms: float
-    unet_step_ms: float  # mean over the steps, as some are guided and some may not be
+    unet_step_ms: float  # mean over the steps, of which some may run without guidance
     unet_ms: float
     vae_ms: float
-    swap_ms: float  # moving parts to the device; in none of the others
+    swap_ms: float  # moving parts to the device; not part of the other times
     total_ms: float
-    total_range_ms: tuple[float, float]  # of the runs
+    total_range_ms: tuple[float, float]  # over the runs
     pictures_per_second: float
     peak_memory_bytes: int | None
-    memory_of: str  # "GPU", or "process": it then holds every model of the run, and the prediction counts them
+    memory_of: str  # "GPU", or "process", which holds every model of the run; then the prediction counts them all
     predicted: dict[str, float]  # text_ms, unet_step_ms, unet_ms, vae_ms, total_ms, peak_memory_bytes
-    hardware: str  # where the speed comes from that the prediction stands on
+    hardware: str  # source of the speed that the prediction is based on
     plan: dict | None  # the memory plan; None for stock
 
 
@@ -89,7 +89,7 @@ class _Cell:
     request: GenerationRequest
     preset: str
     plan: Plan
-    beside: int  # bytes of other models that count as peak memory
+    others: int  # bytes of other models that count as peak memory
     timings: list[Timing] = field(default_factory=list)
 
     def predict(self, hardware: Hardware) -> Prediction:
@@ -122,7 +122,7 @@ class _Cell:
             "unet_ms": expected.unet_total_ms,
             "vae_ms": expected.vae_ms,
             "total_ms": expected.total_ms,
-            "peak_memory_bytes": self.plan.predicted_peak_bytes + self.beside,
+            "peak_memory_bytes": self.plan.predicted_peak_bytes + self.others,
         }
         return Row(
             model=self.request.model,
@@ -158,9 +158,10 @@ def measure(
     on_run: Callable[[str], None] | None = None,
     cancel: threading.Event | None = None,
 ) -> Iterator[Row | Skipped]:
-    """Every cell of the matrix, measured or skipped, as it is done. Setting `cancel` raises Cancelled.
+    """Every cell of the matrix, measured or skipped, as soon as it is done. Setting `cancel` raises Cancelled.
 
-    `cards` are those of the matrix's models; without them the names are looked up. `on_run` is told what starts now.
+    `cards` are those of the matrix's models; without them the names are looked up. `on_run` is called with a
+    description of what starts now.
     """
     cards = cards or [find(name) for name in matrix.models]
     for card in cards:
@@ -180,7 +181,7 @@ def measure(
     yardsticks: dict[tuple, UNet2DConditionModel] = {}
     for size, images in matrix.groups(models[0].card.width):
         speeds = {width: _Speed(m, size, images, yardsticks) for width, m in widths.items()}
-        unets = {id(m.pipeline.unet): m.pipeline.unet for m in models}  # names of one network may share it
+        unets = {id(m.pipeline.unet): m.pipeline.unet for m in models}  # several names may share one network
         everything = sum(map(_bytes, unets.values())) + sum(s.bytes for s in speeds.values())
         cells = []
         for preset, model in itertools.product(matrix.presets, models):
@@ -196,8 +197,8 @@ def measure(
             except UserError as error:  # no plan fits
                 yield _skipped(request, preset, str(error), out_of_memory=True)
                 continue
-            beside = 0 if model.device.type == "cuda" else everything - _bytes(model.pipeline.unet)
-            cells.append(_Cell(model=model, request=request, preset=preset, plan=plan, beside=beside))
+            others = 0 if model.device.type == "cuda" else everything - _bytes(model.pipeline.unet)
+            cells.append(_Cell(model=model, request=request, preset=preset, plan=plan, others=others))
         yield from _take_turns(cells, speeds, matrix.repeats, clock, say, cancel)
 
 
@@ -206,7 +207,7 @@ def _bytes(module: torch.nn.Module) -> int:
 
 
 class _Clock:
-    """The time that is left of a limit in seconds."""
+    """The time left of a limit in seconds."""
 
     def __init__(self, limit: float | None):
         self.limit, self.started = limit, time.monotonic()
@@ -217,7 +218,7 @@ class _Clock:
 
 @dataclass(frozen=True, kw_only=True)
 class _Stop:
-    """What a run looks at after each step: whether it was cancelled, or its time is up."""
+    """What a run checks after each step: whether it was cancelled, or its time is up."""
 
     cancel: threading.Event
     clock: _Clock
@@ -227,7 +228,7 @@ class _Stop:
 
 
 class _Speed:
-    """The speed of the device at one size and batch: published, or measured anew in every turn."""
+    """The speed of the device at one size and batch: published, or measured again in every turn."""
 
     def __init__(self, model: LoadedModel, size: int, images: int, unets: dict[tuple, UNet2DConditionModel]):
         self.model, self.known = model, named(device_name(model.device))
@@ -259,7 +260,7 @@ def _take_turns(
     say: Callable[[str], None],
     cancel: threading.Event,
 ) -> Iterator[Row | Skipped]:
-    """A warm-up and `repeats` rounds over the cells; one that fails or would end too late drops out."""
+    """A warm-up and `repeats` rounds over the cells; a cell that fails or would end too late drops out."""
     running, stop = list(cells), _Stop(cancel=cancel, clock=clock)
     for turn in range(repeats + 1):
         for speed in speeds.values():
@@ -271,7 +272,7 @@ def _take_turns(
             break
         for cell in tuple(running):
             expected = cell.predict(speeds[cell.model.spec.channels].hardware()).total_ms / 1000
-            if not clock.allows(expected * (1 if turn else 2)):  # a warm-up promises a run after it
+            if not clock.allows(expected * (1 if turn else 2)):  # a warm-up needs time for a run after it
                 running.remove(cell)
                 continue
             request = cell.request
@@ -282,7 +283,7 @@ def _take_turns(
             except Cancelled:
                 if cancel.is_set():
                     raise
-                running.remove(cell)  # its time is up: the runs before this one count
+                running.remove(cell)  # its time is up: earlier runs still count
                 continue
             except RuntimeError as error:
                 if not ran_out(error):

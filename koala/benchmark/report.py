@@ -1,4 +1,4 @@
-"""A benchmark as JSON, and as Markdown in the rows of KOALA's latency figure (figure 7)."""
+"""A benchmark as JSON, and as Markdown with the rows of KOALA's latency figure (figure 7)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from koala.words import gigabytes_cell, markdown_table, seconds_cell
 
 
 def report(matrix: Matrix, cells: Sequence[Row | Skipped], *, random_weights: bool) -> dict:
-    """All that was measured, and what was not, with the speed-up of every model over the first on equal terms."""
+    """What was measured and what was not, with the speed-up of every model over the first under equal conditions."""
     rows = [cell for cell in cells if isinstance(cell, Row)]
     return {
         "matrix": dataclasses.asdict(matrix),
@@ -38,9 +38,9 @@ def speedups(rows: Sequence[Row], baseline: str) -> list[dict]:
     ]
 
 
-def markdown(found: dict) -> str:
-    """Tables for people. In the first a row is a model, as in the paper: latency and memory at each size."""
-    rows, skipped = found["rows"], found["not_reached"]
+def markdown(results: dict) -> str:
+    """Tables in Markdown. In the first a row is a model, as in the paper: latency and memory at each size."""
+    rows, skipped = results["rows"], results["not_reached"]
     columns = sorted({(c["size"], c["images"]) for c in (*rows, *skipped)})
     cells = {(r["model"], r["preset"], r["size"], r["images"]): r for r in rows}
     too_big = {(s["model"], s["preset"], s["size"], s["images"]) for s in skipped if s["out_of_memory"]}
@@ -83,25 +83,27 @@ def markdown(found: dict) -> str:
     faster = [
         f"- {s['model']}, {s['preset']}, {s['size']} px, batch {s['images']}: "
         f"{s['unet_step']:.2f}x per U-Net step, {s['total']:.2f}x in total"
-        for s in found["speedup"]["rows"]
+        for s in results["speedup"]["rows"]
     ]
     left_out = [f"- {s['model']}, {s['preset']}, {s['size']} px, batch {s['images']}: {s['reason']}" for s in skipped]
     sections = [figure, stages]
     if faster:
-        sections.append("\n".join([f"Against {found['speedup']['baseline']}, on equal terms:", "", *faster]))
+        sections.append(
+            "\n".join([f"Compared with {results['speedup']['baseline']}, under equal conditions:", "", *faster])
+        )
     if left_out:
         sections.append("\n".join(["Not measured:", "", *left_out]))
-    return "\n\n".join([*sections, _circumstances(found)])
+    return "\n\n".join([*sections, _circumstances(results)])
 
 
-def _circumstances(found: dict) -> str:
-    repeats = found["matrix"]["repeats"]
+def _circumstances(results: dict) -> str:
+    repeats = results["matrix"]["repeats"]
     runs = f"medians of up to {repeats} runs" if repeats > 1 else "one run"
-    weights = "random weights of the real sizes" if found["random_weights"] else "the models' own weights"
-    sources = sorted({row["hardware"] for row in found["rows"]})
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    lines = [f"{found['device']}; {found['date']}; {versions}; {weights}; {runs} after a warm-up, models in turn."]
-    if any(row["memory_of"] == "process" for row in found["rows"]):
+    weights = "random weights of the real sizes" if results["random_weights"] else "the models' own weights"
+    sources = sorted({row["hardware"] for row in results["rows"]})
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    lines = [f"{results['device']}; {results['date']}; {versions}; {weights}; {runs} after a warm-up, models in turn."]
+    if any(row["memory_of"] == "process" for row in results["rows"]):
         lines.append("Memory is that of the process, which holds every model of this run.")
     lines += [f"Speed for the predictions: {source}." for source in sources]
-    return "\n".join([*lines, "", f"    {found['command']}"])
+    return "\n".join([*lines, "", f"    {results['command']}"])

@@ -1,4 +1,4 @@
-"""The baseline: diffusers' own pipeline on the same weights, all on the device, its stages timed from outside."""
+"""The baseline: diffusers' own pipeline on the same weights, all on the device, with its stages timed by hooks."""
 
 import threading
 
@@ -14,7 +14,7 @@ from koala.sampling.generate import Cancelled, compiled, initial_noise, noise_so
 
 @torch.inference_mode()
 def stock(model: LoadedModel, request: GenerationRequest, cancel: threading.Event) -> Timing:
-    """One run, called as diffusers' documentation does. Hold `model.lock`; setting `cancel` raises Cancelled."""
+    """One run, called as in diffusers' documentation. Hold `model.lock`; setting `cancel` raises Cancelled."""
     parts = [p for p in model.pipeline.components.values() if isinstance(p, torch.nn.Module)]
     model.library.residence.bring(parts)
     scheduler = build_for_run(request.scheduler, model.pipeline.scheduler.config)
@@ -63,7 +63,7 @@ def stock(model: LoadedModel, request: GenerationRequest, cancel: threading.Even
 
 
 def stock_plan(model: LoadedModel, request: GenerationRequest) -> Plan:
-    """What the pipeline does by itself, as a memory plan."""
+    """What the pipeline does by default, as a memory plan."""
     return pair_plan(
         [model.spec],
         device=model.device.type,

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         args.out,
         exports=_exports,
         say=say,
-        told=sentence,
+        explain=sentence,
         arguments=asked,
         minutes=args.minutes,
     )

@@ -3,7 +3,7 @@
 One definition for every model, and no data set: the clean latents are the teacher's own pictures of the prompts,
 drawn at the teacher's settings. They are noised to fixed timesteps with noise of their own seeds, and both networks
 predict it with the prompt and without guidance, as in distillation (KOALA, eq. A.5). So the score says how well the
-student stands in for its teacher where the teacher goes; where the student itself goes, it can be worse.
+student replaces its teacher on the teacher's trajectories; on its own trajectories it can be worse.
 
 B batch, P prompts, T timesteps, L self-attention layers of the student.
 """
@@ -24,17 +24,17 @@ from koala.unet.layer_map import self_attention_pairs
 
 BUCKET = 100  # timesteps per bucket; each is measured at its centre
 TIMESTEPS = tuple(range(BUCKET // 2, 1000, BUCKET))
-NOISE_SEED = 2**31  # the noise that is added is not the noise that the picture was drawn from
-PROMPTS = 32  # of the shapes world, where no file was given
+NOISE_SEED = 2**31  # the added noise is not the noise that the picture was drawn from
+PROMPTS = 32  # of the shapes world, without a file of prompts
 OUTPUT = "output"
 
 
 def pairs(student: LoadedModel, teacher: LoadedModel) -> list[tuple[str, str, str]]:
-    """(stage, student's attn1, teacher's attn1); UserError where the teacher cannot be this student's."""
+    """(stage, student's attn1, teacher's attn1); UserError if the teacher cannot be this student's."""
     for model in (student, teacher):
         torch_only(model.card, "its agreement with a teacher")
     mine, its = student.spec, teacher.spec
-    refusal = f"{teacher.card.name} is no teacher of {student.card.name}"
+    refusal = f"{teacher.card.name} is not a teacher of {student.card.name}"
     if mine.channels != its.channels:
         raise UserError(f"{refusal}: its stages are {its.channels} wide, the student's {mine.channels}")
     kinds = [m.pipeline.scheduler.config.prediction_type for m in (student, teacher)]
@@ -43,11 +43,11 @@ def pairs(student: LoadedModel, teacher: LoadedModel) -> list[tuple[str, str, st
     try:
         return self_attention_pairs(mine, its)
     except UserError as error:
-        raise UserError(f"{refusal}: {error}; name the network that it was cut from with --teacher") from error
+        raise UserError(f"{refusal}: {error}; name the network it was cut from with --teacher") from error
 
 
 def relative_error(mine: torch.Tensor, its: torch.Tensor) -> torch.Tensor:
-    """|mine - its| / |its| per sample, (B, ...) -> (B,): 0 is the same, 1 as far off as zeros would be."""
+    """|mine - its| / |its| per sample, (B, ...) -> (B,): 0 if equal, 1 for a prediction of zeros."""
     s, t = mine.flatten(1).float(), its.flatten(1).float()
     return (s - t).norm(dim=1) / t.norm(dim=1)
 
@@ -89,7 +89,7 @@ def predict(
 
 
 def added_noise(seeds: list[int], shape: torch.Size) -> torch.Tensor:
-    """Unit noise of `shape` without its batch, one per seed: (B, 4, h, w), never what the pictures were drawn from."""
+    """Unit noise, one sample of `shape` (4, h, w) per seed: (B, 4, h, w), never what the pictures were drawn from."""
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(NOISE_SEED + s)) for s in seeds])
 
 
@@ -101,11 +101,11 @@ def measure(
     settings: Settings,
     say: Callable[[str], None],
 ) -> tuple[list[tuple[str, str, str]], torch.Tensor]:
-    """The layers, and relative error and cosine of all of them: (2, T, 1 + L, P), the output before the layers."""
+    """The layers, and their relative errors and cosines (2, T, 1 + L, P); the output comes before the layers."""
     layers = pairs(student, teacher)
     mine, its = [path for _, path, _ in layers], [path for _, _, path in layers]
     watched = [(OUTPUT, OUTPUT), *zip(mine, its, strict=True)]
-    found = torch.empty(2, len(TIMESTEPS), len(watched), len(prompts))
+    values = torch.empty(2, len(TIMESTEPS), len(watched), len(prompts))
     alphas, noising = teacher.pipeline.scheduler.alphas_cumprod, noising_of(teacher.card)
     done = 0
     for batch in batches(requests_for(teacher, prompts, settings), settings.batch_size):
@@ -122,10 +122,10 @@ def measure(
             s = predict(student, placement, mine, noisy, timestep, asked[0])
             t = predict(teacher, placement, its, noisy, timestep, asked[1])
             for layer, (a, b) in enumerate(watched):
-                found[0, at, layer, here] = relative_error(s[a], t[b]).cpu()
-                found[1, at, layer, here] = cosine(s[a], t[b]).cpu()
+                values[0, at, layer, here] = relative_error(s[a], t[b]).cpu()
+                values[1, at, layer, here] = cosine(s[a], t[b]).cpu()
         done += len(batch)
-    return layers, found
+    return layers, values
 
 
 def _mean(values: torch.Tensor) -> dict:
@@ -147,8 +147,8 @@ def evaluate(
     say: Callable[[str], None],
 ) -> dict:
     """Means over prompts, timesteps and layers: of the output and of self-attention, per stage, bucket and layer."""
-    layers, found = measure(student, teacher, prompts, settings, say)
-    output, attention = found[:, :, 0], found[:, :, 1:]
+    layers, values = measure(student, teacher, prompts, settings, say)
+    output, attention = values[:, :, 0], values[:, :, 1:]
     stages = {}
     for stage in dict.fromkeys(stage for stage, _, _ in layers):
         own = attention[:, :, [k for k, (at, _, _) in enumerate(layers) if at == stage]]

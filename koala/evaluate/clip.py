@@ -18,7 +18,7 @@ from koala.models.reading import check_complete
 
 SCORE_MODEL = "openai/clip-vit-large-patch14"
 CMMD_MODEL = "openai/clip-vit-large-patch14-336"
-_WEIGHTS = {CMMD_MODEL: "pytorch_model.bin"}  # the only one of its repository; read as tensors alone, no code runs
+_WEIGHTS = {CMMD_MODEL: "pytorch_model.bin"}  # its repository has no other; only tensors are read, no code runs
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 BATCH = 32
 
@@ -52,19 +52,19 @@ class Clip:
 
 
 def load(name: str, device: torch.device) -> Clip:
-    """A CLIP by hub id or folder from this machine; UserError with the command that fetches it."""
+    """Load a CLIP by hub id or folder from this machine; UserError gives the command that fetches it."""
     try:
-        model, told = CLIPModel.from_pretrained(
+        model, info = CLIPModel.from_pretrained(
             name, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
-        check_complete(told, Path(name))
+        check_complete(info, Path(name))
         pictures = CLIPImageProcessor.from_pretrained(name, local_files_only=True)
         tokenizer = CLIPTokenizer.from_pretrained(name, local_files_only=True)
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         if Path(name).is_dir():
-            raise UserError(f"{name} is no whole CLIP folder of transformers ({error})") from error
+            raise UserError(f"{name} is not a complete CLIP folder of transformers ({error})") from error
         raise UserError(
             f"the CLIP {name} is not on this machine. With a network, fetch it once: "
             f"hf download {name} --include '*.json' '*.txt' '{_WEIGHTS.get(name, 'model.safetensors')}'; "
@@ -80,14 +80,14 @@ def clip_score(pictures: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What CMMD compares with: embeddings (n, D), where they are from, and the files that are no readable picture."""
+    """What CMMD compares with: embeddings (n, D), their source, and the files that are not readable pictures."""
 
     embeddings: torch.Tensor
     source: str
     broken: tuple[str, ...] = ()
 
     def report(self) -> dict:
-        """What it is made of, as JSON has it."""
+        """Its source and counts, for JSON."""
         return {"source": self.source, "pictures": len(self.embeddings), "broken": list(self.broken)}
 
 
@@ -101,7 +101,7 @@ def _readable(files: Iterable[Path], broken: list[Path]) -> Iterator[Image.Image
 
 
 def read_reference(folder: Path, clip: Clip) -> Reference:
-    """Every picture in a folder and the folders in it; broken ones are counted and named, never skipped in silence."""
+    """Every picture in a folder and its subfolders; broken ones are counted and named, never skipped silently."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; --reference names a folder of pictures")
     files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in ENDINGS)
@@ -113,7 +113,7 @@ def read_reference(folder: Path, clip: Clip) -> Reference:
     names = tuple(str(f.relative_to(folder)) for f in broken)
     if sum(map(len, embeddings)) < 2:
         trouble = (
-            f"{len(names)} of its {len(files)} cannot be read, {names[0]} for one" if names else f"it has {len(files)}"
+            f"{len(names)} of its {len(files)} cannot be read, such as {names[0]}" if names else f"it has {len(files)}"
         )
         raise UserError(f"CMMD needs at least two pictures in {folder} ({', '.join(ENDINGS)}); {trouble}")
     return Reference(embeddings=torch.cat(embeddings), source=str(folder), broken=names)

@@ -1,6 +1,6 @@
-"""CMMD: the distance of two sets of pictures, as maximum mean discrepancy of their CLIP embeddings (arXiv 2401.09603).
+"""CMMD: the maximum mean discrepancy between the CLIP embeddings of two sets of pictures (arXiv 2401.09603).
 
-n, m pictures, D embedding width. Everything in fp64: kernel values of unit vectors lie between 0.98 and 1.
+n, m pictures, D embedding width. Everything is in fp64: kernel values of unit vectors lie between 0.98 and 1.
 """
 
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ import torch
 
 SIGMA = 10.0
 SCALE = 1000.0
-ROWS = 1024  # of the kernel matrix at once, to bound memory
+ROWS = 1024  # of the kernel matrix at a time, to bound memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class CMMD:
-    """`minimum_variance` is the paper's estimate, never negative and too large for few pictures; `unbiased` is not."""
+    """`minimum_variance` is the paper's estimate: never negative, but biased upwards for few pictures."""
 
     minimum_variance: float
     unbiased: float

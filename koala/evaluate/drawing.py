@@ -1,4 +1,4 @@
-"""Requests -> pictures in batches: each from its own prompt and noise, whatever batch it falls into."""
+"""Requests -> pictures in batches: a picture depends on its own prompt and noise, not on its batch."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ BATCH_PIXELS = 25 * 256 * 256
 
 
 def fitting(width: int, height: int) -> int:
-    """How many pictures of this size in px are drawn at once where nobody says otherwise."""
+    """The default batch size for pictures of this size in px."""
     return max(1, BATCH_PIXELS // (width * height))
 
 
@@ -45,7 +45,7 @@ def how_drawn(requests: Sequence[GenerationRequest]) -> dict:
 
 
 def placement_for(models: Sequence[LoadedModel], requests: Sequence[GenerationRequest]) -> Placement:
-    """The memory plan for these models to work on such a batch, one after the other."""
+    """The memory plan for these models to process such a batch one after the other."""
     whole = dataclasses.replace(requests[0], images=min(len(requests), MAX_IMAGES))
     return models[0].library.place(models, [whole] * len(models))
 
@@ -57,7 +57,7 @@ def clean_latents(
     placement: Placement,
     timer: StageTimer | None = None,
 ) -> tuple[StableDiffusionXLPipeline, torch.Tensor]:
-    """One batch, denoised: its pipeline and latents (B, 4, h, w). The requests differ in prompt and seed alone.
+    """One batch, denoised: its pipeline and latents (B, 4, h, w). The requests differ only in prompt and seed.
 
     Hold the model's lock.
     """
@@ -67,9 +67,9 @@ def clean_latents(
 
 @torch.inference_mode()
 def draw(model: LoadedModel, requests: Sequence[GenerationRequest]) -> list[GenerationResult]:
-    """One batch, a result of one picture for each request; they differ in prompt and seed alone.
+    """One batch, a result of one picture for each request; they differ only in prompt and seed.
 
-    The timing is the whole batch's, and no benchmark: nothing was warmed up for it.
+    The timing is the whole batch's and is not a benchmark: there was no warm-up.
     """
     placement, timer = placement_for([model], requests), StageTimer(model.device)
     with model.lock:

@@ -1,7 +1,7 @@
-"""HPSv2.1: how much people would prefer a picture for its prompt (arXiv 2306.09341), on open_clip's ViT-H/14.
+"""HPSv2.1: predicted human preference for a picture given its prompt (arXiv 2306.09341), on open_clip's ViT-H/14.
 
-The score's own package pins old libraries and needs its base model's weights too, which its checkpoint replaces;
-here open_clip builds the network, and the checkpoint alone fills it. B pictures or texts.
+The score's own package pins old libraries and also loads its base model's weights, which the checkpoint replaces;
+here open_clip builds the network and the checkpoint fills it. B pictures or texts.
 """
 
 import pickle
@@ -34,15 +34,15 @@ class Scorer:
         pixels = torch.stack([self.picture(p) for p in pictures]).to(self.device)
         seen = self.model.encode_image(pixels, normalize=True)
         read = self.model.encode_text(self.tokens(list(texts)).to(self.device), normalize=True)
-        found = 100 * (seen * read).sum(1).float()
+        scores = 100 * (seen * read).sum(1).float()
         require_finite(
-            found, "the score of HPSv2.1", f"remove its weights and fetch them again: hf download {REPOSITORY} {FILE}"
+            scores, "the score of HPSv2.1", f"remove its weights and fetch them again: hf download {REPOSITORY} {FILE}"
         )
-        return found.cpu()
+        return scores.cpu()
 
 
 def load(device: torch.device) -> Scorer:
-    """The scorer from this machine; UserError with the command that fetches what is missing."""
+    """Load the scorer from this machine; UserError gives the command that fetches what is missing."""
     try:
         import open_clip
     except ImportError as error:
@@ -53,7 +53,7 @@ def load(device: torch.device) -> Scorer:
             f"the weights of HPSv2.1 (2 GB) are not on this machine. With a network, fetch them once: "
             f"hf download {REPOSITORY} {FILE}"
         )
-    # a checkpoint of tensors alone: open_clip reads it with torch's weights-only reader, which runs no code
+    # the checkpoint holds tensors only: open_clip reads it with torch's weights-only reader, which runs no code
     try:
         model, picture = open_clip.create_model_from_pretrained(
             ARCHITECTURE, pretrained=weights, image_resize_mode="longest", device=device

@@ -1,7 +1,7 @@
-"""How far the judge can be trusted: scenes of known content, read back from clean renders and through a VAE.
+"""How accurate the judge is: scenes of known content, read from clean renders and after a VAE round trip.
 
-What the VAE's round trip costs the judge is the ceiling of any model that draws through that VAE. Results are
-plain dicts for JSON.
+The judge's accuracy after the round trip is the ceiling for any model that decodes with that VAE. Results are plain
+dicts for JSON.
 """
 
 import math
@@ -23,8 +23,8 @@ from koala.shapes.scene import COLOURS, SHAPES, Scene, SceneObject, random_scene
 
 BATCH = 8
 CANVASES = ((256, 256), (256, 256), (320, 192), (192, 320))  # width, height; one per batch, in turn
-ALL_PAIRS = tuple((s, c) for s in SHAPES for c in COLOURS)  # the held-out ones too: the judge must read them as well
-NEAR = 6.0  # px from its place within which an object counts as read
+ALL_PAIRS = tuple((s, c) for s in SHAPES for c in COLOURS)  # including the held-out pairs: the judge must read them too
+NEAR = 6.0  # px from its true place within which an object counts as read
 
 
 def scenes(num_scenes: int, seed: int) -> Iterator[list[Scene]]:
@@ -43,19 +43,19 @@ def _words(o: SceneObject | Found, background: str) -> str:
 
 
 def confusions(scene: Scene, reading: Reading) -> list[str]:
-    """What a reading got wrong about a scene, in words; empty when it is perfect."""
+    """What a reading got wrong about a scene, in words; empty if nothing."""
     wrong = []
     if reading.background != scene.background:
         wrong.append(f"background {scene.background} read as {reading.background}")
     left = list(reading.objects)
     for o in scene.objects:
-        found = min(left, key=lambda f: math.hypot(f.x - o.x, f.y - o.y), default=None)
-        if found is None or math.hypot(found.x - o.x, found.y - o.y) > NEAR:
+        nearest = min(left, key=lambda f: math.hypot(f.x - o.x, f.y - o.y), default=None)
+        if nearest is None or math.hypot(nearest.x - o.x, nearest.y - o.y) > NEAR:
             wrong.append(f"missed {_words(o, scene.background)}")
             continue
-        left.remove(found)
+        left.remove(nearest)
         for what in ("shape", "colour", "size"):
-            truth, seen = getattr(o, what), getattr(found, what)
+            truth, seen = getattr(o, what), getattr(nearest, what)
             if truth != seen:
                 wrong.append(f"{truth} read as {seen}")
     return wrong + [f"imagined {_words(f, scene.background)}" for f in left]
@@ -63,7 +63,7 @@ def confusions(scene: Scene, reading: Reading) -> list[str]:
 
 @torch.no_grad()
 def round_trip(vae: AutoencoderKL, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures (B, H, W, 3) in 0..1 -> (the same through encode's mode and decode, latents (B, C, h, w))."""
+    """Pictures (B, H, W, 3) in 0..1 -> (the same after encoding to the mode and decoding, latents (B, C, h, w))."""
     weight = next(vae.parameters())
     x = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(weight.device, weight.dtype) * 2 - 1
     latents = vae.encode(x).latent_dist.mode()
@@ -78,7 +78,7 @@ def _bytes(picture: np.ndarray) -> np.ndarray:
 
 
 def measure(num_scenes: int = 2000, seed: int = 20240, vae: AutoencoderKL | None = None) -> dict:
-    """Fraction of scenes read perfectly and the confusions: clean, and after `vae`'s round trip if given."""
+    """The fraction of scenes read perfectly and all confusions: clean, and after the round trip of `vae` if given."""
     perfect: Counter[str] = Counter()
     wrong: dict[str, Counter[str]] = {"clean": Counter()} | ({"round_trip": Counter()} if vae else {})
     seconds = 0.0
@@ -91,9 +91,9 @@ def measure(num_scenes: int = 2000, seed: int = 20240, vae: AutoencoderKL | None
                 start = time.process_time()
                 reading = read(_bytes(picture))
                 seconds += time.process_time() - start
-                found = confusions(scene, reading)
-                perfect[name] += not found
-                wrong[name].update(found)
+                errors = confusions(scene, reading)
+                perfect[name] += not errors
+                wrong[name].update(errors)
     result: dict = {
         "num_scenes": num_scenes,
         "seed": seed,
@@ -105,7 +105,7 @@ def measure(num_scenes: int = 2000, seed: int = 20240, vae: AutoencoderKL | None
 
 
 def vae_fidelity(vae: AutoencoderKL, num_scenes: int = 200, seed: int = 20241) -> dict:
-    """What a VAE's round trip keeps: PSNR in dB, mean over pictures; dE2000, mean over objects; latents."""
+    """What a VAE round trip preserves: PSNR in dB, mean over pictures; dE2000, mean over objects; latent statistics."""
     whole, inside, colour, latents = [], [], [], []
     for batch in scenes(num_scenes, seed):
         pictures = np.stack([render_array(s) for s in batch])

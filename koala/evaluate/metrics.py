@@ -1,7 +1,7 @@
-"""The metrics that draw pictures and score them: shapes, clip, hpsv2. Prepared once, then asked per model and steps.
+"""The metrics that draw pictures and score them: shapes, clip, hpsv2. Prepared once, then called per model and steps.
 
-A metric's `score(model, steps)` is a report: how the pictures were drawn, and "scores". `panels` are its curves over
-the number of steps: title -> where the number stands in the scores.
+A metric's `score(model, steps)` returns a report: how the pictures were drawn, and "scores". `panels` are its curves
+over the number of steps: title -> the path of the number in the scores.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ from koala.models.library import Library
 from koala.models.loaded import LoadedModel
 from koala.request import GenerationRequest
 
-PROMPTS = 200  # of the shapes world, where no file was given
+PROMPTS = 200  # of the shapes world, without a file of prompts
 BOOTSTRAPS, BLOCK = 2000, 1 << 20
 Say = Callable[[str], None]
 
@@ -30,10 +30,10 @@ Say = Callable[[str], None]
 def mean_and_interval(values: np.ndarray) -> dict:
     """Mean of per-picture scores with its 95 % bootstrap interval; BLOCK scores are resampled at a time."""
     mean = float(values.mean())
-    if np.ptp(values) == 0:  # one score, or all alike: nothing to draw from
+    if np.ptp(values) == 0:  # one score, or all equal: nothing to resample
         return {"mean": round(mean, 4), "interval": [round(mean, 4)] * 2}
     batch = max(1, BLOCK // len(values))
-    found = bootstrap(
+    interval = bootstrap(
         (values,),
         np.mean,
         n_resamples=BOOTSTRAPS,
@@ -41,7 +41,7 @@ def mean_and_interval(values: np.ndarray) -> dict:
         method="percentile",
         random_state=np.random.default_rng(0),
     ).confidence_interval
-    return {"mean": round(mean, 4), "interval": [round(float(x), 4) for x in found]}
+    return {"mean": round(mean, 4), "interval": [round(float(x), 4) for x in interval]}
 
 
 def drawn(
@@ -56,7 +56,7 @@ def drawn(
 
 
 class Shapes:
-    """Which claims hold, by the judge."""
+    """Which claims hold, according to the judge."""
 
     panels = {
         "one object": ("one_object", "all"),
@@ -68,7 +68,7 @@ class Shapes:
         self.settings, self.say = settings, say
 
     def score(self, model: LoadedModel, steps: int | None = None) -> dict:
-        """The share of claims that hold, by kind."""
+        """The fraction of claims that hold, by kind."""
         chosen = self.settings
         return shapes.evaluate(
             model,
@@ -85,7 +85,7 @@ class Shapes:
 
 
 class Clip:
-    """CLIPScore, and CMMD to the pictures of a folder or to a teacher's of the same prompts, where one is named."""
+    """CLIPScore, and CMMD to the pictures of a folder or to a teacher's of the same prompts, if either is named."""
 
     def __init__(self, settings: Settings, library: Library, say: Say):
         self.settings, self.library, self.say = settings, library, say
@@ -103,11 +103,11 @@ class Clip:
         chosen = replace(self.settings, **own, seed=(self.settings.seed or 0) + len(texts))
         teacher = self.library.get(self.settings.teacher)
         asked = requests_for(teacher, texts, chosen)
-        found = [self.embedder.embed_pictures(p) for p, _ in drawn(teacher, asked, chosen, self.say)]
-        return clip.Reference(embeddings=torch.cat(found), source=teacher.card.name)
+        embeddings = [self.embedder.embed_pictures(p) for p, _ in drawn(teacher, asked, chosen, self.say)]
+        return clip.Reference(embeddings=torch.cat(embeddings), source=teacher.card.name)
 
     def score(self, model: LoadedModel, steps: int | None = None) -> dict:
-        """The pictures' agreement with their prompts and, with a reference, CMMD."""
+        """How well the pictures match their prompts and, with a reference, CMMD."""
         texts = [p.text for p in prompts_for(model, self.settings.prompts, self.settings.num_prompts, default=PROMPTS)]
         if self.embedder and len(texts) < 2:
             raise UserError("CMMD needs at least two prompts; give more, or neither --teacher nor --reference")
@@ -121,13 +121,13 @@ class Clip:
             if self.embedder:
                 embeddings.append(seen if self.embedder is self.scorer else self.embedder.embed_pictures(pictures))
         scores, models = {"clip_score": mean_and_interval(torch.cat(values).numpy())}, {"clip_score": self.scorer.name}
-        found = {"suite": "clip", "model": model.card.name, "num_prompts": len(texts), **how_drawn(asked)}
-        found |= {"scores": scores, "clip": models}
+        report = {"suite": "clip", "model": model.card.name, "num_prompts": len(texts), **how_drawn(asked)}
+        report |= {"scores": scores, "clip": models}
         if self.embedder:
             scores["cmmd"] = asdict(cmmd(torch.cat(embeddings), self.reference.embeddings))
             models["cmmd"] = self.embedder.name
-            found["reference"] = self.reference.report()
-        return found
+            report["reference"] = self.reference.report()
+        return report
 
 
 class HPSv2:
@@ -145,8 +145,8 @@ class HPSv2:
         asked = requests_for(model, texts, self.settings, steps=steps)
         values = torch.cat([self.scorer.score(*batch) for batch in drawn(model, asked, self.settings, self.say)])
         scores = {"hpsv2.1": mean_and_interval(values.numpy())}
-        found = {"suite": "hpsv2", "model": model.card.name, "num_prompts": len(texts), **how_drawn(asked)}
-        return found | {"scores": scores}
+        report = {"suite": "hpsv2", "model": model.card.name, "num_prompts": len(texts), **how_drawn(asked)}
+        return report | {"scores": scores}
 
 
 METRICS = {"shapes": Shapes, "clip": Clip, "hpsv2": HPSv2}

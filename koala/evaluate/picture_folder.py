@@ -1,4 +1,4 @@
-"""A folder of pictures in the layout that T2I-CompBench or GenEval reads; a run that was stopped goes on.
+"""A folder of pictures in the layout that T2I-CompBench or GenEval reads; a stopped run resumes.
 
 T2I-CompBench: DIR/samples/PROMPT_000000.png, numbered through all prompts; its scripts read the prompt up to the
 first underscore and sort by the number. GenEval: DIR/00000/metadata.jsonl and DIR/00000/samples/00000.png.
@@ -25,8 +25,8 @@ from koala.sampling.generate import resolve
 from koala.sampling.result import folder_mark, read_png, shared
 
 IMAGES = {"t2i-compbench": 10, "geneval": 4}  # per prompt, as the benchmarks count them
-PROMPTS = 100  # of the shapes world, where no file was given
-LONGEST = 230  # bytes of a file name: file systems take 255, and it is longer while it is written
+PROMPTS = 100  # of the shapes world, without a file of prompts
+LONGEST = 230  # bytes of a file name: file systems allow 255, and the name is longer while the file is written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ def planned(model: LoadedModel, prompts: list[Prompt], settings: Settings, folde
 
 
 def _content(model: LoadedModel) -> str | None:
-    """SHA-256 of the files that make a folder of this machine the model that it is; None where a revision says it."""
+    """SHA-256 of the files that define a local model; None if a revision identifies it."""
     if model.card.on_hub or model.card.embedded:
         return None
     place = locate(model.card)
@@ -90,20 +90,20 @@ def _content(model: LoadedModel) -> str | None:
 
 
 def _there(picture: Picture, revision: str, content: str | None) -> bool:
-    """Whether the picture is drawn already; UserError for one that was drawn otherwise."""
+    """Whether the picture exists already; UserError for one that was drawn with other settings."""
     if not picture.file.exists():
         return False
     try:
-        found = read_png(picture.file)
+        stored = read_png(picture.file)
     except UserError:
-        return False  # cut off, or never ours: drawn again
-    wanted, own = picture.request, found["request"]
+        return False  # cut off, or not ours: drawn again
+    wanted, own = picture.request, stored["request"]
     others = [name for name, value in asdict(shared(wanted)).items() if value != getattr(shared(own), name)]
-    if content and found["weights_sha256"]:  # where its folder lies, and how it is called, is no matter
-        others = ["model"] * (found["weights_sha256"] != content) + [name for name in others if name != "model"]
-    elif next(iter(found["folders"]), folder_mark(own.model)) != folder_mark(wanted.model):  # older ones have a path
+    if content and stored["weights_sha256"]:  # the place and name of its folder do not matter
+        others = ["model"] * (stored["weights_sha256"] != content) + [name for name in others if name != "model"]
+    elif next(iter(stored["folders"]), folder_mark(own.model)) != folder_mark(wanted.model):  # older ones have a path
         others = ["model", *others]
-    others += ["revision"] if found["revision"] != revision else []
+    others += ["revision"] if stored["revision"] != revision else []
     if others:
         raise UserError(
             f"{picture.file} was drawn with other settings: {', '.join(dict.fromkeys(others))}; choose a new folder "
@@ -115,7 +115,7 @@ def _there(picture: Picture, revision: str, content: str | None) -> bool:
 def draw_folder(
     model: LoadedModel, prompts: list[Prompt], settings: Settings, folder: Path, say: Callable[[str], None]
 ) -> dict:
-    """Draw what is missing of the folder; every PNG carries its request."""
+    """Draw the pictures that the folder lacks; every PNG carries its request."""
     wanted = planned(model, prompts, settings, folder)
     content = _content(model)
     missing = [p for p in wanted if not _there(p, model.revision, content)]

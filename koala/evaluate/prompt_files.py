@@ -1,4 +1,4 @@
-"""Prompts from a file: one a line, GenEval's metadata or HPSv2's lists; without a file, the shapes world's own."""
+"""Prompts from a file: one per line, GenEval's metadata or HPSv2's lists; without a file, of the shapes world."""
 
 import json
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from koala.words import megabytes
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """A prompt, and the whole record that a benchmark keeps of it (GenEval), where there is one."""
+    """A prompt, and the whole record that a benchmark (GenEval) keeps of it, if there is one."""
 
     text: str
     record: dict | None = None
 
 
 def _records(text: str, path: Path) -> list[Prompt]:
-    found = []
+    prompts = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
@@ -30,13 +30,13 @@ def _records(text: str, path: Path) -> list[Prompt]:
             record = json.loads(line)
             if not isinstance(record["prompt"], str):
                 raise TypeError(f"its prompt is {shown(record['prompt'])}")
-            found.append(Prompt(text=record["prompt"], record=record))
+            prompts.append(Prompt(text=record["prompt"], record=record))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(
                 f'{path}, line {number}: not a JSON object with a "prompt" ({error}); GenEval\'s file is '
                 "prompts/evaluation_metadata.jsonl of its repository"
             ) from error
-    return found
+    return prompts
 
 
 def _list(path: Path) -> list[Prompt]:
@@ -57,15 +57,15 @@ def read(path: Path) -> list[Prompt]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
     if path.suffix.lower() == ".jsonl":
-        found = _records(text, path)
+        prompts = _records(text, path)
     elif path.suffix.lower() == ".json":
-        found = _list(path)
+        prompts = _list(path)
     else:
         lines = (line.partition("\t")[0].strip() for line in text.splitlines())
-        found = [Prompt(text=line) for line in lines if line]
-    if not found:
+        prompts = [Prompt(text=line) for line in lines if line]
+    if not prompts:
         raise UserError(f"{path} holds no prompt; write one a line")
-    return found
+    return prompts
 
 
 def of_shapes(count: int) -> list[Prompt]:
@@ -75,9 +75,9 @@ def of_shapes(count: int) -> list[Prompt]:
 
 
 def prompts_for(model: LoadedModel, path: Path | None, count: int | None, *, default: int) -> list[Prompt]:
-    """The file's prompts, or its first `count`; without a file those of shapes, `default` of them."""
+    """The file's prompts, or its first `count`; without a file, `default` prompts of the shapes world."""
     if path:
         return read(path)[:count]
     if model.spec.channels != TINY_SDXL.channels:
-        raise UserError(f"{model.card.name} does not speak of shapes alone; name a file of prompts with --prompts")
+        raise UserError(f"{model.card.name} is not a model of the shapes world; name a file of prompts with --prompts")
     return of_shapes(count or default)

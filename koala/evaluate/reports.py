@@ -1,4 +1,4 @@
-"""Evaluation suites by name, and the circumstances that belong beside every figure."""
+"""Evaluation suites by name, and the circumstances that are reported with every figure."""
 
 import datetime
 import shlex
@@ -24,7 +24,7 @@ Say = Callable[[str], None]
 
 
 def judge_suite(model: LoadedModel, count: int, say: Say) -> dict:
-    """How exact the judge is on clean renders and after the model's VAE, and how true that VAE is."""
+    """How accurate the judge is on clean renders and after the model's VAE, and how faithful that VAE is."""
     torch_only(model.card, "the VAE's round trip")
     say(f"reading {count} scenes, clean and after the VAE's round trip")
     vae = model.pipeline.vae
@@ -53,7 +53,7 @@ def _prompts(model: LoadedModel, settings: Settings, say: Say, folder: Path) -> 
 def evaluate(
     suite: str, names: Sequence[str], settings: Settings, library: Library, say: Say, out: Path | None
 ) -> dict:
-    """The report of a suite. `out` is the folder that the suite prompts fills."""
+    """The report of a suite. `out` is the folder that the suite `prompts` fills."""
     if suite == "steps":
         return steps.evaluate(library.get_all(names), settings, library, say)
     model = library.get(names[0])
@@ -73,9 +73,9 @@ def circumstances(
     weights: Iterable[str | Path | ModelCard] | str,
     program: str = "koala",
 ) -> dict:
-    """Command, device, versions, date and the weights' hashes of a measurement; `program` is the module that was asked.
+    """Command, device, versions, date and the weights' hashes of a measurement; `program` is the module that was run.
 
-    `weights` are the models that were measured, or RANDOM or NONE of `measured`.
+    `weights` are the measured models, or RANDOM or NONE of `measured`.
     """
     return {
         "command": shlex.join(["python", "-m", program, *arguments]),

@@ -1,4 +1,4 @@
-"""What a suite may be told: every option once, with the suites that read it; an option without a reader is refused."""
+"""The options of all suites, each defined once, and which suites read them; an option that is not read is an error."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -21,40 +21,44 @@ def _option(help: str, kind: type = str, metavar: str = "N", **parse):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Options of the suites; None is the suite's own default."""
+    """Options of the suites; None means the suite's own default."""
 
-    num_prompts: int | None = _option("prompts, or of a file its first N (default: the suite's own, or all)", int)
+    num_prompts: int | None = _option(
+        "number of prompts: the first N of a file (default: the suite's own number, or the whole file)", int
+    )
     prompts: Path | None = _option(
-        "prompts: one a line, GenEval's .jsonl or HPSv2's .json (default: the shapes world's)", Path, "FILE"
+        "file of prompts: one per line, GenEval's .jsonl or HPSv2's .json (default: prompts of the shapes world)",
+        Path,
+        "FILE",
     )
     steps: Sequence[int] | None = _option(
         "denoising steps; the suite steps takes a list (default: the model's own)", int, nargs="+"
     )
     guidance: float | None = _option("classifier-free guidance (default: the model's own)", float)
-    scheduler: str | None = _option("the sampler (default: the model's own)", choices=SCHEDULERS)
-    seed: int | None = _option("noise of the first picture, counted up from there (default 0)", int)
+    scheduler: str | None = _option("sampler (default: the model's own)", choices=SCHEDULERS)
+    seed: int | None = _option("seed of the first picture; each next picture adds one (default: 0)", int)
     width: int | None = _option("picture width in px (default: the model's own)", int)
     height: int | None = _option("picture height in px (default: the model's own)", int)
-    preset: str | None = _option("what to trade for speed or memory (default quality)", choices=tuple(PRESETS))
-    batch_size: int | None = _option("pictures at once (default: what 25 pictures of 256 x 256 px take)", int)
+    preset: str | None = _option("what to trade for speed or memory (default: quality)", choices=tuple(PRESETS))
+    batch_size: int | None = _option("pictures per batch (default: as many pixels as 25 pictures of 256 x 256 px)", int)
     teacher: str | None = _option(
-        "agreement: whom to agree with (default: the teacher on the model's card); "
-        "clip: CMMD against this model's pictures of the same prompts",
+        "agreement: the model to compare with (default: the teacher on the model's card); "
+        "clip: compute CMMD to this model's pictures of the same prompts",
         metavar="MODEL",
     )
-    reference: Path | None = _option("clip: CMMD against the pictures in this folder", Path, "DIR")
+    reference: Path | None = _option("clip: compute CMMD to the pictures in this folder", Path, "DIR")
     clip: str | None = _option(
-        "clip: a CLIP model for both scores (default: ViT-L/14 for CLIPScore, ViT-L/14 at 336 px for CMMD)",
+        "clip: CLIP model for both scores (default: ViT-L/14 for CLIPScore, ViT-L/14 at 336 px for CMMD)",
         metavar="MODEL",
     )
     layout: str | None = _option("prompts: the benchmark that will read the pictures", choices=LAYOUTS)
     images: int | None = _option("prompts: pictures per prompt (default: the benchmark's, 10 or 4)", int)
-    metric: str | None = _option("steps: what is drawn over the number of steps (default shapes)", choices=METRICS)
+    metric: str | None = _option("steps: metric to plot over the number of steps (default: shapes)", choices=METRICS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """A suite as the command line knows it: what it is and which of the settings it reads."""
+    """A suite as the command line knows it: its help and the settings it reads."""
 
     help: str
     reads: tuple[str, ...]
@@ -66,12 +70,14 @@ _DRAWING = ("num_prompts", "prompts", "seed", *_SAMPLING)
 _REFERENCES = ("teacher", "reference", "clip")
 SUITES = {
     "shapes": Suite(
-        help="which claims hold in its pictures",
+        help="which claims of the prompts hold in its pictures",
         reads=("num_prompts", *_SAMPLING),
     ),
-    "judge": Suite(help="how exact the judge of shapes is, before and after its VAE", reads=("num_prompts",)),
+    "judge": Suite(
+        help="how accurate the judge of shapes is, before and after the model's VAE", reads=("num_prompts",)
+    ),
     "agreement": Suite(
-        help="how far its noise and its self-attention are from its teacher's",
+        help="how far its predicted noise and self-attention are from its teacher's",
         reads=("num_prompts", "prompts", "seed", "width", "height", "batch_size", "teacher"),
     ),
     "clip": Suite(help="CLIPScore, and CMMD to reference pictures", reads=(*_DRAWING, *_REFERENCES)),
@@ -84,7 +90,7 @@ SUITES = {
 
 
 def reads(suite: str, settings: Settings) -> tuple[str, ...]:
-    """The settings that this run reads; `steps` reads its metric's too."""
+    """The settings that this run reads; `steps` also reads its metric's."""
     if suite == "steps":
         return ("metric", *SUITES[settings.metric or "shapes"].reads)
     return SUITES[suite].reads
@@ -96,7 +102,7 @@ def flag(name: str) -> str:
 
 
 def check(suite: str, models: Sequence[str], settings: Settings) -> None:
-    """Raise UserError with its remedy for the first setting that cannot work or that nothing would read."""
+    """UserError, with a remedy, for the first setting that cannot work or is not read by the suite."""
     if len(models) > 1 and not SUITES[suite].many:
         raise UserError(f"the suite {suite} scores one model at a time, not {len(models)}; run it once for each")
     known = reads(suite, settings)
@@ -113,7 +119,7 @@ def check(suite: str, models: Sequence[str], settings: Settings) -> None:
     if settings.teacher and settings.reference:
         raise UserError("--teacher and --reference both name the pictures of CMMD; give one of them")
     if suite == "prompts" and not settings.layout:
-        raise UserError(f"say which benchmark will read the pictures: --layout {' or '.join(LAYOUTS)}")
+        raise UserError(f"name the benchmark that will read the pictures: --layout {' or '.join(LAYOUTS)}")
     for steps in settings.steps or (None,):
         request(models[0], "a prompt", settings, steps=steps)
 
@@ -121,7 +127,7 @@ def check(suite: str, models: Sequence[str], settings: Settings) -> None:
 def request(
     model: str, prompt: str, settings: Settings, *, steps: int | None = None, offset: int = 0
 ) -> GenerationRequest:
-    """The request of one picture under these settings; None where the model's own defaults hold."""
+    """The request of one picture under these settings; what is None becomes the model's own default."""
     return GenerationRequest(
         model=model,
         prompt=prompt,

@@ -1,4 +1,4 @@
-"""The compositional score: draw prompts of the shapes world, judge every claim, report rates with intervals."""
+"""The compositional score: draw prompts of the shapes world, judge every claim, and report rates with intervals."""
 
 import random
 from collections.abc import Callable
@@ -24,8 +24,8 @@ STEPS = 25
 def prompts(suite: str, count: int, *, width: int = 256, height: int = 256, series: str = "suite") -> list[str]:
     """The fixed prompts of a suite: short and detailed captions in turn, of scenes that fit this canvas in px.
 
-    Another series has other prompts of the same kind, for choices that the score itself must not decide. Raises
-    UserError where the canvas cannot hold the suite's objects.
+    Another series has other prompts of the same kind, for choices that must not be made on the score itself. UserError
+    if the canvas cannot hold the suite's objects.
     """
     num_objects, pairs = _SETTING[suite]
     rng = random.Random(f"{series}/{suite}")
@@ -56,9 +56,9 @@ def draw(
 
 
 def interval(held: int, count: int) -> tuple[float, float]:
-    """95 % interval of a rate (Wilson 1927); it has a width where all hold or none does, too."""
-    found = binomtest(held, count).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)
+    """95 % interval of a rate (Wilson 1927); its width is above zero even if all hold or none does."""
+    bounds = binomtest(held, count).proportion_ci(method="wilson")
+    return float(bounds.low), float(bounds.high)
 
 
 def _rate(outcomes: list[bool]) -> dict:
@@ -71,12 +71,12 @@ def _rate(outcomes: list[bool]) -> dict:
 
 
 def _rates(verdicts: list) -> dict:
-    """Rate, interval and count per claim kind and of whole prompts; attributes also by what they say."""
-    found = {"all": [v.all for v in verdicts]}
+    """Rate, interval and count per claim kind and of whole prompts; attributes also by what they describe."""
+    by_kind = {"all": [v.all for v in verdicts]}
     results = [r for v in verdicts for r in v.results]
     for kind in CLAIM_KINDS:
-        found[kind] = [r.holds for r in results if r.claim.kind == kind]
-    rates = {kind: _rate(outcomes) for kind, outcomes in found.items() if outcomes}
+        by_kind[kind] = [r.holds for r in results if r.claim.kind == kind]
+    rates = {kind: _rate(outcomes) for kind, outcomes in by_kind.items() if outcomes}
     by: dict[str, list[bool]] = {}
     for r in results:
         if r.claim.kind == "attribute":
@@ -103,7 +103,7 @@ def evaluate(
 ) -> dict:
     """Score a model at its own guidance and sampler: `count` prompts a suite, prompt k from the same noise for all.
 
-    A size in px other than the model's own has its own prompts, of scenes that fit it. UserError where none do.
+    A size in px other than the model's own has its own prompts, of scenes that fit it. UserError if none fit.
     """
     guidance = model.card.guidance if guidance is None else guidance
     scheduler = scheduler or model.card.scheduler

@@ -1,7 +1,7 @@
-"""Layer similarity: how little each transformer block changes what it is given (KOALA, figure 11 and appendix B.3).
+"""Layer similarity: how little each transformer block changes its input (KOALA, figure 11 and appendix B.3).
 
 The cosine between a block's output and its predecessor's, which for a transformer's first block is its projected
-input. Near 1 the block hardly turns its input: such blocks are the ones that KOALA drops.
+input. Near 1 the block hardly changes the direction of its input: those are the blocks that KOALA drops.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from koala.request import GenerationRequest
 from koala.sampling.generate import resolve, run_pipeline
 from koala.unet.specs import STAGES
 
-STEPS = 8  # of the sampler, all of them measured: from pure noise to the picture
+STEPS = 8  # of the sampler, all measured: from pure noise to the picture
 SHAPES = (
     "a red circle left of a blue square",
     "a yellow star above a purple ring",
@@ -40,19 +40,19 @@ PHOTOGRAPHS = (
 
 
 def default_prompts(model: LoadedModel) -> tuple[str, ...]:
-    """Of the world that the model speaks about."""
+    """Prompts of the world that the model was trained on."""
     return SHAPES if model.card.embedded else PHOTOGRAPHS
 
 
 def transformers(unet: UNet2DConditionModel) -> dict[str, list[tuple[str, int]]]:
     """Stage -> (module path, depth) of its transformers, in forward order; stages without attention are left out."""
-    found = {}
+    stages = {}
     for stage, path in STAGES.items():
         block = getattr(unet, path) if path == "mid_block" else unet.get_submodule(path)
         attentions = getattr(block, "attentions", None)
         if attentions:
-            found[stage] = [(f"{path}.attentions.{k}", len(a.transformer_blocks)) for k, a in enumerate(attentions)]
-    return found
+            stages[stage] = [(f"{path}.attentions.{k}", len(a.transformer_blocks)) for k, a in enumerate(attentions)]
+    return stages
 
 
 def _chain(path: str, depth: int) -> list[str]:
@@ -64,38 +64,38 @@ def _chain(path: str, depth: int) -> list[str]:
 def similarities(model: LoadedModel, request: GenerationRequest) -> dict[str, torch.Tensor]:
     """Transformer path -> (steps, depth): the mean over tokens of each block's cosine to its predecessor.
 
-    With guidance it is the half of the batch that sees the prompt.
+    With guidance, the half of the batch that sees the prompt is measured.
     """
     request = resolve(request, model.card)
     unet = model.pipeline.unet
     chains = {path: _chain(path, depth) for stage in transformers(unet).values() for path, depth in stage}
-    found: dict[str, list[torch.Tensor]] = {path: [] for path in chains}
+    per_step: dict[str, list[torch.Tensor]] = {path: [] for path in chains}
     with model.lock, tap({name: unet.get_submodule(name) for chain in chains.values() for name in chain}) as seen:
 
         def step_end(pipeline, index, timestep, values) -> dict:
             for path, chain in chains.items():
                 tokens = [seen[name][-1].float() for name in chain]  # (N, C) each
                 cosines = [cosine_similarity(b, a, dim=-1).mean() for a, b in zip(tokens, tokens[1:], strict=False)]
-                found[path].append(torch.stack(cosines).cpu())
+                per_step[path].append(torch.stack(cosines).cpu())
             seen.clear()
             return {}
 
         run_pipeline(model, request, step_end=step_end)
-    return {path: torch.stack(rows) for path, rows in found.items()}
+    return {path: torch.stack(rows) for path, rows in per_step.items()}
 
 
 def measure(model: LoadedModel, prompts: Sequence[str], *, steps: int = STEPS, seed: int = 0) -> Iterator[dict]:
-    """The curves after each prompt, as JSON: the last value is the measurement. Closing the iterator ends it.
+    """The curves after each prompt, as JSON; the last value is the final measurement. Closing the iterator stops it.
 
-    Mean over steps and prompts; `spread` is the standard deviation over prompts.
+    `mean` is over steps and prompts; `spread` is the standard deviation over prompts.
     """
     stages = transformers(model.pipeline.unet)
     rows: dict[str, list[torch.Tensor]] = {}
     for done, prompt in enumerate(prompts, 1):
         request = GenerationRequest(model=model.card.name, prompt=prompt, steps=steps, seed=seed + done - 1)
-        for path, found in similarities(model, request).items():
-            rows.setdefault(path, []).append(found.mean(0))
-        stacked = {path: torch.stack(found) for path, found in rows.items()}  # (prompts, depth)
+        for path, cosines in similarities(model, request).items():
+            rows.setdefault(path, []).append(cosines.mean(0))
+        stacked = {path: torch.stack(cosines) for path, cosines in rows.items()}  # (prompts, depth)
         yield {
             "model": model.card.name,
             "title": model.card.title,

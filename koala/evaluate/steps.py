@@ -1,4 +1,4 @@
-"""A metric over the number of denoising steps, model beside model (KOALA, figure 4): report and SVG plot."""
+"""A metric over the number of denoising steps, for several models (KOALA, figure 4): report and SVG plot."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -28,20 +28,20 @@ def evaluate(models: Sequence[LoadedModel], settings: Settings, library: Library
         "models": [
             {
                 "model": model.card.name,
-                "guidance": found[0]["guidance"],
-                "scheduler": found[0]["scheduler"],
-                "points": [{"steps": n, "scores": one["scores"]} for n, one in zip(steps, found, strict=True)],
+                "guidance": scored[0]["guidance"],
+                "scheduler": scored[0]["scheduler"],
+                "points": [{"steps": n, "scores": one["scores"]} for n, one in zip(steps, scored, strict=True)],
             }
-            for model, found in zip(models, reports, strict=True)
+            for model, scored in zip(models, reports, strict=True)
         ],
     }
 
 
 def value(scores: Mapping, path: Sequence[str]) -> tuple[float, float, float]:
-    """A number of the scores with its interval; both ends are the number itself where it has none."""
-    found = scores
+    """A number of the scores with its interval; without one both ends are the number itself."""
+    number = scores
     for key in path:
-        found = found[key]
-    if not isinstance(found, Mapping):
-        return (found,) * 3
-    return found["rate"] if "rate" in found else found["mean"], *found["interval"]
+        number = number[key]
+    if not isinstance(number, Mapping):
+        return (number,) * 3
+    return number["rate"] if "rate" in number else number["mean"], *number["interval"]

@@ -1,4 +1,4 @@
-"""What the attention laboratory costs: a run that is recorded beside one that is not, and a click on a map."""
+"""What recording attention costs: runs with and without a recorder, and a click on a map."""
 
 import statistics
 import time
@@ -18,8 +18,8 @@ from koala.request import GenerationRequest
 from koala.sampling.generate import generate, resolve
 
 
-def attention(scale: Scale, library: Library, found: dict, limit: Limit, say: Say) -> None:
-    """Runs without and with a recorder in turns, after one of each that does not count; then clicks on what was kept.
+def attention(scale: Scale, library: Library, results: dict, limit: Limit, say: Say) -> None:
+    """Runs without and with a recorder in turns, after a warm-up of each; then clicks on what was recorded.
 
     One layer of each stage, with its words. Times of a run are in ms, as `Timing` has them.
     """
@@ -29,7 +29,7 @@ def attention(scale: Scale, library: Library, found: dict, limit: Limit, say: Sa
     )
     request = resolve(asked, model.card)
     planned = plan(model.spec, size, size, request.steps)
-    found |= {"model": model.card.name, "size": size, "steps": request.steps, "planned_bytes": planned.bytes}
+    results |= {"model": model.card.name, "size": size, "steps": request.steps, "planned_bytes": planned.bytes}
     took: dict[str, list[float]] = {"plain": [], "recorded": []}
     longest = 0.0
     for turn in range(scale.repeats + 1):
@@ -43,15 +43,15 @@ def attention(scale: Scale, library: Library, found: dict, limit: Limit, say: Sa
         if turn:
             took["plain"].append(plain)
             took["recorded"].append(result.timing.total_ms)
-    found |= {f"{name}_ms": statistics.median(own) for name, own in took.items()}
-    found |= {
-        "overhead": found["recorded_ms"] / found["plain_ms"] - 1,
+    results |= {f"{name}_ms": statistics.median(own) for name, own in took.items()}
+    results |= {
+        "overhead": results["recorded_ms"] / results["plain_ms"] - 1,
         "runs": len(took["plain"]),
         "record_bytes": record.bytes,
         "words": any(layer.kind == "cross" for layer in planned.layers),
     }
     side = Side(title=model.card.title, picture=result.images[0], record=record)
-    found["click"] = _clicks(Capture(prompt=PROMPT, sides=(side,)), planned, scale.clicks)
+    results["click"] = _clicks(Capture(prompt=PROMPT, sides=(side,)), planned, scale.clicks)
 
 
 def _clicks(shown: Capture, planned: AttentionPlan, count: int) -> dict:

@@ -1,4 +1,4 @@
-"""Sections within a budget of seconds: the worthiest first, each with a share, and none that takes others down."""
+"""Sections within a time budget: the most important first, each with a share; one that fails does not stop the rest."""
 
 import time
 import traceback
@@ -11,35 +11,35 @@ from koala.words import clock_time
 
 Say = Callable[[str], None]
 _ROOT = Path(__file__).resolve().parents[2]
-MINUTES = 9.0  # that a report takes at most
+MINUTES = 9.0  # of a whole report at most
 DONE, LEFT_OUT, NOT_HERE, FAILED = "done", "left out", "not here", "failed"
 
 
 class NotHere(Exception):
-    """This machine has not what a section measures; the message says what is missing, and what brings it."""
+    """This machine lacks what a section measures; the message says what is missing and how to install it."""
 
 
 class Limit:
-    """The seconds that a section may take, by this clock."""
+    """The seconds that a section may take, by the given clock."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic):
         self.seconds, self.clock, self.begun = seconds, clock, clock()
 
     @property
     def left(self) -> float:
-        """Seconds until it is up; below 0 afterwards."""
+        """Seconds left; negative afterwards."""
         return self.begun + self.seconds - self.clock()
 
     def allows(self, seconds: float) -> bool:
-        """Whether so much more fits in."""
+        """Whether that many seconds are left."""
         return seconds <= self.left
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """One part of a report. `work` fills a dictionary as it measures, so that what ends it leaves what there is.
+    """One part of a report. `work` fills a dictionary as it measures: what came before an error is kept.
 
-    Its `share` of the budget is in seconds, and so is the `least` with which it is worth beginning.
+    Its `share` of the budget is in seconds, and so is the `least` time with which it is started at all.
     """
 
     name: str
@@ -51,12 +51,12 @@ class Section:
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What became of a section: one of the four words above, and the reason where it is not done."""
+    """The outcome of a section: its status, one of the four words above, and the reason if it is not done."""
 
     title: str
     status: str
     reason: str | None = None
-    where: tuple[str, ...] = ()  # lines of this project that an error came through, the last one last
+    where: tuple[str, ...] = ()  # lines of this project in the error's traceback, the last one last
     seconds: float = 0.0
     found: dict = field(default_factory=dict)
 
@@ -65,14 +65,14 @@ def measure(
     sections: Sequence[Section],
     *,
     say: Say,
-    told: Callable[[Exception], str] = str,
+    explain: Callable[[Exception], str] = str,
     after: Callable[[dict[str, Outcome]], None] = lambda outcomes: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Outcome]:
-    """Every section in turn; the budget is the sum of their shares, and what one leaves is for those behind it.
+    """Every section in turn; the budget is the sum of their shares, and unused time goes to the sections that follow.
 
-    A section that would end too late is left out, one that fails is told by `told`, and the rest go on. `after` is
-    called with all outcomes so far when one is done.
+    A section that would end too late is left out; one that fails is described by `explain`, and the rest continue.
+    `after` is called with all outcomes so far when a section is done.
     """
     begun, ends, budget = clock(), 0.0, sum(s.share for s in sections)
     outcomes: dict[str, Outcome] = {}
@@ -87,22 +87,22 @@ def measure(
         if left < section.least:
             outcome.status = LEFT_OUT
             there = f"of {budget:.0f} s {max(left, 0):.0f} were left for it"
-            outcome.reason = f"it takes {section.least:.0f} s at the least, and {there}"
+            outcome.reason = f"it takes at least {section.least:.0f} s, and {there}"
             progress(f"{number} of {len(sections)}, {section.title}: left out, {outcome.reason}")
         else:
             progress(f"{number} of {len(sections)}, {section.title}: {left:.0f} s at most")
-            _run(section, outcome, Limit(left, clock), progress, told)
+            _run(section, outcome, Limit(left, clock), progress, explain)
         after(outcomes)
     return outcomes
 
 
-def _run(section: Section, outcome: Outcome, limit: Limit, say: Say, told: Callable[[Exception], str]) -> None:
+def _run(section: Section, outcome: Outcome, limit: Limit, say: Say, explain: Callable[[Exception], str]) -> None:
     try:
         section.work(outcome.found, limit, say)
     except NotHere as error:
         outcome.status, outcome.reason = NOT_HERE, str(error)
-    except Exception as error:  # whatever it is, the sections behind it are measured
-        outcome.status, outcome.reason, outcome.where = FAILED, told(error), tuple(_lines_of(error))
+    except Exception as error:  # whatever it is, the sections after it are measured
+        outcome.status, outcome.reason, outcome.where = FAILED, explain(error), tuple(_lines_of(error))
         release(error)  # its frames hold every tensor of the run
     outcome.seconds = round(limit.seconds - limit.left, 1)
     if outcome.reason:
@@ -110,7 +110,7 @@ def _run(section: Section, outcome: Outcome, limit: Limit, say: Say, told: Calla
 
 
 def _lines_of(error: Exception) -> Iterator[str]:
-    """file:line of each frame within the project, named from its root: a report tells no one's folders."""
+    """file:line of each frame within the project, relative to its root: a report contains no paths of this machine."""
     for frame in traceback.extract_tb(error.__traceback__):
         file = Path(frame.filename)
         if file.is_relative_to(_ROOT) and (inside := file.relative_to(_ROOT)).parts[0] == "koala":

@@ -1,4 +1,4 @@
-"""How fast a card distils: whole steps of the trainer's own parts, on latents and captions that are noise."""
+"""How fast a card distils: whole training steps, built from the trainer's own parts, on random latents and captions."""
 
 import statistics
 import time
@@ -26,24 +26,24 @@ from koala.unet.costs import LATENT_CHANNELS, LATENT_FACTOR, TOKENS
 from koala.unet.specs import UNetSpec
 from koala.unet.specs import student as student_spec
 
-STEPS = 5  # that count, after two that do not
+STEPS = 5  # timed, after two warm-up steps
 _HALVES = {"cuda": "bf16", "mps": "fp32", "cpu": "fp32"}
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-_SECONDS = 30.0  # for a row at most, where none was measured yet
-VALIDATED = "student that is validated"  # which a run has beside what is trained, and these steps have not
+_SECONDS = 30.0  # assumed for a row while none is measured
+VALIDATED = "student that is validated"  # a run also holds this; these steps do not
 
 
 def precision(device: torch.device) -> str:
-    """What a run on this device trains in: bf16 on a card."""
+    """The precision that a run on this device trains in: bf16 on a card."""
     return _HALVES[device.type]
 
 
-def distillation(scale: Scale, library: Library, found: dict, limit: Limit, say: Say) -> None:
-    """With gradient checkpointing and without, each with the largest batch that is predicted to fit.
+def distillation(scale: Scale, library: Library, results: dict, limit: Limit, say: Say) -> None:
+    """Steps with and without gradient checkpointing, each with the largest batch that is predicted to fit.
 
-    `library` has the teacher in the precision of the run. Data do not count: a run reads them from its cache.
+    `library` has the teacher in the precision of the run. Loading data is not timed: a run reads it from its cache.
     """
-    found |= {"rows": [], "not_measured": []}
+    results |= {"rows": [], "not_measured": []}
     teacher, device = library.get(scale.teacher), library.device
     spec = student_spec(scale.student, teacher.spec)
     library.residence.bring([teacher.pipeline.unet])
@@ -55,12 +55,12 @@ def distillation(scale: Scale, library: Library, found: dict, limit: Limit, say:
         config, expected = _fitting(scale, spec, teacher.spec, device, free, checkpointing)
         if not expected.fits:
             refusals.append(expected.shortage())
-            found["not_measured"].append(what | {"reason": refusals[-1]})
+            results["not_measured"].append(what | {"reason": refusals[-1]})
         elif not limit.allows(_SECONDS):
-            found["not_measured"].append(what | {"reason": "no time was left"})
+            results["not_measured"].append(what | {"reason": "no time was left"})
         else:
             say(f"{scale.student} of {scale.teacher}, batch {config.batch_size}, checkpointing {checkpointing}")
-            found["rows"].append(what | _paced(config, expected, spec, teacher, limit))
+            results["rows"].append(what | _paced(config, expected, spec, teacher, limit))
     if len(refusals) == 2:
         raise NotHere(f"no batch fits: {refusals[0]}")
 
@@ -68,9 +68,9 @@ def distillation(scale: Scale, library: Library, found: dict, limit: Limit, say:
 def _fitting(
     scale: Scale, student: UNetSpec, teacher: UNetSpec, device: torch.device, free: int, checkpointing: bool
 ) -> tuple[DistillConfig, Estimate]:
-    """The config with the largest batch that fits, or with the smallest where none does.
+    """The config with the largest batch that fits, or with the smallest if none does.
 
-    The moving average is on the card where it fits beside that batch, else in host memory.
+    The moving average is on the card if it fits there with that batch, else in host memory.
     """
     for batch, place in product(scale.batches, ("student", "cpu")):
         config = DistillConfig(
@@ -83,10 +83,12 @@ def _fitting(
             gradient_checkpointing=checkpointing,
             ema_device=place,
         )
-        found = estimate(config, student, teacher, resolution=scale.resolution, device=device.type, memory_bytes=free)
-        if found.fits:
+        expected = estimate(
+            config, student, teacher, resolution=scale.resolution, device=device.type, memory_bytes=free
+        )
+        if expected.fits:
             break
-    return config, found
+    return config, expected
 
 
 def _paced(config: DistillConfig, expected: Estimate, spec: UNetSpec, teacher: LoadedModel, limit: Limit) -> dict:
@@ -116,7 +118,7 @@ def _paced(config: DistillConfig, expected: Estimate, spec: UNetSpec, teacher: L
 
 
 def _steps(config: DistillConfig, spec: UNetSpec, teacher: LoadedModel, limit: Limit) -> tuple[list[float], int]:
-    """Seconds of each step that counts, and the peak of all of them in bytes."""
+    """Seconds of each timed step, and their peak memory in bytes."""
     device = teacher.device
     student = random_network(lambda: UNet2DConditionModel(**spec.config()), torch.float32, device)
     student.requires_grad_(True).train()
@@ -133,7 +135,7 @@ def _steps(config: DistillConfig, spec: UNetSpec, teacher: LoadedModel, limit: L
             if len(took) > 2 and not limit.allows(2 * max(took)):
                 break
             if step == 1:
-                timer = StageTimer(device)  # the optimizer has its states from the first step on
+                timer = StageTimer(device)  # the optimizer allocates its states in the first step
             synchronize(device)
             began = time.perf_counter()
             with half:
@@ -151,7 +153,7 @@ def _steps(config: DistillConfig, spec: UNetSpec, teacher: LoadedModel, limit: L
 
 
 def _batch(config: DistillConfig, spec: UNetSpec, step: int):
-    """Noise in the place of pictures and captions, and the draws of the step's places."""
+    """Noise instead of pictures and captions, and the draws of the step's positions."""
     count, side = config.batch_size, config.resolution // LATENT_FACTOR
     source = generator("gpu-report", step)
     sizes = torch.tensor([config.resolution, config.resolution, 0, 0, config.resolution, config.resolution])

@@ -1,4 +1,4 @@
-"""Latency and memory of whole runs: every model at every size, and the presets beside diffusers' own pipeline."""
+"""Latency and memory of whole runs: every model at every size, and the presets against diffusers' own pipeline."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,29 +11,29 @@ from koala.gpu_report.scale import Scale, alike
 from koala.models.cards import CARDS
 from koala.models.library import Library
 
-_FIRST_SIZE = 0.7  # of a group's time, which the size of most worth takes at most
+_FIRST_SIZE = 0.7  # of a group's time, for the most important size at most
 
 
-def latencies(scale: Scale, library: Library, found: dict, limit: Limit, say: Say) -> None:
-    """Every group of models in turns at every size; each group has its share of what the groups before it left."""
-    found |= {"rows": [], "not_measured": []}
+def latencies(scale: Scale, library: Library, results: dict, limit: Limit, say: Say) -> None:
+    """Every group of models in turns at every size; each group has a share of the time that earlier groups left."""
+    results |= {"rows": [], "not_measured": []}
     for group, share in zip(scale.groups, scale.group_shares, strict=True):
         own = Limit(limit.left * share, limit.clock)
         for number, size in enumerate(scale.sizes, 1):
             seconds = own.left * (1 if number == len(scale.sizes) else _FIRST_SIZE)
-            _cells(_matrix(scale, group, size, seconds), library, found, say)
-    for row in found["rows"]:
+            _cells(_matrix(scale, group, size, seconds), library, results, say)
+    for row in results["rows"]:
         row["speaks_for"] = alike(row["model"]) if row["model"] in CARDS else []
 
 
-def presets(scale: Scale, library: Library, found: dict, limit: Limit, say: Say) -> None:
-    """Every preset and diffusers' own pipeline in turns, each against the latter, model by model."""
-    found |= {"rows": [], "not_measured": [], "against_stock": []}
+def presets(scale: Scale, library: Library, results: dict, limit: Limit, say: Say) -> None:
+    """Every preset and diffusers' own pipeline in turns, model by model."""
+    results |= {"rows": [], "not_measured": [], "against_stock": []}
     chosen = (STOCK, *(name for name in PRESET_NAMES if name != STOCK))
     for number, model in enumerate(scale.preset_models, 1):
         seconds = limit.left / (1 if number == len(scale.preset_models) else 2)
-        _cells(_matrix(scale, (model,), scale.preset_size, seconds, chosen), library, found, say)
-    found["against_stock"] = against_stock(found["rows"])
+        _cells(_matrix(scale, (model,), scale.preset_size, seconds, chosen), library, results, say)
+    results["against_stock"] = against_stock(results["rows"])
 
 
 def _matrix(
@@ -45,28 +45,28 @@ def _matrix(
         presets=presets,
         steps=scale.steps,
         repeats=scale.repeats,
-        time_limit=max(seconds, 1.0),  # one that is up is told by the benchmark itself
+        time_limit=max(seconds, 1.0),  # the benchmark itself reports a limit that is over
     )
 
 
-def _cells(matrix: Matrix, library: Library, found: dict, say: Say) -> None:
+def _cells(matrix: Matrix, library: Library, results: dict, say: Say) -> None:
     try:
         for cell in measure(matrix, library, on_run=say):
-            found["not_measured" if isinstance(cell, Skipped) else "rows"].append(dataclasses.asdict(cell))
-    except UserError as error:  # the models were not even loaded in time: the other groups may be
-        found["not_measured"].append({"model": ", ".join(matrix.models), "reason": str(error)})
+            results["not_measured" if isinstance(cell, Skipped) else "rows"].append(dataclasses.asdict(cell))
+    except UserError as error:  # the models were not even loaded in time; other groups may still be
+        results["not_measured"].append({"model": ", ".join(matrix.models), "reason": str(error)})
 
 
 def against_stock(rows: Sequence[dict]) -> list[dict]:
-    """How many times faster each preset is than stock diffusers, and its peak memory as a share of the latter's."""
+    """How many times faster each preset is than stock diffusers, and its peak memory as a fraction of the latter's."""
     stock = {row["model"]: row for row in rows if row["preset"] == STOCK}
-    found = []
+    ratios = []
     for row in rows:
         base = stock.get(row["model"])
         if base is None or row is base:
             continue
         memory = row["peak_memory_bytes"] and base["peak_memory_bytes"]
-        found.append(
+        ratios.append(
             {
                 "model": row["model"],
                 "preset": row["preset"],
@@ -75,4 +75,4 @@ def against_stock(rows: Sequence[dict]) -> list[dict]:
                 "peak_memory": row["peak_memory_bytes"] / base["peak_memory_bytes"] if memory else None,
             }
         )
-    return found
+    return ratios

@@ -1,4 +1,4 @@
-"""The U-Net outside torch: ONNX Runtime with bound inputs and outputs, and a TensorRT-RTX engine, each beside torch."""
+"""The U-Net outside torch: ONNX Runtime with bound inputs and outputs, and a TensorRT-RTX engine, against torch."""
 
 import statistics
 import time
@@ -20,12 +20,12 @@ from koala.models.loaded import LoadedModel
 from koala.unet.costs import LATENT_CHANNELS, LATENT_FACTOR, TOKENS
 
 GUIDED = 2  # rows of a guided picture's batch
-CALLS = 20  # that count, after three that do not
-_MOST_SECONDS = 10.0  # of the calls of one kind
+CALLS = 20  # timed, after three warm-up calls
+_MOST_SECONDS = 10.0  # of calls of one kind
 
 
 class Engine(Protocol):
-    """What an engine is told by: see `koala.export.engines`."""
+    """What an engine reports: see `koala.export.engines`."""
 
     builder: str
     version: str
@@ -36,7 +36,7 @@ class Engine(Protocol):
 
 @dataclass(kw_only=True)
 class Exports:
-    """How a U-Net leaves torch, and the folder that it goes to; its file is written once for all sections."""
+    """How a U-Net is exported from torch, and to which folder; its file is written once for all sections."""
 
     folder: Path
     write: Callable[[torch.nn.Module, Path], Path]
@@ -54,7 +54,7 @@ class Exports:
 
 
 def inputs(model: LoadedModel, size: int) -> dict[str, torch.Tensor]:
-    """Noise as one guided step of this side in px takes it, on the device, by the names of the ONNX file's inputs."""
+    """Noise as the input of one guided step at this side in px, on the device, by the input names of the ONNX file."""
     source, spec = torch.Generator().manual_seed(0), model.spec
 
     def noise(*shape: int) -> torch.Tensor:
@@ -70,7 +70,7 @@ def inputs(model: LoadedModel, size: int) -> dict[str, torch.Tensor]:
 
 
 def caller(unet: torch.nn.Module, given: dict[str, torch.Tensor]) -> Callable[[], torch.Tensor]:
-    """One call of a U-Net, torch's or ONNX Runtime's, at a timestep in the middle."""
+    """One call of a U-Net, torch's or ONNX Runtime's, at timestep 500."""
     added = {name: given[name] for name in ("text_embeds", "time_ids")}
     timestep = torch.tensor(500.0, device=given["sample"].device)
 
@@ -82,7 +82,7 @@ def caller(unet: torch.nn.Module, given: dict[str, torch.Tensor]) -> Callable[[]
 
 
 def in_turns(calls: dict[str, Callable], device: torch.device, limit: Limit) -> dict[str, float]:
-    """Median milliseconds of each, in turns; the first three do not count."""
+    """Median milliseconds of each, in turns; the first three calls are warm-up."""
     took: dict[str, list[float]] = {name: [] for name in calls}
     began = time.perf_counter()
     for _ in range(CALLS + 3):
@@ -98,28 +98,28 @@ def in_turns(calls: dict[str, Callable], device: torch.device, limit: Limit) -> 
     return {name: statistics.median(own[3:]) for name, own in took.items()}
 
 
-def onnx_runtime(scale: Scale, library: Library, exports: Exports, found: dict, limit: Limit, say: Say) -> None:
-    """A guided U-Net call at each size, on ONNX Runtime and on torch in turns, on the same tensors of the device."""
+def onnx_runtime(scale: Scale, library: Library, exports: Exports, results: dict, limit: Limit, say: Say) -> None:
+    """A guided U-Net call at each size, on ONNX Runtime and on torch in turns, with the same tensors on the device."""
     provider = PROVIDERS[library.device.type]
-    found |= {"model": scale.exported, "provider": provider, "version": onnxruntime.__version__, "rows": []}
-    found["not_measured"] = []
+    results |= {"model": scale.exported, "provider": provider, "version": onnxruntime.__version__, "rows": []}
+    results["not_measured"] = []
     if provider not in (there := onnxruntime.get_available_providers()):
         raise NotHere(
             f"ONNX Runtime here has no {provider}, only {', '.join(there)}; pip install onnxruntime-gpu[cuda,cudnn], "
-            "without onnxruntime beside it"
+            "without onnxruntime installed next to it"
         )
     model = library.get(scale.exported)
     file = exports.file(model, say)
     try:
         options = {"device_id": str(library.device.index or 0)} if provider == CUDA else {}
         session = open_session(file, provider, options)
-    except UserError as error:  # it is listed, and cannot start: CUDA or cuDNN is not found
+    except UserError as error:  # it is listed but cannot start: CUDA or cuDNN is missing
         raise NotHere(str(error).replace(str(file), file.name)) from error
     own = OrtUNet(session, model.pipeline.unet.config, library.device)
     library.residence.bring([model.pipeline.unet])
     for size in scale.sizes:
         if not limit.allows(0):
-            found["not_measured"].append({"size": size, "reason": "no time was left"})
+            results["not_measured"].append({"size": size, "reason": "no time was left"})
             continue
         say(f"{scale.exported}, {size} px, ONNX Runtime and torch")
         given = inputs(model, size)
@@ -129,11 +129,11 @@ def onnx_runtime(scale: Scale, library: Library, exports: Exports, found: dict, 
         row = {"size": size, "batch": GUIDED, "torch_ms": ms["torch"], "onnxruntime_ms": ms["onnxruntime"]}
         row["faster"] = ms["torch"] / ms["onnxruntime"]
         row["relative_error"] = float((first - second).norm() / first.norm())
-        found["rows"].append(row)
+        results["rows"].append(row)
 
 
-def tensorrt_rtx(scale: Scale, library: Library, exports: Exports, found: dict, limit: Limit, say: Say) -> None:
-    """An engine for the largest size, and a guided call of it beside torch's; it is timed by the card's own clock."""
+def tensorrt_rtx(scale: Scale, library: Library, exports: Exports, results: dict, limit: Limit, say: Say) -> None:
+    """An engine for the largest size, and a guided call of it and of torch; the card's own clock times the engine."""
     if not exports.builds():
         raise NotHere("TensorRT-RTX is not installed; pip install tensorrt-rtx")
     model, size = library.get(scale.exported), max(scale.sizes)
@@ -141,11 +141,11 @@ def tensorrt_rtx(scale: Scale, library: Library, exports: Exports, found: dict, 
     library.residence.bring(())
     say(f"{scale.exported}, {size} px: building an engine")
     engine = exports.build(exports.folder, model.spec, size)
-    found |= {"model": scale.exported, "size": size, "batch": GUIDED, "version": engine.version}
-    found |= {"build_seconds": engine.seconds, "engine_bytes": engine.bytes, "engine_ms": engine.milliseconds}
+    results |= {"model": scale.exported, "size": size, "batch": GUIDED, "version": engine.version}
+    results |= {"build_seconds": engine.seconds, "engine_bytes": engine.bytes, "engine_ms": engine.milliseconds}
     if engine.milliseconds is None:
-        raise NotHere("the engine was built, and this device cannot run it: it takes an RTX card from Turing on")
+        raise NotHere("the engine was built, but this device cannot run it: it needs an RTX card, Turing or later")
     library.residence.bring([model.pipeline.unet])
     call = caller(model.pipeline.unet, inputs(model, size))
-    found["torch_ms"] = in_turns({"torch": call}, library.device, limit)["torch"]
-    found["faster"] = found["torch_ms"] / engine.milliseconds
+    results["torch_ms"] = in_turns({"torch": call}, library.device, limit)["torch"]
+    results["faster"] = results["torch_ms"] / engine.milliseconds

@@ -1,4 +1,4 @@
-"""Memory plans against torch's allocator, which may have no more than a card of the plan's size would give it."""
+"""Memory plans compared with torch's allocator, which is limited to the memory of the card that was planned for."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,17 +17,17 @@ from koala.request import GenerationRequest
 from koala.sampling.generate import generate, resolve
 from koala.words import gigabytes
 
-STEPS = 2  # a step is the same as the next
-_SECONDS = 15.0  # for a row at most, where none was measured yet
+STEPS = 2  # all steps take the same memory
+_SECONDS = 15.0  # assumed for a row while none is measured
 
 
-def plans(scale: Scale, library: Library, found: dict, limit: Limit, say: Say) -> None:
-    """One row for each model and each size of a card: predicted with and without the workspace factor, and the peak.
+def plans(scale: Scale, library: Library, results: dict, limit: Limit, say: Say) -> None:
+    """One row per model and card size: the predictions with and without the workspace factor, and the measured peak.
 
-    A card for which there is no plan is a row, too, with the refusal. The allocator is held to the card's size less the
-    driver's context, so that a plan that does not keep its word ends in a lack of memory.
+    A card that no plan fits is a row too, with the refusal. The allocator is limited to the card's size minus the
+    driver's context, so that a plan that predicts too little runs out of memory.
     """
-    found |= {"rows": [], "not_measured": []}
+    results |= {"rows": [], "not_measured": []}
     longest, there = 0.0, library.memory
     for name in scale.plan_models:
         for memory in scale.plan_memories:
@@ -39,15 +39,15 @@ def plans(scale: Scale, library: Library, found: dict, limit: Limit, say: Say) -
             else:
                 began = limit.left
                 say(f"{name} on {gigabytes(memory)}")
-                found["rows"].append(what | _row(library, name, scale.plan_size, memory))
+                results["rows"].append(what | _row(library, name, scale.plan_size, memory))
                 longest = max(longest, began - limit.left)
                 continue
-            found["not_measured"].append(what | {"reason": reason})
+            results["not_measured"].append(what | {"reason": reason})
 
 
 @contextmanager
 def _as_large_as(library: Library, memory: int) -> Iterator[None]:
-    """Meanwhile the library plans for a card of so many bytes, and torch has no more of them than such a card would."""
+    """Inside, the library plans for a card of so many bytes, and torch may allocate no more than such a card has."""
     before, device = library.memory, library.device
     library.memory = memory
     if device.type == "cuda":
@@ -61,7 +61,7 @@ def _as_large_as(library: Library, memory: int) -> Iterator[None]:
 
 
 def _clear(library: Library) -> None:
-    """Nothing of an earlier plan is on the device or remembered."""
+    """Remove everything of earlier plans from the device and from the caches."""
     library.residence.bring(())
     library.embeddings.clear()
     give_back()

@@ -1,8 +1,8 @@
-"""The latencies and memories that KOALA's authors printed, of their own cards: to stand beside ours, never as a ratio.
+"""Latency and memory that KOALA's authors published for their own cards: shown next to ours, never as a ratio.
 
-KOALA, figure 7 (arXiv 2312.04005; README of youngwanLEE/sdxl-koala, whose bars carry the numbers): fp16, batch 1,
-PyTorch 2.1.2 without compilation, Turbo at 512 px and the others at 1024. KOALA-1B and KOALA-700M are in the project
-page's older figure alone (25 steps, guidance 7.5), which names its cards by their memory.
+KOALA, figure 7 (arXiv 2312.04005; README of youngwanLEE/sdxl-koala, whose bars show the numbers): fp16, batch 1,
+PyTorch 2.1.2 without compilation, Turbo at 512 px and the others at 1024. KOALA-1B and KOALA-700M are only in the
+project page's older figure (25 steps, guidance 7.5), which names its cards by their memory.
 """
 
 from dataclasses import dataclass
@@ -36,4 +36,4 @@ ROWS = {
     "ssd-1b": Printed(title="SSD-1B", size=1024, cells=((2.09, 9.4), (6.34, 9.3), OOM)),
     "segmind-vega": Printed(title="SSD-Vega", size=1024, cells=((1.49, 8.2), (4.52, 8.1), (6.75, 7.2))),
 }
-# SDXL-Turbo and SDXL-Lightning are in figure 7, too, but their numbers of steps are not printed with them.
+# SDXL-Turbo and SDXL-Lightning are in figure 7 too, but without their numbers of steps.

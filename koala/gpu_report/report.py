@@ -1,4 +1,4 @@
-"""The whole report: its sections in the order of worth, what is said of the card, and both files after each section."""
+"""The whole report: its sections in order of importance, the facts about the card, and both files."""
 
 import dataclasses
 import json
@@ -27,21 +27,21 @@ from koala.hardware.torch_build import find_card
 from koala.models.measured import RANDOM
 from koala.models.random_weights import SEED, random_library
 
-_SPARE = 40.0  # seconds of a report to begin, and to end what cannot be broken off
-_SHARES = 500.0  # seconds, of all sections, in nine minutes
+_SPARE = 40.0  # seconds to start a report, and to end what cannot be interrupted
+_SHARES = 500.0  # seconds of all sections, in nine minutes
 _NAMES = {"bf16": "bfloat16", "fp32": "float32"}
 
 
 def sections(scale: Scale, device: torch.device, exports: Exports, minutes: float = MINUTES) -> list[Section]:
-    """Every section with its share of the time, and a library of its own: no state goes from one to the next.
+    """Every section with its share of the time and a library of its own: sections share no state.
 
-    The shares are of nine minutes; with more time all of them grow alike, and with less they shrink.
+    The shares are of nine minutes; with more or less time all of them scale alike.
     """
     stretch = (60 * minutes - _SPARE) / _SHARES
 
     def own(work: Callable, dtype: str | None = None, **more) -> Callable[[dict, Limit, Say], None]:
-        def run(found: dict, limit: Limit, say: Say) -> None:
-            work(scale, random_library(str(device), dtype=dtype), **more, found=found, limit=limit, say=say)
+        def run(results: dict, limit: Limit, say: Say) -> None:
+            work(scale, random_library(str(device), dtype=dtype), **more, results=results, limit=limit, say=say)
 
         return run
 
@@ -71,16 +71,16 @@ def sections(scale: Scale, device: torch.device, exports: Exports, minutes: floa
 
 
 def card(device: torch.device) -> dict:
-    """The device and what drives it; off a CUDA card what there is of it."""
-    found = {"name": device_name(device), "capability": None, "driver": None, "cuda": cards().build()}
-    found |= {"system": f"{platform.system()} {platform.machine()}", "free_bytes": device_memory(device)}
-    found["memory_bytes"] = found["free_bytes"]
+    """The device and its driver; without a CUDA card, what is known."""
+    facts = {"name": device_name(device), "capability": None, "driver": None, "cuda": cards().build()}
+    facts |= {"system": f"{platform.system()} {platform.machine()}", "free_bytes": device_memory(device)}
+    facts["memory_bytes"] = facts["free_bytes"]
     if device.type == "cuda":
         known = find_card()
-        found["memory_bytes"] = cards().memory(device)[1]
-        found["capability"] = ".".join(map(str, cards().capability(device)))
-        found["driver"] = known and known.driver
-    return found
+        facts["memory_bytes"] = cards().memory(device)[1]
+        facts["capability"] = ".".join(map(str, cards().capability(device)))
+        facts["driver"] = known and known.driver
+    return facts
 
 
 def run(
@@ -90,26 +90,26 @@ def run(
     *,
     exports: Callable[[Path], Exports],
     say: Say,
-    told: Callable[[Exception], str] = str,
+    explain: Callable[[Exception], str] = str,
     arguments: Sequence[str] = (),
     minutes: float = MINUTES,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict:
-    """Measure every section, and have the files `out` and the same as .md whole after each of them. The report."""
+    """Measure every section, and write `out` and the same as .md after each of them. Returns the report."""
     begun = clock()
-    found = {"format": FORMAT} | circumstances(list(arguments), device, weights=RANDOM)
-    found |= {"seed": SEED, "card": card(device), "scale": dataclasses.asdict(scale)}
+    report = {"format": FORMAT} | circumstances(list(arguments), device, weights=RANDOM)
+    report |= {"seed": SEED, "card": card(device), "scale": dataclasses.asdict(scale)}
     with tempfile.TemporaryDirectory(prefix="koala-gpu-report-", ignore_cleanup_errors=True) as work:
         chosen = sections(scale, device, exports(Path(work)), minutes)
-        found["budget_seconds"] = sum(section.share for section in chosen)
+        report["budget_seconds"] = sum(section.share for section in chosen)
 
         def after(outcomes: dict[str, Outcome]) -> None:
-            give_back()  # the section's models are nobody's any more
-            found["seconds"] = round(clock() - begun, 1)
-            found["sections"] = {name: dataclasses.asdict(outcome) for name, outcome in outcomes.items()}
-            for file, text in ((out, json.dumps(found, indent=1)), (out.with_suffix(".md"), markdown(found))):
+            give_back()  # nothing holds the section's models any more
+            report["seconds"] = round(clock() - begun, 1)
+            report["sections"] = {name: dataclasses.asdict(outcome) for name, outcome in outcomes.items()}
+            for file, text in ((out, json.dumps(report, indent=1)), (out.with_suffix(".md"), markdown(report))):
                 with new_file(file) as partial:
                     partial.write_text(text + "\n", encoding="utf-8")
 
-        measure(chosen, say=say, told=told, after=after, clock=clock)
-    return found
+        measure(chosen, say=say, explain=explain, after=after, clock=clock)
+    return report

@@ -1,4 +1,4 @@
-"""What a report measures: which models, at which sizes; the full size, or any that is as large as a test can bear."""
+"""What a report measures: which models at which sizes, in full or small enough for a test."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,23 +11,23 @@ FIRST = ("sdxl-base", "koala-1b", "koala-700m")  # the teacher is the baseline o
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """Names of models, sides in px and numbers of steps; None is a model's own number."""
+    """Names of models, sides in px and numbers of steps; None means a model's own number."""
 
     groups: tuple[tuple[str, ...], ...]  # of the latencies; those of a group take turns
-    group_shares: tuple[float, ...]  # of the time that is left when a group begins
-    sizes: tuple[int, ...]  # the first is of most worth
+    group_shares: tuple[float, ...]  # of the time left when a group begins
+    sizes: tuple[int, ...]  # the most important first
     preset_models: tuple[str, ...]
     preset_size: int
     plan_models: tuple[str, ...]
     plan_size: int
-    plan_memories: tuple[int, ...]  # bytes of the cards that are planned for
+    plan_memories: tuple[int, ...]  # bytes of the cards to plan for
     attention_model: str
     attention_size: int
     attention_steps: int
     teacher: str
     student: str  # the name of a spec
     resolution: int  # of the distillation
-    batches: tuple[int, ...]  # pictures per step, of which the largest is taken that fits
+    batches: tuple[int, ...]  # pictures per step; the largest that fits is taken
     exported: str
     steps: int | None = None
     repeats: int = 3
@@ -35,19 +35,19 @@ class Scale:
 
 
 def same_run(card: ModelCard) -> tuple:
-    """What decides a run's time and memory at a size: models that agree in it need no second measurement."""
+    """What determines a run's time and memory at a size: models that agree in it are measured once."""
     network = (card.spec.notation, card.spec.channels) if card.spec else card.name
     return network, card.steps, card.guidance > 1
 
 
 def alike(name: str) -> list[str]:
-    """The models of the registry that a measurement of this one also speaks for."""
+    """The other models of the registry for which a measurement of this one is valid too."""
     run = same_run(CARDS[name])
     return [card.name for card in CARDS.values() if same_run(card) == run and card.name != name]
 
 
 def _others(names: Sequence[str], cards: Iterable[ModelCard]) -> Iterator[ModelCard]:
-    """Every model of SDXL's width whose run differs from those of the names, and of the ones before it."""
+    """Every model of SDXL's width whose run differs from those of the names and of the models before it."""
     known = {same_run(CARDS[name]) for name in names}
     for card in cards:
         if card.spec and card.spec.channels == SDXL.channels and same_run(card) not in known:
@@ -56,7 +56,7 @@ def _others(names: Sequence[str], cards: Iterable[ModelCard]) -> Iterator[ModelC
 
 
 def full_groups(cards: Iterable[ModelCard] = tuple(CARDS.values())) -> tuple[tuple[str, ...], ...]:
-    """All that the registry has at full size: the three of KOALA's figure, those of few steps, and the rest."""
+    """All models of full size in the registry: the three of KOALA's figure, those of few steps, and the rest."""
     rest = list(_others(FIRST, cards))
     few = tuple(card.name for card in rest if card.steps < CARDS[FIRST[0]].steps)
     return FIRST, few, tuple(card.name for card in rest if card.name not in few)

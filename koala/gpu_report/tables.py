@@ -1,4 +1,4 @@
-"""A report as Markdown: each section as a table, the paper's figures beside ours, and what was not measured."""
+"""A report as Markdown: each section as a table, the paper's figures next to ours, and what was not measured."""
 
 from collections.abc import Iterator
 
@@ -6,12 +6,12 @@ from koala.gpu_report.budget import DONE
 from koala.gpu_report.paper import CARDS, FIGURE_7, OOM, ROWS, Cell
 from koala.words import gigabytes, gigabytes_cell, markdown_table, seconds_cell
 
-FORMAT = "koala gpu report 1"  # the number goes up when a field means something else
+FORMAT = "koala gpu report 1"  # the number goes up when the meaning of a field changes
 _OLDER_MARK = " †"
 _BESIDE = (
     "The paper's figures are of its own cards and software: KOALA, figure 7, at 1024 px, fp16, PyTorch 2.1.2; those "
-    "marked † are of the project page's older figure, which names its cards by their memory. They stand here to be "
-    "read beside ours, not to be divided by them."
+    "marked † are of the project page's older figure, which names its cards by their memory. They are "
+    "printed next to ours for orientation; ratios between them mean nothing."
 )
 
 
@@ -23,9 +23,9 @@ def _printed(cell: Cell, mark: str) -> str:
     return cell if cell == OOM else f"{cell[0]:.2f} s, {cell[1]:.1f} GB{mark}"
 
 
-def latencies(found: dict) -> Iterator[str]:
-    """Seconds and peak GB of every model at every size; to the right what the paper printed of other cards."""
-    rows = found["rows"]
+def latencies(results: dict) -> Iterator[str]:
+    """Seconds and peak GB of every model at every size; on the right what the paper published for other cards."""
+    rows = results["rows"]
     sizes = sorted({row["size"] for row in rows})
     cells = {(row["model"], row["size"]): row for row in rows}
     head = ["model", "steps"]
@@ -47,8 +47,8 @@ def latencies(found: dict) -> Iterator[str]:
     yield _BESIDE
 
 
-def presets(found: dict) -> Iterator[str]:
-    """Ratios to diffusers' own pipeline, in one run."""
+def presets(results: dict) -> Iterator[str]:
+    """Ratios to diffusers' own pipeline in the same run."""
     rows = [
         [
             row["model"],
@@ -57,16 +57,16 @@ def presets(found: dict) -> Iterator[str]:
             f"{row['unet_step']:.2f}x",
             _share(row["peak_memory"]),
         ]
-        for row in found["against_stock"]
+        for row in results["against_stock"]
     ]
     head = ["model", "preset", "faster than stock diffusers", "per U-Net step", "of its peak memory"]
     yield markdown_table(head, rows, left=2)
 
 
-def plans(found: dict) -> Iterator[str]:
+def plans(results: dict) -> Iterator[str]:
     """What each plan predicts, with and without the workspace factor, and the allocator's peak."""
     rows = []
-    for row in found["rows"]:
+    for row in results["rows"]:
         card = f"{row['card_bytes'] / 1e9:g} GB"
         if row["refused"]:
             rows.append([row["model"], card, "no plan fits", *["-"] * 5])
@@ -89,19 +89,20 @@ def plans(found: dict) -> Iterator[str]:
     yield markdown_table(head, rows, left=3)
 
 
-def attention(found: dict) -> Iterator[str]:
-    """What recording and a click take, as sentences."""
-    click, grid = found["click"], "x".join(map(str, found["click"]["grid"]))
+def attention(results: dict) -> Iterator[str]:
+    """What recording and a click cost, as sentences."""
+    click, grid = results["click"], "x".join(map(str, results["click"]["grid"]))
+    plain, recorded = (seconds_cell(results[which]) for which in ("plain_ms", "recorded_ms"))
     one, mean = (click[which]["median_ms"] for which in ("one_step", "mean_of_steps"))
     yield (
-        f"Recording one layer of each stage, with its words, over {found['steps']} steps of {found['model']} at "
-        f"{found['size']} px: {100 * found['overhead']:+.1f} % of a run ({seconds_cell(found['plain_ms'])} s without, "
-        f"{seconds_cell(found['recorded_ms'])} s with; medians of {found['runs']}). A click on a {grid} map of "
-        f"{click['heads']} heads: {one:.1f} ms, and {mean:.1f} ms on the mean of all steps."
+        f"Recording one layer of each stage, with its words, over {results['steps']} steps of {results['model']} at "
+        f"{results['size']} px: {100 * results['overhead']:+.1f} % of a run ({plain} s without, {recorded} s with; "
+        f"medians of {results['runs']}). A click on a {grid} map of {click['heads']} heads: {one:.1f} ms, and "
+        f"{mean:.1f} ms on the mean of all steps."
     )
 
 
-def distillation(found: dict) -> Iterator[str]:
+def distillation(results: dict) -> Iterator[str]:
     """Pictures per second and peak memory of whole training steps."""
     rows = [
         [
@@ -113,35 +114,35 @@ def distillation(found: dict) -> Iterator[str]:
             gigabytes_cell(row["peak_bytes"]),
             gigabytes_cell(row["predicted_bytes"]),
         ]
-        for row in found["rows"]
+        for row in results["rows"]
     ]
     head = ["distilled", "size", "batch", "checkpointing", "pictures/s", "peak GB", "predicted"]
     yield markdown_table(head, rows)
 
 
-def onnx_runtime(found: dict) -> Iterator[str]:
-    """A U-Net call on ONNX Runtime beside torch."""
+def onnx_runtime(results: dict) -> Iterator[str]:
+    """A U-Net call on ONNX Runtime and on torch."""
     rows = [
         [
-            found["model"],
+            results["model"],
             f"{row['size']} px",
             f"{row['torch_ms']:.1f}",
             f"{row['onnxruntime_ms']:.1f}",
             f"{row['faster']:.2f}x",
             f"{row['relative_error']:.1e}",
         ]
-        for row in found["rows"]
+        for row in results["rows"]
     ]
     yield markdown_table(["guided U-Net call", "size", "torch ms", "ONNX Runtime ms", "faster", "difference"], rows)
-    yield f"{found['provider']} of ONNX Runtime {found['version']}, inputs and outputs bound on the device."
+    yield f"{results['provider']} of ONNX Runtime {results['version']}, inputs and outputs bound on the device."
 
 
-def tensorrt_rtx(found: dict) -> Iterator[str]:
-    """A U-Net call of an engine beside torch."""
+def tensorrt_rtx(results: dict) -> Iterator[str]:
+    """A U-Net call of an engine and of torch."""
     yield (
-        f"TensorRT-RTX {found['version']}: a guided call of {found['model']} at {found['size']} px takes "
-        f"{found['engine_ms']:.1f} ms, torch {found['torch_ms']:.1f} ms ({found['faster']:.2f}x); its engine of "
-        f"{gigabytes(found['engine_bytes'], 2)} was built in {found['build_seconds']:.0f} s."
+        f"TensorRT-RTX {results['version']}: a guided call of {results['model']} at {results['size']} px takes "
+        f"{results['engine_ms']:.1f} ms, torch {results['torch_ms']:.1f} ms ({results['faster']:.2f}x); its engine of "
+        f"{gigabytes(results['engine_bytes'], 2)} was built in {results['build_seconds']:.0f} s."
     )
 
 
@@ -157,7 +158,7 @@ TABLES = {
 
 
 def markdown(report: dict, level: int = 1) -> str:
-    """The whole report; its title is a heading of this level."""
+    """The whole report; its title is a heading of the given level."""
     parts = [f"{'#' * level} {report['device']}", _circumstances(report)]
     for name, section in report["sections"].items():
         parts += [f"{'#' * (level + 1)} {section['title']}", *_section(name, section)]
@@ -175,7 +176,7 @@ def _section(name: str, section: dict) -> Iterator[str]:
 
 
 def _what(one: dict) -> str:
-    """Which cell it is that was not measured."""
+    """The cell that was not measured."""
     card = f"a card of {one['card_bytes'] / 1e9:g} GB" if "card_bytes" in one else None
     size = f"{one['size']} px" if "size" in one else None
     checkpointing = {True: "with checkpointing", False: "without checkpointing"}.get(one.get("gradient_checkpointing"))

@@ -10,7 +10,7 @@ from koala.attention.recorded import AttentionRecord
 def random_record(spec, timesteps, seed=0, **settings):
     """A record of random q and k, on 64x64 px."""
     generator = torch.Generator().manual_seed(seed)
-    found = plan(spec, 64, 64, len(timesteps), **({"cross": False} | settings))
+    planned = plan(spec, 64, 64, len(timesteps), **({"cross": False} | settings))
 
     def pair(x):
         return tuple(torch.randn(1, x.heads, n, x.dim, generator=generator) for n in (x.queries, x.keys))
@@ -29,8 +29,8 @@ def random_record(spec, timesteps, seed=0, **settings):
         timesteps=timesteps,
         tokens=(),
         overhead_ms=0.0,
-        layers=found.layers,
-        frames=tuple({x.path: pair(x) for x in found.layers} for _ in timesteps),
+        layers=planned.layers,
+        frames=tuple({x.path: pair(x) for x in planned.layers} for _ in timesteps),
     )
 
 

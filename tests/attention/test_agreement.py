@@ -20,10 +20,10 @@ def test_jensen_shannon_is_nought_for_the_same_and_one_for_nothing_in_common():
 
 def test_a_model_agrees_with_itself(made):
     record = made(TINY_SDXL, (900.0, 300.0))
-    found = {s.stage: s for s in agreement(record, record)}
+    stages = {s.stage: s for s in agreement(record, record)}
     for stage in record.stages:
-        assert found[stage].divergence == (0.0, 0.0) and found[stage].cosine == pytest.approx((1.0, 1.0))
-        assert found[stage].layers == 1 and found[stage].timesteps == (900.0, 300.0)
+        assert stages[stage].divergence == (0.0, 0.0) and stages[stage].cosine == pytest.approx((1.0, 1.0))
+        assert stages[stage].layers == 1 and stages[stage].timesteps == (900.0, 300.0)
 
 
 def test_steps_pair_by_their_nearest_timestep(made):
@@ -39,11 +39,11 @@ def test_steps_pair_by_their_nearest_timestep(made):
 @pytest.mark.parametrize("swapped", [False, True])
 def test_absent_stages_are_named_and_no_error(made, swapped):
     student, teacher = made(TINY_KOALA_700M, (900.0,)), made(TINY_SDXL, (900.0,), layers="all")
-    found = {s.stage: s for s in agreement(*((teacher, student) if swapped else (student, teacher)))}
-    assert list(found) == ["DW-1", "DW-2", "DW-3", "MID", "UP-1", "UP-2", "UP-3"]
-    assert found["MID"].absent == "tiny-koala-700m has no MID" and found["MID"].divergence == ()
-    assert found["DW-1"].absent == f"{'tiny-sdxl' if swapped else 'tiny-koala-700m'} has no attention in DW-1"
-    assert all(not found[s].absent and 0 < found[s].divergence[0] < 1 for s in ("DW-2", "DW-3", "UP-1", "UP-2"))
+    stages = {s.stage: s for s in agreement(*((teacher, student) if swapped else (student, teacher)))}
+    assert list(stages) == ["DW-1", "DW-2", "DW-3", "MID", "UP-1", "UP-2", "UP-3"]
+    assert stages["MID"].absent == "tiny-koala-700m has no MID" and stages["MID"].divergence == ()
+    assert stages["DW-1"].absent == f"{'tiny-sdxl' if swapped else 'tiny-koala-700m'} has no attention in DW-1"
+    assert all(not stages[s].absent and 0 < stages[s].divergence[0] < 1 for s in ("DW-2", "DW-3", "UP-1", "UP-2"))
     together = beside((teacher, student) if swapped else (student, teacher))
     mine, its = together["UP-1"][0][:: -1 if swapped else 1]
     assert its.path == "up_blocks.0.attentions.2.transformer_blocks.4.attn1" and mine.path.startswith("up_blocks.0.att")
@@ -52,14 +52,14 @@ def test_absent_stages_are_named_and_no_error(made, swapped):
 
 def test_layers_whose_partner_was_not_recorded_are_said_to_be_missing(made):
     student, teacher = made(TINY_KOALA_1B, (900.0,)), made(TINY_SDXL, (900.0,), layers="last")
-    found = {s.stage: s.absent for s in agreement(student, teacher)}
-    assert found["UP-1"] == "UP-1 was not recorded in both", "the teacher's last block has no counterpart"
+    stages = {s.stage: s.absent for s in agreement(student, teacher)}
+    assert stages["UP-1"] == "UP-1 was not recorded in both", "the teacher's last block has no counterpart"
 
 
 def test_models_that_are_no_cuts_of_each_other_are_compared_by_their_last_layers(made):
     other = dataclasses.replace(SSD_1B, channels=(16, 32, 64), heads=(1, 2, 4))
-    found = {s.stage: s for s in agreement(made(other, (9.0,)), made(TINY_KOALA_1B, (9.0,)))}
-    assert found["UP-2"].layers == 1 and found["MID"].absent == "ssd-1b has no attention in MID"
+    stages = {s.stage: s for s in agreement(made(other, (9.0,)), made(TINY_KOALA_1B, (9.0,)))}
+    assert stages["UP-2"].layers == 1 and stages["MID"].absent == "ssd-1b has no attention in MID"
 
 
 def test_captures_of_two_sizes_are_refused(made):

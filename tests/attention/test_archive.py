@@ -47,9 +47,9 @@ def changed(saved, tmp_path):
 
 
 def test_what_was_saved_comes_back(capture, saved):
-    found = archive.load(saved)
-    assert (found.prompt, found.told) == (capture.prompt, capture.told)
-    for own, other in zip(capture.sides, found.sides, strict=True):
+    loaded = archive.load(saved)
+    assert (loaded.prompt, loaded.told) == (capture.prompt, capture.told)
+    for own, other in zip(capture.sides, loaded.sides, strict=True):
         assert (own.title, own.record.layers, own.record.timesteps) == (
             other.title,
             other.record.layers,
@@ -59,7 +59,7 @@ def test_what_was_saved_comes_back(capture, saved):
             assert all(torch.equal(a, b) for path in frame for a, b in zip(frame[path], again[path], strict=True))
         assert own.picture.tobytes() == other.picture.tobytes()
     asked = {"kind": "row", "stage": "UP-2", "step": 1, "box": [0.1, 0.2, 0.1, 0.2]}
-    assert view.look(found, asked) == view.look(capture, asked)
+    assert view.look(loaded, asked) == view.look(capture, asked)
 
 
 def test_a_picture_keeps_the_request_that_it_carries(capture, tmp_path):
@@ -92,8 +92,8 @@ def index(**change) -> bytes:
     [
         ({"../evil.json": b"x"}, r"holds '../evil.json'"),
         ({"/etc/passwd": b"x"}, "holds '/etc/passwd'"),
-        ({f"{STUDENT}/../../attention.json": b"x"}, "is no capture: it holds"),
-        ({f"{STUDENT}/attention.pt": b"x"}, "is no capture: it holds"),
+        ({f"{STUDENT}/../../attention.json": b"x"}, "is not a capture: it holds"),
+        ({f"{STUDENT}/attention.pt": b"x"}, "is not a capture: it holds"),
         ({"capture.json": None}, "needs one capture.json"),
         ({"capture.json": b"{"}, "capture.json is damaged"),
         ({"capture.json": b"[" * 100_000}, "capture.json is damaged"),
@@ -119,10 +119,10 @@ def test_a_file_that_is_no_capture_is_refused_by_name(changed, change, said):
     ("change", "said"),
     [
         ({"format": "koala attention 2"}, "newer koala, format 2"),
-        ({"width": 128}, "is no layer of this run"),
+        ({"width": 128}, "is not a layer of this run"),
         ({"timesteps": [900.0]}, "not one timestep for each of 2 steps"),
         ({"steps": 0, "timesteps": []}, "steps is 0, not a whole number from 1 to 200"),
-        ({"tokens": [7]}, "a token is no text"),
+        ({"tokens": [7]}, "a token is not a text"),
         ({"seed": "7"}, "seed is 7, not a whole number"),
         ({"spec": 7}, "is damaged"),
     ],
@@ -156,7 +156,7 @@ def test_a_capture_above_the_limit_is_refused(saved):
 def test_a_file_that_was_cut_off_is_refused(saved, part):
     content = saved.read_bytes()
     saved.write_bytes(content[: int(part * len(content))])
-    with pytest.raises(UserError, match="no whole capture"):
+    with pytest.raises(UserError, match="not a complete capture"):
         archive.load(saved)
 
 
@@ -164,5 +164,5 @@ def test_a_changed_byte_is_found(saved):
     content = bytearray(saved.read_bytes())
     content[len(content) // 3] ^= 1
     saved.write_bytes(content)
-    with pytest.raises(UserError, match="no whole capture|damaged"):
+    with pytest.raises(UserError, match="not a complete capture|damaged"):
         archive.load(saved)

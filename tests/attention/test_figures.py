@@ -61,7 +61,7 @@ def left_of(picture) -> int:
 
 @pytest.mark.parametrize("kind", [k for k in FIGURES if k != "words"])
 def test_a_figure_shows_models_by_stages_and_prints_its_choices(sides, notes, kind):
-    found = figure(sides, STAGES, Choices(kind=kind, pixel=(20, 40)))
+    picture = figure(sides, STAGES, Choices(kind=kind, pixel=(20, 40)))
     ((note, drawn),) = notes
     assert drawn["columns"] == ["picture", "DW-2 (4x4)", "MID (2x2)", "UP-1 (2x2)"]
     assert drawn["rows"] == ["the student", "the teacher"]
@@ -75,17 +75,17 @@ def test_a_figure_shows_models_by_stages_and_prints_its_choices(sides, notes, ki
     ):
         assert words_ in note
     assert ("Variance shown: DW-2" in note) == (kind == "pca") and ("pixel 20,40" in note) == (kind == "rows")
-    left = left_of(found)
-    missing = cell(found, 0, 2, left)
+    left = left_of(picture)
+    missing = cell(picture, 0, 2, left)
     assert (missing[2:-2, 2:-2] == PAPER).all(-1).mean() > 0.9, "MID of the student is a text on paper"
-    assert (cell(found, 1, 2, left)[2:-2, 2:-2] == PAPER).all(-1).mean() < 0.1
+    assert (cell(picture, 1, 2, left)[2:-2, 2:-2] == PAPER).all(-1).mean() < 0.1
 
 
 def test_the_marked_patch_is_the_pixels_and_the_map_its_row(sides):
     """In DW-2's 4x4 grid pixel 20,40 of 64 is row 2, column 1."""
-    found = figure(sides, ["DW-2"], Choices(pixel=(20, 40), opacity=1.0))
-    left = left_of(found)
-    shown = cell(found, 1, 1, left)
+    picture = figure(sides, ["DW-2"], Choices(pixel=(20, 40), opacity=1.0))
+    left = left_of(picture)
+    shown = cell(picture, 1, 1, left)
     marks = np.argwhere((shown == MARK).all(-1))
     assert marks.min(0).tolist() == [120, 56], "two pixels of the picture, eight px here, around the patch"
     record, layer = sides[1].record, beside([s.record for s in sides])["DW-2"][-1][1]
@@ -123,7 +123,7 @@ def test_another_layer_than_the_last_is_shown(made, notes):
 
 
 def test_segments_are_the_records_own(sides):
-    shown = cell(found := figure(sides, ["DW-2"], Choices(kind="segments", opacity=1.0)), 1, 1, left_of(found))
+    shown = cell(picture := figure(sides, ["DW-2"], Choices(kind="segments", opacity=1.0)), 1, 1, left_of(picture))
     record, layer = sides[1].record, beside([s.record for s in sides])["DW-2"][-1][1]
     labels = maps.segments(maps.probabilities(*record.at(layer, 2)), layer.grid)
     assert np.array_equal(shown[32::64, 32::64].reshape(16, 3), SEGMENTS[labels % 8].numpy())

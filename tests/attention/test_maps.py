@@ -35,20 +35,20 @@ def test_rows_are_the_softmax_and_sum_to_one(qk, dtype, head, monkeypatch):
     q, k = (t.to(dtype) for t in qk)
     every = plain(q.float(), k.float())
     expected = {"mean": every.mean(0), "max": every.amax(0) / every.amax(0).sum(-1, keepdim=True), 2: every[2]}[head]
-    found = maps.probabilities(q, k, head)
-    gap = (found - expected).abs()
+    weights = maps.probabilities(q, k, head)
+    gap = (weights - expected).abs()
     print(f"difference: max {gap.max():.1e}, mean {gap.mean():.1e}")
-    assert gap.max() < 1e-6 and torch.allclose(found.sum(-1), torch.ones(24))
+    assert gap.max() < 1e-6 and torch.allclose(weights.sum(-1), torch.ones(24))
     assert torch.equal(
-        torch.stack([maps.row(q, k, i, head) for i in range(24)]).round(decimals=5), found.round(decimals=5)
+        torch.stack([maps.row(q, k, i, head) for i in range(24)]).round(decimals=5), weights.round(decimals=5)
     )
 
 
 def test_without_the_diagonal_a_patch_does_not_see_itself(qk):
-    found = maps.probabilities(*qk, diagonal=False)
-    assert not found.diagonal().any() and torch.allclose(found.sum(-1), torch.ones(24))
-    assert torch.allclose(maps.row(*qk, 7, diagonal=False), found[7])
-    assert torch.allclose(found[7] / maps.row(*qk, 7), 1 / (1 - maps.row(*qk, 7)[7]) * (torch.arange(24) != 7))
+    weights = maps.probabilities(*qk, diagonal=False)
+    assert not weights.diagonal().any() and torch.allclose(weights.sum(-1), torch.ones(24))
+    assert torch.allclose(maps.row(*qk, 7, diagonal=False), weights[7])
+    assert torch.allclose(weights[7] / maps.row(*qk, 7), 1 / (1 - maps.row(*qk, 7)[7]) * (torch.arange(24) != 7))
 
 
 def test_a_region_is_the_mean_of_its_rows(qk):
@@ -75,16 +75,16 @@ def test_entropy_is_nought_at_one_place_and_one_everywhere():
 def test_mean_distance_counts_patches_or_pixels():
     targets = torch.arange(24).roll(-6)  # the patch below; the last row looks up to the first
     q, k = looking_at(targets)
-    found = maps.mean_distance(q, k, GRID)
-    assert torch.allclose(found, torch.tensor([1.0] * 18 + [3.0] * 6))
-    assert torch.allclose(maps.mean_distance(q, k, GRID, patch=16), 16 * found)
+    distances = maps.mean_distance(q, k, GRID)
+    assert torch.allclose(distances, torch.tensor([1.0] * 18 + [3.0] * 6))
+    assert torch.allclose(maps.mean_distance(q, k, GRID, patch=16), 16 * distances)
 
 
 def test_keys_are_pooled_on_the_common_grid(qk):
     rows = maps.probabilities(*qk)
-    found = maps.pooled(*qk, GRID, (2, 3))
+    pooled = maps.pooled(*qk, GRID, (2, 3))
     blocks = rows.reshape(24, 2, 2, 3, 2).sum((2, 4)).flatten(1)
-    assert torch.allclose(found, blocks) and torch.allclose(found.sum(-1), torch.ones(24))
+    assert torch.allclose(pooled, blocks) and torch.allclose(pooled.sum(-1), torch.ones(24))
     assert torch.allclose(maps.pooled(*qk, GRID, GRID), rows)
 
 
@@ -97,8 +97,8 @@ def test_the_common_grid_is_the_coarsest_and_keeps_its_shape():
 
 def test_words_gather_their_tokens_and_maps_add_them_up(qk):
     tokens = ("<|startoftext|>", "a", "</w>", "ko", "ala</w>", "!</w>", "<|endoftext|>")
-    found = maps.words(tokens)
-    assert found == [("<|startoftext|>", (0,)), ("a", (1, 2)), ("koala", (3, 4)), ("!", (5,)), ("<|endoftext|>", (6,))]
+    words = maps.words(tokens)
+    assert words == [("<|startoftext|>", (0,)), ("a", (1, 2)), ("koala", (3, 4)), ("!", (5,)), ("<|endoftext|>", (6,))]
     rows = maps.probabilities(*qk)
     assert torch.allclose(maps.word_map(*qk, (3, 4)), rows[:, 3] + rows[:, 4])
     for tokens in ((), (24,)):
@@ -110,8 +110,8 @@ def test_segments_find_the_halves_that_look_at_themselves():
     """The left third looks at itself and the right two thirds at themselves, with noise."""
     side = torch.arange(24) % 6 < 2
     rows = (side[:, None] == side).float() + 0.02 * torch.rand(24, 24, generator=torch.Generator().manual_seed(0))
-    found = maps.segments(rows / rows.sum(-1, keepdim=True), GRID)
-    assert torch.equal(found, side.long()), "0 is the larger one"
+    labels = maps.segments(rows / rows.sum(-1, keepdim=True), GRID)
+    assert torch.equal(labels, side.long()), "0 is the larger one"
     assert not maps.segments(torch.full((24, 24), 1 / 24), GRID).any(), "all alike is one segment"
 
 

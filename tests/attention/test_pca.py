@@ -80,10 +80,10 @@ def test_paper_mode_is_the_pca_of_patches_by_heads_times_keys():
     u, values, _ = torch.linalg.svd(rows.double(), full_matrices=False)
     expected = (u * values)[:, :3]
     assert explained == pytest.approx((values[:3] ** 2 / values.square().sum()).tolist(), rel=1e-3)
-    found = painted.double() / 255
+    shown = painted.double() / 255
     for c in range(3):
         wanted = (expected[:, c] - expected[:, c].min()) / (expected[:, c].max() - expected[:, c].min())
-        gap = min((found[:, c] - wanted).abs().max(), (found[:, c] - (1 - wanted)).abs().max())
+        gap = min((shown[:, c] - wanted).abs().max(), (shown[:, c] - (1 - wanted)).abs().max())
         print(f"component {c}: difference {gap:.1e}")
         assert gap < 0.02
 

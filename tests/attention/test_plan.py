@@ -13,10 +13,10 @@ from koala.unet.specs import KOALA_1B, KOALA_700M, SDXL, SSD_1B, TINY_KOALA_1B, 
 
 
 def test_one_layer_per_stage_of_koala_700m_is_about_0_3_gib():
-    found = plan(KOALA_700M, 1024, 1024, 10, cross=False)
-    print(f"{found.bytes / 2**30:.3f} GiB")
-    assert found.bytes == 10 * (2 * 10 + 2 * 5) * 2**20, "10 MiB at 64x64, 5 MiB at 32x32"
-    assert [(x.stage, x.grid, x.heads, x.dim) for x in found.layers] == [
+    recorded = plan(KOALA_700M, 1024, 1024, 10, cross=False)
+    print(f"{recorded.bytes / 2**30:.3f} GiB")
+    assert recorded.bytes == 10 * (2 * 10 + 2 * 5) * 2**20, "10 MiB at 64x64, 5 MiB at 32x32"
+    assert [(x.stage, x.grid, x.heads, x.dim) for x in recorded.layers] == [
         ("DW-2", (64, 64), 10, 64),
         ("DW-3", (32, 32), 20, 64),
         ("UP-1", (32, 32), 20, 64),
@@ -26,18 +26,22 @@ def test_one_layer_per_stage_of_koala_700m_is_about_0_3_gib():
 
 def test_the_arithmetic_is_a_real_allocations():
     """Every tensor that a full-size run would keep of one step is made, and its bytes are counted."""
-    found = plan(KOALA_700M, 1024, 768, 1)
+    recorded = plan(KOALA_700M, 1024, 768, 1)
     kept = [
-        torch.empty(x.heads, tokens, x.dim, dtype=torch.float16) for x in found.layers for tokens in (x.queries, x.keys)
+        torch.empty(x.heads, tokens, x.dim, dtype=torch.float16)
+        for x in recorded.layers
+        for tokens in (x.queries, x.keys)
     ]
-    assert sum(t.untyped_storage().nbytes() for t in kept) == found.bytes
-    assert found.layers[0].grid == (48, 64) and found.layers[1].keys == 77
+    assert sum(t.untyped_storage().nbytes() for t in kept) == recorded.bytes
+    assert recorded.layers[0].grid == (48, 64) and recorded.layers[1].keys == 77
 
 
 @pytest.mark.parametrize(("spec", "count"), [(SDXL, 70), (KOALA_1B, 30), (KOALA_700M, 21)])
 def test_all_layers_are_all_self_attentions(spec, count):
-    found = plan(spec, 1024, 1024, 1, layers="all", cross=False)
-    assert [(x.stage, x.path) for x in found.layers] == list(spec.self_attentions()) and len(found.layers) == count
+    recorded = plan(spec, 1024, 1024, 1, layers="all", cross=False)
+    assert [(x.stage, x.path) for x in recorded.layers] == list(spec.self_attentions()) and len(
+        recorded.layers
+    ) == count
 
 
 def test_the_embedded_models_see_16x16_patches_at_up_2_and_8x8_at_up_1():
@@ -45,12 +49,12 @@ def test_the_embedded_models_see_16x16_patches_at_up_2_and_8x8_at_up_1():
 
 
 def test_cross_attention_stands_beside_its_block():
-    found = plan(TINY_SDXL, 256, 256, 1, stages=["UP-2"])
-    assert [x.path.rsplit(".", 1) for x in found.layers] == [
+    recorded = plan(TINY_SDXL, 256, 256, 1, stages=["UP-2"])
+    assert [x.path.rsplit(".", 1) for x in recorded.layers] == [
         ["up_blocks.1.attentions.2.transformer_blocks.1", "attn1"],
         ["up_blocks.1.attentions.2.transformer_blocks.1", "attn2"],
     ]
-    assert found.layers[0].label == found.layers[1].label == "UP-2, transformer 3, block 2"
+    assert recorded.layers[0].label == recorded.layers[1].label == "UP-2, transformer 3, block 2"
     assert plan(TINY_SDXL, 256, 256, 1, stages=["MID"]).layers[0].label == "MID, transformer 1, block 10"
 
 
@@ -62,7 +66,11 @@ def test_cross_attention_stands_beside_its_block():
         (SDXL, {"stages": ["DW-1"]}, "sdxl has no attention in DW-1"),
         (SDXL, {"stages": ["UP-4"]}, "no stage 'UP-4'"),
         (SDXL, {"layers": "first"}, "'last', 'all' or a list"),
-        (KOALA_700M, {"layers": ["up_blocks.0.attentions.2.transformer_blocks.0.attn1"]}, "near it is up_blocks.0.att"),
+        (
+            KOALA_700M,
+            {"layers": ["up_blocks.0.attentions.2.transformer_blocks.0.attn1"]},
+            "did you mean up_blocks.0.att",
+        ),
     ],
 )
 def test_what_the_model_lacks_is_said(spec, settings, message):

@@ -63,15 +63,15 @@ def hooks(model) -> int:
 def test_pictures_with_and_without_a_recorder_are_the_same_to_the_bit(student, settings):
     request = asked(student, **settings)
     plain = generate(request, student)
-    result, found = capture(student, request, planned(student, request, layers="all"))
+    result, recorded = capture(student, request, planned(student, request, layers="all"))
     assert [p.tobytes() for p in result.images] == [p.tobytes() for p in plain.images]
-    assert found.steps == request.steps == len(found.timesteps) and found.images == request.images
-    assert found.bytes == planned(student, request, layers="all").bytes
-    assert list(found.timesteps) == sorted(found.timesteps, reverse=True)
-    for layer in found.layers:
-        q, k = found.at(layer, 0)
+    assert recorded.steps == request.steps == len(recorded.timesteps) and recorded.images == request.images
+    assert recorded.bytes == planned(student, request, layers="all").bytes
+    assert list(recorded.timesteps) == sorted(recorded.timesteps, reverse=True)
+    for layer in recorded.layers:
+        q, k = recorded.at(layer, 0)
         assert q.shape == (layer.heads, layer.queries, layer.dim) and k.shape == (layer.heads, layer.keys, layer.dim)
-    assert found.layer("UP-2").grid == (request.height // 16, request.width // 16)
+    assert recorded.layer("UP-2").grid == (request.height // 16, request.width // 16)
     assert hooks(student) == 0
 
 
@@ -107,14 +107,14 @@ def test_maps_are_those_that_the_eager_processor_multiplies_with(library, guidan
     request = asked(teacher, guidance=guidance, width=128, height=64)
     layers = planned(teacher, request, layers="all")
     with eager_scores(teacher, [x.path for x in layers.layers]) as scores:
-        _, found = capture(teacher, request, layers, half)
+        _, recorded = capture(teacher, request, layers, half)
     gaps = []
-    for layer in found.layers:
+    for layer in recorded.layers:
         for step, eager in enumerate(scores[layer.path][-request.steps :]):
             rows = len(eager) // layer.heads
             eager = eager.unflatten(0, (rows, layer.heads))[0 if half == "unconditional" else -1]
             assert rows == (2 if guidance > 1 else 1)
-            gaps.append((attend(*found.at(layer, step)) - eager).abs())
+            gaps.append((attend(*recorded.at(layer, step)) - eager).abs())
     largest, average = max(g.max().item() for g in gaps), sum(g.mean().item() for g in gaps) / len(gaps)
     print(f"difference over {len(gaps)} layers and steps: max {largest:.1e}, mean {average:.1e}")
     assert len(gaps) == 140 * request.steps and largest < 1e-5
@@ -145,8 +145,8 @@ def test_a_plain_pipeline_is_recorded_as_it_is_called(embedded):
     plain, two = draw(), plan(Library("cpu").get("tiny-koala-700m").spec, 128, 128, 2)
     with record(pipeline, two) as recorder:
         assert draw().tobytes() == plain.tobytes()
-    found = recorder.record
-    assert found.steps == 2 and found.seed is None and found.tokens == () and found.spec.mid_depth is None
+    recorded = recorder.record
+    assert recorded.steps == 2 and recorded.seed is None and recorded.tokens == () and recorded.spec.mid_depth is None
     with (
         pytest.raises(UserError, match="the plan is for 128x128 px and the run draws 256x256"),
         record(pipeline, two),
@@ -176,7 +176,7 @@ def test_a_compiled_layer_is_said_to_record_nothing(embedded):
         pipeline(PROMPT, num_inference_steps=1, width=64, height=64, output_type="latent")
 
     draw()
-    silent = f"1 of 8 planned layers recorded nothing, {path} .* uncompiled"
+    silent = f"1 of 8 planned layers recorded nothing, such as {path}; .* uncompiled"
     with pytest.raises(UserError, match=silent), record(pipeline):
         draw()
     assert not sum(len(m._forward_hooks) for m in pipeline.unet.modules())
@@ -189,9 +189,9 @@ def test_a_plain_pipeline_needs_no_plan(embedded, guidance, images):
     with record(pipeline) as recorder:
         pipeline(PROMPT, num_inference_steps=3, width=128, height=64, guidance_scale=guidance,
                  num_images_per_prompt=images, output_type="latent")  # fmt: skip
-    found = recorder.record
-    assert (found.steps, found.images, found.width, found.height) == (3, images, 128, 64)
-    assert found.stages == ("DW-2", "DW-3", "UP-1", "UP-2") and found.bytes == recorder.plan.bytes
+    recorded = recorder.record
+    assert (recorded.steps, recorded.images, recorded.width, recorded.height) == (3, images, 128, 64)
+    assert recorded.stages == ("DW-2", "DW-3", "UP-1", "UP-2") and recorded.bytes == recorder.plan.bytes
 
 
 def test_a_loaded_model_needs_its_plan(student):
@@ -250,12 +250,12 @@ def test_a_lora_is_in_what_is_recorded(student, tmp_path):
 
 def test_a_capture_comes_back_from_its_folder(student, tmp_path):
     request = asked(student, width=192, height=128)
-    result, found = capture(student, request, planned(student, request))
-    found.save(tmp_path / "capture", result)
+    result, recorded = capture(student, request, planned(student, request))
+    recorded.save(tmp_path / "capture", result)
     again = AttentionRecord.load(tmp_path / "capture", model="tiny-koala-700m")
-    plain = {f.name: getattr(found, f.name) for f in dataclasses.fields(found) if f.name != "frames"}
+    plain = {f.name: getattr(recorded, f.name) for f in dataclasses.fields(recorded) if f.name != "frames"}
     assert {f: getattr(again, f) for f in plain} == plain
-    for mine, its in zip(found.frames, again.frames, strict=True):
+    for mine, its in zip(recorded.frames, again.frames, strict=True):
         assert all(torch.equal(a, b) for path in mine for a, b in zip(mine[path], its[path], strict=True))
     assert (tmp_path / "capture" / "picture.png").read_bytes() == result.png()
 
@@ -283,7 +283,7 @@ def damage(folder: Path, what: str) -> None:
     [
         ("a byte", "is damaged: it is not what was saved"),
         ("cut short", "is damaged: it is not what was saved"),
-        ("no tensors", "is no capture"),
+        ("no tensors", "is not a capture"),
         ("no JSON", "is damaged"),
         ("a list", "is damaged"),
         ('"steps": 2 -> "steps": 3', "is damaged"),
@@ -292,8 +292,8 @@ def damage(folder: Path, what: str) -> None:
         ('"koala attention 1" -> "koala masks 1"', "is not of a capture; it says 'koala masks 1'"),
         ('"tokens" -> "tokns"', "is damaged"),
         ('"heads": 2 -> "heads": 4', "is damaged .*has other heads than tiny-koala-700m"),
-        ('"width": 64 -> "width": 128', "is damaged .*is no layer of this run"),
-        ('"stage": "UP-1" -> "stage": "MID"', "is damaged .*is no layer of this run"),
+        ('"width": 64 -> "width": 128', "is damaged .*is not a layer of this run"),
+        ('"stage": "UP-1" -> "stage": "MID"', "is damaged .*is not a layer of this run"),
     ],
 )
 def test_a_damaged_capture_is_refused_by_name(student, tmp_path, what, message):
@@ -306,19 +306,19 @@ def test_a_damaged_capture_is_refused_by_name(student, tmp_path, what, message):
 
 def test_what_a_capture_does_not_hold_is_said(student, tmp_path):
     request = asked(student, width=64, height=64)
-    _, found = capture(student, request, planned(student, request))
-    layer = found.layer("UP-2")
+    _, recorded = capture(student, request, planned(student, request))
+    layer = recorded.layer("UP-2")
     for call, message in (
-        (lambda: found.layer("MID"), "tiny-koala-700m has no MID.*it holds DW-2, DW-3, UP-1, UP-2"),
-        (lambda: found.layer("UP-3"), "holds no self-attention of UP-3"),
-        (lambda: found.at(layer, 2), "step 2 is not in this run of 2"),
-        (lambda: found.at(layer, 0, image=1), "picture 1 is not in this run of 1"),
-        (lambda: found.patch(layer, 64, 3), "pixel 64,3 is outside the picture of 64x64 px"),
-        (lambda: found.save(tmp_path) and found.save(tmp_path), "exists already"),
+        (lambda: recorded.layer("MID"), "tiny-koala-700m has no MID.*it holds DW-2, DW-3, UP-1, UP-2"),
+        (lambda: recorded.layer("UP-3"), "holds no self-attention of UP-3"),
+        (lambda: recorded.at(layer, 2), "step 2 is not in this run of 2"),
+        (lambda: recorded.at(layer, 0, image=1), "picture 1 is not in this run of 1"),
+        (lambda: recorded.patch(layer, 64, 3), "pixel 64,3 is outside the picture of 64x64 px"),
+        (lambda: recorded.save(tmp_path) and recorded.save(tmp_path), "exists already"),
     ):
         with pytest.raises(UserError, match=message):
             call()
-    assert [found.patch(layer, x, y) for x, y in ((0, 0), (63.9, 0), (16, 16), (63, 63))] == [0, 3, 5, 15]
+    assert [recorded.patch(layer, x, y) for x, y in ((0, 0), (63.9, 0), (16, 16), (63, 63))] == [0, 3, 5, 15]
     with pytest.raises(UserError, match="a capture of tiny-koala-700m, not of tiny-sdxl"):
         AttentionRecord.load(tmp_path, model="tiny-sdxl")
 

@@ -30,9 +30,9 @@ def test_heat_lies_where_its_patch_is_and_opacity_shows_the_picture():
     picture = Image.new("RGB", (60, 40), (0, 200, 0))
     values = torch.zeros(6)
     values[4] = 1.0  # second row, second column of 2x3
-    found = heat(picture, values, (2, 3), opacity=1)
-    assert found.getpixel((30, 30)) == tuple(TABLE[255]) and found.getpixel((30, 10)) == tuple(TABLE[0])
-    assert found.getpixel((20, 20)) == tuple(TABLE[255]) and found.getpixel((19, 20)) == tuple(TABLE[0])
+    drawn = heat(picture, values, (2, 3), opacity=1)
+    assert drawn.getpixel((30, 30)) == tuple(TABLE[255]) and drawn.getpixel((30, 10)) == tuple(TABLE[0])
+    assert drawn.getpixel((20, 20)) == tuple(TABLE[255]) and drawn.getpixel((19, 20)) == tuple(TABLE[0])
     assert heat(picture, values, (2, 3), opacity=0).tobytes() == picture.tobytes()
 
 
@@ -40,18 +40,18 @@ def test_components_and_the_mark_lie_in_their_patch():
     colours = torch.arange(18, dtype=torch.uint8).reshape(6, 3)
     assert components(colours, (2, 3), (60, 40)).getpixel((59, 39)) == (15, 16, 17)
     picture = Image.new("RGB", (60, 40))
-    found = np.array(marked(picture, (2, 1, 3, 2), (2, 3)))
-    at = np.argwhere((found == MARK).all(-1))
+    drawn = np.array(marked(picture, (2, 1, 3, 2), (2, 3)))
+    at = np.argwhere((drawn == MARK).all(-1))
     assert at.min(0).tolist() == [18, 38] and not picture.getbbox(), "the picture itself is untouched"
 
 
 def test_a_table_has_its_pictures_headings_and_what_is_absent():
     red = Image.new("RGB", (8, 8), (250, 0, 0))
-    found = table([[red, "no MID"], [red, red]], columns=["DW-2", "MID"], rows=["teacher", "student"], note="how " * 60)
+    drawn = table([[red, "no MID"], [red, red]], columns=["DW-2", "MID"], rows=["teacher", "student"], note="how " * 60)
     plain = table([[red, red], [red, red]], columns=["DW-2", "MID"], rows=["teacher", "student"], note="how")
-    count = [(np.array(p) == (250, 0, 0)).all(-1).sum() for p in (found, plain)]
+    count = [(np.array(p) == (250, 0, 0)).all(-1).sum() for p in (drawn, plain)]
     assert count == [3 * 256 * 256, 4 * 256 * 256]
-    assert found.width == plain.width and found.height > plain.height, "a long note has lines of its own"
+    assert drawn.width == plain.width and drawn.height > plain.height, "a long note has lines of its own"
 
 
 def test_a_strip_has_models_as_rows_and_keeps_the_shape_of_its_frames():

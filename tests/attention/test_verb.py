@@ -24,9 +24,9 @@ def test_a_model_beside_its_teacher_gives_captures_figures_and_agreement(tmp_pat
         main([*command, "--figure", "rows", "pca", "words", "--pixel", "40,20", "--page", "--out", str(out), "--json"])
         == 0
     )
-    found = json.loads(capsys.readouterr().out)
-    assert [m["model"] for m in found["models"]] == ["tiny-sdxl", "tiny-koala-700m"]
-    for one in found["models"]:
+    report = json.loads(capsys.readouterr().out)
+    assert [m["model"] for m in report["models"]] == ["tiny-sdxl", "tiny-koala-700m"]
+    for one in report["models"]:
         record = AttentionRecord.load(out / one["capture"].rsplit("/", 1)[1], model=one["model"])
         assert record.bytes == one["bytes"] and one["overhead_ms"] > 0 and record.steps == 2
         request = read_png(one["image"])["request"]
@@ -35,12 +35,12 @@ def test_a_model_beside_its_teacher_gives_captures_figures_and_agreement(tmp_pat
             plain = generate(request, Library("cpu").get(one["model"])).images[0]
             assert picture.tobytes() == plain.tobytes(), "recording changed the picture"
     for kind in ("figures", "strips", "films"):
-        assert found[kind]
-        for path in found[kind].values():
+        assert report[kind]
+        for path in report[kind].values():
             with Image.open(path) as picture:
                 assert getattr(picture, "n_frames", 1) == (2 if kind == "films" else 1)
-    assert PROMPT[1] in (out / "page.html").read_text() and found["page"] == str(out / "page.html")
-    stages = {s["stage"]: s for s in found["agreement"][0]["stages"]}
+    assert PROMPT[1] in (out / "page.html").read_text() and report["page"] == str(out / "page.html")
+    stages = {s["stage"]: s for s in report["agreement"][0]["stages"]}
     assert len(stages["UP-2"]["divergence"]) == 2 and stages["MID"]["absent"] == "tiny-koala-700m has no MID"
 
 
@@ -52,8 +52,8 @@ def test_saved_captures_are_drawn_without_a_run_and_to_the_same_figures(tmp_path
     assert "recording took" in text and " %\n" in text
     capture = str(tmp_path / "a" / "1-tiny-koala-700m")
     assert main(["attention", "--captures", capture, "--out", str(tmp_path / "b"), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["models"] == [] and found["agreement"] == []
+    report = json.loads(capsys.readouterr().out)
+    assert report["models"] == [] and report["agreement"] == []
     for name in ("rows.png", "pca.png", "pca-UP-2.png", "pca-UP-2.gif"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
@@ -61,10 +61,10 @@ def test_saved_captures_are_drawn_without_a_run_and_to_the_same_figures(tmp_path
 def test_the_teacher_on_the_students_input_is_titled_so(tmp_path, capsys):
     command = ["attention", "--model", "tiny-sdxl", "--compare", "tiny-koala-1b", "--same-input", *QUICK]
     assert main([*command, "--stages", "MID", "--figure", "pca", "--out", str(tmp_path / "a"), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    titles = [m["title"] for m in found["models"]]
+    report = json.loads(capsys.readouterr().out)
+    titles = [m["title"] for m in report["models"]]
     assert titles == ["Tiny SDXL (teacher) on the student's input", "Tiny KOALA-1B"]
-    assert {s["stage"]: s["layers"] for s in found["agreement"][0]["stages"]}["MID"] == 1
+    assert {s["stage"]: s["layers"] for s in report["agreement"][0]["stages"]}["MID"] == 1
 
 
 def test_a_box_segments_and_another_layer_are_drawn_as_asked(tmp_path, capsys):
@@ -72,15 +72,15 @@ def test_a_box_segments_and_another_layer_are_drawn_as_asked(tmp_path, capsys):
     command = ["attention", "--model", "tiny-koala-700m", *QUICK, "--stages", "up-1", "--layer", "1", "--step", "mean"]
     kinds = ["rows", "segments", "received", "entropy", "distance"]
     assert main([*command, "--figure", *kinds, "--box", "0,0,40,40", "--head", "max", "--out", str(out), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert list(found["figures"]) == kinds and [f"{k}-UP-1" for k in kinds] == list(found["films"])
-    assert len([path for path in found["models"][0]["layers"] if path.endswith("attn1")]) == 10, "all were recorded"
+    report = json.loads(capsys.readouterr().out)
+    assert list(report["figures"]) == kinds and [f"{k}-UP-1" for k in kinds] == list(report["films"])
+    assert len([path for path in report["models"][0]["layers"] if path.endswith("attn1")]) == 10, "all were recorded"
     assert len({(out / f"{kind}.png").read_bytes() for kind in kinds}) == 5
     record = AttentionRecord.load(out / "1-tiny-koala-700m")
-    with Image.open(found["models"][0]["image"]) as picture:
+    with Image.open(report["models"][0]["image"]) as picture:
         side = Side(title="Tiny KOALA-700M", picture=picture.convert("RGB"), record=record)
     mine = figure([side], ["UP-1"], Choices(layer=0, step="mean", head="max", box=(0, 0, 40, 40)))
-    with Image.open(found["figures"]["rows"]) as drawn:
+    with Image.open(report["figures"]["rows"]) as drawn:
         assert drawn.tobytes() == mine.tobytes(), "the library draws the same"
 
 
@@ -140,7 +140,7 @@ def test_bad_use_without_a_run(tmp_path, capsys):
     (tmp_path / "full" / "file").touch()
     for options, message in (
         (["--model", "tiny-sdxl", "--out", str(tmp_path / "a")], "name a --model and a --prompt"),
-        (["--captures", str(tmp_path), "--out", str(tmp_path / "a")], "is no capture"),
+        (["--captures", str(tmp_path), "--out", str(tmp_path / "a")], "is not a capture"),
         (["--captures", str(tmp_path), "--budget", "1", "--no-words", "--out", "a"], "of a run: --no-words, --budget"),
         ([*MODEL, "--out", str(tmp_path / "full")], "exists already"),
         (["--model", "tiny-sdx", *PROMPT, "--out", str(tmp_path / "a")], "did you mean tiny-sdxl"),

@@ -146,10 +146,10 @@ def test_a_yardstick_predicts_what_it_measured(library):
     for _ in range(3):
         yardstick.run()
     assert {name: len(times) for name, times in yardstick.seconds.items()} == {"guided": 3, "unguided": 3, "vae": 3}
-    found = predict(yardstick.spec, yardstick.hardware(), width=64, height=64, steps=1, guided=True)
-    assert found.unet_ms[0] / 1000 == pytest.approx(statistics.median(yardstick.seconds["guided"][1:]))
+    predicted = predict(yardstick.spec, yardstick.hardware(), width=64, height=64, steps=1, guided=True)
+    assert predicted.unet_ms[0] / 1000 == pytest.approx(statistics.median(yardstick.seconds["guided"][1:]))
     work = TINY_PARTS.vae.decoder(width=64, height=64)[1]
-    assert found.vae_ms / 1000 == pytest.approx(work / yardstick.hardware().vae / 1e12)
+    assert predicted.vae_ms / 1000 == pytest.approx(work / yardstick.hardware().vae / 1e12)
 
 
 def test_random_models_have_the_real_shape_and_draw_finite_pictures():
@@ -178,7 +178,7 @@ def test_a_full_size_model_needs_no_files():
     ("change", "message"),
     [
         (dict(models=()), "at least one of its models"),
-        (dict(sizes=(64, 64)), "64 stands twice among the sizes"),
+        (dict(sizes=(64, 64)), "64 is listed twice in the sizes"),
         (dict(sizes=(100,)), "width must be a multiple of 32"),
         (dict(batch=(99,)), "images must lie between"),
         (dict(steps=0), "steps must lie between"),
@@ -194,20 +194,20 @@ def test_a_matrix_that_cannot_run_says_why(change, message):
 
 def test_the_table_has_the_rows_of_the_papers_figure(rows):
     late = Skipped(model=MODELS[0], preset="quality", size=128, images=2, out_of_memory=True, reason="too big")
-    found = report(Matrix(**SMALL), [*rows, late], random_weights=False) | CIRCUMSTANCES
-    lines = markdown(found).splitlines()
+    results = report(Matrix(**SMALL), [*rows, late], random_weights=False) | CIRCUMSTANCES
+    lines = markdown(results).splitlines()
     assert lines[0].startswith("| model | preset | 64 px: s | predicted | GB | predicted | 128 px x 2: s |")
     assert lines[2].startswith("| tiny-koala-1b | quality | ") and "| OOM |" in lines[2]
     assert len({line.count("|") for line in lines[:8]}) == 1
     assert "- tiny-koala-1b, quality, 128 px, batch 2: too big" in lines
-    assert json.loads(json.dumps(found))["not_reached"][0]["size"] == 128
+    assert json.loads(json.dumps(results))["not_reached"][0]["size"] == 128
 
 
 def test_a_speed_up_is_against_the_first_model_on_equal_terms(rows):
-    found = report(Matrix(**SMALL), rows, random_weights=False)["speedup"]
-    assert found["baseline"] == MODELS[0]
-    assert [(s["model"], s["preset"]) for s in found["rows"]] == [(MODELS[1], p) for p in ("quality", "fast", STOCK)]
-    assert found["rows"][0]["total"] == pytest.approx(rows[0].total_ms / rows[1].total_ms)
+    speedup = report(Matrix(**SMALL), rows, random_weights=False)["speedup"]
+    assert speedup["baseline"] == MODELS[0]
+    assert [(s["model"], s["preset"]) for s in speedup["rows"]] == [(MODELS[1], p) for p in ("quality", "fast", STOCK)]
+    assert speedup["rows"][0]["total"] == pytest.approx(rows[0].total_ms / rows[1].total_ms)
 
 
 def test_the_command_writes_json_and_a_table_beside_it(tmp_path, capsys):

@@ -42,8 +42,8 @@ def silent(text):
 
 def test_a_model_agrees_with_itself_exactly(student, monkeypatch):
     monkeypatch.setattr(agreement, "TIMESTEPS", (50, 950))
-    layers, found = agreement.measure(student, student, PROMPTS[:1], SMALL, silent)
-    error, cosine = found
+    layers, values = agreement.measure(student, student, PROMPTS[:1], SMALL, silent)
+    error, cosine = values
     print("largest error", error.max().item(), "smallest cosine", cosine.min().item())
     assert len(layers) == 21
     assert (error == 0).all()
@@ -51,11 +51,11 @@ def test_a_model_agrees_with_itself_exactly(student, monkeypatch):
 
 
 def test_a_student_and_its_teacher_are_compared_at_every_layer_and_timestep(student, teacher, measured):
-    layers, found = measured
+    layers, values = measured
     assert len(layers) == 21
-    assert found.shape == (2, len(agreement.TIMESTEPS), 1 + 21, 2)
-    assert found.isfinite().all()
-    assert (found[0] > 0).all()
+    assert values.shape == (2, len(agreement.TIMESTEPS), 1 + 21, 2)
+    assert values.isfinite().all()
+    assert (values[0] > 0).all()
     assert len(agreement.pairs(teacher.library.get("tiny-koala-1b"), teacher)) == 30
 
 
@@ -78,7 +78,7 @@ def test_the_report_is_json_and_its_means_are_those_of_its_parts(student, teache
 @torch.inference_mode()
 def test_errors_are_those_of_plain_torch(student, teacher, measured):
     """The second prompt at timestep 550, by hand: diffusers' own add_noise, bare forward hooks, bare arithmetic."""
-    layers, found = measured
+    layers, values = measured
     batch = requests_for(teacher, PROMPTS, SMALL)
     placement = placement_for([student, teacher], batch)
     with teacher.lock:
@@ -99,7 +99,7 @@ def test_errors_are_those_of_plain_torch(student, teacher, measured):
     for layer, (s, t) in ((0, outputs), (8, attention)):
         error = ((s - t).square().sum() / t.square().sum()).sqrt().item()
         cosine = ((s * t).sum() / (s.square().sum() * t.square().sum()).sqrt()).item()
-        by_hand, ours = (error, cosine), found[:, 5, layer, 1].tolist()
+        by_hand, ours = (error, cosine), values[:, 5, layer, 1].tolist()
         print(stage, "difference", max(abs(a - b) for a, b in zip(by_hand, ours, strict=True)))
         assert ours == pytest.approx(by_hand, rel=1e-3)
 
@@ -128,7 +128,7 @@ def test_scores_do_not_depend_on_the_batch(student, teacher, measured, monkeypat
 
 
 def test_what_is_no_teacher_is_refused(student, teacher):
-    with pytest.raises(UserError, match="tiny-koala-700m is no teacher of tiny-sdxl: .* --teacher"):
+    with pytest.raises(UserError, match="tiny-koala-700m is not a teacher of tiny-sdxl: .* --teacher"):
         agreement.pairs(teacher, student)
     with pytest.raises(UserError, match=r"its stages are \(320, 640, 1280\) wide, the student's \(16, 32, 64\)"):
         agreement.pairs(student, dataclasses.replace(teacher, spec=SDXL))

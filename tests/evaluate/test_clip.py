@@ -58,9 +58,9 @@ def test_a_reference_folder_counts_and_names_its_broken_pictures(tiny_clip, pict
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.jpg").write_text("no picture")
     (tmp_path / "notes.txt").write_text("not counted")
-    found = clip.read_reference(tmp_path, ours)
-    assert found.report() == {"source": str(tmp_path), "pictures": 3, "broken": ["cut.png", "text.jpg"]}
-    assert torch.allclose(found.embeddings, ours.embed_pictures(pictures))
+    reference = clip.read_reference(tmp_path, ours)
+    assert reference.report() == {"source": str(tmp_path), "pictures": 3, "broken": ["cut.png", "text.jpg"]}
+    assert torch.allclose(reference.embeddings, ours.embed_pictures(pictures))
 
 
 def test_a_reference_folder_without_pictures_says_what_is_wrong(tiny_clip, tmp_path):
@@ -70,7 +70,7 @@ def test_a_reference_folder_without_pictures_says_what_is_wrong(tiny_clip, tmp_p
     with pytest.raises(UserError, match="at least two pictures .* it has 0"):
         clip.read_reference(tmp_path, ours)
     (tmp_path / "a.png").write_text("x")
-    with pytest.raises(UserError, match="1 of its 1 cannot be read, a.png for one"):
+    with pytest.raises(UserError, match="1 of its 1 cannot be read, such as a.png"):
         clip.read_reference(tmp_path, ours)
 
 
@@ -83,5 +83,5 @@ def test_missing_weights_say_what_to_fetch(name, weights):
 
 
 def test_a_folder_that_is_no_clip_is_named(tmp_path):
-    with pytest.raises(UserError, match=f"{tmp_path} is no whole CLIP folder"):
+    with pytest.raises(UserError, match=f"{tmp_path} is not a complete CLIP folder"):
         clip.load(str(tmp_path), torch.device("cpu"))

@@ -34,10 +34,10 @@ def by_hand(x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
 def test_it_is_the_formula(monkeypatch, rows):
     monkeypatch.setattr(module, "ROWS", rows)
     x, y = unit(7, 0), unit(5, 1, shift=1.0)
-    found, (minimum_variance, unbiased) = cmmd(x, y), by_hand(x, y)
-    print("difference", abs(found.minimum_variance - minimum_variance), abs(found.unbiased - unbiased))
-    assert found.minimum_variance == pytest.approx(minimum_variance, abs=1e-8)
-    assert found.unbiased == pytest.approx(unbiased, abs=1e-8)
+    distance, (minimum_variance, unbiased) = cmmd(x, y), by_hand(x, y)
+    print("difference", abs(distance.minimum_variance - minimum_variance), abs(distance.unbiased - unbiased))
+    assert distance.minimum_variance == pytest.approx(minimum_variance, abs=1e-8)
+    assert distance.unbiased == pytest.approx(unbiased, abs=1e-8)
 
 
 def test_a_set_is_no_distance_from_itself_and_farther_the_more_it_is_shifted():

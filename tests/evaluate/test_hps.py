@@ -44,11 +44,11 @@ def test_scores_are_the_cosines_of_the_checkpoint_in_the_cache(tmp_path, monkeyp
     rng = random.Random(0)
     pictures = [render(random_scene(rng, 1, width=w, height=h)) for w, h in ((256, 256), (320, 192))]
     texts = ["a red circle", "two blue stars"]
-    found = hps.load(torch.device("cpu")).score(pictures, texts)
+    scores = hps.load(torch.device("cpu")).score(pictures, texts)
     model.eval()
     with torch.no_grad():
         seen = model.encode_image(torch.stack([picture(p) for p in pictures]), normalize=True)
         read = model.encode_text(open_clip.get_tokenizer(hps.ARCHITECTURE)(texts), normalize=True)
     expected = 100 * (seen @ read.T).diagonal()
-    print("max difference", (found - expected).abs().max().item())
-    assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-3)
+    print("max difference", (scores - expected).abs().max().item())
+    assert scores.tolist() == pytest.approx(expected.tolist(), abs=1e-3)

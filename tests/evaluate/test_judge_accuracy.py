@@ -27,10 +27,10 @@ def test_clean_scenes_are_read_perfectly_and_the_vae_costs_little(vae):
 
 
 def test_the_shipped_vae_is_true_to_the_picture_to_objects_and_to_their_colours(vae):
-    found = judge_accuracy.vae_fidelity(vae, num_scenes=24)
-    assert found["psnr_db"] >= 34
-    assert found["psnr_objects_db"] >= 28
-    assert found["object_delta_e_2000"] <= 5
+    fidelity = judge_accuracy.vae_fidelity(vae, num_scenes=24)
+    assert fidelity["psnr_db"] >= 34
+    assert fidelity["psnr_objects_db"] >= 28
+    assert fidelity["object_delta_e_2000"] <= 5
 
 
 @pytest.mark.slow
@@ -48,6 +48,6 @@ def test_latents_are_white_so_that_the_scaling_factor_alone_describes_them(vae):
 def test_a_wrong_reading_is_reported_in_words(monkeypatch):
     scene, other = (next(judge_accuracy.scenes(1, seed=s))[0] for s in (1, 2))
     assert judge_accuracy.confusions(scene, read(render(scene))) == []
-    found = judge_accuracy.confusions(scene, read(render(other)))
-    assert found
-    assert all(isinstance(words, str) and words for words in found)
+    confusions = judge_accuracy.confusions(scene, read(render(other)))
+    assert confusions
+    assert all(isinstance(words, str) and words for words in confusions)

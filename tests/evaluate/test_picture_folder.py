@@ -103,11 +103,11 @@ def written_as(file, **change):
     """The picture as an older version of the program would have written it; None takes a key away."""
     with Image.open(file) as picture:
         picture.load()
-        found = {k: v for k, v in (json.loads(picture.text["koala"]) | change).items() if v is not None}
+        metadata = {k: v for k, v in (json.loads(picture.text["koala"]) | change).items() if v is not None}
     chunks = PngImagePlugin.PngInfo()
-    chunks.add_text("koala", json.dumps(found))
+    chunks.add_text("koala", json.dumps(metadata))
     picture.save(file, pnginfo=chunks)
-    return found
+    return metadata
 
 
 def test_pictures_that_still_name_a_folder_are_those_of_that_folder(own, tmp_path):

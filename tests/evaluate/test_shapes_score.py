@@ -93,9 +93,9 @@ def test_attributes_are_told_apart_by_what_they_say(monkeypatch):
     scene = Scene(objects=(SceneObject(shape="circle", colour="red", size="large", x=90, y=128),), background="sky")
     monkeypatch.setattr(shapes, "prompts", lambda suite, count, **_: ["a red circle on a night background"] * count)
     monkeypatch.setattr(shapes, "draw", lambda *a, **k: [render(scene)] * 2)
-    found = shapes.evaluate(model, count=2, suites=("one_object",), batch_size=2)["scores"]["one_object"]["attribute"]
-    assert {what: each["rate"] for what, each in found["by"].items()} == {"shape": 1, "colour": 1, "background": 0}
-    assert found["count"] == sum(each["count"] for each in found["by"].values()) == 6
+    score = shapes.evaluate(model, count=2, suites=("one_object",), batch_size=2)["scores"]["one_object"]["attribute"]
+    assert {what: each["rate"] for what, each in score["by"].items()} == {"shape": 1, "colour": 1, "background": 0}
+    assert score["count"] == sum(each["count"] for each in score["by"].values()) == 6
 
 
 @pytest.mark.parametrize(("held", "count"), [(0, 1), (1, 2), (25, 50), (250, 500), (498, 500), (500, 500)])
@@ -121,9 +121,9 @@ def test_published_intervals_are_those_of_their_rates():
         *(EMBEDDED / "scores").glob("tiny-*.json"),
         *(Path(__file__).parents[2] / "docs/measurements").glob("*.json"),
     ]
-    found = [rate for file in files for rate in rates(json.loads(file.read_text()))]
-    assert len(found) > 150
-    for one in found:
+    published = [rate for file in files for rate in rates(json.loads(file.read_text()))]
+    assert len(published) > 150
+    for one in published:
         held = round(one["rate"] * one["count"])
         assert one["interval"] == [round(x, 4) for x in shapes.interval(held, one["count"])], one
 
@@ -132,10 +132,10 @@ def test_the_interval_of_a_mean_is_that_of_the_central_limit_in_little_memory():
     """Symptom: 2,000 resamples of all scores at once."""
     values = np.random.default_rng(1).gamma(2.0, 1.0, 20_000)
     tracemalloc.start()
-    found = mean_and_interval(values)
+    score = mean_and_interval(values)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     spread = 1.96 * values.std() / math.sqrt(len(values))
-    assert found["interval"] == pytest.approx([values.mean() - spread, values.mean() + spread], abs=spread / 10)
+    assert score["interval"] == pytest.approx([values.mean() - spread, values.mean() + spread], abs=spread / 10)
     assert peak < 60_000_000, f"{peak / 1e6:.0f} MB"
     assert mean_and_interval(np.array([0.5])) == {"mean": 0.5, "interval": [0.5, 0.5]}

@@ -10,8 +10,8 @@ from koala.models.cards import EMBEDDED
 
 def test_shapes_says_the_shipped_reports_figures():
     report = json.loads((EMBEDDED / "scores" / "tiny-koala-700m.json").read_text())
-    first, *_ = found = lines(report)
-    assert [line.partition(":")[0] for line in found] == ["one_object", "two_objects", "held_out"]
+    first, *_ = shown = lines(report)
+    assert [line.partition(":")[0] for line in shown] == ["one_object", "two_objects", "held_out"]
     assert f"{100 * report['scores']['one_object']['all']['rate']:.1f} %" in first
     assert "binding" in first
 
@@ -55,7 +55,7 @@ def test_the_judges_own_report():
             [
                 "clip_score: 31.000 (30.000 to 32.000)",
                 "cmmd: 0.500, unbiased 0.400",
-                "1 files of d are no pictures: a.png",
+                "1 unreadable file in d: a.png",
             ],
         ),
         (

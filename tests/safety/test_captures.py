@@ -108,8 +108,8 @@ BOMBS = {
         "more than the 14.00 MB read here",
     ),
     "a long prompt": (lambda a, t: zipped(a, t, prompt="a" * 900_000), "more than 5,000 characters"),
-    "long words": (lambda a, t: zipped(a | {"tokens": ["a" * 10**6]}, t), "a token is no text of at most 200"),
-    "numbers that have no end": (lambda a, t: zipped(a | {"timesteps": [float("inf"), 1.0]}, t), "are numbers"),
+    "long words": (lambda a, t: zipped(a | {"tokens": ["a" * 10**6]}, t), "a token is not a text of at most 200"),
+    "numbers that have no end": (lambda a, t: zipped(a | {"timesteps": [float("inf"), 1.0]}, t), "must be numbers"),
 }
 
 

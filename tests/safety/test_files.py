@@ -177,7 +177,7 @@ def zipped(files: dict[str, bytes]) -> bytes:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"PK\3\4 no zip", "no whole capture"),
+        (b"PK\3\4 no zip", "not a complete capture"),
         (zipped({"../../evil.json": b"{}"}), "it holds '../../evil.json'"),
         (zipped({"/etc/cron.d/evil": b"{}"}), "it holds '/etc/cron.d/evil'"),
         (zipped({"capture.json": b" " * 50_000_000}), "more than the 1.00 MB read here"),

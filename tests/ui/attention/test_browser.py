@@ -184,7 +184,7 @@ def test_runs_of_different_lengths_are_saved_and_opened_again(visit, tmp_path):
 
         (tmp_path / "bad.zip").write_bytes(file.read_bytes()[:5000])
         page.locator("#kv-open input[type=file]").set_input_files(tmp_path / "bad.zip")
-        expect(page.get_by_test_id("toast-body")).to_contain_text("no whole capture")
+        expect(page.get_by_test_id("toast-body")).to_contain_text("not a complete capture")
         assert pixels(page) == shown
 
 

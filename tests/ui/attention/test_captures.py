@@ -49,7 +49,7 @@ def test_saving_twice_writes_once(tab, drawn, asked, file):
 def test_a_file_that_is_no_capture_leaves_what_is_shown(tab, drawn, told, tmp_path, content):
     (tmp_path / "some.zip").write_bytes(content)
     assert tab.open(str(tmp_path / "some.zip"), drawn["capture"]) == {tab.file: None}
-    assert len(told) == 1 and "no whole capture" in told[0]
+    assert len(told) == 1 and "not a complete capture" in told[0]
     assert tab.store.get(drawn["capture"])
 
 
