@@ -44,6 +44,6 @@ def test_a_run_whose_student_draws_is_not_deleted(session, tmp_path):
     run = with_student(written(tmp_path, "a-1"))
     runs = Runs(session, tmp_path)
     runs.all()
-    with session.using("distilled-a-1"), pytest.raises(UserError, match="drawing or being loaded"):
+    with session.using("distilled-a-1"), pytest.raises(UserError, match="being loaded or is drawing"):
         runs.delete("a-1")
     assert run.path.exists()
