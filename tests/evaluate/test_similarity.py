@@ -35,7 +35,7 @@ def test_every_transformer_block_of_sdxl_is_measured(teacher):
 def test_the_curve_is_the_cosine_between_a_blocks_input_and_output(teacher, guidance):
     """Held against hooks that look at one block's own input and output, on the half that sees the prompt."""
     request = GenerationRequest(model="tiny-sdxl", prompt=SHAPES[0], steps=2, guidance=guidance)
-    cosines = similarities(teacher, request)["up_blocks.0.attentions.1"]  # (steps, depth)
+    curve = similarities(teacher, request)["up_blocks.0.attentions.1"]  # (steps, depth)
     expected = torch.zeros(2, 10)
     blocks = teacher.pipeline.unet.up_blocks[0].attentions[1].transformer_blocks
     calls = [0] * 10
@@ -54,7 +54,7 @@ def test_the_curve_is_the_cosine_between_a_blocks_input_and_output(teacher, guid
         run_pipeline(teacher, resolved)
     for handle in handles:
         handle.remove()
-    gap = (cosines - expected).abs()
+    gap = (curve - expected).abs()
     print(f"difference: max {gap.max():.1e}, mean {gap.mean():.1e}")
     assert gap.max() < 1e-5 and not any(b._forward_hooks for b in blocks)
 
@@ -92,12 +92,12 @@ def test_the_sentence_follows_the_curves(stages, words):
 
 
 def test_the_figure_is_whole_xml_and_writes_no_foreign_markup():
-    found = {"title": "<b>T & co</b>", "prompts": ["x"], "steps": 1, "stages": {"DW-3": curves((-0.3, 0.9))}}
-    root = ElementTree.fromstring(figure(found))
+    report = {"title": "<b>T & co</b>", "prompts": ["x"], "steps": 1, "stages": {"DW-3": curves((-0.3, 0.9))}}
+    root = ElementTree.fromstring(figure(report))
     texts = [t.text for t in root.iter("{http://www.w3.org/2000/svg}text")]
     assert "predecessor's: <b>T & co</b>" in texts[0] and "DW-3" in texts
     circles = [float(c.get("cy")) for c in root.iter("{http://www.w3.org/2000/svg}circle")]
-    assert circles[0] > circles[1] > 0, "a higher cosine stands higher"
+    assert circles[0] > circles[1] > 0, "a higher cosine is drawn higher"
 
 
 def test_the_verb_writes_json_and_a_figure(tmp_path, capsys):

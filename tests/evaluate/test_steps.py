@@ -38,13 +38,13 @@ REPORT = {
 def test_every_model_is_scored_at_every_number_of_steps_as_the_shapes_suite_does():
     library = Library("cpu")
     models = library.get_all(["tiny-koala-700m"])
-    said = []
-    report = steps.evaluate(models, Settings(steps=(2, 1, 2), num_prompts=1), library, said.append)
+    lines = []
+    report = steps.evaluate(models, Settings(steps=(2, 1, 2), num_prompts=1), library, lines.append)
     assert report["steps"] == [1, 2]
     (model,) = report["models"]
     assert [p["steps"] for p in model["points"]] == [1, 2]
     assert model["points"][1]["scores"] == shapes.evaluate(models[0], count=1, steps=2)["scores"]
-    assert said[-1] == "tiny-koala-700m, held_out: 1 of 1"
+    assert lines[-1] == "tiny-koala-700m, held_out: 1 of 1"
     ElementTree.fromstring(figure(json.loads(json.dumps(report))))
 
 

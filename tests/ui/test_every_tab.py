@@ -75,7 +75,7 @@ def attention(page: Page) -> None:
 
 def distill(page: Page) -> None:
     page.locator(".kd-run").wait_for()
-    for folded in ("Choose what is distilled", "What this run is made of", "Validation by noise"):
+    for folded in ("What is distilled", "Settings of this run", "Validation by noise"):
         page.get_by_role("button", name=folded).click()
 
 
@@ -95,7 +95,7 @@ def benchmark(page: Page) -> None:
 
 def export(page: Page) -> None:
     page.locator("#kx-target").get_by_label("cpu-int8").check()
-    expect(page.locator("#kx-told")).to_contain_text("8 bits")
+    expect(page.locator("#kx-about")).to_contain_text("8 bits")
 
 
 USES = {use.__name__: use for use in (compare, attention, distill, architecture, benchmark, export)}

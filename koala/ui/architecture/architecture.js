@@ -17,7 +17,7 @@ const show = (name, text) => $$(`[data-show="${name}"]`).forEach((node) => {
 });
 const parts = (path) => $$(`.ka-part[data-path="${path}"]`);
 
-// What Python last answered, and on top of it everything that was moved since: no change waits for another's answer.
+// The last answer of Python with everything that was moved since: no change waits for the answer to another.
 const asked = () => {
   const moved = Object.fromEntries(Object.entries(pending).map(([name, one]) => [name, one.value]));
   return { spec: data.spec, teacher: data.teacher, side: data.side, gpu: data.gpu, ...moved, turn };
@@ -31,7 +31,7 @@ function send(name, value) {
   fly();
 }
 
-// One request at a time; what is moved meanwhile goes with the next.
+// One request at a time; what is moved meanwhile is sent with the next.
 function fly() {
   if (flying || !Object.keys(pending).length) return;
   flying = turn;
@@ -39,7 +39,7 @@ function fly() {
   lost = setTimeout(() => {
     pending = {};
     flying = 0;
-    render(); // the controls go back to what was last answered
+    render(); // the controls go back to the last answer
   }, PATIENCE);
 }
 
@@ -119,7 +119,7 @@ function drawStages() {
   $$(".ka-pairs input").forEach((radio) => { radio.checked = Number(radio.value) === pairs; });
 }
 
-// The button and the students: also from an answer that a later change of the drawing has overtaken.
+// The button and the students, also from an answer that is older than the last change of the drawing.
 function drawMade() {
   compress.disabled = data.complete || cutting > 0;
   compress.textContent = cutting ? "Cutting …" : "Compress Tiny SDXL";
@@ -149,11 +149,11 @@ function render() {
   drawNets();
   drawStages();
   detail();
-  if (spoken && spoken !== data.said) live.textContent = data.said;
-  spoken = data.said;
+  if (spoken && spoken !== data.summary) live.textContent = data.summary;
+  spoken = data.summary;
 }
 
-// --- what a visitor does
+// --- events
 
 presets.forEach((button, k) => {
   const choose = () => button.dataset.spec && send("spec", button.dataset.spec);

@@ -1,4 +1,4 @@
-"""What the Architecture tab says about a spec, as JSON: parts, stages, sums, controls. Arithmetic on specs alone."""
+"""What the Architecture tab shows of a spec, as JSON: parts, stages, sums, controls. Arithmetic on specs alone."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -24,7 +24,7 @@ TITLES = {
 }
 BEGIN = {"spec": "koala-700m", "teacher": "sdxl", "side": 1024, "gpu": "rtx-4090"}
 STEPS = 25  # of a predicted picture, with guidance
-DEEP = {"DW-2": 2, "DW-3": 10, "UP-1": 10, "UP-2": 2}  # stages whose depth may be set, up to the teacher's
+DEEP = {"DW-2": 2, "DW-3": 10, "UP-1": 10, "UP-2": 2}  # stages whose depth can be set, up to the teacher's
 MID_CHOICES = {"attention": "with attention", "alone": "one residual block", "absent": "absent"}
 _KINDS = {
     "resnet": "residual block",
@@ -45,22 +45,22 @@ _ENDS = {
 
 
 def read(spec: str, teacher: str) -> UNetSpec:
-    """The spec of these depths at this teacher's widths; UserError where the teacher has not as much."""
+    """The spec of these depths at this teacher's widths; UserError where the teacher is not as deep."""
     if teacher not in TEACHERS:
         raise UserError(f"unknown widths {teacher[:40]!r}; choose {' or '.join(TEACHERS)}")
-    found = student(spec[:200], TEACHERS[teacher])
-    layer_map(found, TEACHERS[teacher])
-    return found
+    depths = student(spec[:200], TEACHERS[teacher])
+    layer_map(depths, TEACHERS[teacher])
+    return depths
 
 
 def name_of(spec: UNetSpec) -> str | None:
-    """The name among TITLES of these depths, whatever the widths."""
+    """The name among TITLES of these depths, at any widths; None where they have none."""
     full = student(spec.notation, SDXL)
     return full.name if full.name in TITLES else None
 
 
 def change(spec: UNetSpec, what: Mapping) -> UNetSpec:
-    """The spec with controls moved: "pairs", "mid" or the depth of a stage by its name; other keys are not ours."""
+    """The spec after controls were moved: "pairs", "mid", or a stage's depth by its name. Other keys are ignored."""
     down, mid, up = list(spec.down_depths), spec.mid_depth, list(spec.up_depths)
     if "pairs" in what:
         if what["pairs"] not in (1, 2):
@@ -85,7 +85,7 @@ def change(spec: UNetSpec, what: Mapping) -> UNetSpec:
     return student(moved.notation, spec)
 
 
-# --- what is said
+# --- the values of the page
 
 
 def _title(block: Block, of: int) -> str:
@@ -112,7 +112,7 @@ def _source(mine: Block, its: Block) -> str:
 
 
 def _part(its: Block, mine: Block | None, of: int, side: int) -> dict:
-    """One part of the drawing: its figures, and where its weights come from."""
+    """One part of the drawing: its figures, and the source of its weights."""
     partly = mine is not None and mine.depth < its.depth
 
     def of_whole(show: Callable[[int], str], own: int | None, whole: int) -> str:
@@ -144,25 +144,25 @@ def _parts(spec: UNetSpec, teacher: UNetSpec, side: int) -> dict[str, dict]:
     table = layer_map(spec, teacher)
     mine = {renamed(b.path, table): b for b in blocks(spec, width=side, height=side)}
     theirs = list(blocks(teacher, width=side, height=side))
-    found = {}
+    parts = {}
     for its in theirs:
         family = its.path.rpartition(".")[0]
         of = sum(b.path.rpartition(".")[0] == family for b in theirs)
-        found[its.path] = _part(its, mine.get(its.path), of, side)
-    return found
+        parts[its.path] = _part(its, mine.get(its.path), of, side)
+    return parts
 
 
 def _stages(spec: UNetSpec, teacher: UNetSpec, side: int) -> dict[str, dict]:
-    """Per stage the sums of student and teacher, and both as shares of the teacher's largest stage for the bars."""
+    """Stage -> sums of student and teacher and, for the bars, both in percent of the teacher's largest stage."""
     mine = by_stage(spec, width=side, height=side)
     theirs = by_stage(teacher, width=side, height=side)
     largest = [max(sums[k] for sums in theirs.values()) for k in (0, 1)]
     tokens = {b.stage: b for b in blocks(teacher, width=side, height=side) if b.kind in ("resnet", "convolution")}
     depths = spec.depths()
-    found = {}
+    stages = {}
     for stage, whole in theirs.items():
         own = mine.get(stage, (0, 0))
-        found[stage] = {
+        stages[stage] = {
             "note": f"{_grid(tokens[stage].tokens, side)} · {tokens[stage].channels:,} channels",
             "parameters": parameters_text(own[0]),
             "parameters_of": parameters_text(whole[0]),
@@ -172,7 +172,7 @@ def _stages(spec: UNetSpec, teacher: UNetSpec, side: int) -> dict[str, dict]:
             "depths": list(depths.get(stage, ())),
             "most": max(teacher.depths().get(stage, (0,))),
         }
-    return found
+    return stages
 
 
 def _controls(spec: UNetSpec) -> dict:
@@ -180,20 +180,20 @@ def _controls(spec: UNetSpec) -> dict:
     return {"pairs": len(spec.down_depths[0]), "mid": mid}
 
 
-def _plan_text(found: Plan) -> str:
-    """What a plan gives up, in few words."""
+def _plan_text(best: Plan) -> str:
+    """What a plan offloads, briefly."""
     given = []
-    if found.text != "resident":
+    if best.text != "resident":
         given.append("text encoders leave the card")
-    if found.unet != "resident":
+    if best.unet != "resident":
         given.append("the U-Net, too")
-    if found.vae_tile:
+    if best.vae_tile:
         given.append("decoding in tiles")
     return "; ".join(given) or "everything stays on the device"
 
 
 def predictions(spec: UNetSpec, teacher: UNetSpec, side: int, gpu: str) -> dict:
-    """Time and memory of one picture on a chosen card, by arithmetic (koala.hardware: latency, memory_plan)."""
+    """Predicted time and memory of one picture on this card (koala.hardware: latency, memory_plan)."""
     card = HARDWARE[gpu]
     size = {"width": side, "height": side}
 
@@ -202,7 +202,7 @@ def predictions(spec: UNetSpec, teacher: UNetSpec, side: int, gpu: str) -> dict:
 
     mine, its = time(spec), time(teacher)
     device = "cuda" if card.memory_bytes else "cpu"
-    found = {
+    times = {
         "gpu": gpu,
         "time": duration(mine.total_ms),
         "time_note": f"{STEPS} guided steps of {duration(mine.unet_ms[0])}"
@@ -211,8 +211,8 @@ def predictions(spec: UNetSpec, teacher: UNetSpec, side: int, gpu: str) -> dict:
     try:
         best = plan(spec, device=device, vram_bytes=card.memory_bytes, **size)
     except UserError as error:
-        return found | {"memory": "too little", "memory_note": str(error)}
-    return found | {"memory": gigabytes(best.predicted_peak_bytes), "memory_note": f"at its peak; {_plan_text(best)}"}
+        return times | {"memory": "too little", "memory_note": str(error)}
+    return times | {"memory": gigabytes(best.predicted_peak_bytes), "memory_note": f"at its peak; {_plan_text(best)}"}
 
 
 def _blocks(spec: UNetSpec) -> int:
@@ -220,19 +220,19 @@ def _blocks(spec: UNetSpec) -> int:
 
 
 def _resnets(spec: UNetSpec) -> int:
-    """MID has two residual blocks around its transformer, one where it has none."""
+    """Residual blocks. MID has two around its transformer, or one where it has no transformer."""
     depths = spec.depths()
     return sum(map(len, depths.values())) + bool(spec.mid_depth)
 
 
 def command(spec: UNetSpec) -> str:
-    """What cuts these depths out of the real teacher."""
-    named = name_of(spec)
-    return f"python -m koala compress --teacher sdxl-base --spec {named or spec.notation} --out {named or 'my-koala'}"
+    """The command that cuts these depths out of SDXL."""
+    name = name_of(spec)
+    return f"python -m koala compress --teacher sdxl-base --spec {name or spec.notation} --out {name or 'my-koala'}"
 
 
 def view(spec: UNetSpec, teacher: str, side: int, gpu: str) -> dict:
-    """Everything that the tab shows of a spec."""
+    """All that the tab shows of a spec."""
     whole = TEACHERS[teacher]
     mine, theirs = by_stage(spec, width=side, height=side), by_stage(whole, width=side, height=side)
     (own, own_flops), (its, its_flops) = ([sum(s[k] for s in sums.values()) for k in (0, 1)] for sums in (mine, theirs))
@@ -258,5 +258,5 @@ def view(spec: UNetSpec, teacher: str, side: int, gpu: str) -> dict:
         + ("" if complete else f", {own_flops / its_flops:.0%} of the teacher's"),
         "command": command(spec),
         "complete": complete,
-        "said": f"{title}: {own:,} parameters, {flops_text(own_flops)} per call",
+        "summary": f"{title}: {own:,} parameters, {flops_text(own_flops)} per call",
     }

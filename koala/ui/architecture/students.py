@@ -1,4 +1,4 @@
-"""Students that this app cut itself: the newest few, in folders that are gone when it ends."""
+"""Students that this app has cut: the newest few, in folders that are deleted when the app ends."""
 
 import dataclasses
 import shutil
@@ -15,27 +15,29 @@ from koala.ui.session import Session
 from koala.unet.specs import UNetSpec
 
 TEACHER = "tiny-sdxl"
-MOST = 8  # that one app keeps; each is up to 20 MB
+MOST = 8  # students that one app keeps; each has up to 20 MB
 
 
 @dataclass(frozen=True, kw_only=True)
 class Student:
-    """A cut that nobody has trained. `seconds` is how long the surgery took."""
+    """An untrained cut; the surgery took `seconds`."""
 
     card: ModelCard
     seconds: float
 
 
 def _name(spec: UNetSpec) -> str:
-    """A folder's name: ours, whatever a visitor sent, since a spec is numbers alone."""
+    """The name of its folder, from the depths alone, so that nothing a visitor typed is in it."""
     if spec.name in CARDS:
         return f"{spec.name}-untrained"
     return "tiny-cut-" + spec.notation.replace("-", "none").replace("/", "_").replace(",", ".")
 
 
 class Students:
-    """One app's students, offered in its session by names that say nothing of its folders. The same depths are cut
-    once; where there are too many, the oldest that no run has makes room."""
+    """One app's students, which its session offers under names without a path. The same depths are cut once.
+
+    Where there are too many, the oldest that is not in use is deleted.
+    """
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -45,11 +47,11 @@ class Students:
 
     @property
     def all(self) -> list[Student]:
-        """Those that are there now, the oldest first."""
+        """The students that exist now, the oldest first."""
         return list(self._made.values())
 
     def make(self, spec: UNetSpec) -> Student:
-        """Cut the spec, of the embedded teacher's widths, out of it. UserError where all are in use."""
+        """Cut a spec with the embedded teacher's widths out of it. UserError where all students are in use."""
         from koala.compress.surgery import compress
 
         name = _name(spec)
@@ -75,7 +77,7 @@ class Students:
     def _make_room(self) -> None:
         oldest = next((name for name in self._made if not self.session.in_use(name)), None)
         if oldest is None:
-            raise UserError(f"this app keeps {MOST} students, and all are in use; try again when one is done")
+            raise UserError(f"this app keeps {MOST} students, and all are in use; try again when one has finished")
         self.session.remove(oldest)
         shutil.rmtree(self._made.pop(oldest).card.source)
 

@@ -1,12 +1,13 @@
 """The teacher's U-Net as an SVG, once wide for a desk and once tall for a phone; architecture.js fills it in.
 
-The drawing is always the whole teacher. A student is shown by what of it is left: `data-path` names the teacher's
-module, and the script sets each part's `data-state` to kept or removed and counts its transformer blocks.
+The drawing always has the whole teacher. A student is shown by the parts that it keeps: `data-path` names the teacher's
+module, and the script sets each part's `data-state` to kept or removed and marks the transformer blocks that it keeps.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from koala.charts import Markup, element
 from koala.unet.specs import SDXL, STAGES
 
 SKIPS = (("DW-1", "UP-3"), ("DW-2", "UP-2"), ("DW-3", "UP-1"))
@@ -15,14 +16,14 @@ HEAD, FOOT, SIDE = 25, 9, 9  # px of a stage's box around its blocks
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where stages stand and how large their parts are, in units of the drawing."""
+    """The places of the stages and the sizes of their parts, in units of the drawing."""
 
     name: str
     width: int
     height: int
     corners: Mapping[str, tuple[float, float]]  # top left of each stage's box
     widths: Mapping[str, float]  # of each box
-    tall: Mapping[str, float]  # blocks of the stage: higher where the picture is larger
+    tall: Mapping[str, float]  # height of its blocks: higher where the picture is larger
     resnet: float
     cell: float  # one transformer block
     pitch: float  # from one to the next
@@ -39,8 +40,8 @@ class Part:
 
 
 def parts() -> dict[str, list[Part]]:
-    """Stage, with "in" and "out" -> its parts in forward order, of SDXL's topology, which all its students share."""
-    found: dict[str, list[Part]] = {
+    """Stage, "in" and "out" -> its parts in forward order, in SDXL's topology, which all of its students share."""
+    stages: dict[str, list[Part]] = {
         "in": [
             Part(path="time_embedding", kind="embedding"),
             Part(path="add_embedding", kind="embedding"),
@@ -59,12 +60,12 @@ def parts() -> dict[str, list[Part]]:
         sampler = {"DW-1": "downsampler", "DW-2": "downsampler", "UP-1": "upsampler", "UP-2": "upsampler"}.get(stage)
         if sampler:
             inside.append(Part(path=f"{block}.{sampler}s.0", kind=sampler))
-        found[stage] = inside
-    found["out"] = [
+        stages[stage] = inside
+    stages["out"] = [
         Part(path="conv_norm_out", kind="convolution"),
         Part(path="conv_out", kind="convolution"),
     ]
-    return found
+    return stages
 
 
 def _wide() -> Layout:
@@ -134,46 +135,49 @@ def placed(inside: Sequence[Part], layout: Layout) -> Iterator[tuple[Part, float
         x += _size(part, layout)
 
 
-def _part(part: Part, x: float, y: float, width: float, height: float, layout: Layout) -> str:
-    grow = 3  # what can be hit around the shape
-    hit = (
-        f'<rect class="ka-hit" x="{x - grow:.1f}" y="{y - grow:.1f}" width="{width + 2 * grow:.1f}" '
-        f'height="{height + 2 * grow:.1f}" rx="5"/>'
-    )
+def _part(part: Part, x: float, y: float, width: float, height: float, layout: Layout) -> Markup:
+    grow = 3  # px around the shape that can be clicked, too
+    size = {"width": float(width + 2 * grow), "height": float(height + 2 * grow)}
+    hit = element("rect", class_="ka-hit", x=float(x - grow), y=float(y - grow), **size, rx=5)
     if part.kind == "attention":
-        shapes = "".join(
-            f'<rect class="ka-shape" data-cell="{k}" x="{x + k * layout.pitch:.1f}" y="{y:.1f}" '
-            f'width="{layout.cell}" height="{height}" rx="1.5"/>'
-            for k in range(part.cells)
-        )
+        places = (float(x + k * layout.pitch) for k in range(part.cells))
+        size = {"width": layout.cell, "height": height, "rx": 1.5}
+        shapes = [
+            element("rect", class_="ka-shape", data_cell=k, x=at, y=float(y), **size) for k, at in enumerate(places)
+        ]
     elif part.kind.endswith("sampler"):
-        lean = min(10, height / 3) * (1 if part.kind == "downsampler" else -1)  # towards where the picture goes
+        lean = min(10, height / 3) * (1 if part.kind == "downsampler" else -1)  # narrows where the picture shrinks
         left, right = (0, lean) if lean > 0 else (-lean, 0)
-        shapes = (
-            f'<path class="ka-shape" d="M{x:.1f} {y + left:.1f}L{x + width:.1f} {y + right:.1f}'
-            f'V{y + height - right:.1f}L{x:.1f} {y + height - left:.1f}Z"/>'
+        shape = (
+            f"M{x:.1f} {y + left:.1f}L{x + width:.1f} {y + right:.1f}"
+            f"V{y + height - right:.1f}L{x:.1f} {y + height - left:.1f}Z"
         )
+        shapes = [element("path", class_="ka-shape", d=shape)]
     else:
-        shapes = f'<rect class="ka-shape" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height}" rx="4"/>'
-    return (
-        f'<g class="ka-part ka-{part.kind}" data-path="{part.path}" data-state="kept" role="button" tabindex="-1">'
-        f"{hit}{shapes}</g>"
-    )
+        size = {"width": float(width), "height": height, "rx": 4}
+        shapes = [element("rect", class_="ka-shape", x=float(x), y=float(y), **size)]
+    role = {"data_state": "kept", "role": "button", "tabindex": -1}
+    return element("g", hit, *shapes, class_=f"ka-part ka-{part.kind}", data_path=part.path, **role)
 
 
-def _stage(stage: str, inside: Sequence[Part], layout: Layout) -> str:
+def _stage(stage: str, inside: Sequence[Part], layout: Layout) -> Markup:
     x, y = layout.corners[stage]
     height = layout.tall[stage]
-    drawn = "".join(
-        _part(part, x + left, y + HEAD, width, height, layout) for part, left, width in placed(inside, layout)
-    )
+    size = {"width": layout.widths[stage], "height": HEAD + height + FOOT}
     title = {"in": "Input", "out": "Output"}.get(stage, stage)
-    return (
-        f'<g class="ka-stage" data-stage="{stage}">'
-        f'<rect class="ka-box" x="{x:.1f}" y="{y}" width="{layout.widths[stage]}" '
-        f'height="{HEAD + height + FOOT}" rx="9"/>'
-        f'<text x="{x + SIDE:.1f}" y="{y + 17}"><tspan class="ka-name">{title}</tspan>'
-        f'<tspan class="ka-note" dx="7"></tspan></text>{drawn}</g>'
+    return element(
+        "g",
+        element("rect", class_="ka-box", x=float(x), y=y, **size, rx=9),
+        element(
+            "text",
+            element("tspan", title, class_="ka-name"),
+            element("tspan", "", class_="ka-note", dx=7),
+            x=float(x + SIDE),
+            y=y + 17,
+        ),
+        *(_part(part, x + left, y + HEAD, width, height, layout) for part, left, width in placed(inside, layout)),
+        class_="ka-stage",
+        data_stage=stage,
     )
 
 
@@ -183,8 +187,8 @@ def _edges(stage: str, layout: Layout) -> tuple[float, float, float, float]:
     return x, y, x + layout.widths[stage], y + HEAD + layout.tall[stage] + FOOT
 
 
-def _wires(layout: Layout) -> str:
-    """The way of the picture, the skips, and the way around a missing MID."""
+def _wires(layout: Layout) -> list[Markup]:
+    """The path of the picture, the skip connections, and the path around a missing MID."""
     box = {stage: _edges(stage, layout) for stage in layout.corners}
     flow, skips = [], []
     if layout.name == "tall":
@@ -213,27 +217,32 @@ def _wires(layout: Layout) -> str:
         for down_stage, up_stage in SKIPS:
             y = (box[down_stage][1] + box[down_stage][3]) / 2
             skips.append(f"M{box[down_stage][2]} {y}H{box[up_stage][0] - 1}")
-    tip = f'marker-end="url(#ka-tip-{layout.name})"'
-    return (
-        f'<defs><marker id="ka-tip-{layout.name}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
-        f'orient="auto"><path class="ka-tip" d="M0 .5 8 4 0 7.5z"/></marker></defs>'
-        + "".join(f'<path class="ka-flow{" ka-by-mid" * mid}" d="{d}" {tip}/>' for d, mid in flow)
-        + f'<path class="ka-flow ka-bypass" d="{bypass}" {tip}/>'
-        + "".join(f'<path class="ka-skip" d="{d}" {tip}/>' for d in skips)
-    )
+    name = f"ka-tip-{layout.name}"
+    tip = element("path", class_="ka-tip", d="M0 .5 8 4 0 7.5z")
+    size = {"viewBox": "0 0 8 8", "refX": 7, "refY": 4, "markerWidth": 7, "markerHeight": 7, "orient": "auto"}
+    wires = [(f"ka-flow{' ka-by-mid' * by_mid}", path) for path, by_mid in flow]
+    wires += [("ka-flow ka-bypass", bypass), *(("ka-skip", path) for path in skips)]
+    return [
+        element("defs", element("marker", tip, id=name, **size)),
+        *(element("path", class_=class_, d=path, marker_end=f"url(#{name})") for class_, path in wires),
+    ]
 
 
-def draw(layout: Layout) -> str:
+def draw(layout: Layout) -> Markup:
     """The drawing, without any number in it."""
-    stages = "".join(_stage(stage, inside, layout) for stage, inside in parts().items())
-    middle = layout.width / 2
-    title = (
-        f'<text class="ka-headline" x="{middle}" y="40"></text><text class="ka-subline" x="{middle}" y="62"></text>'
-        if layout.name == "wide"
-        else ""
-    )
-    return (
-        f'<svg class="ka-net ka-{layout.name}" viewBox="0 0 {layout.width} {layout.height}" role="group" '
-        f'aria-label="The U-Net, stage by stage; arrow keys go from block to block">'
-        f"{title}{_wires(layout)}{stages}</svg>"
+    titles = []
+    if layout.name == "wide":
+        middle = layout.width / 2
+        titles = [
+            element("text", "", class_=f"ka-{kind}", x=middle, y=y) for kind, y in (("headline", 40), ("subline", 62))
+        ]
+    return element(
+        "svg",
+        *titles,
+        *_wires(layout),
+        *(_stage(stage, inside, layout) for stage, inside in parts().items()),
+        class_=f"ka-net ka-{layout.name}",
+        viewBox=f"0 0 {layout.width} {layout.height}",
+        role="group",
+        aria_label="The U-Net, stage by stage; arrow keys move from block to block",
     )

@@ -1,8 +1,7 @@
-"""The Architecture tab: what was removed, what it saves, a U-Net of one's own, and why the first blocks stay."""
+"""The Architecture tab: what a student lacks, what that saves, a U-Net of one's own, and why the first blocks stay."""
 
 from collections.abc import Iterator
 from contextlib import closing
-from html import escape
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
@@ -14,8 +13,9 @@ from koala.ui import turns
 from koala.ui.architecture import data as architecture
 from koala.ui.architecture import students
 from koala.ui.architecture import svg as architecture_svg
+from koala.ui.html import macros
 from koala.ui.line import Work
-from koala.ui.messages import complain, readable, safe
+from koala.ui.messages import complain, readable, sentence
 from koala.ui.session import Session
 from koala.ui.theme import UI
 from koala.ui.under_way import Life
@@ -28,54 +28,22 @@ if TYPE_CHECKING:
 
 QUIET = {"api_visibility": "private", "show_progress": "hidden"}
 STEPS = 4  # of each prompt of the live similarity
-EMPTY = (
-    '<p class="ka-hint">Eight prompts, four steps each: some seconds on a CPU. The curves grow prompt by prompt.</p>'
-)
-
-
-def _option(value: str, text: str) -> str:
-    return f'<option value="{escape(value)}">{escape(text)}</option>'
-
-
-def _radio(name: str, title: str) -> str:
-    return f'<button type="button" role="radio" data-spec="{name}" aria-checked="false" tabindex="-1">{title}</button>'
-
-
-def _row(stage: str) -> str:
-    """One stage: its slider where it has transformers, MID's choice, and the two bars."""
-    deepest = max(SDXL.depths()[stage])
-    if stage == "MID":
-        options = "".join(_option(value, text) for value, text in architecture.MID_CHOICES.items())
-        control = f'<select class="ka-mid" aria-label="MID">{options}</select><output class="ka-mid-depth"></output>'
-    elif deepest:
-        control = (
-            f'<input type="range" min="0" max="{deepest}" step="1" aria-label="Transformer blocks of {stage}">'
-            "<output></output>"
-        )
-    else:
-        control = '<span class="ka-none">no attention here</span>'
-    bar = '<span class="ka-bar{}" aria-hidden="true"><i></i><i></i></span><span data-sum></span>'
-    return (
-        f'<li data-stage="{stage}"><b>{stage}</b><span class="ka-control">{control}</span>'
-        f'<span class="ka-sums">{bar.format("")}{bar.format(" ka-flops")}</span></li>'
-    )
+HTML = macros("architecture/architecture.html")
+EMPTY = HTML.empty()
 
 
 def template() -> str:
-    """architecture/architecture.html with its drawings, choices and rows."""
-    page = (UI / "architecture" / "architecture.html").read_text()
-    filled = {
-        "presets": "".join(_radio(n, t) for n, t in architecture.TITLES.items()) + _radio("", "Your own"),
-        "widths": "".join(_option(n, t) for n, t in architecture.WIDTHS.items()),
-        "gpus": "".join(_option(key, card.name) for key, card in HARDWARE.items()),
-        "wide": architecture_svg.draw(architecture_svg.WIDE),
-        "tall": architecture_svg.draw(architecture_svg.TALL),
-        "rows": "".join(map(_row, STAGES)),
-        "most": str(students.MOST),
-    }
-    for name, html in filled.items():
-        page = page.replace(f"@{name}", html)
-    return page
+    """The page with its drawings, choices and rows; architecture.js fills in the numbers."""
+    return HTML.page(
+        presets=architecture.TITLES,
+        widths=architecture.WIDTHS,
+        gpus={key: card.name for key, card in HARDWARE.items()},
+        wide=architecture_svg.draw(architecture_svg.WIDE),
+        tall=architecture_svg.draw(architecture_svg.TALL),
+        stages={stage: max(SDXL.depths()[stage]) for stage in STAGES},
+        mid_choices=architecture.MID_CHOICES,
+        most=students.MOST,
+    )
 
 
 class Architecture:
@@ -92,17 +60,12 @@ class Architecture:
             elem_id="k-architecture",
         )
         with gr.Column(elem_classes="ka-similarity"):
-            gr.HTML(
-                '<section class="k-panel"><h3>Why the first blocks stay</h3><p>Each point is the cosine between what '
-                "a transformer block gives and what it was given. Near 1 the block hardly turns its input, and "
-                "little is lost with it.</p></section>",
-                apply_default_css=False,
-            )
+            gr.HTML(HTML.similarity(), apply_default_css=False)
             why_not = session.lent_too_short("this measurement")
             usable = {"interactive": not why_not}
             self.measure = gr.Button("Measure on Tiny SDXL", elem_id="k-similarity", size="md", **usable)
-            said = f'<p class="ka-hint">{safe(why_not)}.</p>' if why_not else EMPTY
-            self.curves = gr.HTML(said, elem_id="k-curves", apply_default_css=False)
+            first = HTML.hint(f"{sentence(why_not)}.") if why_not else EMPTY
+            self.curves = gr.HTML(first, elem_id="k-curves", apply_default_css=False)
         self.page.input(
             self.change, None, self.page, queue=False, trigger_mode="multiple", concurrency_limit=None, **QUIET
         )
@@ -114,12 +77,16 @@ class Architecture:
     # --- handlers
 
     def view(self, asked: dict, problem: str = "") -> dict:
-        """The page's value: the spec, and the students that this app made."""
+        """The value of the page: the spec, and the students that this app has made."""
         spec = architecture.read(asked["spec"], asked["teacher"])
-        found = architecture.view(spec, asked["teacher"], asked["side"], asked["gpu"])
+        value = architecture.view(spec, asked["teacher"], asked["side"], asked["gpu"])
         tiny = parameters_text(parameters(student(spec.notation, TINY_SDXL)))
-        note = "All of it is left: remove something first." if found["complete"] else f"{tiny} of 6.44 M parameters"
-        return found | {
+        note = (
+            "This is the whole teacher: remove something first."
+            if value["complete"]
+            else f"{tiny} of 6.44 M parameters"
+        )
+        return value | {
             "turn": asked.get("turn", 0),
             "problem": problem,
             "cut_note": note,
@@ -137,7 +104,7 @@ class Architecture:
         }
 
     def _asked(self, event: gr.EventData) -> dict:
-        """The spec that the page sent with every control that was moved since; UserError where that is none."""
+        """What the page sent: its spec with the controls moved since. UserError where that is not a spec."""
         sent = event._data
         asked = {name: str(sent.get(name, architecture.BEGIN[name])) for name in ("spec", "teacher", "gpu")}
         spec = architecture.change(architecture.read(asked["spec"], asked["teacher"]), sent)
@@ -157,9 +124,9 @@ class Architecture:
             return self._begin(event, error)
 
     def compress(self, event: gr.EventData) -> dict:
-        """Cut the shown depths out of the embedded teacher; the student joins the other tabs' models.
+        """Cut the shown depths out of the embedded teacher; the other tabs offer the student as a model.
 
-        `cut` tells the page that this is the answer that its button waits for.
+        With `cut` the page knows the answer that its button waits for.
         """
         try:
             asked = self._asked(event)
@@ -173,23 +140,23 @@ class Architecture:
         return self.view(asked) | {"cut": True}
 
     def _begin(self, event: gr.EventData, error: UserError) -> dict:
-        """What the page shows after a request that its own controls cannot make."""
+        """The first view again, after a request that the page's own controls cannot make."""
         return self.view(architecture.BEGIN | {"turn": event._data.get("turn", 0)}, str(error))
 
     def ready(self) -> dict:
-        """After a measurement that failed, or that could not begin."""
+        """Enable the button again after a measurement that failed or could not begin."""
         return gr.Button(interactive=True)
 
     def similarity(self, request: gr.Request) -> Iterator[tuple[str, dict]]:
-        """The curves of the embedded teacher, prompt by prompt, once the device is free."""
-        yield _hint("Starting"), gr.Button(interactive=False)
+        """The Measure button: the curves of the embedded teacher, prompt by prompt, once the device is free."""
+        yield HTML.hint("Starting"), gr.Button(interactive=False)
         life = Life()
 
         def measured(library: "Library", _) -> None:
             from koala.evaluate.similarity import SHAPES, measure
 
-            for found in measure(library.get(students.TEACHER), SHAPES, steps=STEPS):
-                life.tell(found)
+            for report in measure(library.get(students.TEACHER), SHAPES, steps=STEPS):
+                life.tell(report)
                 if life.over.is_set():
                     raise Cancelled
 
@@ -197,44 +164,30 @@ class Architecture:
             self.session.require_own_device("this measurement")
             work = Work(kind="similarity", amount=1)
             visitor = self.session.visitor(request)
-            told = turns.turn(self.session, [students.TEACHER], measured, life, visitor=visitor, work=work)
-            with closing(told):
-                for news in told:
-                    last = news[-1] if news else None
-                    shown = _hint(last) if isinstance(last, str) else curves(last) if last else gr.skip()
+            turn = turns.turn(self.session, [students.TEACHER], measured, life, visitor=visitor, work=work)
+            with closing(turn):
+                for events in turn:
+                    last = events[-1] if events else None
+                    shown = HTML.hint(sentence(last)) if isinstance(last, str) else curves(last) if last else gr.skip()
                     yield shown, gr.skip()
         except Exception as error:
-            said = readable(error)
-            yield f'<p class="k-note k-needs" role="status">{safe(said)}</p>', gr.skip()
-            raise complain(UserError(said), "The measurement failed") from None
+            problem = readable(error)
+            yield HTML.failed(sentence(problem)), gr.skip()
+            raise complain(UserError(problem), "The measurement failed") from None
         yield gr.skip(), gr.Button(interactive=True)
 
 
-def _hint(text: str) -> str:
-    """Where the measurement stands, as HTML."""
-    return f'<p class="ka-hint" role="status">{safe(text)}</p>'
-
-
-def curves(found: dict) -> str:
+def curves(report: dict) -> str:
     """The figure's panels side by side, and what they show."""
     from koala.evaluate import similarity_figure as figure
 
-    low = figure.floor(found)
-    panels = "".join(
-        figure.FRAME.svg(figure.spoken(stage, c), figure.panel(stage, c, low)) for stage, c in found["stages"].items()
-    )
-    done, of = len(found["prompts"]), found["num_prompts"]
-    keys = "".join(f'<span><i class="ks-key ks-{n}"></i>{n} transformer</span>' for n in figure.ORDINALS)
-    shows = figure.sentence(found) if done == of else f"Prompt {done} of {of} …"
-    return (
-        f'<div class="ks-figure"><div class="ks-panels">{panels}</div><p class="ka-legend" aria-hidden="true">{keys}'
-        f'</p><p role="status"><strong>{escape(shows)}</strong></p><p class="ka-hint">{escape(found["title"])}, mean '
-        f"over {done} prompt{'s' * (done > 1)} and {found['steps']} steps; across: block of the transformer. "
-        "For a real model: "
-        "<code>python -m koala similarity --model sdxl-base --out curves.json</code></p></div>"
-    )
+    low, stages = figure.floor(report), report["stages"]
+    panels = [figure.FRAME.svg(figure.spoken(stage, c), figure.panel(stage, c, low)) for stage, c in stages.items()]
+    done, of = len(report["prompts"]), report["num_prompts"]
+    shows = figure.sentence(report) if done == of else f"Prompt {done} of {of} …"
+    return HTML.curves(panels, figure.ORDINALS, shows, report["title"], done, report["steps"])
 
 
 def build(session: Session) -> None:
-    """Inside its gr.Tab."""
+    """Build it inside its gr.Tab."""
     Architecture(session)

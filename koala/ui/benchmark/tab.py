@@ -1,9 +1,8 @@
-"""The Benchmark tab: a small matrix of models, sizes and presets, measured here and now beside its prediction."""
+"""The Benchmark tab: a small matrix of models, sizes and presets, measured here and compared with its prediction."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from html import escape
 from typing import TYPE_CHECKING
 
 import gradio as gr
@@ -14,6 +13,7 @@ from koala.models.cards import ModelCard
 from koala.models.locate import availability
 from koala.ui import limits, turns, widgets
 from koala.ui.benchmark import chart as bench_chart
+from koala.ui.benchmark.chart import status
 from koala.ui.messages import complain, readable, sentence
 from koala.ui.session import Session
 from koala.ui.under_way import Life, UnderWay
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 QUIET = {"api_visibility": "private", "show_progress": "hidden"}
 CHEAP = QUIET | {"concurrency_limit": None}
-WHAT = "a benchmark"  # what a GPU would be asked for
+WHAT = "a benchmark"  # in messages about a GPU that is only lent
 SIZES = (128, 192, 256, 512, 768, 1024)
 BATCHES = (1, 2, 4)
 MAX_MODELS = 4
-MAX_SECONDS = 540  # of a whole run: others wait for the device
+MAX_SECONDS = 540  # of a whole run, since others wait for the device
 
 
 class Bench:
@@ -48,7 +48,7 @@ class Bench:
                     choices,
                     value=[name for name in session.models if name in here],
                     label="Models",
-                    info="The first is the baseline of the speed-ups.",
+                    info="The first model is the baseline of the speed-ups.",
                     multiselect=True,
                     max_choices=MAX_MODELS,
                     elem_id="kb-models",
@@ -64,7 +64,7 @@ class Bench:
                     list(PRESET_NAMES),
                     value=["quality"],
                     label="Presets",
-                    info="stock is diffusers' own pipeline on the same weights.",
+                    info="'stock' is the pipeline of diffusers with the same weights.",
                     elem_id="kb-presets",
                 )
                 self.batch = gr.CheckboxGroup(list(BATCHES), value=[1], label="Pictures at once", elem_id="kb-batch")
@@ -95,9 +95,9 @@ class Bench:
                     )
                     self.stop = gr.Button("Stop", variant="stop", elem_id="kb-stop", scale=1, min_width=80, **usable)
             with gr.Column(elem_classes="k-results"):
-                said = why_not and f"{why_not[:1].upper()}{why_not[1:]}."
-                self.status = gr.HTML(status(said), elem_id="kb-status", apply_default_css=False)
-                empty = bench_chart.off(session.models) if why_not else bench_chart.EMPTY
+                reason = why_not and f"{why_not[:1].upper()}{why_not[1:]}."
+                self.status = gr.HTML(status(reason), elem_id="kb-status", apply_default_css=False)
+                empty = bench_chart.OFF if why_not else bench_chart.EMPTY
                 self.panel = gr.HTML(empty, elem_id="kb-panel", apply_default_css=False)
         shown = [self.status, self.panel]
         given = [self.models, self.sizes, self.presets, self.batch, self.steps, self.repeats, self.limit]
@@ -107,7 +107,7 @@ class Bench:
         self.stop.click(self.halt, queue=False, **CHEAP)
 
     def choices(self) -> list[tuple[str, str]]:
-        """Models that are on this machine; other tabs may have made new ones."""
+        """(title, name) of the models on this machine; other tabs may have added some."""
         return [choice for choice in self.session.choices() if availability(self.session.card(choice[1]))[0]]
 
     def title(self, name: str) -> str:
@@ -135,7 +135,7 @@ class Bench:
         return matrix
 
     def run(self, request: gr.Request, *given) -> Iterator[dict]:
-        """The Start button: the place in the line, what is measured now, every row as it comes, and how it ended."""
+        """The Start button: the place in the queue, what is measured now, every row as it comes, and how it ended."""
         try:
             if request.session_hash in self.active:
                 raise UserError("your benchmark is still running; press Stop first")
@@ -150,23 +150,23 @@ class Bench:
                 self.start: gr.Button(interactive=False),
             }
             try:
-                with closing(self._turn(matrix, life, self.session.visitor(request))) as told:
-                    for news in told:
-                        texts = [event for event in news if isinstance(event, str)]
-                        cells += [event for event in news if not isinstance(event, str)]
+                with closing(self._turn(matrix, life, self.session.visitor(request))) as turn:
+                    for events in turn:
+                        texts = [event for event in events if isinstance(event, str)]
+                        cells += [event for event in events if not isinstance(event, str)]
                         shown = {self.status: status(texts[-1], running=True) if texts else gr.skip()}
-                        yield shown | (self._shown(matrix, cells) if len(texts) < len(news) else {})
+                        yield shown | (self._shown(matrix, cells) if len(texts) < len(events) else {})
                 ended = "Done."
             except Cancelled:
                 ended = "Stopped."
             except Exception as error:
-                said = readable(error)
-                yield {self.status: status(sentence(said), failed=True), self.start: gr.Button(interactive=True)}
-                raise complain(UserError(said), "The benchmark failed") from None
+                problem = readable(error)
+                yield {self.status: status(sentence(problem), failed=True), self.start: gr.Button(interactive=True)}
+                raise complain(UserError(problem), "The benchmark failed") from None
         yield {self.status: status(ended), self.start: gr.Button(interactive=True)}
 
     def _turn(self, matrix: Matrix, life: Life, visitor: str) -> Iterator[list]:
-        """Everything that a benchmark tells: texts, and the cells as they are measured."""
+        """The events of a benchmark: texts, and the cells as they are measured."""
 
         def measured(library: "Library", _) -> None:
             from koala.benchmark.measure import measure
@@ -183,11 +183,11 @@ class Bench:
         return turns.turn(self.session, matrix.models, measured, life, visitor=visitor, work=work, requests=requests)
 
     def halt(self, request: gr.Request) -> None:
-        """The Stop button; the rows that are there stay, and one that waits leaves the line."""
+        """The Stop button. Measured rows are kept; a benchmark that waits leaves the queue."""
         self.active.stop(request.session_hash)
 
     def ready(self) -> dict:
-        """After a run that failed, or that could not begin."""
+        """Enable Start again after a run that failed or could not begin."""
         return gr.Button(interactive=True)
 
     def _shown(self, matrix: Matrix, cells: list) -> dict:
@@ -195,21 +195,15 @@ class Bench:
         from koala.benchmark.report import report
         from koala.evaluate.reports import circumstances
 
-        found = report(matrix, cells, random_weights=False)
+        benchmark = report(matrix, cells, random_weights=False)
         cards = [self.session.card(name) for name in matrix.models]
-        said = command(matrix, cards)
-        found |= circumstances([], self.session.library().device, weights=cards) | {"command": said}
-        return {self.panel: bench_chart.panel(found, self.title, self.session.card)}
-
-
-def status(text: str, *, running: bool = False, failed: bool = False) -> str:
-    """The line that says how the benchmark stands, as HTML; Ready where there is no text."""
-    is_ = f'data-running="{str(running).lower()}" data-failed="{str(failed).lower()}"'
-    return f'<p class="kb-status" role="status" {is_}>{escape(text) or "Ready."}</p>'
+        benchmark |= circumstances([], self.session.library().device, weights=cards)
+        benchmark["command"] = command(matrix, cards)
+        return {self.panel: bench_chart.panel(benchmark, self.title, self.session.card)}
 
 
 def command(matrix: Matrix, cards: Sequence[ModelCard]) -> str:
-    """The same benchmark for a terminal, which first makes the students that only this app has."""
+    """The command that runs the same benchmark; it first cuts the students that only this app has."""
     cuts = [
         f"python -m koala compress --teacher {card.teacher} --spec {card.spec.notation} --out {card.name} && "
         for card in cards
@@ -225,6 +219,6 @@ def command(matrix: Matrix, cards: Sequence[ModelCard]) -> str:
 
 
 def build(session: Session) -> None:
-    """Inside its gr.Tab; choosing the tab renews the list of models."""
+    """Build it inside its gr.Tab; selecting the tab updates the list of models."""
     tab, own_tab = Bench(session), gr.context.Context.block
     own_tab.select(lambda: gr.Dropdown(tab.choices()), None, tab.models, queue=False, **CHEAP)

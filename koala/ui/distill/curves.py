@@ -27,6 +27,8 @@ SUITES = {
     "two_objects": ("Shapes score, two objects", "prompts whose every claim holds"),
 }
 
+Figure = tuple[str, str, Sequence[tuple[str, str]], charts.Markup]  # title, meaning, newest value by run, chart
+
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
@@ -82,8 +84,8 @@ def figure(
     percent: bool = False,
     even: bool = False,
     mark: tuple[str, float] | None = None,
-) -> str:
-    """One figure with its caption. `even` never has a logarithmic axis; `mark` is the name and value of a reference."""
+) -> Figure:
+    """One chart with its caption. `even` is never logarithmic; `mark` is the name and value of a reference."""
     lines = [line for line in lines if line.curve]
     values = [v for line in lines for _, v in line.curve]
     steps = [s for line in lines for s, _ in line.curve]
@@ -104,7 +106,7 @@ def figure(
     parts += [_drawn(line, x, y) for line in sorted(lines, key=lambda line: not line.compared)]
     newest = {line.run: line for line in sorted(lines, key=lambda line: line.dots)}
     shown = [(run, show(newest[run].curve[-1][1])) for run in sorted(newest)]
-    return HTML.figure(title, meaning, shown, FRAME.svg(_spoken(title, lines, show), *parts))
+    return title, meaning, shown, FRAME.svg(_spoken(title, lines, show), *parts)
 
 
 def _term_lines(name: str, runs: Sequence[tuple[str, Metrics]]) -> list[Line]:
@@ -117,13 +119,13 @@ def _term_lines(name: str, runs: Sequence[tuple[str, Metrics]]) -> list[Line]:
     return [line for line in lines if line.curve]
 
 
-def _figures(names: Sequence[str], runs: Sequence[tuple[str, Metrics]]) -> Iterable[str]:
+def _figures(names: Sequence[str], runs: Sequence[tuple[str, Metrics]]) -> Iterable[Figure]:
     for name in names:
         if lines := _term_lines(name, runs):
             yield figure(*MEANINGS[name], lines, even=name == "learning_rate")
 
 
-def _scores(runs: Sequence[tuple[str, Metrics]], teacher: Mapping[str, float]) -> Iterable[str]:
+def _scores(runs: Sequence[tuple[str, Metrics]], teacher: Mapping[str, float]) -> Iterable[Figure]:
     for suite, caption in SUITES.items():
         curves = [(name, metrics.curve("score", suite)) for name, metrics in runs]
         lines = [Line(name=name, curve=curve, compared=bool(k)) for k, (name, curve) in enumerate(curves) if curve]

@@ -1,7 +1,7 @@
-// The list of runs: a click shows a run, or lays its curves over those of the shown one. The list is drawn anew while a
+// The list of runs: a click shows a run, or draws its curves over those of the shown one. The list is drawn anew while a
 // run goes on; what had the focus gets it back.
 let focused = null;
-const key = (button) => (button.dataset.run ? ["run", button.dataset.run] : ["beside", button.dataset.beside]);
+const key = (button) => (button.dataset.run ? ["run", button.dataset.run] : ["compared", button.dataset.compared]);
 element.addEventListener("click", (event) => {
   const button = event.target.closest("button");
   if (!button) return;

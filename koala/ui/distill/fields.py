@@ -1,4 +1,4 @@
-"""A config's fields as components of the page, each with its own help, and back to a config."""
+"""A config's fields as components of the page, each with its help, and their values as a config again."""
 
 import dataclasses
 import json
@@ -14,15 +14,15 @@ from koala.unet.specs import STAGES
 FIELDS = {f.name: f for f in dataclasses.fields(DistillConfig)}
 _KINDS = typing.get_type_hints(DistillConfig)
 
-# What one chooses first; everything else is by group, in the config's own order. A group begins at the field named.
+# The fields shown first; the others are in groups, in the order of the config. A group begins at the field named.
 FIRST = ("teacher", "student_spec", "features", "stages", "captions", "num_steps", "seed")
 GROUPS = {
     "student_init": "The loss",
     "data": "The data",
     "num_steps": "The training",
-    "checkpoint_every": "What is kept and watched",
+    "checkpoint_every": "Checkpoints and validation",
 }
-# A stranger may change these of a preset, and nothing that names a file or costs more.
+# What a public server lets visitors change in a preset: nothing that names a file or costs more.
 PUBLIC = ("student_spec", "features", "stages", "captions", "seed")
 
 _SPOKEN = {"lf": "LF", "sa": "SA", "ema": "EMA", "snr": "SNR", "num": "number of", "init": "start"}
@@ -36,18 +36,18 @@ def label(name: str) -> str:
 
 
 def groups() -> dict[str, list[str]]:
-    """The fields that are not chosen first, by the title of their group."""
-    found: dict[str, list[str]] = {}
+    """The fields that are not shown first, by the title of their group."""
+    fields: dict[str, list[str]] = {}
     title = ""
     for name in FIELDS:
         title = GROUPS.get(name, title)
         if name not in FIRST:
-            found.setdefault(title, []).append(name)
-    return found
+            fields.setdefault(title, []).append(name)
+    return fields
 
 
 def component(name: str, value: object, models: Sequence[tuple[str, str]] = ()) -> gr.components.FormComponent:
-    """The field as a component that shows `value`, one of `shown`; its help is what the config says of it."""
+    """The field as a component with this value, as `shown` gives it, and with the help of the config."""
     field, kind = FIELDS[name], _KINDS[name]
     shared = {
         "label": label(name),
@@ -89,12 +89,12 @@ def _shown(name: str, value: object) -> object:
 
 
 def read(base: DistillConfig, values: Mapping[str, object]) -> DistillConfig:
-    """The config that the components describe, over `base`; UserError names the field that cannot work."""
-    return DistillConfig.from_dict(base.to_dict() | {name: _meant(name, value) for name, value in values.items()})
+    """`base` with the values of the components; UserError names a field that cannot work."""
+    return DistillConfig.from_dict(base.to_dict() | {name: _parsed(name, value) for name, value in values.items()})
 
 
-def _meant(name: str, value: object) -> object:
-    """What a component gives as the config wants it; an emptied field is none of its numbers and is refused there."""
+def _parsed(name: str, value: object) -> object:
+    """A component's value with the type of the config's field. The config refuses an emptied number."""
     kind = _KINDS[name]
     if typing.get_origin(kind) is tuple:
         lines = value.splitlines() if isinstance(value, str) else value or ()
@@ -107,7 +107,7 @@ def _meant(name: str, value: object) -> object:
 
 
 def changed(config: DistillConfig, base: DistillConfig) -> dict[str, object]:
-    """The fields in which a config differs from another."""
+    """The fields of `config` that differ from `base`, with their values."""
     return {name: getattr(config, name) for name in FIELDS if getattr(config, name) != getattr(base, name)}
 
 

@@ -1,4 +1,4 @@
-"""A run's metrics.jsonl as it grows: only what is new is read, and a curve has as many points as a figure can show."""
+"""A run's metrics.jsonl as it grows: only new lines are read, and long curves are thinned for their figures."""
 
 import math
 import os
@@ -21,26 +21,26 @@ Curve = list[tuple[int, float]]  # (step, value), rising steps
 
 @dataclass(kw_only=True)
 class Metrics:
-    """What has been logged: entries by kind, the steps of each kind rising."""
+    """The logged entries by kind; the steps of each kind rise."""
 
     train: list[dict] = field(default_factory=list)
     validation: list[dict] = field(default_factory=list)
     score: list[dict] = field(default_factory=list)
-    damaged: int = 0  # lines that cannot be read, and are left out
+    damaged: int = 0  # lines that cannot be read and are left out
 
     def curve(self, kind: str, name: str) -> Curve:
         """`name` in the entries of a kind (train, validation, score); entries without a finite number are left out."""
-        found = ((e["step"], e.get(name)) for e in getattr(self, kind))
-        return [(step, v) for step, v in found if isinstance(v, int | float) and math.isfinite(v)]
+        values = ((e["step"], e.get(name)) for e in getattr(self, kind))
+        return [(step, v) for step, v in values if isinstance(v, int | float) and math.isfinite(v)]
 
     def last(self, kind: str) -> dict | None:
-        """The newest entry of a kind (train, validation, score), None where there is none yet."""
+        """The newest entry of a kind (train, validation, score); None where there is none yet."""
         entries = getattr(self, kind)
         return entries[-1] if entries else None
 
 
 class Follower:
-    """Reads one run's metrics, from where it stopped the last time. Thread-safe: several pages may look at one run."""
+    """Reads one run's metrics from where it stopped the last time. Thread-safe: several pages may show one run."""
 
     def __init__(self, run: RunFolder) -> None:
         self._file = run.metrics_file
@@ -52,7 +52,7 @@ class Follower:
         self.metrics = Metrics()
 
     def read(self) -> Metrics:
-        """Everything up to now. A file that was replaced, as a resumed run does, is read anew.
+        """All metrics up to now. A file that was replaced, as by a resumed run, is read anew.
 
         UserError where it cannot be read.
         """
@@ -67,10 +67,10 @@ class Follower:
             return self.metrics
 
     def _read(self, file: BinaryIO) -> None:
-        found = os.fstat(file.fileno())
-        if found.st_ino != self._inode or found.st_size < self._place:
+        status = os.fstat(file.fileno())
+        if status.st_ino != self._inode or status.st_size < self._place:
             self._begin()
-            self._inode = found.st_ino
+            self._inode = status.st_ino
         file.seek(self._place)
         whole, end, _ = file.read().rpartition(b"\n")  # the last line may still be written
         self._place += len(whole) + len(end)
@@ -83,7 +83,7 @@ class Follower:
 
 
 def thinned(curve: Curve, most: int = MOST_POINTS) -> Curve:
-    """The curve in at most `most` points, each the mean of its neighbours; the last point stays what it is."""
+    """The curve in at most `most` points, each the mean of its neighbours; the last point is kept."""
     if len(curve) <= most:
         return curve
     size = -(-len(curve) // (most - 1))

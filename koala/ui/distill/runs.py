@@ -1,4 +1,4 @@
-"""The app's runs: what a visitor may start, and every trained student offered as a model of the session."""
+"""The app's runs: what a visitor may start, and the trained students, which the session offers as models."""
 
 import dataclasses
 import threading
@@ -21,45 +21,45 @@ from koala.ui.session import Session, spoken
 from koala.unet.specs import student
 from koala.words import many
 
-PUBLIC_MINUTES = 12.0  # that a stranger's run may take
-PUBLIC_STEPS = 1000  # presets with more are for one's own machine
+PUBLIC_MINUTES = 12.0  # that a run on a public server may take
+PUBLIC_STEPS = 1000  # presets with more steps are not offered on a public server
 PUBLIC_KEPT = 8  # runs that a public app keeps
 
 
 class Runs:
-    """One app's runs. Where strangers reach the app, they have a folder of their own, and one run at a time."""
+    """One app's runs, one at a time. On a public server they have a folder of their own."""
 
     def __init__(self, session: Session, root: Path | None = None):
         self.session = session
         self.root = root or (runs.runs_root() if session.local else runs.runs_root() / ".public")
         self._followers: dict[Path, Follower] = {}
-        self._asked: set[str] = set()  # to stop
-        self._begun_by: dict[str, str] = {}  # run -> the page that started it
-        self._offered: dict[str, int] = {}  # run -> the age of its weights that the session has
+        self._stopping: set[str] = set()  # runs that were asked to stop
+        self._started_by: dict[str, str] = {}  # run -> the page that started it
+        self._offered: dict[str, int] = {}  # run -> time stamp (ns) of the weights that the session has
         self._lock = threading.RLock()
 
     @property
     def presets(self) -> list[Preset]:
-        """Those that a visitor may start."""
+        """The presets that a visitor may start."""
         return [p for p in PRESETS.values() if self.session.local or p.config.num_steps <= PUBLIC_STEPS]
 
     def base(self, preset: str | None) -> DistillConfig:
-        """What a visitor's settings go over; None is an earlier run's own, which has every field."""
+        """The config that a visitor's settings change; None is that of an earlier run, which sets every field."""
         if preset is None and self.session.local:
             return DistillConfig()
-        found = next((p for p in self.presets if p.name == preset), None)
-        if found is None:
+        config = next((p.config for p in self.presets if p.name == preset), None)
+        if config is None:
             raise UserError(f"choose one of {', '.join(p.title for p in self.presets)}")
-        return found.config
+        return config
 
-    # --- what is there
+    # --- finding runs
 
     def all(self) -> list[Shown]:
         """Every run, the newest first."""
         return [self._shown(run) for run in runs.list_runs(self.root)]
 
     def find(self, name: str) -> RunFolder:
-        """The run of this name; UserError where it is gone."""
+        """The run of this name; UserError where there is none."""
         for run in runs.list_runs(self.root):
             if run.name == name:
                 return run
@@ -70,37 +70,37 @@ class Runs:
         try:
             config, status, metrics = run.config(), runs.state(run), follower.read()
         except UserError as error:
-            return unreadable(run, self._told(run, error), alive=runs.held(run))
-        alive = status.state not in (*ENDED, runs.INTERRUPTED)  # told by the same look as the state
+            return unreadable(run, self._message(run, error), alive=runs.held(run))
+        alive = status.state not in (*ENDED, runs.INTERRUPTED)
         if not alive:
-            self._asked.discard(run.name)
-        elif run.name in self._asked:
-            status = dataclasses.replace(status, state=STOPPING, message="it saves after the step that it is in")
+            self._stopping.discard(run.name)
+        elif run.name in self._stopping:
+            status = dataclasses.replace(status, state=STOPPING, message="it saves after its current step")
         notes, model = [], None
         if damaged := metrics.damaged:
             notes.append(f"{many(damaged, 'damaged line')} of metrics.jsonl left out")
         if strays := run.strays():
-            notes.append(f"left out of checkpoints/, as no checkpoints: {', '.join(strays)}")
+            notes.append(f"not checkpoints, and left out: {', '.join(strays)}")
         try:
             model = self._offer(run, config)
         except UserError as error:
-            notes.append(f"its student is no model of this app: {self._told(run, error)}")
+            notes.append(f"its student cannot be loaded: {self._message(run, error)}")
         return Shown(
             run=run, status=status, metrics=metrics, config=config, notes=tuple(notes), alive=alive, model=model
         )
 
-    def _told(self, run: RunFolder, error: UserError) -> str:
-        """On one's own machine with the paths that its remedy needs; strangers learn nothing of its folders."""
+    def _message(self, run: RunFolder, error: UserError) -> str:
+        """The error's message: with paths on one's own machine, without them on a public server."""
         return str(error) if self.session.local else named(run, error)
 
     def may_stop(self, name: str, visitor: str) -> bool:
-        """On one's own machine every run; elsewhere one that this page started."""
-        return self.session.local or self._begun_by.get(name) == visitor
+        """Whether this page may stop the run: any run on one's own machine, on a public server only its own."""
+        return self.session.local or self._started_by.get(name) == visitor
 
-    # --- what can be done
+    # --- starting, stopping, deleting
 
     def start(self, config: DistillConfig, visitor: str) -> str:
-        """Begin a run; its name. UserError where it cannot run, or another does."""
+        """Start a run and return its name. UserError where it cannot run, or another is running."""
         config = self._checked(config)
         with self._lock:
             self._one_at_a_time()
@@ -108,30 +108,30 @@ class Runs:
                 self._make_room()
             name = runs.new_name(self.root, config.student_spec)
             runs.start(config, name, self.root)
-            self._begun_by[name] = visitor
+            self._started_by[name] = visitor
         return name
 
     def estimate(self, config: DistillConfig) -> dict:
-        """What a run would take, before it is begun."""
+        """The memory and time that a run would take."""
         self._own_machine()
         return runs.estimate(self._checked(config))
 
     def stop(self, name: str, visitor: str) -> None:
-        """Have a run save and end after its step; UserError where `may_stop` says no, or it is not running."""
+        """Have a run save and end after its current step. UserError where `may_stop` is false, or it is not running."""
         if not self.may_stop(name, visitor):
-            raise UserError("somebody else started this run; it ends by itself within minutes")
+            raise UserError("another visitor started this run; it ends by itself within minutes")
         runs.stop(self.find(name))
-        self._asked.add(name)
+        self._stopping.add(name)
 
     def resume(self, name: str, step: int | None = None) -> None:
-        """Go on from the last checkpoint, or that of `step`. UserError on a public server, or beside a live run."""
+        """Resume from the last checkpoint, or that of `step`. UserError on a public server, or while another runs."""
         self._own_machine()
         with self._lock:
             self._one_at_a_time()
             runs.resume(self.find(name), step)
 
     def delete(self, name: str) -> None:
-        """Remove a run and its student. UserError on a public server, where it is running, or its student draws."""
+        """Delete a run and its student. UserError on a public server, or while it is running or its student draws."""
         self._own_machine()
         with self._lock:
             self._delete(self.find(name))
@@ -142,26 +142,26 @@ class Runs:
 
     def _own_machine(self) -> None:
         if not self.session.local:
-            raise UserError("on a public server runs are only started; start the app on your own machine for the rest")
+            raise UserError("a public server only starts runs; start the app on your own machine for the rest")
 
     def _delete(self, run: RunFolder) -> None:
         model = _model(run)
         if run.name in self._offered:
             if self.session.in_use(model):
-                raise UserError(f"{model} is drawing or being loaded just now; delete {run.name} when it is done")
+                raise UserError(f"{model} is being loaded or is drawing; delete {run.name} afterwards")
             self.session.remove(model)
             del self._offered[run.name]
         runs.delete(run)
         self._followers.pop(run.path, None)
 
     def _make_room(self) -> None:
-        """The oldest of a public app's runs go; those whose students draw just now stay for once."""
+        """Delete the oldest runs of a public server, except those whose students are in use."""
         for run in runs.list_runs(self.root)[PUBLIC_KEPT - 1 :]:
             if not self.session.in_use(_model(run)):
                 self._delete(run)
 
     def _checked(self, config: DistillConfig) -> DistillConfig:
-        """The config in names that another process knows; UserError before a process is begun for nothing."""
+        """The config with names that another process knows; UserError where it cannot run."""
         names = {"teacher": config.teacher} | ({"student_init": config.student_init} if config.student_init else {})
         cards = {field: self.session.card(name) for field, name in names.items()}
         for card in cards.values():
@@ -177,21 +177,21 @@ class Runs:
         minutes = min(config.time_limit or PUBLIC_MINUTES, PUBLIC_MINUTES)
         return dataclasses.replace(config, time_limit=minutes)
 
-    # --- the students
+    # --- students as models
 
     def _offer(self, run: RunFolder, config: DistillConfig) -> str | None:
-        """Have the student of a run among the session's models, in its newest state; its name there.
+        """Offer the newest student of a run as a model of the session; its name there, None where it has none yet.
 
         UserError where its folder cannot be read.
         """
         weights = run.student / "unet" / f"{STEMS['unet']}.safetensors"
         if not run.checkpoints() or not weights.is_file():
-            return None  # not there, or nothing but the untrained cut
+            return None  # there is none, or it is not trained yet
         name, age = _model(run), weights.stat().st_mtime_ns
         with self._lock:
             known = run.name in self._offered
             if self._offered.get(run.name) == age or known and self.session.in_use(name):
-                return name  # one that draws just now is renewed at the next look
+                return name  # one that is in use is updated the next time
             in_memory = known and self.session.state(name).state == "ready"
             if known:
                 self.session.remove(name)
@@ -213,8 +213,8 @@ def _model(run: RunFolder) -> str:
 
 
 def teacher_scores(config: DistillConfig) -> dict[str, float]:
-    """What an embedded teacher scored itself, by suite; of other teachers nobody knows."""
+    """The scores of an embedded teacher by suite; empty for other teachers, whose scores are not known."""
     file = EMBEDDED / "scores" / f"{config.teacher}.json"
     if config.teacher not in CARDS or not file.is_file():
         return {}
-    return {suite: found["all"]["rate"] for suite, found in read_object(file)["scores"].items()}
+    return {suite: score["all"]["rate"] for suite, score in read_object(file)["scores"].items()}

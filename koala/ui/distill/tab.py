@@ -1,4 +1,4 @@
-"""The Distill tab: train a student, watch it learn, compare runs, go on with one or throw it away."""
+"""The Distill tab: train a student, watch its training, compare runs, resume or delete them."""
 
 from collections.abc import Iterator, Sequence
 from urllib.parse import urlencode
@@ -22,12 +22,12 @@ from koala.ui.theme import UI
 
 QUIET = {"api_visibility": "private", "show_progress": "hidden"}
 CHEAP = QUIET | {"concurrency_limit": None}
-INTERVAL = 1.5  # s between two looks at a run that goes on
-LAST = "last"  # of the choices where to go on from
+INTERVAL = 1.5  # s between two updates while a run goes on
+LAST = "last"  # checkpoint to resume from
 
 
 class Distill:
-    """The tab's components and handlers. `tab` is what it is in, None in a page of its own."""
+    """The tab's components and handlers. `tab` is None where it is a page of its own."""
 
     def __init__(self, session: Session, tab: gr.Tab | None = None):
         self.session = session
@@ -43,7 +43,7 @@ class Distill:
         self._wire(tab)
         session.before_choosing.append(self.runs.all)
         session.around_runs.append(Drawing(self.runs.root))  # a run waits meanwhile
-        self.runs.all()  # students of earlier days are models, too
+        self.runs.all()  # which offers the students of earlier runs as models
 
     # --- components
 
@@ -55,7 +55,7 @@ class Distill:
             label="What to run",
             elem_id="kd-preset",
         )
-        self.told = gr.HTML(self.tell(first.name), apply_default_css=False)
+        self.described = gr.HTML(self.describe(first.name), apply_default_css=False)
         self._field("student_spec", first.config)
         with gr.Row(elem_classes="k-actions"):
             self.start = gr.Button("Start", variant="primary", elem_id="kd-start", scale=3, min_width=140)
@@ -66,22 +66,22 @@ class Distill:
 
     def _settings(self) -> None:
         config = self.runs.presets[0].config
-        with gr.Accordion("Choose what is distilled", open=False):
+        with gr.Accordion("What is distilled", open=False):
             for name in distill_fields.FIRST:
                 if name not in self.fields and (self.session.local or name in distill_fields.PUBLIC):
                     self._field(name, config)
         if not self.session.local:
             gr.HTML(
                 widgets.bounds(
-                    f"Runs on this server take at most {PUBLIC_MINUTES:g} minutes, one at a time. On your own machine "
-                    "the app trains anything: other teachers, your own pictures, every setting."
+                    f"A run on this server takes at most {PUBLIC_MINUTES:g} minutes, and only one runs at a time. "
+                    "On your own machine the app trains with any teacher, your own pictures and every setting."
                 ),
                 apply_default_css=False,
             )
             return
-        with gr.Accordion("Every other setting", open=False, elem_classes="kd-every"):
+        with gr.Accordion("All other settings", open=False, elem_classes="kd-every"):
             for group, names in distill_fields.groups().items():
-                gr.HTML(f"<h4>{group}</h4>", apply_default_css=False)
+                gr.HTML(distill_panel.HTML.heading(group), apply_default_css=False)
                 for name in names:
                     self._field(name, config)
 
@@ -109,21 +109,21 @@ class Distill:
         self.pictures = gr.HTML("", elem_id="kd-pictures", apply_default_css=False)
         self.curves = gr.HTML("", elem_id="kd-curves", apply_default_css=False)
         with gr.Column(visible=False) as self.more:
-            with gr.Accordion("What this run is made of", open=False):
+            with gr.Accordion("Settings of this run", open=False):
                 self.about = gr.HTML("", elem_id="kd-about", apply_default_css=False)
             with gr.Accordion("Validation by noise", open=False):
                 self.noise = gr.HTML("", elem_id="kd-noise", apply_default_css=False)
             with gr.Accordion("Learning rate, gradients and speed", open=False):
                 self.pace = gr.HTML("", elem_id="kd-pace", apply_default_css=False)
-            with gr.Accordion("What it printed", open=False, visible=self.session.local):
+            with gr.Accordion("Output of the process", open=False, visible=self.session.local):
                 self.log = gr.HTML("", elem_id="kd-log", apply_default_css=False)
         self.timer = gr.Timer(INTERVAL, active=False)
         self.chosen = gr.BrowserState("", storage_key="koala-distill", secret="koala")
-        self.beside = gr.State("")
-        self.sent = gr.State({})  # marks of what this page shows: only what changed is sent again
+        self.compared = gr.State("")
+        self.sent = gr.State({})  # hashes of what this page shows; only what changed is sent again
 
     def _wire(self, tab: gr.Tab | None) -> None:
-        page = [self.chosen, self.beside, self.sent]
+        page = [self.chosen, self.compared, self.sent]
         panels = [self.standing, self.all, self.curves, self.pictures, self.about, self.noise, self.pace, self.log]
         buttons = [self.start, self.stop, self.resume, self.step, self.reuse, self.ask_delete, self.sure, self.more]
         shown = [*panels, *buttons, self.timer, *page]
@@ -134,71 +134,73 @@ class Distill:
             if teacher := self.fields.get("teacher"):
                 tab.select(lambda: gr.Dropdown(self.teachers()), None, teacher, queue=False, **CHEAP)
         self.all.click(self.choose, page, shown, queue=False, **CHEAP)
-        self.preset.input(self.fill, self.preset, [self.told, *fields], queue=False, **CHEAP)
-        # in the queue, but in no line of it: a complaint from outside the queue reaches the page without its words
+        self.preset.input(self.fill, self.preset, [self.described, *fields], queue=False, **CHEAP)
+        # queued, without a limit: Gradio drops the message of an error that is raised outside its queue
         self.start.click(self.begin, [self.preset, *page, *fields], shown, **CHEAP)
         self.estimate.click(self.forecast, [self.preset, *fields], self.takes, **QUIET)
         self.stop.click(self.halt, page, shown, **CHEAP)
         self.resume.click(self.go_on, [self.step, *page], shown, **CHEAP)
-        self.reuse.click(self.take, self.chosen, [self.preset, self.told, *fields], **CHEAP)
+        self.reuse.click(self.take, self.chosen, [self.preset, self.described, *fields], **CHEAP)
         self.ask_delete.click(self.ask, self.chosen, [self.sure, self.question], **CHEAP)
         self.keep.click(lambda: gr.Row(visible=False), None, self.sure, queue=False, **CHEAP)
         self.delete.click(self.remove, page, shown, **CHEAP)
 
-    # --- what can be asked for
+    # --- settings
 
     def teachers(self) -> list[tuple[str, str]]:
-        """Models of this machine that are no students themselves."""
+        """(title, name) of the models of this machine that are not students."""
         cards = [(title, self.session.card(name)) for title, name in self.session.choices()]
         return [(title, card.name) for title, card in cards if not card.teacher and availability(card)[0]]
 
-    def tell(self, preset: str | None) -> str:
-        """What a preset does, as HTML; None is an earlier run's settings."""
-        text = PRESETS[preset].text if preset in PRESETS else "Settings of an earlier run: change what you like."
-        return f"<p>{text}</p>"
+    def describe(self, preset: str | None) -> str:
+        """What a preset does, as HTML; None stands for the settings of an earlier run."""
+        text = PRESETS[preset].text if preset in PRESETS else "The settings of an earlier run; change what you like."
+        return distill_panel.HTML.paragraph(text)
 
     def fill(self, preset: str | None) -> tuple:
-        """A preset was chosen: its settings. Without one the fields stay as they are."""
+        """A preset was chosen: fill in its settings. Without one the fields stay as they are."""
         if preset not in PRESETS:
-            return self.tell(preset), *[gr.skip()] * len(self.fields)
-        return self.tell(preset), *distill_fields.shown(PRESETS[preset].config, list(self.fields))
+            return self.describe(preset), *[gr.skip()] * len(self.fields)
+        return self.describe(preset), *distill_fields.shown(PRESETS[preset].config, list(self.fields))
 
     def take(self, chosen: str) -> tuple:
-        """The shown run's settings, to start another like it."""
+        """Fill in the shown run's settings, to start another like it."""
         try:
             config = self.runs.find(chosen).config()
         except UserError as error:
             raise complain(error) from None
-        return None, self.tell(None), *distill_fields.shown(config, list(self.fields))
+        return None, self.describe(None), *distill_fields.shown(config, list(self.fields))
 
-    # --- what is shown
+    # --- updates
 
-    def look(self, chosen: str, beside: str, sent: dict) -> dict:
-        """What changed since the page was last told."""
+    def look(self, chosen: str, compared: str, sent: dict) -> dict:
+        """What has changed since the last update of the page."""
         everything = self.runs.all()
         by_name = {shown.name: shown for shown in everything}
         live = next((shown for shown in everything if shown.alive), None)
         if chosen not in by_name:
             chosen = live.name if live else everything[0].name if everything else ""
-        beside = beside if beside in by_name and beside != chosen else ""
+        compared = compared if compared in by_name and compared != chosen else ""
         shown = by_name.get(chosen)
-        told = self._told(shown, by_name.get(beside), everything, beside)
-        marks = {name: hash(repr(value)) for name, value in told.items()}
-        updates = {getattr(self, name): value for name, value in told.items() if sent.get(name) != marks[name]}
-        return updates | {self.chosen: chosen, self.beside: beside, self.sent: marks}
+        values = self._values(shown, by_name.get(compared), everything)
+        marks = {name: hash(repr(value)) for name, value in values.items()}
+        updates = {getattr(self, name): value for name, value in values.items() if sent.get(name) != marks[name]}
+        return updates | {self.chosen: chosen, self.compared: compared, self.sent: marks}
 
-    def _told(self, shown: Shown | None, other: Shown | None, everything: Sequence[Shown], beside: str) -> dict:
-        """All of the page, by the components' names."""
+    def _values(self, shown: Shown | None, other: Shown | None, everything: Sequence[Shown]) -> dict:
+        """The values of all components, by name."""
         pair = [(s.name, s.metrics) for s in (shown, other) if s]
         live, local = shown is not None and shown.alive, self.session.local
         readable = shown is not None and shown.config is not None
         steps = shown.run.checkpoints() if shown is not None and not live else []
-        goes_on = local and not live and (shown.status.state != "done" if readable else bool(steps))  # or repairs
+        unfinished = shown.status.state != "done" if readable else bool(steps)  # resuming may repair a damaged run
+        resumable = local and not live and unfinished
+        runs = distill_panel.table(everything, shown.name, other.name if other else "") if everything[1:] else ""
         link = self._link(shown) if readable and shown.model else ""
         folder = str(shown.run.path) if shown and local else ""
         return {
-            "standing": distill_panel.standing(shown, link),
-            "all": distill_panel.table(everything, shown.name, beside) if len(everything) > 1 else "",
+            "standing": distill_panel.standing(shown, link, resumable=resumable and bool(steps)),
+            "all": runs,
             "curves": distill_curves.terms(pair, teacher_scores(shown.config)) if readable else "",
             "pictures": distill_panel.pictures(shown),
             "about": distill_panel.about(shown, self.runs.presets, folder),
@@ -208,9 +210,9 @@ class Distill:
             "more": gr.update(visible=readable),
             "start": gr.update(interactive=not any(s.alive for s in everything)),
             "stop": gr.update(visible=live, interactive=live and shown.status.state != distill_panel.STOPPING),
-            "resume": gr.update(value="Resume" if steps else "Begin again", visible=goes_on),
+            "resume": gr.update(value="Resume" if steps else "Start again", visible=resumable),
             "step": gr.update(
-                choices=[LAST, *(str(s) for s in reversed(steps))], value=LAST, visible=goes_on and len(steps) > 1
+                choices=[LAST, *(str(s) for s in reversed(steps))], value=LAST, visible=resumable and len(steps) > 1
             ),
             "reuse": gr.update(visible=readable and local),
             "ask_delete": gr.update(visible=shown is not None and not live and local),
@@ -218,78 +220,79 @@ class Distill:
         }
 
     def _link(self, shown: Shown) -> str:
-        """Compare, with the student beside its teacher."""
+        """The Compare tab with the student and its teacher."""
         return "?" + urlencode({"models": f"{self.session.card(shown.model).teacher},{shown.model}"})
 
-    def turn(self, chosen: str, beside: str, sent: dict) -> dict:
-        """The tab was chosen: all of it is told again, for the page may have missed something."""
-        return self.look(chosen, beside, {})
+    def turn(self, chosen: str, compared: str, sent: dict) -> dict:
+        """The tab was selected: update all of it, as the page may have missed something."""
+        return self.look(chosen, compared, {})
 
-    def choose(self, event: gr.EventData, chosen: str, beside: str, sent: dict) -> dict:
-        """A run of the list: to be shown, or to be laid over the shown one's curves; again takes it away."""
+    def choose(self, event: gr.EventData, chosen: str, compared: str, sent: dict) -> dict:
+        """A run of the list: show it, or draw its curves over those of the shown one; a second click removes them."""
         name = str(event._data.get("run") or "")
         if name:
-            return self.look(name, beside, sent) | {self.sure: gr.Row(visible=False)}
-        other = str(event._data.get("beside") or "")
-        return self.look(chosen, "" if other == beside else other, sent)
+            return self.look(name, compared, sent) | {self.sure: gr.Row(visible=False)}
+        other = str(event._data.get("compared") or "")
+        return self.look(chosen, "" if other == compared else other, sent)
 
-    # --- what can be done
+    # --- buttons
 
-    def begin(self, request: gr.Request, preset: str | None, chosen: str, beside: str, sent: dict, *values) -> dict:
-        """The Start button: a process of its own, shown at once."""
+    def begin(self, request: gr.Request, preset: str | None, chosen: str, compared: str, sent: dict, *values) -> dict:
+        """The Start button: start a process and show it at once."""
         try:
             name = self.runs.start(self._config(preset, values), request.session_hash)
         except (UserError, OSError) as error:
             raise complain(error) from None
-        return self.look(name, beside, sent) | {self.sure: gr.Row(visible=False)}
+        return self.look(name, compared, sent) | {self.sure: gr.Row(visible=False)}
 
     def _config(self, preset: str | None, values: Sequence) -> DistillConfig:
-        """What the page asks for; UserError names the setting that cannot work."""
+        """The config of the page's fields; UserError names a setting that cannot work."""
         return distill_fields.read(self.runs.base(preset), dict(zip(self.fields, values, strict=True)))
 
     def forecast(self, preset: str | None, *values) -> Iterator[str]:
-        """The Estimate button: memory and time, measured for some seconds."""
-        yield '<p role="status">Measuring for some seconds …</p>'
+        """The Estimate button: measure memory and time for a few seconds."""
+        yield distill_panel.HTML.measuring()
         try:
             yield distill_panel.takes(self.runs.estimate(self._config(preset, values)))
         except UserError as error:
             yield ""
             raise complain(error) from None
 
-    def halt(self, request: gr.Request, chosen: str, beside: str, sent: dict) -> dict:
-        """The Stop button: the run saves after its step, and says so."""
+    def halt(self, request: gr.Request, chosen: str, compared: str, sent: dict) -> dict:
+        """The Stop button: the run saves after its current step."""
         try:
             self.runs.stop(chosen, request.session_hash)
         except UserError as error:
             raise complain(error) from None
-        return self.look(chosen, beside, sent)
+        return self.look(chosen, compared, sent)
 
-    def go_on(self, step: str, chosen: str, beside: str, sent: dict) -> dict:
+    def go_on(self, step: str, chosen: str, compared: str, sent: dict) -> dict:
         """The Resume button."""
         try:
             self.runs.resume(chosen, None if step in (None, LAST) else int(step))
         except (UserError, OSError) as error:
             raise complain(error) from None
-        return self.look(chosen, beside, sent)
+        return self.look(chosen, compared, sent)
 
     def ask(self, chosen: str) -> tuple:
-        """The Delete button asks before it does."""
+        """The Delete button: ask first."""
         try:
             run = self.runs.find(chosen)
         except UserError as error:
             raise complain(error) from None
         size = f"{run.size() / 1e6:,.0f} MB"
-        return gr.Row(visible=True), f"<p>Delete {run.name} for good: its checkpoints, curves and student, {size}?</p>"
+        text = f"Delete {run.name} for good, with its checkpoints, curves and student ({size})?"
+        return gr.Row(visible=True), distill_panel.HTML.paragraph(text)
 
-    def remove(self, chosen: str, beside: str, sent: dict) -> dict:
-        """Deleted, after the question."""
+    def remove(self, chosen: str, compared: str, sent: dict) -> dict:
+        """Delete the run, once the question is answered."""
         try:
             self.runs.delete(chosen)
         except (UserError, OSError) as error:
             raise complain(error) from None
-        return self.look("", beside, sent) | {self.sure: gr.Row(visible=False)}
+        return self.look("", compared, sent) | {self.sure: gr.Row(visible=False)}
 
 
 def build(session: Session) -> None:
-    """Inside its gr.Tab."""
+    """Build it inside its gr.Tab."""
     Distill(session, gr.context.Context.block)

@@ -1,4 +1,4 @@
-// A button copies the lines beside it, and says so for a moment.
+// A button copies the lines next to it and shows "Copied" for a moment.
 element.addEventListener("click", async (event) => {
   const button = event.target.closest(".kx-copy");
   if (!button) return;

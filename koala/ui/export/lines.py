@@ -1,4 +1,4 @@
-"""Lines to copy: how an export is run by this project, by numpy alone, by ONNX Runtime and by TensorRT."""
+"""Commands and programs to copy: an export run by this project, numpy alone, ONNX Runtime and TensorRT."""
 
 import json
 import shlex
@@ -24,7 +24,7 @@ print(noise.shape, noise.dtype)"""
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """Something to paste into a terminal or a program, and a word on it."""
+    """Something to paste into a terminal or a program, and a note about it."""
 
     title: str
     text: str
@@ -32,39 +32,39 @@ class Line:
 
 
 def lines(exported: Exported, folder: str, engines: Mapping[str, Sequence[str]], why_not: str = "") -> list[Line]:
-    """The lines for one export; `engines` are TensorRT's commands by their program, or `why_not` says why none are."""
-    where, said = shlex.quote(folder), shlex.quote(PROMPT)
-    found = [
+    """The lines for one export. `engines` are TensorRT's commands by program; `why_not` says why there are none."""
+    where, prompt = shlex.quote(folder), shlex.quote(PROMPT)
+    lines = [
         Line(
             title="This project",
-            text=f"python -m koala generate --model {where} --prompt {said} --out picture.png",
-            note="" if exported.whole else f"Text encoders and VAE are those of {exported.model}, in torch.",
+            text=f"python -m koala generate --model {where} --prompt {prompt} --out picture.png",
+            note="" if exported.whole else f"The text encoders and the VAE of {exported.model} run in torch.",
         )
     ]
     if exported.whole:
-        found.append(
+        lines.append(
             Line(
                 title="numpy alone",
-                text=f"python koala/export/numpy_runner.py {where} {said} --seed 0 --out picture.png",
+                text=f"python koala/export/numpy_runner.py {where} {prompt} --seed 0 --out picture.png",
                 note="One readable file without torch, to port to other languages.",
             )
         )
-    found.append(Line(title="One U-Net step in ONNX Runtime", text=_step(exported, f"{folder}/{UNET}")))
-    found += [Line(title=name, text=f"cd {where} && {shlex.join(words)}") for name, words in engines.items()]
+    lines.append(Line(title="One U-Net step in ONNX Runtime", text=_step(exported, f"{folder}/{UNET}")))
+    lines += [Line(title=name, text=f"cd {where} && {shlex.join(words)}") for name, words in engines.items()]
     if why_not:
-        found.append(Line(title="TensorRT", text="", note=why_not))
-    found.append(
+        lines.append(Line(title="TensorRT", text="", note=why_not))
+    lines.append(
         Line(
-            title="The gates again",
+            title="Run the gates again",
             text=f"python -m export verify {where}",
-            note="The exit status says whether all passed.",
+            note="The exit status is 0 where all gates pass.",
         )
     )
-    return found
+    return lines
 
 
 def _step(exported: Exported, file: str) -> str:
-    """Python that runs the U-Net once, a guided picture of the model's own size."""
+    """A program that runs one guided step of the U-Net at the model's own size."""
     height, width = (int(exported.defaults[side]) for side in ("height", "width"))
     sizes = {"batch": 2, "height": height // LATENT_FACTOR, "width": width // LATENT_FACTOR, "sequence": TOKENS}
     rows = []

@@ -1,4 +1,4 @@
-"""The app's exports: what a visitor may start, the folders that are there, and their files to take along."""
+"""The app's exports: what a visitor may start, the folders that exist, and their files to download."""
 
 import hashlib
 import re
@@ -19,12 +19,12 @@ from koala.ui.export.jobs import DONE, FAILED, Job, Process, within
 from koala.ui.session import Session, spoken
 
 PUBLIC_KEPT = 6  # exports that a public app keeps
-LARGEST_ZIP = 500_000_000  # bytes: a larger export is taken from its folder
+LARGEST_ZIP = 500_000_000  # bytes; a larger export is copied from its folder
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """A folder that holds an export. `exported` is None where its manifest cannot be read, and `problem` says why."""
+class ExportFolder:
+    """The folder of an export. Where its manifest cannot be read, `exported` is None and `problem` says why."""
 
     folder: Path
     exported: Exported | None
@@ -34,13 +34,13 @@ class Found:
 
     @property
     def name(self) -> str:
-        """Of the folder; handlers know an export by it."""
+        """The folder's name, by which handlers find the export."""
         return self.folder.name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What a visitor asks for, in the command's words."""
+    """What a visitor asks for, as `koala export` names it."""
 
     model: str
     target: str
@@ -50,13 +50,13 @@ class Order:
     lora_strength: float = 1.0
 
     def arguments(self, card: ModelCard, out: Path) -> list[str]:
-        """The words after `python -m export` that write this order of a model into the folder `out`."""
+        """The arguments of `koala export` that write this order into the folder `out`."""
         words = ["--json", "--progress", "json", "--model", spoken(card), "--out", str(out), "--target", self.target]
         words += ["--dtype", self.dtype, "--components", self.components]
         return words + (["--lora", self.lora, f"--lora-strength={self.lora_strength:g}"] if self.lora else [])
 
     def stem(self, card: ModelCard) -> str:
-        """A name for the folder that says what is in it."""
+        """A name for the folder, made of model, target, data type, components and LoRA."""
         words = [card.name.rpartition("/")[2], self.target, self.dtype]
         words += ["unet"] if self.components == "unet" else []
         words += [Path(self.lora).stem[:24]] if self.lora else []
@@ -64,57 +64,60 @@ class Order:
 
 
 class Exports:
-    """One app's exports, one at a time. Where strangers reach the app, they have a folder of their own."""
+    """One app's exports, one at a time. On a public server they have a folder of their own."""
 
     def __init__(self, session: Session, root: Path | None = None):
         self.session = session
         self.root = root or (exports_root() if session.local else exports_root() / ".public")
         self.job: Job | None = None  # the last one
-        self.reports: dict[str, list[dict]] = {}  # export -> what its gates found while this app ran
+        self.reports: dict[str, list[dict]] = {}  # export -> the findings of its gates while this app ran
         self._process: Process | None = None
         self._lock = threading.Lock()
 
     @property
     def open(self) -> bool:
-        """Whether this visitor may export at all."""
+        """Whether visitors may export at all."""
         return self.session.local or self.session.exports
 
     def models(self) -> list[tuple[str, str]]:
-        """(title, name) of the models of this machine; for strangers the embedded ones."""
+        """(title, name) of the models of this machine; on a public server, of the embedded ones."""
         cards = [(title, self.session.card(name)) for title, name in self.session.choices()]
         return [(t, c.name) for t, c in cards if availability(c)[0] and (self.session.local or c.embedded)]
 
-    # --- what is there
+    # --- finding exports
 
-    def all(self) -> list[Found]:
+    def all(self) -> list[ExportFolder]:
         """Every export, the newest first."""
-        return [_found(folder) for folder in list_exports(self.root)]
+        return [_read(folder) for folder in list_exports(self.root)]
 
-    def find(self, name: str) -> Found:
-        """The export of this name; UserError where it is gone."""
-        for found in self.all():
-            if found.name == name:
-                return found
+    def find(self, name: str) -> ExportFolder:
+        """The export of this name; UserError where there is none."""
+        for export in self.all():
+            if export.name == name:
+                return export
         raise UserError(f"there is no export {name!r} any more")
 
     def report(self, name: str) -> list[dict]:
-        """What the gates found when this app made or checked the export; empty where that was at another time."""
+        """The findings of the gates, if this app made or checked the export; otherwise none."""
         job = self.job
         if job and job.folder.name == name and (job.state == DONE or job.checks and job.state == FAILED):
             self.reports[name] = job.findings
         return self.reports.get(name, [])
 
-    # --- what can be done
+    # --- starting, stopping, deleting
 
     def start(self, order: Order, visitor: str) -> Job:
-        """Begin an export. UserError where it cannot be, or another is under way."""
+        """Start an export. UserError where it cannot run, or another is running."""
         self._allowed()
         card = self.session.card(order.model)
         here, needs = availability(card)
         if not here:
             raise UserError(needs)
         if not self.session.local and (order.lora or not card.embedded):
-            raise UserError("on this server the embedded models are exported, without a LoRA; the rest works at home")
+            raise UserError(
+                "this server exports only the embedded models, without a LoRA; start the app on your own machine "
+                "for the rest"
+            )
         with self._lock:
             self._one_at_a_time()
             if not self.session.local:
@@ -124,44 +127,43 @@ class Exports:
             return self._begin(job, order.arguments(card, out))
 
     def check(self, name: str, lora: str | None, visitor: str) -> Job:
-        """Run the gates again over an export that is there."""
+        """Run the gates again on an existing export."""
         self._own_machine()
-        found = self.find(name)
+        export = self.find(name)
         with self._lock:
             self._one_at_a_time()
-            job = Job(title=f"Gates of {name}", folder=found.folder, checks=True, visitor=visitor)
-            return self._begin(
-                job, ["verify", "--json", "--progress", "json", str(found.folder), *(["--lora", lora] if lora else [])]
-            )
+            job = Job(title=f"Gates of {name}", folder=export.folder, checks=True, visitor=visitor)
+            words = ["verify", "--json", "--progress", "json", str(export.folder)]
+            return self._begin(job, words + (["--lora", lora] if lora else []))
 
     def stop(self, visitor: str) -> None:
-        """Ask the job under way to end; UserError where there is none, or to a stranger who did not begin it."""
+        """Ask the running job to end. UserError where none runs, or where a stranger did not start it."""
         job = self.job
         if job is None or not job.alive:
-            raise UserError("nothing is being exported just now")
+            raise UserError("no export is running")
         if not self.session.local and job.visitor != visitor:
-            raise UserError("somebody else started this export; it ends by itself within minutes")
+            raise UserError("another visitor started this export; it ends by itself within minutes")
         self._process.stop()
 
     def delete(self, name: str) -> None:
-        """Remove an export's folder. UserError on a public server, or where its gates or its model are at work."""
+        """Remove an export's folder. UserError on a public server, or while its gates or its model run."""
         self._own_machine()
         with self._lock:
             self._delete(self.find(name))
 
     def pack(self, name: str) -> Path:
-        """The export as a zip, stored, in the folder that Gradio serves and cleans."""
-        found = self.find(name)
-        if found.bytes > LARGEST_ZIP:
-            raise UserError(f"{name} has {found.bytes / 1e9:.1f} GB; take it from its folder")
-        files = _files(found.folder)
+        """The export as an uncompressed zip, in the folder that Gradio serves and cleans."""
+        export = self.find(name)
+        if export.bytes > LARGEST_ZIP:
+            raise UserError(f"{name} has {export.bytes / 1e9:.1f} GB, too much for a download; copy its folder")
+        files = _files(export.folder)
         mark = hashlib.sha256(repr([(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]).encode())
         out = Path(get_upload_folder()).resolve() / mark.hexdigest() / f"{name}.zip"
         if not out.exists():
-            check_space(out, found.bytes)
+            check_space(out, export.bytes)
             with new_file(out, durable=False) as partial, zipfile.ZipFile(partial, "w") as packed:
                 for file in files:
-                    packed.write(file, f"{name}/{file.relative_to(found.folder).as_posix()}")
+                    packed.write(file, f"{name}/{file.relative_to(export.folder).as_posix()}")
         return out
 
     def _begin(self, job: Job, arguments: list[str]) -> Job:
@@ -170,44 +172,46 @@ class Exports:
         return job
 
     def _free(self, stem: str) -> str:
-        """The stem, with a number behind it where such a folder is there."""
+        """The stem, with a number after it where the folder exists."""
         taken = {path.name for path in self.root.iterdir()} if self.root.is_dir() else set()
         return next(name for k in range(1, len(taken) + 2) if (name := stem if k == 1 else f"{stem}-{k}") not in taken)
 
     def _allowed(self) -> None:
         if not self.open:
-            raise UserError("export is off on this server; start the app on your own machine for it")
+            raise UserError("export is off on this server; start the app on your own machine to export")
 
     def _own_machine(self) -> None:
         if not self.session.local:
-            raise UserError("on a public server exports are only made; start the app on your own machine for the rest")
+            raise UserError(
+                "a public server does not check or delete exports; start the app on your own machine for that"
+            )
 
     def _one_at_a_time(self) -> None:
         if self.job and self.job.alive:
-            raise UserError(f"{self.job.title} is under way; wait for its end, or stop it first")
+            raise UserError(f"{self.job.title} is running; wait for its end, or stop it first")
 
-    def _delete(self, found: Found) -> None:
-        if self.job and self.job.alive and self.job.folder == found.folder:
-            raise UserError(f"the gates of {found.name} are being run; stop them first")
-        model = str(found.folder.resolve())
+    def _delete(self, export: ExportFolder) -> None:
+        if self.job and self.job.alive and self.job.folder == export.folder:
+            raise UserError(f"the gates of {export.name} are running; stop them first")
+        model = str(export.folder.resolve())
         if self.session.in_use(model):
-            raise UserError(f"{found.name} is drawing or being loaded just now; delete it when it is done")
+            raise UserError(f"{export.name} is being loaded or is drawing; delete it afterwards")
         self.session.forget(model)
-        gone = found.folder.with_name(f".deleted-{found.name}")
-        found.folder.rename(gone)  # at once, so that a half-removed export is none
+        gone = export.folder.with_name(f".deleted-{export.name}")
+        export.folder.rename(gone)  # at once, so that nobody sees half an export
         shutil.rmtree(gone)
-        self.reports.pop(found.name, None)
+        self.reports.pop(export.name, None)
 
     def _make_room(self) -> None:
-        for found in self.all()[PUBLIC_KEPT - 1 :]:
-            self._delete(found)
+        for export in self.all()[PUBLIC_KEPT - 1 :]:
+            self._delete(export)
 
 
 def _files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.is_file())
 
 
-def _found(folder: Path) -> Found:
+def _read(folder: Path) -> ExportFolder:
     exported, problem = None, ""
     try:
         exported = Exported.read(folder)
@@ -215,4 +219,4 @@ def _found(folder: Path) -> Found:
         problem = within(folder.parent, str(error))
     size = sum(file.lstat().st_size for file in _files(folder))
     made = (folder / MANIFEST).lstat().st_mtime
-    return Found(folder=folder, exported=exported, problem=problem, bytes=size, made=made)
+    return ExportFolder(folder=folder, exported=exported, problem=problem, bytes=size, made=made)

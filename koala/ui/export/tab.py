@@ -1,4 +1,4 @@
-"""The Export tab: write a model for other runtimes, watch the gates, take the files along. `export` is loaded here."""
+"""The Export tab: export a model for other runtimes, watch the gates, download the files."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,23 +10,22 @@ from koala.request import MAX_LORA_STRENGTH
 from koala.ui.export import lines as export_lines
 from koala.ui.export import panel as export_panel
 from koala.ui.export.jobs import within
-from koala.ui.export.store import LARGEST_ZIP, Exports, Found, Order
+from koala.ui.export.store import LARGEST_ZIP, ExportFolder, Exports, Order
 from koala.ui.messages import complain
 from koala.ui.session import Session
 from koala.ui.theme import UI
-from koala.words import size
 
 QUIET = {"api_visibility": "private", "show_progress": "hidden"}
 CHEAP = QUIET | {"concurrency_limit": None}
-INTERVAL = 1.0  # s between two looks at an export that goes on
-FIRST = "tiny-koala-700m"  # model that is chosen at the start, where it is here
+INTERVAL = 1.0  # s between two updates while an export runs
+FIRST = "tiny-koala-700m"  # the model selected at first, where it is available
 SAVE = """(file) => { if (!file) return;
   const link = document.createElement("a");
   link.href = file.url; link.download = file.orig_name; link.click(); }"""
 
 
 class Export:
-    """The tab's components and handlers. `tab` is what it is in, None in a page of its own."""
+    """The tab's components and handlers. `tab` is None where it is a page of its own."""
 
     def __init__(self, session: Session, tab: gr.Tab | None = None):
         self.session = session
@@ -50,7 +49,7 @@ class Export:
         targets = _targets()
         first = next(iter(targets.values()))
         self.target = gr.Radio(list(targets), value=first.name, label="For", elem_id="kx-target")
-        self.told = gr.HTML(_tell(first.name), elem_id="kx-told", apply_default_css=False)
+        self.about = gr.HTML(_about(first.name), elem_id="kx-about", apply_default_css=False)
         self.dtype = gr.Radio(list(first.dtypes), value=first.dtypes[0], label="Weights", elem_id="kx-dtype")
         self.components = gr.Radio(
             [("Whole pipeline", "all"), ("U-Net alone", "unet")],
@@ -70,11 +69,7 @@ class Export:
         with gr.Row(elem_classes="k-actions"):
             self.start = gr.Button("Start", variant="primary", elem_id="kx-start", scale=3, min_width=140)
             self.stop = gr.Button("Stop", variant="stop", visible=False, elem_id="kx-stop", scale=1, min_width=80)
-        gr.HTML(
-            "<p>The embedded models take some minutes, half of them for the gates. Large models need about three times "
-            "the size of their U-Net in memory, and say so first.</p>",
-            apply_default_css=False,
-        )
+        gr.HTML(export_panel.HTML.cost(), apply_default_css=False)
 
     def _results(self) -> None:
         self.standing = gr.HTML("", elem_id="kx-standing", apply_default_css=False)
@@ -90,16 +85,16 @@ class Export:
             self.question = gr.HTML("", apply_default_css=False)
             self.delete = gr.Button("Delete it", variant="stop", elem_id="kx-delete-it", size="md", min_width=100)
             self.keep = gr.Button("Keep it", elem_id="kx-keep-it", size="md", min_width=100)
-        with gr.Accordion("Lines that run it", visible=False) as self.more:
+        with gr.Accordion("Commands that run it", visible=False) as self.more:
             self.lines = gr.HTML(
                 "", js_on_load=(UI / "export" / "export.js").read_text(), elem_id="kx-lines", apply_default_css=False
             )
-        with gr.Accordion("What it printed", open=False, visible=False) as self.printed:
+        with gr.Accordion("Output of the process", open=False, visible=False) as self.printed:
             self.log = gr.HTML("", elem_id="kx-log", apply_default_css=False)
         self.file = gr.DownloadButton(visible="hidden", elem_id="kx-file")
         self.timer = gr.Timer(INTERVAL, active=False)
         self.chosen = gr.State("")
-        self.sent = gr.State({})  # marks of what this page shows: only what changed is sent again
+        self.sent = gr.State({})  # hashes of what this page shows; only what changed is sent again
 
     def _wire(self, tab: gr.Tab | None) -> None:
         page = [self.chosen, self.sent]
@@ -112,8 +107,8 @@ class Export:
             tab.select(self.turn, page, shown, queue=False, **CHEAP)
             tab.select(lambda: gr.Dropdown(self.exports.models()), None, self.model, queue=False, **CHEAP)
         self.list.click(self.choose, page, shown, queue=False, **CHEAP)
-        self.target.input(self.aim, self.target, [self.told, self.dtype], queue=False, **CHEAP)
-        # in the queue, but in no line of it: a complaint from outside the queue reaches the page without its words
+        self.target.input(self.aim, self.target, [self.about, self.dtype], queue=False, **CHEAP)
+        # queued, without a limit: Gradio drops the message of an error that is raised outside its queue
         self.start.click(self.begin, [*page, *asked], shown, **CHEAP)
         self.stop.click(self.halt, page, shown, **CHEAP)
         self.check.click(self.again, [*page, self.lora], shown, **CHEAP)
@@ -123,28 +118,28 @@ class Export:
         self.keep.click(lambda: gr.Row(visible=False), None, self.sure, queue=False, **CHEAP)
         self.delete.click(self.remove, page, shown, **CHEAP)
 
-    # --- what is shown
+    # --- updates
 
     def aim(self, target: str) -> tuple:
-        """A target was chosen: its text, and the types that its weights may have."""
+        """A target was chosen: show its description and the data types that it allows."""
         dtypes = _targets()[target].dtypes
-        return _tell(target), gr.Radio(list(dtypes), value=dtypes[0])
+        return _about(target), gr.Radio(list(dtypes), value=dtypes[0])
 
     def look(self, chosen: str, sent: dict) -> dict:
-        """What changed since the page was last told."""
+        """What has changed since the last update of the page."""
         everything, job = self.exports.all(), self.exports.job
         coming = job.folder.name if job and job.alive else None
-        names = [found.name for found in everything]
+        names = [export.name for export in everything]
         if chosen not in (*names, coming):
             chosen = names[0] if names else ""
-        shown = next((found for found in everything if found.name == chosen), None)
-        told = self._told(shown, everything)
-        marks = {name: hash(repr(value)) for name, value in told.items()}
-        updates = {getattr(self, name): value for name, value in told.items() if sent.get(name) != marks[name]}
+        shown = next((export for export in everything if export.name == chosen), None)
+        values = self._values(shown, everything)
+        marks = {name: hash(repr(value)) for name, value in values.items()}
+        updates = {getattr(self, name): value for name, value in values.items() if sent.get(name) != marks[name]}
         return updates | {self.chosen: chosen, self.sent: marks}
 
-    def _told(self, shown: Found | None, everything: Sequence[Found]) -> dict:
-        """All of the page, by the components' names."""
+    def _values(self, shown: ExportFolder | None, everything: Sequence[ExportFolder]) -> dict:
+        """The values of all components, by name."""
         job, local = self.exports.job, self.session.local
         alive = job is not None and job.alive
         readable = shown is not None and shown.exported is not None
@@ -165,31 +160,32 @@ class Export:
             "timer": gr.update(active=alive),
         }
 
-    def _where(self, found: Found) -> str:
-        """The folder as one would type it; strangers need not know this machine's."""
+    def _where(self, export: ExportFolder) -> str:
+        """The path of the folder as one would type it; empty on a public server."""
         if not self.session.local:
             return ""
-        return str(found.folder.relative_to(Path.cwd()) if found.folder.is_relative_to(Path.cwd()) else found.folder)
+        folder, here = export.folder, Path.cwd()
+        return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
 
-    def _lines(self, found: Found) -> list[export_lines.Line]:
+    def _lines(self, export: ExportFolder) -> list[export_lines.Line]:
         from koala.export.to_tensorrt import recipe
 
         engines, why_not = {}, ""
         try:
-            engines = recipe(found.folder).lines
+            engines = recipe(export.folder).lines
         except UserError as error:
             why_not = within(self.exports.root, str(error))
-        return export_lines.lines(found.exported, self._where(found) or found.name, engines, why_not)
+        return export_lines.lines(export.exported, self._where(export) or export.name, engines, why_not)
 
     def turn(self, chosen: str, sent: dict) -> dict:
-        """The tab was chosen: all of it is told again, for the page may have missed something."""
+        """The tab was selected: update all of it, as the page may have missed something."""
         return self.look(chosen, {})
 
     def choose(self, event: gr.EventData, chosen: str, sent: dict) -> dict:
-        """An export of the list."""
+        """An export of the list was chosen: show it."""
         return self.look(str(event._data.get("run") or ""), sent) | {self.sure: gr.Row(visible=False)}
 
-    # --- what can be done
+    # --- buttons
 
     def begin(
         self,
@@ -203,7 +199,7 @@ class Export:
         lora: str | None,
         strength: float,
     ) -> dict:
-        """The Start button: a process of its own, shown at once."""
+        """The Start button: start a process and show it at once."""
         order = Order(model=model, target=target, dtype=dtype, components=components, lora=lora, lora_strength=strength)
         try:
             job = self.exports.start(order, request.session_hash)
@@ -212,7 +208,7 @@ class Export:
         return self.look(job.folder.name, sent) | {self.sure: gr.Row(visible=False)}
 
     def again(self, request: gr.Request, chosen: str, sent: dict, lora: str | None) -> dict:
-        """The gates, over an export that is there; one with a LoRA in it needs that file."""
+        """Run the gates on an existing export; one with a fused LoRA needs the LoRA's file."""
         try:
             self.exports.check(chosen, lora, request.session_hash)
         except (UserError, OSError) as error:
@@ -220,7 +216,7 @@ class Export:
         return self.look(chosen, sent)
 
     def halt(self, request: gr.Request, chosen: str, sent: dict) -> dict:
-        """The Stop button: the process ends after the step that it is in, and leaves nothing."""
+        """The Stop button: the process ends after its current step and leaves no files."""
         try:
             self.exports.stop(request.session_hash)
         except UserError as error:
@@ -228,7 +224,7 @@ class Export:
         return self.look(chosen, sent)
 
     def pack(self, chosen: str) -> Iterator[tuple]:
-        """The zip, which the page then saves."""
+        """Pack the zip, which the page then saves."""
         yield gr.skip(), gr.Button("Packing …", interactive=False)
         try:
             yield str(self.exports.pack(chosen)), gr.Button("Download zip", interactive=True)
@@ -237,15 +233,15 @@ class Export:
             raise complain(error) from None
 
     def ask(self, chosen: str) -> tuple:
-        """The Delete button asks before it does."""
+        """The Delete button: ask first."""
         try:
-            found = self.exports.find(chosen)
+            export = self.exports.find(chosen)
         except UserError as error:
             raise complain(error) from None
-        return gr.Row(visible=True), f"<p>Delete {found.name} for good, {size(found.bytes)}?</p>"
+        return gr.Row(visible=True), export_panel.HTML.question(export.name, export.bytes)
 
     def remove(self, chosen: str, sent: dict) -> dict:
-        """Deleted, after the question."""
+        """Delete the export, once the question is answered."""
         try:
             self.exports.delete(chosen)
         except (UserError, OSError) as error:
@@ -259,10 +255,10 @@ def _targets() -> dict:
     return TARGETS
 
 
-def _tell(target: str) -> str:
-    return f"<p>{_targets()[target].text}.</p>"
+def _about(target: str) -> str:
+    return export_panel.HTML.target(_targets()[target].text)
 
 
 def build(session: Session) -> None:
-    """Inside its gr.Tab."""
+    """Build it inside its gr.Tab."""
     Export(session, gr.context.Context.block)

@@ -39,10 +39,10 @@ def block(page: Page, path: str):
 
 
 def press(page: Page, slider: str, key: str, times: int) -> None:
-    found = page.get_by_role("slider", name=f"Transformer blocks of {slider}")
-    found.focus()
+    control = page.get_by_role("slider", name=f"Transformer blocks of {slider}")
+    control.focus()
     for _ in range(times):
-        found.press(key)
+        control.press(key)
 
 
 def test_pointing_at_a_block_shows_its_numbers_and_its_source(visit):
@@ -112,7 +112,7 @@ def test_a_fresh_cut_is_offered_in_compare_and_draws(visit):
         expect(shown(page, "command")).to_contain_text("--spec 0,2,5/-/3+3,2+2,0+0")
         page.get_by_role("button", name="Compress Tiny SDXL").click()
         made = page.locator(".ka-made li").filter(has_text="Tiny 0,2,5/-/3+3,2+2,0+0 (untrained cut)")
-        expect(made).to_have_count(1)  # beside what other visitors of this app cut
+        expect(made).to_have_count(1)  # besides those that other visitors of this app cut
         title = made.locator("b").inner_text()
         link = made.get_by_role("link").get_attribute("href")
         page.get_by_role("tab", name="Compare").click()
@@ -175,7 +175,7 @@ def test_a_phone_has_the_tall_drawing_and_no_sideways_scrolling(visit, theme):
 def test_on_a_phone_a_taps_answer_is_a_short_bar_and_hides_no_part_of_the_drawing(visit, theme):
     """Symptom: the card of a block stood over a quarter of the screen, and over the drawing that it explains."""
     with visit(PHONE, color_scheme=theme, has_touch=True) as page:
-        bar, legend = page.locator(".ka-said"), page.locator(".ka-legend")
+        bar, legend = page.locator(".ka-summary"), page.locator(".ka-legend")
         first = page.locator('.ka-tall .ka-part[data-path="down_blocks.0.resnets.0"]')
         first.evaluate("part => scrollBy(0, part.getBoundingClientRect().top - 300)")
         first.tap()

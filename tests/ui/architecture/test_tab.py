@@ -50,8 +50,8 @@ def koala():
     ],
 )
 def test_sums_are_the_published_ones(name, parameters, flops, kept):
-    found = view(SPECS[name], "sdxl", 1024, CARD)
-    assert (found["parameters"], found["flops"], found["kept"]) == (parameters, flops, kept)
+    values = view(SPECS[name], "sdxl", 1024, CARD)
+    assert (values["parameters"], values["flops"], values["kept"]) == (parameters, flops, kept)
 
 
 def test_a_removed_block_says_what_it_saves_and_a_kept_one_where_it_comes_from(koala):
@@ -71,9 +71,9 @@ def test_a_removed_block_says_what_it_saves_and_a_kept_one_where_it_comes_from(k
 def test_stage_sums_add_up_to_the_whole():
     """The bars are shares of the teacher's largest stage; they must add up as the parameters do."""
     for name in TITLES:
-        found = view(SPECS[name], "sdxl", 1024, CARD)
-        own, its = (sum(s["bars"][k] for s in found["stages"].values()) for k in (0, 2))
-        count = int(found["parameters"].replace(",", ""))
+        values = view(SPECS[name], "sdxl", 1024, CARD)
+        own, its = (sum(s["bars"][k] for s in values["stages"].values()) for k in (0, 2))
+        count = int(values["parameters"].replace(",", ""))
         assert own / its == pytest.approx(count / 2_567_463_684, abs=2e-4), name
 
 
@@ -139,9 +139,9 @@ def test_every_slider_position_has_figures_in_time(no_collection):
                 begun = time.thread_time()
                 spec = change(change(change(SDXL, {"mid": mid}), {"pairs": pairs}), {"DW-3": depth})
                 spec = change(spec, {"UP-1": 10 - depth})
-                found = view(spec, "sdxl", 1024, CARD)
+                values = view(spec, "sdxl", 1024, CARD)
                 slowest = max(slowest, time.thread_time() - begun)
-                assert read(found["spec"], "sdxl") == spec
+                assert read(values["spec"], "sdxl") == spec
     print(f"slowest answer {1000 * slowest:.1f} ms of processor time")
     assert slowest < 0.1
 
@@ -263,11 +263,11 @@ def test_a_student_draws_by_its_name_and_no_path_of_the_server_is_told(tab):
     assert result.request.model == name and result.parameters == 1_967_636
     png = result.png(0, tuple(requests))
     comparison = report.comparison([results[0], result], [["a.png"], ["b.png"]])
-    told = [comparison, widgets.timing(comparison, tab.session.card)]
+    shown = [comparison, widgets.timing(comparison, tab.session.card)]
     matrix = Matrix(models=("tiny-sdxl", name))
-    told.append(command(matrix, [tab.session.card(m) for m in matrix.models]))
+    shown.append(command(matrix, [tab.session.card(m) for m in matrix.models]))
     folder = os.path.dirname(tab.session.card(name).source)
-    assert folder not in json.dumps(told) and folder.encode() not in png and folder not in str(tab.session.choices())
+    assert folder not in json.dumps(shown) and folder.encode() not in png and folder not in str(tab.session.choices())
 
 
 def test_the_benchmark_of_a_student_can_be_made_again_in_a_terminal(tab, tmp_path, monkeypatch):

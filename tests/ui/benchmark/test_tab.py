@@ -17,7 +17,8 @@ from koala.compress.surgery import compress
 from koala.models.cards import CARDS
 from koala.models.registry import find
 from koala.ui.benchmark import chart as bench_chart
-from koala.ui.benchmark.tab import MAX_MODELS, Bench, command, status
+from koala.ui.benchmark.chart import status
+from koala.ui.benchmark.tab import MAX_MODELS, Bench, command
 from koala.ui.session import Session
 from tests.ui.handlers import Visitor, named
 
@@ -54,7 +55,7 @@ def row(model: str = "tiny-sdxl", **change) -> dict:
     } | change
 
 
-def found(*rows: dict, skipped: tuple[dict, ...] = ()) -> dict:
+def report(*rows: dict, skipped: tuple[dict, ...] = ()) -> dict:
     return {
         "rows": list(rows),
         "not_reached": list(skipped),
@@ -67,7 +68,7 @@ def found(*rows: dict, skipped: tuple[dict, ...] = ()) -> dict:
 
 
 def test_bars_share_one_scale_and_mark_the_prediction():
-    html = bench_chart.bars([row(), row("tiny-koala-700m", total_ms=200.0, unet_ms=40.0)], str)
+    html = bench_chart.panel(report(row(), row("tiny-koala-700m", total_ms=200.0, unet_ms=40.0)), str)
     widths = [float(w) for w in re.findall(r'k-unet" style="width:([\d.]+)%', html)]
     assert widths[0] == pytest.approx(6 * widths[1], rel=1e-2)
     assert 'k-rest" style="width:0.00%' in html  # 10 + 240 + 150 of 400 ms: nothing is left
@@ -77,7 +78,7 @@ def test_bars_share_one_scale_and_mark_the_prediction():
 
 
 def test_every_column_has_its_heading():
-    html = bench_chart.table([row(images=2)], str)
+    html = bench_chart.panel(report(row(images=2)), str)
     figures = re.findall(r"<td>(.*?)</td>", html)
     heads = re.findall(r'<th scope="col">(.*?)</th>', html)[1:]
     assert dict(zip(heads, figures, strict=True)) == {
@@ -93,21 +94,21 @@ def test_every_column_has_its_heading():
 
 
 def test_sizes_and_batches_stand_apart():
-    html = bench_chart.bars([row(), row(size=128), row(images=2), row(model="tiny-koala-700m")], str)
+    html = bench_chart.panel(report(row(), row(size=128), row(images=2), row("tiny-koala-700m")), str)
     assert re.findall("<h4>(.*?)</h4>", html) == ["256 × 256 px", "128 × 128 px", "256 × 256 px, 2 pictures at once"]
 
 
 def test_whatever_a_name_or_a_device_holds_is_escaped():
     late = {"model": "x", "preset": "<i>", "size": 64, "images": 1, "reason": "<script>alert(1)</script>"}
-    html = bench_chart.panel(found(row(), skipped=(late,)), lambda name: f"<img src=x onerror=alert(1)>{name}")
+    html = bench_chart.panel(report(row(), skipped=(late,)), lambda name: f"<img src=x onerror=alert(1)>{name}")
     assert "<img" not in html and "<script" not in html and "<b>CPU" not in html and "<i>," not in html
     assert "<script" not in status("<script>")
 
 
 def test_an_unmeasured_matrix_says_why():
     late = {"model": "tiny-sdxl", "preset": "quality", "size": 64, "images": 1, "reason": "not reached within 9 s"}
-    assert "not reached within 9 s" in bench_chart.panel(found(skipped=(late,)), str)
-    assert bench_chart.EMPTY in bench_chart.panel(found(), str)
+    assert "not reached within 9 s" in bench_chart.panel(report(skipped=(late,)), str)
+    assert bench_chart.EMPTY in bench_chart.panel(report(), str)
 
 
 def test_the_command_for_a_terminal_measures_the_same():
@@ -211,7 +212,7 @@ def test_where_a_gpu_is_only_lent_the_page_says_so_from_the_beginning_and_start_
     with gr.Blocks():
         lent = Bench(Session(local=False, wrap=lambda draw: draw))
     assert "A benchmark needs a GPU for longer" in lent.status.value and "at home" in lent.status.value
-    assert "python -m koala bench --models tiny-sdxl tiny-koala-700m" in lent.panel.value
+    assert "on your own machine" in lent.panel.value and "python" not in lent.panel.value
     assert not lent.start.interactive and not lent.stop.interactive
     with pytest.raises(gr.Error, match="at home"):
         next(running(lent))
@@ -265,8 +266,8 @@ def test_a_visitor_measures_and_takes_the_json_home(page):
     assert page.locator(".kb-row").count() == page.locator("#kb-panel tbody tr").count() == 4
     with page.expect_download() as waiting:
         page.get_by_role("link", name="Download as JSON").click()
-    report = json.loads(waiting.value.path().read_text())
-    assert [(r["model"], r["preset"]) for r in report["rows"]] == [
+    saved = json.loads(waiting.value.path().read_text())
+    assert [(r["model"], r["preset"]) for r in saved["rows"]] == [
         (model, preset) for preset in ("quality", "stock") for model in ("tiny-sdxl", "tiny-koala-700m")
     ]
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -124,5 +124,5 @@ def tab(session, tmp_path, monkeypatch):
         return Distill(session)
 
 
-def look(tab, chosen: str = "", beside: str = "", sent: dict | None = None) -> dict:
-    return named(tab, tab.look(chosen, beside, sent or {}))
+def look(tab, chosen: str = "", compared: str = "", sent: dict | None = None) -> dict:
+    return named(tab, tab.look(chosen, compared, sent or {}))

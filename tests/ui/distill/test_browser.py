@@ -75,7 +75,7 @@ def test_a_run_is_watched_left_and_found_again(visit, root):
         trainer.step(200, state="done", message="200 steps; the student is in student/")
         expect(page.locator(".kd-run")).to_have_attribute("data-state", "done")
         expect(page.locator("#kd-stop")).to_have_count(0)
-        page.get_by_role("link", name="draw with it beside its teacher").click()
+        page.get_by_role("link", name="compare it with its teacher").click()
         expect(page.get_by_role("combobox", name="Second model")).to_have_value("first-1 (distilled)")
 
 
@@ -119,7 +119,7 @@ def test_runs_are_compared_and_one_is_deleted_after_a_question(visit, root, view
 
 def test_a_setting_that_cannot_work_is_said_under_no_run(visit, root):
     with visit() as page:
-        page.get_by_role("button", name="Choose what is distilled").click()
+        page.get_by_role("button", name="What is distilled").click()
         features = page.get_by_role("combobox", name="Features")
         features.fill("SB")
         features.press("Enter")
@@ -131,8 +131,8 @@ def test_a_setting_that_cannot_work_is_said_under_no_run(visit, root):
 @pytest.mark.slow
 def test_a_student_is_trained_stopped_resumed_and_drawn_with(visit, root):
     with visit() as page:
-        page.get_by_role("button", name="Choose what is distilled").click()
-        page.get_by_role("button", name="Every other setting").click()
+        page.get_by_role("button", name="What is distilled").click()
+        page.get_by_role("button", name="All other settings").click()
         settings = {"Number of steps": 30, "Number of pictures": 24, "Resolution": 128, "Batch size": 2}
         settings |= {
             "Checkpoint every": 5,
@@ -156,10 +156,10 @@ def test_a_student_is_trained_stopped_resumed_and_drawn_with(visit, root):
         page.get_by_role("button", name="Resume").click()
         expect(run).to_have_attribute("data-state", "done", timeout=300_000)
         expect(page.locator(".kd-grid figcaption")).to_have_text(["teacher", "before training", "step 30"])
-        found = runs.list_runs(root)[0]
-        steps = [e["step"] for e in found.metrics() if e["kind"] == "train"]
+        run = runs.list_runs(root)[0]
+        steps = [e["step"] for e in run.metrics() if e["kind"] == "train"]
         assert steps == list(range(1, 31))
-        page.get_by_role("link", name="draw with it beside its teacher").click()
+        page.get_by_role("link", name="compare it with its teacher").click()
         for which in ("first", "second"):
             field = page.get_by_role("spinbutton", name=f"Steps of the {which} model")
             field.fill("2")

@@ -34,9 +34,9 @@ def test_a_resumed_runs_metrics_begin_again(tmp_path):
 
 def test_a_long_curve_is_thinned_to_means_and_keeps_its_end():
     curve = [(step, float(step % 2)) for step in range(50_001)]
-    found = thinned(curve)
-    assert len(found) <= 240 and found[-1] == curve[-1]
-    assert all(abs(value - 0.5) < 0.02 for _, value in found[:-2])
+    thin = thinned(curve)
+    assert len(thin) <= 240 and thin[-1] == curve[-1]
+    assert all(abs(value - 0.5) < 0.02 for _, value in thin[:-2])
     assert thinned(curve[:100]) == curve[:100]
 
 
@@ -54,13 +54,13 @@ def test_every_term_has_its_figure_and_two_runs_share_one(tmp_path):
 def test_a_figures_lines_stay_within_it():
     for values in ([5.0], [0.0, 0.0], [1e-5, 3.0], [-1.0, 2.0], [1e-30, 1e30]):
         line = distill_curves.Line(name="x", curve=list(enumerate(values)))
-        html = distill_curves.figure("T", "w", [line])
+        *_, html = distill_curves.figure("T", "w", [line])
         heights = [float(b) for _, b in re.findall(r"([\d.-]+),([\d.-]+)", html.split("polyline")[-1])]
         assert all(0 <= b <= distill_curves.FRAME.height for b in heights)
         assert html.count('class="chart-grid"') <= 6
 
 
-def test_the_score_is_shown_beside_the_teachers():
+def test_the_score_is_shown_with_the_teachers():
     metrics = Metrics(score=[{"step": 0, "one_object": 0.0}, {"step": 10, "one_object": 0.5}])
     teacher = teacher_scores(QUICK)
     html = distill_curves.terms([("a", metrics)], teacher)

@@ -26,8 +26,8 @@ def test_the_first_visit_says_what_this_is(tab):
 
 @pytest.mark.parametrize("preset", [None, "", "nothing"])
 def test_no_preset_leaves_the_fields_as_they_are(tab, preset):
-    told, *fields = tab.fill(preset)
-    assert "Settings of an earlier run" in told and len(fields) == len(tab.fields)
+    description, *fields = tab.fill(preset)
+    assert "settings of an earlier run" in description and len(fields) == len(tab.fields)
     assert all(field == gr.skip() for field in fields)
 
 
@@ -53,9 +53,9 @@ def test_only_what_changed_is_sent_again(tab):
     run = written(tab.runs.root, "a-1", **living())
     first = look(tab)
     again = look(tab, "a-1", "", first["sent"])
-    assert set(again) == {"chosen", "beside", "sent"}
+    assert set(again) == {"chosen", "compared", "sent"}
     run.log({"kind": "train", "step": 21, "loss": 0.5})
-    assert {"curves", "standing"} <= set(look(tab, "a-1", "", first["sent"])) - {"chosen", "beside", "sent"}
+    assert {"curves", "standing"} <= set(look(tab, "a-1", "", first["sent"])) - {"chosen", "compared", "sent"}
 
 
 def test_a_reload_shows_the_run_that_was_chosen(tab):
@@ -76,10 +76,10 @@ def test_coming_back_to_the_tab_tells_all(tab):
 def test_two_runs_curves_lie_over_each_other_until_asked_away(tab):
     for name in ("a-1", "b-1"):
         written(tab.runs.root, name)
-    both = named(tab, tab.choose(Sent(beside="b-1"), "a-1", "", {}))
-    assert both["beside"] == "b-1" and "chart-line kd-b" in both["curves"] and ">compared<" in both["all"]
-    assert named(tab, tab.choose(Sent(beside="b-1"), "a-1", "b-1", {}))["beside"] == ""
-    assert named(tab, tab.choose(Sent(run="b-1"), "a-1", "b-1", {}))["beside"] == ""  # with itself it is not compared
+    both = named(tab, tab.choose(Sent(compared="b-1"), "a-1", "", {}))
+    assert both["compared"] == "b-1" and "chart-line kd-b" in both["curves"] and ">compared<" in both["all"]
+    assert named(tab, tab.choose(Sent(compared="b-1"), "a-1", "b-1", {}))["compared"] == ""
+    assert named(tab, tab.choose(Sent(run="b-1"), "a-1", "b-1", {}))["compared"] == ""  # with itself it is not compared
 
 
 def test_teacher_before_and_the_newest_pictures_stand_together(tab):
@@ -118,12 +118,20 @@ def test_deleting_asks_first(tab):
 
 
 def test_a_stopped_run_offers_its_checkpoints(tab):
-    run = written(tab.runs.root, "a-1", state="stopped", step=15)
-    assert look(tab)["resume"]["value"] == "Begin again"
+    run = written(tab.runs.root, "a-1", state="stopped", step=15, message="stopped by SIGTERM after step 15")
+    shown = look(tab)
+    assert shown["resume"]["value"] == "Start again"
+    assert ">Stopped at step 15<" in shown["standing"] and "SIGTERM" not in shown["standing"]
     for step in (5, 10, 15):
         run.checkpoint(step).mkdir(parents=True)
     shown = look(tab)
+    assert ">Stopped at step 15; it can be resumed<" in shown["standing"]
     assert shown["resume"]["value"] == "Resume" and shown["step"]["choices"] == ["last", "15", "10", "5"]
+
+
+def test_a_run_that_its_time_limit_ended_says_so(tab):
+    written(tab.runs.root, "a-1", state="stopped", step=15, message="stopped by its time limit after step 15")
+    assert ">Stopped by its time limit after step 15<" in look(tab)["standing"]
 
 
 def begin(tab, preset: str = "2-minutes", **change) -> dict:
@@ -149,7 +157,7 @@ def test_a_run_is_begun_seen_at_once_and_stopped(tab):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "problem"),
     [
         ({"teacher": "koala-700m"}, "is not on this machine"),
         ({"teacher": "no-such"}, "Unknown model"),
@@ -158,20 +166,22 @@ def test_a_run_is_begun_seen_at_once_and_stopped(tab):
         ({"features": ("CA",), "stages": ("DW-1",), "lf_at_ends": False}, "has no CA in DW-1"),
     ],
 )
-def test_what_cannot_run_is_said_before_a_process_is_begun(tab, change, said):
-    with pytest.raises(gr.Error, match=said):
+def test_what_cannot_run_is_refused_before_a_process_starts(tab, change, problem):
+    with pytest.raises(gr.Error, match=problem):
         begin(tab, **change)
     assert not list(tab.runs.root.iterdir())
 
 
 def test_an_estimate_says_time_and_memory_or_what_would_fit(tab):
-    found = {"predicted_peak_bytes": 3e9, "budget_bytes": 24_000_000_000, "fits": True, "remedies": []}
-    found |= {"batch_that_fits": 1200, "seconds": 95.0}
-    assert "About 1 min 35 s of training here. At its peak it takes 3.0 GB of 24.0 GB" in distill_panel.takes(found)
-    tight = found | {"fits": False, "remedies": ["accumulation=8"], "seconds": None}
+    estimate = {"predicted_peak_bytes": 3e9, "budget_bytes": 24_000_000_000, "fits": True, "remedies": []}
+    estimate |= {"batch_that_fits": 1200, "seconds": 95.0}
+    assert "About 1 min 35 s of training here. At its peak it takes 3.0 GB of 24.0 GB" in distill_panel.takes(estimate)
+    tight = estimate | {"fits": False, "remedies": ["accumulation=8"], "seconds": None}
     assert "too much. It fits with accumulation=8." in distill_panel.takes(tight)
-    *_, said = tab.forecast("2-minutes", *distill_fields.shown(dataclasses.replace(QUICK, threads=1), list(tab.fields)))
-    assert re.search(r"About .* of training here\. At its peak it takes \d\.\d GB of", said), said
+    *_, shown = tab.forecast(
+        "2-minutes", *distill_fields.shown(dataclasses.replace(QUICK, threads=1), list(tab.fields))
+    )
+    assert re.search(r"About .* of training here\. At its peak it takes \d\.\d GB of", shown), shown
     with pytest.raises(gr.Error, match="Unknown feature 'SB'"):
         values = dict(zip(tab.fields, distill_fields.shown(QUICK, list(tab.fields)), strict=True)) | {
             "features": ["SB"]

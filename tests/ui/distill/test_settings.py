@@ -1,6 +1,7 @@
 """Every setting of a distillation is on the page and means what it says."""
 
 import dataclasses
+import html
 import re
 import shlex
 
@@ -33,7 +34,7 @@ def test_what_the_page_shows_of_a_config_is_that_config(config):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "problem"),
     [
         ("num_steps", None, "num_steps must be a whole number"),
         ("num_steps", 0, "num_steps must be 1 or more"),
@@ -42,14 +43,14 @@ def test_what_the_page_shows_of_a_config_is_that_config(config):
         ("captions", "long", "captions must be one of short, detailed, mixed"),
     ],
 )
-def test_a_setting_that_cannot_work_is_named(name, value, said):
-    with pytest.raises(UserError, match=said):
+def test_a_setting_that_cannot_work_is_named(name, value, problem):
+    with pytest.raises(UserError, match=problem):
         distill_fields.read(QUICK, {name: value})
 
 
 def test_prompts_are_lines_and_a_feature_may_name_its_stage():
-    found = distill_fields.read(QUICK, {"validation_prompts": "a red, circle\n\n a star ", "features": ["LF@UP-3"]})
-    assert found.validation_prompts == ("a red, circle", "a star") and found.features == ("LF@UP-3",)
+    config = distill_fields.read(QUICK, {"validation_prompts": "a red, circle\n\n a star ", "features": ["LF@UP-3"]})
+    assert config.validation_prompts == ("a red, circle", "a star") and config.features == ("LF@UP-3",)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -60,17 +61,17 @@ def test_the_command_for_a_terminal_is_the_same_run(tmp_path, preset):
         run=written(tmp_path, "a-1", config), status=Status(state="done", step=1, num_steps=1), metrics=Metrics(),
         config=config,
     )  # fmt: skip
-    html = distill_panel.about(shown, list(PRESETS.values()))
-    command = re.search("<code>(.*)</code>", html)[1].replace("&#x27;", "'").replace("&quot;", '"')
+    panel = distill_panel.about(shown, list(PRESETS.values()))
+    command = html.unescape(re.search("<code>(.*)</code>", panel)[1])
     args = parser().parse_args(shlex.split(command)[3:])
     assert read(args.config, args.settings, PRESETS[args.preset].config) == config
     assert args.preset == preset
 
 
 def test_a_preset_fills_every_field(tab):
-    told, *values = tab.fill("10-minutes")
-    found = distill_fields.read(DistillConfig(), dict(zip(tab.fields, values, strict=True)))
-    assert found == PRESETS["10-minutes"].config and PRESETS["10-minutes"].text in told
+    description, *values = tab.fill("10-minutes")
+    config = distill_fields.read(DistillConfig(), dict(zip(tab.fields, values, strict=True)))
+    assert config == PRESETS["10-minutes"].config and PRESETS["10-minutes"].text in description
 
 
 def test_an_earlier_runs_settings_come_back(tab):

@@ -33,21 +33,21 @@ def test_strangers_choose_among_short_presets_and_few_settings(public, tmp_path,
 
 
 def test_a_strangers_run_is_short_alone_and_his_to_stop(public, tmp_path):
-    found = Runs(public, tmp_path)
-    name = found.start(dataclasses.replace(QUICK, threads=1), "one")
+    runs = Runs(public, tmp_path)
+    name = runs.start(dataclasses.replace(QUICK, threads=1), "one")
     try:
-        assert found.find(name).config().time_limit == PUBLIC_MINUTES
+        assert runs.find(name).config().time_limit == PUBLIC_MINUTES
         assert PRESETS["10-minutes"].config.num_steps <= PUBLIC_STEPS
         with pytest.raises(UserError, match="still running"):
-            found.start(QUICK, "two")
-        with pytest.raises(UserError, match="somebody else"):
-            found.stop(name, "two")
-        for forbidden in (found.delete, found.resume):
+            runs.start(QUICK, "two")
+        with pytest.raises(UserError, match="another visitor"):
+            runs.stop(name, "two")
+        for forbidden in (runs.delete, runs.resume):
             with pytest.raises(UserError, match="your own machine"):
                 forbidden(name)
     finally:
-        found.stop(name, "one")
-        while found.all()[0].alive:
+        runs.stop(name, "one")
+        while runs.all()[0].alive:
             time.sleep(0.1)
 
 
@@ -59,9 +59,9 @@ def test_a_stranger_names_no_folder_of_this_machine(public, tmp_path):
 def test_a_public_app_keeps_the_newest_runs(public, tmp_path):
     for k in range(PUBLIC_KEPT + 2):
         os.utime(written(tmp_path, f"old-{k}").path / "config.json", (k, k))
-    found = Runs(public, tmp_path)
-    name = found.start(dataclasses.replace(QUICK, threads=1), "one")
-    assert [s.name for s in found.all()] == [name, *(f"old-{k}" for k in range(PUBLIC_KEPT + 1, 2, -1))]
-    found.stop(name, "one")
-    while found.all()[0].alive:
+    runs = Runs(public, tmp_path)
+    name = runs.start(dataclasses.replace(QUICK, threads=1), "one")
+    assert [s.name for s in runs.all()] == [name, *(f"old-{k}" for k in range(PUBLIC_KEPT + 1, 2, -1))]
+    runs.stop(name, "one")
+    while runs.all()[0].alive:
         time.sleep(0.1)

@@ -62,8 +62,8 @@ def test_an_export_is_looked_at_taken_along_and_deleted(visit, root, exported_70
             page.get_by_role("button", name="Download zip").click()
         assert caught.value.suggested_filename == "first.zip"
         caught.value.save_as(tmp_path / "taken.zip")
-        with zipfile.ZipFile(tmp_path / "taken.zip") as found:
-            assert found.read("first/unet/model.onnx") == (root / "first" / "unet" / "model.onnx").read_bytes()
+        with zipfile.ZipFile(tmp_path / "taken.zip") as packed:
+            assert packed.read("first/unet/model.onnx") == (root / "first" / "unet" / "model.onnx").read_bytes()
         page.get_by_role("button", name="Delete …").click()
         expect(page.locator(".kd-sure").last).to_contain_text("Delete first for good")
         page.get_by_role("button", name="Delete it").click()
@@ -109,8 +109,8 @@ def test_an_export_passes_its_gates_before_ones_eyes(visit, root, tmp_path):
         with page.expect_download() as caught:
             page.get_by_role("button", name="Download zip").click()
         caught.value.save_as(tmp_path / "taken.zip")
-        with zipfile.ZipFile(tmp_path / "taken.zip") as found:
-            manifest = json.loads(found.read(f"tiny-koala-700m-universal-fp16-unet/{MANIFEST}"))
+        with zipfile.ZipFile(tmp_path / "taken.zip") as packed:
+            manifest = json.loads(packed.read(f"tiny-koala-700m-universal-fp16-unet/{MANIFEST}"))
         assert list(manifest["components"]) == ["unet"] and "numbers" in manifest["parity"]["passed"]
         turn_to_compare(page)
         page.get_by_role("combobox", name="Second model").click()

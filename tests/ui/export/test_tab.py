@@ -66,13 +66,13 @@ def job(folder, **settings) -> Job:
 
 
 def shown(page: Export, chosen: str = "") -> dict:
-    """What the page is told first, by the components' names."""
-    told = page.look(chosen, {})
+    """The first update of the page, by the components' names."""
+    update = page.look(chosen, {})
     names = {component: name for name, component in vars(page).items() if isinstance(component, gr.blocks.Block)}
-    return {names[component]: value for component, value in told.items()}
+    return {names[component]: value for component, value in update.items()}
 
 
-def told(capsys, say, *what) -> list[str]:
+def printed(capsys, say, *what) -> list[str]:
     """The lines that the export prints for a program when it says this."""
     say(Teller(lines=True), *what)
     return capsys.readouterr().err.splitlines(keepends=True)
@@ -81,7 +81,7 @@ def told(capsys, say, *what) -> list[str]:
 def test_what_the_export_says_is_heard(tmp_path, capsys):
     heard = job(tmp_path)
     estimate = Estimate(memory=700_000_000, disk=60_000_000, seconds=52)
-    for line in told(capsys, Teller.estimate, "tiny-koala-700m for universal", estimate):
+    for line in printed(capsys, Teller.estimate, "tiny-koala-700m for universal", estimate):
         heard.hear(line)
     strange = [
         "/some/file.py:105: FutureWarning: 10%  of it is old\n",
@@ -92,7 +92,7 @@ def test_what_the_export_says_is_heard(tmp_path, capsys):
     ]
     stages = [("trace unet", 0.0, None), ("convert vae_decoder, about 5 s left", 0.39, 67.4)]
     for text, done, left in stages:
-        for line in told(capsys, Teller.progress, Progress(text=text, done=done, left=left)):
+        for line in printed(capsys, Teller.progress, Progress(text=text, done=done, left=left)):
             heard.hear(line)
     for line in strange:
         heard.hear(line)
@@ -100,9 +100,9 @@ def test_what_the_export_says_is_heard(tmp_path, capsys):
     assert [step.text for step in heard.steps] == [text for text, *_ in stages]
     assert (heard.share, heard.left) == (0.39, 67.4)
     assert "1 min 7 s" in export_panel.standing(heard)
-    found = [Finding(gate=g, passed=p, text=f"{g} said\nso") for g, p in (("structure", True), ("parts", None))]
-    for finding in found:
-        for line in told(capsys, Teller.finding, finding):
+    findings = [Finding(gate=g, passed=p, text=f"{g} said\nso") for g, p in (("structure", True), ("parts", None))]
+    for finding in findings:
+        for line in printed(capsys, Teller.finding, finding):
             heard.hear(line)
     assert [(f["gate"], f["passed"], f["text"]) for f in heard.findings] == [
         ("structure", True, "structure said\nso"),
@@ -117,19 +117,19 @@ def test_people_at_a_terminal_read_sentences(capsys):
     teller.progress(Progress(text="trace unet", done=0.39, left=67.4))
     teller.finding(Finding(gate="speed", passed=False, text="slow"))
     teller.finding(Finding(gate="structure", passed=True, text="valid"), sys.stdout)
-    said = capsys.readouterr()
-    assert said.err.splitlines() == [
+    output = capsys.readouterr()
+    assert output.err.splitlines() == [
         "tiny-sdxl for web will take about 0.7 GB of memory, 0.06 GB of disk and 52 s, gates not counted",
         " 39%  trace unet, about 67 s left",
         "FAIL  speed      slow",
     ]
-    assert said.out == "pass  structure  valid\n" and teller.error is None
+    assert output.out == "pass  structure  valid\n" and teller.error is None
 
 
 def test_the_page_knows_every_gate_and_shows_which_runs(tmp_path, capsys):
     assert list(export_panel.GATES) == list(GATES)
     heard = job(tmp_path)
-    for line in told(capsys, Teller.finding, Finding(gate="structure", passed=True, text="valid")):
+    for line in printed(capsys, Teller.finding, Finding(gate="structure", passed=True, text="valid")):
         heard.hear(line)
     page = export_panel.standing(heard)
     words = [page.split(f'data-gate="{gate}" data-word="')[1].split('"')[0] for gate in GATES]
@@ -151,7 +151,7 @@ STAGE = {"kind": "progress", "stage": "trace unet", "share": 0.1, "left_s": 5.0}
             "unknown model 'x'; choose",
         ),
         ([ENDED], 1, FAILED, "the gate 'numbers', and nothing was"),
-        ([STAGE], -signal.SIGKILL, FAILED, "want of memory"),
+        ([STAGE], -signal.SIGKILL, FAILED, "lack of memory"),
     ],
     ids=["full disk", "bad use", "gate", "killed"],
 )
@@ -161,7 +161,7 @@ def test_an_export_that_fails_says_why_in_one_line(tmp_path, lines, code, state,
         heard.hear(line if isinstance(line, str) else json.dumps(line))
     heard.end(code, '{"findings": [')  # cut off
     assert heard.state == state and words in heard.message and "\n" not in heard.message
-    assert words.replace("'", "&#x27;")[1:] in export_panel.standing(heard)
+    assert words.replace("'", "&#39;")[1:] in export_panel.standing(heard)
 
 
 def test_a_process_that_cannot_begin_ends_with_its_own_words(tmp_path):
@@ -174,7 +174,7 @@ def test_a_process_that_cannot_begin_ends_with_its_own_words(tmp_path):
 
 
 def test_what_a_killed_export_left_is_removed(tmp_path):
-    """Killed as for want of memory, it cannot clean up; the app does."""
+    """Killed as for lack of memory, it cannot clean up; the app does."""
     command = [sys.executable, "-u", "-c", HALF_WRITTEN]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("koala.ui.export.jobs.COMMAND", command)
@@ -199,7 +199,7 @@ def test_one_export_at_a_time_and_every_mistake_is_named(root):
         with pytest.raises(UserError, match=words):
             exports.start(order, "visitor")
     exports.job = job(root / "first")
-    with pytest.raises(UserError, match="under way; wait for its end"):
+    with pytest.raises(UserError, match="is running; wait for its end"):
         exports.start(ORDER, "visitor")
     assert not root.exists()
 
@@ -218,7 +218,7 @@ def test_strangers_export_nothing_unless_the_app_says_so(root):
         with pytest.raises(UserError, match="your own machine"):
             deed()
     opened.job = job(root / ".public" / "one", visitor="somebody")
-    with pytest.raises(UserError, match="somebody else"):
+    with pytest.raises(UserError, match="another visitor"):
         opened.stop("stranger")
 
 
@@ -237,20 +237,20 @@ def test_every_target_offers_its_own_weights(root):
     page = tab()
     assert page.target.choices == [(name, name) for name in TARGETS]
     for name, target in TARGETS.items():
-        told, dtype = page.aim(name)
-        assert target.text in told and [c[0] for c in dtype.choices] == list(target.dtypes)
+        description, dtype = page.aim(name)
+        assert target.text in description and [c[0] for c in dtype.choices] == list(target.dtypes)
 
 
 def test_an_export_is_shown_with_sizes_figures_and_lines(shelf):
-    found = shown(tab())
-    assert found["chosen"] == "one"
+    page = shown(tab())
+    assert page["chosen"] == "one"
     exported = Exported.read(shelf / "one")
     for name, part in exported.components.items():
-        assert export_panel.NAMES[name] in found["details"] and f"{part.parameters:,}" in found["details"]
-    assert "No gate has looked at this export" in found["details"]
-    assert "koala generate --model" in found["lines"] and "numpy_runner.py" in found["lines"]
-    assert "--stronglyTyped" in found["lines"]
-    assert found["save"]["visible"] and found["check"]["visible"] and found["ask_delete"]["visible"]
+        assert export_panel.NAMES[name] in page["details"] and f"{part.parameters:,}" in page["details"]
+    assert "has not passed any gate" in page["details"]
+    assert "koala generate --model" in page["lines"] and "numpy_runner.py" in page["lines"]
+    assert "--stronglyTyped" in page["lines"]
+    assert page["save"]["visible"] and page["check"]["visible"] and page["ask_delete"]["visible"]
 
 
 def test_the_figures_that_an_export_carries_are_told(shelf):
@@ -275,14 +275,14 @@ def test_the_figures_that_an_export_carries_are_told(shelf):
 
 def test_what_the_gates_found_here_has_the_ratio_first(shelf):
     page = tab()
-    told = {
+    finding = {
         "gate": "speed",
         "passed": True,
         "text": "1.76x",
         "figures": {"ratio": 1.76, "ms": {"onnx": 21.0, "torch": 36.9}, "threads": 2},
     }
     page.exports.job = job(shelf / "one", checks=True)
-    page.exports.job.end(0, json.dumps({"findings": [told]}))
+    page.exports.job.end(0, json.dumps({"findings": [finding]}))
     assert page.exports.job.state == DONE
     details = shown(page)["details"]
     assert "<strong>1.76×</strong>" in details and "21.0 ms in ONNX Runtime, 36.9 ms in torch" in details
@@ -292,14 +292,14 @@ def test_what_the_gates_found_here_has_the_ratio_first(shelf):
 def test_a_manifest_that_cannot_be_read_hides_nothing_else(shelf):
     (shelf / "two").mkdir()
     (shelf / "two" / MANIFEST).write_text('{"format": 1')
-    found = shown(tab(), "two")
-    assert "damaged" in found["details"] and not found["save"]["visible"] and found["ask_delete"]["visible"]
-    assert "one" in found["list"] and "unreadable" in found["list"]
+    page = shown(tab(), "two")
+    assert "damaged" in page["details"] and not page["save"]["visible"] and page["ask_delete"]["visible"]
+    assert "one" in page["list"] and "unreadable" in page["list"]
 
 
 def test_the_lines_for_onnx_runtime_run_as_they_stand(exported_700m):
-    found = export_lines.lines(Exported.read(exported_700m), str(exported_700m), {})
-    (step,) = [line.text for line in found if "onnxruntime" in line.text]
+    lines = export_lines.lines(Exported.read(exported_700m), str(exported_700m), {})
+    (step,) = [line.text for line in lines if "onnxruntime" in line.text]
     done = subprocess.run([sys.executable, "-c", step], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "(2, 4, 32, 32) float16"
@@ -325,21 +325,21 @@ def test_strangers_learn_no_path_of_this_machine(shelf, exported_700m):
     page.exports.job.hear(json.dumps(needs))
     page.exports.job.end(1, "")
     for name, words in (("one", "one is an export for cpu-int8"), ("two", "two/export.json is of format 99")):
-        found = repr(shown(page, name))
-        assert words in found and "Three needs 9.00 GB" in found and str(shelf.parent) not in found
+        values = repr(shown(page, name))
+        assert words in values and "Three needs 9.00 GB" in values and str(shelf.parent) not in values
 
 
 def test_the_zip_holds_every_file_as_it_is(shelf):
     packed = Exports(Session()).pack("one")
     assert packed.name == "one.zip"
-    with zipfile.ZipFile(packed) as found:
-        assert {i.compress_type for i in found.infolist()} == {zipfile.ZIP_STORED}
+    with zipfile.ZipFile(packed) as archive:
+        assert {i.compress_type for i in archive.infolist()} == {zipfile.ZIP_STORED}
         files = {f"one/{f.relative_to(shelf / 'one').as_posix()}" for f in (shelf / "one").rglob("*") if f.is_file()}
-        assert set(found.namelist()) == files
-        assert found.read("one/unet/model.onnx") == (shelf / "one" / "unet" / "model.onnx").read_bytes()
+        assert set(archive.namelist()) == files
+        assert archive.read("one/unet/model.onnx") == (shelf / "one" / "unet" / "model.onnx").read_bytes()
     (shelf / "one" / "tensorrt.md").write_text("lines")  # made later, and not named in the manifest
-    with zipfile.ZipFile(Exports(Session()).pack("one")) as found:
-        assert found.read("one/tensorrt.md") == b"lines"
+    with zipfile.ZipFile(Exports(Session()).pack("one")) as archive:
+        assert archive.read("one/tensorrt.md") == b"lines"
 
 
 def test_a_large_export_is_taken_from_its_folder(shelf, monkeypatch):
