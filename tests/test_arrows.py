@@ -124,7 +124,7 @@ PACKAGES = {
     "open_clip": ("evaluate",),
     "onnxruntime": ("models", "export", "gpu_report"),
     "onnx onnx_ir onnxscript": ("export",),
-    "gradio starlette": ("ui",),
+    "gradio jinja2 starlette": ("ui",),
 }
 # Never imported by koala: a deployment folder that is named like a package, the tests, what is run, and entry points.
 NEVER = ("spaces", "tests", "recipes", "app", "export")
