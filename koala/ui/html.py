@@ -1,16 +1,16 @@
-"""HTML from Jinja2 templates with autoescape on: whatever a visitor or a file wrote arrives as text.
+"""HTML from Jinja2 templates with autoescape on: whatever a visitor or a file wrote stays text.
 
-A template is a file of macros in koala/ui/; `macros` gives them as functions:
+A template is a file of macros, next to the module that uses it:
 
-    shown = macros("assets/widgets.html", duration=duration)
-    shown.timing(rows)
+    HTML = macros("widgets.html", duration=duration)
+    HTML.timing(rows)
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from jinja2.ext import Extension
 
 FOLDER = Path(__file__).parent
@@ -36,9 +36,20 @@ ENVIRONMENT = Environment(
 )
 
 
-def macros(file: str, **names: object) -> ModuleType:
-    """The macros of a template in koala/ui/, as functions that return HTML; `names` are what they all may use.
+class Macros:
+    """A template's macros as functions that return HTML as plain str, which the page's handlers may cut and join."""
 
-    What a macro returns is markup: another macro shows it as it is. Adding plain text to it with + escapes the text.
+    def __init__(self, template: Template):
+        self._template = template
+
+    def __getattr__(self, name: str) -> Callable[..., str]:
+        macro = getattr(self._template.module, name)
+        return lambda *values, **named: str(macro(*values, **named))
+
+
+def macros(file: str, **names: object) -> Macros:
+    """The macros of a template in koala/ui/; `names` are functions and values that all of them may use.
+
+    HTML that another macro made is text to a template that gets it from Python: it shows it with `| safe`.
     """
-    return ENVIRONMENT.get_template(file, globals=names).module
+    return Macros(ENVIRONMENT.get_template(file, globals=names))

@@ -37,6 +37,11 @@ def test_text_is_escaped_once_also_through_a_second_macro(shown):
     assert shown.called(3) == "&lt;3 ms"
 
 
+def test_html_is_plain_text_to_python(shown):
+    html = shown.item("b")
+    assert type(html) is str and html + "<hr>" == '<li title="b">b</li><hr>'
+
+
 def test_a_missing_value_is_an_error(shown):
     with pytest.raises(UndefinedError, match="nothing"):
         shown.missing()

@@ -121,7 +121,7 @@ def test_the_stage_template_has_no_place_for_text():
     template = (stage.Path(widgets.__file__).parent / "compare" / "stage.html").read_text()
     assert "{{" not in template and "${" not in template and "`" not in template
     for script in ("stage.js", "history.js"):
-        assert "innerHTML" not in (stage.Path(widgets.__file__).parent / "assets" / script).read_text()
+        assert "innerHTML" not in (stage.Path(widgets.__file__).parent / "compare" / script).read_text()
 
 
 def test_toasts_are_clipped():
