@@ -49,7 +49,7 @@ def build(session: Session) -> gr.Blocks:
         add_endpoints(session)
     demo.queue(api_open=False, max_size=20)
     if not session.local:
-        session.share = Share(demo._queue, session.line)
+        session.device.share = Share(demo._queue, session.device.line)
     return demo
 
 

@@ -21,8 +21,8 @@ from koala.ui.visitors import listens
 def _run(session: Session, requests: Sequence[GenerationRequest], draw: Callable | None = None, **kind: str) -> list:
     """Results in the order of the requests. A client that hangs up leaves the line, or ends its run."""
     asked, results = LocalContext.request.get(None), {}
-    visitor = session.visitor(asked) if asked else ""
-    with closing(session.run(requests, draw=draw, visitor=visitor, **kind)) as updates:
+    visitor = session.device.visitor(asked) if asked else ""
+    with closing(session.device.run(requests, draw=draw, visitor=visitor, **kind)) as updates:
         for update in updates:
             if not listens():
                 raise UserError("this request was left by its client")
@@ -74,7 +74,7 @@ class Endpoints:
         """Draw pictures with one model. Returns the PNG files, each with its whole request, and the result as JSON."""
         given = _fields(locals())
         try:
-            request = self.session.check(GenerationRequest(**given))
+            request = self.session.catalogue.check(GenerationRequest(**given))
             results, files = _draw(self.session, [request])
         except Exception as error:
             raise complain(error) from None
@@ -108,7 +108,7 @@ class Endpoints:
                 check_public_models(models)
             requests = [GenerationRequest(model=m, **given) for m in models]
             for request in requests:
-                self.session.check(request)
+                self.session.catalogue.check(request)
             if len(requests) < 2:
                 same_noise(requests)  # says what a comparison needs
             results, files = _draw(self.session, requests)
@@ -145,7 +145,7 @@ class Endpoints:
         try:
             if not isinstance(models, list) or not 1 <= len(models) <= 2:
                 raise UserError('models must be one or two names, for example ["tiny-sdxl", "tiny-koala-700m"]')
-            requests = [self.session.check(GenerationRequest(model=m, **given)) for m in models]
+            requests = [self.session.catalogue.check(GenerationRequest(model=m, **given)) for m in models]
             capture, results = _captured(self.session, requests, stages, same_input)
             from koala.ui.attention import api as attention_api
             from koala.ui.attention.files import png

@@ -58,8 +58,8 @@ class Ticket:
         return not self.line.place(self)[0]
 
     @property
-    def said(self) -> str:
-        """Where this run stands, as in `Waiting: 1 before you, about 20 s`; nothing once it has the device."""
+    def status(self) -> str:
+        """For example `Waiting: 1 before you, about 20 s`; empty once the run has the device."""
         before, seconds = self.line.place(self)
         if not before:
             return ""

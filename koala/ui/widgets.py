@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 from koala.models.registry import find
 from koala.shapes.captions import EXAMPLES
 from koala.ui.html import macros
+from koala.ui.messages import page_words
 
 if TYPE_CHECKING:
     from koala.hardware.torch_build import Advice
-    from koala.ui.session import ModelState
+    from koala.ui.loader import ModelState
 
 
 def duration(ms: float) -> str:
@@ -22,7 +23,7 @@ def _gigabytes(count: float) -> str:
 
 
 _STATES = {"waiting": "waiting", "loading": "loading", "ready": "ready", "needs": "not ready"}
-_HTML = macros("widgets.html", words=_STATES, gigabytes=_gigabytes)
+_HTML = macros("widgets.html", words=_STATES, gigabytes=_gigabytes, page_words=page_words)
 
 
 def chips() -> str:

@@ -10,7 +10,6 @@ import gradio as gr
 
 from koala.errors import Cancelled, UserError
 from koala.hardware.latency import HARDWARE
-from koala.ui import turns
 from koala.ui.architecture import data as architecture
 from koala.ui.architecture import students
 from koala.ui.architecture import svg as architecture_svg
@@ -97,7 +96,7 @@ class Architecture:
                 "little is lost with it.</p></section>",
                 apply_default_css=False,
             )
-            why_not = session.lent_too_short("this measurement")
+            why_not = session.device.lent_too_short("this measurement")
             usable = {"interactive": not why_not}
             self.measure = gr.Button("Measure on Tiny SDXL", elem_id="k-similarity", size="md", **usable)
             said = f'<p class="ka-hint">{safe(why_not)}.</p>' if why_not else EMPTY
@@ -165,7 +164,7 @@ class Architecture:
         except UserError as error:
             return self._begin(event, error) | {"cut": True}
         try:
-            self.session.library()  # two threads must not import diffusers at once
+            self.session.loader.library()  # two threads must not import diffusers at once
             self.students.make(student(asked["spec"], TINY_SDXL))
         except Exception as error:
             return self.view(asked, readable(error)) | {"cut": True}
@@ -193,10 +192,10 @@ class Architecture:
                     raise Cancelled
 
         try:
-            self.session.require_own_device("this measurement")
+            self.session.device.require_own("this measurement")
             work = Work(kind="similarity", amount=1)
-            visitor = self.session.visitor(request)
-            told = turns.turn(self.session, [students.TEACHER], measured, life, visitor=visitor, work=work)
+            visitor = self.session.device.visitor(request)
+            told = self.session.device.turn([students.TEACHER], measured, life, visitor=visitor, work=work)
             with closing(told):
                 for news in told:
                     last = news[-1] if news else None

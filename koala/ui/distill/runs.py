@@ -15,9 +15,10 @@ from koala.files.read_json import read_object
 from koala.models.cards import CARDS, EMBEDDED, ModelCard
 from koala.models.layout import STEMS
 from koala.models.locate import availability
+from koala.ui.catalogue import portable_name
 from koala.ui.distill.metrics import Follower
 from koala.ui.distill.panel import STOPPING, Shown, named, unreadable
-from koala.ui.session import Session, spoken
+from koala.ui.session import Session
 from koala.unet.specs import student
 
 PUBLIC_MINUTES = 12.0  # that a stranger's run may take
@@ -146,7 +147,7 @@ class Runs:
     def _delete(self, run: RunFolder) -> None:
         model = _model(run)
         if run.name in self._offered:
-            if self.session.in_use(model):
+            if self.session.device.in_use(model):
                 raise UserError(f"{model} is drawing or being loaded just now; delete {run.name} when it is done")
             self.session.remove(model)
             del self._offered[run.name]
@@ -156,13 +157,13 @@ class Runs:
     def _make_room(self) -> None:
         """The oldest of a public app's runs go; those whose students draw just now stay for once."""
         for run in runs.list_runs(self.root)[PUBLIC_KEPT - 1 :]:
-            if not self.session.in_use(_model(run)):
+            if not self.session.device.in_use(_model(run)):
                 self._delete(run)
 
     def _checked(self, config: DistillConfig) -> DistillConfig:
         """The config in names that another process knows; UserError before a process is begun for nothing."""
         names = {"teacher": config.teacher} | ({"student_init": config.student_init} if config.student_init else {})
-        cards = {field: self.session.card(name) for field, name in names.items()}
+        cards = {field: self.session.catalogue.card(name) for field, name in names.items()}
         for card in cards.values():
             here, needs = availability(card)
             if not here:
@@ -170,7 +171,7 @@ class Runs:
         teacher = cards["teacher"].spec
         if teacher:
             feature_pairs(config, student(config.student_spec, teacher), teacher)
-        config = dataclasses.replace(config, **{field: spoken(card) for field, card in cards.items()})
+        config = dataclasses.replace(config, **{field: portable_name(card) for field, card in cards.items()})
         if self.session.local:
             return config
         minutes = min(config.time_limit or PUBLIC_MINUTES, PUBLIC_MINUTES)
@@ -189,15 +190,15 @@ class Runs:
         name, age = _model(run), weights.stat().st_mtime_ns
         with self._lock:
             known = run.name in self._offered
-            if self._offered.get(run.name) == age or known and self.session.in_use(name):
+            if self._offered.get(run.name) == age or known and self.session.device.in_use(name):
                 return name  # one that draws just now is renewed at the next look
-            in_memory = known and self.session.state(name).state == "ready"
+            in_memory = known and self.session.loader.state(name).state == "ready"
             if known:
                 self.session.remove(name)
-            self.session.add(self._card(run, config, name))
+            self.session.catalogue.add(self._card(run, config, name))
             self._offered[run.name] = age
             if in_memory:
-                self.session.want(name)
+                self.session.loader.want(name)
         return name
 
     def _card(self, run: RunFolder, config: DistillConfig, name: str) -> ModelCard:

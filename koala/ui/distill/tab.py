@@ -41,8 +41,8 @@ class Distill:
             with gr.Column(elem_classes="k-results"):
                 self._results()
         self._wire(tab)
-        session.before_choosing.append(self.runs.all)
-        session.around_runs.append(Drawing(self.runs.root))  # a run waits meanwhile
+        session.catalogue.before_choosing.append(self.runs.all)
+        session.device.around_runs.append(Drawing(self.runs.root))  # a run waits meanwhile
         self.runs.all()  # students of earlier days are models, too
 
     # --- components
@@ -149,7 +149,7 @@ class Distill:
 
     def teachers(self) -> list[tuple[str, str]]:
         """Models of this machine that are no students themselves."""
-        cards = [(title, self.session.card(name)) for title, name in self.session.choices()]
+        cards = [(title, self.session.catalogue.card(name)) for title, name in self.session.catalogue.choices()]
         return [(title, card.name) for title, card in cards if not card.teacher and availability(card)[0]]
 
     def tell(self, preset: str | None) -> str:
@@ -219,7 +219,7 @@ class Distill:
 
     def _link(self, shown: Shown) -> str:
         """Compare, with the student beside its teacher."""
-        return "?" + urlencode({"models": f"{self.session.card(shown.model).teacher},{shown.model}"})
+        return "?" + urlencode({"models": f"{self.session.catalogue.card(shown.model).teacher},{shown.model}"})
 
     def turn(self, chosen: str, beside: str, sent: dict) -> dict:
         """The tab was chosen: all of it is told again, for the page may have missed something."""

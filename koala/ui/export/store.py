@@ -15,8 +15,9 @@ from koala.files.outputs import check_space, new_file
 from koala.models.cards import ModelCard
 from koala.models.export_manifest import MANIFEST, Exported, exports_root, list_exports
 from koala.models.locate import availability
+from koala.ui.catalogue import portable_name
 from koala.ui.export.jobs import DONE, FAILED, Job, Process, within
-from koala.ui.session import Session, spoken
+from koala.ui.session import Session
 
 PUBLIC_KEPT = 6  # exports that a public app keeps
 LARGEST_ZIP = 500_000_000  # bytes: a larger export is taken from its folder
@@ -51,8 +52,8 @@ class Order:
 
     def arguments(self, card: ModelCard, out: Path) -> list[str]:
         """The words after `python -m export` that write this order of a model into the folder `out`."""
-        words = ["--json", "--progress", "json", "--model", spoken(card), "--out", str(out), "--target", self.target]
-        words += ["--dtype", self.dtype, "--components", self.components]
+        words = ["--json", "--progress", "json", "--model", portable_name(card), "--out", str(out)]
+        words += ["--target", self.target, "--dtype", self.dtype, "--components", self.components]
         return words + (["--lora", self.lora, f"--lora-strength={self.lora_strength:g}"] if self.lora else [])
 
     def stem(self, card: ModelCard) -> str:
@@ -81,7 +82,7 @@ class Exports:
 
     def models(self) -> list[tuple[str, str]]:
         """(title, name) of the models of this machine; for strangers the embedded ones."""
-        cards = [(title, self.session.card(name)) for title, name in self.session.choices()]
+        cards = [(title, self.session.catalogue.card(name)) for title, name in self.session.catalogue.choices()]
         return [(t, c.name) for t, c in cards if availability(c)[0] and (self.session.local or c.embedded)]
 
     # --- what is there
@@ -109,7 +110,7 @@ class Exports:
     def start(self, order: Order, visitor: str) -> Job:
         """Begin an export. UserError where it cannot be, or another is under way."""
         self._allowed()
-        card = self.session.card(order.model)
+        card = self.session.catalogue.card(order.model)
         here, needs = availability(card)
         if not here:
             raise UserError(needs)
@@ -190,9 +191,9 @@ class Exports:
         if self.job and self.job.alive and self.job.folder == found.folder:
             raise UserError(f"the gates of {found.name} are being run; stop them first")
         model = str(found.folder.resolve())
-        if self.session.in_use(model):
+        if self.session.device.in_use(model):
             raise UserError(f"{found.name} is drawing or being loaded just now; delete it when it is done")
-        self.session.forget(model)
+        self.session.loader.forget(model)
         gone = found.folder.with_name(f".deleted-{found.name}")
         found.folder.rename(gone)  # at once, so that a half-removed export is none
         shutil.rmtree(gone)
