@@ -139,17 +139,17 @@ def test_twenty_wait_and_the_next_is_refused_until_one_has_left(line):
 def test_a_visitors_share_counts_whoever_waits_runs_or_looks(line):
     line.share, line.elsewhere = MOST, lambda who: int(who == "greedy")
     with ExitStack() as held:
-        held.enter_context(line.beside("greedy"))
+        held.enter_context(line.without_device("greedy"))
         held.enter_context(line.join("greedy", SMALL))
         last = held.enter_context(ExitStack())
         last.enter_context(line.join("greedy", SMALL))
-        for more in (line.join("greedy", SMALL), line.beside("greedy")):
+        for more in (line.join("greedy", SMALL), line.without_device("greedy")):
             with pytest.raises(UserError) as told, more:
                 pass
             assert str(told.value) == TOO_MANY
         held.enter_context(line.join("other", SMALL))
         last.close()
-        held.enter_context(line.beside("greedy"))
+        held.enter_context(line.without_device("greedy"))
     assert line.of("greedy") == line.of("other") == 0
 
 

@@ -320,7 +320,7 @@ class Attention:
         try:
             if not isinstance(asked, dict):
                 raise UserError("the page asked for nothing; reload it")
-            with share.beside(request) if share else nullcontext():
+            with share.without_device(request) if share else nullcontext():
                 return work(self.store.get(asked.get("id")), asked)
         except Exception as error:
             return {"problem": readable(error)}
