@@ -34,12 +34,12 @@ TABS = (
     ("Benchmark", bench.build),
     ("Export", export.build),
 )
-THREADS = 64  # of handlers; whoever waits in the line for the device has one, and others must not wait for them
+THREADS = 64  # of handlers; every run that waits for the device occupies one, and other handlers must not wait for it
 LOCAL = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
 def build(session: Session) -> gr.Blocks:
-    """The page, without any model in memory."""
+    """The page; no model is in memory yet."""
     with gr.Blocks(title="KOALA", analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
         gr.HTML(widgets.header(), apply_default_css=False)
         with gr.Tabs(elem_classes="k-tabs", overflow_behavior="wrap"):
@@ -49,15 +49,15 @@ def build(session: Session) -> gr.Blocks:
         add_endpoints(session)
     demo.queue(api_open=False, max_size=20)
     if not session.local:
-        session.share = Share(demo._queue, session.line)
+        session.device.share = Share(demo._queue, session.device.line)
     return demo
 
 
 def gates(rules: Rules, sessions: Sessions, *, local: bool) -> list[Middleware]:
-    """What a request passes on its way to Gradio, the outermost first.
+    """The middleware between a request and Gradio, outermost first.
 
-    A Space is shown in a frame of huggingface.co and called from everywhere; it has no password and no network of its
-    own that another page could reach through it.
+    A Space appears in a frame of huggingface.co and answers any origin: it has no password, and no private network that
+    another page could reach through it.
     """
     return [
         *([] if get_space() else [Middleware(SameOrigin, rules=rules)]),
@@ -78,8 +78,8 @@ def launch(
 ) -> gr.Blocks:
     """Serve the page, then start to load the models. Returns at once; `block_thread` waits.
 
-    `users` are names and passwords; None lets everybody in. `allow` are names, NAME or NAME:PORT, that the app answers
-    to besides its own; UserError for what is none.
+    `users` are names and passwords; with None no password is needed. `allow` are further host names, NAME or NAME:PORT,
+    that the app answers to; UserError for anything else.
     """
     rules, sessions = Rules.of(host, allow, local=session.local), Sessions()
     demo = build(session)

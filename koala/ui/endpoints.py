@@ -19,13 +19,13 @@ from koala.ui.visitors import listens
 
 
 def _run(session: Session, requests: Sequence[GenerationRequest], draw: Callable | None = None, **kind: str) -> list:
-    """Results in the order of the requests. A client that hangs up leaves the line, or ends its run."""
+    """Results in the order of the requests. A client that disconnects leaves the line or ends its run."""
     asked, results = LocalContext.request.get(None), {}
-    visitor = session.visitor(asked) if asked else ""
-    with closing(session.run(requests, draw=draw, visitor=visitor, **kind)) as updates:
+    visitor = session.device.visitor(asked) if asked else ""
+    with closing(session.device.run(requests, draw=draw, visitor=visitor, **kind)) as updates:
         for update in updates:
             if not listens():
-                raise UserError("this request was left by its client")
+                raise UserError("the client of this request has disconnected")
             results |= update.results
     return [results[k] for k in sorted(results)]
 
@@ -38,19 +38,19 @@ def _draw(session: Session, requests: Sequence[GenerationRequest]) -> tuple[list
 
 
 def _fields(values: dict) -> dict:
-    """Those of a function's arguments that are fields of a request."""
+    """The arguments of a function that are fields of a request."""
     return {f.name: values[f.name] for f in dataclasses.fields(GenerationRequest) if f.name in values}
 
 
 def _captured(session: Session, requests: Sequence[GenerationRequest], stages: list[str] | None, same_input: bool):
-    """The capture of these requests, which nothing keeps, and the results that came with it."""
+    """The capture of these requests, which is not stored, and their results."""
     recording = Recording(stages=stages, same_input=same_input, public=not session.local)
     ((captured, results),) = _run(session, requests, recording.draw, kind="attention")
     return captured, results
 
 
 class Endpoints:
-    """Each method is an endpoint of its name; its signature and docstring are what the API tells of it."""
+    """Each method is an endpoint of the same name; its signature and docstring are its API documentation."""
 
     def __init__(self, session: Session):
         self.session = session
@@ -74,7 +74,7 @@ class Endpoints:
         """Draw pictures with one model. Returns the PNG files, each with its whole request, and the result as JSON."""
         given = _fields(locals())
         try:
-            request = self.session.check(GenerationRequest(**given))
+            request = self.session.catalogue.check(GenerationRequest(**given))
             results, files = _draw(self.session, [request])
         except Exception as error:
             raise complain(error) from None
@@ -108,7 +108,7 @@ class Endpoints:
                 check_public_models(models)
             requests = [GenerationRequest(model=m, **given) for m in models]
             for request in requests:
-                self.session.check(request)
+                self.session.catalogue.check(request)
             if len(requests) < 2:
                 same_noise(requests)  # says what a comparison needs
             results, files = _draw(self.session, requests)
@@ -136,32 +136,32 @@ class Endpoints:
         width: int | None = None,
         height: int | None = None,
     ) -> tuple[list[dict], dict]:
-        """Draw a prompt with one model, or with two on the same noise, and tell where the patch under a pixel [x, y]
-        looks: in the last self-attention layer of each stage, at a step counted from 1 or in the "mean" of all, in one
-        head counted from 1 or in the "mean" or "max" of all. Of two models the steps of the longer run count, and the
-        other's step of the most similar noise is taken. Returns the pictures, then the figure of all stages, and every
-        number as JSON. With same_input the teacher is shown what its student draws."""
+        """Draw a prompt with one model, or with two on the same noise, and show what the patch under a pixel [x, y]
+        attends to: in the last self-attention layer of each stage, at a step counted from 1 or in the "mean" of all, in
+        one head counted from 1 or in the "mean" or "max" of all. With two models the steps of the longer run count, and
+        the other's step of the most similar noise is taken. Returns the pictures, then the figure of all stages, and
+        every number as JSON. With same_input the teacher gets the input of its student."""
         given = _fields(locals())
         try:
             if not isinstance(models, list) or not 1 <= len(models) <= 2:
                 raise UserError('models must be one or two names, for example ["tiny-sdxl", "tiny-koala-700m"]')
-            requests = [self.session.check(GenerationRequest(model=m, **given)) for m in models]
+            requests = [self.session.catalogue.check(GenerationRequest(model=m, **given)) for m in models]
             capture, results = _captured(self.session, requests, stages, same_input)
             from koala.ui.attention import api as attention_api
             from koala.ui.attention.files import png
 
-            found = attention_api.answer(capture, pixel, step, head)
-            for one, result in zip(found["models"], results, strict=True):
-                one["unread"] = result.unread
-            figure = stage.keep(png(attention_api.picture(capture, found, pixel)), "koala-attention.png")
+            answer = attention_api.answer(capture, pixel, step, head)
+            for model, result in zip(answer["models"], results, strict=True):
+                model["unread"] = result.unread
+            figure = stage.keep(png(attention_api.picture(capture, answer, pixel)), "koala-attention.png")
         except Exception as error:
             raise complain(error) from None
         files = [stage.save(r, [r.request for r in results] if len(results) > 1 else ())[0] for r in results]
-        return [stage.file_data(p) for p in (*files, figure)], found
+        return [stage.file_data(p) for p in (*files, figure)], answer
 
 
 def add_endpoints(session: Session) -> None:
-    """Add the endpoints to the Blocks that is being built."""
+    """Add the endpoints to the current Blocks."""
     own = Endpoints(session)
     for function in (own.generate, own.compare, own.attention):
-        gr.api(function, concurrency_limit=None)  # they wait in the session's own line, with the page
+        gr.api(function, concurrency_limit=None)  # their runs wait in the session's own line, like the page's

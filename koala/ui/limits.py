@@ -1,4 +1,4 @@
-"""What one request of a public app may cost, others wait for the same device; and the words that say so beforehand."""
+"""The limits of a public app, where others wait for the same device, and the labels that state them."""
 
 from collections.abc import Sequence
 
@@ -16,19 +16,19 @@ OWN_MACHINE = "; on your own machine there is no such limit"
 
 
 def most_steps(*, local: bool) -> int:
-    """How many steps of a picture can be asked for."""
+    """The largest number of steps."""
     return MAX_STEPS if local else PUBLIC_STEPS
 
 
 def most_pictures(*, local: bool) -> str:
-    """How many pictures and how large ones can be asked for."""
+    """How many pictures one request may have, and how large they may be."""
     if local:
         return f"At most {MAX_IMAGES} images, {MAX_SIDE} px wide and high."
     return f"At most {PUBLIC_PICTURES} images of the first model's size on this server, or fewer larger ones."
 
 
 def largest_picture(*, local: bool) -> str:
-    """How large the one picture of each model can be asked for."""
+    """How large the picture of each model may be."""
     if local:
         return f"At most {MAX_SIDE} px wide and high."
     return f"At most {PUBLIC_PICTURES} times the pixels of the first model's size on this server."
@@ -40,7 +40,7 @@ def largest_upload(*, local: bool) -> str:
 
 
 def check_public(request: GenerationRequest, card: ModelCard) -> None:
-    """UserError for a request that takes too long for a public app, with what it may ask for."""
+    """UserError for a request that takes too long for a public app, with the limit."""
     steps = card.steps if request.steps is None else request.steps
     if steps > PUBLIC_STEPS:
         raise UserError(f"this public server draws at most {PUBLIC_STEPS} steps, not {steps}{OWN_MACHINE}")
@@ -61,7 +61,7 @@ def check_public_models(names: Sequence[str]) -> None:
 
 
 def check_public_benchmark(matrix: Matrix, cards: Sequence[ModelCard]) -> None:
-    """UserError for a benchmark that holds a public app's device too long, or draws what no request may."""
+    """UserError for a benchmark that takes a public app's device for too long, or draws more than a request may."""
     limit = matrix.time_limit
     if limit is None or not limit <= PUBLIC_SECONDS:  # NaN is within no limit
         asked = "as long as it likes" if limit is None else f"{limit:g} s"

@@ -1,7 +1,7 @@
 """The line of runs that wait for the device, in order of arrival: who comes next, and about when.
 
-Gradio's own queue does not let an event say where it stands, so everything that draws waits here, from the page and
-from the API alike. It is also where a full line and a visitor's share are refused, in words.
+Gradio's own queue does not tell an event its position, so everything that draws waits here, from the page and from the
+API alike. This is also where a request is refused if the line is full or its visitor's share is used up.
 """
 
 import math
@@ -24,8 +24,8 @@ TOO_MANY = (
     "wait until one of them is done, or stop it"
 )
 _REMEMBERED = 5  # runs of a kind whose pace is known
-_FURTHEST = 4  # times its own amount that a run's pace can tell of: what every run costs alike hides in a short one's
-_ENOUGH = 0.1  # of a run done, from which on its own pace tells when it ends
+_FURTHEST = 4  # a run's pace predicts runs of up to 4 times its amount: fixed costs distort the pace of a short run
+_ENOUGH = 0.1  # the share of a run after which its own pace predicts its end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +39,14 @@ class Work:
 
 @dataclass(eq=False, kw_only=True)
 class Ticket:
-    """A run's place in the line. Whoever has the device tells the share of the work that is done, from 0 to 1."""
+    """A run's place in the line. `done` is the share of its work that is done, 0 to 1; the run itself sets it."""
 
     line: "Line"
     who: str
     work: Work
     moved: Callable[[], object]
     done: float = 0.0
-    finished: bool = False  # the run came to its end, so its pace is worth remembering
+    finished: bool = False  # the run was not interrupted, so its pace is worth remembering
     begun: float = math.nan  # when it got the device, and then when its models were loaded
 
     def begin(self) -> None:
@@ -59,8 +59,8 @@ class Ticket:
         return not self.line.place(self)[0]
 
     @property
-    def said(self) -> str:
-        """Where this run stands, as in `Waiting: 1 before you, about 20 s`; nothing once it has the device."""
+    def status(self) -> str:
+        """For example `Waiting: 1 before you, about 20 s`; empty once the run has the device."""
         before, seconds = self.line.place(self)
         if not before:
             return ""
@@ -71,7 +71,7 @@ class Line:
     """Runs in order of arrival; the first has the device. Safe to use from several threads.
 
     `share` is how many requests of one visitor may wait or run, None for any number; `elsewhere` counts those of a
-    visitor of which the line does not know.
+    visitor that are not in the line.
     """
 
     def __init__(self, places: int = PLACES, clock: Callable[[], float] = time.monotonic):
@@ -79,7 +79,7 @@ class Line:
         self.elsewhere: Callable[[str], int] = lambda who: 0
         self.now = clock
         self._tickets: list[Ticket] = []
-        self._beside: Counter[str] = Counter()  # what runs without the device, by visitor
+        self._others: Counter[str] = Counter()  # requests that run without the device, by visitor
         self._paces: dict[str, deque[tuple[float, float]]] = defaultdict(lambda: deque(maxlen=_REMEMBERED))
         self._lock = threading.RLock()
 
@@ -89,7 +89,7 @@ class Line:
 
     @contextmanager
     def join(self, who: str, work: Work, moved: Callable[[], object] = lambda: None) -> Iterator[Ticket]:
-        """Stand in the line until the context ends; `moved` is called whenever a run before this one has left.
+        """Wait in the line until the context ends; `moved` is called whenever a run before this one has left.
 
         UserError where the line is full or the visitor's share is used up.
         """
@@ -106,27 +106,27 @@ class Line:
             self._leave(ticket)
 
     @contextmanager
-    def beside(self, who: str) -> Iterator[None]:
-        """Meanwhile the visitor has a request that needs no device; UserError beyond their share."""
+    def without_device(self, who: str) -> Iterator[None]:
+        """Count a request that needs no device within the context; UserError beyond the visitor's share."""
         with self._lock:
             self._admit(who)
-            self._beside[who] += 1
+            self._others[who] += 1
         try:
             yield
         finally:
             with self._lock:
-                self._beside[who] -= 1
-                self._beside += Counter()  # forgets who has nothing left
+                self._others[who] -= 1
+                self._others += Counter()  # removes visitors at zero
 
     def of(self, who: str) -> int:
         """How many requests of this visitor wait or run here."""
         with self._lock:
-            return sum(ticket.who == who for ticket in self._tickets) + self._beside[who]
+            return sum(ticket.who == who for ticket in self._tickets) + self._others[who]
 
     def place(self, ticket: Ticket) -> tuple[int, float | None]:
         """Runs that come before this one, and seconds until it has the device by the pace of runs before.
 
-        The run that has the device counts as one; where nobody can tell the seconds they are None.
+        The run that has the device counts as one; the seconds are None if they cannot be predicted.
         """
         with self._lock:
             before = self._tickets[: self._tickets.index(ticket)]
@@ -138,7 +138,7 @@ class Line:
             raise UserError(TOO_MANY)
 
     def _call(self) -> None:
-        """The first of the line has the device from now on, if it had not."""
+        """The first in the line has the device from now on, unless it already has."""
         if self._tickets and math.isnan(self._tickets[0].begun):
             self._tickets[0].begun = self.now()
 
@@ -158,7 +158,7 @@ class Line:
         return min(statistics.median(paces) * work.amount, work.most) if paces else None
 
     def _left(self, ticket: Ticket) -> float | None:
-        """Seconds that the run with the device still takes; None where it has outlived what was expected of it."""
+        """Seconds that the run with the device still takes; None once it has exceeded its expected time."""
         took = self.now() - ticket.begun
         if ticket.done >= _ENOUGH:
             return took * (1 - ticket.done) / ticket.done

@@ -14,10 +14,10 @@ from koala.ui.session import Session  # noqa: E402
 
 
 class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong, without the usage."""
+    """Reports an error in one line, without the usage."""
 
     def error(self, message: str):
-        """Print it on stderr with a pointer to --help, and exit with 2."""
+        """Print the message on stderr with a pointer to --help, and exit with 2."""
         self.exit(2, f"{self.prog}: {message}; {self.prog} --help shows what is possible\n")
 
 
@@ -28,10 +28,14 @@ def program() -> str:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The app's options. SystemExit for an unknown one, or a --vram outside 0.1 to 1024 GB."""
-    parser = Parser(prog=program(), description="KOALA and its SDXL teacher, side by side and honestly timed.")
-    parser.add_argument("--models", nargs=2, metavar=("A", "B"), help="two names, folders or hub ids to begin with")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps; the best one here by default")
-    parser.add_argument("--vram", type=float, metavar="GB", help="memory to plan for; what is there by default")
+    parser = Parser(
+        prog=program(), description="Serve the app: KOALA and its SDXL teacher, side by side and honestly timed."
+    )
+    parser.add_argument(
+        "--models", nargs=2, metavar=("A", "B"), help="two models to begin with: names, folders or hub ids"
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the best one here)")
+    parser.add_argument("--vram", type=float, metavar="GB", help="memory to plan for (default: all that is free)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     parser.add_argument("--port", type=int, help="port (default: the first free one from 7860)")
     parser.add_argument(
@@ -39,18 +43,20 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="NAME[:PORT]",
-        help="also answer to this name, of a proxy or a tunnel; repeat it for more",
+        help="also answer to this host name, of a proxy or a tunnel; may be repeated",
     )
     parser.add_argument("--share", action="store_true", help="also open a public gradio.live address")
-    parser.add_argument("--export", action="store_true", help="strangers, too, may export the embedded models")
+    parser.add_argument("--export", action="store_true", help="also let visitors export the embedded models")
     own = parser.add_mutually_exclusive_group()
     own.add_argument(
         "--auth",
         metavar="USER:PASSWORD",
-        help="only who says this may enter; other users of this machine "
-        "see it among its processes, --auth-file does not show it",
+        help="require this user name and password; other users of this machine can see them among its processes, "
+        "but not those of an --auth-file",
     )
-    own.add_argument("--auth-file", type=Path, metavar="FILE", help="the same from a file, one USER:PASSWORD per line")
+    own.add_argument(
+        "--auth-file", type=Path, metavar="FILE", help="read users from a file, one USER:PASSWORD per line"
+    )
     add_debug(parser)
     options = parser.parse_args(arguments)
     if options.vram is not None and not 0.1 <= options.vram <= 1024:
@@ -59,12 +65,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def is_local(options: argparse.Namespace) -> bool:
-    """Whether only the user of this machine reaches the app, who is trusted."""
+    """Whether only the user of this machine, who is trusted, can reach the app."""
     return options.host in LOCAL and not options.share
 
 
 def users(options: argparse.Namespace) -> list[tuple[str, str]] | None:
-    """Who may enter, with their passwords; None lets everybody in. UserError for what is neither."""
+    """User names and passwords; None if no password is needed. UserError if one is missing."""
     lines = [options.auth] if options.auth is not None else None
     if options.auth_file:
         try:
@@ -73,10 +79,10 @@ def users(options: argparse.Namespace) -> list[tuple[str, str]] | None:
             raise UserError(f"--auth-file {options.auth_file} cannot be read: {error}") from error
     if lines is None:
         return None
-    found = [line.partition(":")[::2] for line in lines]
-    if not found or not all(user and password for user, password in found):
+    named = [line.partition(":")[::2] for line in lines]
+    if not named or not all(user and password for user, password in named):
         raise UserError("a user is named as USER:PASSWORD, neither of them empty; a file holds one per line")
-    return found
+    return named
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,7 +1,7 @@
-"""What the server keeps of each open page, bounded: Gradio's session states, messages and events.
+"""A bound on what the server keeps of each open page: Gradio's session states, messages and events.
 
-Gradio forgets the oldest state once it keeps too many, without a word to whoever holds something for it. Here a page
-that is left goes before one that is open, every state is told that it goes, and no visitor takes the others' room.
+Gradio drops the oldest state once there are too many, and does not call its `delete_callback`. Here closed pages go
+before open ones, every callback is called, and no visitor takes the room of the others.
 """
 
 import logging
@@ -25,14 +25,14 @@ from koala.ui.visitors import _username, visitor
 
 log = logging.getLogger(__name__)
 
-CAPACITY = 500  # sessions of all visitors, of some kilobytes each, and of what their states hold
+CAPACITY = 500  # sessions of all visitors; each has some kilobytes, and what its states hold
 EACH = 20  # of one visitor
-UNREAD = 500  # messages of one session; one that leaves more has stopped to listen
-LEFT = timedelta(hours=1)  # how long a page that is left may come back to its state
-EVENTS = 100  # that Gradio keeps for statistics, which nobody sees
+UNREAD = 500  # messages of one session; with more than that its page no longer listens
+LEFT = timedelta(hours=1)  # how long a closed page may come back to its state
+EVENTS = 100  # that Gradio keeps for statistics, which this app does not show
 _HEARTBEAT = "/gradio_api/heartbeat/"
 
-visiting: ContextVar[str | None] = ContextVar("visiting", default=None)  # who sent the request that is being answered
+visiting: ContextVar[str | None] = ContextVar("visiting", default=None)  # who sent the current request
 
 
 class State(SessionState):
@@ -57,10 +57,10 @@ class State(SessionState):
             self.blocks_config.blocks[key] = value
 
     def _update_config(self, key: int) -> None:
-        """Nothing: there is no copy."""
+        """Do nothing: there is no copy."""
 
     def _update_value_in_config(self, key: int, value: object) -> None:
-        """Nothing: there is no copy."""
+        """Do nothing: there is no copy."""
 
 
 class Sessions(StateHolder):
@@ -70,7 +70,7 @@ class Sessions(StateHolder):
         super().__init__()
         self.most, self.each = capacity, each
         self._owners: dict[str, str] = {}
-        self._open: Counter[str] = Counter()  # heartbeats of the pages that are open
+        self._open: Counter[str] = Counter()  # heartbeats, by session
 
     def __getitem__(self, session: str) -> State:
         if session not in self.session_data:
@@ -82,11 +82,11 @@ class Sessions(StateHolder):
         return self.session_data[session]
 
     def update(self, session_id: str) -> None:
-        """Nothing: `__getitem__` keeps the order and makes room."""
+        """Do nothing: `__getitem__` keeps the order and makes room."""
 
     @contextmanager
     def visit(self, session: str) -> Iterator[None]:
-        """Meanwhile the page of this session is open."""
+        """The page of this session is open within the context."""
         self._open[session] += 1
         self._mark(session)
         try:
@@ -97,7 +97,7 @@ class Sessions(StateHolder):
             self._mark(session)
 
     def delete_all_expired_state(self) -> None:
-        """Let go of the sessions that were left an hour ago. Gradio calls it every second."""
+        """Forget the sessions whose page was closed an hour ago. Gradio calls this every second."""
         past = datetime.now() - LEFT
         for session in [s for s in self.session_data if not self._open[s] and self.time_last_used[s] < past]:
             if session not in self._busy():
@@ -108,7 +108,7 @@ class Sessions(StateHolder):
             self.session_data[session].is_closed = not self._open[session]
 
     def _owner(self, session: str) -> str:
-        """The visitor of a session that begins. A call of the API has none of its own until it runs, in no request."""
+        """The visitor of a new session. The session of an API call is made when it runs, outside any request."""
         events = list(self.blocks._queue.event_ids_to_events.values())
         for event in events:
             if event.session_hash == session:
@@ -119,7 +119,7 @@ class Sessions(StateHolder):
         return {event.session_hash for event in list(self.blocks._queue.event_ids_to_events.values())}
 
     def _make_room(self, owner: str) -> None:
-        """For one more session: this visitor's own, then anybody's, go first. One with a run under way stays."""
+        """For one more session: this visitor's own go first, then any. Sessions with a run in progress stay."""
         owned = Counter(self._owners.values())
         if owned[owner] < self.each and len(self.session_data) < self.most:
             return
@@ -138,11 +138,11 @@ class Sessions(StateHolder):
         self._forget_strays(busy)
 
     def _evict(self, session: str) -> None:
-        """Forget all of a session; who holds something for it is told by its state's `delete_callback`."""
+        """Forget all of a session and call the `delete_callback` of its states."""
         try:
             self.delete_state(session)
         except Exception:
-            log.exception("a session's state was not let go")
+            log.exception("the state of a session could not be deleted")
         for kept in (self.session_data, self._owners, self.time_last_used):
             kept.pop(session, None)
         queue = self.blocks._queue
@@ -152,7 +152,7 @@ class Sessions(StateHolder):
             kept.pop(session, None)
 
     def _forget_strays(self, busy: set[str]) -> None:
-        """What the queue keeps of sessions without a state: calls that were cancelled while they waited."""
+        """Forget what the queue keeps of sessions without a state: calls that were cancelled while they waited."""
         queue = self.blocks._queue
         for kept in (queue.pending_messages_per_session, queue.pending_event_ids_session):
             for session in [s for s in kept if s not in self.session_data and s not in busy]:
@@ -160,14 +160,14 @@ class Sessions(StateHolder):
 
     @asynccontextmanager
     async def serve(self, app: App) -> AsyncIterator[None]:
-        """While the app runs it keeps its states here."""
+        """Keep the states of this app here while it runs."""
         app.state_holder = self
         self.set_blocks(app.get_blocks())
         yield
 
 
 def bound(demo: Blocks) -> None:
-    """Bound what the queue keeps: messages that nobody reads, and Gradio's own statistics."""
+    """Bound what the queue keeps: unread messages, and Gradio's own statistics."""
     queue: Queue = demo._queue
     queue.ANALYTICS_MAX_EVENTS, queue.ANAYLTICS_CACHE_FREQUENCY = EVENTS, 10**9
     send = queue.send_message
@@ -183,7 +183,7 @@ def bound(demo: Blocks) -> None:
 
 
 class Visits:
-    """ASGI middleware: tells `sessions` who asks, and which pages are open."""
+    """ASGI middleware: records who asks, and in `sessions` which pages are open."""
 
     def __init__(self, app: ASGIApp, sessions: Sessions):
         self.app, self.sessions = app, sessions

@@ -1,4 +1,4 @@
-"""What the Compare tab's fields say <-> requests <-> the query of a link. One order of fields for all of them."""
+"""The Compare tab's fields <-> requests <-> the query of a link, with one order of fields for all."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ SHARED = (
     "lora_strength",
 )
 TEXTS = ("prompt", "negative_prompt", "scheduler", "preset")
-FILES = ("lora", "lora_strength")  # of this machine: a link cannot carry them
+FILES = ("lora", "lora_strength")  # on this machine: a link cannot carry them
 OWN = ("model", "steps", "guidance")  # one per model
 FIELDS = (*SHARED, *(f"{name}_{slot}" for slot in "ab" for name in OWN))
 OWN_SCHEDULER = ""  # "each model's own"
@@ -30,7 +30,7 @@ Finder = Callable[[str], ModelCard]
 
 
 def whole(value: object) -> object:
-    """A whole number from what a field gives: "7", 7.0 and 7 are 7. Anything else is left for the check to refuse."""
+    """The whole number in a field: "7", 7.0 and 7 are 7. Anything else is returned for the check to refuse."""
     if isinstance(value, str):
         text = value.strip()
         return int(text) if re.fullmatch(r"[+-]?[0-9]{1,12}", text) else text[:40]
@@ -54,7 +54,7 @@ def to_requests(values: Mapping[str, object], find: Finder) -> tuple[GenerationR
     shared |= {name: whole(values[name]) for name in ("width", "height") if values[name] is not None}
     shared |= {name: values[name] or None for name in ("scheduler", "lora")}
     shared |= {name: values[name] for name in ("preset", "lora_strength")}
-    found = []
+    requests = []
     for slot in "ab":
         request = GenerationRequest(
             model=values[f"model_{slot}"] or "",
@@ -63,36 +63,36 @@ def to_requests(values: Mapping[str, object], find: Finder) -> tuple[GenerationR
             **shared,
         )
         find(request.model)
-        found.append(request)
-    return found[0], found[1]
+        requests.append(request)
+    return requests[0], requests[1]
 
 
 def defaults(card: ModelCard, slot: str) -> dict[str, object]:
     """A model's own settings for its slot; the first model also decides the size."""
-    found = {f"steps_{slot}": card.steps, f"guidance_{slot}": card.guidance}
-    return found | ({"width": card.width, "height": card.height} if slot == "a" else {})
+    own = {f"steps_{slot}": card.steps, f"guidance_{slot}": card.guidance}
+    return own | ({"width": card.width, "height": card.height} if slot == "a" else {})
 
 
 def from_requests(requests: Sequence[GenerationRequest], find: Finder) -> dict[str, object]:
     """The fields' values that give these requests again: two of a comparison, or one for its own slot."""
     first = requests[0]
-    found = {name: getattr(first, name) for name in SHARED if name != "scheduler"}
+    values = {name: getattr(first, name) for name in SHARED if name != "scheduler"}
     cards = [find(r.model) for r in requests[:2]]
     own = all(r.scheduler in (None, c.scheduler) for r, c in zip(requests, cards, strict=False))
-    found["scheduler"] = OWN_SCHEDULER if own else first.scheduler or OWN_SCHEDULER
+    values["scheduler"] = OWN_SCHEDULER if own else first.scheduler or OWN_SCHEDULER
     slots = "ab" if len(cards) == 2 else ("b" if cards[0].teacher else "a")
     for slot, request, card in zip(slots, requests, cards, strict=False):
-        found[f"model_{slot}"] = card.name
-        found[f"steps_{slot}"] = card.steps if request.steps is None else request.steps
-        found[f"guidance_{slot}"] = card.guidance if request.guidance is None else request.guidance
-    found["seed"] = str(first.seed)
-    found["width"] = first.width or cards[0].width
-    found["height"] = first.height or cards[0].height
-    return found
+        values[f"model_{slot}"] = card.name
+        values[f"steps_{slot}"] = card.steps if request.steps is None else request.steps
+        values[f"guidance_{slot}"] = card.guidance if request.guidance is None else request.guidance
+    values["seed"] = str(first.seed)
+    values["width"] = first.width or cards[0].width
+    values["height"] = first.height or cards[0].height
+    return values
 
 
 def to_query(requests: Sequence[GenerationRequest]) -> str:
-    """A link's query that describes these requests; what they leave to the models is left out."""
+    """The query of a link that describes these requests, without what they leave to the models."""
     first = requests[0]
     values = {
         "prompt": first.prompt,
@@ -112,8 +112,8 @@ def to_query(requests: Sequence[GenerationRequest]) -> str:
 
 
 def from_query(query: Mapping[str, str], find: Finder) -> tuple[dict[str, object], list[str]]:
-    """A link's query -> the fields that it sets, and a sentence for everything in it that cannot be used."""
-    found: dict[str, object] = {}
+    """The query of a link -> the fields that it sets, and a sentence for each part that cannot be used."""
+    values: dict[str, object] = {}
     complaints: list[str] = []
     cards: dict[str, ModelCard] = {}
 
@@ -123,7 +123,7 @@ def from_query(query: Mapping[str, str], find: Finder) -> tuple[dict[str, object
         except UserError as error:
             complaints.append(str(error))
         else:
-            found[name] = str(value) if field == "seed" else value
+            values[name] = str(value) if field == "seed" else value
 
     for field in SHARED:
         if field in query and field not in FILES:
@@ -138,9 +138,9 @@ def from_query(query: Mapping[str, str], find: Finder) -> tuple[dict[str, object
             except UserError as error:
                 complaints.append(str(error))
             else:
-                found = {f"model_{slot}": cards[slot].name} | defaults(cards[slot], slot) | found
+                values = {f"model_{slot}": cards[slot].name} | defaults(cards[slot], slot) | values
     for field, read in (("steps", whole), ("guidance", _number)):
         if field in query:
             for slot, text in zip("ab", query[field].split(","), strict=False):
                 take(f"{field}_{slot}", field, read(text))
-    return found, complaints
+    return values, complaints

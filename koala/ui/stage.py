@@ -1,4 +1,4 @@
-"""The compare stage's data: what the custom widget (compare/stage.js) shows, as JSON, built up during a run."""
+"""The data of the stage widget (compare/stage.js) as JSON, built up during a run."""
 
 import base64
 import copy
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from koala.sampling.generate import Step
     from koala.sampling.result import GenerationResult
 
-PREVIEW_SIDE = 384  # px; a preview is a glance
+PREVIEW_SIDE = 384  # px
 THUMBNAIL = 72  # px
 
 
@@ -35,7 +35,7 @@ def data_url(picture: Image.Image, side: int, quality: int = 80) -> str:
 
 
 def file_name(model: str, seed: int) -> str:
-    """What a downloaded picture is called; a model's folder or hub id gives its last part."""
+    """The file name of a downloaded picture, with the last part of the model's folder or hub id."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", model.rstrip("/").rpartition("/")[2]) or "model"
     return f"koala-{plain}-{seed}.png"
 
@@ -71,7 +71,7 @@ def file_data(path: Path) -> dict:
 
 
 class Stage:
-    """One run on the stage. `value` is a fresh JSON value after every change."""
+    """One run on the stage."""
 
     def __init__(self, requests: Sequence[GenerationRequest], cards: Sequence[ModelCard]):
         first = requests[0]
@@ -91,11 +91,11 @@ class Stage:
 
     @property
     def value(self) -> dict:
-        """The stage as it is now, a copy that later steps leave alone."""
+        """The stage as it is now; later steps do not change this copy."""
         return copy.deepcopy(self._value) | {"status": self._status}
 
     def say(self, status: str, phase: str = "running") -> dict:
-        """A status line; phases are running, done, stopped and failed."""
+        """Set the status line; the phases are running, done, stopped and failed."""
         self._status = status
         self._value["phase"] = phase
         if phase != "running":
@@ -104,11 +104,11 @@ class Stage:
         return self.value
 
     def stopped(self) -> dict:
-        """The visitor pressed Stop: the last step, or that there was none yet."""
+        """The visitor pressed Stop: say so, with the last step if there was one."""
         return self.say(f"Stopped at {self._step}." if self._step else "Stopped.", "stopped")
 
     def step(self, position: int, step: "Step") -> None:
-        """A step is done by the model at `position`; its last preview stays where this step has none."""
+        """The model at `position` finished a step; its last preview stays if this step has none."""
         model = self._value["models"][position]
         model["step"], model["steps"] = step.index, step.total
         if step.preview:
@@ -116,7 +116,7 @@ class Stage:
         self._status = self._step = f"{model['title']}: step {step.index} of {step.total}"
 
     def result(self, position: int, result: "GenerationResult", files: Sequence[Path]) -> None:
-        """The model at `position` is done: pictures, a file each, in the preview's place, and its seconds in all."""
+        """The model at `position` is done: its pictures, one file each, replace the preview; its time in seconds."""
         model = self._value["models"][position]
         model["step"], model["preview"] = model["steps"], None
         model["images"] = [

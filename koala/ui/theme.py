@@ -6,9 +6,9 @@ import gradio as gr
 
 from koala.palette import COLOURS, variables
 
-UI = Path(__file__).parent  # each tab has its scripts and styles beside its code, shared ones lie in assets/
+UI = Path(__file__).parent  # each tab has its scripts and styles next to its code, shared ones are in assets/
 ASSETS = UI / "assets"
-VIEWER = Path(__file__).parents[1] / "attention" / "assets"  # shared with the page that opens with no server
+VIEWER = Path(__file__).parents[1] / "attention" / "assets"  # shared with the page that needs no server
 
 EUCALYPTUS = gr.themes.Color(
     name="eucalyptus",
@@ -39,7 +39,7 @@ STONE = gr.themes.Color(
     c950="#141310",
 )
 
-# Gradio's tokens of a colour -> its name in COLOURS.
+# Gradio's colour tokens -> names in COLOURS.
 TOKENS = {
     "body_background_fill": "paper",
     "body_text_color": "ink",
@@ -99,7 +99,7 @@ TOKENS = {
     "error_border_color": "bad",
     "error_icon_color": "bad",
 }
-# Gradio's other tokens: sizes, weights, shadows, and the colours that are no pair of ours.
+# Gradio's other tokens: sizes, weights, shadows, and colours outside our pairs.
 SETTINGS = {
     "checkbox_background_color_selected_dark": "*primary_500",  # its tick is white
     "body_text_size": "*text_md",

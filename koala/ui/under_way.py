@@ -1,4 +1,4 @@
-"""The life of a run, from the click to its end, and which run each page has under way for its Stop button."""
+"""The life of a run, from the click to its end, and the current run of each page, for its Stop button."""
 
 import queue
 import threading
@@ -9,10 +9,10 @@ from koala.errors import Cancelled
 
 
 class Life:
-    """A run's life. Stopped by the visitor and over for any other reason are two things; `stopped` is the first alone.
+    """A run's life. `stopped` means that the visitor pressed Stop, not that the run is over for another reason.
 
-    `over` is for the thread that works: nobody wants the result any more, because the visitor pressed Stop, the page
-    was closed or the run has ended.
+    `over` is for the thread that works: its result is no longer wanted, because the visitor pressed Stop, the page was
+    closed or the run has ended.
     """
 
     def __init__(self) -> None:
@@ -27,19 +27,19 @@ class Life:
         self.wake()
 
     def end(self) -> None:
-        """Nobody waits for the result any more."""
+        """The result is no longer wanted."""
         self.over.set()
 
     def tell(self, event: object) -> None:
-        """Something that happened, for `news`; not None."""
+        """Add an event for `news`; not None."""
         self._told.put(event)
 
     def wake(self) -> None:
-        """Let `news` return at once."""
+        """Make `news` return now."""
         self._told.put(None)
 
     def news(self, seconds: float) -> list:
-        """Everything told since the last time, after `seconds` at most. Raises Cancelled once it was stopped."""
+        """All events since the last call; waits for `seconds` at most. Raises Cancelled once the run was stopped."""
         events = []
         try:
             events.append(self._told.get(timeout=seconds))
@@ -66,7 +66,7 @@ class UnderWay:
 
     @contextmanager
     def run(self, page: str) -> Iterator[Life]:
-        """A run of this page; afterwards it is over, however it ended. A later run of the page takes its place."""
+        """A run of this page, over when the context ends. A later run of the page takes its place."""
         life = self._runs[page] = Life()
         try:
             yield life
@@ -76,6 +76,6 @@ class UnderWay:
                 del self._runs[page]
 
     def stop(self, page: str) -> None:
-        """The page's visitor pressed Stop; without a run nothing happens."""
+        """The page's visitor pressed Stop; does nothing without a run."""
         if life := self._runs.get(page):
             life.stop()

@@ -1,4 +1,4 @@
-"""What a run tells its page: everything since the last time, at least twice a second."""
+"""Updates of a run for its page, at least twice a second."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -9,20 +9,20 @@ if TYPE_CHECKING:
     from koala.sampling.generate import Step
     from koala.sampling.result import GenerationResult
 
-HEARTBEAT = 0.5  # s between updates of a run that has nothing to report, so that a closed page is noticed
+HEARTBEAT = 0.5  # s between updates of a run without news, so that a closed page is noticed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
     """What happened since the last update: the newest step of each model that moved, and finished results."""
 
-    status: str = ""  # where the run stands before its first step
+    status: str = ""  # before the first step
     steps: dict[int, "Step"] = field(default_factory=dict)
     results: dict[int, "GenerationResult"] = field(default_factory=dict)
 
 
 def gather(news: Iterable) -> Update:
-    """Everything that was told as one update; of the previews, those that came too late are dropped."""
+    """All events as one update, with only the newest preview of each model."""
     status, steps, results = "", {}, {}
     for event in news:
         if isinstance(event, str):

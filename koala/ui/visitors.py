@@ -12,16 +12,16 @@ from koala.ui.line import MOST, TOO_MANY, Line
 def visitor(request, username: str | None) -> str:
     """Who asks: the name that came with a password, or the address.
 
-    On a Space every address is its proxy's, and what that forwards can be forged: nobody is taken for another there,
-    but whoever wants to can be many.
+    On a Space every address is the proxy's, and the forwarded address can be forged: no visitor is mistaken for another
+    there, but one can pose as many.
     """
     forwarded = request.headers.get("x-forwarded-for") if os.environ.get("SYSTEM") == "spaces" else None
     return username or forwarded or (request.client.host if request.client else "")
 
 
 class Share:
-    """Each visitor's share of a public app: what they ask for beyond it is refused, in the line, in Gradio's queue and
-    beside both."""
+    """Each visitor's share of a public app. Requests beyond it are refused: in the line, in Gradio's queue and outside
+    both."""
 
     def __init__(self, queue: Queue, line: Line):
         self._queue, self._push, self._line = queue, queue.push, line
@@ -32,12 +32,12 @@ class Share:
         """The visitor that sent a request."""
         return visitor(request, _username(request))
 
-    def beside(self, request) -> AbstractContextManager[None]:
-        """Meanwhile the visitor has a request that needs no device; UserError beyond their share."""
-        return self._line.beside(self.who(request))
+    def without_device(self, request) -> AbstractContextManager[None]:
+        """Count a request that needs no device within the context; UserError beyond the visitor's share."""
+        return self._line.without_device(self.who(request))
 
     async def _pushed(self, body, request, username):
-        """The queue's own `push`; events that nobody waits behind are free, as the line counts those that draw."""
+        """The queue's own `push`. Events without a concurrency limit are free: the line counts those that draw."""
         asked = self._queue.blocks.fns.get(body.fn_index)
         if asked and asked.concurrency_limit is not None and self._used_up(visitor(request, username)):
             return False, TOO_MANY, "error"
@@ -55,14 +55,14 @@ class Share:
 
 
 def _username(request) -> str | None:
-    """Who said a password: Gradio keeps the name under a token that it gave the browser as a cookie."""
+    """The user who logged in: Gradio keeps the name under a token that it gave the browser as a cookie."""
     return next((request.app.tokens[c] for c in request.cookies.values() if c in request.app.tokens), None)
 
 
 def listens() -> bool:
-    """Whether the client that called this endpoint still waits for its answer; to be asked within the call alone."""
+    """Whether the client that called this endpoint still waits for its answer; only valid within the call."""
     blocks, event = LocalContext.blocks.get(None), LocalContext.event_id.get(None)
     if blocks is None or event is None:
-        return True  # called by no client
-    found = blocks._queue.event_ids_to_events.get(event)
-    return found is not None and found.alive
+        return True  # not called by a client
+    called = blocks._queue.event_ids_to_events.get(event)
+    return called is not None and called.alive

@@ -7,15 +7,16 @@ from koala.models.cards import ModelCard
 from koala.models.registry import find
 from koala.shapes.captions import EXAMPLES
 from koala.ui.html import macros
+from koala.ui.messages import page_words
 from koala.words import duration, gigabytes
 
 if TYPE_CHECKING:
     from koala.hardware.torch_build import Advice
-    from koala.ui.session import ModelState
+    from koala.ui.loader import ModelState
 
 
 _STATES = {"waiting": "waiting", "loading": "loading", "ready": "ready", "needs": "not ready"}
-_HTML = macros("widgets.html", words=_STATES, gigabytes=gigabytes)
+_HTML = macros("widgets.html", words=_STATES, gigabytes=gigabytes, page_words=page_words)
 
 
 def chips() -> str:

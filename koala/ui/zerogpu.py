@@ -1,7 +1,7 @@
 """Hugging Face's ZeroGPU: a GPU is lent for one run at a time, to a fork of this process.
 
-What crosses over is pickled, so a run is a generator of events that knows nothing of locks, threads and callbacks:
-`events` is that generator, in the fork; `drawing` turns it back into a `draw` of `Session.run`. torch is not imported.
+Everything between the processes is pickled, so a run is a generator of events without locks, threads or callbacks:
+`events` is that generator, in the fork; `drawing` turns it back into a `draw` of `Device.run`. torch is not imported.
 """
 
 import queue
@@ -22,7 +22,7 @@ from koala.ui.messages import readable
 if TYPE_CHECKING:
     from koala.models.library import Library
 
-HEARTBEAT = 0.5  # s between events of a run that has nothing to report: a stop is noticed at the next event
+HEARTBEAT = 0.5  # s between events of a run without news: a stop is noticed at the next event
 START = 8  # s to fork and to move the weights to the GPU
 SPARE = 1.4  # of the predicted time
 LEAST, MOST = 10, 110  # s; about 120 is what a visitor without an account may ask for
@@ -52,14 +52,14 @@ REFUSALS = {
         "for fewer steps or a smaller picture, and try again"
     ),
     "ZeroGPU client error": (
-        "Hugging Face gave this Space no GPU at the moment. Reload the page and try again; where it goes on, the page "
-        "status.huggingface.co tells whether others have the trouble too"
+        "Hugging Face gave this Space no GPU at the moment. Reload the page and try again; if it happens again, see "
+        "status.huggingface.co"
     ),
 }
 
 
 def seconds(requests: Sequence[GenerationRequest], *_, **__) -> int:
-    """GPU seconds to ask for: predicted from models, sizes, steps and pictures, with the warm-up and some to spare."""
+    """GPU seconds to ask for: predicted from models, sizes, steps and pictures, with the warm-up and a reserve."""
     predicted = 0.0
     for request in requests:
         card = CARDS[request.model]
@@ -77,9 +77,9 @@ def seconds(requests: Sequence[GenerationRequest], *_, **__) -> int:
 
 
 def explained(refusal: gr.Error) -> UserError:
-    """A refusal of ZeroGPU in plain words; what we do not know is told as it came."""
-    said = REFUSALS.get(refusal.title)
-    return UserError(f"{said} ({refusal.title})" if said else f"{refusal.title}: {refusal.message}")
+    """A refusal of ZeroGPU in plain words; an unknown one keeps its own."""
+    words = REFUSALS.get(refusal.title)
+    return UserError(f"{words} ({refusal.title})" if words else f"{refusal.title}: {refusal.message}")
 
 
 def events(requests: Sequence[GenerationRequest], draw: Callable, library: "Library") -> Iterator[tuple | None]:
@@ -121,7 +121,7 @@ def events(requests: Sequence[GenerationRequest], draw: Callable, library: "Libr
 
 
 def drawing(lent: Callable, draw: Callable) -> Callable:
-    """`draw` of `Session.run`, done by `lent(requests, draw)`: a generator of events that has a GPU."""
+    """`draw` of `Device.run`, done by `lent(requests, draw)`: a generator of events that has a GPU."""
 
     def drawn(requests, library, *, cards, on_step, on_result, cancel) -> None:
         try:

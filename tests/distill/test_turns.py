@@ -97,7 +97,7 @@ def test_the_app_draws_and_a_run_of_its_folder_waits_and_says_so(small, tmp_path
         Distill(session)
     run = RunFolder(path=tmp_path / "run")
     trainer = threading.Thread(target=train, args=(run, small(num_steps=1)))
-    with session.using("tiny-sdxl"):
+    with session.device.using("tiny-sdxl"):
         trainer.start()
         begun = time.monotonic()
         while not (status := run.status()) or status.message != "waits while the app draws":

@@ -218,9 +218,9 @@ def test_koala_models_says_it_on_stderr(with_card, capsys):
 def loaded(**settings) -> Session:
     """A session whose models are in memory: a thread that still loads would outlive its test."""
     session = Session(**settings).start()
-    session.library()
+    session.loader.library()
     end = time.monotonic() + 60
-    while not session.settled:
+    while not session.loader.settled:
         assert time.monotonic() < end
         time.sleep(0.05)
     return session
@@ -228,12 +228,14 @@ def loaded(**settings) -> Session:
 
 def test_the_apps_status_line_says_it_to_the_user_of_this_machine(with_card):
     session = loaded()
-    assert "CPU build" in session.advice.wrong
+    assert "CPU build" in session.loader.advice.wrong
     assert session.note.startswith("The GPU here is not used, so the app runs its embedded models")
-    shown = widgets.states([], session.note, session.advice)
+    shown = widgets.states([], session.note, session.loader.advice)
     assert "This torch is a CPU build" in shown and "<code>" in shown and "--index-url" in shown
-    assert loaded(models=["tiny-koala-700m"], device="cpu").advice is None  # the CPU was asked for
-    assert loaded(models=["tiny-koala-700m"], local=False).advice is None  # strangers cannot install anything here
+    assert loaded(models=["tiny-koala-700m"], device="cpu").loader.advice is None  # the CPU was asked for
+    assert (
+        loaded(models=["tiny-koala-700m"], local=False).loader.advice is None
+    )  # strangers cannot install anything here
 
 
 def test_what_a_driver_says_is_escaped():

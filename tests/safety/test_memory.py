@@ -51,8 +51,8 @@ REFUSALS = {
 )
 def test_memory_that_ran_out_is_freed_and_told_and_the_next_run_works(session, models, refusal):
     asked = [request(model) for model in models]
-    list(session.run(asked))
-    unet = session.model(models[-1]).pipeline.unet
+    list(session.device.run(asked))
+    unet = session.device.model(models[-1]).pipeline.unet
     before, calls = held(), []
 
     def middle(module, given):
@@ -63,7 +63,7 @@ def test_memory_that_ran_out_is_freed_and_told_and_the_next_run_works(session, m
 
     hook = unet.up_blocks[0].register_forward_pre_hook(middle)
     with pytest.raises(UserError) as told:
-        list(session.run(asked))
+        list(session.device.run(asked))
     hook.remove()
     said = str(told.value)
     assert said.startswith("memory ran out on cpu")
@@ -74,24 +74,24 @@ def test_memory_that_ran_out_is_freed_and_told_and_the_next_run_works(session, m
     after = held()
     print(f"held before {before:,} bytes, after {after:,} bytes")
     assert after <= before
-    assert [len(r.images) for u in session.run(asked) for r in u.results.values()] == [1] * len(models)
+    assert [len(r.images) for u in session.device.run(asked) for r in u.results.values()] == [1] * len(models)
 
 
 def test_the_allocation_that_failed_is_told(session, monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", REFUSALS["torch on a GPU"])
     with pytest.raises(UserError, match=r"the allocation that failed was 2\.7 GB; .*fewer than 2 images"):
-        list(session.run([request(images=2)]))
+        list(session.device.run([request(images=2)]))
     monkeypatch.undo()
-    assert list(session.run([request(images=2)]))
+    assert list(session.device.run([request(images=2)]))
 
 
 def test_a_model_that_does_not_fit_is_not_told_to_be_broken(session, monkeypatch):
-    session.forget(STUDENT)
+    session.loader.forget(STUDENT)
     monkeypatch.setattr("koala.models.library.load_unet", REFUSALS["torch on a GPU"])
     with pytest.raises(UserError, match="memory ran out on cpu: the allocation that failed was 2.7 GB; "):
-        list(session.run([request()]))
+        list(session.device.run([request()]))
     monkeypatch.undo()
-    assert list(session.run([request()]))
+    assert list(session.device.run([request()]))
 
 
 def test_an_error_that_someone_keeps_holds_no_tensor():

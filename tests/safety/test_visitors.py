@@ -175,17 +175,17 @@ def test_what_runs_beside_the_queue_counts_in_a_visitors_share(shared):
 
     with ExitStack() as looks:
         for _ in range(MOST):
-            looks.enter_context(share.beside(greedy))
-        with pytest.raises(UserError, match=f"{MOST} requests"), share.beside(greedy):
+            looks.enter_context(share.without_device(greedy))
+        with pytest.raises(UserError, match=f"{MOST} requests"), share.without_device(greedy):
             pass
         assert push(greedy) == (False, TOO_MANY, "error")
-        with share.beside(other):
+        with share.without_device(other):
             assert push(other)[0]
     assert push(greedy)[0]  # each look gave its place back, one that was refused had none
     for _ in range(MOST):
-        with pytest.raises(ZeroDivisionError), share.beside(greedy):
+        with pytest.raises(ZeroDivisionError), share.without_device(greedy):
             _ = 1 / 0
-    with share.beside(greedy):
+    with share.without_device(greedy):
         pass
 
 
@@ -193,10 +193,10 @@ def test_a_look_counts_for_the_name_that_came_with_a_password_wherever_it_comes_
     _, share, request = shared
     with ExitStack() as looks:
         for k in range(MOST):
-            looks.enter_context(share.beside(request(f"10.0.0.{k}", cookie="access-token-x=secret")))
-        with pytest.raises(UserError), share.beside(request("10.0.0.99", cookie="access-token-x=secret")):
+            looks.enter_context(share.without_device(request(f"10.0.0.{k}", cookie="access-token-x=secret")))
+        with pytest.raises(UserError), share.without_device(request("10.0.0.99", cookie="access-token-x=secret")):
             pass
-        with share.beside(request("10.0.0.99", cookie="access-token-x=guessed")):
+        with share.without_device(request("10.0.0.99", cookie="access-token-x=guessed")):
             pass
 
 

@@ -77,7 +77,7 @@ def requests(steps=3, **change):
 
 def results(session, asked, draw=None):
     steps, found = [], {}
-    for update in session.run(asked, draw=draw):
+    for update in session.device.run(asked, draw=draw):
         steps += update.steps.values()
         found |= update.results
     return steps, [found[k] for k in sorted(found)]
@@ -86,7 +86,7 @@ def results(session, asked, draw=None):
 @FORKS
 def test_a_comparison_in_a_fork_is_the_same_comparison(lent):
     session, gpu = lent
-    _, here = results(Session(PAIR, local=False, library=session.library()).start(), requests())
+    _, here = results(Session(PAIR, local=False, library=session.loader.library()).start(), requests())
     steps, there = results(session, requests())
     assert os.getpid() not in gpu.processes and len(gpu.processes) >= 2 * 3 + 2  # every step, and two results
     assert {s.index for s in steps} <= {1, 2, 3} and steps
@@ -110,7 +110,7 @@ def test_stop_ends_the_fork_and_the_next_run_works(lent):
     session, gpu = lent
     life = Life()
     with pytest.raises(Cancelled):
-        for update in session.run(requests(steps=150), life):
+        for update in session.device.run(requests(steps=150), life):
             if update.steps:
                 life.stop()
     begun = time.monotonic()
@@ -134,9 +134,9 @@ def broken(requests, library, **_):
 def test_what_needs_the_gpu_for_longer_is_refused_in_words(lent):
     session, _ = lent
     with pytest.raises(UserError, match="at home"):
-        session.model("tiny-sdxl")
+        session.device.model("tiny-sdxl")
     with pytest.raises(UserError, match="benchmark"):
-        session.require_own_device("a benchmark")
+        session.device.require_own("a benchmark")
 
 
 @pytest.mark.parametrize("title", zerogpu.REFUSALS)
@@ -147,7 +147,8 @@ def test_every_refusal_says_what_happened_and_what_to_do(lent, title):
         raise gr.Error("240s requested vs. 30s left", title=title, print_exception=False)
         yield
 
-    refused = Session(PAIR, local=False, library=session.library(), wrap=partial(zerogpu.drawing, refuse)).start()
+    library, wrap = session.loader.library(), partial(zerogpu.drawing, refuse)
+    refused = Session(PAIR, local=False, library=library, wrap=wrap).start()
     with pytest.raises(UserError, match=title) as told:
         results(refused, requests())
     assert "try again" in str(told.value).lower() or "ask for" in str(told.value).lower()
@@ -191,7 +192,7 @@ CACHED = {
 }
 LOOK = """
 import json, spaces, app
-library = app.session.start().library()
+library = app.session.start().loader.library()
 print(json.dumps({"sent": spaces.sent, "lent": spaces.lent, "local": app.session.local, "models": app.session.models,
     "dtypes": sorted({library.get(n).precision for n in (*app.REAL, *app.EMBEDDED)})}))
 """

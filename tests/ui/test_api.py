@@ -132,7 +132,7 @@ BAD = [
     (dict(seed="abc"), "seed must be a whole number"),
     (dict(seed=-1), "seed must lie between 0"),
     (dict(model="tiny-sdlx"), "did you mean tiny-sdxl"),
-    (dict(model="nobody/nothing"), "koala fetch nobody/nothing"),
+    (dict(model="nobody/nothing"), "in the Compare tab"),
     (dict(model=None), "model must be text"),
     (dict(model="<img src=x onerror=alert(1)>"), "&lt;img"),
     (dict(scheduler="heun"), "choose one of"),

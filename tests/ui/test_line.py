@@ -50,11 +50,11 @@ def test_whoever_came_first_has_the_device_and_the_others_move_up_when_one_leave
             for k, held in enumerate((first, middle, rest))
         ]
         assert [t.called for t in tickets] == [True, False, False]
-        assert [t.said for t in tickets] == ["", "Waiting: 1 before you", "Waiting: 2 before you"]
+        assert [t.status for t in tickets] == ["", "Waiting: 1 before you", "Waiting: 2 before you"]
         middle.close()
-        assert moves == [2] and tickets[2].said == "Waiting: 1 before you" and not tickets[2].called
+        assert moves == [2] and tickets[2].status == "Waiting: 1 before you" and not tickets[2].called
         first.close()
-        assert moves == [2, 2] and tickets[2].called and tickets[2].said == ""
+        assert moves == [2, 2] and tickets[2].called and tickets[2].status == ""
     assert len(line) == 0
 
 
@@ -66,11 +66,13 @@ def test_the_forecast_is_the_pace_of_the_runs_before_times_the_work_of_those_tha
         line.join("", SMALL) as second,
         line.join("", SMALL) as third,
     ):
-        assert (second.said, third.said) == ("Waiting: 1 before you, about 15 s", "Waiting: 2 before you, about 20 s")
+        assert second.status == "Waiting: 1 before you, about 15 s"
+        assert third.status == "Waiting: 2 before you, about 20 s"
         clock.now += 5
-        assert (second.said, third.said) == ("Waiting: 1 before you, about 7 s", "Waiting: 2 before you, about 15 s")
+        assert second.status == "Waiting: 1 before you, about 7 s"
+        assert third.status == "Waiting: 2 before you, about 15 s"
         clock.now += 10  # it was due after 12
-        assert (second.said, third.said) == ("Waiting: 1 before you", "Waiting: 2 before you")
+        assert (second.status, third.status) == ("Waiting: 1 before you", "Waiting: 2 before you")
 
 
 def test_a_run_that_is_well_under_way_tells_by_itself_when_it_ends(line, clock):
@@ -79,9 +81,9 @@ def test_a_run_that_is_well_under_way_tells_by_itself_when_it_ends(line, clock):
         running.begin()
         clock.now += 30
         running.done = 0.05
-        assert ticket.said == "Waiting: 1 before you"
+        assert ticket.status == "Waiting: 1 before you"
         running.done = 0.75
-        assert ticket.said == "Waiting: 1 before you, about 10 s"
+        assert ticket.status == "Waiting: 1 before you, about 10 s"
 
 
 def test_a_tiny_run_tells_nothing_of_a_large_one(line, clock):
@@ -90,17 +92,17 @@ def test_a_tiny_run_tells_nothing_of_a_large_one(line, clock):
         clock.now += 8  # a warm-up, which a run of any size has
         ticket.finished = True
     with line.join("b", Work(kind="drawing", amount=1000)), line.join("c", Work(kind="drawing", amount=4)) as small:
-        assert small.said == "Waiting: 1 before you"
+        assert small.status == "Waiting: 1 before you"
     with line.join("d", Work(kind="drawing", amount=4)), line.join("e", Work(kind="drawing", amount=4)) as ticket:
-        assert ticket.said == "Waiting: 1 before you, about 35 s"
+        assert ticket.status == "Waiting: 1 before you, about 35 s"
 
 
 def test_a_limit_in_seconds_bounds_the_forecast_and_other_kinds_have_their_own_pace(line, clock):
     finish(line, clock, 20)
     with line.join("", Work(kind="drawing", amount=8, most=60)), line.join("", SMALL) as ticket:
-        assert ticket.said == "Waiting: 1 before you, about 60 s"
+        assert ticket.status == "Waiting: 1 before you, about 60 s"
     with line.join("", Work(kind="benchmark", amount=1)), line.join("", SMALL) as ticket:
-        assert ticket.said == "Waiting: 1 before you"
+        assert ticket.status == "Waiting: 1 before you"
 
 
 def test_runs_that_were_stopped_or_failed_teach_no_pace(line, clock):
@@ -109,7 +111,7 @@ def test_runs_that_were_stopped_or_failed_teach_no_pace(line, clock):
     with pytest.raises(ZeroDivisionError), line.join("", SMALL):
         raise ZeroDivisionError
     with line.join("", SMALL), line.join("", SMALL) as ticket:
-        assert ticket.said == "Waiting: 1 before you"
+        assert ticket.status == "Waiting: 1 before you"
 
 
 @pytest.mark.parametrize(
@@ -132,23 +134,23 @@ def test_twenty_wait_and_the_next_is_refused_until_one_has_left(line):
         assert str(told.value) == FULL and "20 requests wait" in FULL
         inner.close()
         with line.join("", SMALL) as ticket:
-            assert ticket.said == f"Waiting: {PLACES} before you"
+            assert ticket.status == f"Waiting: {PLACES} before you"
 
 
 def test_a_visitors_share_counts_whoever_waits_runs_or_looks(line):
     line.share, line.elsewhere = MOST, lambda who: int(who == "greedy")
     with ExitStack() as held:
-        held.enter_context(line.beside("greedy"))
+        held.enter_context(line.without_device("greedy"))
         held.enter_context(line.join("greedy", SMALL))
         last = held.enter_context(ExitStack())
         last.enter_context(line.join("greedy", SMALL))
-        for more in (line.join("greedy", SMALL), line.beside("greedy")):
+        for more in (line.join("greedy", SMALL), line.without_device("greedy")):
             with pytest.raises(UserError) as told, more:
                 pass
             assert str(told.value) == TOO_MANY
         held.enter_context(line.join("other", SMALL))
         last.close()
-        held.enter_context(line.beside("greedy"))
+        held.enter_context(line.without_device("greedy"))
     assert line.of("greedy") == line.of("other") == 0
 
 

@@ -35,17 +35,18 @@ def wait_for(condition, seconds=60):
 
 def test_models_load_behind_the_page():
     quiet = Session()
-    assert [quiet.state(m).state for m in PAIR] == ["waiting", "waiting"] and not quiet.settled and quiet.note == ""
+    assert [quiet.loader.state(m).state for m in PAIR] == ["waiting", "waiting"]
+    assert not quiet.loader.settled and quiet.note == ""
     quiet.start()
-    wait_for(lambda: quiet.settled)
-    assert [quiet.state(m).state for m in PAIR] == ["ready", "ready"]
-    if quiet.device_type == "cpu":
+    wait_for(lambda: quiet.loader.settled)
+    assert [quiet.loader.state(m).state for m in PAIR] == ["ready", "ready"]
+    if quiet.loader.device_type == "cpu":
         assert quiet.note.startswith("No GPU here")
 
 
 def test_a_comparison_comes_step_by_step(session):
     seen, previews, results = {0: [], 1: []}, 0, {}
-    for update in session.run(requests(steps=4)):
+    for update in session.device.run(requests(steps=4)):
         for position, step in update.steps.items():
             seen[position].append(step.index)
             previews += step.preview is not None
@@ -56,33 +57,33 @@ def test_a_comparison_comes_step_by_step(session):
 
 
 def test_one_model_alone(session):
-    updates = list(session.run(requests(steps=2)[1:]))
+    updates = list(session.device.run(requests(steps=2)[1:]))
     assert updates[-1].results[0].request.model == PAIR[1]
 
 
 def test_cancel_ends_the_run_within_one_step(session):
     life, last = Life(), 0
     with pytest.raises(Cancelled):
-        for update in session.run(requests(steps=150), life):
+        for update in session.device.run(requests(steps=150), life):
             for step in update.steps.values():
                 last = step.index
                 if step.index >= 2:
                     life.stop()
     assert 2 <= last <= 5
-    wait_for(lambda: not len(session.line), 10)
+    wait_for(lambda: not len(session.device.line), 10)
 
 
 def test_closing_the_iterator_frees_the_model(session):
-    running = session.run(requests(steps=150))
+    running = session.device.run(requests(steps=150))
     wait_for(lambda: next(running).steps)
     begun = time.monotonic()
     running.close()
     took = time.monotonic() - begun
     print(f"closed after {took:.4f} s")
     assert took < 0.05  # Gradio closes it on the event loop, where every other visitor waits
-    wait_for(lambda: not len(session.line), 10)
+    wait_for(lambda: not len(session.device.line), 10)
     wait_for(lambda: not any(t.name == "koala-run" for t in threading.enumerate()), 1)
-    assert not session.library().get(PAIR[0]).lock.locked()
+    assert not session.loader.library().get(PAIR[0]).lock.locked()
 
 
 def test_an_error_leaves_the_session_usable(session, tmp_path):
@@ -90,22 +91,22 @@ def test_an_error_leaves_the_session_usable(session, tmp_path):
     shutil.copytree(EMBEDDED / PAIR[1], broken)
     (broken / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(UserError, match="unet/diffusion_pytorch_model.safetensors is missing.*save_pretrained"):
-        list(session.run([GenerationRequest(model=str(broken), prompt="a star", steps=1)]))
-    assert "is missing" in session.state(str(broken)).detail
-    assert list(session.run(requests(steps=1)[1:]))[-1].results
+        list(session.device.run([GenerationRequest(model=str(broken), prompt="a star", steps=1)]))
+    assert "is missing" in session.loader.state(str(broken)).detail
+    assert list(session.device.run(requests(steps=1)[1:]))[-1].results
 
 
 def test_a_model_that_is_not_here_says_what_it_needs(session):
-    session.want("sdxl-base")
-    state = session.state("sdxl-base")
+    session.loader.want("sdxl-base")
+    state = session.loader.state("sdxl-base")
     if state.state == "needs":
-        assert "koala fetch" in state.detail
-    label = next(label for label, name in session.choices() if name == "sdxl-base")
+        assert "in the Compare tab" in state.detail and "koala fetch" not in state.detail
+    label = next(label for label, name in session.catalogue.choices() if name == "sdxl-base")
     assert ("not on this machine" in label) == (state.state == "needs")
 
 
 def test_a_licence_that_is_not_ours_is_told_where_the_model_is_chosen():
-    labels = {name: label for label, name in Session().choices()}
+    labels = {name: label for label, name in Session().catalogue.choices()}
     assert {name for name, label in labels.items() if "licence" not in label} == {
         card.name for card in CARDS.values() if card.licence == "Apache-2.0"
     }
@@ -116,8 +117,8 @@ def test_a_licence_that_is_not_ours_is_told_where_the_model_is_chosen():
 def test_visitors_from_elsewhere_cannot_name_folders(tmp_path):
     public = Session(local=False)
     with pytest.raises(UserError, match="on this server the names are"):
-        public.card(str(EMBEDDED / PAIR[0]))
-    assert public.card(PAIR[0]).name == PAIR[0]
+        public.catalogue.card(str(EMBEDDED / PAIR[0]))
+    assert public.catalogue.card(PAIR[0]).name == PAIR[0]
     assert Session([str(EMBEDDED / PAIR[0]), PAIR[1]], local=False).models == PAIR
 
 
@@ -125,11 +126,11 @@ def test_a_picture_finds_its_folder_again_without_naming_where_it_lies(tmp_path,
     folders = [shutil.copytree(embedded / "tiny-koala-700m", tmp_path / who / "mine") for who in "ab"]
     asked = GenerationRequest(model=str(folders[1].resolve()), prompt="a red circle")
     session = Session([str(f) for f in folders])
-    assert session.of_picture(shared(asked), folder_mark(asked.model)) == asked
-    assert session.of_picture(shared(asked), None) == shared(asked)
+    assert session.catalogue.of_picture(shared(asked), folder_mark(asked.model)) == asked
+    assert session.catalogue.of_picture(shared(asked), None) == shared(asked)
     other = Session([str(folders[0])])
-    with pytest.raises(UserError, match="drawn with a folder named 'mine'.*--models and that folder"):
-        other.of_picture(shared(asked), folder_mark(asked.model))
+    with pytest.raises(UserError, match="drawn with a folder named 'mine'.*with that folder as one of its models"):
+        other.catalogue.of_picture(shared(asked), folder_mark(asked.model))
 
 
 @pytest.mark.parametrize("models", [("nothing-like-it", PAIR[0])])
@@ -139,27 +140,27 @@ def test_unknown_models_are_refused_at_the_start(models):
 
 
 def test_the_stage_shows_a_stopped_run():
-    show = Stage(requests(), [Session().card(m) for m in PAIR])
+    show = Stage(requests(), [Session().catalogue.card(m) for m in PAIR])
     value = show.say("Stopped at Tiny SDXL: step 2 of 3.", "stopped")
     assert value["phase"] == "stopped" and value["status"].startswith("Stopped") and value["prompt"] == "a red circle"
 
 
 def test_a_public_visitor_neither_downloads_nor_names_files():
     public = Session(device="cpu", local=False)
-    assert public.downloadable(["sdxl-base"]) == []
+    assert public.loader.downloadable(["sdxl-base"]) == []
     with pytest.raises(UserError, match="cannot be downloaded"):
-        public.download("sdxl-base")
+        public.loader.download("sdxl-base")
     with pytest.raises(UserError, match="your own machine only"):
-        public.check(GenerationRequest(model=PAIR[0], prompt="a star", lora="/etc/passwd.safetensors"))
+        public.catalogue.check(GenerationRequest(model=PAIR[0], prompt="a star", lora="/etc/passwd.safetensors"))
 
 
 def test_a_download_that_fails_says_so_and_is_no_end(session, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    session.want("segmind-vega")
-    if session.state("segmind-vega").state == "ready":
+    session.loader.want("segmind-vega")
+    if session.loader.state("segmind-vega").state == "ready":
         pytest.skip("segmind-vega is on this machine")
-    session.download("segmind-vega")
-    wait_for(lambda: session.state("segmind-vega").state == "needs")
-    assert "koala fetch segmind-vega" in session.state("segmind-vega").detail
-    assert session.downloadable(["segmind-vega"])
-    assert list(session.run(requests(steps=1)[1:]))[-1].results
+    session.loader.download("segmind-vega")
+    wait_for(lambda: session.loader.state("segmind-vega").state == "needs")
+    assert "download it in the Compare tab" in session.loader.state("segmind-vega").detail
+    assert session.loader.downloadable(["segmind-vega"])
+    assert list(session.device.run(requests(steps=1)[1:]))[-1].results

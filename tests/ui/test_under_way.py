@@ -83,7 +83,7 @@ def test_the_first_click_is_answered_while_the_models_load_and_stop_ends_it_at_o
     assert time.monotonic() - begun < 1
     stop(tab, "one")
     assert [(one["phase"], one["status"]) for one in shown] == [("stopped", "Stopped.")]
-    assert not len(tab.session.line) and not len(tab.active)
+    assert not len(tab.session.device.line) and not len(tab.active)
 
 
 def test_compares_stop_ends_what_the_page_shows_whatever_the_thread_still_does(tab):
@@ -105,11 +105,11 @@ def test_a_page_that_waits_says_so_and_leaves_the_line_when_it_is_stopped_or_clo
     for leave in ("stop", "close"):
         updates, shown = pressed(tab, "two")
         assert next(shown)["status"].startswith("Waiting: ")
-        there = len(tab.session.line)
+        there = len(tab.session.device.line)
         if leave == "stop":
             stop(tab, "two")
             assert [(one["phase"], one["status"]) for one in shown] == [("stopped", "Stopped.")]
         else:
             updates.close()
-        assert len(tab.session.line) == there - 1
+        assert len(tab.session.device.line) == there - 1
     ahead.close()

@@ -1,16 +1,20 @@
 """What a visitor or a file wrote is shown as text, everywhere; the numbers are those of the result."""
 
+import re
 from html.parser import HTMLParser
 
 import pytest
 
 from koala.errors import UserError
+from koala.models import registry
 from koala.models.cards import CARDS
+from koala.models.locate import locate
 from koala.request import GenerationRequest
+from koala.sampling.resolve import same_noise
 from koala.shapes.captions import parse
 from koala.shapes.judge import no_verdict
 from koala.ui import messages, settings, stage, widgets
-from koala.ui.session import ModelState
+from koala.ui.loader import ModelState
 
 HOSTILE = """<script>alert(1)</script> ${1+1} {{x}} "double" 'single' & 🐨 </p><img src=x onerror=alert(1)>"""
 PAIR = ("tiny-sdxl", "tiny-koala-700m")
@@ -124,6 +128,66 @@ def test_the_stage_template_has_no_place_for_text():
         assert "innerHTML" not in (stage.Path(widgets.__file__).parent / "compare" / script).read_text()
 
 
+# The core's messages with remedies for a terminal, each followed by the page's words.
+FOR_THE_PAGE = """
+tiny is not on this machine. With a network, fetch it once (6.9 GB): python -m koala fetch tiny
+tiny is not on this machine. With a network, download it once (6.9 GB) in the Compare tab, on your own machine
+no answer from the hub. With a network: python -m koala fetch tiny (what came already stays)
+no answer from the hub. With a network, download it in the Compare tab (what came already stays)
+no model was named; `python -m koala models` lists them
+no model was named; choose one from the list
+the preset fast is torch's; use --preset quality
+the preset fast is torch's; choose the preset quality
+it takes no LoRA; fuse it into an export of its own: python -m export --model MODEL --lora a.b --out DIR
+it takes no LoRA; fuse it into an export of its own in the Export tab
+it takes 9.0 GB; this fits with 4.1 GB: --width 512 --height 256 --images 1
+it takes 9.0 GB; this fits with 4.1 GB: one image of 512x256 px
+memory ran out. Choose a smaller model; --vram GB plans for less where other programs use the memory
+memory ran out. Choose a smaller model
+it overflows; draw it in float32: python -m koala generate --dtype float32; or lower --lora-strength, now 2
+it overflows; choose another model; or lower the LoRA strength, now 2
+export it in fp32: python -m export --model a --out DIR. python -m export verify a.b names the part at fault
+export it in fp32 in the Export tab. Verify in the Export tab names the part at fault
+no small VAE of this model is here: python -m koala fetch MODEL --tiny-vae brings it
+no small VAE of this model is here
+taken for a LoRA of SDXL; if it was trained on KOALA, python -m koala lora --lora FILE says so
+taken for a LoRA of SDXL
+exports run on cpu or cuda here, not on mps; use --device cpu
+exports run on cpu or cuda here, not on mps; choose another model
+""".strip().splitlines()
+
+
+@pytest.mark.parametrize(("told", "shown"), list(zip(FOR_THE_PAGE[::2], FOR_THE_PAGE[1::2], strict=True)))
+def test_the_page_offers_no_remedy_for_a_terminal(told, shown):
+    assert messages.readable(UserError(told)) == shown
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "the file a--b.png is no picture; choose another",
+        "the koala is grey; draw it again",
+        "a snake -- it bites",
+    ],
+)
+def test_other_words_stay_as_they_are(told):
+    assert messages.readable(UserError(told)) == told
+
+
+def test_what_the_core_says_now_reaches_the_page_without_commands():
+    """The real messages, so that a new wording of them cannot bring a command back."""
+    causes = [
+        lambda: GenerationRequest(model="", prompt="a star"),
+        lambda: registry.find(""),
+        lambda: locate(CARDS["koala-lightning-700m"]),
+        lambda: same_noise([]),
+    ]
+    for cause in causes:
+        with pytest.raises(UserError) as told:
+            cause()
+        assert not re.search(r"koala (fetch|models)|python|--", messages.readable(told.value)), told.value
+
+
 def test_toasts_are_clipped():
     assert len(messages.safe("x" * 100_000)) <= messages.LONGEST
 
@@ -158,9 +222,7 @@ def fields(**change) -> dict:
 
 
 def find(name):
-    from koala.models.registry import find
-
-    return find(name)
+    return registry.find(name)
 
 
 def test_fields_survive_requests_and_links():

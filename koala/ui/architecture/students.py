@@ -70,12 +70,12 @@ class Students:
                 title=f"{_title(spec)} (untrained cut)",
                 spec=spec,
             )
-            self.session.add(card)
+            self.session.catalogue.add(card)
             self._made[name] = Student(card=card, seconds=time.perf_counter() - begun)
             return self._made[name]
 
     def _make_room(self) -> None:
-        oldest = next((name for name in self._made if not self.session.in_use(name)), None)
+        oldest = next((name for name in self._made if not self.session.device.in_use(name)), None)
         if oldest is None:
             raise UserError(f"this app keeps {MOST} students, and all are in use; try again when one has finished")
         self.session.remove(oldest)

@@ -9,7 +9,6 @@ import gradio as gr
 
 from koala.errors import Cancelled, UserError
 from koala.hardware.latency import HARDWARE
-from koala.ui import turns
 from koala.ui.architecture import data as architecture
 from koala.ui.architecture import students
 from koala.ui.architecture import svg as architecture_svg
@@ -61,7 +60,7 @@ class Architecture:
         )
         with gr.Column(elem_classes="ka-similarity"):
             gr.HTML(HTML.similarity(), apply_default_css=False)
-            why_not = session.lent_too_short("this measurement")
+            why_not = session.device.lent_too_short("this measurement")
             usable = {"interactive": not why_not}
             self.measure = gr.Button("Measure on Tiny SDXL", elem_id="k-similarity", size="md", **usable)
             first = HTML.hint(f"{sentence(why_not)}.") if why_not else EMPTY
@@ -133,7 +132,7 @@ class Architecture:
         except UserError as error:
             return self._begin(event, error) | {"cut": True}
         try:
-            self.session.library()  # two threads must not import diffusers at once
+            self.session.loader.library()  # two threads must not import diffusers at once
             self.students.make(student(asked["spec"], TINY_SDXL))
         except Exception as error:
             return self.view(asked, readable(error)) | {"cut": True}
@@ -161,10 +160,10 @@ class Architecture:
                     raise Cancelled
 
         try:
-            self.session.require_own_device("this measurement")
+            self.session.device.require_own("this measurement")
             work = Work(kind="similarity", amount=1)
-            visitor = self.session.visitor(request)
-            turn = turns.turn(self.session, [students.TEACHER], measured, life, visitor=visitor, work=work)
+            visitor = self.session.device.visitor(request)
+            turn = self.session.device.turn([students.TEACHER], measured, life, visitor=visitor, work=work)
             with closing(turn):
                 for events in turn:
                     last = events[-1] if events else None

@@ -1,4 +1,4 @@
-"""What /attention answers: the paper's figure, and every number behind it."""
+"""The answer of /attention: the paper's figure, and every number behind it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -41,7 +41,7 @@ def asked(capture: Capture, stage: str, pixel: Sequence[float] | None, step: int
 
 
 def answer(capture: Capture, pixel: Sequence[float] | None, step: int | str | None, head: str | int) -> dict:
-    """Where the patch under a pixel looks, in the last layer of every recorded stage of every model.
+    """What the patch under a pixel attends to, in the last layer of every recorded stage of every model.
 
     Steps and heads count from 1, as on the page and in the command line.
     """
@@ -74,16 +74,16 @@ def answer(capture: Capture, pixel: Sequence[float] | None, step: int | str | No
 
 def _stage(capture: Capture, stage: str, pixel: Sequence[float] | None, step: int | None, head: str | int) -> list:
     question = asked(capture, stage, pixel, step, head)
-    one, found = read(capture, question), []
+    one, rows = read(capture, question), []
     shown = view.look(capture, question)["sides"]
     layers = capture.stages[stage][one.layer]
-    for k, (side, layer, told) in enumerate(zip(capture.sides, layers, shown, strict=True)):
+    for k, (side, layer, side_view) in enumerate(zip(capture.sides, layers, shown, strict=True)):
         if layer is None:
-            found.append(told)
+            rows.append(side_view)
             continue
         row = view.row(side.record, layer, replace(one, step=capture.step(k, one.step)))
-        top, left = divmod(told["marked"][0], layer.grid[1])
-        found.append(
+        top, left = divmod(side_view["marked"][0], layer.grid[1])
+        rows.append(
             {
                 "layer": layer.path,
                 "grid": list(layer.grid),
@@ -91,12 +91,12 @@ def _stage(capture: Capture, stage: str, pixel: Sequence[float] | None, step: in
                 "row": [round(v, DIGITS) for v in row.tolist()],
             }
         )
-    return found
+    return rows
 
 
-def picture(capture: Capture, found: Mapping, pixel: Sequence[float] | None):
-    """The figure of these rows."""
-    step, head = (v - 1 if isinstance(v, int) else v for v in (found["step"], found["head"]))
+def picture(capture: Capture, given: Mapping, pixel: Sequence[float] | None):
+    """The figure of an `answer`."""
+    step, head = (v - 1 if isinstance(v, int) else v for v in (given["step"], given["head"]))
     choices = Choices(step=step, head=head, pixel=tuple(pixel) if pixel else None)
-    steps = [None if step == MEAN else one["step"] - 1 for one in found["models"]]
+    steps = [None if step == MEAN else one["step"] - 1 for one in given["models"]]
     return figure(capture.sides, list(capture.stages), choices, steps)

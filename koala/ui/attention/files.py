@@ -26,7 +26,7 @@ def take(capture: Capture, asked: Mapping) -> dict:
         raise UserError(f"there is no download {kind!r}; choose one of {', '.join(_FILES)}")
     ending, mime, make = _FILES[kind]
     name, content = _name(capture, kind, ending), make(capture, asked)
-    if isinstance(content, Path):  # large: it is fetched from there
+    if isinstance(content, Path):  # large: the page fetches it from there
         return {"name": name, "path": str(content)}
     return {"name": name, "mime": mime, "data": base64.b64encode(content).decode()}
 
@@ -37,14 +37,14 @@ def _name(capture: Capture, kind: str, ending: str) -> str:
 
 
 def _look(asked: Mapping) -> dict:
-    """How strong a map lies on its picture."""
-    found = {}
+    """The opacity and gamma of a map over its picture."""
+    look = {}
     for name, low, high in (("opacity", 0.0, 1.0), ("gamma", 0.2, 2.0)):
         value = asked.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             raise UserError(f"{name} must be a number from {low} to {high}, not {value!r}")
-        found[name] = value
-    return found
+        look[name] = value
+    return look
 
 
 def _frames(capture: Capture, asked: Mapping, steps: Sequence[int]) -> list[list[Image.Image | str]]:
@@ -53,7 +53,7 @@ def _frames(capture: Capture, asked: Mapping, steps: Sequence[int]) -> list[list
 
 
 def _note(capture: Capture, asked: Mapping) -> str:
-    """The choices behind a picture, which it prints itself."""
+    """The choices behind a picture, printed below it."""
     one = read(capture, asked)
     title = one.kind.title
     layers = " and ".join(x.label for x in capture.stages[one.stage][one.layer] if x)
@@ -62,7 +62,7 @@ def _note(capture: Capture, asked: Mapping) -> str:
 
 
 def _moment(capture: Capture, moment: int) -> str:
-    """One for all models: the step where they count alike, else the noise."""
+    """A label for all models: the step if they have the same number of steps, else the noise."""
     alike = len({side.record.steps for side in capture.sides}) == 1
     return f"step {moment + 1}" if alike else f"noise {capture.longest.timesteps[moment]:.0f}"
 
@@ -111,7 +111,7 @@ def _figure(kind: Kind, capture: Capture, asked: Mapping) -> Image.Image:
 
 
 def _place(capture: Capture, region: Box | tuple[Place, ...]) -> dict:
-    """What a figure marks: a patch or a box. Of a brush it is the patch that was painted last."""
+    """What a figure marks: a patch or a box; for a brush, the patch that was painted last."""
     size = (capture.longest.width, capture.longest.height)
     if not region:
         return {}

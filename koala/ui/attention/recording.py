@@ -1,4 +1,4 @@
-"""What a capture of the app records, and how much of it a visitor may keep; without torch, so that the page has it."""
+"""What a capture of the app records, and how much a visitor may keep. Without torch, so that the page can use it."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from koala.request import GenerationRequest
 if TYPE_CHECKING:
     from koala.models.library import Library
 
-PUBLIC_BUDGET = 2 * 10**8  # bytes of one capture where strangers reach the app
+PUBLIC_BUDGET = 2 * 10**8  # bytes of one capture in a public app
 
 
 def budget(*, public: bool) -> int:
@@ -30,8 +30,8 @@ class Recording:
     stages: Sequence[str] | None = None  # None: all with attention
     every: bool = False  # layer of a stage that pairs, not only the last
     words: bool = True
-    same_input: bool = False  # the teacher is shown what its student sees
-    public: bool = False  # strangers reach the app
+    same_input: bool = False  # the teacher gets the input of its student
+    public: bool = False  # strangers can reach the app
 
     def __post_init__(self) -> None:
         named = isinstance(self.stages, list | tuple) and all(isinstance(stage, str) for stage in self.stages)
@@ -41,11 +41,11 @@ class Recording:
             raise UserError("no stage is chosen, so there is nothing to record; choose at least one")
 
     def plans(self, cards: Sequence[ModelCard], width: int, height: int, steps: Sequence[int]) -> list[AttentionPlan]:
-        """One plan per model; UserError for what cannot be recorded, with what can."""
+        """One plan per model; UserError if something cannot be recorded, with what can."""
         for card in cards:
             torch_only(card, "recording its attention")
             if card.spec is None:
-                raise UserError(f"the name {card.title} does not tell which layers it has; choose it by its folder")
+                raise UserError(f"the name {card.title} does not say which layers it has; choose it by its folder")
         return pairing.planned(
             [card.spec for card in cards],
             width,
@@ -68,7 +68,7 @@ class Recording:
         on_result: Callable,
         cancel: threading.Event,
     ) -> None:
-        """The work of `Session.run`; its one result is the capture, with the pictures' own results."""
+        """The work of `Device.run`; its one result is the capture, with the pictures' own results."""
         from koala.attention.together import prepare
         from koala.sampling.generate import MAX_PREVIEWS
 
@@ -82,5 +82,5 @@ class Recording:
             budget_bytes=budget(public=self.public),
             shared=self.same_input,
         )
-        found = prepared.run(on_step, cancel=cancel, num_previews=MAX_PREVIEWS)
-        on_result(0, (prepared.kept(found), [result for result, _ in found]))
+        recorded = prepared.run(on_step, cancel=cancel, num_previews=MAX_PREVIEWS)
+        on_result(0, (prepared.kept(recorded), [result for result, _ in recorded]))

@@ -1,4 +1,4 @@
-"""Captures of this process, by id, bounded in bytes: those that nobody looked at for longest go first."""
+"""Captures of this process by id, bounded in bytes: the least recently used are dropped first."""
 
 import secrets
 import threading
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from koala.attention.capture import Capture
 
 LIMIT = 4 * 10**9  # bytes of all captures together
-PUBLIC_LIMIT = 10**9  # where strangers reach the app
+PUBLIC_LIMIT = 10**9  # in a public app
 
 
 class Store:
@@ -28,11 +28,11 @@ class Store:
 
     @property
     def bytes(self) -> int:
-        """Of all captures that are kept; more than `limit` only where there is but one."""
+        """The size of all captures; more than `limit` only if there is a single one."""
         return sum(capture.bytes for capture in self._kept.values())
 
     def add(self, capture: "Capture") -> str:
-        """Keep a capture, and let go of others until all fit."""
+        """Keep a capture, and drop others until all fit."""
         key = secrets.token_hex(16)
         with self._lock:
             self._kept[key] = capture
@@ -41,14 +41,14 @@ class Store:
         return key
 
     def get(self, key: object) -> "Capture":
-        """The capture of this id, which is now the last to go; UserError where it is gone or never was."""
+        """The capture of this id, now the most recently used; UserError if it was dropped or never existed."""
         with self._lock:
             if not isinstance(key, str) or key not in self._kept:
-                raise UserError("this capture is no longer kept, others needed its memory; capture it again")
+                raise UserError("this capture is no longer kept, because others needed its memory; capture it again")
             self._kept.move_to_end(key)
             return self._kept[key]
 
     def drop(self, key: str) -> None:
-        """Let go of a capture; one that is gone already is no error."""
+        """Drop a capture; it is not an error if it is gone already."""
         with self._lock:
             self._kept.pop(key, None)

@@ -1,27 +1,23 @@
-"""The Attention tab: draw with two models once, then see where every patch looks, at any stage, step and head."""
+"""The Attention tab: draw once with two models, then see what every patch attends to, at any stage, step and head."""
 
 import functools
-import secrets
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 import gradio as gr
 
-from koala.attention.plan import AttentionPlan, ordered
+from koala.attention.plan import ordered
 from koala.errors import Cancelled, UserError
 from koala.models.locate import availability
-from koala.request import MAX_SEED, GenerationRequest
-from koala.sampling.resolve import same_noise
 from koala.ui import limits, stage, widgets
-from koala.ui.attention.recording import Recording, budget
+from koala.ui.attention.asked import OWN, SAME, Asked
+from koala.ui.attention.recording import budget
 from koala.ui.attention.store import PUBLIC_LIMIT, Store
+from koala.ui.html import macros
 from koala.ui.messages import complain, readable, sentence, warn
 from koala.ui.model_choice import model_choice
 from koala.ui.session import Session
-from koala.ui.settings import whole
 from koala.ui.theme import ASSETS, UI, VIEWER
 from koala.ui.token_counter import TokenCounter
 from koala.ui.under_way import UnderWay
@@ -29,26 +25,8 @@ from koala.unet.specs import STAGES
 
 QUIET = {"api_visibility": "private", "show_progress": "hidden"}
 CHEAP = QUIET | {"concurrency_limit": None}
+HTML = macros("attention/tab.html")
 WITH_ATTENTION = tuple(s for s in STAGES if s not in ("DW-1", "UP-3"))
-OWN, SAME = "own", "same"  # what the teacher is given
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What the page's fields ask for."""
-
-    prompt: str
-    models: tuple[str, str]
-    seed: str
-    random: bool
-    steps: tuple[int, int]
-    guidance: tuple[float, float]
-    width: int | None
-    height: int | None
-    stages: list[str]
-    every: bool
-    words: bool
-    inputs: str
 
 
 class Attention:
@@ -90,13 +68,13 @@ class Attention:
         self.chips = gr.HTML(widgets.chips(), js_on_load=(ASSETS / "chips.js").read_text(), apply_default_css=False)
 
     def _settings(self) -> None:
-        first = self.session.card(self.session.models[0])
+        first = self.session.catalogue.card(self.session.models[0])
         self.models: list[gr.Dropdown] = []
         self.steps: list[gr.Slider] = []
         self.guidance: list[gr.Slider] = []
         for slot, label, name in zip("ab", ("First model", "Second model"), self.session.models, strict=True):
             chosen = model_choice(
-                self.session.card(name),
+                self.session.catalogue.card(name),
                 self.choices(),
                 label=label,
                 slot=slot,
@@ -198,17 +176,18 @@ class Attention:
 
     def choices(self) -> list[tuple[str, str]]:
         """Models that are on this machine; other tabs may have made new ones."""
-        return [choice for choice in self.session.choices() if availability(self.session.card(choice[1]))[0]]
+        catalogue = self.session.catalogue
+        return [choice for choice in catalogue.choices() if availability(catalogue.card(choice[1]))[0]]
 
     def example(self, event: gr.EventData) -> str:
         """An example was chosen: its prompt."""
         return str(event._data.get("prompt", ""))
 
     def pick(self, slot: int, name: str):
-        """A model was chosen: it loads meanwhile; its own steps and guidance, and the first one's size."""
+        """A model was chosen: it loads in the background; its own steps and guidance, and the first one's size."""
         try:
-            card = self.session.card(name or "")
-            self.session.want(card.name)
+            card = self.session.catalogue.card(name or "")
+            self.session.loader.want(card.name)
         except UserError as error:
             raise complain(error, "Unknown model") from None
         return card.steps, card.guidance, *((card.width, card.height) if slot == 0 else ())
@@ -218,48 +197,29 @@ class Attention:
         open_ = [True, True]
         if inputs == SAME:
             try:
-                specs = [self.session.card(name or "").spec for name in (first, second)]
+                specs = [self.session.catalogue.card(name or "").spec for name in (first, second)]
                 student, _ = ordered(*specs)
                 open_ = [spec == student for spec in specs]
             except (UserError, AttributeError):
-                pass  # the forecast says what is wrong with these two
+                pass  # the forecast reports the error
         return [gr.Slider(interactive=each) for each in open_] * 2
 
-    def recording(self, asked: Asked) -> Recording:
-        """What is kept of both models; UserError where no stage is chosen."""
-        return Recording(
-            stages=asked.stages,
-            every=asked.every,
-            words=asked.words,
-            same_input=asked.inputs == SAME,
-            public=not self.session.local,
-        )
-
-    def plans(self, asked: Asked) -> list[AttentionPlan]:
-        """What is recorded of each model."""
-        cards = [self.session.card(name or "") for name in asked.models]
-        width, height = whole(asked.width) or cards[0].width, whole(asked.height) or cards[0].height
-        return self.recording(asked).plans(cards, width, height, [whole(steps) for steps in asked.steps])
-
     def forecast(self, *values) -> str:
-        """What a capture of these settings keeps in memory; or why it cannot be made."""
+        """How much memory a capture of these settings keeps, or why it cannot be made."""
         try:
-            plans = self.plans(_read(values))
+            plans = Asked.of(values).plans(self.session.catalogue)
         except UserError as error:
-            return f'<p class="k-note k-needs">{escape(readable(error))}</p>'
+            return widgets.problem(readable(error))
         kept = sum(p.bytes for p in plans)
         layers = " and ".join(f"{len(p.layers)}" for p in plans)
         steps = " and ".join(dict.fromkeys(f"{p.steps}" for p in plans))
-        return (
-            f'<p class="k-note">Keeps queries and keys of {layers} attention layers over {steps} steps: '
-            f"<b>{kept / 1e6:,.1f} MB</b>.</p>"
-        )
+        return HTML.forecast(layers, steps, f"{kept / 1e6:,.1f} MB")
 
     # --- a capture
 
     def empty(self, *names: str) -> dict:
         """The viewer before a capture of these models, or of the app's own; UserError for an unknown name."""
-        cards = [self.session.card(n) for n in names or self.session.models]
+        cards = [self.session.catalogue.card(n) for n in names or self.session.models]
         return {
             "phase": "empty",
             "status": "Draw and record, then point at a patch of either picture. Ctrl+Enter begins, Esc stops.",
@@ -268,42 +228,30 @@ class Attention:
             "models": [{"title": c.title} for c in cards],
         }
 
-    def requests(self, asked: Asked) -> list[GenerationRequest]:
-        """One request per model, alike in everything else; UserError names the first field that cannot work."""
-        seed = str(secrets.randbelow(MAX_SEED + 1)) if asked.random else asked.seed
-        if seed in (None, ""):
-            raise UserError("the seed is empty; type any whole number, or tick Random")
-        alike = {"prompt": asked.prompt or "", "seed": whole(seed)}
-        alike |= {"width": whole(asked.width), "height": whole(asked.height)}
-        made = [
-            self.session.check(GenerationRequest(model=name or "", steps=whole(steps), guidance=guidance, **alike))
-            for name, steps, guidance in zip(asked.models, asked.steps, asked.guidance, strict=True)
-        ]
-        return same_noise(made, [self.session.card(r.model) for r in made])
-
     def run(self, request: gr.Request, *values) -> Iterator[dict]:
-        """The button: both pictures as they come, then everything that was recorded, at once."""
+        """The button: both pictures as they are drawn, then everything that was recorded, at once."""
         *given, before = values
-        asked = _read(given)
+        asked, catalogue = Asked.of(given), self.session.catalogue
         try:
-            self.plans(asked)  # says at once what cannot be recorded
-            requests = self.requests(asked)
+            asked.plans(catalogue)  # says at once what cannot be recorded
+            requests = asked.requests(catalogue)
         except UserError as error:
             raise complain(error) from None
-        cards, visitor = [self.session.card(r.model) for r in requests], self.session.visitor(request)
+        cards, visitor = [catalogue.card(r.model) for r in requests], self.session.device.visitor(request)
         show, bare = stage.Stage(requests, cards), self.empty(*(c.name for c in cards))
         with self.active.run(request.session_hash) as life:
             first = {self.seed: str(requests[0].seed)}
-            draw, ways = self.recording(asked).draw, {"visitor": visitor, "kind": "attention"}
+            recording = asked.recording(public=not self.session.local)
+            draw, ways = recording.draw, {"visitor": visitor, "kind": "attention"}
             try:
-                with closing(self.session.run(requests, life, draw, **ways)) as updates:
+                with closing(self.session.device.run(requests, life, draw, **ways)) as updates:
                     for update in updates:
                         if update.status:
                             show.say(update.status)
                         for position, step in update.steps.items():
                             show.step(position, step)
-                        for found, _ in update.results.values():
-                            capture = found
+                        for result, _ in update.results.values():
+                            capture = result
                         yield first | {self.viewer: show.value}
                         first = {}
             except Cancelled:
@@ -311,12 +259,12 @@ class Attention:
                 yield {self.viewer: back | {"status": "Stopped."}}
                 return
             except Exception as error:
-                said = readable(error)
+                message = readable(error)
                 back = self._back(before)
-                still = f"The last run failed, and what you see was recorded before it. {sentence(said)}"
-                why = {"problem": still} if back else {"status": sentence(said)}
+                still = f"The last run failed, and what you see was recorded before it. {sentence(message)}"
+                why = {"problem": still} if back else {"status": sentence(message)}
                 yield {self.viewer: (back or bare | {"phase": "failed"}) | why}
-                raise complain(UserError(said), "The run failed") from None
+                raise complain(UserError(message), "The run failed") from None
         from koala.attention import view  # torch, which is there by now
 
         new = self.store.add(capture)
@@ -324,7 +272,7 @@ class Attention:
         yield {self.viewer: view.value(new, capture), self.capture: new}
 
     def _back(self, before: str) -> dict | None:
-        """The capture before a run that came to nothing, where it is still kept."""
+        """The capture before a run that was stopped or failed, if it is still kept."""
         try:
             kept = self.store.get(before)
         except UserError:
@@ -334,30 +282,30 @@ class Attention:
         return view.value(before, kept)
 
     def halt(self, request: gr.Request) -> None:
-        """The Stop button; the run says at once that it has stopped, and one that waits leaves the line."""
+        """The Stop button: the page shows at once that the run has stopped; a run that waits leaves the line."""
         self.active.stop(request.session_hash)
 
-    # --- what the page asks while one looks at a capture
+    # --- what the viewer asks for
 
     def look(self, asked: object, request: gr.Request | None = None) -> dict:
-        """The maps of both models for what the page shows; a problem is an answer, too."""
+        """The maps of both models for what the page shows, or a `problem`."""
         from koala.attention import view
 
         return self._answer(view.look, asked, request)
 
     def take(self, asked: object, request: gr.Request | None = None) -> dict:
-        """A file of what the page shows: its name, type and content, or where it is."""
+        """A file of what the page shows: its name, type and content or path, or a `problem`."""
         from koala.ui.attention import files as attention_files
 
         return self._answer(attention_files.take, asked, request)
 
     def open(self, file: str, before: str) -> dict:
-        """A capture that was saved; one that cannot be opened leaves what is shown as it is."""
+        """A saved capture; one that cannot be opened leaves the viewer as it is."""
         from koala.attention import archive, view
 
         try:
             if not file:
-                raise UserError("no file came with it; choose a capture that was saved here, a .zip")
+                raise UserError("no file was sent; choose a capture that was saved here, a .zip")
             capture = archive.load(Path(file), budget(public=not self.session.local))
         except Exception as error:
             warn(readable(error), "This capture cannot be opened")
@@ -368,32 +316,14 @@ class Attention:
         return {self.file: None, self.prompt: capture.prompt or gr.skip(), **shown}
 
     def _answer(self, work, asked: object, request: gr.Request | None) -> dict:
-        share = self.session.share
+        share = self.session.device.share
         try:
             if not isinstance(asked, dict):
                 raise UserError("the page asked for nothing; reload it")
-            with share.beside(request) if share else nullcontext():
+            with share.without_device(request) if share else nullcontext():
                 return work(self.store.get(asked.get("id")), asked)
         except Exception as error:
             return {"problem": readable(error)}
-
-
-def _read(values) -> Asked:
-    prompt, first, second, seed, random, *rest, width, height, stages, every, words, inputs = values
-    return Asked(
-        prompt=prompt,
-        models=(first, second),
-        seed=seed,
-        random=random,
-        steps=tuple(rest[:2]),
-        guidance=tuple(rest[2:]),
-        width=width,
-        height=height,
-        stages=stages,
-        every=every,
-        words=words,
-        inputs=inputs,
-    )
 
 
 def build(session: Session) -> None:

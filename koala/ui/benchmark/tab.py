@@ -11,9 +11,10 @@ from koala.benchmark.matrix import MAX_REPEATS, PRESET_NAMES, Matrix
 from koala.errors import Cancelled, UserError
 from koala.models.cards import ModelCard
 from koala.models.locate import availability
-from koala.ui import limits, turns, widgets
+from koala.ui import limits, widgets
 from koala.ui.benchmark import chart as bench_chart
 from koala.ui.benchmark.chart import status
+from koala.ui.device import drawing
 from koala.ui.messages import complain, readable, sentence
 from koala.ui.session import Session
 from koala.ui.under_way import Life, UnderWay
@@ -36,8 +37,8 @@ class Bench:
     def __init__(self, session: Session):
         self.session = session
         self.active = UnderWay()
-        native = session.card(session.models[0]).width
-        why_not = session.lent_too_short(WHAT)
+        native = session.catalogue.card(session.models[0]).width
+        why_not = session.device.lent_too_short(WHAT)
         most_steps = limits.most_steps(local=session.local)
         most_seconds = MAX_SECONDS if session.local else limits.PUBLIC_SECONDS
         with gr.Row(elem_classes="k-panes kb-panes"):
@@ -108,21 +109,22 @@ class Bench:
 
     def choices(self) -> list[tuple[str, str]]:
         """(title, name) of the models on this machine; other tabs may have added some."""
-        return [choice for choice in self.session.choices() if availability(self.session.card(choice[1]))[0]]
+        catalogue = self.session.catalogue
+        return [choice for choice in catalogue.choices() if availability(catalogue.card(choice[1]))[0]]
 
     def title(self, name: str) -> str:
         """Of the model of this name; UserError for an unknown one."""
-        return self.session.card(name).title
+        return self.session.catalogue.card(name).title
 
     def _matrix(self, models, sizes, presets, batch, steps, repeats, limit) -> Matrix:
         """What the page's fields ask for; UserError for what cannot be measured."""
-        self.session.require_own_device(WHAT)
+        self.session.device.require_own(WHAT)
         if len(models) > MAX_MODELS:
             raise UserError(f"choose at most {MAX_MODELS} models")
         if not sizes:
             raise UserError("choose at least one size")
         matrix = Matrix(
-            models=tuple(self.session.card(name).name for name in models),
+            models=tuple(self.session.catalogue.card(name).name for name in models),
             sizes=tuple(sizes),
             presets=tuple(presets),
             batch=tuple(batch),
@@ -131,7 +133,7 @@ class Bench:
             time_limit=limit or 0,
         )
         if not self.session.local:
-            limits.check_public_benchmark(matrix, [self.session.card(name) for name in matrix.models])
+            limits.check_public_benchmark(matrix, [self.session.catalogue.card(name) for name in matrix.models])
         return matrix
 
     def run(self, request: gr.Request, *given) -> Iterator[dict]:
@@ -150,7 +152,7 @@ class Bench:
                 self.start: gr.Button(interactive=False),
             }
             try:
-                with closing(self._turn(matrix, life, self.session.visitor(request))) as turn:
+                with closing(self._turn(matrix, life, self.session.device.visitor(request))) as turn:
                     for events in turn:
                         texts = [event for event in events if isinstance(event, str)]
                         cells += [event for event in events if not isinstance(event, str)]
@@ -174,13 +176,13 @@ class Bench:
             for cell in measure(matrix, library, cards=cards, on_run=life.tell, cancel=life.over):
                 life.tell(cell)
 
-        cards = [self.session.card(name) for name in matrix.models]
+        cards = [self.session.catalogue.card(name) for name in matrix.models]
         size, images = max(matrix.sizes), max(matrix.batch)
         requests = [matrix.request(card.name, size, images) for card in cards]  # the largest, should memory run out
-        drawn = turns.drawing(requests, cards, "benchmark")
+        drawn = drawing(requests, cards, "benchmark")
         times = len(matrix.sizes) * len(matrix.batch) * len(matrix.presets) * matrix.repeats
         work = dataclasses.replace(drawn, amount=drawn.amount * times, most=matrix.time_limit)
-        return turns.turn(self.session, matrix.models, measured, life, visitor=visitor, work=work, requests=requests)
+        return self.session.device.turn(matrix.models, measured, life, visitor=visitor, work=work, requests=requests)
 
     def halt(self, request: gr.Request) -> None:
         """The Stop button. Measured rows are kept; a benchmark that waits leaves the queue."""
@@ -196,10 +198,10 @@ class Bench:
         from koala.evaluate.reports import circumstances
 
         benchmark = report(matrix, cells, random_weights=False)
-        cards = [self.session.card(name) for name in matrix.models]
-        benchmark |= circumstances([], self.session.library().device, weights=cards)
+        cards = [self.session.catalogue.card(name) for name in matrix.models]
+        benchmark |= circumstances([], self.session.loader.library().device, weights=cards)
         benchmark["command"] = command(matrix, cards)
-        return {self.panel: bench_chart.panel(benchmark, self.title, self.session.card)}
+        return {self.panel: bench_chart.panel(benchmark, self.title, self.session.catalogue.card)}
 
 
 def command(matrix: Matrix, cards: Sequence[ModelCard]) -> str:

@@ -14,6 +14,7 @@ from koala.request import MAX_IMAGES, MAX_LORA_STRENGTH, MAX_SEED, SCHEDULERS
 from koala.sampling.resolve import same_noise
 from koala.sampling.result import read_png
 from koala.ui import limits, settings, stage, widgets
+from koala.ui.compare import history as visits
 from koala.ui.messages import complain, readable, sentence, warn
 from koala.ui.model_choice import model_choice
 from koala.ui.session import Session
@@ -22,7 +23,6 @@ from koala.ui.theme import ASSETS, UI
 from koala.ui.token_counter import TokenCounter
 from koala.ui.under_way import UnderWay
 
-HISTORY = 12  # comparisons that a visit keeps
 QUIET = {"api_visibility": "private", "show_progress": "hidden"}  # for every event that is not an endpoint
 CHEAP = QUIET | {"concurrency_limit": None}
 
@@ -67,8 +67,8 @@ class Compare:
         own = self.fields
         for slot, label, name in zip("ab", ("First model", "Second model"), self.session.models, strict=True):
             own[f"model_{slot}"], own[f"steps_{slot}"], own[f"guidance_{slot}"] = model_choice(
-                self.session.card(name),
-                self.session.choices(exports=True),
+                self.session.catalogue.card(name),
+                self.session.catalogue.choices(exports=True),
                 label=label,
                 slot=slot,
                 prefix="k",
@@ -79,7 +79,7 @@ class Compare:
             with gr.Column(scale=1, min_width=150, elem_classes="k-seed-side"):
                 self.random = gr.Checkbox(label="Random each time", value=True, elem_id="k-random")
                 self.reuse = gr.Button("Reuse last seed", size="sm", elem_id="k-reuse")
-        first = self.session.card(self.session.models[0])
+        first = self.session.catalogue.card(self.session.models[0])
         with gr.Accordion("Advanced", open=False, elem_classes="k-advanced"):
             own["negative_prompt"] = gr.Textbox(
                 label="Negative prompt",
@@ -174,8 +174,9 @@ class Compare:
         self.counted.follow(self.fields["prompt"], pair)
         self.counted_negative.follow(self.fields["negative_prompt"], pair)
         chosen = [self.fields["model_a"], self.fields["model_b"], self.stage]
+        first = self.session.catalogue.card(self.session.models[0])
         for slot in "ab":
-            own = [self.fields[name] for name in settings.defaults(self.session.card(self.session.models[0]), slot)]
+            own = [self.fields[name] for name in settings.defaults(first, slot)]
             self.fields[f"model_{slot}"].input(
                 functools.partial(self.pick, slot),
                 chosen,
@@ -190,32 +191,32 @@ class Compare:
         return str(event._data.get("prompt", ""))
 
     def explain(self, preset: str):
-        """What a preset does, under it."""
+        """What a preset does, below it."""
         known = PRESETS.get(preset)
         return gr.Dropdown(info=known.label.capitalize()) if known else gr.skip()
 
     def guide(self, preset: str, *models_then_guidances: object) -> list:
-        """A preset was chosen: guidance goes to 1 for one that draws without, and from there back to a model's own."""
+        """A preset was chosen: without guidance the field becomes 1, and afterwards the model's own value again."""
         half = len(models_then_guidances) // 2
-        found = []
+        values = []
         for name, guidance in zip(models_then_guidances[:half], models_then_guidances[half:], strict=True):
             try:
-                card, chosen = self.session.card(name), PRESETS[preset]
+                card, chosen = self.session.catalogue.card(name), PRESETS[preset]
             except (UserError, KeyError):
-                found.append(gr.skip())  # the run itself says what is wrong with it
+                values.append(gr.skip())  # the run itself reports the error
                 continue
             unguided = chosen.guided is None
             if unguided and guidance > 1:
-                found.append(1)
+                values.append(1)
             elif not unguided and guidance <= 1 < card.guidance:
-                found.append(card.guidance)
+                values.append(card.guidance)
             else:
-                found.append(gr.skip())
-        return found
+                values.append(gr.skip())
+        return values
 
     def empty(self, *names: str) -> dict:
         """The stage before a run of these models, or of the app's own; UserError for an unknown name."""
-        cards = [self.session.card(n) for n in names or self.session.models]
+        cards = [self.session.catalogue.card(n) for n in names or self.session.models]
         models = [
             {"name": c.name, "title": c.title, "step": 0, "steps": 0, "preview": None, "images": []} for c in cards
         ]
@@ -228,51 +229,51 @@ class Compare:
         }
 
     def show_states(self, *names: str) -> str:
-        """What these models are doing, or the app's own, as HTML; unknown names are left out."""
-        found = []
+        """The states of these models, or of the app's own, as HTML; unknown names are left out."""
+        loader, states = self.session.loader, []
         for name in names or self.session.models:
             try:
-                found.append(self.session.state(name))
+                states.append(loader.state(name))
             except UserError:
-                continue  # the run itself says what is wrong with the name
-        return widgets.states(found, self.session.note, self.session.advice)
+                continue  # the run itself reports the error
+        return widgets.states(states, self.session.note, loader.advice)
 
     def tick(self, model_a: str, model_b: str):
-        """Each second until no model loads: states, the Download button where a model is missing, the timer."""
+        """Every second while a model loads: states, the Download button if a model is missing, the timer."""
         names = [n for n in (model_a, model_b) if n]
         try:
-            missing = self.session.downloadable(names)
+            missing = self.session.loader.downloadable(names)
         except UserError:
-            missing = []  # the run itself says what is wrong with the name
+            missing = []  # the run itself reports the error
         sizes = [c.download_bytes for c in missing]
         size = f" ({sum(sizes) / 1e9:.1f} GB)" if all(sizes) else ""
         label = f"Download {' and '.join(c.title for c in missing)}{size}"
         return (
             self.show_states(*names),
             gr.Button(label, visible=bool(missing)),
-            gr.Timer(active=not self.session.settled),
+            gr.Timer(active=not self.session.loader.settled),
         )
 
     def fetch(self, model_a: str, model_b: str):
-        """The Download button: what is missing of the chosen models comes from the hub, in the background."""
+        """The Download button: fetches the chosen models that are missing from the hub, in the background."""
         try:
-            for card in self.session.downloadable([model_a, model_b]):
-                self.session.download(card.name)
+            for card in self.session.loader.downloadable([model_a, model_b]):
+                self.session.loader.download(card.name)
         except UserError as error:
             raise complain(error) from None
         return *self.tick(model_a, model_b)[:2], gr.Timer(active=True)
 
     def choices(self):
         """The models to choose from, for both lists: other tabs may have made new ones."""
-        found = self.session.choices(exports=True)
-        return gr.Dropdown(choices=found), gr.Dropdown(choices=found)
+        choices = self.session.catalogue.choices(exports=True)
+        return gr.Dropdown(choices=choices), gr.Dropdown(choices=choices)
 
     def pick(self, slot: str, model_a: str, model_b: str, shown: dict):
-        """Another model was chosen: its own settings, and its loading in the background."""
+        """Another model was chosen: it loads in the background; its own settings."""
         name = model_a if slot == "a" else model_b
         try:
-            card = self.session.card(name or "")
-            self.session.want(card.name)
+            card = self.session.catalogue.card(name or "")
+            self.session.loader.want(card.name)
             blank = self.empty(model_a, model_b) if shown["phase"] == "empty" else gr.skip()
         except UserError as error:
             raise complain(error, "Unknown model") from None
@@ -282,30 +283,30 @@ class Compare:
         return *settings.defaults(card, slot).values(), hint, blank, gr.Timer(active=True)
 
     def reuse_seed(self, last: str):
-        """The last run's seed into its field, and Random off; before the first run nothing but a notice."""
+        """The last run's seed goes into its field and Random is turned off; before the first run only a notice."""
         if not last:
             gr.Info("There is no last seed yet; generate once.")
             return gr.skip(), gr.skip()
         return last, False
 
     def run(self, request: gr.Request, *values) -> Iterator[dict]:
-        """The Generate button: pictures as they come, then the times and the verdict."""
+        """The Generate button: the pictures as they are drawn, then the times and the verdict."""
         *given, random, history = values
-        fields = dict(zip(FIELDS, given, strict=True))
+        fields, catalogue = dict(zip(FIELDS, given, strict=True)), self.session.catalogue
         if random:
             fields["seed"] = str(secrets.randbelow(MAX_SEED + 2 - MAX_IMAGES))
         try:
-            requests = [self.session.check(r) for r in settings.to_requests(fields, self.session.card)]
-            cards = [self.session.card(r.model) for r in requests]
+            requests = [catalogue.check(r) for r in settings.to_requests(fields, catalogue.card)]
+            cards = [catalogue.card(r.model) for r in requests]
             requests = same_noise(requests, cards)
         except UserError as error:
             raise complain(error) from None
-        show, visitor = stage.Stage(requests, cards), self.session.visitor(request)
+        show, visitor = stage.Stage(requests, cards), self.session.device.visitor(request)
         results, files = {}, {}
         with self.active.run(request.session_hash) as life:
             first = {self.fields["seed"]: str(requests[0].seed), self.timing: "", self.verdict: ""}
             try:
-                with closing(self.session.run(requests, life, visitor=visitor)) as updates:
+                with closing(self.session.device.run(requests, life, visitor=visitor)) as updates:
                     for update in updates:
                         if update.status:
                             show.say(update.status)
@@ -320,65 +321,44 @@ class Compare:
                 yield {self.stage: show.stopped()}
                 return
             except Exception as error:
-                said = readable(error)
-                yield {self.stage: show.say(sentence(said), "failed")}
-                raise complain(UserError(said), "The run failed") from None
+                message = readable(error)
+                yield {self.stage: show.say(sentence(message), "failed")}
+                raise complain(UserError(message), "The run failed") from None
         ordered = [results[k] for k in sorted(results)]
         if requests[0].lora:
             self.session.loras[ordered[0].lora_sha256] = requests[0].lora
-        yield self._finish(show, ordered, [files[k] for k in sorted(files)], fields, history)
-
-    def _finish(self, show, results, files, fields: dict, history: list) -> dict:
-        from koala.sampling import report
-
-        comparison = report.comparison(results, [[p.name for p in paths] for paths in files])
-        titles = [m["title"] for m in show.value["models"]]
-        judged = [[report.claims(r, k) for r in results] for k in range(len(results[0].images))]
-        done = {
-            "stage": show.say(f"Done. Seed {results[0].request.seed}.", "done"),
-            "timing": widgets.timing(comparison, self.session.card),
-            "verdict": widgets.verdicts(
-                titles,
-                judged,
-                comparison["models"][0]["no_verdict"],
-                list(dict.fromkeys(text for one in comparison["models"] for text in one["not_asked"])),
-            ),
-            "fields": fields | {"seed": str(results[0].request.seed)},
-            "thumbnails": [stage.data_url(r.images[0], stage.THUMBNAIL) for r in results],
-            "label": f"{fields['prompt']} (seed {results[0].request.seed})",
-            "id": secrets.token_hex(4),
-        }
-        history = [done, *history][:HISTORY]
-        return {
+        done = visits.finished(show, ordered, [files[k] for k in sorted(files)], fields, catalogue.card)
+        history = visits.added(done, history)
+        yield {
             self.stage: done["stage"],
             self.timing: done["timing"],
             self.verdict: done["verdict"],
             self.history: history,
-            self.strip: _strip(history),
+            self.strip: visits.strip(history),
             self.last_seed: done["fields"]["seed"],
         }
 
     def halt(self, request: gr.Request) -> None:
-        """The Stop button; the run says at once that it has stopped, and one that waits leaves the line."""
+        """The Stop button: the page shows at once that the run has stopped; a run that waits leaves the line."""
         self.active.stop(request.session_hash)
 
     def again(self, history: list, event: gr.EventData):
         """A comparison of this visit: its pictures and its settings."""
-        found = next((h for h in history if h["id"] == event._data.get("id")), None)
-        if found is None:
+        done = visits.find(history, event._data.get("id"))
+        if done is None:
             return [gr.skip()] * (3 + len(FIELDS) + 1)
-        fields = [found["fields"][name] for name in FIELDS]
-        return [found["stage"], found["timing"], found["verdict"], *fields, False]
+        fields = [done["fields"][name] for name in FIELDS]
+        return [done["stage"], done["timing"], done["verdict"], *fields, False]
 
     def restore(self, file: str | None) -> Iterator[list]:
-        """A dropped PNG: its whole request back into the fields. The drop zone is emptied whatever comes of it."""
+        """A dropped PNG: its whole request goes back into the fields. The drop zone is emptied in any case."""
         yield [gr.skip()] * (len(FIELDS) + 1) + [None]
         try:
             metadata = read_png(file)
             drawn = [metadata["request"], *metadata["compared"]]
             own, *compared = zip_longest(drawn, metadata["folders"][: len(drawn)])
-            requests = [self.session.of_picture(*one) for one in compared[:2] or [own]]
-            values = settings.from_requests(requests, self.session.card)
+            requests = [self.session.catalogue.of_picture(*one) for one in compared[:2] or [own]]
+            values = settings.from_requests(requests, self.session.catalogue.card)
         except UserError as error:
             raise complain(error, "Nothing was restored") from None
         values |= {"seed": str(metadata["request"].seed), "images": metadata["request"].images}
@@ -389,16 +369,12 @@ class Compare:
         yield [*(values.get(name, gr.skip()) for name in FIELDS), False, None]
 
     def open_link(self, request: gr.Request):
-        """The query of a link -> the fields; what cannot be used is said and left out."""
-        found, complaints = settings.from_query(dict(request.query_params), self.session.card)
+        """The query of a link -> the fields; a notice names what was ignored."""
+        values, complaints = settings.from_query(dict(request.query_params), self.session.catalogue.card)
         for complaint in complaints:
             warn(complaint, "Part of this link was ignored")
-        random = False if "seed" in found else gr.skip()
-        return [*(found.get(name, gr.skip()) for name in FIELDS), random]
-
-
-def _strip(history: list) -> list:
-    return [{k: h[k] for k in ("id", "label", "thumbnails")} for h in history]
+        random = False if "seed" in values else gr.skip()
+        return [*(values.get(name, gr.skip()) for name in FIELDS), random]
 
 
 def build(session: Session) -> None:

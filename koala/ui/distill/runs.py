@@ -147,7 +147,7 @@ class Runs:
     def _delete(self, run: RunFolder) -> None:
         model = _model(run)
         if run.name in self._offered:
-            if self.session.in_use(model):
+            if self.session.device.in_use(model):
                 raise UserError(f"{model} is being loaded or is drawing; delete {run.name} afterwards")
             self.session.remove(model)
             del self._offered[run.name]
@@ -157,13 +157,13 @@ class Runs:
     def _make_room(self) -> None:
         """Delete the oldest runs of a public server, except those whose students are in use."""
         for run in runs.list_runs(self.root)[PUBLIC_KEPT - 1 :]:
-            if not self.session.in_use(_model(run)):
+            if not self.session.device.in_use(_model(run)):
                 self._delete(run)
 
     def _checked(self, config: DistillConfig) -> DistillConfig:
         """The config with names that another process knows; UserError where it cannot run."""
         names = {"teacher": config.teacher} | ({"student_init": config.student_init} if config.student_init else {})
-        cards = {field: self.session.card(name) for field, name in names.items()}
+        cards = {field: self.session.catalogue.card(name) for field, name in names.items()}
         for card in cards.values():
             here, needs = availability(card)
             if not here:
@@ -190,15 +190,15 @@ class Runs:
         name, age = _model(run), weights.stat().st_mtime_ns
         with self._lock:
             known = run.name in self._offered
-            if self._offered.get(run.name) == age or known and self.session.in_use(name):
+            if self._offered.get(run.name) == age or known and self.session.device.in_use(name):
                 return name  # one that is in use is updated the next time
-            in_memory = known and self.session.state(name).state == "ready"
+            in_memory = known and self.session.loader.state(name).state == "ready"
             if known:
                 self.session.remove(name)
-            self.session.add(self._card(run, config, name))
+            self.session.catalogue.add(self._card(run, config, name))
             self._offered[run.name] = age
             if in_memory:
-                self.session.want(name)
+                self.session.loader.want(name)
         return name
 
     def _card(self, run: RunFolder, config: DistillConfig, name: str) -> ModelCard:

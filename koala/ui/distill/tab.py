@@ -149,7 +149,7 @@ class Distill:
 
     def teachers(self) -> list[tuple[str, str]]:
         """(title, name) of the models of this machine that are not students."""
-        cards = [(title, self.session.card(name)) for title, name in self.session.choices()]
+        cards = [(title, self.session.catalogue.card(name)) for title, name in self.session.catalogue.choices()]
         return [(title, card.name) for title, card in cards if not card.teacher and availability(card)[0]]
 
     def describe(self, preset: str | None) -> str:
@@ -221,7 +221,7 @@ class Distill:
 
     def _link(self, shown: Shown) -> str:
         """The Compare tab with the student and its teacher."""
-        return "?" + urlencode({"models": f"{self.session.card(shown.model).teacher},{shown.model}"})
+        return "?" + urlencode({"models": f"{self.session.catalogue.card(shown.model).teacher},{shown.model}"})
 
     def turn(self, chosen: str, compared: str, sent: dict) -> dict:
         """The tab was selected: update all of it, as the page may have missed something."""

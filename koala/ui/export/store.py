@@ -81,7 +81,7 @@ class Exports:
 
     def models(self) -> list[tuple[str, str]]:
         """(title, name) of the models of this machine; on a public server, of the embedded ones."""
-        cards = [(title, self.session.card(name)) for title, name in self.session.choices()]
+        cards = [(title, self.session.catalogue.card(name)) for title, name in self.session.catalogue.choices()]
         return [(t, c.name) for t, c in cards if availability(c)[0] and (self.session.local or c.embedded)]
 
     # --- finding exports
@@ -109,7 +109,7 @@ class Exports:
     def start(self, order: Order, visitor: str) -> Job:
         """Start an export. UserError where it cannot run, or another is running."""
         self._allowed()
-        card = self.session.card(order.model)
+        card = self.session.catalogue.card(order.model)
         here, needs = availability(card)
         if not here:
             raise UserError(needs)
@@ -194,9 +194,9 @@ class Exports:
         if self.job and self.job.alive and self.job.folder == export.folder:
             raise UserError(f"the gates of {export.name} are running; stop them first")
         model = str(export.folder.resolve())
-        if self.session.in_use(model):
+        if self.session.device.in_use(model):
             raise UserError(f"{export.name} is being loaded or is drawing; delete it afterwards")
-        self.session.forget(model)
+        self.session.loader.forget(model)
         gone = export.folder.with_name(f".deleted-{export.name}")
         export.folder.rename(gone)  # at once, so that nobody sees half an export
         shutil.rmtree(gone)

@@ -1,1 +1,1 @@
-"""What every request passes before Gradio sees it: whose page it comes from, how large it is, what it asks."""
+"""Checks of every request before Gradio sees it: its origin, its size and its form."""

@@ -1,4 +1,4 @@
-"""The largest body that a request may have: counted as it comes, before anything of it is parsed."""
+"""The largest body of a request, counted while it arrives, before it is parsed."""
 
 import asyncio
 from contextlib import suppress
@@ -8,16 +8,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from koala.ui.gate.refusal import UPLOAD, path_of, refused
 
-LIMIT = 10**6  # bytes; the page's own requests have some kilobytes
-SECONDS = 30.0  # in which all of it must come
-LINGER = 5.0  # s for a body that is too large to end, so that its sender reads the answer instead of a broken pipe
+LIMIT = 10**6  # bytes; the page's own requests are a few kilobytes
+SECONDS = 30.0  # for the whole body
+LINGER = 5.0  # s to read on in a body that is too large, so that its sender gets the answer, not a broken pipe
 BODILESS = ("GET", "HEAD", "OPTIONS")
 TOO_LARGE = f"a request to this app may have {LIMIT / 1e6:g} MB; send files to {UPLOAD} and ask for less at a time"
 TOO_SLOW = f"the request did not come within {SECONDS:g} s; send it again"
 
 
 async def read(receive: Receive, limit: int) -> bytes | None:
-    """The body; None where it is longer than `limit`, and ConnectionError where the sender left."""
+    """The body; None if it is longer than `limit`. ConnectionError if the sender disconnects."""
     parts, size = [], 0
     while True:
         message = await receive()
@@ -32,7 +32,7 @@ async def read(receive: Receive, limit: int) -> bytes | None:
 
 
 async def drop(receive: Receive, seconds: float = LINGER) -> None:
-    """Let the rest of a body come and forget it."""
+    """Read the rest of a body and discard it."""
 
     async def rest() -> None:
         while (message := await receive())["type"] == "http.request" and message.get("more_body"):
@@ -43,7 +43,7 @@ async def drop(receive: Receive, seconds: float = LINGER) -> None:
 
 
 def replayed(body: bytes, receive: Receive) -> Receive:
-    """The body as one message, then what comes after it."""
+    """The body as one message, then whatever follows it."""
     waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def next_message() -> Message:

@@ -1,4 +1,4 @@
-"""What a request may ask of Gradio, checked before Gradio works with it: open doors, and the form of a body.
+"""What a request may ask of Gradio, checked before Gradio handles it: open paths, and the form of a body.
 
 Gradio answers a body that it does not expect with status 500 and a traceback.
 """
@@ -25,7 +25,7 @@ from koala.ui.visitors import _username
 
 API = "/gradio_api"
 RUN = "/gradio_api/run/"  # events that do not wait in the queue
-CLOSED = (  # what this app does not use of Gradio
+CLOSED = (  # the parts of Gradio that this app does not use
     "/gradio_api/api",
     "/gradio_api/stream",
     "/gradio_api/proxy=",
@@ -36,7 +36,7 @@ CLOSED = (  # what this app does not use of Gradio
     "/gradio_api/undo-vibe",
     "/monitoring",
 )
-UNASKED = ("/gradio_api/reset", "/gradio_api/cancel")  # for which Gradio asks no password
+UNASKED = ("/gradio_api/reset", "/gradio_api/cancel")  # Gradio needs no password for these
 DEEPEST = 64  # brackets within brackets; the page's own requests have ten
 MOST = 50_000  # values of one body, which Gradio copies one by one
 SESSION = re.compile(r"[A-Za-z0-9._-]{1,100}")
@@ -46,7 +46,7 @@ _CALL = re.compile(API + r"/call/(v2/)?([^/]+)")
 
 
 class Unfit(Exception):
-    """A body that is not answered, in a sentence; `parameter` is the field that it is about."""
+    """Why a body is refused, in a sentence; `parameter` is the field at fault."""
 
     def __init__(self, sentence: str, parameter: str = "data", status: int = 422):
         super().__init__(sentence)
@@ -58,24 +58,24 @@ def parse(body: bytes) -> Any:
     if sum(map(body.count, (b",", b"[", b"{"))) > MOST:
         raise Unfit(f"a body may hold {MOST:,} values; send fewer at a time", status=413)
     try:
-        found = json.loads(body, parse_float=_finite, parse_constant=_finite)
-        if b"\\ud" in body.lower():  # half of a character, which nothing can write down again
-            json.dumps(found, ensure_ascii=False).encode()
+        value = json.loads(body, parse_float=_finite, parse_constant=_finite)
+        if b"\\ud" in body.lower():  # half of a character, which cannot be encoded again
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise Unfit(f"the body is nested deeper than {DEEPEST} brackets") from None
     except ValueError as error:
-        raise Unfit(f"the body is no JSON ({error})") from None
-    inside = [found]
+        raise Unfit(f"the body is not JSON ({error})") from None
+    inside = [value]
     for _ in range(DEEPEST):
-        inside = [value for part in inside for value in _inside(part)]
+        inside = [child for part in inside for child in _inside(part)]
         if not inside:
-            return found
+            return value
     raise Unfit(f"the body is nested deeper than {DEEPEST} brackets")
 
 
 def _finite(text: str) -> float:
     if not math.isfinite(number := float(text)):
-        raise ValueError(f"{text[:20]} is no finite number")
+        raise ValueError(f"{text[:20]} is not a finite number")
     return number
 
 
@@ -84,7 +84,7 @@ def _inside(part: Any) -> Iterable[Any]:
 
 
 def check(blocks: Blocks, endpoints: dict[str, dict], path: str, body: Any) -> None:
-    """Unfit for a body with which Gradio cannot do what this path is for; `endpoints` are the public ones by path."""
+    """Unfit for a body that does not fit its path; `endpoints` are the public ones by path."""
     if not isinstance(body, dict):
         raise Unfit(f"the body must be a JSON object, not {_kind(body)}")
     if call := _CALL.fullmatch(path):
@@ -124,30 +124,30 @@ def _joined(blocks: Blocks, body: dict) -> None:
     _session(body)
     index = body.get("fn_index")
     if not _whole(index) or index not in blocks.fns or blocks.fns[index].fn is None:
-        raise Unfit("fn_index is no event of this page; reload it", "fn_index")
+        raise Unfit("fn_index is not an event of this page; reload it", "fn_index")
     function: BlockFunction = blocks.fns[index]
     if not isinstance(body.get("data"), list) or len(body["data"]) != len(function.inputs):
         raise Unfit(f"this event takes a list `data` of {len(function.inputs)} values; reload the page")
     if body.get("trigger_id") is not None and not _whole(body["trigger_id"]):
-        raise Unfit("trigger_id is no part of this page; reload it", "trigger_id")
+        raise Unfit("trigger_id is not a part of this page; reload it", "trigger_id")
     if body.get("batched") or body.get("event_id") is not None:
-        raise Unfit("batched and event_id are not for the page to say; leave them out", "batched")
+        raise Unfit("batched and event_id are not allowed here; leave them out", "batched")
 
 
 def _served(blocks: Blocks, body: dict) -> None:
-    """A question of one of the page's own parts."""
+    """A call of a function of one of the page's components."""
     _session(body)
     part, name = body.get("component_id"), body.get("fn_name")
     if not _whole(part) or part not in blocks.blocks:
-        raise Unfit("component_id is no part of this page; reload it", "component_id")
+        raise Unfit("component_id is not a part of this page; reload it", "component_id")
     if not isinstance(name, str) or not getattr(getattr(blocks.blocks[part], name, None), "_is_server_fn", False):
-        raise Unfit("fn_name is nothing that this part of the page answers; reload it", "fn_name")
+        raise Unfit("fn_name is not a function of this part of the page; reload it", "fn_name")
     if "data" not in body:
         raise Unfit("data is missing")
 
 
 def unheard(queue: Queue, scope: Scope) -> str:
-    """What a reader of messages is told where the server has none for it, as an event stream; else nothing."""
+    """The event stream for a reader whose session the server has forgotten; empty for any other request."""
     path, words = path_of(scope), "this session is no longer kept; send the request again"
     if path == f"{API}/queue/data":
         session = Request(scope).query_params.get("session_hash")
@@ -175,7 +175,7 @@ def _kind(value: object) -> str:
 
 
 class Calls:
-    """ASGI middleware: refuses closed doors, and bodies that `check` finds unfit. BodyLimit goes before it."""
+    """ASGI middleware: refuses closed paths, and bodies that do not pass `check`. BodyLimit comes before it."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -189,8 +189,8 @@ class Calls:
             return await refused(scope, 404, "this app has nothing at this address")(scope, receive, send)
         blocks: Blocks = scope["app"].get_blocks()
         known = scope["app"].auth is None or _username(Request(scope)) is not None
-        if scope["method"] in BODILESS and known and (said := unheard(blocks._queue, scope)):
-            return await Response(said, media_type="text/event-stream")(scope, receive, send)
+        if scope["method"] in BODILESS and known and (stream := unheard(blocks._queue, scope)):
+            return await Response(stream, media_type="text/event-stream")(scope, receive, send)
         if scope["method"] in BODILESS or path == UPLOAD or not path.startswith(API):
             return await self._stream(scope, receive, send)
         if not known and path not in UNASKED:
@@ -206,7 +206,7 @@ class Calls:
         return await self.app(scope, replayed(body, receive), _no_fault(send) if path.startswith(RUN) else send)
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """An answer that may take long. Where its session is forgotten meanwhile, Gradio has said so and raises."""
+        """An answer that may take long. If its session is forgotten meanwhile, Gradio reports that and raises."""
         try:
             await self.app(scope, receive, send)
         except RuntimeError as error:
@@ -216,7 +216,7 @@ class Calls:
 
 
 def _no_fault(send: Send) -> Send:
-    """An event beside the queue that is refused in words is the asker's fault, a 400; Gradio says 500."""
+    """A refused event outside the queue is the client's fault, a 400; Gradio answers 500."""
 
     async def sent(message: Message) -> None:
         await send(message | {"status": 400} if message.get("status") == 500 else message)

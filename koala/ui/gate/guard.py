@@ -1,4 +1,4 @@
-"""Handlers behind the gate: a value that its field cannot take is refused in words, and no error is without them."""
+"""Around every handler: a value that its field cannot take is refused, and every error has a message."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ PLAIN = (gr.Textbox, gr.Dropdown, gr.Radio, gr.CheckboxGroup, gr.Number, gr.Slid
 
 
 def guard(demo: Blocks) -> None:
-    """Stand between Gradio and the page's handlers."""
+    """Wrap how Gradio prepares values and calls the page's handlers."""
     preprocess, call = demo.preprocess_data, demo.call_function
 
     async def preprocessed(block_fn: BlockFunction, inputs: list, *rest, **options) -> list:
@@ -22,8 +22,8 @@ def guard(demo: Blocks) -> None:
             _check(block_fn.inputs, inputs)
             return await preprocess(block_fn, inputs, *rest, **options)
         except Exception as error:
-            said = error.message if isinstance(error, Error) else f"a value of this request cannot be used: {error}"
-            raise Error(safe(str(said)), print_exception=False) from None
+            message = error.message if isinstance(error, Error) else f"a value of this request cannot be used: {error}"
+            raise Error(safe(str(message)), print_exception=False) from None
 
     async def called(
         block_fn: BlockFunction,
@@ -39,7 +39,7 @@ def guard(demo: Blocks) -> None:
         try:
             return await call(block_fn, values, iterator, requests, event_id, event_data, *rest)
         except Error as error:
-            error.print_exception = False  # it has its words; a traceback would tell nobody more
+            error.print_exception = False  # it has a message; a traceback would add nothing
             raise
         except Exception as error:
             raise complain(error) from None
@@ -48,7 +48,7 @@ def guard(demo: Blocks) -> None:
 
 
 def _check(blocks: Sequence[Block], values: Sequence[Any]) -> None:
-    """ValueError for a field that has more than a text, a number, a truth value, or a list of them."""
+    """ValueError for a field whose value is not a text, a number, a truth value or a list of these."""
     for block, value in zip(blocks, values, strict=False):
         if isinstance(block, PLAIN):
             parts = value if isinstance(value, list) else [value]

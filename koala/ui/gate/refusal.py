@@ -1,4 +1,4 @@
-"""How a request is refused before Gradio sees it: one sentence, as Gradio's page and clients read it."""
+"""Refusals of requests before Gradio sees them: one sentence, in the form that Gradio's page and clients read."""
 
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Scope
@@ -7,14 +7,14 @@ UPLOAD = "/gradio_api/upload"
 
 
 def refused(scope: Scope, status: int, sentence: str) -> Response:
-    """The answer with this status. The page shows `detail`, or the whole text where it uploads a file."""
+    """The answer with this status. The page shows `detail`, or the whole text for an upload."""
     if path_of(scope) == UPLOAD:
         return PlainTextResponse(sentence, status)
     return JSONResponse({"detail": sentence}, status)
 
 
 def invalid(sentence: str, parameter: str = "data") -> Response:
-    """A 422 in the form of Gradio's own validation, the only one whose words gradio_client passes on."""
+    """A 422 in the form of Gradio's own validation, the only one whose message gradio_client passes on."""
     detail = {"__type__": "validate", "is_valid": False, "message": sentence, "parameter_name": parameter}
     return JSONResponse({"detail": [detail]}, 422)
 

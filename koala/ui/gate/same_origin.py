@@ -1,7 +1,7 @@
-"""Only the app's own page may drive the app: no page of another site, and no name that another site gave this machine.
+"""Only the app's own page may use the app: no page of another site, and no host name that another site points here.
 
-A browser says in `Sec-Fetch-Site`, `Origin` and `Host` where a request comes from, and no page can change what it says.
-Clients that are no browsers send `Host` alone.
+A browser states in `Sec-Fetch-Site`, `Origin` and `Host` where a request comes from, and no page can change them. Other
+clients send only `Host`.
 """
 
 import re
@@ -30,8 +30,8 @@ class Authority:
     @classmethod
     def parse(cls, text: str) -> "Authority | None":
         """From `NAME`, `NAME:PORT` or `[IPv6]:PORT`; None for anything else."""
-        found = _AUTHORITY.fullmatch(text)
-        return cls(name=found[1].lower(), port=int(found[2]) if found[2] else None) if found else None
+        match = _AUTHORITY.fullmatch(text)
+        return cls(name=match[1].lower(), port=int(match[2]) if match[2] else None) if match else None
 
     def at(self, scheme: str) -> tuple[str, int]:
         """Name and port, the scheme's own port where none was given."""
@@ -43,9 +43,9 @@ class Authority:
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """Whom the app answers. `own` are names at its own port, `allowed` those of --allow-host; neither: any name.
+    """Which host names the app answers to: `own` at its own port, `allowed` from --allow-host; without both, any.
 
-    `exact` wants the scheme of an Origin, too. Behind somebody's proxy the app cannot know it.
+    With `exact` the scheme of an Origin must match, too. Behind a proxy the app does not know it.
     """
 
     own: tuple[Authority, ...] = ()
@@ -54,19 +54,19 @@ class Rules:
 
     @classmethod
     def of(cls, host: str, allow: Sequence[str], *, local: bool) -> "Rules":
-        """For an app that listens on `host`. UserError for an --allow-host that is no name."""
+        """For an app that listens on `host`. UserError for an invalid --allow-host."""
         allowed = []
         for text in allow:
-            if (found := Authority.parse(text)) is None:
+            if (authority := Authority.parse(text)) is None:
                 raise UserError(f"--allow-host takes NAME or NAME:PORT, such as koala.example:7860, not {text!r}")
-            allowed.append(found)
+            allowed.append(authority)
         if not local and not allowed:
             return cls(exact=False)
         names = dict.fromkeys((*LOOPBACK, *([] if host.strip("[]") in WILDCARDS else [bracketed(host)])))
         return cls(own=tuple(Authority(name=n) for n in names), allowed=tuple(allowed), exact=local)
 
     def answers_to(self, host: Authority, scheme: str, port: int) -> bool:
-        """Whether the app may be called by this name; `port` is the one that it listens on."""
+        """Whether the app answers to this host; `port` is the one that it listens on."""
         if not self.own:
             return True
         name, asked = host.at(scheme)
@@ -79,12 +79,12 @@ class Rules:
 
 
 def bracketed(host: str) -> str:
-    """A host as it stands in an address: IPv6 in brackets."""
+    """A host as in a URL: IPv6 in brackets."""
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
 def complaint(scope: Scope, rules: Rules) -> str | None:
-    """Why this request is not answered; None where it is."""
+    """Why this request is refused; None if it is not."""
     headers, scheme = Headers(scope=scope), scope["scheme"]
     given = headers.getlist("host")
     host = Authority.parse(given[0]) if len(given) == 1 else None
@@ -106,7 +106,7 @@ def complaint(scope: Scope, rules: Rules) -> str | None:
 
 
 def _page_load(scope: Scope, headers: Headers) -> bool:
-    """The page itself as somebody's link opens it, in a tab and not in a frame: it is only read."""
+    """The page itself, opened by a link in a tab and not in a frame: it is only read."""
     return (
         scope["type"] == "http"
         and scope["method"] == "GET"
@@ -118,16 +118,16 @@ def _page_load(scope: Scope, headers: Headers) -> bool:
 
 def _is_own(origin: str, host: Authority, scheme: str, rules: Rules) -> bool:
     of, _, rest = origin.partition("://")
-    found = Authority.parse(rest)
-    if found is None or of not in ("http", "https"):
-        return False  # `null`, of a page in a sandbox or a file
+    authority = Authority.parse(rest)
+    if authority is None or of not in ("http", "https"):
+        return False  # `null`: a sandboxed page or a file
     if rules.exact:
-        return of == {"ws": "http", "wss": "https"}.get(scheme, scheme) and found.at(of) == host.at(of)
-    return found.at(of) == host.at(of) or any(found.name == other.name for other in rules.allowed)
+        return of == {"ws": "http", "wss": "https"}.get(scheme, scheme) and authority.at(of) == host.at(of)
+    return authority.at(of) == host.at(of) or any(authority.name == other.name for other in rules.allowed)
 
 
 class SameOrigin:
-    """ASGI middleware: refuses what `complaint` names, and lets no page show the app in a frame."""
+    """ASGI middleware: refuses requests with a `complaint`, and forbids frames."""
 
     def __init__(self, app: ASGIApp, rules: Rules):
         self.app, self.rules = app, rules

@@ -1,6 +1,6 @@
-"""What uploads may bring: so many files at once, so many bytes of one visitor in a day, and nothing that broke off.
+"""Limits of uploads: files at once, and bytes of one visitor in a day. Interrupted uploads are removed.
 
-Gradio's own parser counts one file's bytes alone, and keeps what came of a file whose sender left.
+Gradio's own parser only counts the bytes of each file, and keeps a partial file whose sender disconnected.
 """
 
 import asyncio
@@ -24,8 +24,8 @@ from koala.ui.sessions import visiting
 FILES = 4  # in one request; no drop zone takes more than one
 DAY = 25 * 3600.0  # s after which Gradio has deleted a file
 SECONDS = 3600.0  # for one upload
-SMALLEST = 10**5  # bytes that an upload counts at least: its file, its folder, and what is remembered of it
-TRACKED = 1000  # uploads whose progress Gradio remembers
+SMALLEST = 10**5  # bytes that every upload counts in addition: its file, its folder, and what is recorded of it
+TRACKED = 1000  # uploads whose progress Gradio keeps
 GONE = "the upload was interrupted; send the file again"
 SLOW = f"the upload did not come within {SECONDS / 60:g} minutes; send the file again"
 
@@ -41,7 +41,7 @@ class Allowance:
 
     @classmethod
     def of(cls, *, local: bool) -> "Allowance":
-        """An app's. Its own machine's user may fill the disk by other means, too."""
+        """That of an app. A local user can fill the disk by other means anyway."""
         return cls() if local else cls(each=10 * PUBLIC_UPLOAD * 10**6, all=2 * 10**9)
 
 
@@ -79,7 +79,7 @@ class Ledger:
 
 
 class Uploads:
-    """ASGI middleware around Gradio's upload: counts its bytes and files, and removes what no upload finished."""
+    """ASGI middleware around Gradio's upload: counts its bytes and files, and removes interrupted uploads."""
 
     def __init__(self, app: ASGIApp, ledger: Ledger, seconds: float = SECONDS):
         self.app, self.ledger, self.seconds = app, ledger, seconds
@@ -104,14 +104,14 @@ class Uploads:
 
 
 class Taken:
-    """One upload as it comes. It fails as Gradio's parser does, which then closes and removes its files."""
+    """One upload while it arrives. It fails like Gradio's parser, which then closes and removes its files."""
 
     def __init__(self, ledger: Ledger, who: str, receive: Receive, seconds: float):
         self._ledger, self._who, self._receive = ledger, who, receive
         self._until, self._size, self._whole = time.monotonic() + seconds, 0, False
 
     async def receive(self) -> Message:
-        """The next piece; MultiPartException where there is none, or no room for it."""
+        """The next chunk; MultiPartException if none arrives or the allowance is used up."""
         if self._whole:
             return await self._receive()
         try:
@@ -127,7 +127,7 @@ class Taken:
         return message
 
     def settle(self, *, kept: bool) -> None:
-        """The upload ended; only what is on disk counts from now on."""
+        """The upload ended; from now on only what is on disk counts."""
         if kept:
             self._ledger.keep(self._who, self._size)
         else:
@@ -136,7 +136,7 @@ class Taken:
 
 @contextmanager
 def _only_finished() -> Iterator[None]:
-    """Temporary files that Gradio makes meanwhile and does not move to their place are removed."""
+    """Remove the temporary files that Gradio makes within the context and does not move to their place."""
     made: list[str] = []
     token = _made.set(made)
     try:
@@ -159,7 +159,7 @@ def _remembered(*args, **options):
 
 
 def _forget_progress() -> None:
-    """Gradio remembers the progress of every upload, and of every one that was asked for; the oldest go."""
+    """Gradio keeps the progress of every upload, and of every one that was queried; drop the oldest."""
     statuses = routes.file_upload_statuses
     for kept in (statuses._signals, statuses._statuses):
         for oldest in list(kept)[:-TRACKED]:

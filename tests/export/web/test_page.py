@@ -120,8 +120,9 @@ def test_a_picture_carries_its_request_and_opens_in_the_app(visit, model, pages)
     plain = json.loads(Image.open(io.BytesIO(content)).text["koala"])
     assert Image.open(io.BytesIO(content)).text["parameters"] == parameters_text(plain)
     session = Session(NAMES)
-    restored = [session.of_picture(r, m) for r, m in zip(metadata["compared"], metadata["folders"], strict=False)]
-    fields = settings.from_requests(restored, session.card)
+    drawn = zip(metadata["compared"], metadata["folders"], strict=False)
+    restored = [session.catalogue.of_picture(request, mark) for request, mark in drawn]
+    fields = settings.from_requests(restored, session.catalogue.card)
     assert (fields["prompt"], fields["steps_a"], fields["steps_b"], fields["guidance_b"]) == (prompt, 2, 3, 3)
     assert apart(content, model) <= 2
 

@@ -208,13 +208,13 @@ def test_the_oldest_student_that_nobody_uses_makes_room(monkeypatch):
     assert made.make(first).card is old  # there already
     assert re.fullmatch(r"[A-Za-z0-9._+-]+", old.name)
     made.make(third)
-    assert not os.path.exists(old.source) and old.name not in [name for _, name in session.choices()]
+    assert not os.path.exists(old.source) and old.name not in [name for _, name in session.catalogue.choices()]
     with pytest.raises(UserError, match="unknown model"):
-        session.card(old.name)
-    with session.using(used.name):
+        session.catalogue.card(old.name)
+    with session.device.using(used.name):
         made.make(fourth)  # takes the third's place
         assert [s.card.spec for s in made.all] == [second, fourth] and os.path.exists(used.source)
-        with session.using(made.all[1].card.name), pytest.raises(UserError, match="keeps 2 students.*in use"):
+        with session.device.using(made.all[1].card.name), pytest.raises(UserError, match="keeps 2 students.*in use"):
             made.make(first)
     assert made.make(first).card.name == old.name
 
@@ -224,23 +224,23 @@ def tab():
     session = Session(device="cpu", local=False).start()
     with gr.Blocks():
         yield Architecture(session)
-    while not session.settled:  # a process must not end in the middle of loading
+    while not session.loader.settled:  # a process must not end in the middle of loading
         time.sleep(0.05)
 
 
 def test_a_student_made_in_the_tab_is_in_the_lists_of_a_public_server_too(tab):
-    before = tab.session.choices()
+    before = tab.session.catalogue.choices()
     value = tab.compress(Sent(**BEGIN, turn=7))
     assert value["problem"] == "" and value["turn"] == 7
     (made,) = value["made"]
     assert made["title"] == "Tiny KOALA-700M (untrained cut)" and made["folder"] == ""  # no path for visitors
-    ((label, name),) = set(tab.session.choices()) - set(before)
-    assert label == made["title"] and tab.session.card(name).width == 256
-    folder = tab.session.card(name).source
+    ((label, name),) = set(tab.session.catalogue.choices()) - set(before)
+    assert label == made["title"] and tab.session.catalogue.card(name).width == 256
+    folder = tab.session.catalogue.card(name).source
     assert os.path.isdir(folder) and made["link"] == f"?models=tiny-sdxl%2C{name}"
     assert os.path.dirname(folder) not in json.dumps(value) and os.sep not in name
     with pytest.raises(UserError, match="on this server the names are"):
-        tab.session.card(folder)
+        tab.session.catalogue.card(folder)
 
 
 def test_where_a_gpu_is_only_lent_the_page_says_so_and_the_measurement_is_off(tab):
@@ -257,17 +257,21 @@ def test_a_student_draws_by_its_name_and_no_path_of_the_server_is_told(tab):
     name = tab.students.all[-1].card.name
     requests = [GenerationRequest(model=m, prompt="a red circle", steps=1) for m in ("tiny-sdxl", name)]
     results = {}
-    for update in tab.session.run(requests):
+    for update in tab.session.device.run(requests):
         results |= update.results
     result = results[1]
     assert result.request.model == name and result.parameters == 1_967_636
     png = result.png(0, tuple(requests))
     comparison = report.comparison([results[0], result], [["a.png"], ["b.png"]])
-    shown = [comparison, widgets.timing(comparison, tab.session.card)]
+    shown = [comparison, widgets.timing(comparison, tab.session.catalogue.card)]
     matrix = Matrix(models=("tiny-sdxl", name))
-    shown.append(command(matrix, [tab.session.card(m) for m in matrix.models]))
-    folder = os.path.dirname(tab.session.card(name).source)
-    assert folder not in json.dumps(shown) and folder.encode() not in png and folder not in str(tab.session.choices())
+    shown.append(command(matrix, [tab.session.catalogue.card(m) for m in matrix.models]))
+    folder = os.path.dirname(tab.session.catalogue.card(name).source)
+    assert (
+        folder not in json.dumps(shown)
+        and folder.encode() not in png
+        and folder not in str(tab.session.catalogue.choices())
+    )
 
 
 def test_the_benchmark_of_a_student_can_be_made_again_in_a_terminal(tab, tmp_path, monkeypatch):
@@ -297,7 +301,7 @@ def test_a_measurement_waits_for_the_device_in_sight(tab):
         next(shown)
         assert "Waiting: 1 before you" in next(shown)[0]
         shown.close()
-        assert len(tab.session.line) == 1
+        assert len(tab.session.device.line) == 1
 
 
 def test_the_cut_has_the_moves_that_the_drawing_still_waits_for(tab):

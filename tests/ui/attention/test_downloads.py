@@ -94,7 +94,7 @@ def test_the_web_page_has_the_apps_colours():
 
 
 def test_a_pipeline_that_was_called_directly_has_a_page_and_downloads(tab, asked):
-    pipeline = tab.session.model("tiny-koala-700m").pipeline
+    pipeline = tab.session.device.model("tiny-koala-700m").pipeline
     with record(pipeline) as recorder:
         picture = pipeline("a red circle", num_inference_steps=2, width=128, height=128).images[0]
     capture = Capture(prompt="", sides=(Side(title="mine", picture=picture, record=recorder.record),))

@@ -104,7 +104,7 @@ def test_a_run_that_fails_says_why_and_keeps_the_capture_before(tab, drawn, fiel
         assert (shown[-1]["phase"], shown[-1]["id"]) == ("done", before) and said in shown[-1]["problem"]
     else:
         assert (shown[-1]["phase"], shown[-1]["status"]) == ("failed", said)
-    assert not len(tab.active) and not len(tab.session.line)
+    assert not len(tab.active) and not len(tab.session.device.line)
 
 
 def test_strangers_keep_less(fields):

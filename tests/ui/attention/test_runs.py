@@ -9,7 +9,7 @@ import torch
 from koala.attention import view
 from koala.attention.questions import read
 from koala.errors import UserError
-from koala.ui.attention.tab import _read
+from koala.ui.attention.asked import Asked
 
 STEPS = 4
 
@@ -39,7 +39,7 @@ def test_what_was_predicted_is_what_is_kept(tab, capture, fields):
     told = tab.forecast(*fields())
     recorded = sum(side.record.bytes for side in capture.sides)
     assert f"{recorded / 1e6:,.1f} MB" in told and f"over {STEPS} steps" in told
-    assert sum(p.bytes for p in tab.plans(_read(fields()))) == recorded
+    assert sum(p.bytes for p in Asked.of(fields()).plans(tab.session.catalogue)) == recorded
     assert capture.bytes == recorded + sum(map(len, capture.files)) + sum(
         len(side.picture.tobytes()) for side in capture.sides
     )
@@ -48,8 +48,8 @@ def test_what_was_predicted_is_what_is_kept(tab, capture, fields):
 def test_the_pictures_are_those_of_a_run_without_a_recorder(tab, capture, fields):
     from koala.sampling.generate import generate
 
-    for side, request in zip(capture.sides, tab.requests(_read(fields())), strict=True):
-        plain = generate(request, tab.session.model(request.model))
+    for side, request in zip(capture.sides, Asked.of(fields()).requests(tab.session.catalogue), strict=True):
+        plain = generate(request, tab.session.device.model(request.model))
         assert plain.images[0].tobytes() == side.picture.tobytes()
 
 

@@ -162,10 +162,10 @@ def test_start_answers_before_the_device_is_free_and_stop_leaves_the_line(tab):
     shown = running(tab, page=Other)
     first = next(shown)
     assert first["status"] == status("Starting", running=True) and not first["start"].interactive
-    assert "Waiting: 1 before you" in next(shown)["status"] and len(tab.session.line) == 2
+    assert "Waiting: 1 before you" in next(shown)["status"] and len(tab.session.device.line) == 2
     tab.halt(Other)
     (last,) = shown
-    assert last["status"] == status("Stopped.") and last["start"].interactive and len(tab.session.line) == 1
+    assert last["status"] == status("Stopped.") and last["start"].interactive and len(tab.session.device.line) == 1
     ahead.close()
 
 
@@ -225,7 +225,7 @@ def tab():
     session = Session(device="cpu").start()
     with gr.Blocks():
         yield Bench(session)
-    while not session.settled:  # a process must not end in the middle of loading
+    while not session.loader.settled:  # a process must not end in the middle of loading
         time.sleep(0.05)
 
 

@@ -25,12 +25,12 @@ def shelf(exported_700m, monkeypatch, tmp_path):
 
 def test_exports_stand_beside_the_models_that_they_were_made_of(shelf):
     session = Session()
-    before, found = session.choices(), session.choices(exports=True)
+    before, found = session.catalogue.choices(), session.catalogue.choices(exports=True)
     ((label, name),) = set(found) - set(before)
     assert label == "Tiny KOALA-700M (ONNX)"
     labels = [label for label, _ in found]
     assert labels.index("Tiny KOALA-700M") < labels.index(label)
-    assert session.card(name).runtime == "onnx"
+    assert session.catalogue.card(name).runtime == "onnx"
     with gr.Blocks():
         tab = Compare(session)
     assert all((label, name) in [tuple(c) for c in one.choices] for one in tab.choices())
@@ -38,25 +38,25 @@ def test_exports_stand_beside_the_models_that_they_were_made_of(shelf):
 
 def test_torch_and_onnx_draw_in_one_run(shelf):
     session = Session().start()
-    (name,) = [n for label, n in session.choices(exports=True) if "ONNX" in label]
+    (name,) = [n for label, n in session.catalogue.choices(exports=True) if "ONNX" in label]
     asked = [
         GenerationRequest(model=m, prompt="a red circle", steps=2, width=64, height=64, seed=4) for m in (TORCH, name)
     ]
     results = {}
-    for update in session.run(asked):
+    for update in session.device.run(asked):
         results |= update.results
     assert [results[k].runtime for k in range(2)] == ["torch", "onnx"]
     assert psnr(results[0].images[0], results[1].images[0]) > 40
-    assert session.state(name).state == "ready"
+    assert session.loader.state(name).state == "ready"
 
 
 def test_visitors_of_a_public_app_see_and_name_no_export(shelf, exported_700m):
     public = Session(local=False)
-    assert not any("ONNX" in label for label, _ in public.choices(exports=True))
+    assert not any("ONNX" in label for label, _ in public.catalogue.choices(exports=True))
     with pytest.raises(UserError, match="unknown model"):
-        public.card(str(shelf / TORCH))
+        public.catalogue.card(str(shelf / TORCH))
     named = Session([TORCH, str(exported_700m)], local=False)  # unless the app was started with it
-    assert "Tiny KOALA-700M (ONNX)" in [label for label, _ in named.choices(exports=True)]
+    assert "Tiny KOALA-700M (ONNX)" in [label for label, _ in named.catalogue.choices(exports=True)]
 
 
 def test_a_damaged_export_keeps_nobody_from_its_neighbours(shelf):

@@ -17,7 +17,7 @@ LONG = "a picture " * 36 + "of a red circle left of a blue square"
 @pytest.fixture(scope="module")
 def session(library):
     found = Session(library=library, local=False).start()
-    found.library()
+    found.loader.library()
     return found
 
 

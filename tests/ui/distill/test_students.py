@@ -17,12 +17,12 @@ def test_a_trained_student_is_a_model_and_an_untrained_cut_is_not(session, tmp_p
     assert runs.all()[0].model is None
     run.checkpoint(20).mkdir(parents=True)
     session.before_choosing.append(runs.all)
-    assert ("a-1 (distilled)", "distilled-a-1") in session.choices()  # wherever models are chosen
-    card = session.card("distilled-a-1")
+    assert ("a-1 (distilled)", "distilled-a-1") in session.catalogue.choices()  # wherever models are chosen
+    card = session.catalogue.card("distilled-a-1")
     assert (card.teacher, card.steps, card.guidance, card.width) == ("tiny-sdxl", 25, 2.0, 256)
     runs.delete("a-1")
     with pytest.raises(UserError, match="unknown model"):
-        session.card("distilled-a-1")
+        session.catalogue.card("distilled-a-1")
 
 
 def test_a_student_that_learned_more_is_loaded_anew(session, tmp_path):
@@ -31,12 +31,12 @@ def test_a_student_that_learned_more_is_loaded_anew(session, tmp_path):
     runs = Runs(session, tmp_path)
     runs.all()
     session.start()
-    old = session.model("distilled-a-1")
+    old = session.device.model("distilled-a-1")
     weights = run.student / "unet" / "diffusion_pytorch_model.safetensors"
     os.utime(weights, (time.time() + 5, time.time() + 5))
     runs.all()
-    assert session.model("distilled-a-1") is not old
-    while not session.settled:  # a process must not end in the middle of loading
+    assert session.device.model("distilled-a-1") is not old
+    while not session.loader.settled:  # a process must not end in the middle of loading
         time.sleep(0.05)
 
 
@@ -44,6 +44,6 @@ def test_a_run_whose_student_draws_is_not_deleted(session, tmp_path):
     run = with_student(written(tmp_path, "a-1"))
     runs = Runs(session, tmp_path)
     runs.all()
-    with session.using("distilled-a-1"), pytest.raises(UserError, match="being loaded or is drawing"):
+    with session.device.using("distilled-a-1"), pytest.raises(UserError, match="being loaded or is drawing"):
         runs.delete("a-1")
     assert run.path.exists()

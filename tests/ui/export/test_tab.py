@@ -224,7 +224,7 @@ def test_strangers_export_nothing_unless_the_app_says_so(root):
 
 def test_the_folder_says_what_is_in_it_and_no_two_are_one(root):
     exports = Exports(Session())
-    card = exports.session.card("tiny-koala-700m")
+    card = exports.session.catalogue.card("tiny-koala-700m")
     assert ORDER.stem(card) == "tiny-koala-700m-universal-fp16-unet"
     odd = Order(model=card.name, target="cpu-int8", dtype="fp32", lora="/x/My LoRA ü;rm -rf.safetensors")
     assert odd.stem(card) == "tiny-koala-700m-cpu-int8-fp32-My-LoRA-rm-rf"
@@ -356,7 +356,7 @@ def test_deleted_after_a_question_and_never_while_it_draws(shelf):
     page = tab(session)
     _, question = page.ask("one")
     assert "Delete one for good" in question
-    with session.using(str((shelf / "one").resolve())), pytest.raises(gr.Error, match="drawing"):
+    with session.device.using(str((shelf / "one").resolve())), pytest.raises(gr.Error, match="drawing"):
         page.remove("one", {})
     page.remove("one", {})
     assert list_exports(shelf) == [] and list(shelf.iterdir()) == []

@@ -1,0 +1,203 @@
+"""The models in memory: a background thread imports torch, so that the page comes first, then loads and downloads."""
+
+import dataclasses
+import queue
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from koala.errors import UserError
+from koala.hardware.torch_build import Advice, advice_here
+from koala.models.cards import ModelCard
+from koala.models.locate import availability
+from koala.request import GenerationRequest
+from koala.sampling.out_of_memory import told
+from koala.ui.catalogue import Catalogue
+from koala.ui.messages import page_words, readable
+
+if TYPE_CHECKING:
+    from koala.models.library import Library
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelState:
+    """A model as the page shows it: waiting, loading, ready, or needs, with what it needs in `detail`."""
+
+    title: str
+    state: str
+    detail: str = ""
+
+
+class Loader:
+    """Loads models of the catalogue. `first` are loaded at once and kept in memory together.
+
+    `device` and `memory`, in bytes, are those of `Library`; `library` is one that holds its models already.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        first: Sequence[str],
+        device: str | None = None,
+        memory: int | None = None,
+        library: "Library | None" = None,
+    ):
+        self.catalogue, self.first = catalogue, tuple(first)
+        self.device_type: str | None = None  # known once torch is imported
+        self.advice: Advice | None = None  # on a GPU of this machine that torch does not use; known once it is imported
+        self._device, self._memory, self._library = device, memory, library
+        self._failure: Exception | None = None
+        self._imported = threading.Event()  # or failed to be
+        self._downloads: set[str] = set()
+        self._jobs: queue.Queue[str] = queue.Queue()
+        self._states: dict[str, ModelState] = {}
+        for name in self.first:
+            self.want(name)
+
+    def start(self) -> None:
+        """Begin to load. Call it once the page is served."""
+        threading.Thread(target=self._work, name="koala-loading", daemon=True).start()
+
+    # --- in the background
+
+    def want(self, name: str) -> None:
+        """Load this model in the background if it is on this machine and not requested yet."""
+        card = self.catalogue.card(name)
+        known = self._states.get(card.name)
+        if known and known.state != "needs":
+            return
+        here, needs = availability(card)
+        if here:
+            self._states[card.name] = ModelState(title=card.title, state="waiting")
+            self._jobs.put(card.name)
+        else:
+            self._states[card.name] = ModelState(title=card.title, state="needs", detail=page_words(needs))
+
+    def download(self, name: str) -> None:
+        """Fetch this model from the hub in the background, then load it."""
+        card = self.catalogue.card(name)
+        if not self.catalogue.local or not card.on_hub:
+            raise UserError(f"{card.name} cannot be downloaded from here")
+        if self.state(card.name).state == "needs":
+            self._states[card.name] = ModelState(title=card.title, state="loading", detail="download is waiting")
+            self._downloads.add(card.name)
+            self._jobs.put(card.name)
+
+    def downloadable(self, names: Sequence[str]) -> list[ModelCard]:
+        """Those of these models that the hub has and this machine lacks."""
+        if not self.catalogue.local:
+            return []
+        cards = [self.catalogue.card(name) for name in names]
+        return [c for c in cards if c.on_hub and self.state(c.name).state == "needs"]
+
+    def state(self, name: str) -> ModelState:
+        """A model's state; "waiting" if nobody has requested it yet. UserError for an unknown name."""
+        card = self.catalogue.card(name)
+        return self._states.get(card.name) or ModelState(title=card.title, state="waiting")
+
+    def pending(self, name: str) -> bool:
+        """Whether this model is about to be loaded."""
+        state = self._states.get(name)
+        return bool(state and state.state in ("waiting", "loading"))
+
+    @property
+    def settled(self) -> bool:
+        """Whether no model is waiting or loading."""
+        return not any(map(self.pending, list(self._states)))
+
+    def _work(self) -> None:
+        try:
+            import koala.sampling.report  # noqa: F401  (compare, judge and torch with them)
+            from koala.console import no_bars
+            from koala.models.library import Library
+
+            no_bars()
+            self._library = self._library or Library(self._device, memory=self._memory)
+            self.device_type = self._library.device.type
+            if self.catalogue.local and self._device is None and self.device_type == "cpu":  # nobody asked for the CPU
+                self.advice = advice_here()
+        except Exception as error:
+            self._failure = error
+            for name, state in self._states.items():
+                self._states[name] = dataclasses.replace(state, state="needs", detail=readable(error))
+            return
+        finally:
+            self._imported.set()
+        while True:
+            self._load(self._jobs.get())
+
+    def _load(self, name: str) -> None:
+        """Load one model and record its state; a failure is a state, too."""
+        try:
+            card = self.catalogue.card(name)
+        except UserError:
+            return  # removed while it waited
+        title = card.title
+        if not self.library().loaded(name):
+            self._states[name] = ModelState(title=title, state="loading")
+        try:
+            if name in self._downloads:
+                try:
+                    self._download(card)
+                finally:
+                    self._downloads.discard(name)
+            together = [c for c in map(self.catalogue.card, self.first) if availability(c)[0]]
+            self.library().get(card, beside=together if name in self.first else ())
+        except Exception as error:
+            self._states[name] = ModelState(title=title, state="needs", detail=readable(error))
+        else:
+            self._states[name] = ModelState(title=title, state="ready")
+
+    def _download(self, card: ModelCard) -> None:
+        from koala.models.downloads import fetch
+
+        def progress(done: int, total: int, file: str) -> None:
+            detail = f"downloading, {done / 1e9:.2f} of {total / 1e9:.2f} GB"
+            self._states[card.name] = ModelState(title=card.title, state="loading", detail=detail)
+
+        fetch(card, progress, tiny_vae=card.tiny_vae is not None)
+        self._states[card.name] = ModelState(title=card.title, state="loading")
+
+    # --- for a run
+
+    @property
+    def imported(self) -> bool:
+        """Whether torch and its libraries are imported, so that a handler may use them without waiting."""
+        return self._imported.is_set() and self._failure is None
+
+    def library(self) -> "Library":
+        """The models in memory; waits until torch is imported."""
+        self._imported.wait()
+        if self._failure:
+            raise self._failure
+        return self._library
+
+    def missing(self, names: Sequence[str]) -> list[str]:
+        """The titles of those of these models that are not in memory yet."""
+        imported = self._imported.is_set()
+        states = [self.state(name) for name in names]
+        return list(dict.fromkeys(s.title for s in states if not imported or s.state != "ready"))
+
+    def fetch(self, names: Sequence[str]) -> None:
+        """Load these models now, together; raises the error of the first that cannot be loaded."""
+        library = self.library()
+        cards = [self.catalogue.card(name) for name in names]
+        for card in cards:
+            if card.name in self._downloads:
+                raise UserError(f"{card.title} is still being downloaded; wait until it is ready, or choose another")
+            if self.state(card.name).state != "ready":
+                self._load(card.name)
+            library.get(card, beside=cards)
+
+    def forget(self, name: str) -> None:
+        """Take a model out of memory, before its folder is deleted."""
+        self._states.pop(name, None)
+        if self._library:
+            self._library.forget(name)
+
+    def explained(
+        self, error: Exception, requests: Sequence[GenerationRequest], cards: Sequence[ModelCard]
+    ) -> Exception:
+        """The error of a run of these requests. Out of memory says what helps, after the memory was freed."""
+        return told(error, requests, self._library, cards) if requests else error
