@@ -15,9 +15,10 @@ from koala.files.read_json import read_object
 from koala.models.cards import CARDS, EMBEDDED, ModelCard
 from koala.models.layout import STEMS
 from koala.models.locate import availability
+from koala.ui.catalogue import portable_name
 from koala.ui.distill.metrics import Follower
 from koala.ui.distill.panel import STOPPING, Shown, named, unreadable
-from koala.ui.session import Session, spoken
+from koala.ui.session import Session
 from koala.unet.specs import student
 from koala.words import many
 
@@ -171,7 +172,7 @@ class Runs:
         teacher = cards["teacher"].spec
         if teacher:
             feature_pairs(config, student(config.student_spec, teacher), teacher)
-        config = dataclasses.replace(config, **{field: spoken(card) for field, card in cards.items()})
+        config = dataclasses.replace(config, **{field: portable_name(card) for field, card in cards.items()})
         if self.session.local:
             return config
         minutes = min(config.time_limit or PUBLIC_MINUTES, PUBLIC_MINUTES)

@@ -15,8 +15,9 @@ from koala.files.outputs import check_space, new_file
 from koala.models.cards import ModelCard
 from koala.models.export_manifest import MANIFEST, Exported, exports_root, list_exports
 from koala.models.locate import availability
+from koala.ui.catalogue import portable_name
 from koala.ui.export.jobs import DONE, FAILED, Job, Process, within
-from koala.ui.session import Session, spoken
+from koala.ui.session import Session
 
 PUBLIC_KEPT = 6  # exports that a public app keeps
 LARGEST_ZIP = 500_000_000  # bytes; a larger export is copied from its folder
@@ -51,7 +52,17 @@ class Order:
 
     def arguments(self, card: ModelCard, out: Path) -> list[str]:
         """The arguments of `koala export` that write this order into the folder `out`."""
-        words = ["--json", "--progress", "json", "--model", spoken(card), "--out", str(out), "--target", self.target]
+        words = [
+            "--json",
+            "--progress",
+            "json",
+            "--model",
+            portable_name(card),
+            "--out",
+            str(out),
+            "--target",
+            self.target,
+        ]
         words += ["--dtype", self.dtype, "--components", self.components]
         return words + (["--lora", self.lora, f"--lora-strength={self.lora_strength:g}"] if self.lora else [])
 

@@ -296,7 +296,7 @@ def test_the_similarity_of_layers_grows_prompt_by_prompt(tab, monkeypatch):
 
 
 def test_a_measurement_waits_for_the_device_in_sight(tab):
-    with tab.session.line.join("", Work(kind="drawing", amount=1)):
+    with tab.session.device.line.join("", Work(kind="drawing", amount=1)):
         shown = tab.similarity(Visitor)
         next(shown)
         assert "Waiting: 1 before you" in next(shown)[0]
