@@ -347,7 +347,7 @@ def test_a_large_export_is_taken_from_its_folder(shelf, monkeypatch):
         monkeypatch.setattr(f"{module}.LARGEST_ZIP", 1000)
     page = tab()
     assert not shown(page)["save"]["visible"] and str(shelf / "one") in shown(page)["details"]
-    with pytest.raises(UserError, match="take it from its folder"):
+    with pytest.raises(UserError, match="copy its folder"):
         page.exports.pack("one")
 
 
