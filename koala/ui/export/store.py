@@ -52,18 +52,8 @@ class Order:
 
     def arguments(self, card: ModelCard, out: Path) -> list[str]:
         """The arguments of `koala export` that write this order into the folder `out`."""
-        words = [
-            "--json",
-            "--progress",
-            "json",
-            "--model",
-            portable_name(card),
-            "--out",
-            str(out),
-            "--target",
-            self.target,
-        ]
-        words += ["--dtype", self.dtype, "--components", self.components]
+        words = ["--json", "--progress", "json", "--model", portable_name(card), "--out", str(out)]
+        words += ["--target", self.target, "--dtype", self.dtype, "--components", self.components]
         return words + (["--lora", self.lora, f"--lora-strength={self.lora_strength:g}"] if self.lora else [])
 
     def stem(self, card: ModelCard) -> str:
