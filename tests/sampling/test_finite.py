@@ -22,6 +22,7 @@ from koala.evaluate.drawing import draw
 from koala.evaluate.similarity import similarities
 from koala.files.tensorfiles import stored_tensors
 from koala.finite import NotFinite, is_finite, require_finite
+from koala.models.from_torch import shared_part
 from koala.models.layout import Weights
 from koala.models.library import Library
 from koala.models.locate import Location
@@ -195,7 +196,7 @@ def test_two_models_of_one_vae_decode_each_as_its_own_config_says(library, loud,
     def part(folder):
         files = {"vae": Weights(variant=None, files=(VAE,))}
         where = Location(folder=folder.parent, chosen=files, replaced={}, revision="local")
-        return library.part("vae", where, torch.float32)
+        return shared_part(library, "vae", where, torch.float32)
 
     own, other = part(embedded / STUDENT / "vae"), part(loud)
     assert other.config.force_upcast and not own.config.force_upcast
