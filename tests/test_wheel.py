@@ -107,7 +107,7 @@ def test_it_serves_the_app(koala, outside):
     process = subprocess.Popen([koala, "app"], stdout=subprocess.PIPE, text=True)
     try:
         address = re.search(r"http://\S+", process.stdout.readline())[0]
-        for path, words in (("", "<title>KOALA"), ("theme.css", "--k-")):  # the sheet is made of the files in koala/ui
+        for path, words in (("", "<gradio-app"), ("config", "tiny-koala-700m"), ("theme.css", "--k-")):
             with urllib.request.urlopen(f"{address.rstrip('/')}/{path}", timeout=60) as answer:
                 assert words in answer.read().decode(), path
     finally:
