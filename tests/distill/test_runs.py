@@ -81,7 +81,7 @@ def test_a_new_name_is_free_and_fit_for_a_folder(tmp_path):
 
 @pytest.mark.parametrize("name", ["../out", "", ".hidden", "a/b", "a" * 70, "CON?"])
 def test_a_name_that_leaves_the_folder_is_refused(tmp_path, name):
-    with pytest.raises(UserError, match="no name for a run"):
+    with pytest.raises(UserError, match="not a name for a run"):
         runs.start(DistillConfig(), name, tmp_path)
     assert not list(tmp_path.iterdir())
 
