@@ -112,8 +112,8 @@ class Device:
         """One model, or several on the same noise, as a stream of updates; outdated previews are dropped.
 
         Closing the iterator ends the run within one step, as does `life.stop()`, which raises Cancelled here at once.
-        Another `draw` with the arguments of `plain_draw` may have results of its own kind; `kind` names it, for the forecast of
-        how long such a run takes.
+        Another `draw` with the arguments of `plain_draw` may have results of its own kind; `kind` names it, for the
+        forecast of how long such a run takes.
         """
         cards = [self._catalogue.card(r.model) for r in requests]
         life, draw = life or Life(), draw or plain_draw
