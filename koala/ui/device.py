@@ -41,7 +41,7 @@ def drawing(requests: Sequence[GenerationRequest], cards: Sequence[ModelCard], k
     return Work(kind=kind, amount=amount)
 
 
-def draw(
+def plain_draw(
     requests: Sequence[GenerationRequest],
     library: "Library",
     *,
@@ -112,7 +112,7 @@ class Device:
         self,
         requests: Sequence[GenerationRequest],
         life: Life | None = None,
-        draw: Callable = draw,
+        draw: Callable | None = None,
         *,
         visitor: str = "",
         kind: str = "drawing",
@@ -120,11 +120,12 @@ class Device:
         """One model, or several on the same noise, as a stream of updates; outdated previews are dropped.
 
         Closing the iterator ends the run within one step, as does `life.stop()`, which raises Cancelled here at once.
-        Another `draw` with the same arguments may have results of its own kind; `kind` names it, for the forecast of
-        how long such a run takes.
+        Another `draw` with the arguments of `plain_draw` may have results of its own kind; `kind` names it, for the
+        forecast of how long such a run takes.
         """
         cards = [self._catalogue.card(r.model) for r in requests]
-        life, draw = life or Life(), self._wrap(draw) if self._wrap else draw
+        life, draw = life or Life(), draw or plain_draw
+        draw = self._wrap(draw) if self._wrap else draw
 
         def do(library: "Library", ticket: Ticket) -> None:
             def on_step(position: int, step) -> None:

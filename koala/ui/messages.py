@@ -28,7 +28,7 @@ _REMEDIES = (
     (r"--width (\d+) --height (\d+) --images 1\b", r"one image of \1x\2 px"),
     (r"lower --lora-strength", "lower the LoRA strength"),
     (r"use --device \S+", "choose another model"),
-    (r", for example --models \S+ \S+", ""),
+    (r"for example --models (\S+) (\S+)", r"for example \1 and \2"),
 )
 _FOR_TERMINALS = re.compile(rf"\bpython -m \w|(?<!\S)`?{_KOALA} [a-z]+ -|(?<!\S)--[a-z]")
 

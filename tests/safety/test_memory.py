@@ -18,7 +18,7 @@ STUDENT, TEACHER = "tiny-koala-700m", "tiny-sdxl"
 @pytest.fixture(scope="module")
 def session():
     found = Session([TEACHER, STUDENT], device="cpu").start()
-    found.model(STUDENT)
+    found.device.model(STUDENT)
     return found
 
 

@@ -152,6 +152,8 @@ no small VAE of this model is here: python -m koala fetch MODEL --tiny-vae bring
 no small VAE of this model is here
 taken for a LoRA of SDXL; if it was trained on KOALA, python -m koala lora --lora FILE says so
 taken for a LoRA of SDXL
+a comparison needs at least two models, for example --models tiny-sdxl tiny-koala-700m
+a comparison needs at least two models, for example tiny-sdxl and tiny-koala-700m
 exports run on cpu or cuda here, not on mps; use --device cpu
 exports run on cpu or cuda here, not on mps; choose another model
 """.strip().splitlines()
