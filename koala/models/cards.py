@@ -36,7 +36,7 @@ class ModelCard:
     vae: str | None = None  # hub id of a VAE that replaces the source's own
     tiny_vae: str | None = None  # hub id of a tiny VAE on the same latents, for previews and small memories
     teacher: str | None = None
-    runtime: str = "torch"  # or "onnx", of a folder that `python -m export` wrote
+    runtime: str = "torch"  # or "onnx", of a folder that `python -m koala export` wrote
     single_file: bool = False  # the source is one safetensors file, not a folder
     negative_prompt: str = ""  # the authors' recommendation; a suggestion, never added silently
     scheduler: str = "euler-trailing"

@@ -74,7 +74,7 @@ class Exported:
         if not folder.is_dir() or not os.path.lexists(file):
             raise UserError(
                 f"{folder} is not an export: it has no {MANIFEST}. "
-                "Make one with python -m export --model MODEL --out DIR"
+                "Make one with python -m koala export --model MODEL --out DIR"
             )
         if not file.is_file():
             raise UserError(f"{file} is not a file; {AGAIN}")
@@ -246,5 +246,5 @@ def find_export(name: str) -> Path:
     short = Path(name).name
     raise UserError(
         f"there is no export of {name} in {exports_root()}; make it with "
-        f"python -m export --model {name} --out {exports_root() / short}{damaged}"
+        f"python -m koala export --model {name} --out {exports_root() / short}{damaged}"
     )

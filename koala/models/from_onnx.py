@@ -268,7 +268,7 @@ def _source(card: ModelCard, exported: Exported) -> Location:
     except UserError as error:
         raise UserError(
             f"{card.name} is a U-Net alone; text encoders and VAE are those of {exported.model}, and {error}. Or "
-            "export all of it: python -m export --components all"
+            "export all of it: python -m koala export --components all"
         ) from error
 
 

@@ -154,7 +154,7 @@ def _say_assumed(path: Path, title: str, steps: int, guidance: float) -> None:
 
 
 def _export_card(folder: Path) -> ModelCard:
-    """A card for a folder that `python -m export` wrote: from its model's card, where known, and its manifest."""
+    """A card for a folder that `python -m koala export` wrote: from its model's card, where known, and its manifest."""
     exported = Exported.read(folder)
     known = CARDS.get(exported.model)
     kind = ["ONNX", exported.target] if exported.target != "universal" else ["ONNX"]

@@ -67,10 +67,10 @@ def _of_unet(model: LoadedModel, embeds: Iterable[torch.Tensor | None], request:
 
 def _of_export(model: LoadedModel) -> str:
     exported, folder = model.exported, model.card.source
-    check = f"python -m export verify {folder} names the part at fault"
+    check = f"python -m koala export verify {folder} names the part at fault"
     if exported.stored_dtype == "float32":
         return f"the export, or the model that it was made of, is damaged; {check}. Export a whole model again"
-    again = f"python -m export --model {exported.model} --dtype fp32 --out DIR"
+    again = f"python -m koala export --model {exported.model} --dtype fp32 --out DIR"
     return f"the export's values overflow float16, or its model is damaged; export it in float32: {again}. {check}"
 
 

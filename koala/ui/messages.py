@@ -14,7 +14,7 @@ LONGEST = 700  # characters that a person may be asked to read
 
 # The core's remedies for a terminal -> what a visitor of the page can do instead.
 _KOALA = r"(?:python -m )?koala"
-_EXPORT = rf"(?:python -m export|{_KOALA} export)"
+_EXPORT = rf"(?:python -m koala export|{_KOALA} export)"
 _REMEDIES = (
     (rf"fetch it once( \([^)]*\))?: {_KOALA} fetch \S+", r"download it once\1 in the Compare tab, on your own machine"),
     (rf"With a network: {_KOALA} fetch \S+", "With a network, download it in the Compare tab"),

@@ -38,7 +38,7 @@ def measured(*arguments: str) -> tuple[float, int, str]:
     printed = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     if code := os.waitstatus_to_exitcode(status):
-        sys.exit(f"python -m export {' '.join(arguments)} ended with {code}")
+        sys.exit(f"python -m koala export {' '.join(arguments)} ended with {code}")
     return time.monotonic() - begun, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), printed
 
 

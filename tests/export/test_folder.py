@@ -111,7 +111,7 @@ def test_a_file_changed_after_the_export_is_refused(exported_700m, tmp_path):
 
 
 def test_a_folder_that_is_no_export_says_what_to_type(tmp_path, exported_700m):
-    with pytest.raises(UserError, match="python -m export --model"):
+    with pytest.raises(UserError, match="python -m koala export --model"):
         Exported.read(tmp_path)
     values = json.loads((exported_700m / MANIFEST).read_text())
     (tmp_path / MANIFEST).write_text(json.dumps(values | {"format": 99}))

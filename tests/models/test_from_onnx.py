@@ -73,8 +73,8 @@ def test_an_export_that_computes_nan_draws_no_black_picture(copy):
     (copy / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(NotFinite, match="computed NaN") as error:
         generate(request(copy, steps=1, guidance=1.0), Library("cpu").get(str(copy)))
-    assert f"python -m export --model {TORCH} --dtype fp32 --out DIR" in str(error.value)
-    assert f"python -m export verify {copy} names the part at fault" in str(error.value)
+    assert f"python -m koala export --model {TORCH} --dtype fp32 --out DIR" in str(error.value)
+    assert f"python -m koala export verify {copy} names the part at fault" in str(error.value)
     found = structure(open_case(copy))  # the first of its gates
     assert found.passed is False and "finite" in found.text and "conv_out.bias" in found.text
 
@@ -310,7 +310,7 @@ def test_the_command_line_takes_names_for_their_exports(exported_700m, monkeypat
     assert main(["compare", *pair, *given, "--out", str(tmp_path / "pair")]) == 0
     assert "against" in capsys.readouterr().out
     for arguments, remedy in (
-        (["--model", "tiny-sdxl", "--runtime", "onnx"], "python -m export --model tiny-sdxl --out"),
+        (["--model", "tiny-sdxl", "--runtime", "onnx"], "python -m koala export --model tiny-sdxl --out"),
         (["--model", str(exported_700m), "--dtype", "float16"], "--dtype is torch's"),
         (["--model", str(exported_700m), "--vram", "4"], "--vram is torch's"),
     ):

@@ -138,7 +138,7 @@ no model was named; `python -m koala models` lists them
 no model was named; choose one from the list
 the preset fast is torch's; use --preset quality
 the preset fast is torch's; choose the preset quality
-it takes no LoRA; fuse it into an export of its own: python -m export --model MODEL --lora a.b --out DIR
+it takes no LoRA; fuse it into an export of its own: python -m koala export --model MODEL --lora a.b --out DIR
 it takes no LoRA; fuse it into an export of its own in the Export tab
 it takes 9.0 GB; this fits with 4.1 GB: --width 512 --height 256 --images 1
 it takes 9.0 GB; this fits with 4.1 GB: one image of 512x256 px
@@ -146,7 +146,7 @@ memory ran out. Choose a smaller model; --vram GB plans for less where other pro
 memory ran out. Choose a smaller model
 it overflows; draw it in float32: python -m koala generate --dtype float32; or lower --lora-strength, now 2
 it overflows; choose another model; or lower the LoRA strength, now 2
-export it in fp32: python -m export --model a --out DIR. python -m export verify a.b names the part at fault
+export it in fp32: python -m koala export --model a --out DIR. python -m koala export verify a.b names the part at fault
 export it in fp32 in the Export tab. Verify in the Export tab names the part at fault
 no small VAE of this model is here: python -m koala fetch MODEL --tiny-vae brings it
 no small VAE of this model is here

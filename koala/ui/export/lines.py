@@ -56,7 +56,7 @@ def lines(exported: Exported, folder: str, engines: Mapping[str, Sequence[str]],
     lines.append(
         Line(
             title="Run the gates again",
-            text=f"python -m export verify {where}",
+            text=f"python -m koala export verify {where}",
             note="The exit status is 0 where all gates pass.",
         )
     )
