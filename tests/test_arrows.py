@@ -109,7 +109,6 @@ LIGHT = [
     "koala.distill.run.records",
     "koala.gpu_report",
     "koala.gpu_report.budget",
-    "koala.gpu_report.paper",
     "koala.gpu_report.scale",
     "koala.gpu_report.tables",
 ]

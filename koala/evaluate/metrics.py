@@ -14,7 +14,7 @@ from scipy.stats import bootstrap
 
 from koala.errors import UserError
 from koala.evaluate import clip, hps, shapes
-from koala.evaluate.cmmd import cmmd
+from koala.evaluate.clip import cmmd
 from koala.evaluate.drawing import batches, draw, how_drawn, requests_for
 from koala.evaluate.prompt_files import prompts_for
 from koala.evaluate.settings import Settings

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from koala.errors import UserError
-from koala.export.gates.operators import unwanted
+from koala.export.gates.structure import unwanted
 from koala.export.manifest import PREFIX
 from koala.export.targets import target_of
 from koala.export.tensors import live_bytes

@@ -12,11 +12,10 @@ import torch
 
 from koala.errors import UserError
 from koala.export.gates.case import Case, Finding, open_case
-from koala.export.gates.census import range_census
 from koala.export.gates.numbers import numbers, parts
 from koala.export.gates.pictures import pictures
 from koala.export.gates.speed import speed
-from koala.export.gates.structure import structure
+from koala.export.gates.structure import range_census, structure
 from koala.export.options import add_depth, add_progress
 from koala.export.telling import Teller
 from koala.files.outputs import check_file, new_file

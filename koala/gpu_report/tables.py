@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from koala.gpu_report.budget import DONE
-from koala.gpu_report.paper import CARDS, FIGURE_7, OOM, ROWS, Cell
+from koala.gpu_report.scale import CARDS, FIGURE_7, OOM, ROWS, Cell
 from koala.words import gigabytes, gigabytes_cell, markdown_table, seconds_cell
 
 FORMAT = "koala gpu report 1"  # the number goes up when the meaning of a field changes

@@ -1,8 +1,7 @@
 """Moves LoRAs of a teacher's U-Net onto a student, by the layer map that surgery follows.
 
 A student's layer is a copy of one of the teacher's, so what a LoRA adds to the one it adds to the other; layers whose
-block the student lacks are dropped. Files keep their format (`koala.lora.files`); their layers get kohya's names, which
-every program reads.
+block the student lacks are dropped. Files keep their format; their layers get kohya's names, which every program reads.
 """
 
 import math

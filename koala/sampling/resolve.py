@@ -43,8 +43,8 @@ def _check_export(request: GenerationRequest, card: ModelCard) -> None:
     """An export's graph is as it was written, and its memory is its runtime's."""
     if request.lora:
         raise UserError(
-            f"{card.title} takes no LoRA at run time; fuse it into an export of its own: python -m koala export --model "
-            f"MODEL --lora {request.lora} --lora-strength {request.lora_strength:g} --out DIR"
+            f"{card.title} takes no LoRA at run time; fuse it into an export of its own: python -m koala export "
+            f"--model MODEL --lora {request.lora} --lora-strength {request.lora_strength:g} --out DIR"
         )
     if request.preset != "quality":
         raise UserError(

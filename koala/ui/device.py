@@ -18,8 +18,7 @@ from koala.request import GenerationRequest
 from koala.ui.catalogue import Catalogue
 from koala.ui.line import Line, Ticket, Work
 from koala.ui.loader import Loader
-from koala.ui.under_way import Life
-from koala.ui.updates import HEARTBEAT, Update, gather
+from koala.ui.under_way import HEARTBEAT, Life, Update, gather
 
 if TYPE_CHECKING:
     from koala.models.library import Library

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from koala.evaluate import cmmd as module
-from koala.evaluate.cmmd import cmmd
+from koala.evaluate import clip as module
+from koala.evaluate.clip import cmmd
 
 
 def unit(count: int, seed: int, shift: float = 0.0) -> torch.Tensor:

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from koala.export import quantise
-from koala.export.gates.twin import widen
+from koala.export.gates.numbers import widen
 from koala.files.hashing import sha256
 from koala.models.export_manifest import UNET, Exported
 

@@ -17,8 +17,8 @@ from koala.export import folder, quantise
 from koala.export.command import main
 from koala.export.gates import numbers, pictures, structure
 from koala.export.gates.case import open_case
-from koala.export.gates.operators import unwanted
-from koala.export.gates.twin import widen
+from koala.export.gates.numbers import widen
+from koala.export.gates.structure import unwanted
 from koala.export.targets import TARGETS
 from koala.models.export_manifest import UNET, Exported
 from koala.models.library import Library

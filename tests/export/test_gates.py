@@ -17,7 +17,7 @@ from koala.evaluate.fidelity import psnr
 from koala.export import folder, wrappers
 from koala.export.gates import numbers, pictures, structure
 from koala.export.gates.case import Finding, open_case
-from koala.export.gates.twin import widen
+from koala.export.gates.numbers import widen
 from koala.export.islands import float_islands, islands
 from koala.export.verify import Report, verify
 from koala.models.export_manifest import MANIFEST, UNET, Exported

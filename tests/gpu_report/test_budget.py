@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from koala.gpu_report.budget import DONE, FAILED, LEFT_OUT, NOT_HERE, Limit, NotHere, Section, measure
-from koala.gpu_report.paper import OOM, ROWS
 from koala.gpu_report.report import sections
-from koala.gpu_report.scale import FULL, alike
+from koala.gpu_report.scale import FULL, OOM, ROWS, alike
 from koala.gpu_report.tables import TABLES
 from koala.models.cards import CARDS
 from koala.unet.specs import KOALA_700M, SDXL

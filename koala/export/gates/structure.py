@@ -11,14 +11,15 @@ import numpy
 import onnx
 import onnx_ir as ir
 
+from koala.export.folder import census
 from koala.export.gates.case import Case, Finding
-from koala.export.gates.operators import unwanted
+from koala.export.islands import HALF_MAX, islands
 from koala.export.manifest import PREFIX
 from koala.export.shape_profile import shapes
+from koala.export.targets import Target
 from koala.models.export_manifest import Component, Exported
 
 STANDARD = ("", "ai.onnx")
-HALF_MAX = float(numpy.finfo(numpy.float16).max)
 _PATH = re.compile(r"(?<![\w:/.])(?:[A-Za-z]:\\|/)[\w.-]+[/\\][\w./\\-]+")  # absolute, and no address
 _INPUTS = {
     "unet": ("sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids"),
@@ -117,3 +118,84 @@ def _provenance(exported: Exported, component: Component, metadata: Mapping[str,
 def _object(text: str) -> object:
     with contextlib.suppress(ValueError):
         return json.loads(text)
+
+
+# --- What a file for a target must not contain, read from the file alone
+
+_PRODUCTS = ("MatMulInteger", "ConvInteger")
+
+
+def unwanted(model: ir.Model, target: Target) -> Iterator[str]:
+    """Operators that the target's files must not have, and integers that saturate on some processors."""
+    if model.functions:
+        yield f"functions of its own, which hide their operators: {', '.join(f.name for f in model.functions.values())}"
+    kinds = {node.op_type for node in model.graph}
+    if listed := [kind for kind in target.forbidden if kind in kinds]:
+        yield f"operators that files for {target.name} must not have: {', '.join(listed)}"
+    yield from _signed(model, target)
+
+
+def _signed(model: ir.Model, target: Target) -> Iterator[str]:
+    """8-bit weights that this target must not have, and integer products of what is not known to be unsigned.
+
+    The file is looked at and not its results: whether a product with signed weights saturates depends on the processor.
+    """
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    tensors += [
+        attribute.as_tensor()
+        for node in model.graph
+        for attribute in node.attributes.values()
+        if attribute.type == ir.AttributeType.TENSOR
+    ]
+    if not target.signed and (names := [tensor.name for tensor in tensors if tensor.dtype == ir.DataType.INT8]):
+        yield (
+            f"{len(names)} tensors of signed 8-bit integers, {names[0]} the first: products with them saturate on x86 "
+            f"processors without VNNI. Export the model again: its weights will be unsigned"
+        )
+    for node in model.graph:
+        for value in node.inputs[:2] if node.op_type in _PRODUCTS else ():
+            if not _unsigned(value):
+                yield f"{node.op_type} multiplies {value.name}, which is not known to be unsigned"
+                return
+
+
+def _unsigned(value: ir.Value) -> bool:
+    if made := value.producer():
+        return made.op_type == "DynamicQuantizeLinear"  # which gives uint8 by definition
+    return value.const_value is not None and value.const_value.dtype == ir.DataType.UINT8
+
+
+# --- How large activations get on a real run: a CPU computes fp16 files in fp32 and hides what overflows on a GPU
+
+WARN = 8192.0
+WORST = 10
+
+
+def range_census(case: Case) -> Finding:
+    """The ten largest activations of the U-Net; beyond fp16's range they must lie in a module that stays in fp32."""
+    if case.exported.stored_dtype != "float16":
+        return Finding(gate="range", passed=None, text="the file computes in fp32, which nothing here overflows")
+    if case.large:
+        return Finding(
+            gate="range",
+            passed=None,
+            text="a run of this size takes many minutes on a CPU; do it with --thorough, or on a GPU",
+        )
+    largest = census(case.job)
+    worst = dict(sorted(largest.items(), key=lambda item: -item[1])[:WORST])
+    name, peak = next(iter(worst.items()))
+    kept = case.exported.islands
+    bare = [n for n in islands(largest) if not any(n == k or n.startswith(f"{k}.") for k in kept)]
+    words = f"{len(largest)} modules over a whole run, at most {peak:,.0f} ({name})"
+    if kept:
+        words += f"; {', '.join(kept)} in fp32"
+    if bare:
+        words += f": beyond fp16's range, {HALF_MAX:,.0f}, in {', '.join(bare)}"
+    elif WARN < peak <= HALF_MAX:
+        words += f": within a factor of {HALF_MAX / peak:.0f} of fp16's range"
+    figures = {
+        "modules": len(largest),
+        "worst": {n: float(f"{v:.3g}") for n, v in worst.items()},
+        "islands": list(kept),
+    }
+    return Finding(gate="range", passed=not bare, text=words, figures=figures)

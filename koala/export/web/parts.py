@@ -1,10 +1,12 @@
 """What the page needs to know about a model, read from its export; models that it would draw wrongly are refused."""
 
+import gzip
+import hashlib
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from koala.errors import UserError
-from koala.export.web.files import Files
 from koala.files.fields import Fields
 from koala.files.read_json import read_object
 from koala.models.export_manifest import Exported
@@ -55,7 +57,7 @@ _SCHEDULE = {
 }  # key -> the value that euler.js follows, what a config means that does not say
 
 
-def entry_of(folder: Path, exported: Exported, files: Files, known: dict[tuple, str]) -> dict[str, object]:
+def entry_of(folder: Path, exported: Exported, files: "Files", known: dict[tuple, str]) -> dict[str, object]:
     """A model's entry in site.json; writes its files, except those that `known` has from the same source."""
     schedule, defaults = _schedule(folder), dict(exported.defaults)
     if defaults["scheduler"] not in SAMPLERS:
@@ -86,7 +88,7 @@ def entry_of(folder: Path, exported: Exported, files: Files, known: dict[tuple, 
     }
 
 
-def _graph(folder: Path, exported: Exported, part: str, files: Files, known: dict[tuple, str]) -> str:
+def _graph(folder: Path, exported: Exported, part: str, files: "Files", known: dict[tuple, str]) -> str:
     """A component's file; models share a file made from the same weights in the same type."""
     owner = SHARED.get(part, part)
     source = tuple(sorted((n, sha) for n, sha in exported.source.items() if n.startswith(f"{owner}/")))
@@ -144,3 +146,35 @@ def _tokenizer(folder: Path) -> bytes:
         "unknown": model["vocab"][model["unk_token"]],
     }
     return json.dumps(vocabulary, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+# --- A site's large files: compressed, named by their hash, each written once
+
+FOLDER = "files"  # of the site
+_LEVEL = 6  # 9 takes three times as long for half a percent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """Files that the page's worker fetches, in a site that is being written."""
+
+    site: Path
+    listed: dict[str, dict[str, object]] = field(default_factory=dict)  # path -> size, compressed size, SHA-256
+
+    def enclose(self, stem: str, content: bytes, ending: str) -> str:
+        """Write a file, gzipped, unless it is there; its path in the site.
+
+        The page unpacks it itself, so that the way is short from a host that compresses nothing, too.
+        """
+        sha256 = hashlib.sha256(content).hexdigest()
+        name = f"{FOLDER}/{stem}-{sha256[:12]}{ending}.gz"
+        if name not in self.listed:
+            packed = gzip.compress(content, _LEVEL, mtime=0)
+            (self.site / FOLDER).mkdir(exist_ok=True)
+            (self.site / name).write_bytes(packed)
+            self.listed[name] = {"bytes": len(content), "sent": len(packed), "sha256": sha256}
+        return name
+
+    def sent(self, names: set[str]) -> int:
+        """Compressed bytes of these files."""
+        return sum(self.listed[name]["sent"] for name in names)

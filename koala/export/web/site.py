@@ -13,7 +13,7 @@ import koala
 from koala import palette
 from koala.errors import UserError
 from koala.export.web import packages, parts
-from koala.export.web.files import Files
+from koala.export.web.parts import Files
 from koala.files.outputs import new_folder
 from koala.models.export_manifest import Exported
 from koala.request import MAX_PROMPT, MAX_SEED, MAX_SIDE, MAX_STEPS, MIN_SIDE, SIDE_MULTIPLE

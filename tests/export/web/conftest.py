@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from koala.export import manifest
-from koala.export.gates.twin import widen
+from koala.export.gates.numbers import widen
 from koala.export.web import packages, site
 from koala.export.web.packages import Package
 from koala.models.export_manifest import Exported
