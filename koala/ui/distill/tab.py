@@ -41,8 +41,8 @@ class Distill:
             with gr.Column(elem_classes="k-results"):
                 self._results()
         self._wire(tab)
-        session.before_choosing.append(self.runs.all)
-        session.around_runs.append(Drawing(self.runs.root))  # a run waits meanwhile
+        session.catalogue.before_choosing.append(self.runs.all)
+        session.device.around_runs.append(Drawing(self.runs.root))  # a run waits meanwhile
         self.runs.all()  # which offers the students of earlier runs as models
 
     # --- components

@@ -16,7 +16,7 @@ def test_a_trained_student_is_a_model_and_an_untrained_cut_is_not(session, tmp_p
     a_student(run.student)
     assert runs.all()[0].model is None
     run.checkpoint(20).mkdir(parents=True)
-    session.before_choosing.append(runs.all)
+    session.catalogue.before_choosing.append(runs.all)
     assert ("a-1 (distilled)", "distilled-a-1") in session.catalogue.choices()  # wherever models are chosen
     card = session.catalogue.card("distilled-a-1")
     assert (card.teacher, card.steps, card.guidance, card.width) == ("tiny-sdxl", 25, 2.0, 256)
