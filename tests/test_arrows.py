@@ -284,6 +284,29 @@ def test_no_module_is_longer_than_400_lines():
         assert len(file.read_text(encoding="utf-8").splitlines()) <= 400, name
 
 
+def bound(body: Iterable[ast.stmt]) -> Iterator[str]:
+    """The names that the statements of a module bind, once for each time."""
+    for node in body:
+        match node:
+            case ast.FunctionDef() | ast.ClassDef():
+                yield node.name
+            case ast.Assign():
+                yield from (n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name))
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                yield name
+            case ast.ImportFrom():
+                yield from (alias.asname or alias.name for alias in node.names)
+
+
+def test_no_module_binds_a_name_twice():
+    """Symptom: two modules became one, and a bound of a gate was replaced by a number type of the same name."""
+    problems = []
+    for name, file in MODULES.items():
+        names = list(bound(ast.parse(file.read_text(encoding="utf-8")).body))
+        problems += [f"{name} binds {twice} twice" for twice in {n for n in names if names.count(n) > 1}]
+    fail_with(problems)
+
+
 def test_every_folder_with_code_is_a_package():
     """Without an __init__.py a folder is left out of the wheel."""
     folders = {parent for file in MODULES.values() for parent in file.parents if ROOT in parent.parents}

@@ -84,7 +84,7 @@ FULL = Scale(
 
 # --- Latency and memory that KOALA's authors published for their own cards: shown next to ours, never as a ratio
 
-CARDS = ("RTX 4090, 24 GB", "RTX 2080 Ti, 11 GB", "RTX 3060 Ti, 8 GB")
+PAPER_CARDS = ("RTX 4090, 24 GB", "RTX 2080 Ti, 11 GB", "RTX 3060 Ti, 8 GB")
 FIGURE_7, OLDER = "figure 7", "older figure"
 OOM = "OOM"
 
@@ -93,7 +93,7 @@ Cell = tuple[float, float] | str  # seconds and GB, or out of memory
 
 @dataclass(frozen=True, kw_only=True)
 class Printed:
-    """One row of a figure: what each of CARDS took."""
+    """One row of a figure: what each of PAPER_CARDS took."""
 
     title: str
     size: int  # px

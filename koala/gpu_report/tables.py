@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from koala.gpu_report.budget import DONE
-from koala.gpu_report.scale import CARDS, FIGURE_7, OOM, ROWS, Cell
+from koala.gpu_report.scale import FIGURE_7, OOM, PAPER_CARDS, ROWS, Cell
 from koala.words import gigabytes, gigabytes_cell, markdown_table, seconds_cell
 
 FORMAT = "koala gpu report 1"  # the number goes up when the meaning of a field changes
@@ -31,7 +31,7 @@ def latencies(results: dict) -> Iterator[str]:
     head = ["model", "steps"]
     for size in sizes:
         head += [f"{size} px: s", "peak GB"]
-    head += [f"paper, {card}" for card in CARDS]
+    head += [f"paper, {card}" for card in PAPER_CARDS]
     body = []
     for model in dict.fromkeys(row["model"] for row in rows):
         own = [cells.get((model, size)) for size in sizes]
@@ -41,7 +41,7 @@ def latencies(results: dict) -> Iterator[str]:
             line += [seconds_cell(row["total_ms"]), gigabytes_cell(row["peak_memory_bytes"])] if row else ["-", "-"]
         paper = ROWS.get(model)
         mark = "" if paper is None or paper.figure == FIGURE_7 else _OLDER_MARK
-        line += [_printed(cell, mark) for cell in paper.cells] if paper else ["-"] * len(CARDS)
+        line += [_printed(cell, mark) for cell in paper.cells] if paper else ["-"] * len(PAPER_CARDS)
         body.append(line)
     yield markdown_table(head, body, left=2)
     yield _BESIDE

@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 from koala.evaluate.reports import circumstances
+from koala.files.outputs import new_file
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ("tiny-sdxl", "tiny-koala-1b", "tiny-koala-700m")
@@ -46,7 +47,8 @@ def main() -> None:
         report = taken(Path(folder))
     report |= circumstances(sys.argv[1:], torch.device("cpu"), weights=MODELS, program="recipes.tools.goldens")
     if options.out:
-        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        with new_file(options.out) as file:
+            file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         return
     earlier = json.loads(options.against.read_text(encoding="utf-8"))
     if earlier["device"] != report["device"]:

@@ -141,7 +141,7 @@ def test_bad_use_without_a_run(tmp_path, capsys):
     for options, message in (
         (["--model", "tiny-sdxl", "--out", str(tmp_path / "a")], "name a --model and a --prompt"),
         (["--captures", str(tmp_path), "--out", str(tmp_path / "a")], "is not a capture"),
-        (["--captures", str(tmp_path), "--budget", "1", "--no-words", "--out", "a"], "of a run: --no-words, --budget"),
+        (["--captures", str(tmp_path), "--budget", "1", "--no-words", "--out", "a"], "new run: --no-words, --budget"),
         ([*MODEL, "--out", str(tmp_path / "full")], "exists already"),
         (["--model", "tiny-sdx", *PROMPT, "--out", str(tmp_path / "a")], "did you mean tiny-sdxl"),
     ):
@@ -149,7 +149,7 @@ def test_bad_use_without_a_run(tmp_path, capsys):
         assert message in capsys.readouterr().err
     for options, message in (
         (["--pixel", "here"], "'here' is not a pixel; give x,y"),
-        (["--pixel", "1,nan"], "'1,nan' is no pixel"),
+        (["--pixel", "1,nan"], "'1,nan' is not a pixel"),
         (["--box", "1,2"], "'1,2' is not a box; give left,top,right,bottom"),
         (["--layer", "0"], "'0' is not a layer; layers count from 1"),
         (["--opacity", "2"], "'2' is not a number from 0 to 1"),

@@ -296,7 +296,7 @@ def test_what_a_lora_reaches_and_what_of_it_is_not_used_is_told(tmp_path, monkey
     text = {f"lora_te1_text_model_encoder_layers_0_mlp_fc1.{end}": torch.ones(()) for end in ("alpha", "x", "y")}
     save_file(kohya(layers) | text | {"bundle_emb.cat.clip_g": torch.ones(2, 4)}, lora)
     stopped = UserError("far enough")
-    monkeypatch.setattr(folder, "export", lambda *_, **__: (_ for _ in ()).throw(stopped))
+    monkeypatch.setattr("koala.export.writing.export", lambda *_, **__: (_ for _ in ()).throw(stopped))
     args = ["--model", "tiny-koala-700m", "--lora", str(lora), "--out", str(tmp_path / "out"), "--progress", progress]
     with pytest.raises(UserError, match="far enough"):
         command.run(parse(args))

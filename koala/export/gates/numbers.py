@@ -215,24 +215,24 @@ def parts(case: Case) -> Finding:
 
 # --- The same graph in fp32: every fp16 weight and type widened, so that only the arithmetic is left to differ
 
-HALF, FULL = ir.DataType.FLOAT16, ir.DataType.FLOAT
+_FP16, _FP32 = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
 
 def widen(file: Path, out: Path) -> Path:
     """Write the fp32 twin of an ONNX file as `out`; it computes with the very same weights."""
     model = ir.load(file)
     for value in model.graph.initializers.values():
-        if value.const_value.dtype == HALF:
+        if value.const_value.dtype == _FP16:
             value.const_value = _wide(value.const_value)
-            value.type = ir.TensorType(FULL)
+            value.type = ir.TensorType(_FP32)
     for value in (*model.graph.inputs, *model.graph.outputs):
-        if value.dtype == HALF:
-            value.type = ir.TensorType(FULL)
+        if value.dtype == _FP16:
+            value.type = ir.TensorType(_FP32)
     for node in model.graph:
         for name, attribute in node.attributes.items():
-            if name == "to" and attribute.as_int() == HALF:
-                node.attributes[name] = ir.AttrInt64(name, int(FULL))
-            elif attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype == HALF:
+            if name == "to" and attribute.as_int() == _FP16:
+                node.attributes[name] = ir.AttrInt64(name, int(_FP32))
+            elif attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype == _FP16:
                 node.attributes[name] = ir.AttrTensor(name, _wide(attribute.as_tensor()))
         for value in node.outputs:
             if not value.is_graph_output():
@@ -243,6 +243,6 @@ def widen(file: Path, out: Path) -> Path:
 
 def _wide(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     def values() -> ir.Tensor:
-        return ir.Tensor(tensor.numpy().astype(numpy.float32), dtype=FULL)
+        return ir.Tensor(tensor.numpy().astype(numpy.float32), dtype=_FP32)
 
-    return ir.LazyTensor(values, dtype=FULL, shape=ir.Shape(tensor.shape), name=tensor.name)
+    return ir.LazyTensor(values, dtype=_FP32, shape=ir.Shape(tensor.shape), name=tensor.name)
