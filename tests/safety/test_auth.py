@@ -65,7 +65,7 @@ def test_a_file_of_users_that_is_no_such_file_is_refused(content, tmp_path, caps
     (tmp_path / "users").write_bytes(content)
     assert app.main(["--auth-file", str(tmp_path / "users")]) == 2
     told = capsys.readouterr().err
-    assert "app.py: " in told and "leaf" not in told
+    assert "koala app: " in told and "leaf" not in told
 
 
 def test_a_missing_file_of_users_is_refused(tmp_path, capsys):

@@ -87,7 +87,7 @@ def test_the_allocation_that_failed_is_told(session, monkeypatch):
 
 def test_a_model_that_does_not_fit_is_not_told_to_be_broken(session, monkeypatch):
     session.loader.forget(STUDENT)
-    monkeypatch.setattr("koala.models.library.load_unet", REFUSALS["torch on a GPU"])
+    monkeypatch.setattr("koala.models.from_torch.load_unet", REFUSALS["torch on a GPU"])
     with pytest.raises(UserError, match="memory ran out on cpu: the allocation that failed was 2.7 GB; "):
         list(session.device.run([request()]))
     monkeypatch.undo()

@@ -55,7 +55,7 @@ def test_a_file_that_is_no_capture_leaves_what_is_shown(tab, drawn, told, tmp_pa
 
 def test_an_upload_without_a_file_says_so(tab, drawn, told):
     assert tab.open(None, drawn["capture"]) == {tab.file: None}
-    assert "no file came with it" in told[0]
+    assert "no file was sent" in told[0]
 
 
 def test_strangers_open_what_they_could_have_made(file, told, tmp_path, monkeypatch):
