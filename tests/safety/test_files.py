@@ -261,7 +261,7 @@ def test_a_lora_that_lies_is_refused_in_words(own_machine, tmp_path, name):
     file = tmp_path / "style.safetensors"
     file.write_bytes(LIARS[name])
     with pytest.raises(UserError) as told:
-        list(own_machine.run([own_machine.check(asked_with(file))]))
+        list(own_machine.device.run([own_machine.catalogue.check(asked_with(file))]))
     assert "style.safetensors" in str(told.value) or "LoRA" in str(told.value)
 
 
@@ -285,7 +285,7 @@ def test_a_key_that_is_a_pattern_is_refused_by_its_name(own_machine, tmp_path, k
     own = {f"{key}.lora_A.weight": tensor(256, 384, [1, 32]), f"{key}.lora_B.weight": tensor(384, 512, [32, 1])}
     file.write_bytes(safetensors(FACTORS | own, bytes(512)))
     with pytest.raises(UserError) as told:
-        list(own_machine.run([asked_with(file)]))
+        list(own_machine.device.run([asked_with(file)]))
     assert repr(key)[1:-1] in str(told.value) and str(told.value).isprintable()
 
 
@@ -305,7 +305,7 @@ def test_keys_of_a_text_encoder_reach_neither_peft_nor_a_picture(own_machine, tm
     """diffusers stops at such keys; the text encoders are shared, so a request's LoRA leaves them alone anyway."""
     file = tmp_path / "style.safetensors"
     file.write_bytes(safetensors(FACTORS | {"lora_te_x": tensor(256, 260, [1])}, bytes(260)))
-    (result,) = [r for update in own_machine.run([asked_with(file)]) for r in update.results.values()]
+    (result,) = [r for update in own_machine.device.run([asked_with(file)]) for r in update.results.values()]
     assert result.lora_layers
 
 
