@@ -312,7 +312,7 @@ def test_the_command_line_takes_names_for_their_exports(exported_700m, monkeypat
     for arguments, remedy in (
         (["--model", "tiny-sdxl", "--runtime", "onnx"], "python -m koala export --model tiny-sdxl --out"),
         (["--model", str(exported_700m), "--dtype", "float16"], "--dtype applies to torch only"),
-        (["--model", str(exported_700m), "--vram", "4"], "--vram is torch's"),
+        (["--model", str(exported_700m), "--vram", "4"], "--vram applies to torch only"),
     ):
         assert main(["generate", *arguments, *given, "--out", out]) == 2
         assert remedy in capsys.readouterr().err

@@ -60,7 +60,8 @@ FIELDS = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Ge
 VERBS = koala.cli.main.parser()._subparsers._group_actions[0].choices
 
 
-@pytest.mark.parametrize("verb", sorted(VERBS.keys() - {"models"}))  # which takes nothing that could be refused
+# models takes nothing that could be refused; the others have parsers of their own, and tests below
+@pytest.mark.parametrize("verb", sorted(VERBS.keys() - {"models", *koala.cli.main.OTHERS}))
 def test_any_arguments_of_a_verb_are_refused_in_words(verb, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
@@ -68,6 +69,26 @@ def test_any_arguments_of_a_verb_are_refused_in_words(verb, tmp_path, monkeypatc
     @given(arguments=line(VERBS[verb]))
     def attack(arguments):
         refused(koala.cli.main.main, [verb, *arguments], capsys)
+
+    attack()
+
+
+APP = ("--models", "--device", "--vram", "--host", "--port", "--allow-host", "--auth-file", "--nothing")
+
+
+def test_any_arguments_of_the_app_are_refused_in_words(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def launch(*_):
+        raise UserError("the app would have started here")
+
+    monkeypatch.setattr("koala.ui.main.launch", launch)
+
+    @STEADY
+    @given(arguments=st.lists(st.tuples(st.sampled_from(APP), TEXT), min_size=1, max_size=3))
+    def attack(arguments):
+        words = [word for pair in arguments for word in pair]
+        refused(koala.cli.main.main, ["app", *words], capsys)
 
     attack()
 
