@@ -31,7 +31,6 @@ WITHOUT = {
     "embedded-relation.json": EARLIER,
     "embedded-training.json": EARLIER,
     "fresh-clone.json": NOTHING,
-    "lora-speed.json": NOTHING,
     "versions.json": NOTHING,
 }
 
