@@ -44,8 +44,12 @@ class Package:
 
 
 def installed() -> dict[str, Package]:
-    """Every distribution of this environment, by canonical name."""
-    return by_name((d.metadata["Name"], d.version, d.requires or ()) for d in distributions())
+    """Every distribution of this environment, by canonical name; of two with one name the one that an import finds.
+
+    setuptools, once imported, puts its own copies (of packaging, for one) at the end of `sys.path`.
+    """
+    found = [(d.metadata["Name"], d.version, d.requires or ()) for d in distributions()]
+    return by_name(reversed(found))  # the first on the path is written last
 
 
 def newest() -> dict[str, Package]:

@@ -1,6 +1,7 @@
 """The versions of the web stack that a server installs: complete, exact, current, and none with a known hole."""
 
 import re
+import sys
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -104,6 +105,17 @@ def test_a_package_that_is_missing_or_built_here_is_refused():
     world = {"a": Package(name="a", version="1+cpu", requires=())}
     with pytest.raises(RuntimeError, match=r"a 1\+cpu.*local build"):
         constraints.text(world, ["a"])
+
+
+def test_a_copy_that_another_package_brings_along_is_not_the_one_that_is_imported(tmp_path, monkeypatch):
+    """setuptools puts its own copies at the end of the path when a test imports it."""
+    copy = tmp_path / "packaging-1.0.dist-info"
+    copy.mkdir()
+    (copy / "METADATA").write_text("Metadata-Version: 2.1\nName: packaging\nVersion: 1.0\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert constraints.installed()["packaging"].version == "1.0"
+    sys.path.append(sys.path.pop(0))
+    assert constraints.installed()["packaging"].version == distribution("packaging").version != "1.0"
 
 
 def test_a_check_names_every_difference():
