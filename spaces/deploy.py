@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))  # the koala of this repository, whatever is insta
 from koala.console import add_debug, finish  # noqa: E402
 from koala.errors import UserError  # noqa: E402
 from koala.files.outputs import new_folder  # noqa: E402
-from koala.files.read_json import read_object  # noqa: E402
+from koala.files.reading import read_object  # noqa: E402
 
 SPACE = ("README.md", "app.py", "requirements.txt")  # of this folder
 WHOLE = ("LICENSE", "NOTICE.md", "koala")  # of the repository

@@ -15,7 +15,7 @@ from koala.attention.plan import Layer
 from koala.errors import UserError
 from koala.files.hashing import sha256
 from koala.files.outputs import new_folder
-from koala.files.read_json import read_object
+from koala.files.reading import read_object
 from koala.files.tensorfiles import save_tensors
 from koala.finite import is_finite
 from koala.request import MAX_SIDE

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     names = [*args.model, *([settings.teacher] if settings.teacher else [])]
     file = _report_file(args.suite, args.out)
     from koala.evaluate import reports
-    from koala.evaluate.summary import lines
+    from koala.evaluate.reports import lines
     from koala.files.outputs import check_file, new_file
 
     no_bars()
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         with new_file(file) as partial:
             partial.write_text(json.dumps(report, indent=1) + "\n")
     if args.suite == "steps":
-        from koala.evaluate.steps_figure import figure
+        from koala.evaluate.steps import figure
 
         with new_file(file.with_suffix(".svg")) as partial:
             partial.write_text(figure(report))

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from koala.cli.output import emit, say
-from koala.files.read_json import read_object
+from koala.files.reading import read_object
 from koala.hardware.torch_build import advice_here
 from koala.models.cards import CARDS
 from koala.models.registry import find

@@ -18,16 +18,15 @@ import koala
 from koala.errors import UserError
 from koala.files.hashing import digest
 from koala.files.outputs import check_file, new_file
-from koala.files.read_json import read_object
+from koala.files.reading import read_object
 from koala.files.tensorfiles import StoredTensor, content_sha256, write_tensors
 from koala.models.cards import ModelCard
 from koala.models.checkpoints import UNetCheckpoint, open_unet
 from koala.models.layout import STEMS
 from koala.models.registry import drawing_of, find
 from koala.models.semantics import INDEX, SCHEDULER, UNET, VAE, VELOCITY, ZERO_SNR, check_single_file, zeros_for_empty
-from koala.models.single_file.header import KEY
+from koala.models.single_file.header import CARRIED, KEY
 from koala.models.single_file.part_names import VAE_PREFIX, text_2_name, text_name, vae_names
-from koala.models.single_file.settings import CARRIED
 from koala.unet.layer_map import renamed
 from koala.unet.original_layout import PREFIX, original_names
 from koala.unet.part_configs import check_vae

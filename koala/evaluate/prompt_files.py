@@ -7,7 +7,7 @@ from pathlib import Path
 from koala.errors import UserError
 from koala.evaluate import shapes
 from koala.files.fields import shown
-from koala.files.read_json import LARGEST, read_json
+from koala.files.reading import LARGEST, read_json
 from koala.models.loaded import LoadedModel
 from koala.unet.specs import TINY_SDXL
 from koala.words import megabytes

@@ -2,7 +2,7 @@
 
 import datetime
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from koala.evaluate import agreement, judge_accuracy, picture_folder, steps
 from koala.evaluate.metrics import METRICS
 from koala.evaluate.prompt_files import prompts_for
 from koala.evaluate.settings import Settings
+from koala.evaluate.steps import value
 from koala.hardware.timing import device_name
 from koala.models import measured
 from koala.models.cards import ModelCard
@@ -19,6 +20,7 @@ from koala.models.loaded import LoadedModel
 from koala.models.registry import torch_only
 from koala.request import GenerationRequest
 from koala.sampling.generate import resolve, versions
+from koala.words import many
 
 Say = Callable[[str], None]
 
@@ -84,3 +86,64 @@ def circumstances(
         "date": datetime.date.today().isoformat(),
         "weights": weights if isinstance(weights, str) else measured.weights(weights),
     }
+
+
+def _percent(claims: Mapping) -> str:
+    parts = ", ".join(f"{what} {100 * each['rate']:.1f} %" for what, each in claims.get("by", {}).items())
+    return f"{100 * claims['rate']:.1f} %" + (f" ({parts})" if parts else "")
+
+
+def _shapes_lines(scores: Mapping) -> Iterator[str]:
+    for kind, claims in scores.items():
+        low, high = (f"{100 * x:.1f}" for x in claims["all"]["interval"])
+        rates = ", ".join(f"{name} {_percent(own)}" for name, own in claims.items() if name != "all")
+        yield f"{kind}: every claim holds in {100 * claims['all']['rate']:.1f} % ({low} to {high}); {rates}"
+
+
+def _agreement_lines(scores: Mapping) -> Iterator[str]:
+    attention = scores["self_attention"]
+    rows = {"output": scores["output"], "self-attention": attention, **attention["by_stage"]}
+    for name, own in rows.items():
+        layers = f", {own['layers']} layers" if "layers" in own else ""
+        yield f"{name}: relative error {own['relative_error']:.4f}, cosine {own['cosine']:.4f}{layers}"
+
+
+def _pictures_lines(scores: Mapping) -> Iterator[str]:
+    for name, score in scores.items():
+        if name == "cmmd":
+            yield f"cmmd: {score['minimum_variance']:.3f}, unbiased {score['unbiased']:.3f}"
+        else:
+            yield f"{name}: {score['mean']:.3f} ({score['interval'][0]:.3f} to {score['interval'][1]:.3f})"
+
+
+def _judge_lines(report: Mapping) -> Iterator[str]:
+    clean, after = (100 * report["judge"][k]["perfect"] for k in ("clean", "round_trip"))
+    yield f"read perfectly: {clean:.2f} % of clean pictures, {after:.2f} % after the VAE"
+    yield f"the VAE: {report['vae']['psnr_db']:.1f} dB, {report['vae']['psnr_objects_db']:.1f} dB inside objects"
+
+
+def _steps_lines(report: Mapping) -> Iterator[str]:
+    for title, path in report["panels"].items():
+        yield f"{title}, at {', '.join(map(str, report['steps']))} steps:"
+        for model in report["models"]:
+            numbers = (value(point["scores"], path)[0] for point in model["points"])
+            yield f"  {model['model']}: " + ", ".join(f"{n:.3f}" for n in numbers)
+
+
+def lines(report: Mapping) -> list[str]:
+    """The lines of a report, most important first."""
+    suite = report["suite"]
+    if suite == "steps":
+        return list(_steps_lines(report))
+    if suite == "judge":
+        return list(_judge_lines(report))
+    if suite == "prompts":
+        return [f"{report['folder']}: {report['drawn']} pictures drawn, {report['found']} were there already"]
+    kinds = {"shapes": _shapes_lines, "agreement": _agreement_lines, "clip": _pictures_lines, "hpsv2": _pictures_lines}
+    broken = report.get("reference", {}).get("broken", ())
+    unread = (
+        [f"{many(len(broken), 'unreadable file')} in {report['reference']['source']}: {', '.join(broken)}"]
+        if broken
+        else []
+    )
+    return [*kinds[suite](report["scores"]), *unread]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from koala.console import DEBUG, add_debug, finish, no_bars, quiet
 from koala.errors import UserError
-from koala.export.options import add_depth, add_progress
 from koala.export.targets import DTYPES, TARGETS, WEB, WEB_TEXT
+from koala.export.telling import add_depth, add_progress
 from koala.words import megabytes
 
 HELP = "export a model to ONNX files that other runtimes load unchanged"

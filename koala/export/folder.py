@@ -19,7 +19,7 @@ from koala.export.wrappers import WRAPPERS
 from koala.files.fields import Fields
 from koala.files.hashing import digest
 from koala.files.outputs import new_folder
-from koala.files.read_json import read_object
+from koala.files.reading import read_object
 from koala.files.tensorfiles import check_values
 from koala.finite import is_finite
 from koala.hardware.cuda import cards

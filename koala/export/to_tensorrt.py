@@ -17,7 +17,7 @@ from koala.export.engines import KINDS, TENSORRT_PLAN, Engine, Profile, build, r
 from koala.export.quantise import DYNAMIC
 from koala.export.shape_profile import LONGEST, profile
 from koala.files.outputs import new_file
-from koala.files.read_json import read_object
+from koala.files.reading import read_object
 from koala.models.export_manifest import UNET, Exported
 from koala.unet.config import from_config
 from koala.unet.costs import LATENT_FACTOR, TOKENS

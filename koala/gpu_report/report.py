@@ -12,10 +12,9 @@ import torch
 
 from koala.evaluate.reports import circumstances
 from koala.files.outputs import new_file
-from koala.gpu_report.attention import attention
 from koala.gpu_report.budget import MINUTES, Limit, Outcome, Say, Section, measure
 from koala.gpu_report.distillation import distillation, precision
-from koala.gpu_report.drawing import latencies, presets
+from koala.gpu_report.drawing import attention, latencies, presets
 from koala.gpu_report.exports import Exports, onnx_runtime, tensorrt_rtx
 from koala.gpu_report.memory import plans
 from koala.gpu_report.scale import Scale

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from koala.errors import UserError
 from koala.files.hashing import digest
-from koala.files.read_json import read_object
+from koala.files.reading import read_object
 from koala.files.tensorfiles import StoredTensor, refuse_pickle, stored_tensors
 
 Weights = Mapping[str, torch.Tensor]

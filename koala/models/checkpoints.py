@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from koala.errors import UserError
-from koala.files.read_json import read_object
+from koala.files.reading import read_object
 from koala.files.tensorfiles import PICKLES, StoredTensor, refuse_pickle, stored_in
 from koala.models.hub_address import hub_id
 from koala.models.layout import STEMS, listing, needed, weight_map, weights

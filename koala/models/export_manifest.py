@@ -11,7 +11,7 @@ from pathlib import Path
 from koala.errors import UserError
 from koala.files.fields import Fields, is_text, is_whole
 from koala.files.hashing import digest
-from koala.files.read_json import read_object
+from koala.files.reading import read_object
 from koala.models.sampling_defaults import read_defaults
 from koala.request import MAX_LORA_STRENGTH
 

@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
 from koala.errors import UserError
-from koala.files.read_json import read_object
+from koala.files.reading import read_object
 from koala.hardware.cuda import cards
 from koala.models.cards import ModelCard
 from koala.models.export_manifest import Exported

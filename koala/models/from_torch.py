@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderTiny, StableDiffusionXLPipeline, UNet2DConditionModel
 
 from koala.files.hashing import digest
-from koala.files.read_json import read_object
+from koala.files.reading import read_object
 from koala.models.cards import CARDS, ModelCard
 from koala.models.layout import DRAWING, TOKENIZERS
 from koala.models.loaded import STAGE_PARTS, LoadedModel, Shelf

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from koala.errors import UserError
 from koala.files.fields import Fields, shown
-from koala.files.read_json import read_object
+from koala.files.reading import read_object
 from koala.models.semantics import INDEX, check_config
 
 # The stem of each component's weights in diffusers' layout.

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from koala.errors import UserError
 from koala.files.hashing import digest
-from koala.files.read_json import read_object
+from koala.files.reading import read_object
 from koala.files.tensorfiles import Streamed, stored_in
 from koala.models.cards import CARDS, ModelCard
 from koala.models.export_manifest import Exported
@@ -19,9 +19,8 @@ from koala.models.layout import CONFIGS, STEMS, TOKENIZERS, Weights, check_pipel
 from koala.models.registry import find
 from koala.models.semantics import check_settings
 from koala.models.shipped import check_shipped
-from koala.models.single_file.header import Header, read_words
+from koala.models.single_file.header import Header, read_words, settings_folder
 from koala.models.single_file.reading import SingleFile, read_single_file
-from koala.models.single_file.settings import settings_folder
 from koala.unet.config import from_config
 from koala.unet.part_configs import check_pipeline_configs
 from koala.unet.specs import UNetSpec

@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from koala.files.read_json import read_object
+from koala.files.reading import read_object
 from koala.files.tensorfiles import Streamed, check_numbers, load
 from koala.models.accounting import account
 from koala.models.reading import from_files, say_ignored

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DConditionModel
 
-from koala.files.read_json import read_object
+from koala.files.reading import read_object
 from koala.files.tensorfiles import StoredTensor, check_values, stored_tensors, write_tensors
 from koala.models.checkpoints import UNetCheckpoint
 from koala.models.layout import STEMS, TOKENIZERS

@@ -11,7 +11,7 @@ from diffusers import ConfigMixin, EulerDiscreteScheduler
 from transformers import CLIPTokenizer, PretrainedConfig
 
 from koala.errors import UserError
-from koala.files.read_json import read_object
+from koala.files.reading import read_object
 from koala.hardware.shortage import ran_out
 from koala.models.schedulers import build
 from koala.models.semantics import SCHEDULER, check_config, with_class_defaults

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from koala.errors import UserError
 from koala.files.fields import Fields
-from koala.files.read_json import read_object
+from koala.files.reading import read_object
 from koala.models.cards import CARDS, ModelCard
 from koala.models.export_manifest import MANIFEST, Exported
 from koala.models.hub_address import hub_id

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from koala.errors import UserError
 from koala.files.fields import shown
-from koala.files.read_json import read_object
+from koala.files.reading import read_object
 from koala.request import SCHEDULERS
 
 INDEX, SCHEDULER, UNET, VAE = (

@@ -6,7 +6,7 @@ from pathlib import Path
 from koala.errors import UserError
 from koala.files.hashing import digest, sha256
 from koala.files.outputs import new_file
-from koala.files.read_json import read_object
+from koala.files.reading import read_object
 
 HASHES = "hashes.json"  # in the folder of the shipped models: model -> file -> SHA-256
 

@@ -6,7 +6,7 @@ Sizes have bounds, far above SDXL's: a config alone must not make a library buil
 from pathlib import Path
 
 from koala.files.fields import Fields, is_whole
-from koala.files.read_json import read_object
+from koala.files.reading import read_object
 from koala.unet.costs import TOKENS
 
 _WIDEST, _DEEPEST, _VOCABULARY = 16_384, 64, 1_000_000

@@ -20,8 +20,8 @@ import torch
 
 from koala.evaluate.reports import circumstances
 from koala.export.gates.case import open_case
-from koala.export.gates.speed import speed
 from koala.export.targets import TARGETS
+from koala.export.verify import speed
 from koala.files.outputs import new_file
 from koala.models.export_manifest import MANIFEST, Exported
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from koala.distill.loss.pairs import Pair
-from koala.distill.loss.terms import by_kind, feature_losses, noise_loss, snr_weight
+from koala.distill.loss.step import by_kind, feature_losses, noise_loss, snr_weight
 
 PAIRS = [
     Pair(kind="SA", stage="UP-1", student="x", teacher="a"),

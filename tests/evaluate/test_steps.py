@@ -8,7 +8,7 @@ import pytest
 
 from koala.evaluate import shapes, steps
 from koala.evaluate.settings import Settings
-from koala.evaluate.steps_figure import figure
+from koala.evaluate.steps import figure
 from koala.models.library import Library
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from koala.evaluate.summary import lines
+from koala.evaluate.reports import lines
 from koala.models.cards import EMBEDDED
 
 

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import save_file
 
 from koala.errors import UserError
-from koala.evaluate.fidelity import psnr
 from koala.export import folder, wrappers
 from koala.export.gates import numbers, pictures, structure
 from koala.export.gates.case import Finding, open_case
 from koala.export.gates.numbers import widen
+from koala.export.gates.pictures import psnr
 from koala.export.islands import float_islands, islands
 from koala.export.verify import Report, verify
 from koala.models.export_manifest import MANIFEST, UNET, Exported

@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from koala.export.command import main
+from koala.export.inspection import live_bytes
 from koala.export.quantise import DYNAMIC
-from koala.export.tensors import live_bytes
 from koala.files.hashing import sha256
 from koala.models.export_manifest import MANIFEST, UNET, Exported
 from tests.export.signed import signed_export

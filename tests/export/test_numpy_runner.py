@@ -12,8 +12,8 @@ import pytest
 from diffusers import EulerDiscreteScheduler
 from PIL import Image
 
-from koala.evaluate.fidelity import psnr
 from koala.export import numpy_runner
+from koala.export.gates.pictures import psnr
 from koala.models.library import Library
 from koala.request import GenerationRequest
 from koala.sampling.generate import generate, initial_noise, noise_sources

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from koala.errors import UserError
-from koala.files.read_json import LARGEST, read_json, read_object
+from koala.files.reading import LARGEST, read_json, read_object
 
 DAMAGED = {
     "empty": b"",

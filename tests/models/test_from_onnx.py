@@ -17,8 +17,8 @@ from koala.benchmark.measure import measure
 from koala.cli.main import main
 from koala.errors import UserError
 from koala.evaluate.drawing import clean_latents, placement_for
-from koala.evaluate.fidelity import psnr
 from koala.export.gates.case import open_case
+from koala.export.gates.pictures import psnr
 from koala.export.gates.structure import structure
 from koala.files.hashing import sha256
 from koala.finite import NotFinite

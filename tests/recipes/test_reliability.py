@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from recipes.measure.reliability.__main__ import ALONE, ON_A_SERVER
-from recipes.measure.reliability.page import TESTS, markdown
+from recipes.measure.reliability.running import TESTS, markdown
 
 ROOT = Path(__file__).parents[2]
 REPORT = json.loads((ROOT / "docs" / "measurements" / "reliability.json").read_text())

@@ -24,8 +24,8 @@ from koala.models.reading import load_noising, load_tokenizer
 from koala.models.registry import find
 from koala.request import GenerationRequest
 from koala.sampling.generate import generate
-from koala.ui.export import lines as export_lines
 from koala.ui.export import panel as export_panel
+from koala.ui.export.panel import lines_to_copy
 from koala.ui.export.store import Exports
 from koala.ui.session import Session
 
@@ -146,7 +146,7 @@ def use_manifest(root: Path, folder: Path) -> Callable[[], object]:
         export_panel.details(found, [], str(folder))
         exported = Exported.read(folder)
         find(str(folder))
-        export_lines.lines(exported, str(folder), {})
+        lines_to_copy(exported, str(folder), {})
 
     return use
 

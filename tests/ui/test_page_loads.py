@@ -14,7 +14,7 @@ from PIL import Image
 
 from koala.attention.capture import Capture, Side
 from koala.models.cards import CARDS
-from koala.ui.attention.store import Store
+from koala.ui.attention.recording import Store
 from koala.ui.build import build
 from koala.ui.session import Session
 from koala.ui.theme import Eucalyptus

@@ -12,9 +12,9 @@ from filelock import Timeout
 from huggingface_hub.utils import WeakFileLock
 
 from koala.distill.data.chunks import ChunkMaker
-from koala.distill.data.decoding import Unusable
 from koala.distill.data.encoded import Chunk, Skipped, last_try, successor
 from koala.distill.data.filling import Filling
+from koala.distill.data.pictures import Unusable
 from koala.distill.data.samples import Sample
 from koala.words import many
 

@@ -12,11 +12,11 @@ import torch
 
 from koala.distill.config import DistillConfig
 from koala.distill.data.again import Again
-from koala.distill.data.decoding import Decoder
 from koala.distill.data.encoded import Chunk, EncodedData, cache_of, last_try
 from koala.distill.data.encoders import Encoders
 from koala.distill.data.files import NOTHING, Absent
 from koala.distill.data.filling import EncodingStopped, Filling, Progress
+from koala.distill.data.pictures import Decoder
 from koala.distill.data.samples import Source
 from koala.distill.data.sources import source_for
 from koala.errors import UserError

@@ -11,7 +11,7 @@ from koala.distill.data.files import match, printable
 from koala.distill.data.pictures import ENDINGS, open_picture
 from koala.distill.data.samples import Sample, caption_fields
 from koala.errors import UserError
-from koala.files.read_text import NotText, checked, decode
+from koala.files.reading import NotText, checked, decode
 
 _USUAL = ("txt", "caption", "text")  # what others call captions, the first that is there
 _INSIDE = ("caption", "text", "txt", "prompt", "description")  # the same in a JSON object that is the caption

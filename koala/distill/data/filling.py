@@ -14,9 +14,9 @@ from filelock import Timeout
 from huggingface_hub.utils import WeakFileLock
 
 from koala.distill.data.chunks import ChunkMaker, store_tensors
-from koala.distill.data.decoding import Decoder, Unusable
 from koala.distill.data.encoded import Chunk, Skipped, read_chunk, successors
 from koala.distill.data.encoders import Encoders
+from koala.distill.data.pictures import Decoder, Unusable
 from koala.distill.data.samples import Part, Sample
 from koala.errors import UserError
 from koala.files.outputs import check_space

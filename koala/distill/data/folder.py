@@ -32,7 +32,7 @@ from koala.distill.data.pictures import open_picture
 from koala.distill.data.samples import Part, Sample, Source, no_picture
 from koala.distill.data.tables import METADATA
 from koala.errors import UserError
-from koala.files.read_text import NotText
+from koala.files.reading import NotText
 from koala.words import many
 
 PART = 256

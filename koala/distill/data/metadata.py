@@ -13,7 +13,7 @@ from koala.distill.data.pictures import slashed
 from koala.distill.data.tables import METADATA, Line, read_table
 from koala.errors import UserError
 from koala.files.fields import is_text
-from koala.files.read_text import NotText
+from koala.files.reading import NotText
 
 _NAME = "file_name"  # the column that says which picture
 

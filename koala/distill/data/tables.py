@@ -9,7 +9,7 @@ from pathlib import Path
 from koala.distill.data.files import ending
 from koala.errors import UserError
 from koala.files.fields import shown
-from koala.files.read_text import NotText, read_lines
+from koala.files.reading import NotText, read_lines
 
 METADATA = ("metadata.jsonl", "metadata.csv")  # as the imagefolder of `datasets` reads them; the first takes precedence
 _OTHERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}  # what else separates columns

@@ -21,7 +21,7 @@ from koala.distill.config import DistillConfig
 from koala.distill.run.records import Status, read_entry
 from koala.errors import UserError
 from koala.files.outputs import new_file
-from koala.files.read_json import read_json, read_object
+from koala.files.reading import read_json, read_object
 from koala.models.cards import ModelCard
 from koala.models.registry import find
 

@@ -12,7 +12,7 @@ from koala.distill.run.folder import RunFolder
 from koala.distill.run.resuming import check_same, from_student, spelled
 from koala.errors import UserError
 from koala.files.hashing import sha256
-from koala.files.read_json import read_object
+from koala.files.reading import read_object
 from koala.models.layout import SURGERY
 
 STATE = "state.json"

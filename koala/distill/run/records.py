@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from koala.errors import UserError
-from koala.files.read_json import read_object
+from koala.files.reading import read_object
 
 ENDED = ("done", "stopped", "failed")  # the states in which nothing runs any more
 STATES = ("preparing", "running", *ENDED)

@@ -17,7 +17,7 @@ from koala.distill.run.folder import RunFolder
 from koala.errors import UserError
 from koala.files.hashing import sha256
 from koala.files.outputs import new_file, new_folder
-from koala.files.read_json import read_object
+from koala.files.reading import read_object
 from koala.files.tensorfiles import save_tensors, stored_tensors, write_tensors
 from koala.models.checkpoints import open_unet
 from koala.models.layout import STEMS

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from koala.errors import UserError
 from koala.files.fields import Fields
-from koala.files.read_json import read_object
+from koala.files.reading import read_object
 from koala.models.export_manifest import Exported
 from koala.models.layout import TOKENIZERS
 from koala.models.semantics import INDEX, SCHEDULER, zeros_for_empty

@@ -1,14 +1,20 @@
 """A single file's header: our own entry with recommended settings, and the ModelSpec standard's keys."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from koala.errors import UserError
 from koala.files.fields import Fields
+from koala.files.outputs import new_folder, user_cache
+from koala.files.reading import read_object
+from koala.models.layout import TOKENIZERS
 from koala.models.sampling_defaults import Drawing, read_drawing
-from koala.models.semantics import VELOCITY, ZERO_SNR
+from koala.models.semantics import INDEX, SCHEDULER, TEXT, TEXT_2, UNET, VAE, VELOCITY, ZERO_SNR
 from koala.models.single_file.reading import SingleFile
+from koala.unet.specs import SDXL
 
 KEY = "koala"  # of the header's entry that this project writes, as JSON
 _VELOCITY_WORDS = ("v", "v_prediction", "v-prediction", "vprediction")
@@ -76,3 +82,62 @@ def _line(text: str) -> str:
 
 def _says_velocity(word: object) -> bool | None:
     return None if word is None else str(word).lower() in _VELOCITY_WORDS
+
+
+CARRIED = (SCHEDULER, UNET, VAE, TEXT, TEXT_2)  # configs that our own files' headers hold
+
+
+def settings_folder(file: SingleFile, header: Header, base: Mapping[str, Path]) -> Path:
+    """The folder, made now if it is not there; `base` are the small files of an SDXL pipeline by their place in it."""
+    contents = {name: _encoded(config) for name, config in _configs(file, header, base).items()}
+    contents |= {name: path.read_bytes() for name, path in base.items() if name.startswith(TOKENIZERS)}
+    hashed = hashlib.sha256()
+    for name, content in sorted(contents.items()):
+        hashed.update(f"{name}:{len(content)}:".encode() + content)
+    folder = user_cache() / "single-files" / hashed.hexdigest()[:24]
+    if not _is_there(folder, contents):
+        _write(folder, contents)
+    return folder
+
+
+def _configs(file: SingleFile, header: Header, base: Mapping[str, Path]) -> dict[str, dict]:
+    """Place in a pipeline -> its config."""
+    own = {name: header.configs.get(name) for name in CARRIED}
+    configs = {name: dict(own[name] or read_object(base[name])) for name in CARRIED if name != UNET}
+    prediction = "v_prediction" if header.velocity else "epsilon"
+    if own[SCHEDULER] is None:
+        configs[SCHEDULER] |= {"prediction_type": prediction, "rescale_betas_zero_snr": header.zero_snr}
+    if own[VAE] is None and "vae" in file.parts and file.spec.channels == SDXL.channels:
+        # SDXL's own VAE overflows half precision. The base's may be one that does not, which says nothing of this one.
+        configs[VAE] |= {"force_upcast": True}
+    given = {name: value for name, value in (own[UNET] or {}).items() if not name.startswith(("reverse_", "_"))}
+    size = {"sample_size": given["sample_size"]} if given.get("sample_size") else {}
+    configs[UNET] = {"_class_name": "UNet2DConditionModel"} | given | file.spec.config() | size
+    index = read_object(base[INDEX])
+    index |= {"_class_name": "StableDiffusionXLPipeline"} | dict(header.configs.get(INDEX, {}))
+    return configs | {INDEX: index}
+
+
+def _encoded(config: Mapping) -> bytes:
+    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _is_there(folder: Path, contents: Mapping[str, bytes]) -> bool:
+    """Whether every file is as it was written: a cache may be cut or changed."""
+    try:
+        return all((folder / name).read_bytes() == content for name, content in contents.items())
+    except OSError:
+        return False
+
+
+def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
+    try:
+        with new_folder(folder, sum(map(len, contents.values())), replace=True) as partial:
+            for name, content in contents.items():
+                (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                (partial / name).write_bytes(content)
+    except OSError as error:
+        raise UserError(
+            f"the settings of a single file are kept in {folder.parent}, which cannot be written "
+            f"({error.strerror or error}); set XDG_CACHE_HOME to a folder that you may write"
+        ) from error

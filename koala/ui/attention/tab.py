@@ -11,9 +11,7 @@ from koala.attention.plan import ordered
 from koala.errors import Cancelled, UserError
 from koala.models.locate import availability
 from koala.ui import limits, stage, widgets
-from koala.ui.attention.asked import OWN, SAME, Asked
-from koala.ui.attention.recording import budget
-from koala.ui.attention.store import PUBLIC_LIMIT, Store
+from koala.ui.attention.recording import OWN, PUBLIC_LIMIT, SAME, Asked, Store, budget
 from koala.ui.html import macros
 from koala.ui.messages import complain, readable, sentence, warn
 from koala.ui.model_choice import model_choice

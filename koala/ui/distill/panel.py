@@ -16,9 +16,8 @@ from koala.distill.run.folder import RunFolder
 from koala.distill.run.records import Status
 from koala.errors import UserError
 from koala.ui.architecture.data import TITLES
-from koala.ui.distill.curves import number
+from koala.ui.distill.curves import Metrics, number
 from koala.ui.distill.fields import changed, setting
-from koala.ui.distill.metrics import Metrics
 from koala.ui.html import macros
 from koala.ui.stage import data_url
 from koala.words import span

@@ -11,12 +11,12 @@ from koala.distill.run import manager as runs
 from koala.distill.run.folder import RunFolder
 from koala.distill.run.records import ENDED
 from koala.errors import UserError
-from koala.files.read_json import read_object
+from koala.files.reading import read_object
 from koala.models.cards import CARDS, EMBEDDED, ModelCard
 from koala.models.layout import STEMS
 from koala.models.locate import availability
 from koala.ui.catalogue import portable_name
-from koala.ui.distill.metrics import Follower
+from koala.ui.distill.curves import Follower
 from koala.ui.distill.panel import STOPPING, Shown, named, unreadable
 from koala.ui.session import Session
 from koala.unet.specs import student

@@ -7,7 +7,6 @@ import gradio as gr
 
 from koala.errors import UserError
 from koala.request import MAX_LORA_STRENGTH
-from koala.ui.export import lines as export_lines
 from koala.ui.export import panel as export_panel
 from koala.ui.export.jobs import within
 from koala.ui.export.store import LARGEST_ZIP, ExportFolder, Exports, Order
@@ -167,7 +166,7 @@ class Export:
         folder, here = export.folder, Path.cwd()
         return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
 
-    def _lines(self, export: ExportFolder) -> list[export_lines.Line]:
+    def _lines(self, export: ExportFolder) -> list[export_panel.Line]:
         from koala.export.to_tensorrt import recipe
 
         engines, why_not = {}, ""
@@ -175,7 +174,7 @@ class Export:
             engines = recipe(export.folder).lines
         except UserError as error:
             why_not = within(self.exports.root, str(error))
-        return export_lines.lines(export.exported, self._where(export) or export.name, engines, why_not)
+        return export_panel.lines_to_copy(export.exported, self._where(export) or export.name, engines, why_not)
 
     def turn(self, chosen: str, sent: dict) -> dict:
         """The tab was selected: update all of it, as the page may have missed something."""

@@ -23,8 +23,7 @@ import torch
 from koala.evaluate.reports import circumstances
 from koala.files.outputs import new_file
 from recipes.measure.reliability import alone, server
-from recipes.measure.reliability.page import markdown
-from recipes.measure.reliability.running import App, Trial, served
+from recipes.measure.reliability.running import App, Trial, markdown, served
 
 ON_A_SERVER: dict[str, Callable[[App], Trial]] = {
     "clients": partial(server.at_once, clients=50),

@@ -25,9 +25,8 @@ from koala.models.layout import STEMS
 from koala.models.library import Library
 from koala.models.locate import NoSettings, locate
 from koala.models.registry import find
-from koala.models.single_file.header import Header
+from koala.models.single_file.header import Header, settings_folder
 from koala.models.single_file.reading import read_single_file, spec_of
-from koala.models.single_file.settings import settings_folder
 from koala.request import GenerationRequest
 from koala.sampling.generate import generate
 from koala.sampling.resolve import resolve

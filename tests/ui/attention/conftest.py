@@ -9,7 +9,7 @@ import gradio as gr
 import pytest
 import torch
 
-from koala.ui.attention.store import Store
+from koala.ui.attention.recording import Store
 from koala.ui.attention.tab import Attention
 from koala.ui.session import Session
 

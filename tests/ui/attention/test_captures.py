@@ -8,7 +8,7 @@ import pytest
 
 from koala.sampling.result import read_png
 from koala.ui.attention import tab as attention
-from koala.ui.attention.store import Store
+from koala.ui.attention.recording import Store
 from koala.ui.attention.tab import Attention
 from koala.ui.session import Session
 

@@ -9,7 +9,7 @@ import gradio as gr
 import pytest
 
 from koala.models.cards import EMBEDDED
-from koala.ui.attention.store import Store
+from koala.ui.attention.recording import Store
 from koala.ui.attention.tab import Attention
 from koala.ui.session import Session
 

@@ -9,7 +9,7 @@ import torch
 from koala.attention import view
 from koala.attention.questions import read
 from koala.errors import UserError
-from koala.ui.attention.asked import Asked
+from koala.ui.attention.recording import Asked
 
 STEPS = 4
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from koala.errors import UserError
-from koala.ui.attention.store import Store
+from koala.ui.attention.recording import Store
 
 
 def kept(size: int):

@@ -4,7 +4,7 @@ import gradio as gr
 import pytest
 
 from koala.errors import UserError
-from koala.evaluate.fidelity import psnr
+from koala.export.gates.pictures import psnr
 from koala.models.export_manifest import MANIFEST, find_export
 from koala.request import GenerationRequest
 from koala.ui.compare.tab import Compare

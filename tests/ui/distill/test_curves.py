@@ -4,7 +4,7 @@ import dataclasses
 import re
 
 from koala.ui.distill import curves as distill_curves
-from koala.ui.distill.metrics import Follower, Metrics, thinned
+from koala.ui.distill.curves import Follower, Metrics, thinned
 from koala.ui.distill.runs import teacher_scores
 from tests.ui.distill.conftest import QUICK, written
 

@@ -14,7 +14,7 @@ from koala.distill.run.records import Status
 from koala.errors import UserError
 from koala.ui.distill import fields as distill_fields
 from koala.ui.distill import panel as distill_panel
-from koala.ui.distill.metrics import Metrics
+from koala.ui.distill.curves import Metrics
 from tests.ui.distill.conftest import QUICK, written
 
 

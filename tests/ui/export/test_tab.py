@@ -22,9 +22,9 @@ from koala.export.telling import Teller
 from koala.export.to_tensorrt import recipe
 from koala.export.verify import GATES
 from koala.models.export_manifest import MANIFEST, Exported, list_exports
-from koala.ui.export import lines as export_lines
 from koala.ui.export import panel as export_panel
 from koala.ui.export.jobs import DONE, FAILED, RUNNING, STOPPED, Job, Process
+from koala.ui.export.panel import lines_to_copy
 from koala.ui.export.store import Exports, Order
 from koala.ui.export.tab import Export
 from koala.ui.session import Session
@@ -298,7 +298,7 @@ def test_a_manifest_that_cannot_be_read_hides_nothing_else(shelf):
 
 
 def test_the_lines_for_onnx_runtime_run_as_they_stand(exported_700m):
-    lines = export_lines.lines(Exported.read(exported_700m), str(exported_700m), {})
+    lines = lines_to_copy(Exported.read(exported_700m), str(exported_700m), {})
     (step,) = [line.text for line in lines if "onnxruntime" in line.text]
     done = subprocess.run([sys.executable, "-c", step], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
