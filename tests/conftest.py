@@ -81,14 +81,14 @@ def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
     root = own.parent if WORKER else own
 
     def folder(name: str, make: Callable[[Path], object]) -> Path:
-        found, partial = root / name, root / f"{name}.partial"
-        found.parent.mkdir(exist_ok=True)
+        result, partial = root / name, root / f"{name}.partial"
+        result.parent.mkdir(exist_ok=True)
         with FileLock(root / f"{name.replace('/', '-')}.lock"):
-            if not found.is_dir():
+            if not result.is_dir():
                 shutil.rmtree(partial, ignore_errors=True)
                 make(partial)
-                partial.rename(found)
-        return found
+                partial.rename(result)
+        return result
 
     return folder
 
@@ -104,8 +104,8 @@ def exported_700m(once) -> Path:
 def find_chromium() -> str | None:
     """The executable of any Chromium: one on the path, else the one that playwright downloaded."""
     for name in CHROMIUMS:
-        if found := shutil.which(name):
-            return found
+        if result := shutil.which(name):
+            return result
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -116,8 +116,8 @@ def find_chromium() -> str | None:
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """The executable of a Chromium; without one the test is skipped, and under CI=true it fails."""
-    if found := find_chromium():
-        return found
+    if result := find_chromium():
+        return result
     message = f"no Chromium found; install one with: {INSTALL_CHROMIUM}"
     if os.environ.get("CI") == "true":
         pytest.fail(message)

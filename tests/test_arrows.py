@@ -185,8 +185,8 @@ def imports(importer: str) -> Iterator[Import]:
                 yield Import(importer=importer, imported=target, line=node.lineno)
 
 
-IMPORTS = [found for name in MODULES for found in imports(name)]
-OURS = [found for found in IMPORTS if found.imported in MODULES and found.imported != "koala"]
+IMPORTS = [result for name in MODULES for result in imports(name)]
+OURS = [result for result in IMPORTS if result.imported in MODULES and result.imported != "koala"]
 
 
 def cycles(arrows: Iterable[tuple[str, str]]) -> list[list[str]]:
@@ -221,14 +221,14 @@ def test_rooms_import_what_their_rows_say():
     allowed = {(name, other) for name, words in ROOMS.items() for other in words.split()}
     crossing = [i for i in OURS if i.importer != "app" and room(i.importer) != room(i.imported)]
     crossing = [i for i in crossing if room(i.importer) != "koala"]
-    found = {(room(i.importer), room(i.imported)) for i in crossing}
+    result = {(room(i.importer), room(i.imported)) for i in crossing}
     problems = [f"{i}: not in its row" for i in crossing if (room(i.importer), room(i.imported)) not in allowed]
-    fail_with(problems + [f"{a} does not import {b}: take it out of its row" for a, b in sorted(allowed - found)])
+    fail_with(problems + [f"{a} does not import {b}: take it out of its row" for a, b in sorted(allowed - result)])
 
 
 def test_no_circle_between_modules():
-    found = cycles((i.importer, i.imported) for i in OURS)
-    assert found == []
+    result = cycles((i.importer, i.imported) for i in OURS)
+    assert result == []
 
 
 def test_no_circle_between_the_children_of_a_folder():
@@ -239,7 +239,7 @@ def test_no_circle_between_the_children_of_a_folder():
         same = next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
         if same is not None:
             levels[".".join(a[:same])].add((a[same], b[same]))
-    fail_with([f"{folder}: a circle among {found}" for folder, arrows in levels.items() for found in cycles(arrows)])
+    fail_with([f"{folder}: a circle among {result}" for folder, arrows in levels.items() for result in cycles(arrows)])
     assert len(levels) > 15
 
 
@@ -259,16 +259,16 @@ def test_every_module_that_is_named_is_there():
 def test_packages_of_others_are_imported_where_they_may_be():
     rooms = {name: where for names, where in PACKAGES.items() for name in names.split()}
     problems = []
-    for found in IMPORTS:
-        top = found.imported.partition(".")[0]
-        if top in ("koala", *sys.stdlib_module_names) or (found.importer, top) in MAY:
+    for result in IMPORTS:
+        top = result.imported.partition(".")[0]
+        if top in ("koala", *sys.stdlib_module_names) or (result.importer, top) in MAY:
             continue
         if top in NEVER:
-            problems.append(f"{found}: never")
+            problems.append(f"{result}: never")
         elif top not in rooms:
-            problems.append(f"{found}: add it to PACKAGES, to requirements.txt and to pyproject.toml")
-        elif rooms[top] and room(found.importer) not in rooms[top]:
-            problems.append(f"{found}: only {', '.join(rooms[top])} may")
+            problems.append(f"{result}: add it to PACKAGES, to requirements.txt and to pyproject.toml")
+        elif rooms[top] and room(result.importer) not in rooms[top]:
+            problems.append(f"{result}: only {', '.join(rooms[top])} may")
     fail_with(problems)
     assert {top for i in IMPORTS if (top := i.imported.partition(".")[0]) in rooms} == set(rooms)
 

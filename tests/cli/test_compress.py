@@ -10,12 +10,12 @@ from koala.cli.main import main
 def test_compress_prints_its_report_as_one_json_object(tmp_path, capsys):
     out = tmp_path / "student"
     assert main(["compress", "--teacher", "tiny-sdxl", "--spec", "koala-700m", "--out", str(out), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found.pop("out") == str(out)
-    assert found == json.loads((out / "surgery.json").read_text())
-    assert found["copied"] == {"tensors": 584, "parameters": 1_967_636, "bytes": 3_935_272}
-    assert found["student_depths"] == "0,2,5/-/5+5,2+2,0+0"
-    assert [s["stage"] for s in found["stages"]] == ["DW-1", "DW-2", "DW-3", "MID", "UP-1", "UP-2", "UP-3"]
+    result = json.loads(capsys.readouterr().out)
+    assert result.pop("out") == str(out)
+    assert result == json.loads((out / "surgery.json").read_text())
+    assert result["copied"] == {"tensors": 584, "parameters": 1_967_636, "bytes": 3_935_272}
+    assert result["student_depths"] == "0,2,5/-/5+5,2+2,0+0"
+    assert [s["stage"] for s in result["stages"]] == ["DW-1", "DW-2", "DW-3", "MID", "UP-1", "UP-2", "UP-3"]
 
 
 def test_compress_tells_people_what_was_kept_and_what_came_out(tmp_path, capsys, embedded):

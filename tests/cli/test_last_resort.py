@@ -47,10 +47,10 @@ def test_an_unforeseen_error_is_one_line_and_with_debug_a_traceback(entry, argum
     lines += [(["--debug", *arguments], True)] if main in (koala.cli.main.main, koala.export.command.main) else []
     for line, traced in lines:
         assert main(line) == 1
-        said = capsys.readouterr().err
-        assert ("Traceback" in said and "in broken" in said) == traced
-        assert "KeyError: 'block_out_channels" in said.splitlines()[-1]
-        assert traced or len(said.splitlines()) == 1 and said.endswith("(--debug shows where)\n")
+        message = capsys.readouterr().err
+        assert ("Traceback" in message and "in broken" in message) == traced
+        assert "KeyError: 'block_out_channels" in message.splitlines()[-1]
+        assert traced or len(message.splitlines()) == 1 and message.endswith("(--debug shows where)\n")
 
 
 def raising(error: BaseException):
@@ -94,9 +94,9 @@ def test_memory_that_ran_out_in_a_run_is_explained_on_the_command_line_too(tmp_p
         ["attention", "--model", "tiny-koala-700m", "--stages", "UP-1", "--out", str(tmp_path / "c")],
     ):
         assert koala.cli.main.main([*words, *asked]) == 1
-        said = capsys.readouterr().err.splitlines()[-1]
-        assert said.startswith("koala: memory ran out on cpu: the allocation that failed was 2.7 GB")
-        assert "a smaller size than 64x64 px" in said and "--debug" not in said
+        message = capsys.readouterr().err.splitlines()[-1]
+        assert message.startswith("koala: memory ran out on cpu: the allocation that failed was 2.7 GB")
+        assert "a smaller size than 64x64 px" in message and "--debug" not in message
     assert koala.cli.main.main([*words, *asked, "--debug"]) == 1
     assert "in refuse" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -26,11 +26,11 @@ def lora(tmp_path):
 def test_lora_prints_its_report_as_one_json_object(lora, tmp_path, capsys):
     out = tmp_path / "new" / "moved.safetensors"
     assert main(["lora", "--lora", str(lora), "--spec", "koala-700m", "--out", str(out), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["out"] == str(out)
-    assert (found["teacher"], found["student"]) == ("tiny-sdxl", "tiny-koala-700m")
-    assert (found["kept"], found["moved"], found["dropped"]) == ([], {TEACHERS: STUDENTS}, [GONE])
-    assert (found["coverage"], found["stages"]) == (0.5, {"UP-1": [1, 2]})
+    result = json.loads(capsys.readouterr().out)
+    assert result["out"] == str(out)
+    assert (result["teacher"], result["student"]) == ("tiny-sdxl", "tiny-koala-700m")
+    assert (result["kept"], result["moved"], result["dropped"]) == ([], {TEACHERS: STUDENTS}, [GONE])
+    assert (result["coverage"], result["stages"]) == (0.5, {"UP-1": [1, 2]})
     moved = load_file(out)
     name = f"lora_unet_{STUDENTS.replace('.', '_')}"
     assert moved.keys() == {f"{name}.lora_down.weight", f"{name}.lora_up.weight", f"{name}.alpha"}

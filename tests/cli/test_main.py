@@ -35,11 +35,11 @@ def test_generate_writes_a_picture_and_one_json_object(tmp_path, capsys):
         )
         == 0
     )
-    found = json.loads(capsys.readouterr().out)
-    assert found["model"] == "tiny-koala-700m"
-    assert found["image"] == str(out)
-    assert found["parameters"] == 1_967_636
-    assert set(found["timing"]) == {
+    result = json.loads(capsys.readouterr().out)
+    assert result["model"] == "tiny-koala-700m"
+    assert result["image"] == str(out)
+    assert result["parameters"] == 1_967_636
+    assert set(result["timing"]) == {
         "text_ms",
         "unet_ms",
         "unet_calls",
@@ -48,8 +48,8 @@ def test_generate_writes_a_picture_and_one_json_object(tmp_path, capsys):
         "peak_memory_bytes",
         "swap_ms",
     }
-    assert len(found["timing"]["unet_ms"]) == 2
-    assert {c["kind"] for c in found["claims"]} == {"count", "attribute", "binding"}
+    assert len(result["timing"]["unet_ms"]) == 2
+    assert {c["kind"] for c in result["claims"]} == {"count", "attribute", "binding"}
     request = read_png(out)["request"]
     assert (request.prompt, request.seed, request.steps) == (prompt, 9, 2)
 
@@ -70,15 +70,15 @@ def test_compare_gives_both_models_and_a_speed_up_that_multiplies(tmp_path, caps
     ]
     assert main(arguments) == 0
     captured = capsys.readouterr()
-    found = json.loads(captured.out)
-    assert [m["model"] for m in found["models"]] == models
-    assert found["speedup"]["baseline"] == "tiny-sdxl"
-    (ratio,) = found["speedup"]["models"]
+    result = json.loads(captured.out)
+    assert [m["model"] for m in result["models"]] == models
+    assert result["speedup"]["baseline"] == "tiny-sdxl"
+    (ratio,) = result["speedup"]["models"]
     assert ratio["model"] == "tiny-koala-700m"
     assert ratio["per_call"] * ratio["calls"] == pytest.approx(ratio["unet"])
-    assert found["device"]
-    assert "torch" in found["versions"]
-    compared = read_png(found["models"][1]["image"])["compared"]
+    assert result["device"]
+    assert "torch" in result["versions"]
+    compared = read_png(result["models"][1]["image"])["compared"]
     assert [r.model for r in compared] == models
     assert "tiny-sdxl: step 3 of 3" in captured.err
 

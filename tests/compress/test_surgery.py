@@ -269,10 +269,10 @@ def compress_on_a_full_disk(student: str) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no limit on a file's size to set")
 def test_a_disk_that_fills_midway_leaves_nothing(tmp_path):
-    said = tmp_path / "said.txt"
-    assert forked.end_of(forked.start(said, compress_on_a_full_disk, str(tmp_path / "student"))) == 0
-    assert "stopped: [Errno" in said.read_text()
-    assert list(tmp_path.iterdir()) == [said]
+    message = tmp_path / "said.txt"
+    assert forked.end_of(forked.start(message, compress_on_a_full_disk, str(tmp_path / "student"))) == 0
+    assert "stopped: [Errno" in message.read_text()
+    assert list(tmp_path.iterdir()) == [message]
 
 
 MEASURED = """
@@ -338,10 +338,10 @@ def test_full_size_sdxl_becomes_koala_700m_in_little_memory(seven_gigabytes):
         cwd=Path(__file__).parents[2],
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    print(f"peak beyond the interpreter: {found['peak'] / 1e6:.0f} MB; {found}")
-    assert found["peak"] < 0.5e9
-    assert (found["parameters"], found["bytes"]) == (782_822_724, 2 * 782_822_724)
+    result = json.loads(done.stdout)
+    print(f"peak beyond the interpreter: {result['peak'] / 1e6:.0f} MB; {result}")
+    assert result["peak"] < 0.5e9
+    assert (result["parameters"], result["bytes"]) == (782_822_724, 2 * 782_822_724)
     theirs = stored_tensors(teacher / "diffusion_pytorch_model.fp16.safetensors")
     mine = stored_tensors(student / WEIGHTS)
     table = layer_map(KOALA_700M, SDXL)

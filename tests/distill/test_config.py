@@ -86,7 +86,7 @@ def test_one_setting_is_one_validation_prompt_and_may_be_repeated(tmp_path):
     file.write_text(json.dumps({"validation_prompts": ["a triangle"]}))
     assert read(file, asked).validation_prompts == (first, second)  # the command line replaces the file's
     assert read(None, ["stages=UP-1,DW-2"]).stages == ("UP-1", "DW-2")
-    with pytest.raises(UserError, match="is not a JSON list") as told:
+    with pytest.raises(UserError, match="is not a JSON list") as output:
         read(None, ["validation_prompts=[a star]"])
-    remedy = str(told.value).rpartition("; write ")[2]
+    remedy = str(output.value).rpartition("; write ")[2]
     assert read(None, [remedy]).validation_prompts == ("[a star]",)

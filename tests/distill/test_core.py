@@ -47,12 +47,12 @@ def test_a_moving_average_of_two_steps_by_hand():
     with torch.no_grad():
         for decay, expected in ((0.99, (20 / 11, 38 / 11)), (0.1, (1.9, 3.79))):
             layer.weight.fill_(1.0)
-            ema, found = Ema(layer, decay), []
+            ema, result = Ema(layer, decay), []
             for weight in (2.0, 4.0):
                 layer.weight.fill_(weight)
                 ema.update(layer)
-                found.append(ema.weights["weight"].item())
-            assert found == pytest.approx(expected)
+                result.append(ema.weights["weight"].item())
+            assert result == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("shape", [(24, 16), (16, 24), (16, 16), (8, 4, 3, 3)])

@@ -94,11 +94,13 @@ def test_a_damaged_config_is_named_and_taken_from_the_last_good_checkpoint(run, 
     flip(run.checkpoint(10) / "ema.safetensors", 100)
     with pytest.raises(UserError, match="config.json is damaged: .*its checkpoints hold it too: python -m koala"):
         run.config()
-    config, said = intact.config_of(run)
-    assert config == CONFIG and "config.json is damaged" in said and "it is restored from checkpoint step-5" in said
+    config, message = intact.config_of(run)
+    assert (
+        config == CONFIG and "config.json is damaged" in message and "it is restored from checkpoint step-5" in message
+    )
     (run.path / "config.json").unlink()
-    config, said = intact.config_of(run)
-    assert config == CONFIG and "config.json is missing" in said
+    config, message = intact.config_of(run)
+    assert config == CONFIG and "config.json is missing" in message
     assert [r.name for r in runs.list_runs(run.path.parent)] == ["run"]
     flip(run.checkpoint(5) / "ema.safetensors", 100)
     with pytest.raises(UserError, match="no checkpoint of .* is good; start over with --out"):
@@ -192,7 +194,7 @@ def test_a_bit_anywhere_in_config_status_or_metrics_is_survived(run):
                 list(run.metrics()), runs.state(run), runs.list_runs(run.path.parent)
             except UserError as error:
                 assert str(file) in str(error)
-            config, said = intact.config_of(run)
+            config, message = intact.config_of(run)
             changed = resuming.differences(config, CONFIG)
             if changed.keys() - resuming.FREE_FIELDS:
                 with pytest.raises(UserError, match="belongs to another run: .*to resume it as it was trained, add"):
@@ -208,9 +210,9 @@ def test_a_checkpoint_under_another_name_is_refused(run):
 
 def test_an_older_checkpoint_without_a_hash_of_its_manifest_is_read(run):
     file = run.checkpoint(10) / intact.MANIFEST
-    told = json.loads(file.read_text())
-    del told["sha256"]
-    file.write_text(json.dumps(told))
+    output = json.loads(file.read_text())
+    del output["sha256"]
+    file.write_text(json.dumps(output))
     assert intact.verify(run, 10, CONFIG) == CONFIG
 
 
@@ -244,13 +246,13 @@ def test_a_run_that_a_terminal_trains_is_neither_resumed_nor_deleted_whatever_it
 
 def test_a_clock_that_is_set_back_does_not_freeze_the_status(run, monkeypatch):
     """Symptom: after the clock was set back by an hour, the app showed the same step for an hour."""
-    told = Reporter(run, 10, active=True)
-    told.step(1, 1.0)
+    output = Reporter(run, 10, active=True)
+    output.step(1, 1.0)
     monkeypatch.setattr(reporter, "INTERVAL", 0.01)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now - 3600)
     time.sleep(0.02)
-    told.step(2, 1.0)
+    output.step(2, 1.0)
     assert run.status().step == 2
 
 

@@ -53,21 +53,21 @@ def tasks(tree: ast.Module) -> set[str]:
 
 
 def test_processes_wait_for_each_other_in_one_module_alone():
-    found = [
+    result = [
         f"{file.name}: {node.attr}"
         for file, tree in trees()
         if file.name != HOME
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and node.attr in WAITS
     ]
-    assert found == []
+    assert result == []
 
 
 def test_what_the_first_process_does_alone_decides_nothing_and_waits_for_nobody():
     """Its result is what the others learn; an attribute that it set, of whatever object, would be known to it alone."""
     names = set.union(*(tasks(tree) for _, tree in trees()))
     assert {"_look", "_save", "_take", "begin", "_planned", "_try_again"} <= names
-    found = []
+    result = []
     for file, tree in trees():
         for function in ast.walk(tree):
             if not isinstance(function, ast.FunctionDef) or function.name not in names or file.name == HOME:
@@ -80,9 +80,9 @@ def test_what_the_first_process_does_alone_decides_nothing_and_waits_for_nobody(
             ]
             kept = [ast.unparse(t) for t in targets if isinstance(t, ast.Attribute)]
             if file.name in DECIDE:
-                found += [f"{file.name}: {function.name} sets {name}" for name in kept]
-                found += [f"{file.name}: {function.name} calls {name}" for name in called(function) & COLLECTIVE]
-    assert found == []
+                result += [f"{file.name}: {function.name} sets {name}" for name in kept]
+                result += [f"{file.name}: {function.name} calls {name}" for name in called(function) & COLLECTIVE]
+    assert result == []
 
 
 def test_no_branch_of_the_trainer_depends_on_which_process_it_is():

@@ -123,26 +123,26 @@ def on_gpu(config: DistillConfig, spec: UNetSpec = KOALA_700M, memory: int = 80 
 
 
 def test_the_papers_recipe_takes_1_3e21_flops_without_caches():
-    found = on_gpu(PAPER, flops_per_second=140e12, world=4)
-    assert found.num_samples == 64_000_000
-    assert round(found.flops_per_picture / 1e12, 1) == 14.9  # teacher 6.76, student 3 x 2.70
-    assert round(found.uncached_flops / 1e21, 2) == 1.27
-    assert found.seconds == pytest.approx(found.total_flops / 560e12)
+    result = on_gpu(PAPER, flops_per_second=140e12, world=4)
+    assert result.num_samples == 64_000_000
+    assert round(result.flops_per_picture / 1e12, 1) == 14.9  # teacher 6.76, student 3 x 2.70
+    assert round(result.uncached_flops / 1e21, 2) == 1.27
+    assert result.seconds == pytest.approx(result.total_flops / 560e12)
 
 
 def test_the_batch_that_fits_fits_and_one_more_does_not():
-    found = on_gpu(DistillConfig(batch_size=1, gradient_checkpointing=True))
-    most = found.batch_that_fits
+    result = on_gpu(DistillConfig(batch_size=1, gradient_checkpointing=True))
+    most = result.batch_that_fits
     assert on_gpu(DistillConfig(batch_size=most, gradient_checkpointing=True)).fits
     assert not on_gpu(DistillConfig(batch_size=most + 1, gradient_checkpointing=True)).fits
 
 
 @pytest.mark.parametrize("memory", [80, 40, 24])
 def test_what_does_not_fit_is_refused_with_settings_that_do(memory):
-    found = on_gpu(PAPER, memory=memory * GB)
+    result = on_gpu(PAPER, memory=memory * GB)
     with pytest.raises(UserError, match="this run takes .* GB per process, of which .* GB are free; it fits with"):
-        found.check()
-    again = on_gpu(read(None, found.remedies, PAPER), memory=memory * GB)
+        result.check()
+    again = on_gpu(read(None, result.remedies, PAPER), memory=memory * GB)
     again.check()
     assert again.batch_that_fits >= again.pictures_per_pass
 
@@ -178,12 +178,12 @@ def test_a_card_that_holds_no_teacher_says_so():
 
 def test_what_draws_the_validation_is_on_the_gpu_for_it_alone():
     """Symptom: 1.6 GB of KOALA-700M that only validation draws with were counted in every moment of training."""
-    found, weights = on_gpu(PAPER), 782_822_724 * 2
+    result, weights = on_gpu(PAPER), 782_822_724 * 2
     away = {"text encoders": 817_720_320 * 2, "VAE": 83_653_863 * 2, "student that is validated": weights}
-    assert {name: found.host[name] for name in away} == away and not set(away) & set(found.always)
+    assert {name: result.host[name] for name in away} == away and not set(away) & set(result.always)
     live = 3 * 256 * 1024**2 * 2  # of decoding one picture
-    always = sum(found.always.values())
-    assert found.moments["validation"] == always + sum(away.values()) + int(1.25 * live)
+    always = sum(result.always.values())
+    assert result.moments["validation"] == always + sum(away.values()) + int(1.25 * live)
     here = estimate(PAPER, KOALA_700M, SDXL, resolution=1024, device="cpu", memory_bytes=None)
     assert here.always.keys() >= set(away)  # a CPU's memory is host memory
 

@@ -73,7 +73,7 @@ def test_the_estimates_are_todays_and_the_readme_says_them(file):
     name, how, memory = RUNS[file]
     config, gpus = recipe(name), launch(how).num_processes
     teacher = find(config.teacher).spec
-    found = estimate(
+    result = estimate(
         config,
         student(config.student_spec, teacher),
         teacher,
@@ -83,13 +83,13 @@ def test_the_estimates_are_todays_and_the_readme_says_them(file):
         world=gpus,
         sharded=how.startswith("fsdp"),
     )
-    assert found.fits
+    assert result.fits
     assert config.batch_size % (gpus * config.accumulation) == 0
     written = json.loads((FOLDER / "estimates" / f"{file}.json").read_text())
-    assert written == json.loads(json.dumps(found.to_dict())), "write it again: koala distill --estimate --json"
+    assert written == json.loads(json.dumps(result.to_dict())), "write it again: koala distill --estimate --json"
     row = (
-        f"| {name} | {gpus} x {memory} GB, `{how}` | {found.pictures_per_pass} "
-        f"| {found.predicted_peak_bytes / 1e9:.1f} GB | {found.batch_that_fits} | {found.total_flops:.2e} FLOP "
-        f"| {found.uncached_flops:.2e} FLOP | {found.total_flops / 140e12 / 86400:.1f} |"
+        f"| {name} | {gpus} x {memory} GB, `{how}` | {result.pictures_per_pass} "
+        f"| {result.predicted_peak_bytes / 1e9:.1f} GB | {result.batch_that_fits} | {result.total_flops:.2e} FLOP "
+        f"| {result.uncached_flops:.2e} FLOP | {result.total_flops / 140e12 / 86400:.1f} |"
     )
     assert row in (FOLDER / "README.md").read_text()

@@ -41,19 +41,19 @@ def pictures_of(run: RunFolder) -> str:
 
 
 def test_a_new_run_learns_from_what_came_and_an_old_one_goes_on_without_it(tmp_path, small):
-    config, told = table_of(small, tmp_path, "p", num_steps=2), []
+    config, output = table_of(small, tmp_path, "p", num_steps=2), []
     put(tmp_path / "p", [n for n in range(8) if n not in MISSING])
     old, new = RunFolder(path=tmp_path / "old"), RunFolder(path=tmp_path / "new")
-    train(old, config, say=told.append)
-    assert "2 of 8 pictures were skipped; 2 out of reach: the next new run tries again" in told
+    train(old, config, say=output.append)
+    assert "2 of 8 pictures were skipped; 2 out of reach: the next new run tries again" in output
     weights = [file.read_bytes() for file in sorted(old.student.rglob("*.safetensors"))]
     steps = [(entry["step"], entry["loss"]) for entry in old.metrics() if entry["kind"] == "train"]
     put(tmp_path / "p", MISSING)
-    told.clear()
-    train(new, config, say=told.append)
-    assert not any("skipped" in line for line in told) and not pictures_of(new)
-    train(old, config, resume_from=1, say=told.append)
-    assert any("left to a new run" in line for line in told) and pictures_of(old)
+    output.clear()
+    train(new, config, say=output.append)
+    assert not any("skipped" in line for line in output) and not pictures_of(new)
+    train(old, config, resume_from=1, say=output.append)
+    assert any("left to a new run" in line for line in output) and pictures_of(old)
     assert [file.read_bytes() for file in sorted(old.student.rglob("*.safetensors"))] == weights
     assert [(entry["step"], entry["loss"]) for entry in old.metrics() if entry["kind"] == "train"] == steps
     put(tmp_path / "p", [0])
@@ -75,11 +75,11 @@ def test_two_processes_try_again_together_and_go_on_together(tmp_path, small, re
     put(tmp_path / "site", [n for n in range(8) if n not in MISSING])
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path / "site"))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        config, told = table_of(small, tmp_path, f"http://127.0.0.1:{server.server_port}", num_steps=1), []
+        config, output = table_of(small, tmp_path, f"http://127.0.0.1:{server.server_port}", num_steps=1), []
         (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
         old, new = (RunFolder(path=tmp_path / name) for name in ("old", "new"))
-        train(old, config, say=told.append)
-        assert any("2 out of reach" in line for line in told)
+        train(old, config, say=output.append)
+        assert any("2 out of reach" in line for line in output)
         put(tmp_path / "site", MISSING)
         if resumed:
             train(RunFolder(path=tmp_path / "between"), config)

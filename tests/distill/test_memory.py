@@ -44,15 +44,15 @@ class Live(TorchDispatchMode):
         self.sizes: dict[int, int] = {}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        found = function(*args, **(kwargs or {}))
-        for tensor in tree_iter(found):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
             if isinstance(tensor, torch.Tensor) and (key := tensor.untyped_storage()._cdata) not in self.sizes:
                 storage = tensor.untyped_storage()
                 self.sizes[key] = storage.nbytes()
                 self.bytes += storage.nbytes()
                 self.peak = max(self.peak, self.bytes)
                 weakref.finalize(storage, self._gone, key)
-        return found
+        return result
 
     def _gone(self, key: int) -> None:
         self.bytes -= self.sizes.pop(key)

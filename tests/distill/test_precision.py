@@ -15,6 +15,6 @@ def test_training_and_validation_run_in_half_precision(tmp_path, small, precisio
     run = RunFolder(path=tmp_path / "run")
     train(run, small(precision=precision, teacher_precision=teacher_precision, gradient_checkpointing=True))
     AcceleratorState._reset_state(reset_partial_state=True)
-    found = list(run.metrics())
-    assert [e["step"] for e in found if e["kind"] == "validation"] == [0, 2]
-    assert all(math.isfinite(e[term]) for e in found for term in ("loss", "task", "output", "SA"))
+    result = list(run.metrics())
+    assert [e["step"] for e in result if e["kind"] == "validation"] == [0, 2]
+    assert all(math.isfinite(e[term]) for e in result for term in ("loss", "task", "output", "SA"))

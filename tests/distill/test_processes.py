@@ -39,12 +39,12 @@ def launch(*arguments: str) -> None:
         command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
-        _, said = launcher.communicate(timeout=LONGEST)
+        _, message = launcher.communicate(timeout=LONGEST)
     except subprocess.TimeoutExpired:
         for process in (*psutil.Process(launcher.pid).children(recursive=True), launcher):
             process.send_signal(signal.SIGABRT)  # each writes the stacks of its threads
-        said = f"it hangs after {LONGEST} s:\n{launcher.communicate()[1]}"
-    assert launcher.returncode == 0, said[-12_000:]
+        message = f"it hangs after {LONGEST} s:\n{launcher.communicate()[1]}"
+    assert launcher.returncode == 0, message[-12_000:]
 
 
 @pytest.fixture(scope="module")
@@ -110,13 +110,13 @@ def launch_sharded(folder: Path, *arguments: str) -> None:
         free.bind(("127.0.0.1", 0))
         variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     variables |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    said = [folder / f"said-{rank}.txt" for rank in range(2)]
+    message = [folder / f"said-{rank}.txt" for rank in range(2)]
     processes = [
         forked.start(file, sharded, *arguments, RANK=str(rank), LOCAL_RANK=str(rank), **variables)
-        for rank, file in enumerate(said)
+        for rank, file in enumerate(message)
     ]
     ends = [forked.end_of(process) for process in processes]
-    assert ends == [0, 0], "\n".join(file.read_text()[-3000:] for file in said)
+    assert ends == [0, 0], "\n".join(file.read_text()[-3000:] for file in message)
 
 
 @pytest.mark.slow

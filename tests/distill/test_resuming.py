@@ -66,9 +66,9 @@ def test_a_damaged_history_is_named_and_begun_anew(copy, content):
 def test_more_steps_say_what_becomes_of_a_cosine():
     """Symptom: a run of 100 steps that went on to 200 had its learning rate leap from 2 % to half, without a word."""
     short = DistillConfig(schedule="cosine", learning_rate=1e-3, num_steps=100)
-    (told,) = resuming.words_of_changes(dataclasses.replace(short, num_steps=200), short, 100)[1:]
+    (output,) = resuming.words_of_changes(dataclasses.replace(short, num_steps=200), short, 100)[1:]
     was, now = (1e-3 * (0.02 + 0.49 * (1 + math.cos(math.pi * share))) for share in (99 / 100, 100 / 200))
-    assert f"was {was:.3g} in step 100 and is {now:.3g} in step 101: its cosine spans 200 steps now" in told
+    assert f"was {was:.3g} in step 100 and is {now:.3g} in step 101: its cosine spans 200 steps now" in output
     constant = dataclasses.replace(short, schedule="constant")
     assert len(resuming.words_of_changes(dataclasses.replace(constant, num_steps=200), constant, 100)) == 1
 
@@ -80,7 +80,7 @@ def commands(message: str, arguments: list[str], new: Path) -> Iterator[list[str
     """The command of every remedy in a message; settings alone go behind the arguments that were refused."""
     remedies = message.partition("; ")[2] or message.partition(". ")[2]
     for way in re.split(r",? or |; ", remedies):
-        typed = [found.strip("',.") for found in TYPED.findall(way)]
+        typed = [result.strip("',.") for result in TYPED.findall(way)]
         typed = [words for words in typed if not re.search(r"[= ](PLACE|N|K)$", words)]  # for the reader to fill in
         if typed:
             words = [word for each in typed for word in each.replace("NEW", str(new)).split(" ", 1)]
@@ -157,10 +157,10 @@ SEEN: dict[str, str] = {}
 @pytest.mark.parametrize("name", CASES)
 def test_what_a_refusal_says_to_type_works(copy, tmp_path, name):
     arguments, message = refused(name, copy, tmp_path / "typed")
-    found = list(commands(message, arguments, tmp_path / "new"))
-    print(message, *found, sep="\n")
-    assert found, message
-    for typed in found:
+    result = list(commands(message, arguments, tmp_path / "new"))
+    print(message, *result, sep="\n")
+    assert result, message
+    for typed in result:
         execute(typed)
 
 

@@ -104,8 +104,8 @@ def test_a_killed_run_is_interrupted_even_before_its_parent_has_asked(tmp_path):
     assert runs.alive(run)
     process.kill()
     wait_for(lambda: not runs.alive(run), 10)  # a zombie: nobody has waited for it
-    found = runs.state(run)
-    assert found.state == "interrupted" and "step 5" in found.message and found.seconds_left is None
+    result = runs.state(run)
+    assert result.state == "interrupted" and "step 5" in result.message and result.seconds_left is None
     process.wait()
     assert runs.state(run).state == "interrupted"
 

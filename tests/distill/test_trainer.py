@@ -35,11 +35,11 @@ def run(tmp_path) -> RunFolder:
 
 
 def tensors(run: RunFolder, step: int) -> dict[str, torch.Tensor]:
-    found = {}
+    result = {}
     for name in ("student", "ema", "optimizer"):
         values = load_file(run.checkpoint(step) / f"{name}.safetensors")
-        found |= {f"{name}/{key}": value for key, value in values.items()}
-    return found
+        result |= {f"{name}/{key}": value for key, value in values.items()}
+    return result
 
 
 def assert_same(mine: dict, its: dict) -> None:

@@ -54,12 +54,12 @@ class Two:
     def ends(self) -> list[int | None]:
         """Their exit statuses; None for one that did not end, which is then ended."""
         deadline = time.monotonic() + LONGEST
-        found = [forked.end_of(process, max(0.1, deadline - time.monotonic())) for process in self.processes]
+        result = [forked.end_of(process, max(0.1, deadline - time.monotonic())) for process in self.processes]
         for process in self.processes:
             if process.is_alive():
                 process.kill()
                 process.join()
-        return found
+        return result
 
 
 @pytest.fixture

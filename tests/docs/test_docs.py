@@ -75,13 +75,13 @@ class Snippet:
 
 
 def snippets(text: str) -> list[Snippet]:
-    found, heading = [], ""
+    result, heading = [], ""
     for line in re.finditer(r"^##? ([^\n]+)$|^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         if line[1]:
             heading = line[1]
         else:
-            found.append(Snippet(heading=heading, language=line[2], text=line[3]))
-    return found
+            result.append(Snippet(heading=heading, language=line[2], text=line[3]))
+    return result
 
 
 RECIPES = {s.heading: [x for x in snippets(COOKBOOK) if x.heading == s.heading] for s in snippets(COOKBOOK)}
@@ -192,17 +192,17 @@ def test_the_first_change_of_contributing_works(tmp_path):
 
 def test_a_fresh_clone_was_ready_within_the_five_minutes():
     """The blocks that were pasted and timed are those that stand there now."""
-    found = json.loads((ROOT / "docs" / "measurements" / "fresh-clone.json").read_text())
+    result = json.loads((ROOT / "docs" / "measurements" / "fresh-clone.json").read_text())
     page = (ROOT / "CONTRIBUTING.md").read_text()
-    assert found["contributing"]["block"] in page and found["readme_app"]["block"] in (ROOT / "README.md").read_text()
-    assert f"took {found['contributing']['seconds']:.0f} s on two cores" in page
-    assert found["contributing"]["seconds"] < 300
+    assert result["contributing"]["block"] in page and result["readme_app"]["block"] in (ROOT / "README.md").read_text()
+    assert f"took {result['contributing']['seconds']:.0f} s on two cores" in page
+    assert result["contributing"]["seconds"] < 300
 
 
 def test_every_block_of_every_page_is_run_by_a_test():
     """Those of the cookbook and the README above, of the others below; a new page or language needs its own test."""
-    found = {page: {s.language for s in snippets((ROOT / page).read_text())} for page in PAGES}
-    assert found == {
+    result = {page: {s.language for s in snippets((ROOT / page).read_text())} for page in PAGES}
+    assert result == {
         "README.md": {"bash", "powershell"},  # tests/hardware/test_torch_build.py holds the lines for Windows
         "CONTRIBUTING.md": {"bash", "diff"},
         "docs/architecture.md": {"mermaid"},
@@ -234,10 +234,10 @@ def test_the_readme_names_every_models_licence():
 
 
 def test_the_first_picture_is_the_reports_and_keeps_every_claim():
-    found = json.loads((ROOT / "docs" / "measurements" / "first-screen.json").read_text())
-    assert [m["model"] for m in found["models"]] == ["tiny-sdxl", "tiny-koala-1b", "tiny-koala-700m"]
-    assert all(claim["holds"] for m in found["models"] for claim in m["claims"])
-    assert all(m["request"]["prompt"] == found["prompt"] for m in found["models"])
-    assert [r["number"] for r in found["rejected"]] == list(range(found["number"]))  # the first, by the rule
+    result = json.loads((ROOT / "docs" / "measurements" / "first-screen.json").read_text())
+    assert [m["model"] for m in result["models"]] == ["tiny-sdxl", "tiny-koala-1b", "tiny-koala-700m"]
+    assert all(claim["holds"] for m in result["models"] for claim in m["claims"])
+    assert all(m["request"]["prompt"] == result["prompt"] for m in result["models"])
+    assert [r["number"] for r in result["rejected"]] == list(range(result["number"]))  # the first, by the rule
     with Image.open(ROOT / "docs" / "images" / "first-screen.png") as picture:
         assert picture.width > 3 * 256

@@ -51,25 +51,25 @@ ANSWERS = {
 
 def warnings_of(module: str) -> Counter:
     """Function -> calls of logger.warning in it."""
-    found = Counter()
+    result = Counter()
 
     def walk(node: ast.AST, names: tuple[str, ...]) -> None:
         for child in ast.iter_child_nodes(node):
             inside = (*names, child.name) if isinstance(child, ast.FunctionDef | ast.ClassDef) else names
             if isinstance(child, ast.Call) and ast.unparse(child.func) in ("logger.warning", "logger.warning_once"):
-                found[".".join(names)] += 1
+                result[".".join(names)] += 1
             walk(child, inside)
 
     walk(ast.parse(Path(importlib.util.find_spec(module).origin).read_text(encoding="utf-8")), ())
-    return found
+    return result
 
 
 @pytest.mark.parametrize("place", ANSWERS, ids=lambda place: f"{place[0]}.{place[1]}")
 def test_every_muted_warning_of_the_table_is_where_it_was(place):
     module, function = place
     count, answer = ANSWERS[place]
-    found = warnings_of(module)
-    inside = sum(n for name, n in found.items() if re.search(rf"(^|\.){re.escape(function)}(\.|$)", name))
+    result = warnings_of(module)
+    inside = sum(n for name, n in result.items() if re.search(rf"(^|\.){re.escape(function)}(\.|$)", name))
     assert inside == count, f"{module}.{function} warns {inside} times, the table says {count}: {answer}"
 
 

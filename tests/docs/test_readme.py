@@ -124,11 +124,11 @@ def test_every_report_has_a_command():
 
 def test_attentions_figures_are_those_of_the_reports():
     folder = ROOT / "docs" / "measurements"
-    found, figures = (json.loads((folder / f"attention{name}.json").read_text()) for name in ("", "-figures"))
+    result, figures = (json.loads((folder / f"attention{name}.json").read_text()) for name in ("", "-figures"))
     text = " ".join(README.split())
-    assert f"costs {100 * (found['recording']['one_layer_per_stage']['ratio_of_medians'] - 1):.0f} % of a run" in text
-    assert f"a click {round(found['click']['full_size_layer']['median_ms'], 1)} ms on a full-size layer" in text
-    size = found["full_size"]
+    assert f"costs {100 * (result['recording']['one_layer_per_stage']['ratio_of_medians'] - 1):.0f} % of a run" in text
+    assert f"a click {round(result['click']['full_size_layer']['median_ms'], 1)} ms on a full-size layer" in text
+    size = result["full_size"]
     assert size["predicted_bytes"] == size["tensor_bytes"]
     assert f"{size['predicted_bytes'] / 1e9:.2f} GB for one layer a stage of KOALA-700M over 10 steps" in text
     by, other = (figures["divergence_from_the_teacher"][s] for s in ("SA", "LF"))
@@ -143,15 +143,15 @@ def test_attentions_figures_are_those_of_the_reports():
 
 
 def test_optimum_drew_at_a_size_that_is_no_multiple_of_32():
-    found = json.loads((ROOT / "docs" / "measurements" / "optimum.json").read_text())
-    odd = next(p for p in found["pictures"] if p["width"] % 32 and p["height"] % 32)
+    result = json.loads((ROOT / "docs" / "measurements" / "optimum.json").read_text())
+    odd = next(p for p in result["pictures"] if p["width"] % 32 and p["height"] % 32)
     assert f"also at {odd['width']}x{odd['height']} px" in " ".join(README.split())
-    assert min(p["psnr_db_against_torch"] for p in found["pictures"]) > 40
+    assert min(p["psnr_db_against_torch"] for p in result["pictures"]) > 40
 
 
 def test_full_size_exports_took_what_is_said():
-    found = json.loads((ROOT / "docs" / "measurements" / "export-full-size.json").read_text())["models"]
-    small, large = found["koala-700m"], found["koala-1b"]
+    result = json.loads((ROOT / "docs" / "measurements" / "export-full-size.json").read_text())["models"]
+    small, large = result["koala-700m"], result["koala-1b"]
     text = " ".join(README.split())
     assert (
         f"KOALA-700M takes {small['seconds'] / 60:.0f} minutes of one core with its gates and "
@@ -169,8 +169,8 @@ def test_full_size_exports_took_what_is_said():
 
 
 def test_every_export_keeps_within_its_bounds():
-    found = json.loads((ROOT / "docs" / "measurements" / "export-embedded.json").read_text())["exports"]
-    for name, each in found.items():
+    result = json.loads((ROOT / "docs" / "measurements" / "export-embedded.json").read_text())["exports"]
+    for name, each in result.items():
         pictures = each["pictures"]["file"]
         assert pictures["pictures"] == 200
         assert each["gates"]["skipped"] == ([] if name.endswith("fp16") else ["range"])  # fp32 overflows nowhere here
@@ -180,7 +180,9 @@ def test_every_export_keeps_within_its_bounds():
         else:
             assert pictures["verdicts_differ"] <= 2
         assert [pace["threads"] for pace in each["speed"]] == [1, 2]
-    assert all(min(p["ratio"] for p in found[f"{target}-fp32"]["speed"]) >= 1.3 for target in ("universal", "cpu-int8"))
+    assert all(
+        min(p["ratio"] for p in result[f"{target}-fp32"]["speed"]) >= 1.3 for target in ("universal", "cpu-int8")
+    )
 
 
 def test_there_are_commands_of_every_verb():
@@ -219,14 +221,14 @@ def test_judge_and_speed_are_those_of_the_reports():
 
 def test_benchmarks_are_those_of_the_report():
     text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    found = json.loads((ROOT / "docs" / "measurements" / "bench-full-size-cpu.json").read_text())
-    assert found["command"] in text
-    for row in found["rows"]:
+    result = json.loads((ROOT / "docs" / "measurements" / "bench-full-size-cpu.json").read_text())
+    assert result["command"] in text
+    for row in result["rows"]:
         cells = next(line for line in text.splitlines() if line.startswith(f"| {row['model']} "))
         peak, expected = row["peak_memory_bytes"] / 1e9, row["predicted"]
         assert f"| {int(row['unet_step_ms']):,} | {int(expected['unet_step_ms']):,} |" in cells
         assert f"| {peak:.2f} | {expected['peak_memory_bytes'] / 1e9:.2f} |" in cells
-    for row in found["speedup"]["rows"]:
+    for row in result["speedup"]["rows"]:
         cells = next(line for line in text.splitlines() if line.startswith(f"| {row['model']} "))
         assert f"| {row['unet_step']:.2f}x | {row['total']:.2f}x |" in cells
 

@@ -20,7 +20,7 @@ def unsigned_export(fp16: Path, out: Path) -> Path:
     """The U-Net of a folder for cpu-int8, without a new trace."""
     shutil.copytree(fp16, out)
     model = ir.load(widen(fp16 / UNET, out / "twin.onnx"))
-    told = onnx.load(fp16 / UNET, load_external_data=False).metadata_props
+    output = onnx.load(fp16 / UNET, load_external_data=False).metadata_props
     quantise.dynamic(model)
     for node in model.graph:
         for value in node.outputs:
@@ -28,7 +28,7 @@ def unsigned_export(fp16: Path, out: Path) -> Path:
                 value.shape, value.type = None, None
     source = json.dumps(_of_the_unet(Exported.read(fp16).source))
     changed = {"koala.dtype": quantise.DYNAMIC, "koala.source_sha256": source}
-    model.metadata_props.update({p.key: p.value for p in told} | changed)
+    model.metadata_props.update({p.key: p.value for p in output} | changed)
     ir.external_data.load_to_model(model)  # the twin's, which goes
     ir.save(model, out / UNET)
     for file in out.glob("twin.onnx*"):

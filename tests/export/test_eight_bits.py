@@ -48,8 +48,8 @@ def test_eight_bits_are_near_and_standard(exported_700m, tmp_path, kind, bound):
     assert {n.domain for n in model.graph} == {""}
     case = open_case(exported_700m)
     given = numbers.inputs(case, numbers.Shape(width=128, height=128, batch=2, tokens=77, timestep=500.0))
-    wanted, found = (numbers.onnx_call(tmp_path / name)(given) for name in ("twin.onnx", "small.onnx"))
-    error = numbers.error(found, wanted)
+    wanted, result = (numbers.onnx_call(tmp_path / name)(given) for name in ("twin.onnx", "small.onnx"))
+    error = numbers.error(result, wanted)
     print(f"{kind}: {error:.4f} off, {before / after:.2f}x smaller")
     assert 0 < error < bound and after < 0.62 * before
 
@@ -61,19 +61,19 @@ def test_of_a_large_model_in_8_bits_every_timestep_counts_and_its_pictures_are_s
     copy = said_to_be(exported_700m, tmp_path, dtype=quantise.WEIGHT_ONLY, target="int8-weights")
     case = open_case(copy)
     assert [s.timestep for s in numbers.calls(case)] == [1.0, 500.0, 999.0]
-    found = pictures.pictures(case)
-    assert found.passed is None and "at 35 dB is NOT known" in found.text
+    result = pictures.pictures(case)
+    assert result.passed is None and "at 35 dB is NOT known" in result.text
 
 
 def test_signed_weights_fail_whatever_the_processor_makes_of_them(exported_700m, tmp_path, capsys):
     """Symptom: pictures down to 7 dB on x86 without VNNI, from a file that passed its gates on another machine."""
     old, new = (make(exported_700m, tmp_path / make.__name__) for make in (signed_export, unsigned_export))
-    found = structure.structure(open_case(old))
-    assert found.passed is False and "156 tensors of signed 8-bit integers" in found.text
+    result = structure.structure(open_case(old))
+    assert result.passed is False and "156 tensors of signed 8-bit integers" in result.text
     assert main(["verify", str(old)]) == 1
     assert "signed 8-bit integers" in capsys.readouterr().out
-    found = structure.structure(open_case(new))
-    assert found.passed, found.text
+    result = structure.structure(open_case(new))
+    assert result.passed, result.text
 
 
 REFUSED = {
@@ -110,8 +110,8 @@ def holding(kind: str, dtype=ir.DataType.FLOAT) -> ir.Model:
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_target_has_operators_that_its_files_must_not_have(target):
     for kind in REFUSED[target]:
-        said = [text for text in unwanted(holding(kind), TARGETS[target]) if f"must not have: {kind}" in text]
-        assert said, (target, kind)
+        message = [text for text in unwanted(holding(kind), TARGETS[target]) if f"must not have: {kind}" in text]
+        assert message, (target, kind)
     for kind in TAKEN[target]:
         assert list(unwanted(holding(kind), TARGETS[target])) == []
 
@@ -130,17 +130,17 @@ def test_the_worst_picture_in_8_bits_counts(exported_700m, tmp_path, count, belo
     figures = {"pictures": count, "psnr_mean": 50.0, "psnr_least": 20.0, "psnr_below_35": below, "ssim_mean": 0.99}
     figures |= {"verdicts_differ": 0, "right": count, "right_torch_fp32": count}
     near = {"first": 0.001, "middle": 0.002, "last": 0.005}
-    found = pictures._verdict(open_case(copy), {"file": figures}, near)
-    assert found.passed is passes
-    assert passes or f"{below} of {count} pictures are less than 35 dB like torch's, the worst 20.0 dB" in found.text
+    result = pictures._verdict(open_case(copy), {"file": figures}, near)
+    assert result.passed is passes
+    assert passes or f"{below} of {count} pictures are less than 35 dB like torch's, the worst 20.0 dB" in result.text
 
 
 def test_the_error_in_the_last_step_counts(exported_700m, tmp_path):
     figures = {"pictures": 6, "psnr_mean": 50.0, "psnr_least": 40.0, "psnr_below_35": 0, "ssim_mean": 0.99}
     figures |= {"verdicts_differ": 0, "right": 6, "right_torch_fp32": 6}
     case = open_case(said_to_be(exported_700m, tmp_path, dtype=quantise.DYNAMIC))
-    found = pictures._verdict(case, {"file": figures}, {"first": 0.001, "middle": 0.004, "last": 0.0051})
-    assert found.passed is False and "0.51 % off torch's in the last step of a run, above 0.5 %" in found.text
+    result = pictures._verdict(case, {"file": figures}, {"first": 0.001, "middle": 0.004, "last": 0.0051})
+    assert result.passed is False and "0.51 % off torch's in the last step of a run, above 0.5 %" in result.text
 
 
 def test_attention_at_the_highest_resolution_stays_in_full_precision(exported_700m, tmp_path, monkeypatch):

@@ -20,10 +20,10 @@ def test_a_full_size_unet_is_exported_and_computes_what_torch_computes(name, tmp
     out = tmp_path / "found.json"
     recipe = ["-m", "recipes.measure.full_size_export", "--work", str(tmp_path), "--models", name, "--out", str(out)]
     subprocess.run([sys.executable, *recipe], check=True)
-    found = json.loads(out.read_text())["models"][name]
-    print(json.dumps(found))
-    assert list(found["files"]) == FILES[name]
-    assert sum(found["files"].values()) == pytest.approx(2 * parameters(SPECS[name]), rel=0.01)
-    assert {"structure", "numbers"} <= set(found["parity"]["passed"])
+    result = json.loads(out.read_text())["models"][name]
+    print(json.dumps(result))
+    assert list(result["files"]) == FILES[name]
+    assert sum(result["files"].values()) == pytest.approx(2 * parameters(SPECS[name]), rel=0.01)
+    assert {"structure", "numbers"} <= set(result["parity"]["passed"])
     if name == "koala-700m":
-        assert found["seconds"] < 60 * MINUTES and found["peak_memory_bytes"] < MEMORY
+        assert result["seconds"] < 60 * MINUTES and result["peak_memory_bytes"] < MEMORY

@@ -40,9 +40,9 @@ def test_a_small_output_beside_a_large_one_keeps_its_digits(quantise):
     x, weight = layer()
     proto = quantised(quantise, weight)
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"x": x})
+    (result,) = session.run(None, {"x": x})
     exact = x @ weight
-    error = numpy.linalg.norm(found - exact, axis=0) / numpy.linalg.norm(exact, axis=0)
+    error = numpy.linalg.norm(result - exact, axis=0) / numpy.linalg.norm(exact, axis=0)
     assert (error < 0.02).all(), error
 
 

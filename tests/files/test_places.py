@@ -35,6 +35,6 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_drawn(argu
     monkeypatch.setattr("koala.models.library.Library.get_all", lambda *_: pytest.fail("models were loaded"))
     filled = [a.format(place=place) for a in arguments]
     assert main(filled) == 2
-    said = capsys.readouterr().err
-    assert "cannot be written: " in said and "is a file, not a folder; choose another place" in said
+    message = capsys.readouterr().err
+    assert "cannot be written: " in message and "is a file, not a folder; choose another place" in message
     assert [p.name for p in tmp_path.iterdir()] == ["file"] and place.read_text() == ""

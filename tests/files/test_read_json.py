@@ -21,9 +21,9 @@ DAMAGED = {
 def test_damaged_json_is_refused_by_name(tmp_path, content):
     file = tmp_path / "config.json"
     file.write_bytes(content)
-    with pytest.raises(UserError, match=r"config\.json is damaged: .+; take another") as told:
+    with pytest.raises(UserError, match=r"config\.json is damaged: .+; take another") as output:
         read_json(file, "take another")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(output.value)
 
 
 def test_a_file_that_cannot_be_opened_is_refused_by_name(tmp_path):

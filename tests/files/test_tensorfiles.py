@@ -30,8 +30,8 @@ def mixed(tmp_path):
 def test_a_copy_is_the_very_file_that_safetensors_writes(mixed, tmp_path):
     file, tensors = mixed
     write_tensors(tmp_path / "copy.safetensors", stored_tensors(file))
-    found = load_file(tmp_path / "copy.safetensors")
-    assert {k: (v.dtype, v.shape) for k, v in found.items()} == {k: (v.dtype, v.shape) for k, v in tensors.items()}
+    result = load_file(tmp_path / "copy.safetensors")
+    assert {k: (v.dtype, v.shape) for k, v in result.items()} == {k: (v.dtype, v.shape) for k, v in tensors.items()}
     homogeneous = {"z": torch.arange(6.0).view(2, 3), "y": torch.arange(5.0)}
     save_file(homogeneous, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
     write_tensors(tmp_path / "ours.safetensors", stored_tensors(tmp_path / "theirs.safetensors"))
@@ -46,11 +46,11 @@ def test_tensors_of_several_files_under_other_names(mixed, tmp_path):
         tmp_path / "new.safetensors",
         {"x": stored["c.brain"], "y": stored_tensors(tmp_path / "other.safetensors")["g"], "z": stored["b.half"]},
     )
-    found = load_file(tmp_path / "new.safetensors")
-    assert found.keys() == {"x", "y", "z"}
-    assert torch.equal(found["x"], tensors["c.brain"])
-    assert torch.equal(found["y"], torch.ones(2))
-    assert torch.equal(found["z"], tensors["b.half"])
+    result = load_file(tmp_path / "new.safetensors")
+    assert result.keys() == {"x", "y", "z"}
+    assert torch.equal(result["x"], tensors["c.brain"])
+    assert torch.equal(result["y"], torch.ones(2))
+    assert torch.equal(result["z"], tensors["b.half"])
 
 
 @pytest.mark.parametrize("length", [0, 5, 8, 100, -1], ids=["empty", "no length", "no header", "no end", "one byte"])

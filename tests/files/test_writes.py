@@ -147,12 +147,12 @@ def in_place(module: str, tree: ast.AST) -> Iterator[tuple[str, int, str]]:
 
 
 def test_nothing_is_written_in_place():
-    found = []
+    result = []
     for module, file in modules():
         for function, line, call in in_place(module, ast.parse(file.read_text())):
             if (module, function) not in HANDED and (module, function) not in IN_PLACE:
-                found.append(f"{file.relative_to(ROOT)}:{line}: {call}")
-    assert not found, "written in place; use koala.files.outputs.new_file or new_folder:\n" + "\n".join(found)
+                result.append(f"{file.relative_to(ROOT)}:{line}: {call}")
+    assert not result, "written in place; use koala.files.outputs.new_file or new_folder:\n" + "\n".join(result)
 
 
 def test_every_exception_is_needed():

@@ -42,14 +42,14 @@ MOVES = {
 @pytest.mark.parametrize("size", [8, 4])
 def test_a_plan_is_kept_at_full_size(size):
     case = Case(name="plan", models=("koala-700m",), card=card(size), request={"width": 512, "height": 512})
-    found = case.run()
-    print(f"{size} GB: {found.tracked / 1e9:.3f} GB counted, {found.plan.live_peak_bytes / 1e9:.3f} GB predicted")
-    assert found.problems == ()
-    assert (found.plan.text, found.plan.unet) == {8: ("resident", "resident"), 4: ("released", "exchanged")}[size]
-    assert stated_moves(found.plan, case.models) == MOVES[size]  # and those were the moves, or it were a problem
-    assert found.tracked == pytest.approx(found.plan.live_peak_bytes, rel=0.1)
+    result = case.run()
+    print(f"{size} GB: {result.tracked / 1e9:.3f} GB counted, {result.plan.live_peak_bytes / 1e9:.3f} GB predicted")
+    assert result.problems == ()
+    assert (result.plan.text, result.plan.unet) == {8: ("resident", "resident"), 4: ("released", "exchanged")}[size]
+    assert stated_moves(result.plan, case.models) == MOVES[size]  # and those were the moves, or it were a problem
+    assert result.tracked == pytest.approx(result.plan.live_peak_bytes, rel=0.1)
     # Two steps of 15 elements for each of two samples' 64x64 positions and 320 channels, in 16 bit
-    assert found.live["unet"] == pytest.approx(15 * 2 * 64 * 64 * 320 * 2, rel=0.1)
+    assert result.live["unet"] == pytest.approx(15 * 2 * 64 * 64 * 320 * 2, rel=0.1)
 
 
 def test_the_report_has_every_case_and_todays_predictions():
@@ -74,14 +74,14 @@ def test_the_report_has_every_case_and_todays_predictions():
 @pytest.mark.slow
 @pytest.mark.parametrize("case", list(cases()), ids=lambda c: f"{c.name}, {' and '.join(c.models)}, {c.card.name}")
 def test_every_case_is_as_its_plan_says_or_refused_with_what_fits(case):
-    found = case.run()
-    assert found.problems == ()
-    if found.plan is None:
-        assert "GB at the least" in found.refusal and ("this fits with" in found.refusal or "needs" in found.refusal)
+    result = case.run()
+    assert result.problems == ()
+    if result.plan is None:
+        assert "GB at the least" in result.refusal and ("this fits with" in result.refusal or "needs" in result.refusal)
     else:
-        print(f"{found.tracked / 1e9:.3f} GB counted, {found.plan.live_peak_bytes / 1e9:.3f} GB predicted")
+        print(f"{result.tracked / 1e9:.3f} GB counted, {result.plan.live_peak_bytes / 1e9:.3f} GB predicted")
         # Symptom: at 2048 px a preview, decoded whole, took a gigabyte more than the plan, which decodes in tiles
-        assert found.tracked < 1.02 * found.plan.live_peak_bytes
+        assert result.tracked < 1.02 * result.plan.live_peak_bytes
 
 
 def test_what_a_small_card_cannot_hold_is_refused():
@@ -99,11 +99,11 @@ def test_what_a_small_card_cannot_hold_is_refused():
 @pytest.mark.parametrize("settings", [HALF, SINGLE], ids=["bf16", "fp32"])
 def test_a_step_of_distillation_takes_what_is_estimated(settings, checkpointing):
     config = DistillConfig(**TRAINING.to_dict() | settings | {"gradient_checkpointing": checkpointing})
-    found = train(config, card(80))
-    print({m: (found.predicted[m] / 1e9, found.tracked[m] / 1e9) for m in found.predicted})
-    assert found.problems == ()
-    for moment, predicted in found.predicted.items():  # each of them, not only the busiest
-        assert found.tracked[moment] == pytest.approx(predicted, rel=0.05), moment
+    result = train(config, card(80))
+    print({m: (result.predicted[m] / 1e9, result.tracked[m] / 1e9) for m in result.predicted})
+    assert result.problems == ()
+    for moment, predicted in result.predicted.items():  # each of them, not only the busiest
+        assert result.tracked[moment] == pytest.approx(predicted, rel=0.05), moment
 
 
 def test_storages_are_counted_once_and_as_long_as_something_holds_them():
@@ -166,11 +166,11 @@ def test_a_run_that_does_not_follow_its_plan_is_noticed(monkeypatch):
         patch.setattr(torch.nn.functional, "scaled_dot_product_attention", plain_attention)
         model = rehearsal.library(dtype="float32").get("koala-700m")
         stated = dataclasses.replace(generate(case.requests()[0], model).plan, dtype="float16")
-        found = problems(rehearsal, stated, case.models)
-    print(*found, sep="\n")
-    assert any("float32 weights" in problem for problem in found)
-    assert any("0 ran fused" in problem for problem in found)
-    assert any("a softmax of its own in the stage unet" in problem for problem in found)
+        result = problems(rehearsal, stated, case.models)
+    print(*result, sep="\n")
+    assert any("float32 weights" in problem for problem in result)
+    assert any("0 ran fused" in problem for problem in result)
+    assert any("a softmax of its own in the stage unet" in problem for problem in result)
 
 
 def plain_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None):
@@ -184,9 +184,9 @@ def test_on_zerogpu_nothing_asks_the_card_before_the_fork_and_nothing_moves_in_i
     command = [sys.executable, "-m", "recipes.rehearsal.zerogpu"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["before"] == ["available"]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["before"] == ["available"]
     parts = ("text_encoder", "text_encoder_2", "sdxl-base's U-Net", "vae", "tiny_vae", "koala-700m's U-Net")
-    assert found["settled"] == [[part, "card"] for part in parts]
-    assert found["sizes"] == [[1024, 1024]] * 2 and found["moves"] == []
-    assert {"name", "peak", "reset_peak", "synchronize"} <= set(found["in_the_fork"])
+    assert result["settled"] == [[part, "card"] for part in parts]
+    assert result["sizes"] == [[1024, 1024]] * 2 and result["moves"] == []
+    assert {"name", "peak", "reset_peak", "synchronize"} <= set(result["in_the_fork"])

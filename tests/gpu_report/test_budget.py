@@ -35,17 +35,17 @@ def section(name: str, clock: Clock, takes: float, share: float = 100, least: fl
 
 
 def budget(clock: Clock, *chosen: Section, **more) -> tuple[dict, list[str]]:
-    said: list[str] = []
-    return measure(chosen, say=said.append, clock=clock, **more), said
+    message: list[str] = []
+    return measure(chosen, say=message.append, clock=clock, **more), message
 
 
 def test_what_a_section_leaves_is_for_those_behind_it():
     clock = Clock()
-    outcomes, said = budget(clock, section("a", clock, 30), section("b", clock, 0), section("c", clock, 150))
+    outcomes, message = budget(clock, section("a", clock, 30), section("b", clock, 0), section("c", clock, 150))
     assert [o.status for o in outcomes.values()] == [DONE] * 3
     assert [o.found["allowed"] for o in outcomes.values()] == [100, 170, 270]
     assert outcomes["a"].seconds == 30 and outcomes["c"].seconds == 150
-    assert said == [
+    assert message == [
         "0:00 of 5:00  1 of 3, A: 100 s at most",
         "0:30 of 5:00  2 of 3, B: 170 s at most",
         "0:30 of 5:00  3 of 3, C: 270 s at most",
@@ -54,11 +54,11 @@ def test_what_a_section_leaves_is_for_those_behind_it():
 
 def test_a_section_that_would_end_too_late_is_left_out_with_the_reason_and_the_next_has_its_own_share():
     clock = Clock()
-    outcomes, said = budget(clock, section("a", clock, 195), section("b", clock, 1), section("c", clock, 1))
+    outcomes, message = budget(clock, section("a", clock, 195), section("b", clock, 1), section("c", clock, 1))
     assert [o.status for o in outcomes.values()] == [DONE, LEFT_OUT, DONE]
     assert outcomes["b"].reason == "it takes at least 10 s, and of 300 s 5 were left for it"
     assert outcomes["b"].found == {} and outcomes["c"].found == {"allowed": 105}
-    assert "3:15 of 5:00  2 of 3, B: left out, it takes at least 10 s" in said[1]
+    assert "3:15 of 5:00  2 of 3, B: left out, it takes at least 10 s" in message[1]
 
 
 def test_a_section_that_fails_is_told_and_the_rest_go_on():
@@ -69,13 +69,13 @@ def test_a_section_that_fails_is_told_and_the_rest_go_on():
         section("c", clock, 5),
     ]
     kept: list[list[str]] = []
-    told = lambda error: f"{type(error).__name__}: {error}"  # noqa: E731
-    outcomes, said = budget(clock, *chosen, explain=told, after=lambda outcomes: kept.append(list(outcomes)))
+    output = lambda error: f"{type(error).__name__}: {error}"  # noqa: E731
+    outcomes, message = budget(clock, *chosen, explain=output, after=lambda outcomes: kept.append(list(outcomes)))
     assert [o.status for o in outcomes.values()] == [FAILED, NOT_HERE, DONE]
     assert [o.reason for o in outcomes.values()] == ["ValueError: no such kernel", "no TensorRT", None]
     assert outcomes["a"].found == {"allowed": 100} and outcomes["a"].seconds == 5  # what was measured before it failed
     assert kept == [["a"], ["a", "b"], ["a", "b", "c"]]
-    assert any("A: failed, ValueError: no such kernel" in line for line in said)
+    assert any("A: failed, ValueError: no such kernel" in line for line in message)
 
 
 def test_a_section_that_failed_holds_nothing_any_more():

@@ -241,9 +241,9 @@ def test_without_a_card_it_says_so_in_one_line(tmp_path, capsys):
         pytest.skip("needs a machine without a GPU")
     for device in ([], ["--device", "cpu"], ["--device", "cuda"]):
         assert main(["gpu-report", "--out", str(tmp_path / "gpu.json"), *device]) == 2
-        said = capsys.readouterr()
-        assert said.out == "" and len(said.err.splitlines()) == 1 and said.err.startswith("koala: ")
-        assert "CUDA GPU is visible" in said.err or "CPU build" in said.err
+        message = capsys.readouterr()
+        assert message.out == "" and len(message.err.splitlines()) == 1 and message.err.startswith("koala: ")
+        assert "CUDA GPU is visible" in message.err or "CPU build" in message.err
     with pytest.raises(SystemExit) as stopped:
         main(["gpu-report", "--out", str(tmp_path / "gpu.json"), "--minutes", "1"])
     assert stopped.value.code == 2 and "not a number of minutes from 2 to 120; 9 is usual" in capsys.readouterr().err
@@ -258,8 +258,8 @@ def test_a_card_on_which_nothing_runs_leaves_a_whole_file_of_reasons(tmp_path, c
     out = tmp_path / "my secret folder" / "gpu.json"
     with in_place(DescribedCards([card], peak=lambda: 0, reset_peak=lambda: None)):
         assert main(["gpu-report", "--out", str(out), "--json"]) == 1
-    said, report = capsys.readouterr(), json.loads(out.read_text())
-    assert json.loads(said.out) == report
+    message, report = capsys.readouterr(), json.loads(out.read_text())
+    assert json.loads(message.out) == report
     assert {s["status"] for s in report["sections"].values()} <= {FAILED, NOT_HERE}
     assert "CUDA" in report["sections"]["plans"]["reason"]
     where = report["sections"]["plans"]["where"]
@@ -269,4 +269,4 @@ def test_a_card_on_which_nothing_runs_leaves_a_whole_file_of_reasons(tmp_path, c
     assert report["card"]["memory_bytes"] == 8 * 10**9 and report["card"]["capability"] == "8.6"
     assert report["device"] == "Described" and report["command"] == "python -m koala gpu-report --out gpu.json"
     assert "my secret folder" not in out.read_text() + out.with_suffix(".md").read_text()
-    assert "of 8:20  7 of 7, TensorRT-RTX" in said.err and "nothing could be measured" in said.err
+    assert "of 8:20  7 of 7, TensorRT-RTX" in message.err and "nothing could be measured" in message.err

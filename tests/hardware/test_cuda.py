@@ -19,8 +19,8 @@ CODE = [f for folder in FOLDERS for f in sorted((ROOT / folder).rglob("*.py"))] 
 SMALL = Card(name="8 GB", total_bytes=8 * 10**9, free_bytes=7 * 10**9, capability=(8, 6))
 
 
-def described(*found: Card, peak=lambda: 0, reset_peak=lambda: None) -> DescribedCards:
-    return DescribedCards(found, peak=peak, reset_peak=reset_peak)
+def described(*result: Card, peak=lambda: 0, reset_peak=lambda: None) -> DescribedCards:
+    return DescribedCards(result, peak=peak, reset_peak=reset_peak)
 
 
 def cuda_in(source: str) -> Iterator[int]:
@@ -45,8 +45,8 @@ def cuda_in(source: str) -> Iterator[int]:
 def test_torch_cuda_is_asked_in_one_module():
     sources = {f.relative_to(ROOT): f.read_text(encoding="utf-8") for f in CODE}
     likely = {f: s for f, s in sources.items() if any(word in s for word in ("cuda", "accelerator", "getattr(torch"))}
-    found = [f"{f}:{line}" for f, source in likely.items() for line in cuda_in(source)]
-    assert {place.partition(":")[0] for place in found} == {"koala/hardware/cuda.py"}, found
+    result = [f"{f}:{line}" for f, source in likely.items() for line in cuda_in(source)]
+    assert {place.partition(":")[0] for place in result} == {"koala/hardware/cuda.py"}, result
 
 
 @pytest.mark.parametrize(
@@ -74,11 +74,11 @@ def test_described_cards_answer_for_the_machine_and_then_no_longer():
         assert device_name(torch.device("cuda")) == SMALL.name
         assert StageTimer(torch.device("cuda")).peak_memory() == 5 and asked == ["reset"]
         give_back()
-        told = []
-        thread = threading.Thread(target=lambda: told.append(cards().name()))  # an app draws in a thread of its own
+        output = []
+        thread = threading.Thread(target=lambda: output.append(cards().name()))  # an app draws in a thread of its own
         thread.start()
         thread.join()
-        assert told == [SMALL.name]
+        assert output == [SMALL.name]
     assert cards() is before and type(before) is Cards
     with pytest.raises(LookupError), in_place(described(SMALL)):
         raise LookupError
@@ -119,7 +119,7 @@ def test_a_cap_is_a_share_of_the_cards_memory_and_names_the_card_by_number(monke
     asked = []
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**9, 8 * 10**9))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *told: asked.append(told))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *output: asked.append(output))
     number = 2 if device and device.index else 0
     for count in (2 * 10**9, 24 * 10**9, None):
         Cards().cap(count, device)

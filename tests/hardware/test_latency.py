@@ -25,8 +25,8 @@ JOB = dict(width=1024, height=1024, steps=10, guided=True)
 
 @pytest.mark.parametrize(("card", "spec", "side", "seconds"), CELLS)
 def test_the_papers_latency_figure(card, spec, side, seconds):
-    found = predict(spec, GPUS[card], width=side, height=side, steps=STEPS[spec], guided=True)
-    assert found.total_ms / 1000 == pytest.approx(seconds, rel=0.06)
+    result = predict(spec, GPUS[card], width=side, height=side, steps=STEPS[spec], guided=True)
+    assert result.total_ms / 1000 == pytest.approx(seconds, rel=0.06)
 
 
 @pytest.mark.parametrize(
@@ -34,13 +34,13 @@ def test_the_papers_latency_figure(card, spec, side, seconds):
     [("a100", SDXL, 3.32), ("a100", SSD_1B, 2.25), ("a10", SDXL, 9.40), ("h100", SDXL, 2.50)],
 )
 def test_published_times_of_thirty_steps(card, spec, seconds):
-    found = predict(spec, GPUS[card], width=1024, height=1024, steps=30, guided=True)
-    assert found.total_ms / 1000 == pytest.approx(seconds, rel=0.05)
+    result = predict(spec, GPUS[card], width=1024, height=1024, steps=30, guided=True)
+    assert result.total_ms / 1000 == pytest.approx(seconds, rel=0.05)
 
 
 def test_sdxl_turbo_on_a_desktop_cpu():
-    found = predict(SDXL, HARDWARE["core-i7-12700"], width=512, height=512, steps=1, guided=False)
-    assert found.total_ms / 1000 == pytest.approx(10, rel=0.05)
+    result = predict(SDXL, HARDWARE["core-i7-12700"], width=512, height=512, steps=1, guided=False)
+    assert result.total_ms / 1000 == pytest.approx(10, rel=0.05)
 
 
 @pytest.mark.parametrize("hardware", HARDWARE.values(), ids=HARDWARE)

@@ -127,14 +127,14 @@ def test_without_torch_there_is_nothing_to_say(monkeypatch):
     ],
 )
 def test_a_cpu_build_is_told_which_one_to_install(card, wheel, also):
-    told = str(advice(CPU, card))
-    assert told.startswith("this torch is a CPU build, but an NVIDIA card is here") and also in told
-    assert f"install torch==2.13.0+{wheel} --index-url {INDEX}{wheel}" in told
+    output = str(advice(CPU, card))
+    assert output.startswith("this torch is a CPU build, but an NVIDIA card is here") and also in output
+    assert f"install torch==2.13.0+{wheel} --index-url {INDEX}{wheel}" in output
 
 
 def test_a_card_for_which_there_is_no_build_is_told_so():
-    told = advice(CPU, Card(name="K40", driver="470.1", capability=3.5))
-    assert not told.command and "no build of torch 2.13.0 is known" in str(told)
+    output = advice(CPU, Card(name="K40", driver="470.1", capability=3.5))
+    assert not output.command and "no build of torch 2.13.0 is known" in str(output)
     blackwell = Card(name="RTX 5090", driver="580.1", capability=12.0)
     assert not advice(Build(version="2.8.0", cuda=None), blackwell).command  # CUDA 12.6 has not heard of it
 
@@ -155,9 +155,11 @@ def test_a_build_that_goes_with_the_card_is_left_alone(build):
 
 def test_a_build_that_is_too_new_for_the_driver_is_told_too():
     """The package index's own build for Linux, where the driver is of last year."""
-    told = str(advice(Build(version="2.13.0", cuda="13.0"), Card(name="A10", driver="535.1", capability=8.6)))
-    assert told.startswith("this torch is built for CUDA 13.0, which the NVIDIA card here (A10, driver 535.1) cannot ")
-    assert "torch==2.13.0+cu126" in told
+    output = str(advice(Build(version="2.13.0", cuda="13.0"), Card(name="A10", driver="535.1", capability=8.6)))
+    assert output.startswith(
+        "this torch is built for CUDA 13.0, which the NVIDIA card here (A10, driver 535.1) cannot "
+    )
+    assert "torch==2.13.0+cu126" in output
 
 
 def test_the_line_installs_into_the_environment_that_runs(monkeypatch, tmp_path):
@@ -165,9 +167,9 @@ def test_the_line_installs_into_the_environment_that_runs(monkeypatch, tmp_path)
     assert words[-4:] == shlex.split(LINE)[-4:] and words[1:4] == ["-m", "pip", "install"]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
-    for place, said in ((".venv/bin/python", ".venv/bin/python"), ("my tools/python", '"my tools/python"')):
+    for place, message in ((".venv/bin/python", ".venv/bin/python"), ("my tools/python", '"my tools/python"')):
         monkeypatch.setattr(sys, "executable", str(tmp_path / place))
-        assert advice(CPU, ADA).command == f"{said} -m pip {LINE}"
+        assert advice(CPU, ADA).command == f"{message} -m pip {LINE}"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # as uv makes environments
     assert advice(CPU, ADA).command == f"uv pip {LINE}"
 
@@ -210,9 +212,9 @@ def with_card(tmp_path, monkeypatch):
 
 def test_koala_models_says_it_on_stderr(with_card, capsys):
     assert main(["models", "tiny-sdxl"]) == 0
-    said = capsys.readouterr()
-    assert "this torch is a CPU build, but an NVIDIA card is here (NVIDIA GeForce RTX 4090" in said.err
-    assert "CPU build" not in said.out and len(said.err.splitlines()) == 1
+    message = capsys.readouterr()
+    assert "this torch is a CPU build, but an NVIDIA card is here (NVIDIA GeForce RTX 4090" in message.err
+    assert "CPU build" not in message.out and len(message.err.splitlines()) == 1
 
 
 def loaded(**settings) -> Session:
@@ -239,8 +241,8 @@ def test_the_apps_status_line_says_it_to_the_user_of_this_machine(with_card):
 
 
 def test_what_a_driver_says_is_escaped():
-    told = advice(CPU, Card(name="<img src=x>", driver="580.1"))
-    assert "<img" not in widgets.states([], "", told)
+    output = advice(CPU, Card(name="<img src=x>", driver="580.1"))
+    assert "<img" not in widgets.states([], "", output)
 
 
 def test_a_device_that_was_asked_for_and_cannot_be_used_says_why(with_card):

@@ -33,13 +33,13 @@ def modules(spec) -> dict[str, tuple[int, ...]]:
 def factors(spec, pattern: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Random (down, up) for every layer of a U-Net whose path the pattern finds."""
     generator = torch.Generator().manual_seed(0)
-    found = {}
+    result = {}
     for path, shape in modules(spec).items():
         if len(shape) > 1 and re.search(pattern, path):
             down = torch.randn(RANK, *shape[1:], generator=generator)
             up = torch.randn(shape[0], RANK, *[1] * len(shape[2:]), generator=generator)
-            found[path] = down, up
-    return found
+            result[path] = down, up
+    return result
 
 
 def kohya(layers, rename=lambda path: path, alpha=ALPHA):
@@ -99,16 +99,16 @@ def by_hand(file) -> dict[str, torch.Tensor]:
     weights = load_file(file)
     names = {path.replace(".", "_"): path for path in modules(TINY_SDXL)}
     names |= {"label_emb_0_0": "add_embedding.linear_1", "label_emb_0_2": "add_embedding.linear_2"}
-    found = {}
+    result = {}
     for key in weights:
         if key.startswith("lora_unet_") and key.endswith(".lora_up.weight"):
             name = key.removesuffix(".lora_up.weight")
             down, alpha = weights[f"{name}.lora_down.weight"], weights[f"{name}.alpha"].item()
-            found[names[name.removeprefix("lora_unet_")]] = product(down, weights[key], alpha / len(down))
+            result[names[name.removeprefix("lora_unet_")]] = product(down, weights[key], alpha / len(down))
         elif key.endswith(".lora_B.weight"):
             down = weights[key.replace("lora_B", "lora_A")]
-            found[key.removeprefix("unet.").removesuffix(".lora_B.weight")] = product(down, weights[key], 1.0)
-    return found
+            result[key.removeprefix("unet.").removesuffix(".lora_B.weight")] = product(down, weights[key], 1.0)
+    return result
 
 
 def product(down, up, scale):
@@ -178,9 +178,9 @@ def test_text_encoders_keep_their_part():
             text[f"{name}.lora_down.weight"] = torch.randn(RANK, width)
             text[f"{name}.lora_up.weight"] = torch.randn(width, RANK)
             text[f"{name}.alpha"] = torch.tensor(ALPHA)
-    found, report = remap(kohya(factors(TINY_SDXL, "attn1.to_q")) | text, TINY_KOALA_700M, TINY_SDXL)
+    result, report = remap(kohya(factors(TINY_SDXL, "attn1.to_q")) | text, TINY_KOALA_700M, TINY_SDXL)
     assert report.text_keys == 24
-    assert all(found[key] is tensor for key, tensor in text.items())
+    assert all(result[key] is tensor for key, tensor in text.items())
 
 
 def comfyuis_table() -> set[str]:
@@ -257,20 +257,20 @@ def test_alpha_beside_pefts_factors_goes_into_them():
     """Some tools write it so; diffusers refuses such a file."""
     layers = factors(TINY_SDXL, r"attn1\.to_q$")
     keys = peft(layers) | {f"unet.{path}.alpha": torch.tensor(ALPHA) for path in layers}
-    found, _ = remap(keys, TINY_KOALA_700M, TINY_SDXL, "peft")
+    result, _ = remap(keys, TINY_KOALA_700M, TINY_SDXL, "peft")
     path = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
-    assert torch.equal(found[f"unet.{path}.lora_B.weight"], layers[path][1] * ALPHA / RANK)
-    assert not any(key.endswith("alpha") for key in found)
+    assert torch.equal(result[f"unet.{path}.lora_B.weight"], layers[path][1] * ALPHA / RANK)
+    assert not any(key.endswith("alpha") for key in result)
 
 
 def test_dtype_and_values_are_the_files_own(tmp_path):
     keys = {k: v.bfloat16() for k, v in kohya_original(factors(TINY_SDXL, "attn2")).items()}
     save_file(keys, tmp_path / "lora.safetensors")
     remap_file(tmp_path / "lora.safetensors", "koala-1b", tmp_path / "moved.safetensors")
-    found = load_file(tmp_path / "moved.safetensors")
+    result = load_file(tmp_path / "moved.safetensors")
     name = "lora_unet_{}_transformer_blocks_1_attn2_to_k.lora_up.weight"
-    assert torch.equal(found[name.format("up_blocks_1_attentions_1")], keys[name.format("output_blocks_5_1")])
-    assert {t.dtype for t in found.values()} == {torch.bfloat16}
+    assert torch.equal(result[name.format("up_blocks_1_attentions_1")], keys[name.format("output_blocks_5_1")])
+    assert {t.dtype for t in result.values()} == {torch.bfloat16}
 
 
 def test_a_full_size_lora_is_known_by_its_shapes():
@@ -278,16 +278,16 @@ def test_a_full_size_lora_is_known_by_its_shapes():
     keys = kohya({path: (torch.zeros(1, 2048), torch.zeros(1280, 1))})
     assert teacher_of(keys) == SDXL
     assert teacher_of(kohya(factors(TINY_SDXL, "attn2"))) == TINY_SDXL
-    found, report = remap(keys, KOALA_700M, SDXL)
+    result, report = remap(keys, KOALA_700M, SDXL)
     assert report.moved == {path: path.replace("attentions.2", "attentions.1")}
-    assert set(found) == {k.replace("attentions_2", "attentions_1") for k in keys}
+    assert set(result) == {k.replace("attentions_2", "attentions_1") for k in keys}
 
 
 def test_a_lora_on_its_own_teacher_is_the_same_lora():
     keys = peft(factors(TINY_SDXL, "attn1"))
-    found, report = remap(keys, TINY_SDXL, TINY_SDXL, "peft")
-    assert found.keys() == keys.keys()
-    assert all(torch.equal(found[k], keys[k]) for k in keys)
+    result, report = remap(keys, TINY_SDXL, TINY_SDXL, "peft")
+    assert result.keys() == keys.keys()
+    assert all(torch.equal(result[k], keys[k]) for k in keys)
     assert (report.moved, report.dropped, report.coverage) == ({}, (), 1)
 
 
@@ -296,12 +296,12 @@ def test_a_lora_that_was_moved_already_is_not_moved_twice(tmp_path):
     original, moved = tmp_path / "lora.safetensors", tmp_path / "moved.safetensors"
     save_file(peft(factors(TINY_SDXL, r"up_blocks\.0\.attentions\.2.*attn1\.to_q$")), original)
     remap_file(original, "koala-700m", moved)
-    found, report = lora_for(moved, TINY_KOALA_700M)
+    result, report = lora_for(moved, TINY_KOALA_700M)
     assert (report.moved, report.dropped) == ({}, ())
-    assert all("up_blocks_0_attentions_1" in key for key in found)
+    assert all("up_blocks_0_attentions_1" in key for key in result)
     first, _ = lora_for(original, TINY_KOALA_700M)
-    assert first.keys() == found.keys()
-    assert all(torch.equal(first[key], found[key]) for key in found)
+    assert first.keys() == result.keys()
+    assert all(torch.equal(first[key], result[key]) for key in result)
     with pytest.raises(UserError, match="was moved onto the depths 0,2,5/-/5.5,2.2,0.0 already"):
         lora_for(moved, TINY_KOALA_1B)
 
@@ -309,9 +309,9 @@ def test_a_lora_that_was_moved_already_is_not_moved_twice(tmp_path):
 def test_a_lora_trained_on_the_student_stays_as_it_is(tmp_path):
     keys = peft(factors(TINY_KOALA_700M, "attn1"))
     save_file(keys, tmp_path / "lora.safetensors")
-    found, report = lora_for(tmp_path / "lora.safetensors", TINY_KOALA_700M)
+    result, report = lora_for(tmp_path / "lora.safetensors", TINY_KOALA_700M)
     own = {f"lora_unet_{key.removeprefix('unet.').rpartition('.lora_')[0].replace('.', '_')}" for key in keys}
-    assert {key.partition(".")[0] for key in found} == own
+    assert {key.partition(".")[0] for key in result} == own
     assert (report.teacher, report.coverage) == ("tiny-koala-700m", 1)
 
 

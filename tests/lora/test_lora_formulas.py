@@ -220,11 +220,11 @@ def test_the_sum_in_half_precision_is_the_nearest_value(teacher, tmp_path, dtype
     unet = torch.nn.Module()
     weight = teacher.pipeline.unet.get_parameter(f"{LINEAR}.weight").detach().to(dtype)
     unet.get_parameter = {f"{LINEAR}.weight": torch.nn.Parameter(weight, requires_grad=False)}.get
-    ((_, found),) = changed(unet, layers, 0.5)
+    ((_, result),) = changed(unet, layers, 0.5)
     exact = weight.double() + 0.5 * ALPHA / RANK * delta
-    assert found.dtype == dtype
-    for neighbour in (torch.nextafter(found, torch.full_like(found, side)) for side in (-1e4, 1e4)):
-        assert ((found.double() - exact).abs() <= (neighbour.double() - exact).abs() + 1e-7).all()
+    assert result.dtype == dtype
+    for neighbour in (torch.nextafter(result, torch.full_like(result, side)) for side in (-1e4, 1e4)):
+        assert ((result.double() - exact).abs() <= (neighbour.double() - exact).abs() + 1e-7).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -234,8 +234,8 @@ def test_the_sum_is_the_formula_s_to_the_bit(dtype):
     weight = random(700, 1024).to(dtype)  # more than one part of rows
     unet = torch.nn.Module()
     unet.get_parameter = {"layer.weight": torch.nn.Parameter(weight, requires_grad=False)}.get
-    ((_, found),) = changed(unet, {"layer": {"down": down, "up": up, "alpha": torch.tensor(1.0)}}, 1.0)
-    assert torch.equal(found, (weight.float() + up @ down * (1 / 3)).to(dtype))
+    ((_, result),) = changed(unet, {"layer": {"down": down, "up": up, "alpha": torch.tensor(1.0)}}, 1.0)
+    assert torch.equal(result, (weight.float() + up @ down * (1 / 3)).to(dtype))
 
 
 @pytest.mark.parametrize("per_input", [False, True])
@@ -245,9 +245,9 @@ def test_a_small_change_of_dora_is_not_lost_between_two_large_numbers(per_input)
     moved = weight.double() + up.double() @ down.double()
     magnitude = weight.norm(dim=dim, keepdim=True) * 1.001
     expected = magnitude.double() * moved / moved.norm(dim=dim, keepdim=True) - weight.double()
-    found = change({"down": down, "up": up, "dora_scale": magnitude}, weight)
-    assert found.dtype == torch.float32
-    assert (found - expected).abs().max() <= 1e-7 * expected.abs().max()
+    result = change({"down": down, "up": up, "dora_scale": magnitude}, weight)
+    assert result.dtype == torch.float32
+    assert (result - expected).abs().max() <= 1e-7 * expected.abs().max()
 
 
 def test_layers_of_one_file_have_ranks_and_alphas_of_their_own(teacher, tmp_path):

@@ -37,8 +37,8 @@ def test_what_wrapped_a_network_is_taken_off_its_names(key, own):
 
 def test_wrapped_names_are_those_of_the_network_and_each_is_there_once():
     stored = {f"_orig_mod.{key}": shape for key, shape in NETWORK.items()}
-    found = account("unet", FOLDER, NETWORK, stored)
-    assert found.names == {key: f"_orig_mod.{key}" for key in NETWORK} and found.left_out == ()
+    result = account("unet", FOLDER, NETWORK, stored)
+    assert result.names == {key: f"_orig_mod.{key}" for key in NETWORK} and result.left_out == ()
     with pytest.raises(UserError, match=r"mine/unet holds conv_in.weight twice, as .*_orig_mod.conv_in.weight"):
         account("unet", FOLDER, NETWORK, NETWORK | {"_orig_mod.conv_in.weight": (16, 4, 3, 3)})
 
@@ -82,17 +82,17 @@ DEEPER = "down_blocks.1.attentions.0.transformer_blocks.2.attn1.to_q.weight"
     ],
 )  # fmt: skip
 def test_files_of_another_network_are_refused_in_one_sentence(part, network, stored, says):
-    with pytest.raises(UserError, match=says) as told:
+    with pytest.raises(UserError, match=says) as output:
         account(part, FOLDER, network, stored)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(output.value)
 
 
 def test_leftovers_are_left_out_and_said_and_marks_are_kept(caplog):
     extra = ["ema.decay", "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight", "v_pred"]
-    found = account("unet", FOLDER, NETWORK, NETWORK | dict.fromkeys(extra, (1,)))
-    assert found.left_out == (extra[1], extra[0]) and found.markers == ("v_pred",)
+    result = account("unet", FOLDER, NETWORK, NETWORK | dict.fromkeys(extra, (1,)))
+    assert result.left_out == (extra[1], extra[0]) and result.markers == ("v_pred",)
     with caplog.at_level(logging.WARNING):
-        found.say(FOLDER)
+        result.say(FOLDER)
     assert f"mine/unet: left out, as the network has no place for it: 2 tensors, for example {extra[1]}" in caplog.text
     positions = {"text_model.embeddings.position_ids": (1, 77)}
     assert account("text_encoder", FOLDER, TEXT, TEXT | positions).left_out == ()

@@ -59,11 +59,11 @@ def test_every_way_to_give_a_unet_opens_the_same_one(unets):
     expected = {k: read(t) for k, t in open_unet("tiny-sdxl").tensors.items()}
     assert len(expected) == 1680
     for label, (given, has_pipeline) in unets.items():
-        found = open_unet(given)
-        assert found.spec == TINY_SDXL, label
-        assert {k: read(t) for k, t in found.tensors.items()} == expected, label
-        assert (found.pipeline is not None) == has_pipeline, label
-        assert found.config["sample_size"] == 32, label
+        result = open_unet(given)
+        assert result.spec == TINY_SDXL, label
+        assert {k: read(t) for k, t in result.tensors.items()} == expected, label
+        assert (result.pipeline is not None) == has_pipeline, label
+        assert result.config["sample_size"] == 32, label
 
 
 @pytest.mark.parametrize("spec", [*SPECS.values(), student("0+0,1+1,3+4/0/1+2+9,2+1+1,0+0+0", TINY_SDXL)], ids=str)
@@ -74,9 +74,9 @@ def test_the_spec_of_a_bare_file_is_read_from_names_and_shapes(tmp_path, spec):
     save_file(keys, tmp_path / "own.safetensors")
     save_file({renamed(k, names): v for k, v in keys.items()}, tmp_path / "original.safetensors")
     for file in ("own.safetensors", "original.safetensors"):
-        found = open_unet(str(tmp_path / file))
-        assert found.spec.notation == spec.notation
-        assert found.tensors.keys() == keys.keys()
+        result = open_unet(str(tmp_path / file))
+        assert result.spec.notation == spec.notation
+        assert result.tensors.keys() == keys.keys()
 
 
 def other_config(tmp_path, **changes):

@@ -149,8 +149,8 @@ def test_latents_are_whitened_by_channel_where_the_folder_says_so(copy, monkeypa
     """The reverse of (latents - mean) * factor / std, in which such a U-Net learned."""
     mean, std, factor = [-1.6, 1.9, -1.4, 2.5], [8.5, 5.9, 6.5, 5.2], 0.5
     config = copy / "vae_decoder" / "config.json"
-    said = {"latents_mean": mean, "latents_std": std, "scaling_factor": factor}
-    config.write_text(json.dumps(json.loads(config.read_text()) | said))
+    message = {"latents_mean": mean, "latents_std": std, "scaling_factor": factor}
+    config.write_text(json.dumps(json.loads(config.read_text()) | message))
     own = np.random.default_rng(0).standard_normal((1, 4, 8, 8))
     learned = np.stack([(own[0, k] - mean[k]) * factor / std[k] for k in range(4)])[None]
     given = []
@@ -196,10 +196,10 @@ def test_torch_against_onnx_is_one_comparison_that_says_which_is_which(library, 
     assert psnr(*(r.images[0] for r in results)) > 40
     assert results[0].plan and not results[1].plan
     assert all(len(r.timing.unet_ms) == 3 and r.timing.unet_calls == 6 for r in results)
-    told = comparison(results, [[], []])
-    assert told["versions"]["onnxruntime"] == onnxruntime.__version__
-    assert [m["runtime"] for m in told["models"]] == ["torch", "onnx"]
-    assert [m["dtype"] for m in told["models"]] == ["float32", "float16"]
+    output = comparison(results, [[], []])
+    assert output["versions"]["onnxruntime"] == onnxruntime.__version__
+    assert [m["runtime"] for m in output["models"]] == ["torch", "onnx"]
+    assert [m["dtype"] for m in output["models"]] == ["float32", "float16"]
     metadata = read_png(results[1].png())
     assert metadata["runtime"] == "onnx" and metadata["versions"]["onnxruntime"] == onnxruntime.__version__
     assert b"Runtime: onnx" in results[1].png() and b"Runtime" not in results[0].png()
@@ -294,8 +294,8 @@ def test_what_looks_into_the_network_names_the_model_instead(library, exported_7
         ["distill", "--estimate", *distill[3:]],
     ):
         assert main(arguments) == 2
-        said = capsys.readouterr().err.strip().splitlines()[-1]
-        assert "is an export" in said and TORCH in said
+        message = capsys.readouterr().err.strip().splitlines()[-1]
+        assert "is an export" in message and TORCH in message
 
 
 def test_the_command_line_takes_names_for_their_exports(exported_700m, monkeypatch, tmp_path, capsys):

@@ -127,7 +127,7 @@ def test_two_models_of_the_same_encoders_keep_their_own_empty_prompts(copy):
     for model in models:
         place = model.place(asked)
         run_pipeline(model, asked, placement=replace(place, plan=replace(place.plan, text="released")))
-    zeros, text = (found["negative_prompt_embeds"] for found, _ in library.embeddings.values())
+    zeros, text = (result["negative_prompt_embeds"] for result, _ in library.embeddings.values())
     assert not zeros.any() and text.any()
 
 
@@ -161,10 +161,10 @@ def test_the_ancestral_sampler_takes_a_predicted_picture_by_its_formula():
         down = (low**2 - up**2) ** 0.5
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(k))
         expected = x + (x - picture) / high * (down - high) + noise * up
-        found = made.step(picture, t, x, generator=torch.Generator().manual_seed(k)).prev_sample
-        torch.testing.assert_close(found, expected)
+        result = made.step(picture, t, x, generator=torch.Generator().manual_seed(k)).prev_sample
+        torch.testing.assert_close(result, expected)
         torch.testing.assert_close(made.clean, picture)
-        x = found
+        x = result
 
 
 @pytest.mark.parametrize(

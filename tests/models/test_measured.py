@@ -48,14 +48,14 @@ def stale(weights: object) -> list[str]:
     """Files of shipped models whose hashes in a report are not those that are shipped."""
     if weights in (measured.RANDOM, measured.NONE):
         return []
-    found = []
+    result = []
     for name, value in weights.items():
         model, _, part = name.partition("/")  # reliability's older reports have "model/part" -> hash of its one file
         own = SHIPPED.get(model, {})
         files = value if isinstance(value, dict) else {f: value for f in own if f.startswith(f"{part}/")}
         files = {f: sha256 for f, sha256 in files.items() if f.endswith(".safetensors")}
-        found += [f"{model}/{f}" for f, sha256 in files.items() if own and own.get(f) != sha256]
-    return found
+        result += [f"{model}/{f}" for f, sha256 in files.items() if own and own.get(f) != sha256]
+    return result
 
 
 @pytest.mark.parametrize("file", REPORTS, ids=lambda file: file.stem)

@@ -34,11 +34,11 @@ def raiser(module: str, error: BaseException):
     ids=lambda error: type(error).__name__,
 )
 def test_whatever_a_library_raises_is_told_in_one_line_with_the_place(tmp_path, error):
-    with pytest.raises(UserError) as told, from_files("the vae", tmp_path):
+    with pytest.raises(UserError) as output, from_files("the vae", tmp_path):
         raiser("diffusers.models.x", error)()
-    said = str(told.value)
-    assert said.startswith(f"the vae could not be loaded from {tmp_path}: ") and "\n" not in said
-    assert said.endswith(". Copy or download its files again") and told.value.__cause__ is error
+    message = str(output.value)
+    assert message.startswith(f"the vae could not be loaded from {tmp_path}: ") and "\n" not in message
+    assert message.endswith(". Copy or download its files again") and output.value.__cause__ is error
 
 
 @pytest.mark.parametrize(
@@ -61,8 +61,8 @@ def test_what_is_not_the_files_fault_is_left_as_it_is(tmp_path, module, error):
 def changed(tmp_path, file: str, **values):
     """A copy of the student's folder with other values in a JSON file."""
     folder = shutil.copytree(STUDENT, tmp_path / "mine")
-    told = json.loads((folder / file).read_text())
-    (folder / file).write_text(json.dumps(told | values))
+    output = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(output | values))
     return folder
 
 
@@ -88,9 +88,9 @@ def changed(tmp_path, file: str, **values):
 )
 def test_weights_of_another_network_than_the_configs_are_never_filled_up_with_noise(tmp_path, file, values, says):
     folder = changed(tmp_path, file, **values)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as output:
         Library("cpu").get(str(folder))
-    assert says in str(told.value) and str((folder / file).parent) in str(told.value)
+    assert says in str(output.value) and str((folder / file).parent) in str(output.value)
 
 
 def test_what_the_text_encoders_write_is_what_the_unet_reads(tmp_path):
@@ -134,5 +134,5 @@ def test_what_a_tokenizer_without_its_config_pads_with_is_read_where_it_is_said_
     assert pads("tokenizer_2", special_tokens_map={"pad_token": {"content": "b"}}) == "b"
     assert pads("tokenizer_2", tokenizer={"padding": {"pad_token": "c"}}) == "c"
     assert pads("tokenizer_2", tokenizer={"padding": None}, tokenizer_config={"model_max_length": 77}) == "!"
-    told = tokenizer_defaults(STUDENT / "tokenizer_2")
-    assert told == {}
+    output = tokenizer_defaults(STUDENT / "tokenizer_2")
+    assert output == {}

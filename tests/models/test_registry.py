@@ -72,9 +72,9 @@ def test_a_native_size_that_cannot_be_drawn_names_its_file(tmp_path, sample_size
     (tmp_path / "unet").mkdir()
     file = tmp_path / "unet" / "config.json"
     file.write_text(json.dumps(TINY_KOALA_700M.config() | {"sample_size": sample_size}))
-    with pytest.raises(UserError, match="its sample_size is .* multiples of 4 from 8 to 256") as told:
+    with pytest.raises(UserError, match="its sample_size is .* multiples of 4 from 8 to 256") as output:
         find(str(tmp_path))
-    assert str(file) in str(told.value)
+    assert str(file) in str(output.value)
 
 
 def _student(folder, spec, teacher):

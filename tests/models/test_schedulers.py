@@ -99,8 +99,8 @@ def test_the_picture_by_default_is_the_one_that_diffusers_draws(folder, config, 
     request = GenerationRequest(
         model=str(place), prompt="a red circle", seed=4, steps=3, guidance=3.0, width=64, height=64
     )
-    found = generate(request, Library("cpu", dtype="float32").get(str(place))).images[0]
-    assert np.abs(np.asarray(wanted).astype(int) - np.asarray(found)).max() <= 1
+    result = generate(request, Library("cpu", dtype="float32").get(str(place))).images[0]
+    assert np.abs(np.asarray(wanted).astype(int) - np.asarray(result)).max() <= 1
     assert not caplog.text
 
 
@@ -119,8 +119,8 @@ def test_a_scheduler_that_is_not_followed_is_told_once_with_the_names_of_all(fol
     place, library = folder(config | BETAS), Library("cpu")
     for _ in range(2):
         library.get(str(place))
-    (told,) = [record.getMessage() for record in caplog.records]
-    assert re.search(says, told) and told.endswith(", ".join(SCHEDULERS)) and str(place / CONFIG) in told
+    (output,) = [record.getMessage() for record in caplog.records]
+    assert re.search(says, output) and output.endswith(", ".join(SCHEDULERS)) and str(place / CONFIG) in output
 
 
 def test_settings_of_known_models_are_their_authors_and_are_not_told(library, caplog):

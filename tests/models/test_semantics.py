@@ -71,9 +71,9 @@ def test_what_is_not_followed_is_refused_by_name_by_loading_compress_and_export(
         lambda: compress(str(copy), "0,1,1/-/1+1,1+1,0+0", tmp_path / "student"),
         lambda: write_single_file(str(copy), tmp_path / "one.safetensors"),
     ):
-        with pytest.raises(UserError, match=says) as told:
+        with pytest.raises(UserError, match=says) as output:
             use()
-        assert "\n" not in str(told.value) and str(copy) in str(told.value)
+        assert "\n" not in str(output.value) and str(copy) in str(output.value)
     assert not (tmp_path / "student").exists() and not (tmp_path / "one.safetensors").exists()
 
 

@@ -152,14 +152,14 @@ def test_a_damaged_header_is_a_sentence_and_no_tensor_without_values(shipped, pa
     """Symptom: "Tensor on device meta"; of a text encoder random numbers, and a picture."""
     file = shipped / STUDENT / FILES[part]
     content = file.read_bytes()
-    for change, told in (
+    for change, output in (
         (rename, "lacks one tensor, "),
         (transpose, "in another shape than its config.json describes"),
         (whole_numbers, "as I16"),
         (other_halves, "as BF16, unlike the rest"),
     ):
         edited(file, change)
-        with pytest.raises(UserError, match=f"{told}.*again"):
+        with pytest.raises(UserError, match=f"{output}.*again"):
             loaded(shipped / STUDENT, part)
         file.write_bytes(content)
     assert loaded(shipped / STUDENT, part)

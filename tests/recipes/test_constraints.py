@@ -95,8 +95,8 @@ def test_the_closure_follows_markers_extras_and_circles():
         docs="",
         unrelated="",
     )
-    found, elsewhere = closure(world, ["A"])
-    assert [p.name for p in found] == ["a", "b", "c", "quick"] and elsewhere == ["win"]
+    result, elsewhere = closure(world, ["A"])
+    assert [p.name for p in result] == ["a", "b", "c", "quick"] and elsewhere == ["win"]
 
 
 def test_a_package_that_is_missing_or_built_here_is_refused():
@@ -131,5 +131,5 @@ def test_a_check_names_every_difference():
 @pytest.mark.slow
 @pytest.mark.network
 def test_pip_resolves_the_newest_and_finds_no_withdrawn_version():
-    found = constraints.newest()
-    assert set(PINS) >= FACING and {p.name for p in closure(found)[0]} >= FACING
+    result = constraints.newest()
+    assert set(PINS) >= FACING and {p.name for p in closure(result)[0]} >= FACING

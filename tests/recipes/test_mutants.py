@@ -71,9 +71,9 @@ def test_the_report_is_of_this_list_and_at_least_95_percent_are_caught():
     report = json.loads((ROOT / "docs" / "measurements" / "mutants.json").read_text())
     listed = {m.name: m for m in mutants.mutants()}
     assert report["mutants"].keys() == listed.keys()
-    for name, found in report["mutants"].items():
-        assert (found["right"], found["wrong"]) == (listed[name].right, listed[name].wrong), name
-        assert found["caught"] or found["why"], f"{name} survives, and nobody says why"
-    caught = sum(found["caught"] for found in report["mutants"].values())
+    for name, result in report["mutants"].items():
+        assert (result["right"], result["wrong"]) == (listed[name].right, listed[name].wrong), name
+        assert result["caught"] or result["why"], f"{name} survives, and nobody says why"
+    caught = sum(result["caught"] for result in report["mutants"].values())
     assert (report["caught"], report["tried"]) == (caught, len(listed))
     assert caught >= mutants.LEAST * len(listed)

@@ -69,11 +69,11 @@ def test_float8_has_the_numbers_of_the_format():
     numbers = np.array([n for n in numbers if n <= 448])
     drawn = torch.randn(5, 300, generator=torch.Generator().manual_seed(0))
     drawn[:, 0] = 7.0  # the largest of its row, which becomes 448
-    for row, found in zip(drawn.numpy(), options.rounded_to_float8(drawn).numpy(), strict=True):
+    for row, result in zip(drawn.numpy(), options.rounded_to_float8(drawn).numpy(), strict=True):
         scaled = np.abs(row) * 448 / 7
         nearest = numbers[np.abs(scaled[:, None] - numbers).argmin(1)]
-        assert np.allclose(np.abs(found) * 448 / 7, nearest, rtol=1e-5)
-        assert (np.sign(found) * np.sign(row) >= 0).all()
+        assert np.allclose(np.abs(result) * 448 / 7, nearest, rtol=1e-5)
+        assert (np.sign(result) * np.sign(row) >= 0).all()
 
 
 def test_deep_features_are_computed_at_every_nth_call_only(unet, call):
@@ -85,11 +85,11 @@ def test_deep_features_are_computed_at_every_nth_call_only(unet, call):
     plain = [call(at) for at in (900, 600, 300, 100, 50)]
     counts.update(deep=0, fine=0)
     with options.reused(3)(unet):
-        found = [call(at) for at in (900, 600, 300, 100, 50)]
+        result = [call(at) for at in (900, 600, 300, 100, 50)]
     for hook in hooks:
         hook.remove()
     assert counts == {"deep": 2, "fine": 5}
-    assert [torch.equal(a, b) for a, b in zip(found, plain, strict=True)] == [True, False, False, True, False]
+    assert [torch.equal(a, b) for a, b in zip(result, plain, strict=True)] == [True, False, False, True, False]
 
 
 def test_an_interval_of_paired_differences_has_the_width_of_theory():
@@ -103,9 +103,9 @@ def test_an_interval_of_paired_differences_has_the_width_of_theory():
 def test_the_arithmetic_of_full_size_adds_up():
     """SDXL has 70 transformer blocks, KOALA-700M 21 (paper, tables 1 and 2)."""
     for spec, blocks, gigabytes in ((SDXL, 70, "2.6 GB"), (KOALA_700M, 21, "0.8 GB")):
-        found = options.arithmetic(spec)
-        assert f"{3 * blocks} fewer" in found["fused QKV"]["why"] and gigabytes in found["FP8 weights"]["why"]
-        assert found["no guidance"]["saves_at_most"] == 0.5
-        second, third = (found[f"deep features every {n} step"]["saves_at_most"] for n in ("2nd", "3rd"))
+        result = options.arithmetic(spec)
+        assert f"{3 * blocks} fewer" in result["fused QKV"]["why"] and gigabytes in result["FP8 weights"]["why"]
+        assert result["no guidance"]["saves_at_most"] == 0.5
+        second, third = (result[f"deep features every {n} step"]["saves_at_most"] for n in ("2nd", "3rd"))
         assert 0 < second < 0.5 and third == pytest.approx(4 / 3 * second, abs=2e-3)
-    assert set(found) == set(options.OPTIONS) | set(options.UNDRAWN)
+    assert set(result) == set(options.OPTIONS) | set(options.UNDRAWN)

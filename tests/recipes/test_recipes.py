@@ -147,10 +147,10 @@ def test_what_is_said_of_the_relation_are_the_reports_figures():
     folder = EMBEDDED.parents[1] / "docs"
     errors = json.loads((folder / "measurements" / "embedded-relation.json").read_text())["clean_latent_error"]
     before, after = (round(100 * (errors[s]["999"]["reversed"] / errors[s]["999"]["caption"] - 1), 1) for s in errors)
-    said = " ".join((RECIPES / "README.md").read_text().split())
-    assert f"at t = 999 was {before} % larger after stage f, {after:.0f} % after stage g" in said
-    said = (folder / "decisions.md").read_text()
-    assert f"by {before} %; after 3,800 steps on the straight path from noise to picture by {after:.0f} %" in said
+    message = " ".join((RECIPES / "README.md").read_text().split())
+    assert f"at t = 999 was {before} % larger after stage f, {after:.0f} % after stage g" in message
+    message = (folder / "decisions.md").read_text()
+    assert f"by {before} %; after 3,800 steps on the straight path from noise to picture by {after:.0f} %" in message
 
 
 def test_what_is_said_of_ancestral_steps_are_the_reports_figures():
@@ -164,9 +164,9 @@ def test_what_is_said_of_ancestral_steps_are_the_reports_figures():
         [f"{100 * r['scores']['two_objects'][kind]['rate']:.1f} %" for r in (plain, ancestral)]
         for kind in ("relation", "all")
     )
-    said = (folder / "decisions.md").read_text()
-    assert f"the teacher's relations went from {relation[0]} right" in said and f"to {relation[1]}, whole" in said
-    assert f"whole prompts with two objects from {whole[0]} to {whole[1]}" in said
+    message = (folder / "decisions.md").read_text()
+    assert f"the teacher's relations went from {relation[0]} right" in message and f"to {relation[1]}, whole" in message
+    assert f"whole prompts with two objects from {whole[0]} to {whole[1]}" in message
 
 
 @pytest.fixture
@@ -187,9 +187,9 @@ def rates(tmp_path, monkeypatch):
 
 
 def test_a_grid_has_the_rates_of_every_combination_asked(rates):
-    found = rates()
-    assert found["series"] == "choice" and found["command"].startswith("python -m recipes.embedded.grid --models")
-    rows = found["models"]["tiny-koala-700m"]
+    result = rates()
+    assert result["series"] == "choice" and result["command"].startswith("python -m recipes.embedded.grid --models")
+    rows = result["models"]["tiny-koala-700m"]
     asked = [("euler-trailing", 1), ("euler-trailing", 2), ("euler-ancestral-trailing", 1)]
     assert [(r["scheduler"], r["guidance"]) for r in rows] == [*asked, ("euler-ancestral-trailing", 2)]
     assert all((r["width"], r["height"]) == (160, 192) for r in rows)
@@ -200,11 +200,11 @@ def test_a_grid_goes_on_where_it_was_stopped_unless_the_weights_have_changed(rat
     drawn = []
     scores = {"two_objects": {"all": {"rate": 1.0}}}
     monkeypatch.setattr(grid, "evaluate", lambda model, **asked: drawn.append(asked) or {"scores": scores})
-    found = rates()
-    rows = found["models"]["tiny-koala-700m"]
+    result = rates()
+    rows = result["models"]["tiny-koala-700m"]
     assert len(drawn) == len(rows) == 4
     marked = rows[1] | {"scores": {"two_objects": {"all": {"rate": 0.5}}}}
-    stopped = found | {"models": {"tiny-koala-700m": [marked]}}
+    stopped = result | {"models": {"tiny-koala-700m": [marked]}}
     assert rates(stopped)["models"]["tiny-koala-700m"] == [rows[0], marked, *rows[2:]] and len(drawn) == 7
     stopped["weights"]["tiny-koala-700m"]["unet/diffusion_pytorch_model.safetensors"] = "of other weights"
     assert rates(stopped)["models"]["tiny-koala-700m"] == rows and len(drawn) == 11

@@ -16,8 +16,8 @@ def test_the_page_says_what_the_report_says():
 
 def test_the_report_has_every_attack_with_its_circumstances():
     assert REPORT["attacks"].keys() == ON_A_SERVER.keys() | ALONE.keys() == TESTS.keys()
-    for found in REPORT["attacks"].values():
-        assert found["tried"] > 0 and found["command"] and found["date"] and found["device"] and found["weights"]
+    for result in REPORT["attacks"].values():
+        assert result["tried"] > 0 and result["command"] and result["date"] and result["device"] and result["weights"]
 
 
 def test_an_attack_names_the_test_that_runs_it_by_default():
@@ -25,7 +25,7 @@ def test_an_attack_names_the_test_that_runs_it_by_default():
 
 
 def test_what_failed_is_on_the_page():
-    failed = {name: dict(found) for name, found in REPORT["attacks"].items()}
+    failed = {name: dict(result) for name, result in REPORT["attacks"].items()}
     failed["judge"] |= {"survived": 0, "failures": ["forty circles took 9 s"]}
     page = markdown({"attacks": failed})
     assert "- judge: forty circles took 9 s" in page and "Nothing failed." not in page

@@ -29,8 +29,8 @@ def lowest(specifier: SpecifierSet) -> Version:
 
 def of_requirements() -> dict[str, Version]:
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    found = [Requirement(line) for line in lines if line and line[0] not in "#-"]
-    return {r.name: Version(next(iter(r.specifier)).version) for r in found}
+    result = [Requirement(line) for line in lines if line and line[0] not in "#-"]
+    return {r.name: Version(next(iter(r.specifier)).version) for r in result}
 
 
 @pytest.mark.parametrize("environment", versions.ENVIRONMENTS)

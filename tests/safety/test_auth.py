@@ -64,8 +64,8 @@ def test_a_user_without_a_name_or_a_password_is_refused(auth, capsys):
 def test_a_file_of_users_that_is_no_such_file_is_refused(content, tmp_path, capsys):
     (tmp_path / "users").write_bytes(content)
     assert app.main(["--auth-file", str(tmp_path / "users")]) == 2
-    told = capsys.readouterr().err
-    assert "koala app: " in told and "leaf" not in told
+    output = capsys.readouterr().err
+    assert "koala app: " in output and "leaf" not in output
 
 
 def test_a_missing_file_of_users_is_refused(tmp_path, capsys):

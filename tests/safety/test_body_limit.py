@@ -64,8 +64,8 @@ def test_many_values_or_deep_ones_within_the_limit_cost_nothing(public):
         (b'{"data":' + b"[" * 9000 + b"]" * 9000 + b"}", 422, f"deeper than {DEEPEST}"),
     ):
         for _ in range(3):
-            found, answer = public.post(JOIN[1:], body)
-            assert found == status and words in answer.decode()
+            result, answer = public.post(JOIN[1:], body)
+            assert result == status and words in answer.decode()
     if begun is not None:
         assert public.cpu_s() - begun < 2
 
@@ -109,10 +109,10 @@ def part(content: bytes, name: str = "a.png", field: str = "files") -> bytes:
 def temporary(public) -> list[Path]:
     """Files that no upload finished, once their time to go is over: those in a folder of their own are whole."""
     for _ in range(50):
-        if not (found := [f for f in (public.log.parent / "files").iterdir() if f.is_file()]):
+        if not (result := [f for f in (public.log.parent / "files").iterdir() if f.is_file()]):
             break
         time.sleep(0.1)
-    return found
+    return result
 
 
 def test_an_upload_that_breaks_off_leaves_nothing(public):

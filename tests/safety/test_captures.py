@@ -77,8 +77,8 @@ def empty(about: dict, side: int) -> tuple[dict, bytes]:
     shape = [1, 1, (side // 16) ** 2, 0]
     header = {f"0.{layer['path']}.{n}": {"dtype": "F16", "shape": shape, "data_offsets": [0, 0]} for n in "qk"}
     text = json.dumps(header).encode()
-    said = about | {"width": side, "height": side, "steps": 1, "timesteps": [1.0], "layers": [layer]}
-    return said, struct.pack("<Q", len(text)) + text
+    message = about | {"width": side, "height": side, "steps": 1, "timesteps": [1.0], "layers": [layer]}
+    return message, struct.pack("<Q", len(text)) + text
 
 
 def crowded(about: dict, count: int) -> bytes:
@@ -125,8 +125,8 @@ def test_a_small_file_that_would_take_much_is_refused_at_once(tmp_path, name):
 
 def test_pictures_count_in_the_budget(tmp_path):
     about, tensors = made(tmp_path / "made")
-    found = opened(zipped(about, save(tensors), number=8), tmp_path)
-    assert found.bytes == sum(side.record.bytes for side in found.sides) + 8 * (3 * 64 * 64 + len(png()))
+    result = opened(zipped(about, save(tensors), number=8), tmp_path)
+    assert result.bytes == sum(side.record.bytes for side in result.sides) + 8 * (3 * 64 * 64 + len(png()))
 
 
 def places(value: object, path: tuple = ()) -> list[tuple]:

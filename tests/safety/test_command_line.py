@@ -51,9 +51,9 @@ def refused(main, arguments: list[str], capsys) -> None:
         status = main(arguments)
     except SystemExit as end:  # argparse
         status = end.code
-    said = capsys.readouterr().err
-    foreseen = "Traceback" not in said and "--debug shows where" not in said
-    assert status in (1, 2) and len(said) > 10 and foreseen, (status, said)
+    message = capsys.readouterr().err
+    foreseen = "Traceback" not in message and "--debug shows where" not in message
+    assert status in (1, 2) and len(message) > 10 and foreseen, (status, message)
 
 
 FIELDS = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(GenerationRequest)]

@@ -48,26 +48,26 @@ def places(value: object, path: tuple = ()) -> Iterator[tuple]:
 
 def damaged(value: object, path: tuple, by: object) -> object:
     """The value with another one at a path."""
-    found = copy.deepcopy(value)
-    inside = found
+    result = copy.deepcopy(value)
+    inside = result
     for key in path[:-1]:
         inside = inside[key]
     if by is GONE:
         del inside[path[-1]]
     else:
         inside[path[-1]] = by
-    return found
+    return result
 
 
 def damages(content: bytes) -> list[tuple[str, bytes]]:
     """(what was done, the damaged file) for every way to damage a JSON file."""
     value = json.loads(content)
-    found = [(f"all of it is {other[:20]!r}", other) for other in CONTENTS]
+    result = [(f"all of it is {other[:20]!r}", other) for other in CONTENTS]
     for path in places(value):
         for by in (GONE, *VALUES):
             word = "gone" if by is GONE else repr(by)
-            found.append((f"{path} is {word}", json.dumps(damaged(value, path, by)).encode()))
-    return found
+            result.append((f"{path} is {word}", json.dumps(damaged(value, path, by)).encode()))
+    return result
 
 
 def try_all(folder: Path, names: list[str], use: Callable[[], object], sample: int | None) -> list[str]:
@@ -84,9 +84,9 @@ def try_all(folder: Path, names: list[str], use: Callable[[], object], sample: i
             use()
             accepted += 1
         except UserError as error:
-            said = str(error)
-            if "\n" in said or str((folder / name).parent) not in said:
-                problems.append(f"{name}: {what}: does not name the file in one line: {said}")
+            message = str(error)
+            if "\n" in message or str((folder / name).parent) not in message:
+                problems.append(f"{name}: {what}: does not name the file in one line: {message}")
         except Exception as error:
             problems.append(f"{name}: {what}: {type(error).__name__}: {str(error)[:200]}")
         finally:
@@ -141,9 +141,9 @@ def use_manifest(root: Path, folder: Path) -> Callable[[], object]:
     exports = Exports(Session(), root)
 
     def use():
-        (found,) = exports.all()
-        export_panel.table([found], found.name)
-        export_panel.details(found, [], str(folder))
+        (result,) = exports.all()
+        export_panel.table([result], result.name)
+        export_panel.details(result, [], str(folder))
         exported = Exported.read(folder)
         find(str(folder))
         lines_to_copy(exported, str(folder), {})
@@ -162,8 +162,8 @@ def test_every_damage_of_a_manifest_is_listed_as_unreadable_or_harmless(exported
     picture = {"pictures": 8, "psnr_mean": 40.1, "ssim_mean": 0.99, "verdicts_differ": 0}
     parity |= {"range": {"conv_in": 3.5}, "pictures": {"file": picture}}
     lora = {"name": "x.safetensors", "sha256": "0" * 64, "strength": 0.5}
-    told = json.loads(manifest.read_text()) | {"parity": parity, "lora": lora, "islands": ["conv_in"]}
-    manifest.write_text(json.dumps(told))
+    output = json.loads(manifest.read_text()) | {"parity": parity, "lora": lora, "islands": ["conv_in"]}
+    manifest.write_text(json.dumps(output))
     problems = try_all(folder, [MANIFEST], use_manifest(tmp_path, folder), sample)
     assert not problems, "\n".join(problems)
 
@@ -189,9 +189,9 @@ def test_a_manifest_that_is_no_file_is_listed_as_unreadable(tmp_path, kind):
     else:
         manifest.symlink_to(MANIFEST if kind == "a loop" else "nowhere")
     assert list_exports(tmp_path) == [folder]
-    (found,) = Exports(Session(), tmp_path).all()
-    assert found.exported is None and "one/export.json is not a file" in found.problem
-    assert "unreadable" in export_panel.table([found], "one")
+    (result,) = Exports(Session(), tmp_path).all()
+    assert result.exported is None and "one/export.json is not a file" in result.problem
+    assert "unreadable" in export_panel.table([result], "one")
     with pytest.raises(UserError, match=r"export\.json is not a file"):
         find(str(folder))
 

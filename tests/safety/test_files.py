@@ -63,10 +63,10 @@ def test_a_forged_path_is_not_opened(public, path, door):
     """The page names an uploaded file by its path; a client may name any."""
     more = [""] if door == "kv-open" else []
     try:
-        said = public.refusal(door, {"path": path, "url": path, "orig_name": "a.png", **FILE}, "forger", *more)
+        message = public.refusal(door, {"path": path, "url": path, "orig_name": "a.png", **FILE}, "forger", *more)
     except Refused as refused:
-        said = str(refused)
-    assert said and SECRET not in said and "Traceback" not in said
+        message = str(refused)
+    assert message and SECRET not in message and "Traceback" not in message
 
 
 def test_an_uploads_name_leads_nowhere_else(public):
@@ -134,8 +134,8 @@ def test_a_hostile_picture_restores_nothing_and_says_why(public, name):
     content, says = HOSTILE[name]
     before = public.tracebacks()
     path = public.upload("picture.png", content)
-    said = public.refusal("k-restore", {"path": path, "orig_name": "picture.png", **FILE}, "painter")
-    assert says in said and "<script>" not in said and len(said) < 1000
+    message = public.refusal("k-restore", {"path": path, "orig_name": "picture.png", **FILE}, "painter")
+    assert says in message and "<script>" not in message and len(message) < 1000
     assert public.tracebacks() == before, public.log.read_text()
 
 
@@ -189,8 +189,8 @@ def zipped(files: dict[str, bytes]) -> bytes:
 def test_a_hostile_capture_is_not_opened_and_says_why(public, content, says):
     before = public.tracebacks()
     path = public.upload("capture.zip", content)
-    said = public.refusal("kv-open", {"path": path, "orig_name": "capture.zip", **FILE}, "looker", "")
-    assert says in said.replace("&#x27;", "'")
+    message = public.refusal("kv-open", {"path": path, "orig_name": "capture.zip", **FILE}, "looker", "")
+    assert says in message.replace("&#x27;", "'")
     assert public.tracebacks() == before, public.log.read_text()
 
 
@@ -260,9 +260,9 @@ def asked_with(lora: Path) -> GenerationRequest:
 def test_a_lora_that_lies_is_refused_in_words(own_machine, tmp_path, name):
     file = tmp_path / "style.safetensors"
     file.write_bytes(LIARS[name])
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as output:
         list(own_machine.device.run([own_machine.catalogue.check(asked_with(file))]))
-    assert "style.safetensors" in str(told.value) or "LoRA" in str(told.value)
+    assert "style.safetensors" in str(output.value) or "LoRA" in str(output.value)
 
 
 PATTERNS = (
@@ -284,9 +284,9 @@ def test_a_key_that_is_a_pattern_is_refused_by_its_name(own_machine, tmp_path, k
     file = tmp_path / "style.safetensors"
     own = {f"{key}.lora_A.weight": tensor(256, 384, [1, 32]), f"{key}.lora_B.weight": tensor(384, 512, [32, 1])}
     file.write_bytes(safetensors(FACTORS | own, bytes(512)))
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as output:
         list(own_machine.device.run([asked_with(file)]))
-    assert repr(key)[1:-1] in str(told.value) and str(told.value).isprintable()
+    assert repr(key)[1:-1] in str(output.value) and str(output.value).isprintable()
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ STUDENT, TEACHER = "tiny-koala-700m", "tiny-sdxl"
 
 @pytest.fixture(scope="module")
 def session():
-    found = Session([TEACHER, STUDENT], device="cpu").start()
-    found.device.model(STUDENT)
-    return found
+    result = Session([TEACHER, STUDENT], device="cpu").start()
+    result.device.model(STUDENT)
+    return result
 
 
 def request(model: str = STUDENT, **change) -> GenerationRequest:
@@ -62,15 +62,15 @@ def test_memory_that_ran_out_is_freed_and_told_and_the_next_run_works(session, m
             REFUSALS[refusal]()
 
     hook = unet.up_blocks[0].register_forward_pre_hook(middle)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as output:
         list(session.device.run(asked))
     hook.remove()
-    said = str(told.value)
-    assert said.startswith("memory ran out on cpu")
-    assert re.search(r"planned at \d+\.\d GB", said) and re.search(r"\d+\.\d GB were free", said)
+    message = str(output.value)
+    assert message.startswith("memory ran out on cpu")
+    assert re.search(r"planned at \d+\.\d GB", message) and re.search(r"\d+\.\d GB were free", message)
     for knob in ("a smaller size than 64x64 px", "preset low-memory", "a smaller model", "--vram"):
-        assert knob in said
-    assert told.value.__context__ is None and told.value.__cause__ is None  # nothing of the run hangs on it
+        assert knob in message
+    assert output.value.__context__ is None and output.value.__cause__ is None  # nothing of the run hangs on it
     after = held()
     print(f"held before {before:,} bytes, after {after:,} bytes")
     assert after <= before

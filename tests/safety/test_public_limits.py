@@ -42,9 +42,9 @@ def check(**change) -> None:
 def test_a_strangers_benchmark_is_bounded(change, says):
     check()
     check(batch=(1, 4), sizes=(128, 256))
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as output:
         check(**change)
-    assert says in str(told.value)
+    assert says in str(output.value)
 
 
 @pytest.mark.parametrize(("steps", "limit"), [(200, 30), (50, 540), (51, 30), (50, 31)])
@@ -84,6 +84,6 @@ def test_the_page_and_the_table_tell_the_limit(public):
 )
 def test_a_strangers_network_is_refused_in_little_time(spec):
     begun = time.thread_time()
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as output:
         architecture.read(spec, TEACHER)
-    assert time.thread_time() - begun < 0.5 and len(str(told.value)) < 1000
+    assert time.thread_time() - begun < 0.5 and len(str(output.value)) < 1000

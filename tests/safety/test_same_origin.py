@@ -87,8 +87,8 @@ def test_every_answer_forbids_frames_whoever_gets_it():
             sent.append(message)
 
         asyncio.run(SameOrigin(inside, local())(scope({"host": host}), None, send))
-        told = [v for k, v in sent[0]["headers"] if k == b"content-security-policy"]
-        assert sent[0]["status"] == status and b"frame-ancestors 'none'" in told
+        output = [v for k, v in sent[0]["headers"] if k == b"content-security-policy"]
+        assert sent[0]["status"] == status and b"frame-ancestors 'none'" in output
         assert (b"x-frame-options", b"DENY") in sent[0]["headers"]
 
 
@@ -164,9 +164,9 @@ def test_a_proxy_may_hide_name_and_scheme_of_a_public_app():
     behind = {"host": "backend:7860", "origin": "https://koala.example"}
     assert complaint(scope(behind), public())
     assert complaint(scope(behind | {"sec-fetch-site": "same-origin"}), public()) is None
-    told = {"host": "koala.example", "origin": "https://koala.example"}
-    assert complaint(scope(told), public("koala.example")) is None
-    assert complaint(scope(told | {"x-forwarded-host": "evil.example", "origin": "http://evil.example"}), public())
+    output = {"host": "koala.example", "origin": "https://koala.example"}
+    assert complaint(scope(output), public("koala.example")) is None
+    assert complaint(scope(output | {"x-forwarded-host": "evil.example", "origin": "http://evil.example"}), public())
 
 
 def test_the_remedies_of_a_refusal_work():

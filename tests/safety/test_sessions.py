@@ -19,16 +19,16 @@ GONE: list[str] = []
 @pytest.fixture
 def demo():
     GONE.clear()
-    with gr.Blocks() as found:
-        found.kept = gr.State("", delete_callback=GONE.append)
-    return found
+    with gr.Blocks() as result:
+        result.kept = gr.State("", delete_callback=GONE.append)
+    return result
 
 
 @pytest.fixture
 def sessions(demo):
-    found = Sessions(capacity=50, each=5)
-    found.set_blocks(demo)
-    return found
+    result = Sessions(capacity=50, each=5)
+    result.set_blocks(demo)
+    return result
 
 
 def visit(sessions: Sessions, name: str, who: str) -> None:
@@ -106,11 +106,11 @@ def test_what_was_left_an_hour_ago_goes(sessions, monkeypatch):
 
 def test_a_callback_that_fails_keeps_no_session_alive(demo, caplog):
     demo.kept.delete_callback = lambda value: 1 / 0
-    found = Sessions(capacity=1, each=1)
-    found.set_blocks(demo)
+    result = Sessions(capacity=1, each=1)
+    result.set_blocks(demo)
     for name in ("one", "two"):
-        visit(found, name, "me")
-    assert list(found.session_data) == ["two"] and "ZeroDivisionError" in caplog.text
+        visit(result, name, "me")
+    assert list(result.session_data) == ["two"] and "ZeroDivisionError" in caplog.text
 
 
 def test_the_queue_forgets_what_has_no_session(sessions, demo):

@@ -89,15 +89,15 @@ def test_who_comes_to_a_full_queue_is_told_so_and_the_others_get_their_pictures(
     with public.holding():
         events = [begin(public, asked(k % CLIENTS), address(k)) for k in range(PLACES + 3)]
         *events, last = events
-        kind, told = ended(public, last)
-        assert (kind, told["error"]) == ("error", sentence(FULL))
-    found = [ended(public, event) for event in events]
-    assert [kind for kind, _ in found].count("error") == 2
-    for k, (kind, told) in enumerate(found):
+        kind, output = ended(public, last)
+        assert (kind, output["error"]) == ("error", sentence(FULL))
+    result = [ended(public, event) for event in events]
+    assert [kind for kind, _ in result].count("error") == 2
+    for k, (kind, output) in enumerate(result):
         if kind == "complete":
-            same(public, told, k % CLIENTS, own)
+            same(public, output, k % CLIENTS, own)
         else:
-            assert told["error"] == sentence(FULL)
+            assert output["error"] == sentence(FULL)
     assert public.draws()
 
 
@@ -116,9 +116,9 @@ def test_one_visitor_does_not_fill_the_queue(public):
 
 def _refused(public, client: Client, greedy: str) -> None:
     """Whatever this visitor asks for, and nobody else."""
-    with pytest.raises(AppError) as told:  # the sentence, where it was "400 Bad Request"
+    with pytest.raises(AppError) as output:  # the sentence, where it was "400 Bad Request"
         client.predict(model=STUDENT, prompt="a star", api_name="/generate")
-    assert str(told.value) == sentence(TOO_MANY)
+    assert str(output.value) == sentence(TOO_MANY)
     forged = f"192.0.2.77, {greedy}"  # their own claim stands before what the proxy adds
     for who in (greedy, forged):
         with pytest.raises(Refused, match=TOO_MANY[1:]):
@@ -257,7 +257,7 @@ def test_visits_never_mix(public):
 
     with ThreadPoolExecutor(4) as pages:
         shown = list(pages.map(visit, range(4)))
-    for k, said in enumerate(shown):
-        assert f"Done. Seed {1000 + k}." in said and f"{asked(k)['prompt']} (seed {1000 + k})" in said
+    for k, message in enumerate(shown):
+        assert f"Done. Seed {1000 + k}." in message and f"{asked(k)['prompt']} (seed {1000 + k})" in message
         for other in set(range(4)) - {k}:
-            assert f"eed {1000 + other}" not in said
+            assert f"eed {1000 + other}" not in message

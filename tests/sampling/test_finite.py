@@ -97,8 +97,10 @@ def test_a_u_net_with_one_nan_draws_no_black_picture(embedded, capsys, tmp_path)
     words = ["generate", "--model", str(folder), "--prompt", "a red circle", "--steps", "1", "--out", str(out)]
     words += ["--width", "64", "--height", "64"]
     assert main(words) == 2
-    said = capsys.readouterr().err
-    assert f"{folder / UNET} is damaged: its weight {WEIGHT} holds NaN or infinity; copy or download it again" in said
+    message = capsys.readouterr().err
+    assert (
+        f"{folder / UNET} is damaged: its weight {WEIGHT} holds NaN or infinity; copy or download it again" in message
+    )
     assert not out.exists()
     shutil.copy(embedded / STUDENT / UNET, folder / UNET)
     assert main(words) == 0 and out.exists()
@@ -106,8 +108,8 @@ def test_a_u_net_with_one_nan_draws_no_black_picture(embedded, capsys, tmp_path)
 
 def test_a_lora_with_one_nan_is_named_and_the_model_draws_without_it(library, tmp_path):
     model, lora = library.get(STUDENT), lora_of(tmp_path / "broken.safetensors", 1, NAN, 1)
-    told = rf"{LAYER}.*lora_(A|B|up|down).weight in {re.escape(str(lora))} holds NaN or infinity; download it again"
-    with pytest.raises(UserError, match=told):
+    output = rf"{LAYER}.*lora_(A|B|up|down).weight in {re.escape(str(lora))} holds NaN or infinity; download it again"
+    with pytest.raises(UserError, match=output):
         generate(request(lora=str(lora)), model)
     assert generate(request(), model)
     assert generate(request(lora=str(lora_of(lora, 1, 1, 1))), model)  # as if it had been downloaded again
@@ -130,12 +132,12 @@ def test_a_weight_beyond_half_precision_asks_for_float32(embedded, tmp_path):
 
 
 def test_weights_that_overflow_are_told_apart_by_precision(half, library, embedded):
-    for models, value, told in (
+    for models, value, output in (
         (half, 6e4, "overflow float16; draw it in float32"),
         (library, 3e38, f"overflow float32, so the file is damaged; copy {re.escape(str(embedded / STUDENT / UNET))}"),
     ):
         unet = models.get(STUDENT).pipeline.unet
-        with holding(unet, "conv_out.weight", value), pytest.raises(NotFinite, match=told):
+        with holding(unet, "conv_out.weight", value), pytest.raises(NotFinite, match=output):
             generate(request(), models.get(STUDENT))
 
 
@@ -170,8 +172,8 @@ def test_a_vae_that_overflows_half_precision_says_what_to_write_into_its_config(
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with pytest.raises(NotFinite, match="overflow float16") as error:
         decode(vae_of(loud, torch.float16, force_upcast=False), latents)
-    told = str(error.value)
-    assert f'write "force_upcast": true in {loud}/config.json' in told and "--dtype float32" in told
+    output = str(error.value)
+    assert f'write "force_upcast": true in {loud}/config.json' in output and "--dtype float32" in output
     assert decode(vae_of(loud, torch.float32), latents)
     assert decode(vae_of(loud, torch.float16, force_upcast=True), latents)
 
@@ -235,8 +237,8 @@ def test_a_preview_that_is_not_finite_is_left_out_and_the_run_goes_on(library, m
 
     def broken_at_first(latents):
         calls.append(latents)
-        found = own(latents)
-        return found if len(calls) > 1 else type(found)(sample=found.sample * NAN)
+        result = own(latents)
+        return result if len(calls) > 1 else type(result)(sample=result.sample * NAN)
 
     monkeypatch.setattr(model.pipeline.vae, "decode", broken_at_first)
     seen = generate(request(steps=4), model, on_step=steps.append, num_previews=1)

@@ -107,10 +107,10 @@ def test_turbo_takes_models_that_were_distilled_without_guidance(name, guidance)
 
 @pytest.mark.parametrize("name", ["sdxl-base", "koala-700m", "ssd-1b", STUDENT, "tiny-sdxl"])
 def test_turbo_refuses_what_needs_guidance_and_names_what_works(name):
-    with pytest.raises(UserError, match="needs guidance.*use the preset fast, or a model") as told:
+    with pytest.raises(UserError, match="needs guidance.*use the preset fast, or a model") as output:
         resolve(GenerationRequest(model=name, prompt="a koala", preset="turbo"), CARDS[name])
     resolve(GenerationRequest(model=name, prompt="a koala", preset="fast"), CARDS[name])
-    for able in str(told.value).rpartition(": ")[2].split(", "):
+    for able in str(output.value).rpartition(": ")[2].split(", "):
         resolve(GenerationRequest(model=able, prompt="a koala", preset="turbo"), CARDS[able])
 
 

@@ -141,10 +141,10 @@ def result_of(prompt: str, colour=(200, 40, 40)) -> GenerationResult:
 def test_claims_about_words_that_were_not_read_are_not_asked_of_the_picture(end, asked, left_out):
     """Symptom: the verdict blamed the picture for what the model had never read."""
     result = result_of("a picture " * 36 + end)
-    told = report.entry(result)
-    assert told["claims"] is None if asked is None else [c["claim"] for c in told["claims"]] == asked
-    assert told["not_asked"] == left_out
-    page = widgets.verdicts(["A"], [[told["claims"]]], told["no_verdict"], told["not_asked"])
+    output = report.entry(result)
+    assert output["claims"] is None if asked is None else [c["claim"] for c in output["claims"]] == asked
+    assert output["not_asked"] == left_out
+    page = widgets.verdicts(["A"], [[output["claims"]]], output["no_verdict"], output["not_asked"])
     if asked:
         assert f"Not asked of the models, which do not read the end of this prompt: {', '.join(left_out)}." in page
     else:
@@ -172,12 +172,12 @@ def test_the_command_line_its_json_and_the_png_say_what_was_not_read(tmp_path, c
     words = ["generate", "--model", STUDENT, "--prompt", FILLER + end, "--negative-prompt", "blue", "--guidance", "1"]
     words += ["--steps", "1", "--width", "64", "--height", "64", "--json", "--out", str(tmp_path / "a.png")]
     assert main(words) == 0
-    said = capsys.readouterr()
-    told = json.loads(said.out)
-    rest = told["unread"]["prompt"]
+    message = capsys.readouterr()
+    output = json.loads(message.out)
+    rest = output["unread"]["prompt"]
     assert rest and end.endswith(rest)
-    assert told["unread"]["negative_prompt"] == "blue"
-    assert f"{STUDENT} does not read the end of the prompt, which is too long: {rest.strip()}\n" in said.err
-    assert f"{STUDENT} does not read the negative prompt: it needs --guidance above 1, not 1\n" in said.err
-    assert read_png(tmp_path / "a.png")["unread"] == told["unread"]
-    assert "2 objects" in told["not_asked"]
+    assert output["unread"]["negative_prompt"] == "blue"
+    assert f"{STUDENT} does not read the end of the prompt, which is too long: {rest.strip()}\n" in message.err
+    assert f"{STUDENT} does not read the negative prompt: it needs --guidance above 1, not 1\n" in message.err
+    assert read_png(tmp_path / "a.png")["unread"] == output["unread"]
+    assert "2 objects" in output["not_asked"]

@@ -107,9 +107,9 @@ def test_a_prompt_of_very_many_objects_has_no_verdict_and_every_door_says_why():
         dtype="",
         device="",
     )
-    told = entry(result)
-    assert (told["claims"], told["no_verdict"]) == (None, reason)
-    assert claims_line(told) == f"no verdict: {reason}"
+    output = entry(result)
+    assert (output["claims"], output["no_verdict"]) == (None, reason)
+    assert claims_line(output) == f"no verdict: {reason}"
     assert no_verdict("three stars") is None
     with pytest.raises(ValueError, match="names 100 objects"):
         check(blobs(10), Description(objects=(Mention(shape="circle"),) * 100))

@@ -121,10 +121,10 @@ def test_the_platforms_own_command_resolves_the_bundles_versions(bundle, tmp_pat
 
 def test_the_front_matter_is_of_a_gradio_space_with_our_gradio(bundle):
     text = (bundle / "README.md").read_text()
-    found = front_matter(text)
-    assert found["sdk"] == "gradio" and found["app_file"] == "app.py" and found["python_version"] == "3.12"
-    assert found["sdk_version"] == pins((bundle / "requirements.txt").read_text())["gradio"]
-    assert len(found["short_description"]) <= 60 and "suggested_hardware" not in found and "zerogpu:" not in text
+    result = front_matter(text)
+    assert result["sdk"] == "gradio" and result["app_file"] == "app.py" and result["python_version"] == "3.12"
+    assert result["sdk_version"] == pins((bundle / "requirements.txt").read_text())["gradio"]
+    assert len(result["short_description"]) <= 60 and "suggested_hardware" not in result and "zerogpu:" not in text
 
 
 def test_our_folder_never_hides_the_package_of_its_name(tmp_path):
@@ -160,8 +160,8 @@ def space(bundle, tmp_path_factory):
 
 def test_the_space_draws_a_comparison_from_the_bundle_alone(space):
     url, folder = space
-    found = space_check.compare(url, folder, steps=2)
-    assert [m["model"] for m in found["models"]] == space_check.PAIR and found["speedup"]
+    result = space_check.compare(url, folder, steps=2)
+    assert [m["model"] for m in result["models"]] == space_check.PAIR and result["speedup"]
 
 
 def test_whoever_visits_is_a_stranger(space):
@@ -218,5 +218,5 @@ def test_the_space_works_in_a_fresh_environment_of_its_own(tmp_path, chromium):
     command = [sys.executable, space_check.ROOT / "recipes" / "space_check.py", "--chromium", chromium, "--out", out]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(out.read_text())
-    assert found["with_spaces"]["versions"]["spaces"] and found["without_spaces"]["versions"]["spaces"] is None
+    result = json.loads(out.read_text())
+    assert result["with_spaces"]["versions"]["spaces"] and result["without_spaces"]["versions"]["spaces"] is None

@@ -76,11 +76,11 @@ def requests(steps=3, **change):
 
 
 def results(session, asked, draw=None):
-    steps, found = [], {}
+    steps, result = [], {}
     for update in session.device.run(asked, draw=draw):
         steps += update.steps.values()
-        found |= update.results
-    return steps, [found[k] for k in sorted(found)]
+        result |= update.results
+    return steps, [result[k] for k in sorted(result)]
 
 
 @FORKS
@@ -149,9 +149,9 @@ def test_every_refusal_says_what_happened_and_what_to_do(lent, title):
 
     library, wrap = session.loader.library(), partial(zerogpu.drawing, refuse)
     refused = Session(PAIR, local=False, library=library, wrap=wrap).start()
-    with pytest.raises(UserError, match=title) as told:
+    with pytest.raises(UserError, match=title) as output:
         results(refused, requests())
-    assert "try again" in str(told.value).lower() or "ask for" in str(told.value).lower()
+    assert "try again" in str(output.value).lower() or "ask for" in str(output.value).lower()
 
 
 def test_a_refusal_that_we_do_not_know_is_told_as_it_came():
@@ -162,9 +162,9 @@ def test_more_work_asks_for_more_time_within_what_a_visitor_may_have():
     one = GenerationRequest(model="koala-700m", prompt="a star")
     teacher = dataclasses.replace(one, model="sdxl-base")
     longer = [[one], [one, teacher], [dataclasses.replace(r, steps=100) for r in (one, teacher)]]
-    found = [zerogpu.seconds(r, print, unknown=1) for r in longer]
-    print(f"asked for: {found} s")
-    assert found == sorted(set(found)) and zerogpu.LEAST <= found[0] < found[-1] <= zerogpu.MOST
+    result = [zerogpu.seconds(r, print, unknown=1) for r in longer]
+    print(f"asked for: {result} s")
+    assert result == sorted(set(result)) and zerogpu.LEAST <= result[0] < result[-1] <= zerogpu.MOST
     small = dataclasses.replace(teacher, width=512, height=512)
     assert zerogpu.seconds([small]) < zerogpu.seconds([teacher])
     assert all(zerogpu.seconds([dataclasses.replace(one, model=m)]) for m in CARDS)
@@ -211,7 +211,7 @@ def test_everything_is_on_the_gpu_before_the_page_is_served(bundle, embedded, tm
     environment = os.environ | {"SPACES_ZERO_GPU": "true", "PYTHONPATH": path, "HF_HUB_CACHE": str(tmp_path / "hub")}
     done = subprocess.run([sys.executable, "-c", LOOK], cwd=bundle, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert set(found["sent"]) == {"cuda"} and len(found["sent"]) >= 6 + 3  # U-Nets, and the parts that they share
-    assert found["lent"] == [["drawn", "seconds"]] and found["local"] is False
-    assert found["models"] == ["sdxl-base", "koala-700m"] and found["dtypes"] == ["float16"]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert set(result["sent"]) == {"cuda"} and len(result["sent"]) >= 6 + 3  # U-Nets, and the parts that they share
+    assert result["lent"] == [["drawn", "seconds"]] and result["local"] is False
+    assert result["models"] == ["sdxl-base", "koala-700m"] and result["dtypes"] == ["float16"]

@@ -139,9 +139,9 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 def browser(chromium: str) -> Iterator[Browser]:
     with sync_playwright() as playwright:
         expect.set_options(timeout=30_000)
-        found = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield found
-        found.close()
+        result = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield result
+        result.close()
 
 
 def watch(page: Page, server: Server) -> list[str]:
@@ -156,12 +156,12 @@ def watch(page: Page, server: Server) -> list[str]:
 
 def faults(page: Page) -> list[str]:
     """What cannot be read on the page as it stands, in light and in dark: see faults.js."""
-    found = []
+    result = []
     for theme in ("dark", "light"):
         page.emulate_media(color_scheme=theme)
         page.wait_for_function("dark => document.body.classList.contains('dark') === dark", arg=theme == "dark")
-        found += [f"{theme}: {fault}" for fault in page.evaluate(FAULTS)]
-    return found
+        result += [f"{theme}: {fault}" for fault in page.evaluate(FAULTS)]
+    return result
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ def test_mistakes_are_one_line(arguments, words, capsys):
         status = app.main(arguments)
     except SystemExit as ended:
         status = ended.code
-    told = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("[transformers]")]
-    assert status == 2 and len(told) == 1 and words in told[0] and told[0].startswith("koala app: ")
+    output = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("[transformers]")]
+    assert status == 2 and len(output) == 1 and words in output[0] and output[0].startswith("koala app: ")
 
 
 def test_a_taken_port_says_what_to_type(capsys):

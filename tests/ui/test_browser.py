@@ -69,11 +69,11 @@ class Visit:
         self.page.locator(f".k-stage[data-phase={phase}]").wait_for()
 
     def toast(self):
-        found = self.page.get_by_test_id("toast-body").first
-        found.wait_for()
-        text = " ".join(found.get_by_test_id("toast-text").all_inner_texts())
-        found.get_by_test_id("toast-close").click()
-        found.wait_for(state="detached")
+        result = self.page.get_by_test_id("toast-body").first
+        result.wait_for()
+        text = " ".join(result.get_by_test_id("toast-text").all_inner_texts())
+        result.get_by_test_id("toast-close").click()
+        result.wait_for(state="detached")
         return text
 
     def refusal(self):
@@ -282,8 +282,8 @@ def test_mistakes_are_answered_with_a_remedy_and_the_app_keeps_working(visit, tm
 
 def test_a_bad_link_is_answered_and_ignored(visit):
     here = visit(query="?prompt=a%20star&seed=%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E&models=tiny-sdxl,gone")
-    told = here.toast().lower()
-    assert "seed must be a whole number" in told and "unknown model 'gone'" in told
+    output = here.toast().lower()
+    assert "seed must be a whole number" in output and "unknown model 'gone'" in output
     here.page.wait_for_function("document.querySelector('#k-prompt textarea').value === 'a star'")
 
 

@@ -116,9 +116,9 @@ def test_a_tab_is_used_and_all_of_it_can_be_read(visit, tab):
 def test_what_cannot_be_read_is_found(browser):
     page = browser.new_page(viewport={"width": WIDTHS["phone"], "height": 900})
     page.set_content(UNREADABLE)
-    found = [re.search("the page|“.*”", fault)[0] for fault in page.evaluate(FAULTS)]
+    result = [re.search("the page|“.*”", fault)[0] for fault in page.evaluate(FAULTS)]
     page.close()
-    assert found == [
+    assert result == [
         "the page",
         "“cutoffinthemiddle”",
         "“wide”",

@@ -50,8 +50,8 @@ def test_no_page_of_another_site_drives_the_app(app, rebinding, foreign_port, na
     page.goto(f"http://{name}:{foreign_port}/")
     start = start_of_a_distillation(app.url)
     for target in targets:
-        said = page.evaluate(ATTACK, [f"http://{target}:{port}/", start])
-        assert len(said) == 8 and set(said.values()) <= ANSWERS, (target, said)
+        message = page.evaluate(ATTACK, [f"http://{target}:{port}/", start])
+        assert len(message) == 8 and set(message.values()) <= ANSWERS, (target, message)
     assert len(page.frames) == 1 + len(targets) and not any(framed(page))
     assert planted(app) == there and runs(app) == begun
     page.close()
@@ -73,8 +73,8 @@ def test_the_apps_own_page_does_all_that(app, rebinding, foreign_port):
     page.goto(f"http://x.localhost:{foreign_port}/")
     page.evaluate("url => { location.href = url }", url)
     page.wait_for_selector("#k-prompt")
-    said = page.evaluate(ATTACK, [url, None])
-    assert (said["config, cors"], said["upload, cors"]) == (200, 200)
+    message = page.evaluate(ATTACK, [url, None])
+    assert (message["config, cors"], message["upload, cors"]) == (200, 200)
     assert framed(page) == [False]  # in no frame, of its own neither
     page.close()
     for file in planted(app):

@@ -45,7 +45,7 @@ def test_a_page_is_given_plain_data_and_functions_alone(local):
     demo = build(Session(MODELS, local=local))
     assert not list(reached(demo.config))
     states = [block for block in demo.blocks.values() if isinstance(block, gr.State)]
-    assert len(states) > 3 and not [found for state in states for found in reached(state.value)]  # of each visit
+    assert len(states) > 3 and not [result for state in states for result in reached(state.value)]  # of each visit
 
 
 def loads(client: TestClient, number: int) -> tuple[float, int]:
@@ -63,7 +63,7 @@ def load_pages_beside_a_capture() -> int:
     client = TestClient(gr.routes.App.create_app(demo))
     loads(client, 1)
     without, _ = loads(client, 5)
-    (store,) = (found for found in gc.get_objects() if isinstance(found, Store))
+    (store,) = (result for result in gc.get_objects() if isinstance(result, Store))
     record = random_record(CARDS["tiny-sdxl"].spec, (1.0,), stages=["UP-1"])
     (layer,) = record.frames[0]
     record.frames[0][layer] = (torch.zeros(LARGE // 8), torch.zeros(LARGE // 8))

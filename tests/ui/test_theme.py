@@ -29,10 +29,10 @@ def test_contrast_of_known_pairs():
 
 def token(theme: Eucalyptus, name: str, mode: str) -> str:
     """A theme token as #rrggbb; a token without a dark value has the light one."""
-    found = theme._get_computed_value(f"{name}_dark" if mode == "dark" else name)
-    found = {"white": "#ffffff", "black": "#000000"}.get(found, found)
-    assert re.fullmatch(r"#[0-9a-fA-F]{6}", found), f"{name} ({mode}) is {found!r}"
-    return found
+    result = theme._get_computed_value(f"{name}_dark" if mode == "dark" else name)
+    result = {"white": "#ffffff", "black": "#000000"}.get(result, result)
+    assert re.fullmatch(r"#[0-9a-fA-F]{6}", result), f"{name} ({mode}) is {result!r}"
+    return result
 
 
 TEXTS = (  # what is read, and what it is read on
@@ -68,19 +68,19 @@ TEXTS = (  # what is read, and what it is read on
 @pytest.mark.parametrize(("text", "ground"), TEXTS)
 def test_theme_text_is_readable(text, ground, mode):
     theme = Eucalyptus()
-    found = contrast(token(theme, text, mode), token(theme, ground, mode))
-    print(f"{mode} {text} on {ground}: {found:.2f}")
-    assert found >= AA_TEXT
+    result = contrast(token(theme, text, mode), token(theme, ground, mode))
+    print(f"{mode} {text} on {ground}: {result:.2f}")
+    assert result >= AA_TEXT
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_own_text_is_readable(mode):
     colours = {name: pair[MODES.index(mode)] for name, pair in COLOURS.items()}
     pairs = itertools.product(("ink", "quiet", "accent", "good", "bad"), ("paper", "card", "sunken", "accent-soft"))
-    found = {pair: contrast(colours[pair[0]], colours[pair[1]]) for pair in pairs}
-    worst = min(found, key=found.get)
-    print(f"{mode}: worst own pair {worst} {found[worst]:.2f}")
-    assert found[worst] >= AA_TEXT
+    result = {pair: contrast(colours[pair[0]], colours[pair[1]]) for pair in pairs}
+    worst = min(result, key=result.get)
+    print(f"{mode}: worst own pair {worst} {result[worst]:.2f}")
+    assert result[worst] >= AA_TEXT
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -60,8 +60,8 @@ def test_news_come_in_order_and_a_stop_is_heard_at_once():
 @pytest.fixture(scope="module")
 def tab():
     with gr.Blocks():
-        found = Compare(Session(device="cpu").start())
-    return found
+        result = Compare(Session(device="cpu").start())
+    return result
 
 
 def pressed(tab: Compare, page: str, **change):

@@ -56,10 +56,10 @@ def test_costs_equal_the_built_network(spec):
 
 def test_every_block_is_a_module_of_its_own():
     unet = on_meta(SDXL)
-    found = list(blocks(SDXL, width=1024, height=1024))
-    for block in found:
+    result = list(blocks(SDXL, width=1024, height=1024))
+    for block in result:
         assert block.parameters == sum(p.numel() for p in unet.get_submodule(block.path).parameters()), block.path
-    assert len({b.path for b in found}) == len(found)
+    assert len({b.path for b in result}) == len(result)
 
 
 @pytest.mark.parametrize(("name", "teraflops"), [("sdxl", 6.76), ("koala-1b", 3.43), ("koala-700m", 2.70)])

@@ -26,11 +26,11 @@ def test_decoder_keeps_the_first_and_the_last_pair_and_the_encoder_the_first():
 )
 def test_pairs_are_sa_bottom_thirty_and_twenty_one(spec, per_stage):
     pairs = self_attention_pairs(spec, SDXL)
-    found = {}
+    result = {}
     for stage, mine, its in pairs:
-        found[stage] = found.get(stage, 0) + 1
+        result[stage] = result.get(stage, 0) + 1
         assert mine.split("transformer_blocks.")[1] == its.split("transformer_blocks.")[1]  # block j <- block j
-    assert found == per_stage
+    assert result == per_stage
 
 
 def test_no_source_for_a_module_that_the_map_does_not_know():

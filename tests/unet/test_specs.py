@@ -37,9 +37,9 @@ def test_a_built_networks_config_gives_its_spec_again(spec):
 
 
 def test_every_setting_of_diffusers_network_is_read_or_must_be_what_sdxl_has():
-    told = inspect.signature(UNet2DConditionModel.__init__).parameters.keys() - {"self"}
+    output = inspect.signature(UNet2DConditionModel.__init__).parameters.keys() - {"self"}
     read = SPECS["ssd-1b"].config().keys() | unet_config._ALWAYS.keys() | unet_config._OTHERWISE_SO.keys()
-    assert told - read == {
+    assert output - read == {
         "addition_embed_type_num_heads",  # of another kind of embedding
         "time_cond_proj_dim",  # koala.models.semantics
     }

@@ -29,8 +29,8 @@ def main(file: str, pause: str) -> None:
         time.sleep(float(pause))
 
     config = DistillConfig.from_dict(json.loads(Path(file).read_text()))
-    found = encoder_files(config.teacher, "cpu")
-    waiting = Waiting(name=found.name, location=found.location, dtype=found.dtype)
+    result = encoder_files(config.teacher, "cpu")
+    waiting = Waiting(name=result.name, location=result.location, dtype=result.dtype)
     data = encode(find(config, waiting), waiting, device="cpu", on_progress=report)
     print("pictures", data.num_pictures, flush=True)
 

@@ -75,9 +75,9 @@ def test_an_address_that_answers_by_now_is_learned_from_by_the_next_run(tmp_path
     """What was there stays as it is to the bit, what came is what an undisturbed cache holds."""
     folder, address = site
     put(folder, others())
-    wanted, told = by_address(tmp_path, address), []
-    first = encoded(wanted, encoders, say=told.append)
-    assert first.num_pictures == 6 and any("2 out of reach" in line for line in told)
+    wanted, output = by_address(tmp_path, address), []
+    first = encoded(wanted, encoders, say=output.append)
+    assert first.num_pictures == 6 and any("2 out of reach" in line for line in output)
     before = learned(folders(tmp_path)[0])
     assert encoded(wanted, encoders).key == first.key  # they are still away
     put(folder, MISSING)
@@ -115,15 +115,15 @@ def test_a_run_that_goes_on_keeps_what_it_learned_from_and_later_tries_add_up(tm
 def test_bytes_that_came_damaged_are_broken_and_not_asked_for_again(tmp_path, encoders, site):
     folder, address = site
     put(folder, others())
-    wanted, told = by_address(tmp_path, address), []
+    wanted, output = by_address(tmp_path, address), []
     assert encoded(wanted, encoders).out_of_reach == 2
     for n in MISSING:
         (folder / f"{n}.png").write_bytes(png("red")[:40])
     data = encoded(wanted, encoders)
     assert data.skipped == 2 and data.out_of_reach == 0
     put(folder, MISSING)
-    assert encoded(wanted, encoders, say=told.append).num_pictures == 6
-    assert not any("retrying" in line for line in told)
+    assert encoded(wanted, encoders, say=output.append).num_pictures == 6
+    assert not any("retrying" in line for line in output)
 
 
 def test_a_further_try_is_stopped_and_ends_in_time(tmp_path, encoders, site, monkeypatch):
@@ -132,12 +132,12 @@ def test_a_further_try_is_stopped_and_ends_in_time(tmp_path, encoders, site, mon
     wanted = by_address(tmp_path, address)
     first = encoded(wanted, encoders)
     put(folder, MISSING)
-    asked, told = [], []
+    asked, output = [], []
     with pytest.raises(EncodingStopped):
         encoded(wanted, encoders, should_stop=lambda: "retrying" in " ".join(asked), say=asked.append)
     monkeypatch.setattr(again, "_LONGEST", 0.0)
-    assert encoded(wanted, encoders, say=told.append).key == first.key
-    assert any("the next new run continues" in line for line in told)
+    assert encoded(wanted, encoders, say=output.append).key == first.key
+    assert any("the next new run continues" in line for line in output)
     monkeypatch.undo()
     assert encoded(wanted, encoders).num_pictures == 8
 
@@ -169,9 +169,9 @@ def test_files_that_a_table_names_count_once_they_are_there(tmp_path, encoders, 
     folder = tmp_path / "set"
     put(folder / "p", others())
     table(folder)
-    wanted, told = set_config(tmp_path, folder), []
-    first = encoded(wanted, encoders, say=told.append)
-    assert first.num_pictures == 6 and any("2 out of reach" in line for line in told)
+    wanted, output = set_config(tmp_path, folder), []
+    first = encoded(wanted, encoders, say=output.append)
+    assert first.num_pictures == 6 and any("2 out of reach" in line for line in output)
     put(folder / "p", MISSING)
     assert encoded(wanted, encoders).num_pictures == 8
     kept = encoded(wanted, encoders, key=first.key)

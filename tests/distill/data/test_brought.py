@@ -174,8 +174,8 @@ def members(names: tuple[str, str] = ("png", "txt")) -> dict[str, bytes]:
 def test_a_stray_archive_never_replaces_the_pictures_and_is_told(tmp_path):
     archive(pictures(tmp_path / "data") / "old" / "backup.tar", {"x.png": png(9), "x.txt": b"old"})
     assert read(tmp_path / "data") == (CIRCLES, [])
-    told = describe_data(DistillConfig(data=str(tmp_path / "data")))
-    assert "3 pictures with .txt" in told and "1 shard" in told and "data=" in told
+    output = describe_data(DistillConfig(data=str(tmp_path / "data")))
+    assert "3 pictures with .txt" in output and "1 shard" in output and "data=" in output
 
 
 def test_a_preview_beside_many_shards_does_not_replace_them(tmp_path):
@@ -183,20 +183,20 @@ def test_a_preview_beside_many_shards_does_not_replace_them(tmp_path):
     for k in range(3):
         archive(tmp_path / "data" / f"{k}.tar", {f"{k}.png": png(k), f"{k}.txt": f"circle {k}".encode()})
     assert read(tmp_path / "data") == (CIRCLES, [])
-    told = describe_data(DistillConfig(data=str(tmp_path / "data")))
-    assert "1 picture with .txt" in told and "using the shards" in told
+    output = describe_data(DistillConfig(data=str(tmp_path / "data")))
+    assert "1 picture with .txt" in output and "using the shards" in output
 
 
 def test_the_column_that_is_asked_for_chooses_the_table(tmp_path):
     pictures(tmp_path, caption="old")
     rows = [{"photo": f"{k}.png", "text": f"circle {k}"} for k in range(3)]
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "set.parquet")
-    found = [
+    result = [
         s
         for part in source_for(DistillConfig(data=str(tmp_path), image_column="photo"), 32).parts
         for s in part.read(0)
     ]
-    assert [s.captions for s in found] == [(f"circle {k}",) for k in range(3)]
+    assert [s.captions for s in result] == [(f"circle {k}",) for k in range(3)]
     with pytest.raises(UserError, match=r"\.old"):
         read(tmp_path)
 
@@ -221,9 +221,9 @@ def test_an_unsorted_archive_is_refused_with_the_command_that_sorts_it(tmp_path,
     if name == "{}":
         archive(folder / f"0.{ending}", {"9.png": png(9), "9.txt": b"circle 9"}, mode)
     data = folder if name == "{}" else file
-    with pytest.raises(UserError, match=r"1\.tar.* is not sorted") as told:
+    with pytest.raises(UserError, match=r"1\.tar.* is not sorted") as output:
         read(data)
-    command = str(told.value).partition("Sort it: ")[2]
+    command = str(output.value).partition("Sort it: ")[2]
     subprocess.run(["bash", "-c", command], check=True, env={**os.environ, "TMPDIR": str(tmp_path)})
     assert read(data) == (CIRCLES | ({"9": "circle 9"} if name == "{}" else {}), [])
     with pytest.raises(UserError, match="is not sorted"):  # it is kept
@@ -240,12 +240,12 @@ def test_names_with_dots_in_an_archive_are_refused_with_webdatasets_rule_and_the
         names = [f"IMG_2024.05.{3 * shard + k}" for k in range(3)]
         content = {f"{n}.{e}": png(7) if e == "png" else f"this is {n}".encode() for n in names for e in ("png", "txt")}
         archive(folder / "sub" / f"{shard}.tar", content)
-    with pytest.raises(UserError, match="a sample's name goes up to the first dot") as told:
+    with pytest.raises(UserError, match="a sample's name goes up to the first dot") as output:
         read(folder)
-    command, setting = re.search(r"counts: (.*) and set data=(.*); if", str(told.value)).groups()
+    command, setting = re.search(r"counts: (.*) and set data=(.*); if", str(output.value)).groups()
     subprocess.run(["bash", "-c", command], check=True)
-    found = [s for part in source_for(DistillConfig(data=shlex.split(setting)[0]), 32).parts for s in part.read(0)]
-    assert [s.captions for s in found] == [(f"this is IMG_2024.05.{k}",) for k in range(3 * shards)]
+    result = [s for part in source_for(DistillConfig(data=shlex.split(setting)[0]), 32).parts for s in part.read(0)]
+    assert [s.captions for s in result] == [(f"this is IMG_2024.05.{k}",) for k in range(3 * shards)]
 
 
 def test_every_shard_that_is_damaged_is_named_at_once_and_what_a_sample_holds_besides_is_told(tmp_path):

@@ -18,10 +18,10 @@ def test_the_sizes_at_1024_are_those_of_sdxl():
 
 @pytest.mark.parametrize("resolution", [128, 256, 512, 768, 1024])
 def test_every_size_suits_the_unet_and_has_about_the_area_of_the_square(resolution):
-    found = buckets(resolution)
-    assert (resolution, resolution) in found and len(found) >= 5
+    result = buckets(resolution)
+    assert (resolution, resolution) in result and len(result) >= 5
     step = 64 if resolution >= 768 else 32
-    assert all(w % step == h % step == 0 and 0.9 <= w * h / resolution**2 <= 1 for w, h in found)
+    assert all(w % step == h % step == 0 and 0.9 <= w * h / resolution**2 <= 1 for w, h in result)
 
 
 def test_the_embedded_teachers_sizes_are_among_those_of_256():
@@ -36,13 +36,13 @@ def test_a_picture_goes_to_the_size_of_its_shape():
 
 
 def test_a_crop_takes_the_middle_and_says_where_it_was():
-    found = fit(1000, 500, (256, 256))
-    assert found.box == pytest.approx((250, 0, 750, 500))
-    assert found.time_ids == (500, 1000, 0, 128, 256, 256)
+    result = fit(1000, 500, (256, 256))
+    assert result.box == pytest.approx((250, 0, 750, 500))
+    assert result.time_ids == (500, 1000, 0, 128, 256, 256)
     upright = fit(300, 600, (256, 256))
     assert upright.time_ids == (600, 300, 128, 0, 256, 256)
 
 
 def test_a_picture_of_its_buckets_size_is_left_alone():
-    found = fit(320, 192, (320, 192))
-    assert found.box == (0, 0, 320, 192) and found.time_ids == (192, 320, 0, 0, 192, 320)
+    result = fit(320, 192, (320, 192))
+    assert result.box == (0, 0, 320, 192) and result.time_ids == (192, 320, 0, 0, 192, 320)

@@ -309,10 +309,10 @@ def test_a_full_disk_is_said_before_the_work_begins(tmp_path, encoders, monkeypa
 
 
 def test_progress_counts_up_to_all_pictures(tmp_path, encoders):
-    told = []
-    encoded(config(tmp_path), encoders, on_progress=lambda *values: told.append(values))
-    done = [values[0] for values in told]
-    assert told[0] == (0, 12, "loading the encoders") and done == sorted(done) and {v[1] for v in told} == {12}
+    output = []
+    encoded(config(tmp_path), encoders, on_progress=lambda *values: output.append(values))
+    done = [values[0] for values in output]
+    assert output[0] == (0, 12, "loading the encoders") and done == sorted(done) and {v[1] for v in output} == {12}
     assert done[-1] == 12
 
 

@@ -77,10 +77,10 @@ def test_two_processes_at_once_share_the_work(tmp_path, undisturbed):
     with start(tmp_path, wanted, pause=0.3) as first, start(tmp_path, wanted, pause=0.3) as second:
         for process in (first, second):
             go(process)
-        told = [list(process.stdout) for process in (first, second)]
-    assert [lines[-1] for lines in told] == ["pictures 24\n"] * 2
+        output = [list(process.stdout) for process in (first, second)]
+    assert [lines[-1] for lines in output] == ["pictures 24\n"] * 2
     assert files(folders(tmp_path)[0]) == undisturbed
-    worked = [sum("encoding" in line for line in lines) // 2 for lines in told]  # one batch, one file
+    worked = [sum("encoding" in line for line in lines) // 2 for lines in output]  # one batch, one file
     print("parts that each process encoded:", worked)
     assert min(worked) > 0 and sum(worked) == 6
 

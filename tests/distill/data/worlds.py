@@ -64,9 +64,9 @@ def encoded(config: DistillConfig, encoders, **settings) -> EncodedData:
     """As a run of one process has it, one that goes on where `key` says from which data."""
     key = settings.pop("key", "")
     looks = {name: settings[name] for name in ("should_stop", "say") if name in settings}
-    found = find(config, encoders, key=key, **looks)
-    tries = 0 if key else try_again(found, encoders, device="cpu", **looks)
-    return encode(found, encoders, device="cpu", tries=tries, **settings)
+    result = find(config, encoders, key=key, **looks)
+    tries = 0 if key else try_again(result, encoders, device="cpu", **looks)
+    return encode(result, encoders, device="cpu", tries=tries, **settings)
 
 
 def folders(tmp_path) -> list[Path]:

@@ -57,8 +57,8 @@ def axe() -> str:
 def widened(export: Path, out: Path) -> None:
     """A copy of an export in fp32, with the very same weights."""
     shutil.copytree(export, out)
-    found = Exported.read(out)
-    components = dict(found.components)
+    result = Exported.read(out)
+    components = dict(result.components)
     for part in ("unet", "text_encoder", "text_encoder_2"):
         file = out / part / "model.onnx"
         widen(export / part / "model.onnx", out / part / "wide.onnx")
@@ -66,7 +66,7 @@ def widened(export: Path, out: Path) -> None:
         for one in (out / part).glob("wide.onnx*"):
             one.unlink()
         components[part] = manifest.component(out, [file], "float32", components[part].parameters)
-    dataclasses.replace(found, dtype="float32", stored_dtype="float32", components=components).write(out)
+    dataclasses.replace(result, dtype="float32", stored_dtype="float32", components=components).write(out)
 
 
 @pytest.fixture(scope="session")
@@ -132,14 +132,14 @@ def chromiums(chromium: str) -> Iterator[Callable[..., Browser]]:
     """Starts a Chromium with these arguments."""
     with sync_playwright() as playwright:
         expect.set_options(timeout=60_000)
-        found = []
+        result = []
 
         def start(*arguments: str) -> Browser:
-            found.append(playwright.chromium.launch(executable_path=chromium, args=[*ALONE, *arguments]))
-            return found[-1]
+            result.append(playwright.chromium.launch(executable_path=chromium, args=[*ALONE, *arguments]))
+            return result[-1]
 
         yield start
-        for one in found:
+        for one in result:
             one.close()
 
 

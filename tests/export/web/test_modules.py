@@ -80,10 +80,10 @@ def test_noise_is_that_of_torch(modules):
 def test_the_schedule_is_that_of_diffusers(modules, name):
     config = json.loads((EMBEDDED / "tiny-sdxl" / "scheduler" / "scheduler_config.json").read_text())
     counts = [1, 2, 3, 7, 8, 10, 15, 16, 24, 25, 30, 48, 50, 60, 77, 200]
-    found = run(
+    result = run(
         modules, "euler.js", "({ schedule }, [own, counts]) => counts.map((n) => schedule(own, n))", [config, counts]
     )
-    for count, one in zip(counts, found, strict=True):
+    for count, one in zip(counts, result, strict=True):
         wanted = build(name, config)
         assert isinstance(wanted, EulerDiscreteScheduler | EulerAncestralDiscreteScheduler)
         wanted.set_timesteps(count)
@@ -99,20 +99,20 @@ def test_ids_are_those_of_transformers(modules, pages, name):
     script += "const t = new Tokenizer(own); return texts.map((x) => [t.encode(x), x.slice(0, t.reach(x).end)]); }"
     texts, folder = prompts(), EMBEDDED / "tiny-koala-700m" / name
     assert len(set(texts)) >= 98 and sum(not t.isascii() for t in texts) > 50
-    found = run(modules, "clip.js", script, [file, texts])
+    result = run(modules, "clip.js", script, [file, texts])
     ids = CLIPTokenizer.from_pretrained(folder)(texts, padding="max_length", max_length=77, truncation=True).input_ids
-    for text, (own, read), wanted in zip(texts, found, ids, strict=True):
+    for text, (own, read), wanted in zip(texts, result, ids, strict=True):
         assert own == wanted, text
-        told = read_text(text, [folder])
-        assert read == told.read or not text[len(read) :].strip(), text
+        output = read_text(text, [folder])
+        assert read == output.read or not text[len(read) :].strip(), text
     pad = {"tokenizer": 624, "tokenizer_2": 0}[name]  # <|endoftext|>, and `!`
-    assert found[0][0][-1] == pad
+    assert result[0][0][-1] == pad
 
 
 def test_half_precision_is_that_of_numpy(modules):
     every = np.arange(2**16, dtype=np.uint16)
-    found = run(modules, "half.js", "({ words }, n) => Array.from({ length: n }, (_, h) => words.fromHalf(h))", 2**16)
-    np.testing.assert_array_equal(np.array(found, float), every.view(np.float16).astype(float))
+    result = run(modules, "half.js", "({ words }, n) => Array.from({ length: n }, (_, h) => words.fromHalf(h))", 2**16)
+    np.testing.assert_array_equal(np.array(result, float), every.view(np.float16).astype(float))
     drawn = np.random.default_rng(0).integers(0, 2**32, 4000, dtype=np.uint32).view(np.float32)
     near = (every.view(np.float16).astype(np.float32)[:31744:7] * np.float32(1.00024414)).astype(np.float32)
     edges = np.array([0, -0.0, 65504, 65519.99, 65520, 1e-8, 2**-25, 2**-24, 2.0**-14, -1e5, np.inf], np.float32)
@@ -135,7 +135,7 @@ SETTINGS = {
 
 
 def test_a_link_of_the_page_is_one_of_the_app_and_the_other_way_round(modules, pages):
-    told = json.loads((pages / "site.json").read_text())
+    output = json.loads((pages / "site.json").read_text())
     asked = [
         SETTINGS | {"model": "tiny-koala-1b", "steps": 7, "guidance": 2.5},
         SETTINGS | {"model": "tiny-koala-700m", "steps": 30, "guidance": 1},
@@ -148,7 +148,7 @@ def test_a_link_of_the_page_is_one_of_the_app_and_the_other_way_round(modules, p
     assert (fields["seed"], fields["width"], fields["height"]) == (str(2**32 - 1), 192, 320)
     script = "({ fromFragment }, [text, site]) => fromFragment(text, site)"
     own = to_query([GenerationRequest(**a) for a in asked])[1:]
-    assert run(modules, "request.js", script, [own, told])["requests"] == asked
+    assert run(modules, "request.js", script, [own, output])["requests"] == asked
 
 
 @pytest.mark.parametrize(
@@ -163,11 +163,11 @@ def test_a_link_of_the_page_is_one_of_the_app_and_the_other_way_round(modules, p
     ],
 )
 def test_what_a_link_cannot_ask_for_is_said_and_left_out(modules, pages, fragment, words):
-    told = json.loads((pages / "site.json").read_text())
+    output = json.loads((pages / "site.json").read_text())
     script = "({ fromFragment }, [text, site]) => fromFragment(text, site)"
-    found = run(modules, "request.js", script, [fragment, told])
-    assert any(words in c for c in found["complaints"]) and len(found["complaints"]) == 1
-    assert [(r["seed"], r["steps"], r["width"]) for r in found["requests"]] == [(0, 25, 256)] * 2
+    result = run(modules, "request.js", script, [fragment, output])
+    assert any(words in c for c in result["complaints"]) and len(result["complaints"]) == 1
+    assert [(r["seed"], r["steps"], r["width"]) for r in result["requests"]] == [(0, 25, 256)] * 2
 
 
 def test_the_page_follows_the_samplers_that_the_export_allows(pages):

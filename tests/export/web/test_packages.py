@@ -54,10 +54,10 @@ def test_a_package_is_brought_by_npm_once(kept, tmp_path):
     (tmp_path / "published.tgz").write_bytes(ARCHIVE)
     copy = f"/bin/cp {tmp_path / 'published.tgz'} $5/some-package-1.2.3.tgz"
     install_npm(tmp_path, f'[ "$1 $2" = "pack some-package@1.2.3" ] && {copy}')
-    found = fetched(package())
-    assert found == kept / "some-package-1.2.3.tgz" and member(found, "dist/a.txt") == b"hello"
+    result = fetched(package())
+    assert result == kept / "some-package-1.2.3.tgz" and member(result, "dist/a.txt") == b"hello"
     install_npm(tmp_path, "exit 1")
-    assert fetched(package()) == found  # it is kept
+    assert fetched(package()) == result  # it is kept
 
 
 def test_another_file_of_npms_is_refused_and_not_kept(kept, tmp_path):

@@ -42,18 +42,18 @@ FIRST_S = 5.0  # until the first picture, on one thread
 @pytest.fixture(scope="module")
 def model():
     """The student in torch with the weights of the site: those of the fp16 file, in fp32."""
-    found = Library("cpu").get("tiny-koala-700m")
-    for part in (found.pipeline.unet, found.pipeline.text_encoder, found.pipeline.text_encoder_2):
+    result = Library("cpu").get("tiny-koala-700m")
+    for part in (result.pipeline.unet, result.pipeline.text_encoder, result.pipeline.text_encoder_2):
         for weight in part.parameters():
             weight.data = weight.data.half().float()
-    return found
+    return result
 
 
 def picture(page: Page, k: int) -> bytes:
     """The file of the k-th model's picture."""
-    with page.expect_download() as found:
+    with page.expect_download() as result:
         page.locator(".head a").nth(k).click()
-    with open(found.value.path(), "rb") as file:
+    with open(result.value.path(), "rb") as file:
         return file.read()
 
 
@@ -66,9 +66,9 @@ def apart(content: bytes, model) -> int:
     request = read_png(content)["request"]
     with torch.inference_mode():
         drawn = generate(request, model)
-    found = np.abs(pixels(content) - np.asarray(drawn.images[0], np.int16)).max()
-    print(f"{request.steps} steps of seed {request.seed}: {found}/255")
-    return found
+    result = np.abs(pixels(content) - np.asarray(drawn.images[0], np.int16)).max()
+    print(f"{request.steps} steps of seed {request.seed}: {result}/255")
+    return result
 
 
 def test_a_seed_draws_the_picture_that_torch_draws_and_its_link_restores_it(visit, model):
@@ -137,14 +137,14 @@ def test_a_picture_carries_its_request_and_opens_in_the_app(visit, model, pages)
 
 def cpu_s() -> float:
     """Processor seconds of every page that this process has open: a busy machine lengthens them least."""
-    found = 0.0
+    result = 0.0
     for process in psutil.Process().children(recursive=True):
         try:
             if "--type=renderer" in process.cmdline():
-                found += sum(process.cpu_times()[:2])
+                result += sum(process.cpu_times()[:2])
         except psutil.NoSuchProcess:
             continue
-    return found
+    return result
 
 
 @pytest.mark.slow  # docs/measurements/web.json has the time on a clock
@@ -207,21 +207,21 @@ def test_axe_reports_nothing(visit, axe):
     page = visit(LINK.replace("steps=4,4", "steps=1,1"))
     page.evaluate(axe + ";0")
     page.locator("summary").click()
-    found = []
+    result = []
 
     def look(when: str) -> None:
         for size, theme in itertools.product((DESKTOP, PHONE), ("dark", "light")):
             page.set_viewport_size(size)
             page.emulate_media(color_scheme=theme)
             where = f"{when}, {size['width']} px, {theme}"
-            found.extend(f"{where}: {fault}" for fault in [*page.evaluate(VIOLATIONS), *page.evaluate(FAULTS)])
+            result.extend(f"{where}: {fault}" for fault in [*page.evaluate(VIOLATIONS), *page.evaluate(FAULTS)])
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), where
 
     look("before")
     page.locator("#generate").click()
     phase(page, "done")
     look("after")
-    assert found == []
+    assert result == []
 
 
 def test_a_phone_still_shows_the_pictures_when_their_times_have_appeared(visit):

@@ -145,15 +145,15 @@ def test_a_site_that_is_there_is_not_overwritten(exported_700m, runtime, tmp_pat
 
 def test_the_readmes_figures_are_those_of_the_report_and_the_report_is_of_the_shipped_weights():
     root = Path(__file__).parents[3]
-    found = json.loads((root / "docs" / "measurements" / "web.json").read_text())
+    result = json.loads((root / "docs" / "measurements" / "web.json").read_text())
     text = " ".join((root / "README.md").read_text().split())
-    worst = max(max(one["largest_difference"]) for one in found["against_torch"])
+    worst = max(max(one["largest_difference"]) for one in result["against_torch"])
     assert f"within {worst}/255 of torch's" in text and worst <= 2
-    first, whole = found["site"]["first_load"], found["site"]["whole"]
+    first, whole = result["site"]["first_load"], result["site"]["whole"]
     assert f"the first picture needs {first / 1e6:.1f} MB, all of the site {whole / 1e6:.1f} MB, gzipped" in text
     assert first < BUDGET_FIRST and whole < BUDGET_WHOLE
-    assert max(found["first_picture_s"]) < 5  # after the student was there, on one thread
+    assert max(result["first_picture_s"]) < 5  # after the student was there, on one thread
     shipped = json.loads((EMBEDDED / "hashes.json").read_text())
-    for model in found["models"]:
+    for model in result["models"]:
         assert model["source"].items() <= shipped[model["name"]].items()
-    assert found["runtime"] == f"{packages.RUNTIME.name} {packages.RUNTIME.version}"
+    assert result["runtime"] == f"{packages.RUNTIME.name} {packages.RUNTIME.version}"

@@ -23,8 +23,8 @@ def test_the_bundle_is_the_page_with_the_readme_of_a_static_space(pages, tmp_pat
     own = {f.relative_to(pages).as_posix() for f in pages.rglob("*") if f.is_file()}
     assert there == own | {"README.md", "NOTICE.md", ".koala-space.json"}
     block = re.match(r"---\n(.*?)\n---\n", (tmp_path / "space" / "README.md").read_text(), re.S)[1]
-    found = dict(re.findall(r"^([\w-]+): (.+)$", block, re.M))
-    assert (found["sdk"], found["app_file"]) == ("static", "index.html") and len(found["short_description"]) <= 60
+    result = dict(re.findall(r"^([\w-]+): (.+)$", block, re.M))
+    assert (result["sdk"], result["app_file"]) == ("static", "index.html") and len(result["short_description"]) <= 60
     headers = dict(re.findall(r"^  (cross-[\w-]+): (.+)$", block, re.M))
     asked = {name.lower(): value for name, value in Server.HEADERS.items()}
     assert headers == asked | {"cross-origin-resource-policy": "cross-origin"}  # the hub's frame may show it

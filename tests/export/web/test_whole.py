@@ -45,8 +45,8 @@ def worst(content: bytes, library: Library, model: str) -> int:
     """The largest difference to what the library's model draws of the request that a picture carries."""
     request = read_png(content)["request"]
     card = library.get(model)
-    told = {k: v for k, v in request.to_dict().items() if k != "model"}
-    again = generate(type(request)(model=card.card.name, **told), card)
+    output = {k: v for k, v in request.to_dict().items() if k != "model"}
+    again = generate(type(request)(model=card.card.name, **output), card)
     return int(np.abs(pixels(content) - np.asarray(again.images[0], np.int16)).max())
 
 
@@ -59,12 +59,12 @@ def test_teacher_and_student_draw_what_torch_draws(whole, browser, library):
         ready(page)
         expect(page.locator(f"#state-{MODELS[0]}")).not_to_have_attribute("data-state", "ready")  # it loads afterwards
         expect(page.locator(f"#state-{MODELS[0]}")).to_contain_text("MB")
-        found = drawn(page)
+        result = drawn(page)
         long = f"#prompt=a+yellow+star{'+and+a+ring' * 40}&seed=5&width=320&height=192&steps=6,9&guidance=1,4"
         page.goto(server.url + long)
-        found += drawn(page)
-        assert read_png(found[2])["unread"]["prompt"].startswith("and a ring and")
-        differences = [worst(one, library, MODELS[k % 2]) for k, one in enumerate(found)]
+        result += drawn(page)
+        assert read_png(result[2])["unread"]["prompt"].startswith("and a ring and")
+        differences = [worst(one, library, MODELS[k % 2]) for k, one in enumerate(result)]
         print(f"largest differences {differences} of 255")
         assert max(differences) <= 2 and wrong == []
         page.close()
@@ -90,11 +90,11 @@ def test_half_precision_draws_what_onnx_runtime_draws(exported_700m, runtime, br
     with served(tmp_path / "site") as server:
         page = browser.new_page()
         page.goto(server.url + "#seed=3")
-        found = [drawn(page)[0]]
+        result = [drawn(page)[0]]
         for seed in (77, 5, 6):
             page.goto(f"{server.url}#prompt=a+yellow+star+above+a+purple+ring&seed={seed}&width=128&height=128&steps=8")
-            found.append(drawn(page)[0])
-        differences = [worst(one, library, str(exported_700m)) for one in found]
+            result.append(drawn(page)[0])
+        differences = [worst(one, library, str(exported_700m)) for one in result]
         print(f"largest differences {differences} of 255")
         assert max(differences) <= 4
         page.close()
@@ -122,9 +122,9 @@ def test_webgpu_is_tried_then_draws_the_same(card, pages):
         ready(page)
         after = drawn(page)
         assert [url for url in asked if "asyncify" in url]
-        found = max(int(np.abs(pixels(a) - pixels(b)).max()) for a, b in zip(before, after, strict=True))
-        print(f"WebGPU against WebAssembly: {found}/255")
-        assert found <= 2 and read_png(after[0])["device"] == "a browser's WebGPU"
+        result = max(int(np.abs(pixels(a) - pixels(b)).max()) for a, b in zip(before, after, strict=True))
+        print(f"WebGPU against WebAssembly: {result}/255")
+        assert result <= 2 and read_png(after[0])["device"] == "a browser's WebGPU"
         assert [w for w in wrong if "powerPreference" not in w] == []
         page.close()
 

@@ -55,8 +55,8 @@ def teacher(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def hub():
-    with Hub() as found:
-        yield found
+    with Hub() as result:
+        yield result
 
 
 @pytest.fixture

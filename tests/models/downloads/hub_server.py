@@ -60,9 +60,9 @@ class Hub:
 
     def add(self, repo: str, folder: Path, branch: str = "main", refuse: tuple[int, str] | None = None) -> str:
         """Serve a folder as a branch of a repository; the commit that it is."""
-        found = self.repositories.setdefault(repo, Repository())
-        found.revisions[branch], found.refuse = folder, refuse
-        return found.commit(branch)
+        result = self.repositories.setdefault(repo, Repository())
+        result.revisions[branch], result.refuse = folder, refuse
+        return result.commit(branch)
 
     def fetched(self, repo: str) -> list[str]:
         """The files of a repository whose bytes were asked for, in order, each once."""
@@ -115,13 +115,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
-            self._info(found[1], found[2] or "main")
-        elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-            self._file(found[1], found[2], found[3])
-        elif found := re.fullmatch(r"/blobs/([0-9a-f]{64})", path):
-            self._note("", found[1])
-            self._bytes(self.hub.blobs[found[1]])
+        if result := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
+            self._info(result[1], result[2] or "main")
+        elif result := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            self._file(result[1], result[2], result[3])
+        elif result := re.fullmatch(r"/blobs/([0-9a-f]{64})", path):
+            self._note("", result[1])
+            self._bytes(self.hub.blobs[result[1]])
         elif path.startswith("/login"):
             self._body(b"<html>Welcome to the hotel</html>", "text/html")
         else:
@@ -143,21 +143,21 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _repository(self, repo: str, revision: str) -> Repository | None:
         """The repository if it has this revision; otherwise the answer is given and the result is None."""
-        found = self.hub.repositories.get(repo)
-        if found is None:
+        result = self.hub.repositories.get(repo)
+        if result is None:
             self._refuse(401, "RepoNotFound")  # what the hub says to a visitor whose name it does not know
-        elif found.commit(revision) is None:
+        elif result.commit(revision) is None:
             self._refuse(404, "RevisionNotFound")
         else:
-            return found
+            return result
         return None
 
     def _info(self, repo: str, revision: str) -> None:
         self._note(repo, "api", revision)
-        found = self._repository(repo, revision)
-        if found is None:
+        result = self._repository(repo, revision)
+        if result is None:
             return
-        folder = found.folder(revision)
+        folder = result.folder(revision)
         siblings = []
         for file in sorted(f for f in folder.rglob("*") if f.is_file()):
             size, data = file.stat().st_size, file.read_bytes()
@@ -166,21 +166,21 @@ class _Handler(BaseHTTPRequestHandler):
             if file.suffix in WEIGHTS:
                 entry["lfs"] = {"size": size, "sha256": hashlib.sha256(data).hexdigest(), "pointerSize": 134}
             siblings.append(entry)
-        answer = {"id": repo, "sha": found.commit(revision), "siblings": siblings}
+        answer = {"id": repo, "sha": result.commit(revision), "siblings": siblings}
         self._body(json.dumps(answer).encode(), "application/json")
 
     def _file(self, repo: str, revision: str, name: str) -> None:
         self._note(repo, name, revision)
-        found = self._repository(repo, revision)
-        if found is None:
+        result = self._repository(repo, revision)
+        if result is None:
             return
-        if found.refuse:
-            return self._refuse(*found.refuse)
-        file = found.folder(revision) / name
+        if result.refuse:
+            return self._refuse(*result.refuse)
+        file = result.folder(revision) / name
         if not file.is_file():
             return self._refuse(404, "EntryNotFound")
         data = file.read_bytes()
-        headers = {"X-Repo-Commit": found.commit(revision)}
+        headers = {"X-Repo-Commit": result.commit(revision)}
         if file.suffix in WEIGHTS:
             digest = hashlib.sha256(data).hexdigest()
             self.hub.blobs[digest] = file

@@ -252,8 +252,8 @@ def test_a_file_with_a_nan_is_named_so_that_removing_it_helps(hub, run, student,
     command = ("-m", "koala", "generate", "--model", OWN, "--prompt", "a red circle", "--out", str(tmp_path / "a.png"))
     done = run(*command, "--steps", "1")
     assert done.returncode == 2 and "conv_in.bias holds NaN" in done.stderr
-    told = re.search(rf"remove (\S+) and fetch it again: python -m koala fetch {OWN}", done.stderr)
-    Path(told[1]).unlink()
+    output = re.search(rf"remove (\S+) and fetch it again: python -m koala fetch {OWN}", done.stderr)
+    Path(output[1]).unlink()
     assert run("-m", "koala", "fetch", OWN).returncode == 0
     assert run(*command, "--steps", "1").returncode == 0
 

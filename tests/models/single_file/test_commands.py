@@ -34,11 +34,11 @@ def report(words: list[str], out: Path) -> dict:
 @pytest.mark.parametrize("verb", MEASURED)
 def test_a_measurement_of_a_file_is_that_of_its_folder(verb, files, tmp_path):
     words, what = MEASURED[verb]
-    found = [
+    result = [
         report([*words, "--model", str(model)], tmp_path / f"{k}.json")[what]
         for k, model in enumerate((files[STUDENT], STUDENT))
     ]
-    assert found[0] and found[0] == found[1]
+    assert result[0] and result[0] == result[1]
 
 
 def test_a_file_is_benchmarked_under_its_name(files, tmp_path):

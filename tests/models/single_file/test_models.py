@@ -112,8 +112,8 @@ def velocity(tmp_path, embedded) -> Path:
     """A folder of a v-prediction model with a schedule up to pure noise."""
     folder = shutil.copytree(embedded / "tiny-koala-700m", tmp_path / "velocity")
     file = folder / "scheduler" / "scheduler_config.json"
-    told = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    file.write_text(json.dumps(json.loads(file.read_text()) | told))
+    output = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | output))
     return folder
 
 
@@ -189,9 +189,9 @@ def test_half_a_vae_is_refused_by_what_it_lacks(files, tmp_path):
 def test_what_other_programs_leave_in_a_file_is_ignored_or_told(files, tmp_path, caplog):
     def other(tensors):
         projection = tensors.pop(f"{TEXT_2}text_projection")
-        found = tensors | {f"{TEXT_2}text_projection.weight": projection.T.contiguous()}  # as transformers has it
+        result = tensors | {f"{TEXT_2}text_projection.weight": projection.T.contiguous()}  # as transformers has it
         usual = {f"{TEXT_2}logit_scale": torch.zeros(()), f"{TEXT}embeddings.position_ids": torch.arange(77)[None]}
-        return found | usual | {"model_ema.decay": torch.zeros(()), "model_ema.num_updates": torch.zeros(())}
+        return result | usual | {"model_ema.decay": torch.zeros(()), "model_ema.num_updates": torch.zeros(())}
 
     file = rewritten(files["tiny-koala-700m"], tmp_path / "other.safetensors", other)
     assert picture(str(file), steps=2).tobytes() == picture("tiny-koala-700m", steps=2).tobytes()
@@ -209,8 +209,8 @@ def test_a_file_that_a_compiler_wrapped_is_the_same(files, tmp_path):
 
 
 def test_a_damaged_header_and_a_setting_that_cannot_be_are_refused(files, tmp_path):
-    for said, words in (("{", "is not JSON"), (json.dumps({"defaults": {"steps": -3}}), "defaults")):
-        file = rewritten(files["tiny-koala-700m"], tmp_path / "bad.safetensors", lambda t: t, koala=said)
+    for message, words in (("{", "is not JSON"), (json.dumps({"defaults": {"steps": -3}}), "defaults")):
+        file = rewritten(files["tiny-koala-700m"], tmp_path / "bad.safetensors", lambda t: t, koala=message)
         with pytest.raises(UserError, match=words):
             find(str(file))
 
@@ -309,8 +309,8 @@ def test_compare_attention_and_export_take_a_file(files, tmp_path, capsys):
 
 def test_a_picture_names_the_file_and_not_its_folder(files, tmp_path):
     asked = GenerationRequest(model=str(files["tiny-koala-700m"]), prompt="a red circle", steps=1)
-    found = generate(asked, Library("cpu").get(asked.model))
-    (saved,) = found.save(tmp_path / "a.png")
+    result = generate(asked, Library("cpu").get(asked.model))
+    (saved,) = result.save(tmp_path / "a.png")
     assert str(files["tiny-koala-700m"].parent).encode() not in saved.read_bytes()
     assert b"tiny-koala-700m.safetensors" in saved.read_bytes()
 
@@ -321,8 +321,8 @@ def test_a_picture_names_the_file_and_not_its_folder(files, tmp_path):
 def test_there_and_back_is_the_same_file_and_the_same_picture(files, tmp_path, capsys):
     file, folder, again = files["tiny-koala-700m"], tmp_path / "folder", tmp_path / "again.safetensors"
     assert main(["convert", str(file), "--out", str(folder), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["unet"], told["settings_from"], told["lent"]) == ("tiny-koala-700m", "tiny-koala-700m", [])
+    output = json.loads(capsys.readouterr().out)
+    assert (output["unet"], output["settings_from"], output["lent"]) == ("tiny-koala-700m", "tiny-koala-700m", [])
     assert picture(str(folder)).tobytes() == picture(str(file)).tobytes()
     assert main(["convert", str(folder), "--out", str(again)]) == 0
     assert find(str(again)).title == "folder (again.safetensors)"
@@ -352,8 +352,8 @@ def test_a_file_alone_becomes_a_whole_folder(files, tmp_path):
 )
 def test_what_cannot_be_converted_is_said(tmp_path, capsys, model, out, says):
     assert main(["convert", model, "--out", str(tmp_path / out)]) == 2
-    told = capsys.readouterr().err
-    assert re.search(says, told) and told.count("\n") == 1
+    output = capsys.readouterr().err
+    assert re.search(says, output) and output.count("\n") == 1
     assert not (tmp_path / out).exists()
 
 

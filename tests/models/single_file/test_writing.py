@@ -48,18 +48,18 @@ def full_size(spec, folder: Path) -> UNetCheckpoint:
             "vae": AutoencoderKL(**SDXL_PARTS.vae.config()),
         }
         unet = UNet2DConditionModel(**spec.config()).state_dict()
-    pipeline, found = {"vae/config.json": folder / "vae" / "config.json"}, {}
+    pipeline, result = {"vae/config.json": folder / "vae" / "config.json"}, {}
     for name, module in parts.items():
         file = folder / name / f"{STEMS[name]}.safetensors"
         file.parent.mkdir(parents=True)
-        found[name] = matched(name, file.parent, module, stored_tensors(sparse(file, module.state_dict())))
+        result[name] = matched(name, file.parent, module, stored_tensors(sparse(file, module.state_dict())))
     parts["vae"].save_config(folder / "vae")
     stored = {
         k: StoredTensor(file=folder, name=k, start=0, size=0, dtype="F16", shape=tuple(v.shape))
         for k, v in unet.items()
     }
     return UNetCheckpoint(
-        name="x", spec=spec, config={}, tensors=stored, revision="local", pipeline=pipeline, parts=found
+        name="x", spec=spec, config={}, tensors=stored, revision="local", pipeline=pipeline, parts=result
     )
 
 
@@ -162,7 +162,7 @@ def test_a_unet_outside_comfyuis_tables_is_said_to_be():
 
 
 def test_text_encoders_and_vae_have_sdxls_own_names_and_shapes(tmp_path):
-    found = {name: tensor.shape for name, tensor in original_tensors(full_size(SDXL, tmp_path)).items()}
+    result = {name: tensor.shape for name, tensor in original_tensors(full_size(SDXL, tmp_path)).items()}
     expected = {  # of the published SDXL file
         "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight": (49408, 768),
         "conditioner.embedders.0.transformer.text_model.encoder.layers.11.self_attn.q_proj.weight": (768, 768),
@@ -186,9 +186,9 @@ def test_text_encoders_and_vae_have_sdxls_own_names_and_shapes(tmp_path):
         "first_stage_model.decoder.up.3.upsample.conv.weight": (512, 512, 3, 3),
         "first_stage_model.decoder.norm_out.weight": (128,),
     }
-    assert {name: found.get(name) for name in expected} == expected
+    assert {name: result.get(name) for name in expected} == expected
     # the published file has 2,515 tensors; its position_ids and logit_scale are no weights of these networks
-    assert len(found) == 2513
+    assert len(result) == 2513
 
 
 def test_diffusers_reads_the_same_weights_and_draws_the_same_picture(written, embedded):
@@ -213,11 +213,11 @@ def test_diffusers_reads_the_same_weights_and_draws_the_same_picture(written, em
 
 
 def test_compress_reads_the_unet_back(written):
-    found, original = open_unet(str(written[0])), open_unet("tiny-koala-700m")
-    assert found.spec == original.spec
-    assert found.tensors.keys() == original.tensors.keys()
+    result, original = open_unet(str(written[0])), open_unet("tiny-koala-700m")
+    assert result.spec == original.spec
+    assert result.tensors.keys() == original.tensors.keys()
     for name, tensor in original.tensors.items():
-        assert b"".join(found.tensors[name].blocks()) == b"".join(tensor.blocks()), name
+        assert b"".join(result.tensors[name].blocks()) == b"".join(tensor.blocks()), name
 
 
 def test_the_header_says_what_it_is_and_where_every_weight_comes_from(written):
@@ -265,20 +265,20 @@ def test_eight_bits_become_the_halves_of_the_same_value(kind, copy, tmp_path):
     rewrite(copy, "unet", lambda t: {name: tensor.to(kind) for name, tensor in t.items()})
     write_single_file(str(copy), tmp_path / "a.safetensors")
     wanted = load_file(copy / "unet" / "diffusion_pytorch_model.safetensors")["conv_in.weight"]
-    found = load_file(tmp_path / "a.safetensors")["model.diffusion_model.input_blocks.0.0.weight"]
-    assert found.dtype == torch.float16 and torch.equal(found.float(), wanted.float())
+    result = load_file(tmp_path / "a.safetensors")["model.diffusion_model.input_blocks.0.0.weight"]
+    assert result.dtype == torch.float16 and torch.equal(result.float(), wanted.float())
 
 
 def test_a_vae_saved_by_an_older_diffusers_has_the_same_place(copy, written, tmp_path):
     old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
 
     def older(tensors):
-        found = {}
+        result = {}
         for name, tensor in tensors.items():
             for new, before in old.items():
                 name = name.replace(new, before)
-            found[name] = tensor
-        return found
+            result[name] = tensor
+        return result
 
     rewrite(copy, "vae", older)
     assert write_single_file(str(copy), tmp_path / "a.safetensors").content_sha256 == written[1].content_sha256

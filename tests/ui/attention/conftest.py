@@ -76,10 +76,12 @@ def run(tab, fields):
     """Draws; gives the last thing that the page is told, by the components' names."""
 
     def drawn(before: str = "", **change) -> dict:
-        told: dict = {}
+        output: dict = {}
         for update in tab.run(SimpleNamespace(session_hash="one"), *fields(**change), before):
-            told |= {name: update[c] for name, c in vars(tab).items() if isinstance(c, gr.blocks.Block) and c in update}
-        return told
+            output |= {
+                name: update[c] for name, c in vars(tab).items() if isinstance(c, gr.blocks.Block) and c in update
+            }
+        return output
 
     return drawn
 
@@ -103,10 +105,10 @@ def ask(tab, drawn):
 @pytest.fixture
 def take(tab, drawn):
     def taken(file: str, **change) -> bytes:
-        found = tab.take({"id": drawn["capture"], "file": file} | ASKED | change)
-        assert "problem" not in found, found
-        assert re.fullmatch(rf"koala-attention-[a-z0-9-]+-{file}\.(png|gif|html)", found["name"])
-        return base64.b64decode(found["data"])
+        result = tab.take({"id": drawn["capture"], "file": file} | ASKED | change)
+        assert "problem" not in result, result
+        assert re.fullmatch(rf"koala-attention-[a-z0-9-]+-{file}\.(png|gif|html)", result["name"])
+        return base64.b64decode(result["data"])
 
     return taken
 

@@ -16,17 +16,17 @@ from koala.ui.session import Session
 @pytest.fixture
 def file(tab, drawn, asked) -> Path:
     """What the button downloads."""
-    found = tab.take({"id": drawn["capture"], "file": "capture"} | asked)
-    assert found["name"].endswith("-capture.zip") and drawn["capture"] in found["path"]
-    return Path(found["path"])
+    result = tab.take({"id": drawn["capture"], "file": "capture"} | asked)
+    assert result["name"].endswith("-capture.zip") and drawn["capture"] in result["path"]
+    return Path(result["path"])
 
 
 @pytest.fixture
 def told(monkeypatch):
     """What the page warns of."""
-    said: list[str] = []
-    monkeypatch.setattr(attention, "warn", lambda text, title: said.append(f"{title}: {text}"))
-    return said
+    message: list[str] = []
+    monkeypatch.setattr(attention, "warn", lambda text, title: message.append(f"{title}: {text}"))
+    return message
 
 
 def test_a_saved_capture_opens_and_answers_as_before(tab, drawn, capture, asked, file, told):

@@ -52,9 +52,9 @@ def test_the_papers_mode_has_no_mean_of_steps(tab, drawn, asked):
 
 
 def test_a_download_that_is_none_says_which_there_are(tab, drawn, asked):
-    for change, said in (({"file": "svg"}, "choose one of strip, gif"), ({"opacity": "1"}, "opacity must be")):
+    for change, message in (({"file": "svg"}, "choose one of strip, gif"), ({"opacity": "1"}, "opacity must be")):
         answer = tab.take({"id": drawn["capture"], "file": "strip"} | asked | change)
-        assert said in answer["problem"]
+        assert message in answer["problem"]
 
 
 def test_the_web_page_carries_queries_and_keys_and_no_foreign_markup(take, capture):
@@ -88,9 +88,9 @@ def test_the_web_page_has_the_apps_colours():
     sheet = (VIEWER / "page.css").read_text()
     light, dark = sheet.split("prefers-color-scheme: dark")
     for mode, part in enumerate((light, dark)):
-        found = dict(re.findall(r"--k-([a-z-]+): (#[0-9a-f]{6})", part))
-        assert len(found) == 11
-        assert found == {name: COLOURS[name][mode] for name in found}
+        result = dict(re.findall(r"--k-([a-z-]+): (#[0-9a-f]{6})", part))
+        assert len(result) == 11
+        assert result == {name: COLOURS[name][mode] for name in result}
 
 
 def test_a_pipeline_that_was_called_directly_has_a_page_and_downloads(tab, asked):

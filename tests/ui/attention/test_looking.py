@@ -67,8 +67,8 @@ def test_every_view_of_every_stage_has_both_models_or_says_why_not(ask, decoded,
 
 def test_pca_has_one_basis_for_both_models_and_all_steps(ask, decoded):
     each = [ask(kind="pca", step=s)["sides"] for s in range(STEPS)]
-    said = {side["said"].partition(": ")[2] for sides in each for side in sides}
-    assert len(said) == 1 and re.search(r"variance shown .* = \d+ %", said.pop())
+    message = {side["said"].partition(": ")[2] for sides in each for side in sides}
+    assert len(message) == 1 and re.search(r"variance shown .* = \d+ %", message.pop())
     colours = torch.stack([decoded(side) for sides in each for side in sides]).view(-1, 256, 3)
     for channel in range(3):  # the percentiles are joint: no frame alone spans them all
         assert colours[..., channel].min() == 0 and colours[..., channel].max() == 255

@@ -36,9 +36,9 @@ def test_the_page_holds_an_id_and_no_tensor(tab, drawn):
 
 
 def test_what_was_predicted_is_what_is_kept(tab, capture, fields):
-    told = tab.forecast(*fields())
+    output = tab.forecast(*fields())
     recorded = sum(side.record.bytes for side in capture.sides)
-    assert f"{recorded / 1e6:,.1f} MB" in told and f"over {STEPS} steps" in told
+    assert f"{recorded / 1e6:,.1f} MB" in output and f"over {STEPS} steps" in output
     assert sum(p.bytes for p in Asked.of(fields()).plans(tab.session.catalogue)) == recorded
     assert capture.bytes == recorded + sum(map(len, capture.files)) + sum(
         len(side.picture.tobytes()) for side in capture.sides
@@ -54,8 +54,8 @@ def test_the_pictures_are_those_of_a_run_without_a_recorder(tab, capture, fields
 
 
 def test_on_the_same_input_the_teacher_sees_the_students_picture(tab, run):
-    told = run(steps=2, inputs="same")
-    capture = tab.store.get(told["capture"])
+    output = run(steps=2, inputs="same")
+    capture = tab.store.get(output["capture"])
     assert [s.title for s in capture.sides] == ["Tiny SDXL (teacher) on the student's input", "Tiny KOALA-700M"]
     assert capture.sides[0].picture is capture.sides[1].picture
     own = tab.store.get(run(steps=2)["capture"])
@@ -67,26 +67,26 @@ def test_on_the_same_input_the_teacher_sees_the_students_picture(tab, run):
 
 
 def test_another_size_has_a_grid_of_its_own(tab, run, asked):
-    told = run(steps=1, width=320, height=192, guidance=1.0)
-    assert {tuple(s["grid"]) for s in told["viewer"]["stages"] if not s["absent"]} == {(12, 20), (6, 10)}
-    right = tab.look({"id": told["capture"]} | asked | {"step": 0, "box": [0.999, 0.999, 0.999, 0.999]})
+    output = run(steps=1, width=320, height=192, guidance=1.0)
+    assert {tuple(s["grid"]) for s in output["viewer"]["stages"] if not s["absent"]} == {(12, 20), (6, 10)}
+    right = tab.look({"id": output["capture"]} | asked | {"step": 0, "box": [0.999, 0.999, 0.999, 0.999]})
     assert right["sides"][0]["marked"] == [12 * 20 - 1]
 
 
 def test_every_layer_can_be_recorded_and_looked_at(tab, run, asked):
-    told = run(steps=1, every=True)
-    layers = {s["name"]: s.get("layers") for s in told["viewer"]["stages"]}
+    output = run(steps=1, every=True)
+    layers = {s["name"]: s.get("layers") for s in output["viewer"]["stages"]}
     assert len(layers["UP-1"]) == 10 and len(layers["MID"]) == 10  # MID is the teacher's alone
-    first = tab.look({"id": told["capture"]} | asked | {"step": 0, "stage": "UP-1", "layer": 0})
-    last = tab.look({"id": told["capture"]} | asked | {"step": 0, "stage": "UP-1", "layer": 9})
+    first = tab.look({"id": output["capture"]} | asked | {"step": 0, "stage": "UP-1", "layer": 0})
+    last = tab.look({"id": output["capture"]} | asked | {"step": 0, "stage": "UP-1", "layer": 9})
     assert first["sides"][0]["said"].startswith("Transformer 1, block 1:")
     assert last["sides"][0]["said"].startswith("Transformer 3, block 5:")  # KOALA's last decoder block pairs with it
     assert last["sides"][1]["said"].startswith("Transformer 2, block 5:")
 
 
 def test_runs_of_different_lengths_stand_beside_each_other_by_their_noise(tab, run, asked):
-    told = run(first_steps=5, second_steps=2)
-    capture, value = tab.store.get(told["capture"]), told["viewer"]
+    output = run(first_steps=5, second_steps=2)
+    capture, value = tab.store.get(output["capture"]), output["viewer"]
     assert [side.record.steps for side in capture.sides] == [5, 2]
     teacher, student = (side.record.timesteps for side in capture.sides)
     for moment, (own, its) in enumerate(capture.moments):
@@ -96,7 +96,7 @@ def test_runs_of_different_lengths_stand_beside_each_other_by_their_noise(tab, r
         value["moments"][4] == f"noise {teacher[4]:.0f}, steps 5 of 5 and 2 of 2" and "5 and 2 steps" in value["pace"]
     )
     assert value["mean"] == "mean of 5 and 2 steps"
-    answer = tab.look({"id": told["capture"]} | asked | {"step": 4})
+    answer = tab.look({"id": output["capture"]} | asked | {"step": 4})
     alone = view.row(capture.sides[1].record, capture.stages["UP-2"][0][1], read(capture, asked | {"step": 1}))
     assert answer["said"].startswith("UP-2, noise") and answer["sides"][1]["data"] == view._encoded(view.heat(alone))
     assert {len(r["values"]) for r in view.alike(capture)["rows"] if not r["absent"]} == {5}

@@ -25,10 +25,10 @@ def shelf(exported_700m, monkeypatch, tmp_path):
 
 def test_exports_stand_beside_the_models_that_they_were_made_of(shelf):
     session = Session()
-    before, found = session.catalogue.choices(), session.catalogue.choices(exports=True)
-    ((label, name),) = set(found) - set(before)
+    before, result = session.catalogue.choices(), session.catalogue.choices(exports=True)
+    ((label, name),) = set(result) - set(before)
     assert label == "Tiny KOALA-700M (ONNX)"
-    labels = [label for label, _ in found]
+    labels = [label for label, _ in result]
     assert labels.index("Tiny KOALA-700M") < labels.index(label)
     assert session.catalogue.card(name).runtime == "onnx"
     with gr.Blocks():

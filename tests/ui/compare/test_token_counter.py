@@ -16,9 +16,9 @@ LONG = "a picture " * 36 + "of a red circle left of a blue square"
 
 @pytest.fixture(scope="module")
 def session(library):
-    found = Session(library=library, local=False).start()
-    found.loader.library()
-    return found
+    result = Session(library=library, local=False).start()
+    result.loader.library()
+    return result
 
 
 @pytest.fixture
