@@ -78,12 +78,12 @@ class Recorder:
             yield
         synchronize(self.unet.device)
 
-    def _timed(self, heard: Callable) -> Callable:
+    def _timed(self, on_output: Callable) -> Callable:
         def timed(name: str, inputs: tuple, output: torch.Tensor) -> None:
             if threading.get_ident() != self._thread:  # another run of the same model, before or after this one
                 return
             began = time.perf_counter()
-            heard(name, inputs, output)
+            on_output(name, inputs, output)
             self.seconds += time.perf_counter() - began
 
         return timed

@@ -71,7 +71,7 @@ def look(capture: Capture, asked: Mapping) -> dict:
         return alike(capture)
     one = read(capture, asked)
     sides = [_side(capture, k, one) for k in range(len(capture.sides))]
-    return {"kind": "colour" if one.kind.colour else "heat", "sides": sides, "said": said(capture, one)}
+    return {"kind": "colour" if one.kind.colour else "heat", "sides": sides, "said": description(capture, one)}
 
 
 def alike(capture: Capture) -> dict:
@@ -102,7 +102,7 @@ def heads(capture: Capture, one: Asked) -> str:
     return f"{one.head} of {layer.heads} heads"
 
 
-def said(capture: Capture, one: Asked) -> str:
+def description(capture: Capture, one: Asked) -> str:
     """Which map this is: stage, step, heads and patches."""
     layer = capture.layer(one.stage, one.layer)
     patches = f"{layer.grid[1]} × {layer.grid[0]} patches"

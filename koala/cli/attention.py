@@ -181,10 +181,10 @@ def _recorded(args: argparse.Namespace, requests: list[GenerationRequest], choic
     """Sides, results and stages of new runs."""
     from koala.attention.capture import Side
     from koala.attention.together import prepare
-    from koala.sampling.out_of_memory import telling
+    from koala.sampling.out_of_memory import advising
 
     models = library(args, [r.model for r in requests])
-    with telling(requests, models):
+    with advising(requests, models):
         prepared = prepare(
             requests,
             models,

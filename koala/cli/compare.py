@@ -33,13 +33,13 @@ def run(args: argparse.Namespace) -> int:
     from koala.files.outputs import check_folder
     from koala.sampling.compare import compare as draw
     from koala.sampling.compare import speedup
-    from koala.sampling.out_of_memory import telling
+    from koala.sampling.out_of_memory import advising
     from koala.sampling.report import comparison
 
     no_bars()
     check_folder(args.out, pixel_bytes(requests))
     models = library(args, names)
-    with telling(requests, models):
+    with advising(requests, models):
         results = draw(
             requests,
             models,

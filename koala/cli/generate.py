@@ -32,13 +32,13 @@ def run(args: argparse.Namespace) -> int:
     request = dataclasses.replace(given, model=name)
     from koala.files.outputs import check_file
     from koala.sampling.generate import generate as draw
-    from koala.sampling.out_of_memory import telling
+    from koala.sampling.out_of_memory import advising
     from koala.sampling.report import entry
 
     no_bars()
     check_file(args.out, pixel_bytes([request]))
     models = library(args, [request.model])
-    with telling([request], models):
+    with advising([request], models):
         result = draw(request, models.get(request.model), on_step=progress(request.model), num_previews=0)
     say_unread(result.request, result.unread)
     files = [str(p) for p in result.save(args.out)]

@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
 
     device = best_device(args.device)
     if device.type != "cuda":
-        told = advice_here() or "no CUDA GPU is visible to torch; `python -m koala bench` measures any device"
-        raise UserError(f"gpu-report measures an NVIDIA card, and none can be used: {told}")
+        advice = advice_here() or "no CUDA GPU is visible to torch; `python -m koala bench` measures any device"
+        raise UserError(f"gpu-report measures an NVIDIA card, and none can be used: {advice}")
     check_file(args.out)
     from koala.gpu_report.report import run as measure
     from koala.gpu_report.scale import FULL

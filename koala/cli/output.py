@@ -89,12 +89,12 @@ def progress(name: str):
 
 def fetching(name: str):
     """Reports a download's progress at most every five seconds and at its end."""
-    said = 0.0
+    printed_at = 0.0
 
     def on_progress(done: int, total: int, file: str) -> None:
-        nonlocal said
-        if done == total or time.monotonic() - said > 5:
-            said = time.monotonic()
+        nonlocal printed_at
+        if done == total or time.monotonic() - printed_at > 5:
+            printed_at = time.monotonic()
             say(f"{name}: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB ({file})")
 
     return on_progress

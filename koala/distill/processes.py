@@ -58,16 +58,16 @@ class Processes:
         """Run `task` on the first process; all get its result (JSON or tuples), and all raise its error."""
         self._meet()
         error, value = self._attempt(task, *arguments) if self.main else (None, None)
-        told = [(self._told(error), value)]
+        outcome = [(self._outcome_of(error), value)]
         if self.number > 1:
-            group.broadcast_object_list(told, src=0)
-        return self._result(told[0][1], error, told[0][0])
+            group.broadcast_object_list(outcome, src=0)
+        return self._result(outcome[0][1], error, outcome[0][0])
 
     def on_each(self, task: Callable[..., T], *arguments) -> T:
         """Run `task` on every process; each gets its own result once all are done. An error of one is raised in all."""
         self._meet()
         error, value = self._attempt(task, *arguments)
-        return self._result(value, error, next(filter(None, self._of_all(self._told(error))), None))
+        return self._result(value, error, next(filter(None, self._of_all(self._outcome_of(error))), None))
 
     def any(self, holds: bool) -> bool:
         """Whether it holds in at least one process."""
@@ -125,15 +125,15 @@ class Processes:
         if self._apart:
             raise AssertionError("what one process does by itself must not wait for the others: they are not coming")
 
-    def _told(self, error: Exception | None) -> tuple[str, str] | None:
+    def _outcome_of(self, error: Exception | None) -> tuple[str, str] | None:
         if error is None:
             return None
         kind = next((name for name, kind in self._errors.items() if isinstance(error, kind)), "")
         return kind, str(error) or type(error).__name__
 
-    def _result(self, value: T, error: Exception | None, told: tuple[str, str] | None) -> T:
-        if told is None:
+    def _result(self, value: T, error: Exception | None, outcome: tuple[str, str] | None) -> T:
+        if outcome is None:
             return value
-        kind, words = told
+        kind, words = outcome
         self.shared = error or self._errors.get(kind, OtherFailed)(words)
         raise self.shared

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from koala.console import DEBUG, add_debug, finish, no_bars, quiet
 from koala.errors import UserError
+from koala.export.reporting import add_depth, add_progress
 from koala.export.targets import DTYPES, TARGETS, WEB, WEB_TEXT
-from koala.export.telling import add_depth, add_progress
 from koala.words import megabytes
 
 HELP = "export a model to ONNX files that other runtimes load unchanged"
@@ -64,20 +64,20 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints what the new folder holds and its size in MB, or JSON; exit status 0."""
-    from koala.export.telling import Teller
+    from koala.export.reporting import ProgressReporter
 
-    teller = Teller.of(args)
+    reporter = ProgressReporter.of(args)
     if args.target == WEB:
         from koala.export.web.command import publish
 
-        return publish(args, teller)
+        return publish(args, reporter)
     if args.model is None:
         raise UserError(f"--models goes with --target {WEB}; name one model with --model")
     if args.runtime:
         raise UserError(f"--runtime goes with --target {WEB}; leave it out")
     from koala.export.writing import write_export
 
-    job, findings, exported = write_export(args, args.model, args.out, teller, target=args.target, dtype=args.dtype)
+    job, findings, exported = write_export(args, args.model, args.out, reporter, target=args.target, dtype=args.dtype)
     size = sum(f.stat().st_size for f in args.out.rglob("*") if f.is_file())
     if args.json:
         details = {"findings": findings, "out": str(args.out), "bytes": size, "lora_layers": job.lora_layers}
@@ -121,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str]) -> int:
     args = parse(arguments)
     no_bars()
-    from koala.export.telling import Teller
+    from koala.export.reporting import ProgressReporter
 
-    tell = Teller.of(args).error
+    tell = ProgressReporter.of(args).error
     return finish("export", lambda: args.run(args), debug=args.debug, smaller=SMALLER, tell=tell)

@@ -59,7 +59,7 @@ class Lora:
     file: Path
     strength: float = 1.0
 
-    def told(self) -> dict[str, object]:
+    def entry(self) -> dict[str, object]:
         """File name, SHA-256 and strength, as stored in the export."""
         return {"name": self.file.name, "sha256": digest(self.file), "strength": self.strength}
 
@@ -182,7 +182,7 @@ def _manifest(job: Job) -> Exported:
         profile=usual(job.spec, manifest.defaults(card)),
         versions=manifest.versions(),
         islands=job.islands,
-        lora=job.lora and job.lora.told(),
+        lora=job.lora and job.lora.entry(),
     )
 
 

@@ -25,7 +25,7 @@ def activations(model: LoadedModel, request: GenerationRequest) -> dict[str, flo
     peaks: dict[str, float] = defaultdict(float)
     longest: dict[str, float] = defaultdict(float)
 
-    def heard(name: str, _, output: object) -> None:
+    def record_peak(name: str, _, output: object) -> None:
         if not isinstance(output, torch.Tensor):
             return
         value = float(output.abs().max())
@@ -35,7 +35,7 @@ def activations(model: LoadedModel, request: GenerationRequest) -> dict[str, flo
             vectors = output.unflatten(-1, (unet.get_submodule(layer).heads, -1)).float()
             longest[name] = max(longest[name], float(vectors.norm(dim=-1).max()))
 
-    with listen({name: module for name, module in unet.named_modules() if name}, heard):
+    with listen({name: module for name, module in unet.named_modules() if name}, record_peak):
         generate(request, model, num_previews=0)
     for name, queries in longest.items():
         layer, _, kind = name.rpartition(".")

@@ -16,7 +16,7 @@ from koala.export.gates.case import Case, Finding, open_case
 from koala.export.gates.numbers import Shape, inputs, numbers, onnx_call, parts, torch_call
 from koala.export.gates.pictures import pictures
 from koala.export.gates.structure import range_census, structure
-from koala.export.telling import Teller, add_depth, add_progress
+from koala.export.reporting import ProgressReporter, add_depth, add_progress
 from koala.files.outputs import check_file, new_file
 from koala.hardware.device import give_back
 from koala.hardware.timing import device_name
@@ -171,7 +171,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints every gate's finding and the verdict, or JSON; exit status 0, or 1 where a gate fails."""
-    teller = Teller.of(args)
+    reporter = ProgressReporter.of(args)
     if args.out:
         check_file(args.out)
     report = verify(
@@ -180,7 +180,7 @@ def run(args: argparse.Namespace) -> int:
         lora=args.lora,
         prompts=args.pictures,
         thorough=args.thorough,
-        on_finding=lambda finding: teller.finding(finding, None if args.json else sys.stdout),
+        on_finding=lambda finding: reporter.finding(finding, None if args.json else sys.stdout),
     )
     if args.out:
         with new_file(args.out) as file:

@@ -39,21 +39,21 @@ def release(error: BaseException | None) -> None:
 def unplanned(error: BaseException, smaller: str) -> RanOut:
     """The error for work that no memory plan covers; `smaller` is the advice."""
     last = wanted(error)
-    told = f": the allocation that failed was {gigabytes(last)}" if last is not None else ""
-    return RanOut(f"memory ran out{told}. Choose {smaller}, or close other programs that use memory")
+    detail = f": the allocation that failed was {gigabytes(last)}" if last is not None else ""
+    return RanOut(f"memory ran out{detail}. Choose {smaller}, or close other programs that use memory")
 
 
 def explained(
     error: BaseException, request: GenerationRequest, *, device: str, predicted: int | None, there: int | None
 ) -> RanOut:
     """The error for this run, whose defaults are filled in; `predicted` and `there` are bytes, None where unknown."""
-    told = []
+    facts = []
     if (last := wanted(error)) is not None:
-        told.append(f"the allocation that failed was {gigabytes(last)}")
+        facts.append(f"the allocation that failed was {gigabytes(last)}")
     if predicted is not None:
-        told.append(f"the whole run was planned at {gigabytes(predicted)}")
+        facts.append(f"the whole run was planned at {gigabytes(predicted)}")
     if there is not None:
-        told.append(f"{gigabytes(there)} were free")
+        facts.append(f"{gigabytes(there)} were free")
     helps = [f"a smaller size than {request.width}x{request.height} px"]
     if request.images > 1:
         helps.append(f"fewer than {request.images} images")
@@ -61,6 +61,6 @@ def explained(
         helps.append("the preset low-memory")
     helps.append("a smaller model")
     return RanOut(
-        f"memory ran out on {device}" + (": " if told else "") + "; ".join(told) + f". Choose {listed(helps, 'or')}; "
+        f"memory ran out on {device}" + (": " if facts else "") + "; ".join(facts) + f". Choose {listed(helps, 'or')}; "
         "--vram GB plans for less where other programs use the memory"
     )

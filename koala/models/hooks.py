@@ -7,12 +7,14 @@ import torch
 
 
 @contextmanager
-def listen(modules: Mapping[str, torch.nn.Module], heard: Callable[[str, tuple, torch.Tensor], None]) -> Iterator[None]:
+def listen(
+    modules: Mapping[str, torch.nn.Module], on_output: Callable[[str, tuple, torch.Tensor], None]
+) -> Iterator[None]:
     """Call `heard(name, inputs, output)` after every forward; a block's tuple counts as its first element."""
 
     def hook_of(name: str):
         def hook(module, inputs, output) -> None:  # what a hook returns would take the output's place
-            heard(name, inputs, output[0] if isinstance(output, tuple) else output)
+            on_output(name, inputs, output[0] if isinstance(output, tuple) else output)
 
         return hook
 

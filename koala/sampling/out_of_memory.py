@@ -18,12 +18,12 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def telling(requests: Sequence[GenerationRequest], library: "Library") -> Iterator[None]:
-    """Raise the errors of a run as `told` explains them."""
+def advising(requests: Sequence[GenerationRequest], library: "Library") -> Iterator[None]:
+    """Raise the errors of a run as `with_advice` explains them."""
     try:
         yield
     except Exception as error:
-        better = told(error, requests, library)
+        better = with_advice(error, requests, library)
         if better is error:
             raise
         failure = better
@@ -32,7 +32,7 @@ def telling(requests: Sequence[GenerationRequest], library: "Library") -> Iterat
     raise failure  # raised here, where it holds no reference to the run
 
 
-def told(
+def with_advice(
     error: Exception,
     requests: Sequence[GenerationRequest],
     library: "Library | None",

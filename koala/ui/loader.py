@@ -12,7 +12,7 @@ from koala.hardware.torch_build import Advice, advice_here
 from koala.models.cards import ModelCard
 from koala.models.locate import availability
 from koala.request import GenerationRequest
-from koala.sampling.out_of_memory import told
+from koala.sampling.out_of_memory import with_advice
 from koala.ui.catalogue import Catalogue
 from koala.ui.messages import page_words, readable
 
@@ -200,4 +200,4 @@ class Loader:
         self, error: Exception, requests: Sequence[GenerationRequest], cards: Sequence[ModelCard]
     ) -> Exception:
         """The error of a run of these requests. Out of memory says what helps, after the memory was freed."""
-        return told(error, requests, self._library, cards) if requests else error
+        return with_advice(error, requests, self._library, cards) if requests else error

@@ -21,7 +21,7 @@ class Life:
     def __init__(self) -> None:
         self.stopped = False
         self.over = threading.Event()
-        self._told: queue.Queue = queue.Queue()
+        self._events: queue.Queue = queue.Queue()
 
     def stop(self) -> None:
         """The visitor pressed Stop."""
@@ -35,19 +35,19 @@ class Life:
 
     def tell(self, event: object) -> None:
         """Add an event for `news`; not None."""
-        self._told.put(event)
+        self._events.put(event)
 
     def wake(self) -> None:
         """Make `news` return now."""
-        self._told.put(None)
+        self._events.put(None)
 
     def news(self, seconds: float) -> list:
         """All events since the last call; waits for `seconds` at most. Raises Cancelled once the run was stopped."""
         events = []
         try:
-            events.append(self._told.get(timeout=seconds))
+            events.append(self._events.get(timeout=seconds))
             while True:
-                events.append(self._told.get_nowait())
+                events.append(self._events.get_nowait())
         except queue.Empty:
             pass
         if self.stopped:

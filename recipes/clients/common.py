@@ -81,12 +81,12 @@ def against(file: dict[str, torch.Tensor], model: dict[str, torch.Tensor]) -> di
 def revision(source: Path) -> str:
     """The commit of a source folder, where it is a clone."""
     try:
-        told = subprocess.run(
+        done = subprocess.run(
             ["git", "-C", str(source), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return told.stdout.strip()
+    return done.stdout.strip()
 
 
 def sha256(file: Path) -> str:
@@ -107,7 +107,7 @@ def arguments(text: str) -> argparse.Namespace:
 
 def write(args: argparse.Namespace, command: str, result: dict) -> None:
     """The report, with what it was made with."""
-    told = {
+    report = {
         "command": command,
         "source": args.version or revision(args.source),
         "date": datetime.date.today().isoformat(),
@@ -115,5 +115,5 @@ def write(args: argparse.Namespace, command: str, result: dict) -> None:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-    args.out.write_text(json.dumps(told | result, indent=1) + "\n")
+    args.out.write_text(json.dumps(report | result, indent=1) + "\n")
     print(json.dumps(result, indent=1))

@@ -53,8 +53,10 @@ class Redrawing:
         added = {"text_embeds": pooled, "time_ids": time_ids}
         for t in timesteps:
             both = sampler.scale_model_input(x, t).repeat(2, 1, 1, 1)
-            said, unsaid = self.unet(both, t, context, added_cond_kwargs=added).sample.chunk(2)
-            x = sampler.step(unsaid + self.card.guidance * (said - unsaid), t, x, generator=generator).prev_sample
+            prompted, unguided = self.unet(both, t, context, added_cond_kwargs=added).sample.chunk(2)
+            x = sampler.step(
+                unguided + self.card.guidance * (prompted - unguided), t, x, generator=generator
+            ).prev_sample
         return x
 
 

@@ -68,11 +68,11 @@ def main() -> None:
             noisy, wanted = straight(latents, noise, timesteps, schedule.alphas_cumprod)
             signal = schedule.alphas_cumprod[t]
             errors[t] = {}
-            for said, (context, pooled) in (("caption", true), ("reversed", false)):
+            for kind, (context, pooled) in (("caption", true), ("reversed", false)):
                 added = {"text_embeds": pooled, "time_ids": time_ids}
                 predicted = unet(noisy, timesteps, context, added_cond_kwargs=added).sample
                 error = (predicted - wanted).square().mean() * (1 - signal) / signal
-                errors[t][said] = round(error.item(), 4)
+                errors[t][kind] = round(error.item(), 4)
         errors_by_model[folder.name] = errors
         print(folder.name, errors, flush=True)
     report = {

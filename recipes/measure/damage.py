@@ -41,7 +41,7 @@ class Outcome:
     file: str  # in the run's folder
     bit: int
     ended: str  # went on, remedied, refused or crashed
-    said: str  # on stderr, the first try's
+    output: str  # on stderr, the first try's
     same: bool | None  # whether its last checkpoint has the weights that an undamaged run has; None without one
 
     @property
@@ -71,12 +71,12 @@ def flip(file: Path, bit: int) -> None:
 
 def distill(*arguments: str) -> tuple[int | None, str]:
     """`koala distill` in this process: its exit status, None where it raised, and what it said on stderr."""
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+    output = io.StringIO()
+    with contextlib.redirect_stderr(output), contextlib.redirect_stdout(io.StringIO()):
         try:
-            return main(["distill", *arguments]), said.getvalue()
+            return main(["distill", *arguments]), output.getvalue()
         except Exception as error:  # what no command may do
-            return None, f"{said.getvalue()}{type(error).__name__}: {error}"
+            return None, f"{output.getvalue()}{type(error).__name__}: {error}"
 
 
 def tensors(run: RunFolder, step: int) -> dict[str, torch.Tensor]:
@@ -100,11 +100,11 @@ def flip_and_resume(run: RunFolder, file: str, bit: int, whole: RunFolder, scrat
     shutil.copytree(run.path, copy.path)
     flip(copy.path / file, bit)
     steps = f"num_steps={last}"
-    code, said = distill("--resume", str(copy.path), steps)
+    code, output = distill("--resume", str(copy.path), steps)
     ended, compared = ("went on", True) if code == 0 else ("refused" if code == 2 else "crashed", True)
     if code == 2:
         for pattern, typed in _REMEDIES:
-            if match := pattern.search(said):
+            if match := pattern.search(output):
                 arguments = typed(copy, match)
                 code, _ = distill(*arguments, steps)
                 ended = "remedied" if code == 0 else ended
@@ -112,7 +112,7 @@ def flip_and_resume(run: RunFolder, file: str, bit: int, whole: RunFolder, scrat
                 break
     equal = same(copy, whole, last) if code == 0 and compared else None
     shutil.rmtree(scratch)
-    return Outcome(file=file, bit=bit, ended=ended, said=said, same=equal)
+    return Outcome(file=file, bit=bit, ended=ended, output=output, same=equal)
 
 
 def kill_and_resume(

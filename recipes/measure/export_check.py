@@ -43,7 +43,7 @@ def made(model: str, name: str, work: Path, pictures: int) -> Path:
     return folder
 
 
-def told(folder: Path) -> dict:
+def gate_results(folder: Path) -> dict:
     """Sizes, the gates' figures, and the pace now."""
     exported = Exported.read(folder)
     return {
@@ -86,7 +86,9 @@ def main() -> None:
 
     folders = {name: made(args.model, name, args.work, args.pictures) for name in args.exports}
     now = circumstances(sys.argv[1:], torch.device("cpu"), program="recipes.measure.export_check", weights=[args.model])
-    rows = kept(args.out, args.model, now["weights"]) | {name: told(folder) | now for name, folder in folders.items()}
+    rows = kept(args.out, args.model, now["weights"]) | {
+        name: gate_results(folder) | now for name, folder in folders.items()
+    }
     report = {"model": args.model, "exports": {name: rows[name] for name in EXPORTS if name in rows}}
     with new_file(args.out) as file:
         file.write_text(json.dumps(report, indent=1) + "\n")

@@ -61,14 +61,14 @@ def main() -> None:
         seconds, peak, printed = measured(
             "--model", str(model), "--out", str(out), "--components", "unet", "--target", args.target, "--json"
         )
-        told = json.loads(printed)
+        gates = json.loads(printed)
         unet = Exported.read(out).components["unet"]
         exports[name] = {
             "seconds": round(seconds),
             "peak_memory_bytes": peak,
             "files": {file: (out / file).stat().st_size for file in unet.files},
             "parameters": unet.parameters,
-            "parity": told["parity"],
+            "parity": gates["parity"],
         }
         if args.tensorrt:
             seconds, peak, printed = measured("tensorrt", str(out), "--build", "--json")

@@ -52,12 +52,12 @@ def main() -> None:
         rows.append(row)
         name = f"{row['case']}, {' and '.join(row['models'])}, {row['card']}"
         wrong += [f"{name}: {problem}" for problem in problems]
-        told = (
+        summary = (
             row["refusal"]
             if row["plan"] is None
             else f"{row['tracked_bytes'] / 1e9:.2f} GB of {row['predicted_bytes'] / 1e9:.2f}"
         )
-        print(f"{name}: {told}", flush=True)
+        print(f"{name}: {summary}", flush=True)
     report = circumstances(sys.argv[1:], torch.device("cpu"), program="recipes.measure.gpu_rehearsal", weights=NONE)
     with new_file(args.out) as partial:
         partial.write_text(json.dumps(report | {"rows": rows}, indent=1) + "\n")

@@ -132,12 +132,12 @@ def tried(mutant: Mutant, root: Path = ROOT) -> dict:
         with new_file(file) as partial:
             partial.write_text(wrong, encoding="utf-8")
         try:
-            code, said = tested(copy, mutant.tests)
+            code, message = tested(copy, mutant.tests)
         except subprocess.TimeoutExpired:
-            code, said = 1, f"no end after {LONGEST} s"
+            code, message = 1, f"no end after {LONGEST} s"
     if code not in (0, 1):
-        raise RuntimeError(f"{mutant.name}: pytest ended with {code}: {said}")
-    outcome = {"caught": code == 1, "by": said if code == 1 else "", "seconds": round(time.monotonic() - begun, 1)}
+        raise RuntimeError(f"{mutant.name}: pytest ended with {code}: {message}")
+    outcome = {"caught": code == 1, "by": message if code == 1 else "", "seconds": round(time.monotonic() - begun, 1)}
     where = {"where": f"{mutant.module}.{mutant.function}", "right": mutant.right, "wrong": mutant.wrong}
     return where | outcome | ({"why": mutant.survives} if mutant.survives and code == 0 else {})
 
@@ -159,9 +159,9 @@ def main() -> None:
     chosen = [known[name] for name in args.only]
     for mutant in chosen:  # before anything takes time
         broken((ROOT / source_file(mutant)).read_text(encoding="utf-8"), mutant)
-    code, said = tested(ROOT, sorted({test for m in chosen for test in m.tests}))
+    code, message = tested(ROOT, sorted({test for m in chosen for test in m.tests}))
     if code:
-        sys.exit(f"a test fails without any mutant: {said}")
+        sys.exit(f"a test fails without any mutant: {message}")
     outcomes = kept(args.out, known)
     with ThreadPoolExecutor(args.workers) as pool:
         for mutant, outcome in zip(chosen, pool.map(tried, chosen), strict=True):

@@ -66,10 +66,10 @@ def wrote(name: str, root: Path = ROOT) -> Commit:
     for line in git("log", "--format=%H %cI", "--", name, root=root).decode().splitlines():
         sha, _, date = line.partition(" ")
         report = json.loads(git("show", f"{sha}:{name}", root=root))
-        own, says = decimals(report), (report.get("date"), report.get("command"))
+        own, header = decimals(report), (report.get("date"), report.get("command"))
         if first is None:
-            mine, said = own, says
-        elif says != said or 3 * (mine & own).total() < mine.total():
+            mine, newest = own, header
+        elif header != newest or 3 * (mine & own).total() < mine.total():
             break
         first = Commit(sha=sha, date=date)
     if first is None:

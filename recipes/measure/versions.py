@@ -160,8 +160,8 @@ def attempt(command: list[str], work: Path) -> str:
         )
     except subprocess.TimeoutExpired:
         return f"took more than {LONGEST} s"
-    said = (done.stdout + done.stderr).strip().splitlines() or [f"exit status {done.returncode}"]
-    return "ok" if done.returncode == 0 else said[-1].replace(str(work), "...").replace(str(ROOT), "...")
+    message = (done.stdout + done.stderr).strip().splitlines() or [f"exit status {done.returncode}"]
+    return "ok" if done.returncode == 0 else message[-1].replace(str(work), "...").replace(str(ROOT), "...")
 
 
 def install(environment: str, python: str, folder: Path, uv: str | None = None) -> str:
@@ -171,8 +171,8 @@ def install(environment: str, python: str, folder: Path, uv: str | None = None) 
     installer = [uv, "pip", "install", "--python", own] if uv else [own, "-m", "pip", "install"]
     done = subprocess.run([*installer, "--quiet", *wanted(environment)], capture_output=True, text=True)
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
-        raise RuntimeError(f"{environment}: it cannot be installed: {' '.join(said)}")
+        message = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
+        raise RuntimeError(f"{environment}: it cannot be installed: {' '.join(message)}")
     return own
 
 
@@ -208,10 +208,10 @@ def measure(environment: str, python: str, uv: str | None = None) -> dict:
 def failures(environments: Mapping[str, dict]) -> list[str]:
     """One line for every step that failed."""
     return [
-        f"{name}: {step}: {said}"
+        f"{name}: {step}: {message}"
         for name, environment in environments.items()
-        for step, said in environment["steps"].items()
-        if said != "ok"
+        for step, message in environment["steps"].items()
+        if message != "ok"
     ]
 
 

@@ -54,16 +54,16 @@ def served(folder: Path) -> Iterator[str]:
         server.shutdown()
 
 
-def sizes(folder: Path, told: dict) -> dict[str, int]:
+def sizes(folder: Path, site: dict) -> dict[str, int]:
     """Bytes on the way until the student can draw, and of all of the site."""
     sent = {
         f.relative_to(folder).as_posix(): len(gzip.compress(f.read_bytes(), 9))
         for f in folder.rglob("*")
         if f.is_file()
     }
-    student = min(told["models"], key=lambda model: model["parameters"])
-    wasm = told["runtime"]["backends"]["wasm"]
-    first = {*told["page"], "sw.js", *student["parts"].values(), *student["tokenizers"], *wasm.values()}
+    student = min(site["models"], key=lambda model: model["parameters"])
+    wasm = site["runtime"]["backends"]["wasm"]
+    first = {*site["page"], "sw.js", *student["parts"].values(), *student["tokenizers"], *wasm.values()}
     return {"first_load": sum(sent[name] for name in first), "whole": sum(sent.values())}
 
 
@@ -105,15 +105,15 @@ def first_picture(browser: Browser, url: str, student: str) -> float:
 
 def measure(folder: Path, chromium: str) -> dict:
     """Everything of the report but its circumstances."""
-    told, library = json.loads((folder / "site.json").read_text()), Library("cpu")
+    site, library = json.loads((folder / "site.json").read_text()), Library("cpu")
     with served(folder) as url, sync_playwright() as playwright, tempfile.TemporaryDirectory() as scratch:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         # before this process computes: torch's threads go on asking for work for a while
-        waits = [first_picture(browser, url, told["models"][-1]["name"]) for _ in range(RUNS)]
+        waits = [first_picture(browser, url, site["models"][-1]["name"]) for _ in range(RUNS)]
         page = browser.new_page()
         page.set_default_timeout(300_000)
         page.goto(f"{url}#{SETTINGS[0]}")
-        for model in told["models"]:
+        for model in site["models"]:
             page.locator(f"#state-{model['name']}[data-state=ready]").wait_for()
         runs = [drawn(page, Path(scratch))[1] for _ in range(RUNS)][1:]
         compared = []
@@ -125,15 +125,15 @@ def measure(folder: Path, chromium: str) -> dict:
         browser.close()
     per_call = [[sum(one["unet_ms"]) / one["unet_calls"] for one in run] for run in runs]
     return {
-        "site": sizes(folder, told),
-        "models": [{key: model[key] for key in ("name", "dtype", "source")} for model in told["models"]],
+        "site": sizes(folder, site),
+        "models": [{key: model[key] for key in ("name", "dtype", "source")} for model in site["models"]],
         "against_torch": compared,
         "speedup_per_call": round(statistics.median(first / last for first, *_, last in per_call), 2),
         "speedup_total": round(statistics.median(run[0]["total_ms"] / run[-1]["total_ms"] for run in runs), 2),
         "first_picture_s": [round(wait, 1) for wait in sorted(waits)],
         "runs": len(runs),
         "threads": 1,
-        "runtime": f"onnxruntime-web {told['runtime']['version']}",
+        "runtime": f"onnxruntime-web {site['runtime']['version']}",
         "browser": f"Chromium {agent}",
     }
 

@@ -38,8 +38,8 @@ def _precisions(rehearsal: Rehearsal, plan: Plan) -> Iterator[str]:
     for call in rehearsal.calls:
         inputs = wanted[call.stage] if call.stage != "text" else "int64"
         if (call.dtype, call.inputs) != (wanted[call.stage], inputs):
-            told = f"{call.part} has {call.dtype} weights and was given {call.inputs}"
-            yield f"{told}; the plan says {wanted[call.stage]}"
+            report = f"{call.part} has {call.dtype} weights and was given {call.inputs}"
+            yield f"{report}; the plan says {wanted[call.stage]}"
     for stage, name, dtype in rehearsal.storages.kernels:
         if dtype != wanted.get(stage, dtype):
             yield f"{name} ran in {dtype} in the stage {stage}; the plan says {wanted[stage]}"

@@ -51,21 +51,21 @@ def run(names: Sequence[str] = NAMES) -> dict:
             library.settle(names)
             report = {"before": cards.by(os.getpid()), "settled": list(rehearsal.moves)}
             fork = multiprocessing.get_context("fork")
-            told = fork.Queue()
-            worker = fork.Process(target=_draw, args=(told, names, library, rehearsal, cards), daemon=True)
+            results = fork.Queue()
+            worker = fork.Process(target=_draw, args=(results, names, library, rehearsal, cards), daemon=True)
             worker.start()
-            report |= told.get(timeout=PATIENCE)
+            report |= results.get(timeout=PATIENCE)
             worker.join(PATIENCE)
     return report
 
 
 def _draw(
-    told: multiprocessing.Queue, names: Sequence[str], library: RehearsedLibrary, rehearsal: Rehearsal, cards: Asked
+    results: multiprocessing.Queue, names: Sequence[str], library: RehearsedLibrary, rehearsal: Rehearsal, cards: Asked
 ) -> None:
     settled = len(rehearsal.moves)
     results = compare([GenerationRequest(model=name, prompt="a koala", steps=STEPS) for name in names], library)
     sizes = [result.images[0].size for result in results]
-    told.put({"sizes": sizes, "moves": rehearsal.moves[settled:], "in_the_fork": cards.by(os.getpid())})
+    results.put({"sizes": sizes, "moves": rehearsal.moves[settled:], "in_the_fork": cards.by(os.getpid())})
 
 
 if __name__ == "__main__":

@@ -48,21 +48,21 @@ def installed() -> dict[str, Package]:
 
     setuptools, once imported, puts its own copies (of packaging, for one) at the end of `sys.path`.
     """
-    found = [(d.metadata["Name"], d.version, d.requires or ()) for d in distributions()]
-    return by_name(reversed(found))  # the first on the path is written last
+    packages = [(d.metadata["Name"], d.version, d.requires or ()) for d in distributions()]
+    return by_name(reversed(packages))  # the first on the path is written last
 
 
 def newest() -> dict[str, Package]:
     """What pip would install for requirements.txt today, by canonical name; RuntimeError with pip's own words."""
     own = [line for line in REQUIREMENTS.read_text(encoding="utf-8").splitlines() if not line.startswith("-c")]
     with tempfile.TemporaryDirectory() as folder:
-        asked, told = Path(folder) / "requirements.txt", Path(folder) / "report.json"
-        asked.write_text("\n".join(own) + "\n", encoding="utf-8")
+        wanted, report_file = Path(folder) / "requirements.txt", Path(folder) / "report.json"
+        wanted.write_text("\n".join(own) + "\n", encoding="utf-8")
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
-        done = subprocess.run([*pip, "--report", told, "-r", asked], capture_output=True, text=True)
+        done = subprocess.run([*pip, "--report", report_file, "-r", wanted], capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"pip found no versions for requirements.txt: {done.stderr.strip()}")
-        report = json.loads(told.read_text(encoding="utf-8"))["install"]
+        report = json.loads(report_file.read_text(encoding="utf-8"))["install"]
     if withdrawn := [line for line in done.stderr.splitlines() if "yanked version" in line]:  # pip only warns
         raise RuntimeError(f"their authors have withdrawn versions of requirements.txt: {' '.join(withdrawn)}")
     metadata = (p["metadata"] for p in report)

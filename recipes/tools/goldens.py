@@ -64,8 +64,8 @@ def taken(folder: Path) -> dict:
     for model in MODELS:
         for name, request in REQUESTS.items():
             file = folder / f"{model}-{name}.png"
-            told = koala("generate", "--model", model, *request, "--out", str(file))
-            pictures[f"{model}/{name}"] = [pixels(Path(image)) for image in told["images"]]
+            drawn = koala("generate", "--model", model, *request, "--out", str(file))
+            pictures[f"{model}/{name}"] = [pixels(Path(image)) for image in drawn["images"]]
     students = {}
     for spec in ("koala-1b", "koala-700m"):
         koala("compress", "--teacher", "tiny-sdxl", "--spec", spec, "--out", str(folder / spec))

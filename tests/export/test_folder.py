@@ -231,7 +231,7 @@ def test_a_lora_is_named_in_the_manifest_and_in_the_weights(tmp_path):
     assert before.keys() == after.keys()
     changed = [name for name in before if not torch.equal(before[name], after[name])]
     assert changed and all(".to_" in name or "proj" in name or "net" in name for name in changed)
-    assert fused.lora.told()["sha256"] == sha256(file)
+    assert fused.lora.entry()["sha256"] == sha256(file)
 
 
 def damaged(folder, part, name, value):

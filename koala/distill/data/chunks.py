@@ -39,9 +39,9 @@ class ChunkMaker:
 
     def add(self, order: int, captions: Sequence[str], pixels: np.ndarray, place: Fit) -> None:
         """Add the picture of this number among the chunk's samples."""
-        told = [self._texts.setdefault(text, len(self._texts)) for text in captions]
+        indices = [self._texts.setdefault(text, len(self._texts)) for text in captions]
         pending = self._pending[place.bucket]
-        pending.append(_Picture(pixels=pixels, fit=place, order=order, texts=told))
+        pending.append(_Picture(pixels=pixels, fit=place, order=order, texts=indices))
         if len(pending) == self.encoders.batch_size(*place.bucket):
             self._encode(place.bucket)
 
@@ -60,8 +60,8 @@ class ChunkMaker:
             tensors |= {"context": context.cpu(), "pooled": pooled.cpu()}
         if former is not None:
             tensors = _together(load_file(former), tensors)
-        told = {"samples": samples, "ends": ends, "skipped": [astuple(one) for one in skipped]}
-        store_tensors(file, tensors, {"chunk": json.dumps(told)})
+        header = {"samples": samples, "ends": ends, "skipped": [astuple(one) for one in skipped]}
+        store_tensors(file, tensors, {"chunk": json.dumps(header)})
 
     def _encode(self, bucket: Bucket) -> None:
         batch = self._pending.pop(bucket)

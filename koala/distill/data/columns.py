@@ -149,18 +149,18 @@ def columns_of(
             + hint
         )
     fields = sorted({*columns, *inside})
-    told = caption_columns(fields, config, f"there are: {', '.join(fields)}{hint}", inside)
-    return Columns(captions=told, image=image)
+    caption_names = caption_columns(fields, config, f"there are: {', '.join(fields)}{hint}", inside)
+    return Columns(captions=caption_names, image=image)
 
 
 def sample_of(row: Mapping[str, object], key: str, columns: Columns, base: Path) -> Sample:
     """A row's sample; paths are relative to `base`."""
-    told, fault = (), ""
+    captions, fault = (), ""
     try:
-        told = captions_in(row, columns)
+        captions = captions_in(row, columns)
     except NotText as error:
         fault = f"its caption {error}"
     picture = row.get(columns.image)
     if picture is None:  # a sample of another ending than the first ones
         picture = row.get(image_column(row, columns.image))
-    return Sample(key=printable(key), captions=told, image=partial(open_picture, picture, base), fault=fault)
+    return Sample(key=printable(key), captions=captions, image=partial(open_picture, picture, base), fault=fault)

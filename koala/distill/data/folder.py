@@ -27,7 +27,7 @@ from koala.distill.data.files import (
     same,
     stem_of,
 )
-from koala.distill.data.metadata import Stray, Told, read_tables, tables_of
+from koala.distill.data.metadata import Stray, TableCaptions, read_tables, tables_of
 from koala.distill.data.pictures import open_picture
 from koala.distill.data.samples import Part, Sample, Source, no_picture
 from koala.distill.data.tables import METADATA
@@ -127,8 +127,10 @@ class Pictures:
     @cached_property
     def caption_files(self) -> CaptionFiles:
         """The files next to those pictures that no table governs."""
-        own, told = set(self.pictures), Told(used=self.tables)
-        free = [picture for picture in self.pictures if not told.governs(picture)] if self.tables else self.pictures
+        own, in_tables = set(self.pictures), TableCaptions(used=self.tables)
+        free = (
+            [picture for picture in self.pictures if not in_tables.governs(picture)] if self.tables else self.pictures
+        )
         others = (f for f in self.files if f not in own and not is_shard(f) and ending(f) != "parquet")
         return CaptionFiles(free, [file for file in others if is_printable(str(file))])
 
@@ -143,35 +145,37 @@ class Pictures:
 
     def source(self, config: DistillConfig, between: Between = nothing, absent: Absent = NOTHING) -> Source:
         """Every picture with its captions. UserError where none has any."""
-        told = Told(used=[])
+        in_tables = TableCaptions(used=[])
         if self.tables:
-            told = read_tables(config, self.tables, self.pictures, self.folder, between, absent.unlisted)
-        free = [p for p in self.pictures if not told.governs(p)] if self.tables else self.pictures
+            in_tables = read_tables(config, self.tables, self.pictures, self.folder, between, absent.unlisted)
+        free = [p for p in self.pictures if not in_tables.governs(p)] if self.tables else self.pictures
         columns = self._columns(config) if free else Columns(captions=())
         files = self.caption_files.used(columns) if free else {}
         parts = [
             Part(
                 name=f"pictures-{first:07}",
                 count=len(some),
-                read=partial(self._read, some, told, files, columns),
+                read=partial(self._read, some, in_tables, files, columns),
             )
             for first in range(0, len(self.pictures), PART)
             if (some := self.pictures[first : first + PART])
         ]
         parts += [
             Part(name=f"lines-{first:07}", count=len(some), read=partial(_lines, some))
-            for first in range(0, len(told.strays), PART)
-            if (some := told.strays[first : first + PART])
+            for first in range(0, len(in_tables.strays), PART)
+            if (some := in_tables.strays[first : first + PART])
         ]
         used = [file for own in files.values() for file in own.values()]
 
         def identity() -> dict:
             files = [*self.pictures, *sorted(used), *self.tables]
             content = fingerprint(files, self.folder, between, absent.missing)
-            known = {"kind": "folder", "content": content.digest, "captions": [*columns.captions, *told.names]}
-            return known | content.out_of_reach | ({"unlisted": told.unlisted} if told.unlisted else {})
+            known = {"kind": "folder", "content": content.digest, "captions": [*columns.captions, *in_tables.names]}
+            return known | content.out_of_reach | ({"unlisted": in_tables.unlisted} if in_tables.unlisted else {})
 
-        return Source(identify=identity, parts=tuple(parts), about=self._about(columns, told), used=used + self.tables)
+        return Source(
+            identify=identity, parts=tuple(parts), about=self._about(columns, in_tables), used=used + self.tables
+        )
 
     def _columns(self, config: DistillConfig) -> Columns:
         try:
@@ -181,24 +185,29 @@ class Pictures:
                 raise
             return Columns(captions=())  # some pictures are in a table: the others are counted as without
 
-    def _about(self, columns: Columns, told: Told) -> str:
-        names = list(dict.fromkeys([*told.names, *(name for _, name in columns.captions)]))
-        bad = len(told.strays) + len(told.faults)
+    def _about(self, columns: Columns, in_tables: TableCaptions) -> str:
+        names = list(dict.fromkeys([*in_tables.names, *(name for _, name in columns.captions)]))
+        bad = len(in_tables.strays) + len(in_tables.faults)
         return f"captions: {' and '.join(names)}" + (f"; {many(bad, 'bad line')}" if bad else "")
 
     def _read(
-        self, pictures: Sequence[Path], told: Told, files: dict[Path, dict[str, Path]], columns: Columns, start: int
+        self,
+        pictures: Sequence[Path],
+        in_tables: TableCaptions,
+        files: dict[Path, dict[str, Path]],
+        columns: Columns,
+        start: int,
     ) -> Iterator[Sample]:
         for file in pictures[start:]:
             name = str(file.relative_to(self.folder))
-            captions, fault = told.captions.get(file, ()), told.faults.get(file, "")
+            captions, fault = in_tables.captions.get(file, ()), in_tables.faults.get(file, "")
             missing = not is_file(file)
             if missing:
                 fault = "it is a broken link, or not a file"
             elif not is_printable(name):
                 fault = "its name is not UTF-8; rename it"
-            elif told.governs(file):
-                fault = fault or ("" if captions else told.unnamed(file))
+            elif in_tables.governs(file):
+                fault = fault or ("" if captions else in_tables.unnamed(file))
             else:
                 try:
                     captions = captions_in_files(files.get(file, {}), columns)

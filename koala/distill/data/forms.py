@@ -123,9 +123,9 @@ def _about(chosen: Form, source: Source, forms: Sequence[Form], bare: Sequence[P
         if others := [form.setting for form in forms if form is not chosen]:
             text += f"; to use another, set {' or '.join(others)}"
     text += f"; {source.about}"
-    told = {*source.used, *bare, *(file for form in forms for file in form.files)}
+    used = {*source.used, *bare, *(file for form in forms for file in form.files)}
     left = Counter(
-        f".{ending(file)}" if file.suffix else "without an ending" for file in listing.files if file not in told
+        f".{ending(file)}" if file.suffix else "without an ending" for file in listing.files if file not in used
     )
     if left:
         named = [f"{count:,} {name}" for name, count in left.most_common(_MOST)]

@@ -28,7 +28,7 @@ class Stray:
 
 
 @dataclass(kw_only=True)
-class Told:
+class TableCaptions:
     """What the tables say."""
 
     used: list[Path]  # the tables
@@ -107,18 +107,18 @@ def read_tables(
     folder: Path,
     between: Between,
     missing: Collection[str] = (),
-) -> Told:
+) -> TableCaptions:
     """What the tables say of the pictures, of which those of the names `missing` count as such whatever there is.
 
     UserError where a table lacks a column that is learned.
     """
-    told, there = Told(used=list(tables)), _Pictures(pictures)
+    in_tables, there = TableCaptions(used=list(tables)), _Pictures(pictures)
     for table in tables:
         seen: dict[Path, list[str]] = {}
         lines = read_table(table)
         columns = _columns(config, table, lines)
-        for name in (name for _, name in columns.captions if name not in told.names):
-            told.names.append(name)
+        for name in (name for _, name in columns.captions if name not in in_tables.names):
+            in_tables.names.append(name)
         for line in lines:
             between()
             where = printable(f"{os.path.relpath(table, folder)}, line {line.number}")
@@ -127,19 +127,19 @@ def read_tables(
             picture = there.find(name, table.parent) if is_text(name) and name else None
             captions, fault = _captions(line, columns)
             if picture is None:
-                told.strays.append(_stray(where, fault, name, table.parent, folder, missing))
-            elif picture in told.captions or picture in told.faults:
+                in_tables.strays.append(_stray(where, fault, name, table.parent, folder, missing))
+            elif picture in in_tables.captions or picture in in_tables.faults:
                 if picture in seen and captions:  # several lines for one picture are several captions
                     seen[picture] += captions
-                    told.captions[picture] = tuple(dict.fromkeys(seen[picture]))
+                    in_tables.captions[picture] = tuple(dict.fromkeys(seen[picture]))
                 elif fault:
-                    told.strays.append(Stray(where=where, fault=fault))
+                    in_tables.strays.append(Stray(where=where, fault=fault))
             elif fault:
-                told.faults[picture] = f"{where}, {fault}"
+                in_tables.faults[picture] = f"{where}, {fault}"
             else:
                 seen[picture] = list(captions)
-                told.captions[picture] = captions
-    return told
+                in_tables.captions[picture] = captions
+    return in_tables
 
 
 def _stray(where: str, fault: str, name: object, place: Path, folder: Path, missing: Collection[str]) -> Stray:

@@ -38,10 +38,10 @@ def _read(
     for index in range(first + start, first + count):
         drawn = scene(index, resolution, aspect_buckets)
         rng = random.Random(f"distill/{index}/captions")
-        told = {style: [caption(drawn, style, rng) for _ in range(CAPTIONS)] for style in ("short", "detailed")}
+        captions = {style: [caption(drawn, style, rng) for _ in range(CAPTIONS)] for style in ("short", "detailed")}
         yield Sample(
             key=f"scene {index}",
-            captions=tuple(text for style in styles for text in told[style]),
+            captions=tuple(text for style in styles for text in captions[style]),
             image=partial(render, drawn),
         )
 

@@ -185,12 +185,12 @@ def _row(
     row = {}
     for member in members:
         column = _column(member)
-        if columns and not is_picture_column(column, columns.image) and column not in _told(columns):
+        if columns and not is_picture_column(column, columns.image) and column not in _caption_fields(columns):
             continue
         content = opened.extractfile(member).read()
         row[column] = parsed(content) if column == "json" else content
     return row
 
 
-def _told(columns: Columns) -> set[str]:
+def _caption_fields(columns: Columns) -> set[str]:
     return {"json", *(name for _, name in columns.captions)}

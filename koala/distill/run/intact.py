@@ -22,22 +22,24 @@ MANIFEST = "manifest.json"
 
 def write_manifest(folder: Path, config: DistillConfig) -> None:
     """The last file of a new checkpoint: its config and the hash of every file, of itself too."""
-    told = {"config": config.to_dict(), "files": {name: sha256(folder / name) for name in FILES}}
-    (folder / MANIFEST).write_text(json.dumps(told | {"sha256": _own_hash(told)}, indent=1) + "\n")
+    listed = {"config": config.to_dict(), "files": {name: sha256(folder / name) for name in FILES}}
+    (folder / MANIFEST).write_text(json.dumps(listed | {"sha256": _own_hash(listed)}, indent=1) + "\n")
 
 
-def _own_hash(told: dict) -> str:
-    text = json.dumps({name: told.get(name) for name in ("config", "files")}, sort_keys=True)
+def _own_hash(listed: dict) -> str:
+    text = json.dumps({name: listed.get(name) for name in ("config", "files")}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def manifest(run: RunFolder, step: int) -> tuple[DistillConfig, dict[str, str]]:
     """What a checkpoint was trained with, and the hashes of its files. UserError where its manifest is damaged."""
     try:
-        told = read_object(run.checkpoint(step) / MANIFEST)
-        if told.keys() - {"config", "files", "sha256"} or told.get("sha256", _own_hash(told)) != _own_hash(told):
+        listed = read_object(run.checkpoint(step) / MANIFEST)
+        if listed.keys() - {"config", "files", "sha256"} or listed.get("sha256", _own_hash(listed)) != _own_hash(
+            listed
+        ):
             raise UserError("it is not what was written")
-        return DistillConfig.from_dict(told["config"]), dict(told["files"])
+        return DistillConfig.from_dict(listed["config"]), dict(listed["files"])
     except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"is damaged: its {MANIFEST} cannot be read ({error})") from error
 

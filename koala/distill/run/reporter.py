@@ -22,8 +22,8 @@ class Reporter:
 
     def __init__(self, run: RunFolder, num_steps: int, *, active: bool):
         self.run, self.active = run, active
-        self.held = False  # nothing is written yet ...
-        self._told = False  # ... unless the run has to wait, which is reported however early, with everything after it
+        self.held = False  # while it is True, nothing is written ...
+        self._reported = False  # ... until the run has to wait
         self._written = -math.inf  # by the monotonic clock
         pid = os.getpid()
         self.status = Status(
@@ -55,7 +55,7 @@ class Reporter:
 
     def waits(self) -> None:
         """Report that the run waits while the app draws."""
-        self._told = True
+        self._reported = True
         self._write(message="waits while the app draws")
 
     def end(self, state: str, message: str) -> None:
@@ -66,7 +66,7 @@ class Reporter:
     def _write(self, **changes) -> None:
         self.status = dataclasses.replace(self.status, **changes, updated=time.time())
         self._written = time.monotonic()
-        if self.active and (self._told or not self.held):
+        if self.active and (self._reported or not self.held):
             self.run.path.mkdir(parents=True, exist_ok=True)
             self.run.write_status(self.status)
 

@@ -128,7 +128,7 @@ def numbers(case: Case) -> Finding:
         problems += _above("fp16", worst["file"], min(HALF, FLOOR * worst["torch fp16"]))
     else:
         problems += _above("fp32", worst["file"], TWIN)
-    text = "; ".join(problems) or _told(worst, len(wanted))
+    text = "; ".join(problems) or _summary(worst, len(wanted))
     figures = {
         "calls": [str(shape) for shape in calls(case)],
         "errors": {name: [float(f"{e:.2g}") for e in each] for name, each in errors.items()},
@@ -141,7 +141,7 @@ def _above(what: str, value: float, bound: float) -> list[str]:
     return [f"{what} is {value:.2g} off torch's fp32, above {bound:.2g}"] if not value <= bound else []
 
 
-def _told(worst: Mapping[str, float], count: int) -> str:
+def _summary(worst: Mapping[str, float], count: int) -> str:
     names = {"twin": "same graph in fp32", "file": "the file", "torch fp16": "torch's own fp16"}
     each = ", ".join(f"{names[name]} {value:.1e}" for name, value in worst.items())
     return f"largest relative error against torch in fp32, over {count} call{'s' * (count > 1)}: {each}"

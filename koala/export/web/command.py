@@ -10,7 +10,7 @@ from pathlib import Path
 from koala.errors import UserError
 from koala.export.estimate import part_bytes
 from koala.export.folder import plan
-from koala.export.telling import Teller
+from koala.export.reporting import ProgressReporter
 from koala.export.web import packages, site
 from koala.export.web.parts import LARGEST, SAMPLERS
 from koala.export.writing import write_export
@@ -21,7 +21,7 @@ from koala.words import gigabytes
 DTYPE = "fp32"  # the default: exact, and the quicker one in WebAssembly
 
 
-def publish(args: argparse.Namespace, teller: Teller) -> int:
+def publish(args: argparse.Namespace, reporter: ProgressReporter) -> int:
     """Write the page; prints what a visitor downloads, or JSON; exit status 0."""
     models = args.models or [args.model]
     _check(args, models)
@@ -35,7 +35,7 @@ def publish(args: argparse.Namespace, teller: Teller) -> int:
                 exports.append(Path(card.source))
                 continue
             exports.append(Path(scratch) / str(k))
-            write_export(args, name, exports[-1], teller, target="universal", dtype=args.dtype or DTYPE)
+            write_export(args, name, exports[-1], reporter, target="universal", dtype=args.dtype or DTYPE)
         sizes = site.write(exports, args.out, runtime=args.runtime)
     if args.json:
         values = dataclasses.asdict(sizes) | {"first": sizes.first, "whole": sizes.whole, "out": str(args.out)}

@@ -111,8 +111,8 @@ def config(folder: Path, **settings) -> Path:
     return file
 
 
-def _distil(said: str, arguments: tuple[str, ...]) -> None:
-    with open(said, "a") as file:
+def _distil(output: str, arguments: tuple[str, ...]) -> None:
+    with open(output, "a") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
     sys.exit(main(["distill", *arguments]))
@@ -161,9 +161,9 @@ def flipped(folder: Path, per_file: int = 2) -> Trial:
     settings = str(config(folder, num_steps=4, checkpoint_every=2))
     run, whole = (RunFolder(path=folder / name) for name in ("run", "whole"))
     for out, steps in ((run, 4), (whole, 6)):
-        code, said = damage.distill("--config", settings, f"num_steps={steps}", "--out", str(out.path))
+        code, output = damage.distill("--config", settings, f"num_steps={steps}", "--out", str(out.path))
         if code:
-            raise RuntimeError(said)
+            raise RuntimeError(output)
     rng, outcomes = random.Random(SEED), []
     for file, bit in damage.positions(run, per_file, rng):
         outcomes.append(damage.flip_and_resume(run, file, bit, whole, folder / "scratch"))
@@ -174,7 +174,7 @@ def flipped(folder: Path, per_file: int = 2) -> Trial:
         tried=len(outcomes),
         survived=len(outcomes) - len(lost),
         figures={"files": len({o.file for o in outcomes})} | ended,
-        failures=tuple(f"{o.file}, bit {o.bit}: {o.ended}: {o.said.strip()[-300:]}" for o in lost),
+        failures=tuple(f"{o.file}, bit {o.bit}: {o.ended}: {o.output.strip()[-300:]}" for o in lost),
     )
 
 

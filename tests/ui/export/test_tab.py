@@ -17,8 +17,8 @@ import pytest
 from koala.errors import UserError
 from koala.export.estimate import Estimate, Progress
 from koala.export.gates.case import Finding
+from koala.export.reporting import ProgressReporter
 from koala.export.targets import TARGETS
-from koala.export.telling import Teller
 from koala.export.to_tensorrt import recipe
 from koala.export.verify import GATES
 from koala.models.export_manifest import MANIFEST, Exported, list_exports
@@ -74,14 +74,14 @@ def shown(page: Export, chosen: str = "") -> dict:
 
 def printed(capsys, say, *what) -> list[str]:
     """The lines that the export prints for a program when it says this."""
-    say(Teller(lines=True), *what)
+    say(ProgressReporter(lines=True), *what)
     return capsys.readouterr().err.splitlines(keepends=True)
 
 
 def test_what_the_export_says_is_heard(tmp_path, capsys):
     heard = job(tmp_path)
     estimate = Estimate(memory=700_000_000, disk=60_000_000, seconds=52)
-    for line in printed(capsys, Teller.estimate, "tiny-koala-700m for universal", estimate):
+    for line in printed(capsys, ProgressReporter.estimate, "tiny-koala-700m for universal", estimate):
         heard.hear(line)
     strange = [
         "/some/file.py:105: FutureWarning: 10%  of it is old\n",
@@ -92,7 +92,7 @@ def test_what_the_export_says_is_heard(tmp_path, capsys):
     ]
     stages = [("trace unet", 0.0, None), ("convert vae_decoder, about 5 s left", 0.39, 67.4)]
     for text, done, left in stages:
-        for line in printed(capsys, Teller.progress, Progress(text=text, done=done, left=left)):
+        for line in printed(capsys, ProgressReporter.progress, Progress(text=text, done=done, left=left)):
             heard.hear(line)
     for line in strange:
         heard.hear(line)
@@ -102,7 +102,7 @@ def test_what_the_export_says_is_heard(tmp_path, capsys):
     assert "1 min 7 s" in export_panel.standing(heard)
     findings = [Finding(gate=g, passed=p, text=f"{g} said\nso") for g, p in (("structure", True), ("parts", None))]
     for finding in findings:
-        for line in printed(capsys, Teller.finding, finding):
+        for line in printed(capsys, ProgressReporter.finding, finding):
             heard.hear(line)
     assert [(f["gate"], f["passed"], f["text"]) for f in heard.findings] == [
         ("structure", True, "structure said\nso"),
@@ -112,24 +112,24 @@ def test_what_the_export_says_is_heard(tmp_path, capsys):
 
 
 def test_people_at_a_terminal_read_sentences(capsys):
-    teller = Teller(lines=False)
-    teller.estimate("tiny-sdxl for web", Estimate(memory=700_000_000, disk=60_000_000, seconds=52))
-    teller.progress(Progress(text="trace unet", done=0.39, left=67.4))
-    teller.finding(Finding(gate="speed", passed=False, text="slow"))
-    teller.finding(Finding(gate="structure", passed=True, text="valid"), sys.stdout)
+    reporter = ProgressReporter(lines=False)
+    reporter.estimate("tiny-sdxl for web", Estimate(memory=700_000_000, disk=60_000_000, seconds=52))
+    reporter.progress(Progress(text="trace unet", done=0.39, left=67.4))
+    reporter.finding(Finding(gate="speed", passed=False, text="slow"))
+    reporter.finding(Finding(gate="structure", passed=True, text="valid"), sys.stdout)
     output = capsys.readouterr()
     assert output.err.splitlines() == [
         "tiny-sdxl for web will take about 0.7 GB of memory, 0.06 GB of disk and 52 s, gates not counted",
         " 39%  trace unet, about 67 s left",
         "FAIL  speed      slow",
     ]
-    assert output.out == "pass  structure  valid\n" and teller.error is None
+    assert output.out == "pass  structure  valid\n" and reporter.error is None
 
 
 def test_the_page_knows_every_gate_and_shows_which_runs(tmp_path, capsys):
     assert list(export_panel.GATES) == list(GATES)
     heard = job(tmp_path)
-    for line in printed(capsys, Teller.finding, Finding(gate="structure", passed=True, text="valid")):
+    for line in printed(capsys, ProgressReporter.finding, Finding(gate="structure", passed=True, text="valid")):
         heard.hear(line)
     page = export_panel.standing(heard)
     words = [page.split(f'data-gate="{gate}" data-word="')[1].split('"')[0] for gate in GATES]

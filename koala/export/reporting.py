@@ -42,13 +42,13 @@ def _count(text: str) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Teller:
+class ProgressReporter:
     """Reports progress in one of the two formats."""
 
     lines: bool  # JSON instead of sentences
 
     @classmethod
-    def of(cls, args: argparse.Namespace) -> "Teller":
+    def of(cls, args: argparse.Namespace) -> "ProgressReporter":
         """The one that a command's arguments select."""
         return cls(lines=getattr(args, "progress", SENTENCES) == LINES)
 
