@@ -7,6 +7,7 @@ from urllib.parse import urlencode
 from koala.errors import UserError
 from koala.models.cards import ModelCard
 from koala.request import GenerationRequest
+from koala.ui.messages import page_words
 
 SHARED = (
     "prompt",
@@ -121,7 +122,7 @@ def from_query(query: Mapping[str, str], find: Finder) -> tuple[dict[str, object
         try:
             GenerationRequest(**({"model": "any", "prompt": "any"} | {field: value}))
         except UserError as error:
-            complaints.append(str(error))
+            complaints.append(page_words(str(error)))
         else:
             values[name] = str(value) if field == "seed" else value
 
@@ -136,7 +137,7 @@ def from_query(query: Mapping[str, str], find: Finder) -> tuple[dict[str, object
             try:
                 cards[slot] = find(name)
             except UserError as error:
-                complaints.append(str(error))
+                complaints.append(page_words(str(error)))
             else:
                 values = {f"model_{slot}": cards[slot].name} | defaults(cards[slot], slot) | values
     for field, read in (("steps", whole), ("guidance", _number)):

@@ -14,7 +14,7 @@ from koala.ui.architecture import students
 from koala.ui.architecture import svg as architecture_svg
 from koala.ui.html import macros
 from koala.ui.line import Work
-from koala.ui.messages import complain, readable, sentence
+from koala.ui.messages import complain, page_words, readable, sentence
 from koala.ui.session import Session
 from koala.ui.theme import UI
 from koala.ui.under_way import Life
@@ -140,7 +140,7 @@ class Architecture:
 
     def _begin(self, event: gr.EventData, error: UserError) -> dict:
         """The first view again, after a request that the page's own controls cannot make."""
-        return self.view(architecture.BEGIN | {"turn": event._data.get("turn", 0)}, str(error))
+        return self.view(architecture.BEGIN | {"turn": event._data.get("turn", 0)}, page_words(str(error)))
 
     def ready(self) -> dict:
         """Enable the button again after a measurement that failed or could not begin."""

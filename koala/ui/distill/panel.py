@@ -19,6 +19,7 @@ from koala.ui.architecture.data import TITLES
 from koala.ui.distill.curves import Metrics, number
 from koala.ui.distill.fields import changed, setting
 from koala.ui.html import macros
+from koala.ui.messages import page_words
 from koala.ui.stage import data_url
 from koala.words import span
 
@@ -56,7 +57,7 @@ class Shown:
 
 def named(run: RunFolder, error: Exception) -> str:
     """An error's message with the run's name in place of its path on this machine."""
-    return str(error).replace(str(run.path), run.name)
+    return page_words(str(error)).replace(str(run.path), run.name)
 
 
 def spec_title(spec: str) -> str:

@@ -18,6 +18,7 @@ from koala.models.locate import availability
 from koala.ui.catalogue import portable_name
 from koala.ui.distill.curves import Follower
 from koala.ui.distill.panel import STOPPING, Shown, named, unreadable
+from koala.ui.messages import page_words
 from koala.ui.session import Session
 from koala.unet.specs import student
 from koala.words import many
@@ -92,7 +93,7 @@ class Runs:
 
     def _message(self, run: RunFolder, error: UserError) -> str:
         """The error's message: with paths on one's own machine, without them on a public server."""
-        return str(error) if self.session.local else named(run, error)
+        return page_words(str(error)) if self.session.local else named(run, error)
 
     def may_stop(self, name: str, visitor: str) -> bool:
         """Whether this page may stop the run: any run on one's own machine, on a public server only its own."""

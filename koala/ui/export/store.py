@@ -17,6 +17,7 @@ from koala.models.export_manifest import MANIFEST, Exported, exports_root, list_
 from koala.models.locate import availability
 from koala.ui.catalogue import portable_name
 from koala.ui.export.jobs import DONE, FAILED, Job, Process, within
+from koala.ui.messages import page_words
 from koala.ui.session import Session
 
 PUBLIC_KEPT = 6  # exports that a public app keeps
@@ -217,7 +218,7 @@ def _read(folder: Path) -> ExportFolder:
     try:
         exported = Exported.read(folder)
     except UserError as error:
-        problem = within(folder.parent, str(error))
+        problem = within(folder.parent, page_words(str(error)))
     size = sum(file.lstat().st_size for file in _files(folder))
     made = (folder / MANIFEST).lstat().st_mtime
     return ExportFolder(folder=folder, exported=exported, problem=problem, bytes=size, made=made)

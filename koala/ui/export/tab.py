@@ -10,7 +10,7 @@ from koala.request import MAX_LORA_STRENGTH
 from koala.ui.export import panel as export_panel
 from koala.ui.export.jobs import within
 from koala.ui.export.store import LARGEST_ZIP, ExportFolder, Exports, Order
-from koala.ui.messages import complain
+from koala.ui.messages import complain, page_words
 from koala.ui.session import Session
 from koala.ui.theme import UI
 
@@ -173,7 +173,7 @@ class Export:
         try:
             engines = recipe(export.folder).lines
         except UserError as error:
-            why_not = within(self.exports.root, str(error))
+            why_not = within(self.exports.root, page_words(str(error)))
         return export_panel.lines_to_copy(export.exported, self._where(export) or export.name, engines, why_not)
 
     def turn(self, chosen: str, sent: dict) -> dict:
