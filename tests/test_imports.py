@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.test_arrows import MODULES, ROOT, covers, fail_with, light
 
 
@@ -73,6 +75,7 @@ print(json.dumps({"events": events, "gradio": "gradio" in sys.modules}))
 """
 
 
+@pytest.mark.slow
 def test_importing_any_module_does_no_io(tmp_path):
     faces = ("koala.ui.*", "app")
     names = [n for n in MODULES if not n.endswith("__main__") and not any(covers(face, n) for face in faces)]

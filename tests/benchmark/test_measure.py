@@ -78,6 +78,7 @@ def test_the_prediction_knows_what_differs(rows):
     assert len({r.predicted["vae_ms"] for r in rows}) == 1
 
 
+@pytest.mark.slow
 def test_the_prediction_of_memory_counts_all_models_of_the_process(tmp_path):
     """In a process of its own: what other tests left in memory is nobody's prediction."""
     out = tmp_path / "found.json"

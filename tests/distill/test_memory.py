@@ -108,7 +108,7 @@ def run_memory(config: DistillConfig, student: UNetSpec, teacher: UNetSpec) -> R
 @pytest.mark.parametrize(
     ("student", "teacher", "precision", "resolution"),
     [
-        (TINY_KOALA_700M, TINY_SDXL, "fp32", 256),
+        pytest.param(TINY_KOALA_700M, TINY_SDXL, "fp32", 256, marks=pytest.mark.slow),
         (TINY_KOALA_700M, TINY_SDXL, "bf16", 512),
         pytest.param(KOALA_700M, SDXL, "bf16", 256, marks=pytest.mark.slow),
         pytest.param(KOALA_700M, SDXL, "bf16", 1024, marks=pytest.mark.slow),

@@ -9,7 +9,14 @@ from koala.distill.run.folder import RunFolder
 from koala.distill.trainer import train
 
 
-@pytest.mark.parametrize(("precision", "teacher_precision"), [("bf16", "bf16"), ("fp32", "bf16"), ("bf16", "fp32")])
+@pytest.mark.parametrize(
+    ("precision", "teacher_precision"),
+    [
+        ("bf16", "bf16"),
+        pytest.param("fp32", "bf16", marks=pytest.mark.slow),
+        pytest.param("bf16", "fp32", marks=pytest.mark.slow),
+    ],
+)
 def test_training_and_validation_run_in_half_precision(tmp_path, small, precision, teacher_precision):
     AcceleratorState._reset_state(reset_partial_state=True)  # it allows one precision per process
     run = RunFolder(path=tmp_path / "run")

@@ -58,10 +58,10 @@ def assert_same(mine: dict, its: dict) -> None:
 )
 def test_a_resumed_run_ends_with_the_very_same_weights(small, tmp_path, settings):
     whole, halves = (RunFolder(path=tmp_path / n) for n in ("whole", "halves"))
-    train(whole, small(num_steps=4, **settings))
-    train(halves, small(num_steps=2, **settings))
-    train(halves, small(num_steps=4, **settings), resume_from=2)
-    assert_same(tensors(halves, 4), tensors(whole, 4))
+    train(whole, small(num_steps=2, **settings))
+    train(halves, small(num_steps=1, **settings))
+    train(halves, small(num_steps=2, **settings), resume_from=1)
+    assert_same(tensors(halves, 2), tensors(whole, 2))
     lines = [[{k: e[k] for k in ("kind", "step", "loss")} for e in r.metrics()] for r in (whole, halves)]
     assert [e for e in lines[0] if e["kind"] == "train"] == [e for e in lines[1] if e["kind"] == "train"]
 
@@ -70,7 +70,7 @@ def test_accumulation_gives_the_losses_of_one_pass(small, tmp_path):
     losses, norms = [], []
     for accumulation in (1, 2):
         run = RunFolder(path=tmp_path / str(accumulation))
-        train(run, small(num_steps=3, accumulation=accumulation))
+        train(run, small(num_steps=2, accumulation=accumulation))
         entries = [e for e in run.metrics() if e["kind"] == "train"]
         losses.append([e["loss"] for e in entries])
         norms.append([e["grad_norm"] for e in entries])  # which Adam and clipping would hide
@@ -104,8 +104,8 @@ def test_pictures_fade_as_the_teachers_did_or_as_was_chosen(trained, run):
 
 
 def test_a_run_leaves_pictures_curves_a_score_and_a_pipeline_that_diffusers_loads(small, run):
-    prompts, threads = ("a red circle", "a blue star"), torch.get_num_threads()
-    train(run, small(validate_every=1, validation_pictures=4, validation_prompts=prompts, score_prompts=2))
+    prompts, threads = ("a blue star",), torch.get_num_threads()
+    train(run, small(validate_every=2, validation_pictures=4, validation_prompts=prompts, score_prompts=1))
     assert run.status().state == "done"
     assert torch.get_num_threads() == threads
     kinds = [(e["kind"], e["step"]) for e in run.metrics()]
@@ -114,7 +114,7 @@ def test_a_run_leaves_pictures_curves_a_score_and_a_pipeline_that_diffusers_load
     assert all(terms <= e.keys() for e in run.metrics() if e["kind"] != "score")
     quarter = next(e for e in run.metrics() if e["kind"] == "validation")["timesteps"]
     assert list(quarter) == ["0-249", "250-499", "500-749", "750-999"]
-    names = {f"{p}-{k}.png" for p in ("teacher", "before", "step-1", "step-2") for k in range(2)}
+    names = {f"{when}-0.png" for when in ("teacher", "before", "step-2")}
     assert names <= {f.name for f in run.samples.iterdir()}
     assert json.loads((run.samples / "prompts.json").read_text()) == list(prompts)
     kept = load_file(run.checkpoint(2) / "ema.safetensors")
@@ -125,10 +125,10 @@ def test_a_run_leaves_pictures_curves_a_score_and_a_pipeline_that_diffusers_load
 
 
 def _apart(run: RunFolder, **settings) -> float:
-    """How far the run's last picture of its second prompt is from what its student's folder draws, of 255."""
-    request = GenerationRequest(model=str(run.student), prompt="a blue star", seed=1, width=128, height=128, **settings)
+    """How far the run's last picture is from what its student's folder draws, of 255."""
+    request = GenerationRequest(model=str(run.student), prompt="a blue star", seed=0, width=128, height=128, **settings)
     drawn = generate(request, Library("cpu").get(request.model)).images[0]
-    kept = np.asarray(Image.open(run.samples / "step-2-1.png"), dtype=float)
+    kept = np.asarray(Image.open(run.samples / "step-2-0.png"), dtype=float)
     return np.abs(kept - np.asarray(drawn, dtype=float)).mean()
 
 

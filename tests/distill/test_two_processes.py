@@ -87,6 +87,7 @@ def assert_same_losses(run: RunFolder, other: RunFolder) -> None:
     assert max(differences) <= 1e-5
 
 
+@pytest.mark.slow
 def test_a_validation_between_two_checkpoints_does_not_hang_two_processes(config, tmp_path):
     """Symptom: the first process saved the best student so far, and waited there for the other for ever."""
     run, one = RunFolder(path=tmp_path / "two"), RunFolder(path=tmp_path / "one")

@@ -55,9 +55,9 @@ def apart(export: Path, drawn: GenerationResult, folder: Path) -> float:
 @pytest.mark.parametrize(
     ("prompt", "negative", "guidance", "seed"),
     [
-        ("a red circle left of a blue square", "", 5.0, 5),
+        pytest.param("a red circle left of a blue square", "", 5.0, 5, marks=pytest.mark.slow),
         ("A RED  circle, and it's 2 squares! " + "very " * 90, "a blue star", 3.0, 6),
-        ("a yellow star", "", 1.0, 6),
+        pytest.param("a yellow star", "", 1.0, 6, marks=pytest.mark.slow),
     ],
     ids=["guided", "negative-and-too-long", "unguided"],
 )
@@ -71,6 +71,7 @@ def test_the_picture_is_torch_s(tmp_path, exported_700m, prompt, negative, guida
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "noise.npy"]  # no reports to ONNX Runtime's makers
 
 
+@pytest.mark.slow
 def test_the_picture_is_the_app_s_own_of_the_same_file(tmp_path, exported_700m):
     """Numbers for numbers the same sampler: what hangs on roundings falls to the same side."""
     prompt = "A RED  circle, and it's 2 squares! " + "very " * 90

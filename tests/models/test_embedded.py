@@ -34,8 +34,9 @@ print(json.dumps(dtypes))
 """
 
 
-def test_plain_diffusers_loads_and_draws_without_our_code(tmp_path):
-    folders = [str(EMBEDDED / name) for name in NAMES]
+@pytest.mark.parametrize("names", [NAMES[-1:], pytest.param(NAMES, marks=pytest.mark.slow)], ids=["one", "all"])
+def test_plain_diffusers_loads_and_draws_without_our_code(names, tmp_path):
+    folders = [str(EMBEDDED / name) for name in names]
     done = subprocess.run([sys.executable, "-c", PLAIN, *folders], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {folder: ["torch.float32", "torch.float16"] for folder in folders}

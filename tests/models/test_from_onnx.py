@@ -247,7 +247,14 @@ def test_a_file_that_was_edited_after_the_export_is_refused_by_name(copy, file):
         Library("cpu").get(str(copy))
 
 
-@pytest.mark.parametrize("provider", ["CUDAExecutionProvider", "TensorrtExecutionProvider", "NoSuchExecutionProvider"])
+@pytest.mark.parametrize(
+    "provider",
+    [
+        pytest.param("CUDAExecutionProvider", marks=pytest.mark.slow),
+        "TensorrtExecutionProvider",
+        pytest.param("NoSuchExecutionProvider", marks=pytest.mark.slow),
+    ],
+)
 def test_a_provider_that_was_not_used_is_an_error_and_not_a_slow_run(exported_700m, provider):
     """ONNX Runtime lists providers that cannot start here, and goes on with the CPU."""
     if cards().available():
@@ -326,6 +333,7 @@ def test_int8_for_cpus_is_not_run_on_a_gpu(copy):
         library.get(str(copy))
 
 
+@pytest.mark.slow
 def test_reloading_torch_models_in_one_precision_leaves_an_export_where_it_is(exported_700m):
     library = Library("cpu")
     onnx, own = library.get(str(exported_700m)), library.get(TORCH)

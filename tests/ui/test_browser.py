@@ -227,6 +227,7 @@ def test_stop_ends_a_run_half_way(visit):
     here.phase("done")
 
 
+@pytest.mark.slow
 def test_several_images_have_thumbnails(visit):
     here = visit()
     here.steps(1, 1)
@@ -287,7 +288,7 @@ def test_a_bad_link_is_answered_and_ignored(visit):
     here.page.wait_for_function("document.querySelector('#k-prompt textarea').value === 'a star'")
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("theme", [pytest.param("light", marks=pytest.mark.slow), "dark"])
 def test_a_phone_shows_everything_without_sideways_scrolling(visit, theme):
     here = visit(PHONE, theme=theme)
     page = here.page

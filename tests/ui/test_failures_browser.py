@@ -141,6 +141,7 @@ def test_compare_says_why_a_run_failed_and_the_next_one_works(open_tab, server, 
         page.locator(".k-stage[data-phase=done]").wait_for()
 
 
+@pytest.mark.slow
 def test_attention_says_why_a_run_failed_and_the_next_one_works(open_tab, server):
     """Symptom: a failed run said "Stopped."."""
 
@@ -175,6 +176,7 @@ def test_attention_says_why_a_run_failed_and_the_next_one_works(open_tab, server
         page.locator(".kv[data-phase=done]").wait_for()
 
 
+@pytest.mark.slow
 def test_a_benchmark_and_a_measurement_say_why_they_failed_and_the_next_one_works(open_tab, server):
     with open_tab(server, "Benchmark") as page:
         start, status = page.locator("#kb-start"), page.locator("#kb-status")

@@ -35,6 +35,7 @@ def test_the_first_click_is_answered_at_once_and_esc_stops_it(open_tab, serve):
         expect(page.locator(".kv-status")).to_have_text("Stopped.", timeout=3000)
 
 
+@pytest.mark.slow
 def test_a_page_behind_another_ones_run_says_so_and_esc_leaves_the_line(open_tab, app):
     """Symptom: Generate gave no response while another page drew."""
     with open_tab(app, "Compare") as first, open_tab(app, "Compare") as second:

@@ -94,6 +94,7 @@ def test_a_seed_draws_the_picture_that_torch_draws_and_its_link_restores_it(visi
     assert again.evaluate(asked) == page.evaluate(asked) and not again.locator("#random").is_checked()
 
 
+@pytest.mark.slow
 def test_a_picture_carries_its_request_and_opens_in_the_app(visit, model, pages):
     fragment = "#prompt=a+%22blue%22+cross:+é🐨,+it%27s&negative_prompt=a+star&seed=4294967295&width=160&height=96"
     page = visit(f"{fragment}&steps=2,3&guidance=1.5,3")
@@ -185,6 +186,7 @@ def test_previews_come_stop_is_heard_within_a_step_and_the_page_never_freezes(vi
     expect(page.locator("#status")).to_contain_text("The prompt is empty")
 
 
+@pytest.mark.slow
 def test_it_draws_without_a_network_after_the_first_visit(browser, pages):
     with served(pages) as server:
         page = browser.new_page()
@@ -224,6 +226,7 @@ def test_axe_reports_nothing(visit, axe):
     assert result == []
 
 
+@pytest.mark.slow
 def test_a_phone_still_shows_the_pictures_when_their_times_have_appeared(visit):
     """Symptom: the browser held on to what was below, and the pictures ended above the window."""
     page = visit(LINK.replace("steps=4,4", "steps=2,2"), viewport=PHONE, reduced_motion="reduce")
@@ -258,6 +261,7 @@ def test_a_file_that_arrives_damaged_is_refused_and_said(browser, host, pages):
     page.close()
 
 
+@pytest.mark.slow
 def test_an_isolated_page_uses_its_threads(visit, pages):
     with served(pages, isolated=True) as server:
         page = visit(LINK.replace("steps=4,4", "steps=1,1"), at=server)

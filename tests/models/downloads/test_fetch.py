@@ -145,6 +145,7 @@ print("max", max((value - theirs[key]).abs().max().item() for key, value in mine
 """
 
 
+@pytest.mark.slow
 def test_two_downloads_at_once_fetch_the_weights_once(hub, run, teacher):
     hub.add(OWN, teacher)
     with ThreadPoolExecutor() as pool:
@@ -206,6 +207,7 @@ def test_replaced_parts_are_fetched_from_their_own_repositories_and_only_there(h
     }
 
 
+@pytest.mark.slow
 def test_a_revision_can_be_pinned_by_branch_and_by_commit(hub, run, student, tmp_path):
     old = shutil.copytree(student, tmp_path / "old")
     commits = {"main": hub.add(OWN, student), "v1": hub.add(OWN, old, branch="v1")}
@@ -218,6 +220,7 @@ def test_a_revision_can_be_pinned_by_branch_and_by_commit(hub, run, student, tmp
     assert [r["parameters"] for r in rows] == [None, 1_967_636, None]
 
 
+@pytest.mark.slow
 def test_weights_without_a_half_precision_variant_come_in_full_precision(hub, run, student, tmp_path):
     folder = shutil.copytree(student, tmp_path / "full")
     for file in folder.glob("*/*.fp16.*"):
@@ -230,6 +233,7 @@ def test_weights_without_a_half_precision_variant_come_in_full_precision(hub, ru
     assert sorted(f for f in hub.fetched(OWN) if f.endswith("tensors")) == sorted(wanted)
 
 
+@pytest.mark.slow
 def test_a_damaged_file_in_the_cache_is_fetched_again(hub, run, student, tmp_path):
     hub.add(OWN, student)
     location = Path(json.loads(run("-m", "koala", "fetch", OWN, "--json").stdout)[0]["location"])

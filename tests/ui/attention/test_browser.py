@@ -159,6 +159,7 @@ def test_a_region_is_painted_with_the_pointer_and_with_the_arrow_keys(visit):
         page.wait_for_function("document.querySelector('.kv-mark').style.left === '0%'")
 
 
+@pytest.mark.slow
 def test_runs_of_different_lengths_are_saved_and_opened_again(visit, tmp_path):
     with visit() as page:
         draw(page, 4, 2)
@@ -236,6 +237,7 @@ def test_stages_heads_steps_and_views_change_what_is_shown(visit):
         assert page.get_by_test_id("toast-body").count() == 0
 
 
+@pytest.mark.slow
 def test_downloads_and_the_page_that_opens_with_no_server(visit, browser, tmp_path):
     with visit() as page:
         draw(page)
@@ -305,6 +307,7 @@ def finger(page: Page, side: int, *places: tuple[float, float]) -> None:
         touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": at})
 
 
+@pytest.mark.slow
 def test_on_a_phone_a_tap_marks_a_patch_and_a_finger_paints(visit):
     with visit(PHONE, has_touch=True, is_mobile=True, color_scheme="dark") as page:
         draw(page, 2)

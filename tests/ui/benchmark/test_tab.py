@@ -304,6 +304,7 @@ def test_stop_ends_a_benchmark_and_another_can_start(page):
     assert page.locator(".kb-row").count() == 2
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_a_benchmark_behind_another_visitors_waits_in_sight(page):
     """Symptom: Start showed nothing while somebody else's run had the device."""

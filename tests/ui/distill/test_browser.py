@@ -79,6 +79,7 @@ def test_a_run_is_watched_left_and_found_again(visit, root):
         expect(page.get_by_role("combobox", name="Second model")).to_have_value("first-1 (distilled)")
 
 
+@pytest.mark.slow
 def test_a_run_is_followed_however_fast_the_tabs_are_turned(visit, root):
     """Symptom: the answer of the tab before came last, and the page stood still."""
     trainer = Trainer(root, "first-1", step=40)
@@ -91,7 +92,7 @@ def test_a_run_is_followed_however_fast_the_tabs_are_turned(visit, root):
             expect(standing(page)).to_contain_text(f"{step} of 200")
 
 
-@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("viewport", [pytest.param(DESKTOP, marks=pytest.mark.slow), PHONE], ids=["desktop", "phone"])
 def test_runs_are_compared_and_one_is_deleted_after_a_question(visit, root, viewport):
     for k, name in enumerate(("first-1", "second-1")):
         trainer = Trainer(root, name, state="done", step=60)
