@@ -58,6 +58,7 @@ def test_saved_captures_are_drawn_without_a_run_and_to_the_same_figures(tmp_path
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_teacher_on_the_students_input_is_titled_so(tmp_path, capsys):
     command = ["attention", "--model", "tiny-sdxl", "--compare", "tiny-koala-1b", "--same-input", *QUICK]
     assert main([*command, "--stages", "MID", "--figure", "pca", "--out", str(tmp_path / "a"), "--json"]) == 0

@@ -95,7 +95,7 @@ def test_models_lists_every_card(capsys):
 
 def test_eval_writes_its_report_with_command_and_date(tmp_path, capsys):
     out = tmp_path / "new" / "score.json"
-    assert main(["eval", *STUDENT, "--suite", "shapes", "--num-prompts", "2", "--out", str(out)]) == 0
+    assert main(["eval", *STUDENT, "--suite", "shapes", "--num-prompts", "2", "--steps", "2", "--out", str(out)]) == 0
     report = json.loads(out.read_text())
     assert set(report["scores"]) == {"one_object", "two_objects", "held_out"}
     assert {"model", "suite", "num_prompts", "command", "device", "date"} <= set(report)

@@ -104,7 +104,9 @@ def run_memory(config: DistillConfig, student: UNetSpec, teacher: UNetSpec) -> R
     )
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize(
+    "checkpointing", [pytest.param(False, marks=pytest.mark.slow), True], ids=["plain", "checkpointing"]
+)
 @pytest.mark.parametrize(
     ("student", "teacher", "precision", "resolution"),
     [

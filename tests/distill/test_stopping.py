@@ -122,6 +122,7 @@ def test_a_second_ctrl_c_ends_a_run_at_once():
         assert run.wait(5) == -signal.SIGINT
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="sends Ctrl-C as POSIX has it")
 def test_under_a_launcher_the_second_signal_is_the_launchers():
     """torchrun passes on the terminal's Ctrl-C, which each process has got already; saving must go on."""

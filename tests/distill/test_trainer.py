@@ -146,6 +146,7 @@ def test_a_validation_loss_falls_while_the_student_learns(small, run):
     assert last["loss"] < 0.8 * first["loss"]
 
 
+@pytest.mark.slow
 def test_the_last_checkpoints_and_the_best_one_stay(small, run):
     train(run, small(num_steps=5, checkpoint_every=1, keep_last=2))
     assert run.checkpoints() == [4, 5]
@@ -178,6 +179,7 @@ def test_a_run_that_goes_on_from_an_earlier_checkpoint_writes_the_later_ones_ane
     assert [e["step"] for e in run.metrics() if e["kind"] == "train"] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_the_best_student_is_kept_where_validations_and_checkpoints_fall_apart(small, run):
     train(run, small(num_steps=4, checkpoint_every=4, keep_last=1, validate_every=1, learning_rate=1e-3))
     losses = {e["step"]: e["loss"] for e in run.metrics() if e["kind"] == "validation" and e["step"]}
@@ -241,6 +243,7 @@ def test_a_run_does_not_go_on_with_other_data(small, run, tmp_path):
     assert run.checkpoints() == [1] and run.config() == config  # nothing was written before the data were accepted
 
 
+@pytest.mark.slow
 def test_a_moved_folder_of_the_same_pictures_is_gone_on_with(small, run, tmp_path):
     for k in range(3):
         folder = tmp_path / "pictures"
@@ -302,6 +305,7 @@ def test_a_spec_that_is_no_part_of_the_teacher_is_refused(small, run):
         train(run, small(student_spec="0,2,12/-/12+12,2+2,0+0"))
 
 
+@pytest.mark.slow
 def test_a_student_goes_on_from_another_one(small, trained, run, tmp_path):
     train(run, small(num_steps=1, student_init=str(trained.student), learning_rate=1e-9))
     there, here = (load_file(r.student / "unet" / "diffusion_pytorch_model.safetensors") for r in (trained, run))

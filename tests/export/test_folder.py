@@ -145,6 +145,7 @@ def text_program():
     return to_onnx.trace(text_encoder())
 
 
+@pytest.mark.slow
 def test_the_same_export_gives_the_same_bytes(text_program, tmp_path):
     again = to_onnx.trace(text_encoder())
     files = []

@@ -178,6 +178,7 @@ def computes_alike(library: Library, made: exports.Exports) -> None:
     assert row["relative_error"] < 5e-3  # the same network and the same tensors: it times nothing else
 
 
+@pytest.mark.slow
 def test_onnx_runtime_computes_what_torch_computes(library, exported_700m, tmp_path):
     """On the shipped model, whose export other tests make, too; half precision against single."""
     made = dataclasses.replace(_exports(tmp_path), write=lambda unet, folder: exported_700m / "unet" / "model.onnx")
@@ -250,6 +251,7 @@ def test_without_a_card_it_says_so_in_one_line(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_card_on_which_nothing_runs_leaves_a_whole_file_of_reasons(tmp_path, capsys):
     """A described card: torch's CPU build refuses every tensor on it, so that each section fails in its own way."""
     if torch.version.cuda and torch.cuda.is_available():

@@ -41,7 +41,12 @@ def pixels(result):
 
 
 @pytest.mark.parametrize(
-    ("name", "layers"), [("tiny-sdxl", "70 of its 70"), ("tiny-koala-1b", "30 of its 70"), ("tiny-koala-700m", "21 of")]
+    ("name", "layers"),
+    [
+        ("tiny-sdxl", "70 of its 70"),
+        pytest.param("tiny-koala-1b", "30 of its 70", marks=pytest.mark.slow),
+        ("tiny-koala-700m", "21 of"),
+    ],
 )
 def test_a_lora_changes_the_picture_and_only_while_it_is_asked_for(library, lora, name, layers):
     model = library.get(name)

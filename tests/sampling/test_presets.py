@@ -36,7 +36,7 @@ def pixels(result):
     ("name", "kind"),
     [("euler-trailing", EulerDiscreteScheduler), ("euler-ancestral-trailing", EulerAncestralDiscreteScheduler)],
 )
-@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("images", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_quality_is_the_stock_pipeline_to_the_bit(model, images, name, kind):
     """The stock pipeline's latents, decoded one by one as we do: a whole batch at once rounds some bytes otherwise."""
     asked = resolve(request(images=images, scheduler=name), CARDS[STUDENT])
@@ -65,7 +65,7 @@ def test_quality_is_the_stock_pipeline_to_the_bit(model, images, name, kind):
     assert mine.timing.unet_calls == 2 * asked.steps
 
 
-@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize("images", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_fast_guides_half_of_the_steps_whatever_the_batch(model, images):
     rows = []
     hook = model.pipeline.unet.register_forward_pre_hook(

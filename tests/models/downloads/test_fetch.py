@@ -54,6 +54,7 @@ def test_only_the_needed_files_come_and_then_the_model_draws_offline_the_same_pi
     assert difference.max() == 0
 
 
+@pytest.mark.slow
 def test_a_fetched_model_is_not_fetched_again_and_a_new_commit_brings_only_what_changed(hub, run, student, tmp_path):
     hub.add(OWN, student)
     assert run("-m", "koala", "fetch", OWN).returncode == 0
@@ -273,6 +274,7 @@ def test_other_bytes_than_announced_are_refused_and_leave_nothing(hub, run, stud
     assert run("-m", "koala", "fetch", OWN).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_token_reaches_the_hub_and_no_other_host(hub, run, student):
     hub.add(OWN, student)
     assert run("-m", "koala", "fetch", OWN, HF_TOKEN="hf_secret").returncode == 0

@@ -31,7 +31,7 @@ def report(words: list[str], out: Path) -> dict:
     return json.loads(out.read_text())
 
 
-@pytest.mark.parametrize("verb", MEASURED)
+@pytest.mark.parametrize("verb", [pytest.param("eval", marks=pytest.mark.slow), "similarity"])
 def test_a_measurement_of_a_file_is_that_of_its_folder(verb, files, tmp_path):
     words, what = MEASURED[verb]
     result = [

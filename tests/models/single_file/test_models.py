@@ -88,6 +88,7 @@ def test_a_file_draws_its_folders_picture_without_options(files):
     assert mine.tobytes() == its.tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny-sdxl", "tiny-koala-1b"])
 def test_the_others_draw_the_same_with_two_steps(files, name):
     assert picture(str(files[name]), steps=2).tobytes() == picture(name, steps=2).tobytes()

@@ -45,6 +45,7 @@ def press(page: Page, slider: str, key: str, times: int) -> None:
         control.press(key)
 
 
+@pytest.mark.slow
 def test_pointing_at_a_block_shows_its_numbers_and_its_source(visit):
     with visit() as page:
         assert "UP-1: transformer 2 of 3" in facts(page) and "saves 350.8 M parameters" in facts(page)
@@ -131,6 +132,7 @@ def test_a_fresh_cut_is_offered_in_compare_and_draws(visit):
         expect(page.get_by_role("combobox", name="Second model")).to_have_value(title)
 
 
+@pytest.mark.slow
 def test_a_cut_that_is_never_answered_can_be_asked_for_again(visit):
     """Symptom: after a lost request the button said "Cutting …" for ever."""
     with visit() as page:
@@ -160,7 +162,7 @@ def test_the_similarity_of_layers_is_measured_live(visit):
         assert page.get_by_role("button", name="Measure on Tiny SDXL").is_enabled()
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("theme", [pytest.param("light", marks=pytest.mark.slow), "dark"])
 def test_a_phone_has_the_tall_drawing_and_no_sideways_scrolling(visit, theme):
     with visit(PHONE, color_scheme=theme, has_touch=True, reduced_motion="reduce") as page:
         assert page.locator(".ka-tall").is_visible() and not page.locator(".ka-wide").is_visible()

@@ -198,6 +198,7 @@ def test_a_cut_is_the_teachers_weights_and_is_made_once():
         assert mine.get_tensor(name.format("attentions.1")).equal(its.get_tensor(name.format("attentions.2")))
 
 
+@pytest.mark.slow
 def test_the_oldest_student_that_nobody_uses_makes_room(monkeypatch):
     """Symptom: after eight cuts by anyone, nobody could make another one until the app was started again."""
     monkeypatch.setattr(students, "MOST", 2)

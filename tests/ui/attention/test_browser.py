@@ -129,6 +129,7 @@ def drag(page: Page, side: int, *places: tuple[float, float]) -> None:
     page.mouse.up()
 
 
+@pytest.mark.slow
 def test_a_region_is_painted_with_the_pointer_and_with_the_arrow_keys(visit):
     with visit() as page:
         draw(page, 1)

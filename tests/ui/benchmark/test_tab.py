@@ -326,6 +326,7 @@ def test_a_benchmark_behind_another_visitors_waits_in_sight(page):
     assert page.locator("#kb-start").is_enabled()
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_a_benchmark_that_fails_says_why_and_gives_start_back(page):
     page.get_by_role("tab", name="Architecture").click()

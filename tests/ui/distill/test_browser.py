@@ -118,6 +118,7 @@ def test_runs_are_compared_and_one_is_deleted_after_a_question(visit, root, view
         assert not (root / "first-1").exists() and (root / "second-1").is_dir()
 
 
+@pytest.mark.slow
 def test_a_setting_that_cannot_work_is_said_under_no_run(visit, root):
     with visit() as page:
         page.get_by_role("button", name="What is distilled").click()

@@ -178,6 +178,10 @@ def test_an_estimate_says_time_and_memory_or_what_would_fit(tab):
     assert "About 1 min 35 s of training here. At its peak it takes 3.0 GB of 24.0 GB" in distill_panel.takes(estimate)
     tight = estimate | {"fits": False, "remedies": ["accumulation=8"], "seconds": None}
     assert "too much. It fits with accumulation=8." in distill_panel.takes(tight)
+
+
+@pytest.mark.slow
+def test_an_estimate_is_measured_on_this_machine(tab):
     *_, shown = tab.forecast(
         "2-minutes", *distill_fields.shown(dataclasses.replace(QUICK, threads=1), list(tab.fields))
     )

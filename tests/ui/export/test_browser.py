@@ -74,6 +74,7 @@ def test_an_export_is_looked_at_taken_along_and_deleted(visit, root, exported_70
         expect(page.get_by_role("option", name="Tiny KOALA-700M (ONNX)")).to_have_count(1)
 
 
+@pytest.mark.slow
 def test_the_app_may_let_strangers_export_the_embedded_models(visit):
     with visit("--host", "0.0.0.0", "--export") as page:
         expect(page.locator("#kx-start")).to_be_visible()

@@ -164,6 +164,7 @@ def test_an_export_that_fails_says_why_in_one_line(tmp_path, lines, code, state,
     assert words.replace("'", "&#39;")[1:] in export_panel.standing(heard)
 
 
+@pytest.mark.slow
 def test_a_process_that_cannot_begin_ends_with_its_own_words(tmp_path):
     heard = job(tmp_path / "out")
     words = ["--json", "--progress", "json", "--model", "tiny-koala-700m", "--out", str(tmp_path), "--target", "abacus"]
