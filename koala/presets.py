@@ -37,14 +37,14 @@ PRESETS = {
         ),
         Preset(
             name="turbo",
-            label="no guidance, small decoder, compiled on a GPU: one U-Net call a step, for models distilled so",
+            label="no guidance, small decoder, compiled on a GPU: one U-Net call per step, for models distilled to be drawn this way",
             guided=None,
             tiny_decoder=True,
             compiled=True,
         ),
         Preset(
             name="low-memory",
-            label="only what works is in memory, the decoder goes tile by tile: slower, faint seams are possible",
+            label="only the active part is in memory, decoded in tiles: slower, and faint seams are possible",
             frugal=True,
         ),
     )

@@ -44,9 +44,9 @@ class GenerationRequest:
     images: int = _doc("how many pictures, drawn as one batch", default=1)
     preset: str = _doc("; ".join(f"{p.name}: {p.label}" for p in PRESETS.values()), default="quality")
     lora: str | None = _doc(
-        "a LoRA of the teacher's U-Net, a .safetensors file; moved onto a KOALA by itself", default=None
+        "a LoRA of the teacher's U-Net, a .safetensors file; moved onto a KOALA automatically", default=None
     )
-    lora_strength: float = _doc("how much of the LoRA is added; 0 is none", default=1.0)
+    lora_strength: float = _doc("strength of the LoRA; 0 turns it off", default=1.0)
 
     def __post_init__(self) -> None:
         check(self)

@@ -37,7 +37,7 @@ def add_request(parser: argparse.ArgumentParser, *, leave_out: Sequence[str] = (
             continue
         required = field.default is dataclasses.MISSING
         text = "str" in str(field.type)
-        default = "the model's own" if field.default is None else field.default
+        default = ("none" if field.name == "lora" else "the model's own") if field.default is None else field.default
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
             type=str if text else number,
