@@ -338,23 +338,38 @@ def test_a_cosine_tail_is_constant_in_the_first_half():
 # whole runs
 
 
-FEW = dict(method="phased", student_spec="sdxl", min_snr_gamma=0.0, empty_prompts=0.0, log_every=1, num_steps=4)
+FEW = dict(method="phased", student_spec="sdxl", min_snr_gamma=0.0, empty_prompts=0.0, log_every=1, num_steps=2)
 
 
 @pytest.mark.parametrize("settings", [{}, {"target": "ema", "guidance_min": 1.5, "guidance_max": 3.0}])
 def test_a_resumed_run_ends_with_the_very_same_weights(small, tmp_path, settings):
-    config = small(**FEW | settings, checkpoint_every=2)
+    config = small(**FEW | settings | {"checkpoint_every": 1})
     whole, parted = (RunFolder(path=tmp_path / name) for name in ("whole", "parted"))
     train(whole, config)
-    train(parted, dataclasses.replace(config, num_steps=2))
-    train(parted, config, resume_from=2)
+    train(parted, dataclasses.replace(config, num_steps=1))
+    train(parted, config, resume_from=1)
     for file in ("student.safetensors", "ema.safetensors"):
-        mine, its = (load_file(run.checkpoint(4) / file) for run in (whole, parted))
+        mine, its = (load_file(run.checkpoint(2) / file) for run in (whole, parted))
         assert mine.keys() == its.keys() and all(torch.equal(mine[name], its[name]) for name in mine)
     losses = [[entry["consistency"] for entry in run.metrics() if entry["kind"] == "train"] for run in (whole, parted)]
-    assert losses[0] == losses[1] and len(losses[0]) == 4
+    assert losses[0] == losses[1] and len(losses[0]) == 2
     start = load_file(EMBEDDED / "tiny-sdxl" / "unet" / "diffusion_pytorch_model.safetensors")
     assert any(not torch.equal(value.half(), mine[name].half()) for name, value in start.items())
+
+
+def test_the_trainer_hands_the_moving_average_to_the_step(small, tmp_path, monkeypatch):
+    given, hooked = [], PhasedStep.hooked
+
+    def recorded(self, bare, average=None):
+        given.append(average)
+        return hooked(self, bare, average)
+
+    monkeypatch.setattr(PhasedStep, "hooked", recorded)
+    run = RunFolder(path=tmp_path / "run")
+    train(run, small(**FEW | {"target": "ema", "num_steps": 1}))
+    (average,) = [each for each in given if each is not None]
+    kept = load_file(run.checkpoint(1) / "ema.safetensors")
+    assert average.keys() == kept.keys() and all(torch.equal(average[name], kept[name]) for name in kept)
 
 
 @pytest.mark.parametrize(
