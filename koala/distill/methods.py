@@ -24,7 +24,7 @@ def check_method(values: Mapping[str, object], defaults: Mapping[str, object]) -
     wrong = [name for name in UNUSED[method] if values[name] != defaults[name]]
     if wrong:
         settings = " ".join(f"{name}={_spelled(defaults[name])}" for name in wrong)
-        raise UserError(f"method={method} does not use {', '.join(wrong)}; leave it at its default: {settings}")
+        raise UserError(f"method={method} does not use {', '.join(wrong)}; use the default: {settings}")
     if method == "phased":
         _check_phases(values["phases"], values["solver_steps"], values["teacher_steps"])
     if method != "koala":

@@ -283,7 +283,7 @@ def test_a_loss_that_is_0_from_the_start_is_no_broken_one_and_one_without_a_grad
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"phases": 2}, "method=koala does not use phases; leave it at its default: phases=4"),
+        ({"phases": 2}, "method=koala does not use phases; use the default: phases=4"),
         ({"method": "phased", "features": ("CA",)}, "does not use features; .*: features=SA"),
         ({"method": "phased", "min_snr_gamma": 5.0, "lf_at_ends": False}, "lf_at_ends=true min_snr_gamma=0.0"),
         ({"method": "guidance", "solver_steps": 50}, "does not use solver_steps"),
