@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from koala.distill.methods import METHODS, TARGETS, check_method
 from koala.errors import UserError
 from koala.files.fields import shown
 from koala.files.reading import read_object
@@ -24,9 +25,9 @@ ATTENTION_STAGES = ("DW-2", "DW-3", "MID", "UP-1", "UP-2")
 SA_MAPPINGS = ("bottom", "interleave", "up")  # KOALA, table 11c
 NORMALISATIONS = ("per-kind", "per-layer", "raw")
 CAPTION_STYLES = ("short", "detailed", "mixed")
-TIMESTEPS = ("uniform", "high-noise")
+TIMESTEPS = ("uniform", "high-noise", "noisiest-quarter")
 NOISINGS = ("teacher", "ddpm", "straight")
-SCHEDULES = ("constant", "cosine")
+SCHEDULES = ("constant", "cosine", "cosine-tail")
 OPTIMIZERS = ("adamw", "adamw8bit", "muon")
 PRECISIONS = ("fp32", "bf16", "fp16")
 EMA_DEVICES = ("student", "cpu")
@@ -46,14 +47,49 @@ class DistillConfig:
     """One distillation run. Steps are the optimizer's; `batch_size` is that of all processes together."""
 
     teacher: str = _doc(
-        "The teacher is a model name, a hub id, a folder or a .safetensors file; it must predict noise (epsilon).",
+        "The teacher is a model name, a hub id, a folder or a .safetensors file; for KOALA's method it must predict "
+        "noise (epsilon).",
         "tiny-sdxl",
     )
     student_spec: str = _doc(
-        "The student is cut to this spec, a name such as koala-700m or a list of depths.", "koala-700m"
+        "The student is cut to this spec, a name such as koala-700m or a list of depths; the teacher's own spec makes "
+        "it a copy.",
+        "koala-700m",
     )
     student_init: str = _doc(
         "Training starts from this model's U-Net; if empty, the student is cut out of the teacher.", ""
+    )
+
+    method: str = _choice(
+        "The student learns its teacher's features and outputs (koala), to draw in a few steps (phased), or to draw "
+        "without guidance as its teacher does with it",
+        METHODS,
+        "koala",
+    )
+    phases: int = _doc("A phased student learns to draw in this many steps, one for each phase of the path.", 4)
+    solver_steps: int = _doc(
+        "The path from noise to picture is cut into this many steps; they divide the 1,000 timesteps, and are a "
+        "multiple of the phases.",
+        40,
+    )
+    teacher_steps: int = _doc(
+        "The teacher walks this many of the solver's steps before the student's own prediction takes over; a whole "
+        "phase leaves nothing to that prediction.",
+        1,
+    )
+    guidance_min: float = _doc(
+        "The teacher of a phased or guidance student is guided at least this strongly; 1 is no guidance, 0 is the "
+        "teacher's own.",
+        0.0,
+    )
+    guidance_max: float = _doc(
+        "The teacher is guided at most this strongly; each picture has a strength of its own between the two.", 0.0
+    )
+    huber: float = _doc("The loss of these methods is linear in differences above this value, and square below.", 0.001)
+    target: str = _choice(
+        "The prediction that a phased student is compared with is its own, or that of its moving average",
+        TARGETS,
+        "student",
     )
 
     features: tuple[str, ...] = _doc(
@@ -84,7 +120,12 @@ class DistillConfig:
         "The weight of these losses is raised at high noise by this exponent; 1 weighs velocity evenly there.", 0.0
     )
     noise_offset: float = _doc("This share of the noise is constant over the picture.", 0.0)
-    timesteps: str = _choice("Timesteps are drawn from this distribution", TIMESTEPS, "uniform")
+    timesteps: str = _choice(
+        "Timesteps are drawn evenly (uniform), or half of them where layout is decided (high-noise) or evenly from the "
+        "noisiest quarter",
+        TIMESTEPS,
+        "uniform",
+    )
     noising: str = _choice(
         "Pictures are noised as the teacher's were, as SDXL does it (ddpm), or on a straight path to pure noise",
         NOISINGS,
@@ -132,8 +173,14 @@ class DistillConfig:
         "This optimizer updates the weights (adamw8bit needs bitsandbytes and a GPU)", OPTIMIZERS, "adamw"
     )
     learning_rate: float = _doc("The learning rate reaches this value after the warm-up.", 1e-5)
-    schedule: str = _choice("After the warm-up, the learning rate follows this schedule", SCHEDULES, "constant")
+    schedule: str = _choice(
+        "After the warm-up, the learning rate is constant, follows a cosine down to 2 %, or does so in the second half "
+        "alone (cosine-tail)",
+        SCHEDULES,
+        "constant",
+    )
     warmup_steps: int = _doc("The learning rate rises from 0 over this many steps.", 0)
+    beta2: float = _doc("AdamW's mean of squared gradients decays by this factor.", 0.999)
     weight_decay: float = _doc("Weights decay by this factor, decoupled from the gradient.", 0.01)
     max_grad_norm: float = _doc("Gradients are clipped to this norm; 0 turns clipping off.", 1.0)
     ema_decay: float = _doc(
@@ -283,6 +330,7 @@ _MOST = types.MappingProxyType(
     {
         "batch_size": 10**6, "accumulation": 10**6, "resolution": MAX_SIDE, "keep_last": 10**6, "threads": 10**4,
         "validation_pictures": 10**6, "score_prompts": 10**5, "num_steps": 10**9,
+        "phases": 1000, "guidance_max": 100,
     }
 )  # fmt: skip
 _LEAST = types.MappingProxyType(
@@ -291,7 +339,7 @@ _LEAST = types.MappingProxyType(
         "validation_pictures": 1, "num_pictures": 0, "resolution": 0, "warmup_steps": 0, "seed": 0, "threads": 0,
         "validate_every": 0, "score_prompts": 0, "task_weight": 0, "output_weight": 0, "feature_weight": 0,
         "min_snr_gamma": 0, "high_noise_lift": 0, "noise_offset": 0, "weight_decay": 0, "max_grad_norm": 0,
-        "time_limit": 0, "validation_guidance": 0,
+        "time_limit": 0, "validation_guidance": 0, "phases": 1, "solver_steps": 1, "teacher_steps": 1, "beta2": 0,
     }
 )  # fmt: skip
 
@@ -313,6 +361,7 @@ def check(config: DistillConfig) -> None:
         if tracker not in TRACKERS:
             raise UserError(f"unknown tracker {tracker!r}; there are {', '.join(TRACKERS)}")
     feature_stages(config)
+    check_method(config.to_dict(), {each.name: each.default for each in dataclasses.fields(config)})
     if not 0 <= config.ema_decay < 1:
         raise UserError(
             f"ema_decay must lie between 0 and 1, not {config.ema_decay}; choose ema_decay=0.9999, or ema_decay=0 (off)"
@@ -325,6 +374,10 @@ def check(config: DistillConfig) -> None:
         raise UserError(f"resolution must be a multiple of 32 px, not {config.resolution}")
     if config.optimizer == "muon" and config.precision == "fp16":
         raise UserError("optimizer=muon does not run with fp16's scaled gradients; choose precision=bf16 or fp32")
+    if not 0 <= config.beta2 < 1:
+        raise UserError(f"beta2 must lie between 0 and 1, not {config.beta2}; 0.999 is usual")
+    if config.optimizer == "muon" and config.beta2 != 0.999:
+        raise UserError("optimizer=muon has an AdamW of its own settings; leave beta2=0.999, or choose optimizer=adamw")
     if config.batch_size % config.accumulation:
         raise UserError(
             f"batch_size {config.batch_size} cannot be split into {config.accumulation} passes; choose a multiple"

@@ -26,6 +26,7 @@ class Draws:
     noise: torch.Tensor  # (B, 4, h, w)
     timesteps: torch.Tensor  # (B,) in 0..999
     picks: tuple[float, ...]
+    strengths: torch.Tensor | None = None  # (B,) in [0, 1), where in the range of guidance; None where it has no width
 
 
 def generator(*words: object) -> torch.Generator:
@@ -45,10 +46,16 @@ def draw(config: DistillConfig, indices: Sequence[int], shape: tuple[int, int, i
         uniform, which, pick, empty = torch.rand(4, generator=source, dtype=torch.float64).tolist()
         if config.timesteps == "high-noise" and which < 0.5:
             uniform = torch.sigmoid(torch.randn((), generator=source) + HIGH_NOISE_MEAN).item()
+        if config.timesteps == "noisiest-quarter" and which < 0.5:
+            uniform = 0.75 + uniform / 4
         noises.append(noise)
         timesteps.append(min(int(uniform * NUM_TIMESTEPS), NUM_TIMESTEPS - 1))
         picks.append(-1.0 if empty < config.empty_prompts else pick)
-    return Draws(noise=torch.stack(noises), timesteps=torch.tensor(timesteps), picks=tuple(picks))
+    strengths = None
+    if config.guidance_min < config.guidance_max:
+        each = [torch.rand((), generator=generator("guidance", config.seed, index)) for index in indices]
+        strengths = torch.stack(each)
+    return Draws(noise=torch.stack(noises), timesteps=torch.tensor(timesteps), picks=tuple(picks), strengths=strengths)
 
 
 class Batches:

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from diffusers import UNet2DConditionModel
+from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from koala.distill.config import DistillConfig
 from koala.distill.draws import Batches
 from koala.distill.loss.pairs import feature_pairs
-from koala.distill.loss.step import BrokenLoss, DistillationStep, alphas_cumprod, check_gradients
+from koala.distill.loss.phased import GuidanceStep, PhasedStep
+from koala.distill.loss.step import BrokenLoss, DistillationStep, Step, alphas_cumprod, check_gradients
+from koala.distill.loss.velocity import GuidedTeacher
 from koala.distill.optimizers import Ema, build_optimizers
 from koala.distill.processes import Processes, on_cpu
 from koala.distill.run import snapshots
@@ -23,10 +25,12 @@ from koala.distill.run.preflight import check, keep_exact
 from koala.distill.run.reporter import Reporter
 from koala.distill.run.stopping import Pauses
 from koala.distill.run.student_folder import check_student, update_student
+from koala.distill.sampling import guidance_range
 from koala.distill.validation import Validator, student_model
 from koala.files.tensorfiles import stored_tensors
 from koala.models.layout import STEMS
 from koala.models.library import Library
+from koala.models.loaded import LoadedModel
 from koala.models.networks import read_network
 from koala.sampling.noising import noising_of
 from koala.unet.specs import student as student_spec
@@ -85,7 +89,7 @@ class Prepared:
     """The data and the networks in this process's memory; `network` is the student, not yet wrapped."""
 
     batches: Batches
-    distillation: DistillationStep
+    distillation: Step
     network: UNet2DConditionModel
     validator: Validator | None  # of the first process
     position: snapshots.Position
@@ -144,17 +148,14 @@ def prepare(job: Job) -> Prepared:
     )
 
 
-def _load(job: Job, batches: Batches) -> tuple[DistillationStep, UNet2DConditionModel, Validator | None]:
+def _load(job: Job, batches: Batches) -> tuple[Step, UNet2DConditionModel, Validator | None]:
     """Teacher and student in this process's memory; on the first process also what validates them."""
     config, device = job.config, job.processes.device
     library = Library(str(device), dtype=_TORCH_DTYPES[config.teacher_precision])
     teacher = library.get(config.teacher)
     library.residence.bring([teacher.pipeline.unet])
     student = _read_student(job.run, torch.float32).requires_grad_(True).to(device)
-    pairs = feature_pairs(config, student_spec(config.student_spec, teacher.spec), teacher.spec)
-    alphas = alphas_cumprod(teacher.pipeline.scheduler.config)
-    noising = noising_of(teacher.card, config.noising)
-    distillation = DistillationStep(config, teacher.pipeline.unet, pairs, alphas, noising)
+    distillation = step_of(config, teacher, batches.data.empty)
     if config.gradient_checkpointing:
         student.enable_gradient_checkpointing()
     validator = None
@@ -167,6 +168,19 @@ def _load(job: Job, batches: Batches) -> tuple[DistillationStep, UNet2DCondition
         with distillation.hooked(student) as losses_of:
             check_gradients(losses_of(student, *batches.at(0, [0])), student)
     return distillation, student, validator
+
+
+def step_of(config: DistillConfig, teacher: LoadedModel, empty: tuple[torch.Tensor, torch.Tensor]) -> Step:
+    """The step of the config's method; `empty` is the encoded empty prompt. UserError for an unsuitable teacher."""
+    network, scheduler = teacher.pipeline.unet, teacher.pipeline.scheduler.config
+    noising = noising_of(teacher.card, config.noising)
+    if config.method == "koala":
+        pairs = feature_pairs(config, student_spec(config.student_spec, teacher.spec), teacher.spec)
+        return DistillationStep(config, network, pairs, alphas_cumprod(scheduler), noising)
+    guidance = guidance_range(config, teacher.card)
+    guided = GuidedTeacher(network, empty, guidance, scheduler.get("prediction_type", "epsilon"))
+    kind = PhasedStep if config.method == "phased" else GuidanceStep
+    return kind(config, guided, DDPMScheduler.from_config(scheduler).alphas_cumprod, noising)
 
 
 def _read_student(run: RunFolder, dtype: torch.dtype) -> UNet2DConditionModel:

@@ -106,7 +106,8 @@ def _loop(job: Job, prepared: Prepared, student: Student) -> None:
     on_main(job.reporter.step, first, 0.0)
     timer, clock = StageTimer(job.processes.device), _Clock(position.seconds)
     means = Means(job.processes, config, since=position.seconds)
-    with prepared.distillation.hooked(student.network) as losses_of:
+    average = student.ema.weights if student.ema else None
+    with prepared.distillation.hooked(student.network, average) as losses_of:
         for step in range(first, config.num_steps):
             with clock.paused():
                 pauses.give_way()

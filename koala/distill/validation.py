@@ -13,7 +13,7 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from koala.distill.config import DistillConfig
 from koala.distill.data.encoded import EncodedData
 from koala.distill.draws import NUM_TIMESTEPS, Draws, generator
-from koala.distill.loss.step import DistillationStep
+from koala.distill.loss.step import Step
 from koala.distill.run.folder import RunFolder
 from koala.distill.run.stopping import Interrupted
 from koala.evaluate import drawing, shapes
@@ -52,7 +52,7 @@ class Validator:
         run: RunFolder,
         config: DistillConfig,
         data: EncodedData,
-        step: DistillationStep,
+        step: Step,
         teacher: LoadedModel,
         student: LoadedModel,
         between: Callable[[], object],

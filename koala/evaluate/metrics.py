@@ -73,7 +73,7 @@ class Shapes:
         return shapes.evaluate(
             model,
             count=chosen.num_prompts or 500,
-            steps=steps or (chosen.steps or (shapes.STEPS,))[0],
+            steps=steps or (chosen.steps or (None,))[0],
             guidance=chosen.guidance,
             scheduler=chosen.scheduler,
             preset=chosen.preset or "quality",

@@ -91,7 +91,7 @@ def evaluate(
     *,
     count: int = 500,
     suites: tuple[str, ...] = SUITES,
-    steps: int = STEPS,
+    steps: int | None = None,
     guidance: float | None = None,
     scheduler: str | None = None,
     preset: str = "quality",
@@ -101,10 +101,11 @@ def evaluate(
     series: str = "suite",
     on_batch: Callable[[str, int, int], None] | None = None,
 ) -> dict:
-    """Score a model at its own guidance and sampler: `count` prompts a suite, prompt k from the same noise for all.
+    """Score a model with its own settings: `count` prompts a suite, prompt k from the same noise for all models.
 
     A size in px other than the model's own has its own prompts, of scenes that fit it. UserError if none fit.
     """
+    steps = steps or model.card.steps
     guidance = model.card.guidance if guidance is None else guidance
     scheduler = scheduler or model.card.scheduler
     own = width is None and height is None

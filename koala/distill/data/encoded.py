@@ -140,6 +140,11 @@ class EncodedData:
         self._validation = _by_bucket(buckets, rows[held, :3])
 
     @property
+    def empty(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The empty prompt as the U-Net is conditioned on it: context (1, 77, C) and pooled (1, P)."""
+        return self._empty
+
+    @property
     def sizes(self) -> dict[Bucket, int]:
         """Number of training pictures in each bucket."""
         return {bucket: len(rows) for bucket, rows in self._training.items()}

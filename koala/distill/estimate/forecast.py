@@ -1,5 +1,6 @@
 """The estimate of a run on the machine at hand: its memory, and its speed by a short measurement."""
 
+import dataclasses
 import os
 import time
 
@@ -10,6 +11,7 @@ from koala.benchmark.calibration import DEPTH
 from koala.distill.config import DistillConfig
 from koala.distill.estimate.total import Estimate, estimate
 from koala.distill.processes import this_process
+from koala.distill.sampling import guidance_range
 from koala.hardware.device import device_memory
 from koala.hardware.timing import synchronize
 from koala.models.checkpoints import open_unet
@@ -34,6 +36,9 @@ def estimate_here(
     card = find(config.teacher)
     torch_only(card, "distillation")
     teacher = card.spec or open_unet(config.teacher).spec
+    if config.method != "koala":
+        low, high = guidance_range(config, card)
+        config = dataclasses.replace(config, guidance_min=low, guidance_max=high)
     resolution = config.resolution or card.width
     settings = dict(
         resolution=resolution,

@@ -6,6 +6,7 @@ from functools import cached_property
 
 from koala.distill.config import DistillConfig
 from koala.distill.estimate.activations import feature_elements, recomputed_bytes, saved_bytes, widths
+from koala.distill.estimate.passes import passes_of
 from koala.distill.loss.pairs import feature_pairs
 from koala.hardware.memory_plan import CONTEXT, GB, PROCESS, SPARE, UNET_ELEMENTS, VAE_ELEMENTS, WORKSPACE
 from koala.unet.costs import Block, blocks, parameters
@@ -148,9 +149,10 @@ class RunMemory:
 
     @cached_property
     def teaching(self) -> int:
-        """Of one picture: live tensors of a pass without gradients."""
+        """Of one picture: live tensors of a pass without gradients, two pictures' where the teacher is guided."""
         live = UNET_ELEMENTS * (self.resolution // 8) ** 2 * self.teacher.channels[0]
-        return int(live * _BYTES[self.config.teacher_precision] * self.workspace)
+        pictures = passes_of(self.config).guided
+        return int(live * pictures * _BYTES[self.config.teacher_precision] * self.workspace)
 
     @property
     def workspace(self) -> float:
@@ -187,6 +189,8 @@ class RunMemory:
         student = before + self.copies + (saved + outputs / 2) * pictures
         teacher = before + kept + (saved + outputs + max(self.teaching, differences)) * pictures
         again = self.recomputed * work
+        if self.config.method != "koala":  # the goal is there before the student's activations
+            teacher = before + self.teaching * pictures
         first = before + kept + (saved + again + outputs / 2 + differences) * pictures
         last = self.gradients + (again + outputs / 2) * pictures
         return {

@@ -11,6 +11,7 @@ from functools import partial
 
 from koala.distill.config import DistillConfig
 from koala.distill.estimate.memory import RunMemory
+from koala.distill.estimate.passes import passes_of
 from koala.errors import UserError
 from koala.hardware.memory_plan import GB
 from koala.unet.costs import flops
@@ -37,7 +38,7 @@ class Estimate:
     budget_bytes: int | None  # None: unknown
     batch_that_fits: int | None  # pictures per pass; 0 when not even one fits
     remedies: tuple[str, ...]  # settings with which it fits
-    flops_per_picture: int  # teacher once, student forward and backward
+    flops_per_picture: int  # all passes of teacher and student
     encoding_flops_per_picture: int  # once per picture, because it is cached; a loop without caches does it every time
     num_samples: int  # pictures times how often each is seen
     total_flops: int  # of training
@@ -131,10 +132,8 @@ def estimate(
         world=world,
         sharded=sharded,
     )
-    forward = flops(student, **run.side)
-    per_picture = (4 if config.gradient_checkpointing else 3) * forward  # backward is two of them
-    if config.output_weight or config.feature_weight:
-        per_picture += flops(teacher, **run.side)
+    passes = passes_of(config)
+    per_picture = int(passes.student * flops(student, **run.side) + passes.teacher * flops(teacher, **run.side))
     parts = parts_of(teacher)
     encoding = parts.vae.encoder(**run.side)[1] + parts.text_cost[1]
     samples = config.num_steps * config.batch_size

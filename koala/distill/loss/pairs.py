@@ -63,8 +63,10 @@ def feature_pairs(config: DistillConfig, student: UNetSpec, teacher: UNetSpec) -
     """Every term of the feature loss in the config's order, none twice: 30 of SA for KOALA-1B, 21 for KOALA-700M.
 
     UserError for a feature that is nowhere in the chosen stages; a stage that the student lacks, as KOALA-700M
-    lacks MID, gives no term.
+    lacks MID, gives no term. Other methods than KOALA's have none.
     """
+    if config.method != "koala":
+        return []
     chosen: dict[Pair, None] = {}
     for kind, only in feature_stages(config):
         stages = [only] if only else config.stages

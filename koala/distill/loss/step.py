@@ -1,9 +1,10 @@
 """One distillation step: a batch and its draws through teacher and student, and every term of the loss."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import torch
 from diffusers import DDPMScheduler
@@ -92,10 +93,26 @@ class Losses:
         names = [f"the {p.kind} term of {p.stage} ({p.student})" for p, v in self.pairs.items() if not v.isfinite()]
         names = names or [f"the {n} term" for n, v in self.terms.items() if not v.isfinite()] or ["the weighted sum"]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        alone = ", or with feature_weight=0 at first" if self.pairs else ""
         raise BrokenLoss(
             f"step {step}: {', '.join(names[:3])}{more} is no longer finite; resume from the last checkpoint with a "
-            "lower learning_rate, with precision=bf16 or fp32 instead of fp16, or with feature_weight=0 at first"
+            f"lower learning_rate, with precision=bf16 or fp32 instead of fp16{alone}"
         )
+
+
+class Step(Protocol):
+    """What a step computes for any student; the trainer knows no more of a method than this."""
+
+    teacher: torch.nn.Module
+
+    def hooked(
+        self, bare: torch.nn.Module, average: Mapping[str, torch.Tensor] | None = None
+    ) -> AbstractContextManager[Callable[[torch.nn.Module, Batch, Draws], Losses]]:
+        """(student, batch, draws) -> losses as means over the batch, for as long as the block lasts.
+
+        `bare` is the network inside the student that is called, which may be wrapped for several processes; `average`
+        is the moving average of its weights, where there is one. Batch and draws may be on any device.
+        """
 
 
 def alphas_cumprod(scheduler_config: dict) -> torch.Tensor:
@@ -123,12 +140,10 @@ class DistillationStep:
         self.taught = bool(config.output_weight or (config.feature_weight and pairs))
 
     @contextmanager
-    def hooked(self, bare: torch.nn.Module) -> Iterator[Callable[[torch.nn.Module, Batch, Draws], Losses]]:
-        """(student, batch, draws) -> losses as means over the batch, for as long as the block lasts.
-
-        The student that is called may be wrapped for several processes; the hooks sit on `bare`, the network inside
-        it, and only on the layers that a term needs. The tensors of batch and draws may be on any device.
-        """
+    def hooked(
+        self, bare: torch.nn.Module, average: Mapping[str, torch.Tensor] | None = None
+    ) -> Iterator[Callable[[torch.nn.Module, Batch, Draws], Losses]]:
+        """See `Step`; the hooks sit on `bare`, and only on the layers that a term needs."""
         needed = self.pairs if self.config.feature_weight else []
         mine = tap({p.student: bare.get_submodule(p.student) for p in needed})
         its = tap({p.teacher: self.teacher.get_submodule(p.teacher) for p in needed})
@@ -185,13 +200,15 @@ class DistillationStep:
 def check_gradients(losses: Losses, student: torch.nn.Module) -> None:
     """BrokenLoss naming the first term that does not reach the student's weights.
 
-    Reentrant checkpointing, a detached hook or a pair of one layer with itself would train nothing in silence.
+    Reentrant checkpointing, a detached hook or a pair of one layer with itself would train nothing in silence. A
+    student that is a copy of its teacher may begin with outputs that are right, and then has gradients of 0.
     """
     first = student.conv_in.weight  # every feature depends on it
     layers = ((f"{p.kind} of {p.stage} ({p.student})", term) for p, term in losses.pairs.items())
     for name, term in (*losses.terms.items(), *layers):
         if term.requires_grad:
             (gradient,) = torch.autograd.grad(term, first, retain_graph=True, allow_unused=True)
-            if gradient is not None and gradient.abs().max() > 0:
+            right = term.item() == 0 and name in ("consistency", "guidance")
+            if gradient is not None and (right or gradient.abs().max() > 0):
                 continue
         raise BrokenLoss(f"the term {name} has no gradient in the student: it would train nothing")

@@ -28,6 +28,8 @@ def check(config: DistillConfig, accelerator: Accelerator) -> None:
     if accelerator.distributed_type == DistributedType.FSDP:
         if config.optimizer != "adamw":
             raise UserError(f"optimizer={config.optimizer} needs whole matrices, which FSDP cuts up; choose adamw")
+        if config.target == "ema":
+            raise UserError("target=ema does not go with FSDP, which shards the moving average; choose target=student")
         if config.ema_device == "cpu":
             raise UserError("ema_device=cpu does not go with FSDP, which shards the moving average already")
 

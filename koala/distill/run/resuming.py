@@ -37,14 +37,15 @@ FIXED = types.MappingProxyType(
     dict.fromkeys(("teacher", "student_spec", "student_init"), _NETWORK)
     | dict.fromkeys(
         ("features", "stages", "lf_at_ends", "sa_mapping", "normalisation", "min_snr_gamma", "high_noise_lift",
-         "noising"), _TARGETS
+         "noising", "method", "phases", "solver_steps", "teacher_steps", "guidance_min", "guidance_max", "huber",
+         "target"), _TARGETS
     )
     | dict.fromkeys(
         ("image_column", "short_caption", "detailed_caption", "captions", "num_pictures", "resolution",
          "aspect_buckets", "empty_prompts", "batch_size", "seed", "validation_pictures", "noise_offset",
          "timesteps"), _ORDER
     )
-    | dict.fromkeys(("optimizer", "ema_decay"), _STATE)
+    | dict.fromkeys(("optimizer", "beta2", "ema_decay"), _STATE)
 )  # fmt: skip
 
 
@@ -132,7 +133,7 @@ def words_of_changes(config: DistillConfig, trained: DistillConfig, step: int) -
         f"{name} is {mine!r} from here on; it was {its!r} in checkpoint step-{step}"
         for name, (mine, its) in changed.items()
     ]
-    cosine = "cosine" in (config.schedule, trained.schedule)
+    cosine = {config.schedule, trained.schedule} != {"constant"}
     if changed.keys() & {"schedule", "learning_rate", "warmup_steps"} or "num_steps" in changed and cosine:
         lines.append(_rate_words(config, trained, step))
     return lines
@@ -146,7 +147,7 @@ def _rate_words(config: DistillConfig, trained: DistillConfig, step: int) -> str
         for of, at in ((trained, max(0, step - 1)), (config, step), (config, max(step, config.num_steps - 1)))
     )
     words = f"the learning rate was {before} in step {step:,} and is {now} in step {step + 1:,}"
-    if config.schedule == "cosine":
+    if config.schedule != "constant":
         words += f": its cosine spans {config.num_steps:,} steps now, and comes down to {last} in the last of them"
     return words
 

@@ -14,6 +14,7 @@ from koala.compress.surgery import compress
 from koala.distill.config import DistillConfig
 from koala.distill.loss.pairs import feature_pairs
 from koala.distill.run.folder import RunFolder
+from koala.distill.sampling import guidance_range, write_sampling
 from koala.errors import UserError
 from koala.files.hashing import sha256
 from koala.files.outputs import new_file, new_folder
@@ -21,6 +22,7 @@ from koala.files.reading import read_object
 from koala.files.tensorfiles import save_tensors, stored_tensors, write_tensors
 from koala.models.checkpoints import open_unet
 from koala.models.layout import STEMS
+from koala.models.registry import find
 from koala.unet.specs import student as student_spec
 
 log = logging.getLogger(__name__)
@@ -78,9 +80,11 @@ def _cut(run: RunFolder, config: DistillConfig) -> list[str]:
     """
     if not run.student.is_dir():
         compress(config.teacher, config.student_spec, run.student)
+        write_sampling(config, run.student)
         return list(_files(run.student))
     cut = run.path / ".cut"
     compress(config.teacher, config.student_spec, cut, replace=True)  # one that was killed may have left it
+    write_sampling(config, cut)
     files, there = _files(cut), _files(run.student)
     others = {name: file for name, file in there.items() if name not in files and not file.name.startswith(".")}
     size = sum(file.lstat().st_size for file in (*files.values(), *others.values()))
@@ -109,6 +113,7 @@ def check_student(config: DistillConfig) -> None:
         raise UserError(f"{config.teacher} is a U-Net alone; a teacher needs its text encoders and VAE as well")
     wanted = student_spec(config.student_spec, teacher.spec)
     feature_pairs(config, wanted, teacher.spec)
+    guidance_range(config, find(config.teacher))
     if config.student_init:
         initial = open_unet(config.student_init)
         if initial.spec.notation != wanted.notation:

@@ -15,7 +15,7 @@ from koala.errors import UserError
 from koala.ui.html import macros
 
 MOST_POINTS = 240  # of a curve
-TERMS = ("loss", "task", "output", *FEATURES)
+TERMS = ("loss", "task", "output", *FEATURES, "consistency", "guidance")
 PACE = ("learning_rate", "grad_norm", "pictures_per_second")
 
 Curve = list[tuple[int, float]]  # (step, value), rising steps
@@ -105,6 +105,8 @@ MEANINGS = {
     "FFN": ("FFN", "feed-forward layers, against the teacher's"),
     "Res": ("Res", "residual blocks, against the teacher's"),
     "LF": ("LF", "last features of whole stages"),
+    "consistency": ("Consistency", "at the phase's end, against the next step's own"),
+    "guidance": ("Guidance", "against the guided teacher's prediction"),
     "learning_rate": ("Learning rate", "at this step"),
     "grad_norm": ("Gradient norm", "before clipping"),
     "pictures_per_second": ("Pictures per second", ""),

@@ -1,0 +1,69 @@
+"""The methods of a distillation: which fields of a config each one uses, and which values of them go together."""
+
+import types
+from collections.abc import Mapping, Sequence
+
+from koala.errors import UserError
+
+METHODS = ("koala", "phased", "guidance")
+TARGETS = ("student", "ema")
+
+_KOALA = ("features", "stages", "lf_at_ends", "sa_mapping", "normalisation", "task_weight", "output_weight",
+          "feature_weight", "min_snr_gamma", "high_noise_lift")  # fmt: skip
+_PHASED = ("phases", "solver_steps", "teacher_steps", "target")
+_GUIDED = ("guidance_min", "guidance_max", "huber")
+UNUSED = types.MappingProxyType(
+    {"koala": (*_PHASED, *_GUIDED), "phased": _KOALA, "guidance": (*_KOALA, *_PHASED)}
+)  # fields by the method that does not use them
+_TIMESTEPS = 1000
+
+
+def check_method(values: Mapping[str, object], defaults: Mapping[str, object]) -> None:
+    """UserError for a field that the method does not use, or a value that does not fit the others."""
+    method = values["method"]
+    wrong = [name for name in UNUSED[method] if values[name] != defaults[name]]
+    if wrong:
+        settings = " ".join(f"{name}={_spelled(defaults[name])}" for name in wrong)
+        raise UserError(f"method={method} does not use {', '.join(wrong)}; use the default: {settings}")
+    if method == "phased":
+        _check_phases(values["phases"], values["solver_steps"], values["teacher_steps"])
+    if method != "koala":
+        _check_guidance(values["guidance_min"], values["guidance_max"])
+        if not values["huber"] > 0:
+            raise UserError(f"huber must be above 0, not {values['huber']}; 0.001 is usual")
+    if values["target"] == "ema" and not values["ema_decay"]:
+        raise UserError("target=ema needs the moving average; choose ema_decay=0.99, or target=student")
+    if values["target"] == "ema" and values["ema_device"] != "student":
+        raise UserError("target=ema runs the moving average on the student's device; choose ema_device=student")
+
+
+def _spelled(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(value) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
+
+
+def _check_phases(phases: int, solver_steps: int, teacher_steps: int) -> None:
+    fits = [n for n in range(phases, _TIMESTEPS + 1, phases) if _TIMESTEPS % n == 0]
+    if not fits:
+        near = min((n for n in range(1, _TIMESTEPS + 1) if _TIMESTEPS % n == 0), key=lambda n: abs(n - phases))
+        raise UserError(f"phases must divide the {_TIMESTEPS:,} timesteps, and {phases} does not; choose phases={near}")
+    if solver_steps not in fits:
+        near = min(fits, key=lambda n: abs(n - solver_steps))
+        raise UserError(
+            f"solver_steps must divide the {_TIMESTEPS:,} timesteps and be a multiple of the {phases} phases, not "
+            f"{solver_steps}; choose solver_steps={near}"
+        )
+    if teacher_steps > solver_steps // phases:
+        raise UserError(
+            f"a phase has {solver_steps // phases} of the solver's steps, and the teacher cannot walk {teacher_steps} "
+            f"of them; choose teacher_steps={solver_steps // phases}"
+        )
+
+
+def _check_guidance(low: float, high: float) -> None:
+    if (low or high) and not 1 <= low <= high:
+        raise UserError(
+            f"guidance_min={low:g} and guidance_max={high:g} are no range of scales, which begin at 1 (no guidance); "
+            "set guidance_min=2 guidance_max=2, for example, or guidance_min=0 guidance_max=0 for the teacher's own"
+        )
