@@ -37,7 +37,7 @@ PRESETS = {
         ),
         Preset(
             name="turbo",
-            label="no guidance, small decoder, compiled on a GPU: one U-Net call per step, for models distilled to be drawn this way",
+            label="no guidance, small decoder, compiled on a GPU: one U-Net call per step, for models distilled for it",
             guided=None,
             tiny_decoder=True,
             compiled=True,

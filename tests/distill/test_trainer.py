@@ -94,6 +94,7 @@ def test_no_step_repeats_the_draws_of_another(small, run, monkeypatch):
     assert asked[1:] == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10, 11]]
 
 
+@pytest.mark.slow
 def test_pictures_fade_as_the_teachers_did_or_as_was_chosen(trained, run):
     """`trained` says nothing of it, and its teacher learned on the straight path."""
     for chosen, same in (("straight", True), ("ddpm", False)):

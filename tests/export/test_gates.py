@@ -280,6 +280,7 @@ def test_every_gate_passes_on_an_embedded_model(exported_700m):
     assert report.passed and not report.skipped
 
 
+@pytest.mark.slow
 def test_torch_draws_with_the_lora_that_a_file_has_in_its_weights(tmp_path):
     """Symptom: every whole export with a LoRA failed its pictures, for torch drew without."""
     lora = folder.Lora(file=tmp_path / "lora.safetensors", strength=0.5)

@@ -51,6 +51,7 @@ def test_one_that_no_longer_applies_is_an_error(changes, words):
         broken(source, dataclasses.replace(PLUS, **changes))
 
 
+@pytest.mark.slow
 def test_a_mutant_is_caught_or_survives_by_what_its_tests_say(tmp_path, monkeypatch):
     (tmp_path / "sums.py").write_text(SOURCE)
     (tmp_path / "test_sums.py").write_text("from sums import Sum\n\ndef test_two():\n    assert Sum().of(2, 2) == 4\n")

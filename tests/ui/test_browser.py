@@ -193,6 +193,7 @@ def test_the_first_comparison_from_prompt_to_verdict_and_back(visit, app, tmp_pa
     assert other.page.get_by_label("Seed", exact=True).input_value() == seed
 
 
+@pytest.mark.slow
 def test_the_same_request_gives_the_same_pixels_and_history_brings_it_back(visit, tmp_path):
     here = visit()
     page = here.page

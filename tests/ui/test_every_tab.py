@@ -37,7 +37,7 @@ def server(tmp_path_factory) -> Iterator[Server]:
     server.stop()
 
 
-@pytest.fixture(scope="module", params=WIDTHS)
+@pytest.fixture(scope="module", params=[pytest.param("desktop", marks=pytest.mark.slow), "phone"])
 def visit(request, browser, server) -> Iterator[tuple[Page, list[str]]]:
     """One page for all tabs, and what went wrong on it so far."""
     page = browser.new_page(viewport={"width": WIDTHS[request.param], "height": 900})
@@ -132,6 +132,7 @@ def test_what_cannot_be_read_is_found(browser):
     ]
 
 
+@pytest.mark.slow
 def test_a_public_app_says_what_it_takes_before_it_is_asked(open_tab, serve):
     with open_tab(serve("--host", "0.0.0.0"), "Compare", {"width": WIDTHS["phone"], "height": 900}) as page:
         expect(page.locator("#k-steps-b [data-testid=max-value]")).to_have_text("50")

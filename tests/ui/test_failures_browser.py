@@ -104,6 +104,7 @@ def lora_for_sdxl(file: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_compare_says_why_a_run_failed_and_the_next_one_works(open_tab, server, tmp_path):
     """Symptom: the page said "Loading ..." for ever, and Generate stayed off."""
 

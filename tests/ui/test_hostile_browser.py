@@ -48,6 +48,7 @@ def one_step(page: Page, models: str) -> None:
         number.blur()
 
 
+@pytest.mark.slow
 def test_hostile_text_runs_nowhere(open_tab, serve, tmp_path):
     """`open_tab` watches for dialogs, for errors and for requests to anybody else."""
     model = tmp_path / IMAGE
