@@ -10,9 +10,10 @@ from pathlib import Path
 from koala.cli.options import fetch_missing, gigabytes
 from koala.cli.output import emit, say
 from koala.console import no_bars
-from koala.distill.config import DistillConfig, read
+from koala.distill.config import DistillConfig
 from koala.distill.presets import PRESETS
 from koala.distill.run.folder import RunFolder
+from koala.distill.settings import read
 from koala.errors import UserError
 
 HELP = "distil a teacher into a student cut out of it; one process, or many under `accelerate launch -m koala`"

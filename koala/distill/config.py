@@ -6,17 +6,13 @@ default of `normalisation` is that of the embedded models; the preset `koala` ha
 
 import dataclasses
 import difflib
-import json
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from koala.distill.methods import METHODS, TARGETS, check_method
 from koala.errors import UserError
 from koala.files.fields import shown
-from koala.files.reading import read_object
 from koala.request import MAX_SIDE
 from koala.unet.specs import STAGES
 
@@ -66,16 +62,20 @@ class DistillConfig:
         METHODS,
         "koala",
     )
-    phases: int = _doc("A phased student learns to draw in this many steps, one for each phase of the path.", 4)
+    phases: int = _doc(
+        "A phased student learns to draw in this many steps, one for each phase of the path.", 4, least=1, most=1000
+    )
     solver_steps: int = _doc(
         "The path from noise to picture is cut into this many steps; they divide the 1,000 timesteps, and are a "
         "multiple of the phases.",
         40,
+        least=1,
     )
     teacher_steps: int = _doc(
         "The teacher walks this many of the solver's steps before the student's own prediction takes over; a whole "
         "phase leaves nothing to that prediction.",
         1,
+        least=1,
     )
     guidance_min: float = _doc(
         "The teacher of a phased or guidance student is guided at least this strongly; 1 is no guidance, 0 is the "
@@ -83,7 +83,9 @@ class DistillConfig:
         0.0,
     )
     guidance_max: float = _doc(
-        "The teacher is guided at most this strongly; each picture has a strength of its own between the two.", 0.0
+        "The teacher is guided at most this strongly; each picture has a strength of its own between the two.",
+        0.0,
+        most=100,
     )
     huber: float = _doc("The loss of these methods is linear in differences above this value, and square below.", 0.001)
     target: str = _choice(
@@ -110,16 +112,18 @@ class DistillConfig:
         NORMALISATIONS,
         "per-kind",
     )
-    task_weight: float = _doc("The task loss, which compares with the true noise, has this weight.", 1.0)
-    output_weight: float = _doc("The distance to the teacher's output has this weight.", 1.0)
-    feature_weight: float = _doc("Each kind of feature has this weight.", 1.0)
+    task_weight: float = _doc("The task loss, which compares with the true noise, has this weight.", 1.0, least=0)
+    output_weight: float = _doc("The distance to the teacher's output has this weight.", 1.0, least=0)
+    feature_weight: float = _doc("Each kind of feature has this weight.", 1.0, least=0)
     min_snr_gamma: float = _doc(
-        "The task and output losses are weighted by min-SNR with this gamma; 5 is usual, 0 turns it off.", 0.0
+        "The task and output losses are weighted by min-SNR with this gamma; 5 is usual, 0 turns it off.", 0.0, least=0
     )
     high_noise_lift: float = _doc(
-        "The weight of these losses is raised at high noise by this exponent; 1 weighs velocity evenly there.", 0.0
+        "The weight of these losses is raised at high noise by this exponent; 1 weighs velocity evenly there.",
+        0.0,
+        least=0,
     )
-    noise_offset: float = _doc("This share of the noise is constant over the picture.", 0.0)
+    noise_offset: float = _doc("This share of the noise is constant over the picture.", 0.0, least=0)
     timesteps: str = _choice(
         "Timesteps are drawn evenly (uniform), or half of them where layout is decided (high-noise) or evenly from the "
         "noisiest quarter",
@@ -155,8 +159,9 @@ class DistillConfig:
         "The seed chooses this many pictures out of all; for a hub data set, out of shards that it chooses. 0 uses all "
         "of them (shapes: 2,048).",
         0,
+        least=0,
     )
-    resolution: int = _doc("The pictures have this side in px; 0 is the teacher's own.", 0)
+    resolution: int = _doc("The pictures have this side in px; 0 is the teacher's own.", 0, least=0, most=MAX_SIDE)
     aspect_buckets: bool = _doc(
         "Pictures keep their aspect ratio as nearly as an equal area allows, instead of being cropped to a square.",
         False,
@@ -166,9 +171,11 @@ class DistillConfig:
     )
     cache: str = _doc("Encoded pictures and captions are kept in this folder; if empty, in the user's cache.", "")
 
-    num_steps: int = _doc("The run takes this many optimizer steps.", 500_000)
-    batch_size: int = _doc("Each step takes this many pictures, over all processes.", 128)
-    accumulation: int = _doc("Each process splits a step into this many passes, to save memory.", 1)
+    num_steps: int = _doc("The run takes this many optimizer steps.", 500_000, least=1, most=10**9)
+    batch_size: int = _doc("Each step takes this many pictures, over all processes.", 128, least=1, most=10**6)
+    accumulation: int = _doc(
+        "Each process splits a step into this many passes, to save memory.", 1, least=1, most=10**6
+    )
     optimizer: str = _choice(
         "This optimizer updates the weights (adamw8bit needs bitsandbytes and a GPU)", OPTIMIZERS, "adamw"
     )
@@ -179,10 +186,10 @@ class DistillConfig:
         SCHEDULES,
         "constant",
     )
-    warmup_steps: int = _doc("The learning rate rises from 0 over this many steps.", 0)
-    beta2: float = _doc("AdamW's mean of squared gradients decays by this factor.", 0.999)
-    weight_decay: float = _doc("Weights decay by this factor, decoupled from the gradient.", 0.01)
-    max_grad_norm: float = _doc("Gradients are clipped to this norm; 0 turns clipping off.", 1.0)
+    warmup_steps: int = _doc("The learning rate rises from 0 over this many steps.", 0, least=0)
+    beta2: float = _doc("AdamW's mean of squared gradients decays by this factor.", 0.999, least=0)
+    weight_decay: float = _doc("Weights decay by this factor, decoupled from the gradient.", 0.01, least=0)
+    max_grad_norm: float = _doc("Gradients are clipped to this norm; 0 turns clipping off.", 1.0, least=0)
     ema_decay: float = _doc(
         "The moving average of the weights, which is the result, decays by this factor; 0 turns it off.", 0.9999
     )
@@ -193,27 +200,36 @@ class DistillConfig:
     teacher_precision: str = _choice("The teacher runs in this precision", PRECISIONS, "bf16")
     gradient_checkpointing: bool = _doc("Activations are recomputed in the backward pass, to save memory.", False)
     seed: int = _doc(
-        "The seed decides the order of the data, noise, timesteps, captions and which pictures are held out.", 0
+        "The seed decides the order of the data, noise, timesteps, captions and which pictures are held out.",
+        0,
+        least=0,
     )
     threads: int = _doc(
-        "The CPU uses this many threads; 0 takes what is available, and a resumed run keeps the number.", 0
+        "The CPU uses this many threads; 0 takes what is available, and a resumed run keeps the number.",
+        0,
+        least=0,
+        most=10**4,
     )
 
-    checkpoint_every: int = _doc("A checkpoint is written every so many steps.", 1000)
-    keep_last: int = _doc("This many checkpoints are kept, in addition to the best one.", 3)
+    checkpoint_every: int = _doc("A checkpoint is written every so many steps.", 1000, least=1)
+    keep_last: int = _doc("This many checkpoints are kept, in addition to the best one.", 3, least=1, most=10**6)
     validate_every: int = _doc(
-        "Losses, pictures and the score are computed every so many steps; 0 validates only at the end.", 1000
+        "Losses, pictures and the score are computed every so many steps; 0 validates only at the end.", 1000, least=0
     )
-    validation_pictures: int = _doc("This many pictures are held out for the validation loss.", 64)
+    validation_pictures: int = _doc("This many pictures are held out for the validation loss.", 64, least=1, most=10**6)
     validation_prompts: tuple[str, ...] = _doc(
         "Teacher and student draw these prompts at each validation. A setting is one prompt, commas included, and may "
         "be repeated.",
         (),
     )
-    validation_guidance: float = _doc("Validation pictures use this guidance scale; 0 is each model's own.", 0.0)
-    score_prompts: int = _doc("Each validation judges this many prompts of the shapes suite; 0 turns the score off.", 0)
-    log_every: int = _doc("A line is added to metrics.jsonl every so many steps.", 10)
-    time_limit: float = _doc("The run saves and stops after this many minutes; 0 sets no limit.", 0.0)
+    validation_guidance: float = _doc(
+        "Validation pictures use this guidance scale; 0 is each model's own.", 0.0, least=0
+    )
+    score_prompts: int = _doc(
+        "Each validation judges this many prompts of the shapes suite; 0 turns the score off.", 0, least=0, most=10**5
+    )
+    log_every: int = _doc("A line is added to metrics.jsonl every so many steps.", 10, least=1)
+    time_limit: float = _doc("The run saves and stops after this many minutes; 0 sets no limit.", 0.0, least=0)
     trackers: tuple[str, ...] = _doc(
         f"Metrics also go to these trackers, in addition to metrics.jsonl: {', '.join(TRACKERS)}.", ()
     )
@@ -249,55 +265,6 @@ def _renamed(name: str, value: object) -> object:
     return "per-kind" if name == "normalisation" and value == "teacher" else value
 
 
-def read(file: Path | None, overrides: Sequence[str] = (), base: DistillConfig | None = None) -> DistillConfig:
-    """`base`, replaced by the fields of a JSON file and then by `field=value` settings. UserError names the remedy."""
-    values = base.to_dict() if base else {}
-    if file:
-        if not file.exists():
-            raise UserError(f"there is no config {file}; recipes/full_scale holds some to start from")
-        fields = read_object(file, "correct it, or write a new one")
-        try:
-            values |= typed(fields)
-        except UserError as error:
-            raise UserError(f"in {file}, {error}") from error
-    given: dict[str, object] = {}
-    for override in overrides:
-        name, equals, text = override.partition("=")
-        if not equals:
-            raise UserError(f"{override!r} is not a setting; write field=value, for example batch_size=16")
-        value = _spelled(name, text)
-        values[name] = [*given.get(name, []), *value] if name in PROSE else value
-        given[name] = values[name]
-    try:
-        return DistillConfig.from_dict(values)
-    except UserError as error:
-        if not file:
-            raise
-        raise UserError(f"in {file}{' and the settings over it' if overrides else ''}, {error}") from error
-
-
-PROSE = ("validation_prompts",)  # lists whose entries may contain commas
-
-
-def _spelled(name: str, text: str) -> object:
-    """The value of `field=text`: words separated by commas, a prompt as it is, anything else as JSON or plain text."""
-    kind = typing.get_type_hints(DistillConfig).get(name)
-    if typing.get_origin(kind) is tuple:
-        if not text.startswith("["):
-            return [t.strip() for t in ([text] if name in PROSE else text.split(",")) if t.strip()]
-        try:
-            return json.loads(text)
-        except ValueError as error:
-            remedy = f"write {name}={json.dumps([text])}" if name in PROSE else "or separate the words by commas alone"
-            raise UserError(f"{name}={text} is not a JSON list: {error}; {remedy}") from error
-    if kind is str:
-        return text
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
 def _typed(name: str, value: object, kind: object) -> object:
     if typing.get_origin(kind) is tuple:
         if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
@@ -326,22 +293,6 @@ def feature_stages(config: DistillConfig) -> list[tuple[str, str | None]]:
 
 
 _LARGEST = 2**63  # bound of every number
-_MOST = types.MappingProxyType(
-    {
-        "batch_size": 10**6, "accumulation": 10**6, "resolution": MAX_SIDE, "keep_last": 10**6, "threads": 10**4,
-        "validation_pictures": 10**6, "score_prompts": 10**5, "num_steps": 10**9,
-        "phases": 1000, "guidance_max": 100,
-    }
-)  # fmt: skip
-_LEAST = types.MappingProxyType(
-    {
-        "num_steps": 1, "batch_size": 1, "accumulation": 1, "checkpoint_every": 1, "keep_last": 1, "log_every": 1,
-        "validation_pictures": 1, "num_pictures": 0, "resolution": 0, "warmup_steps": 0, "seed": 0, "threads": 0,
-        "validate_every": 0, "score_prompts": 0, "task_weight": 0, "output_weight": 0, "feature_weight": 0,
-        "min_snr_gamma": 0, "high_noise_lift": 0, "noise_offset": 0, "weight_decay": 0, "max_grad_norm": 0,
-        "time_limit": 0, "validation_guidance": 0, "phases": 1, "solver_steps": 1, "teacher_steps": 1, "beta2": 0,
-    }
-)  # fmt: skip
 
 
 def check(config: DistillConfig) -> None:
@@ -350,10 +301,11 @@ def check(config: DistillConfig) -> None:
         value, options = getattr(config, each.name), each.metadata.get("choices")
         if options and value not in options:
             raise UserError(f"{each.name} must be one of {', '.join(options)}, not {value!r}")
-        if each.name in _LEAST and not value >= _LEAST[each.name]:
-            raise UserError(f"{each.name} must be {_LEAST[each.name]} or more, not {value!r}")
-        if each.name in _MOST and not value <= _MOST[each.name]:
-            raise UserError(f"{each.name} must be {_MOST[each.name]:,} or less, not {value!r}")
+        least, most = each.metadata.get("least"), each.metadata.get("most")
+        if least is not None and not value >= least:
+            raise UserError(f"{each.name} must be {least} or more, not {value!r}")
+        if most is not None and not value <= most:
+            raise UserError(f"{each.name} must be {most:,} or less, not {value!r}")
     for stage in config.stages:
         if stage not in STAGES:
             raise UserError(f"unknown stage {stage!r}; the stages are {', '.join(STAGES)}")

@@ -10,7 +10,7 @@ import koala.cli.main
 import koala.export.command
 from koala.cli import distill
 from koala.console import finish
-from koala.distill.config import read
+from koala.distill.settings import read
 from koala.errors import UserError
 from koala.models.cards import CARDS
 from koala.ui import main as app

@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from koala.distill.config import DistillConfig, read
+from koala.distill.config import DistillConfig
 from koala.distill.presets import PRESETS
+from koala.distill.settings import read
 from koala.errors import UserError
 
 

@@ -12,12 +12,13 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from koala.distill.config import FEATURES, DistillConfig, read
+from koala.distill.config import FEATURES, DistillConfig
 from koala.distill.estimate.activations import feature_elements, saved_bytes, widths
 from koala.distill.estimate.total import Estimate, estimate
 from koala.distill.loss.pairs import feature_pairs
 from koala.distill.run.folder import RunFolder
 from koala.distill.run.resuming import check_fits
+from koala.distill.settings import read
 from koala.errors import UserError
 from koala.models.hooks import tap
 from koala.unet.parts import SDXL_PARTS, TINY_PARTS

@@ -8,9 +8,10 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from diffusers import UNet2DConditionModel
 
-from koala.distill.config import DistillConfig, read
+from koala.distill.config import DistillConfig
 from koala.distill.estimate.total import estimate
 from koala.distill.loss.pairs import feature_pairs
+from koala.distill.settings import read
 from koala.models.registry import find
 from koala.unet.specs import student
 

@@ -175,7 +175,7 @@ def test_a_step_of_another_method_has_in_memory_what_the_estimate_says(method, g
 TRAIN = """
 import json, sys
 from pathlib import Path
-from koala.distill.config import read
+from koala.distill.settings import read
 from koala.distill.estimate.forecast import estimate_here
 from koala.distill.run.folder import RunFolder
 from koala.distill.trainer import train

@@ -15,9 +15,9 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
-from koala.distill.config import read
 from koala.distill.processes import this_process
 from koala.distill.run.folder import RunFolder
+from koala.distill.settings import read
 from koala.distill.trainer import train
 from tests import forked
 

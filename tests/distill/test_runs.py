@@ -173,8 +173,8 @@ def test_a_run_outlives_the_process_that_started_it(tmp_path):
     config = tmp_path / "config.json"
     config.write_text(json.dumps(dataclasses.replace(TINY, cache=str(tmp_path / "cache")).to_dict()))
     code = (
-        "import sys, pathlib; from koala.distill import config; from koala.distill.run import manager as runs; "
-        "runs.start(config.read(pathlib.Path(sys.argv[1])), 'long-1', pathlib.Path(sys.argv[2]))"
+        "import sys, pathlib; from koala.distill import settings; from koala.distill.run import manager as runs; "
+        "runs.start(settings.read(pathlib.Path(sys.argv[1])), 'long-1', pathlib.Path(sys.argv[2]))"
     )
     root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", code, str(config), str(tmp_path)], check=True, cwd=root)

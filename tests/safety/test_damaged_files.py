@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from koala.distill.config import DistillConfig, read
+from koala.distill.config import DistillConfig
+from koala.distill.settings import read
 from koala.errors import UserError
 from koala.models.export_manifest import MANIFEST, Exported, list_exports
 from koala.models.layout import TOKENIZERS

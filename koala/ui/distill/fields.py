@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import gradio as gr
 
-from koala.distill.config import FEATURES, PROSE, TRACKERS, DistillConfig
+from koala.distill.config import FEATURES, TRACKERS, DistillConfig
+from koala.distill.settings import PROSE
 from koala.ui.architecture.data import TITLES
 from koala.unet.specs import STAGES
 

@@ -8,9 +8,10 @@ import shlex
 import pytest
 
 from koala.cli.main import parser
-from koala.distill.config import DistillConfig, read
+from koala.distill.config import DistillConfig
 from koala.distill.presets import PRESETS
 from koala.distill.run.records import Status
+from koala.distill.settings import read
 from koala.errors import UserError
 from koala.ui.distill import fields as distill_fields
 from koala.ui.distill import panel as distill_panel
