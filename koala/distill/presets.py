@@ -78,7 +78,7 @@ PRESETS = {
         Preset(
             name="2-minutes",
             title="2 minutes",
-            text="See it happen: the colours come back. Two CPU cores, from the bare cut.",
+            text="A first look: starting from the untrained cut, colours and backgrounds return. For two CPU cores.",
             config=DistillConfig(
                 **_SHAPES,
                 num_steps=150,
