@@ -49,16 +49,16 @@ class _VelocityStep:
         raise NotImplementedError
 
     def _noised(self, batch: Batch, draws: Draws, timesteps: torch.Tensor, sigma: torch.Tensor, device: torch.device):
-        """z and what the U-Net is told."""
+        """z and what the U-Net is given."""
         latents, noise = batch.latents.to(device), draws.noise.to(device)
         noisy, _ = self.noising(latents, noise, timesteps, self.alphas.to(device))
         z = noisy.float() * (1 + column(sigma) ** 2).sqrt()
-        told = (each.to(device) for each in (batch.context, batch.pooled, batch.time_ids))
-        return z, Conditions(**dict(zip(("context", "pooled", "time_ids"), told, strict=True)))
+        given = (each.to(device) for each in (batch.context, batch.pooled, batch.time_ids))
+        return z, Conditions(**dict(zip(("context", "pooled", "time_ids"), given, strict=True)))
 
-    def _own(self, call: Callable, z, sigma, timesteps, told: Conditions, strengths=None) -> torch.Tensor:
+    def _own(self, call: Callable, z, sigma, timesteps, conditions: Conditions, strengths=None) -> torch.Tensor:
         """The student's velocity."""
-        output = call(to_input(z, sigma), timesteps, told.context, added_cond_kwargs=told.added).sample
+        output = call(to_input(z, sigma), timesteps, conditions.context, added_cond_kwargs=conditions.added).sample
         return to_velocity(output, z, sigma, self.guided.prediction)
 
 
@@ -79,19 +79,19 @@ class PhasedStep(_VelocityStep):
         level = phases.level(draws.timesteps.cpu())
         end = phases.end(level)
         sigma, last = phases.sigmas[level].to(device), phases.sigmas[end].to(device)
-        z, told = self._noised(batch, draws, phases.timesteps[level].to(device), sigma, device)
+        z, conditions = self._noised(batch, draws, phases.timesteps[level].to(device), sigma, device)
         strengths = None if draws.strengths is None else draws.strengths.to(device)
         # The goal first: nothing of it is kept for the backward pass, and the student's activations are not there yet.
         with torch.no_grad():
             goal, at = z, level
             for _ in range(self.config.teacher_steps):
                 after = (at - 1).maximum(end)
-                goal = self._moved(goal, at, after, told, strengths, self.guided.velocity)
+                goal = self._moved(goal, at, after, conditions, strengths, self.guided.velocity)
                 at = after
             if self.config.teacher_steps < phases.cells:
                 own = partial(self._own, averaged or student)
-                goal = self._moved(goal, at, end, told, strengths, own, together=True)
-        velocity = self._own(student, z, sigma, phases.timesteps[level].to(device), told)
+                goal = self._moved(goal, at, end, conditions, strengths, own, together=True)
+        velocity = self._own(student, z, sigma, phases.timesteps[level].to(device), conditions)
         mine = z + column(last - sigma) * velocity
         loss = pseudo_huber((mine - goal) / (1 + column(last) ** 2).sqrt(), self.config.huber)
         return Losses(total=loss, terms={"consistency": loss}, pairs={})
@@ -101,7 +101,7 @@ class PhasedStep(_VelocityStep):
         z: torch.Tensor,
         at: torch.Tensor,
         to: torch.Tensor,
-        told: Conditions,
+        conditions: Conditions,
         strengths: torch.Tensor | None,
         velocity: _Velocity,
         *,
@@ -121,10 +121,12 @@ class PhasedStep(_VelocityStep):
         level = at[rows].clamp(min=1)
         sigma, timesteps = self.phases.sigmas[level].to(z.device), self.phases.timesteps[level].to(z.device)
         if len(rows) == len(z):
-            return z + column(moves) * velocity(z, sigma, timesteps, told, strengths)
+            return z + column(moves) * velocity(z, sigma, timesteps, conditions, strengths)
         rows = rows.to(z.device)
         old, strengths = z[rows], None if strengths is None else strengths[rows]
-        return z.index_copy(0, rows, old + column(moves) * velocity(old, sigma, timesteps, told.at(rows), strengths))
+        return z.index_copy(
+            0, rows, old + column(moves) * velocity(old, sigma, timesteps, conditions.at(rows), strengths)
+        )
 
 
 class GuidanceStep(_VelocityStep):
@@ -134,8 +136,8 @@ class GuidanceStep(_VelocityStep):
         device = next(student.parameters()).device
         timesteps = draws.timesteps.to(device)
         sigma = sigmas_of(self.alphas).to(device)[timesteps]
-        z, told = self._noised(batch, draws, timesteps, sigma, device)
+        z, conditions = self._noised(batch, draws, timesteps, sigma, device)
         strengths = None if draws.strengths is None else draws.strengths.to(device)
-        wanted = self.guided.velocity(z, sigma, timesteps, told, strengths)
-        loss = pseudo_huber(self._own(student, z, sigma, timesteps, told) - wanted, self.config.huber)
+        wanted = self.guided.velocity(z, sigma, timesteps, conditions, strengths)
+        loss = pseudo_huber(self._own(student, z, sigma, timesteps, conditions) - wanted, self.config.huber)
         return Losses(total=loss, terms={"guidance": loss}, pairs={})

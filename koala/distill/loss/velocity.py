@@ -46,7 +46,7 @@ def pseudo_huber(difference: torch.Tensor, width: float) -> torch.Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """What the U-Net is told of B pictures."""
+    """What the U-Net is given for B pictures."""
 
     context: torch.Tensor  # (B, 77, C)
     pooled: torch.Tensor  # (B, P)
@@ -82,26 +82,28 @@ class GuidedTeacher:
         z: torch.Tensor,
         sigma: torch.Tensor,
         timesteps: torch.Tensor,
-        told: Conditions,
+        conditions: Conditions,
         strengths: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """(B, C, h, w) -> the same; `strengths` in [0, 1) choose from the range of guidance, by default its middle."""
         noisy = to_input(z, sigma)
         if self.high <= 1:
-            return to_velocity(self._call(noisy, timesteps, told), z, sigma, self.prediction)
+            return to_velocity(self._call(noisy, timesteps, conditions), z, sigma, self.prediction)
         context, pooled = (e.to(z.device).float().expand(len(z), *e.shape[1:]) for e in self.empty)
         both = Conditions(
-            context=torch.cat([context, told.context]),
-            pooled=torch.cat([pooled, told.pooled]),
-            time_ids=told.time_ids.repeat(2, 1),
+            context=torch.cat([context, conditions.context]),
+            pooled=torch.cat([pooled, conditions.pooled]),
+            time_ids=conditions.time_ids.repeat(2, 1),
         )
         output = self._call(noisy.repeat(2, 1, 1, 1), timesteps.repeat(2), both)
         free, bound = (to_velocity(half, z, sigma, self.prediction) for half in output.chunk(2))
         share = column(strengths) if strengths is not None else 0.5
         return free + (self.low + (self.high - self.low) * share) * (bound - free)
 
-    def _call(self, noisy: torch.Tensor, timesteps: torch.Tensor, told: Conditions) -> torch.Tensor:
+    def _call(self, noisy: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         dtype = self.network.dtype
         with torch.autocast(noisy.device.type, enabled=False):  # the student's
-            added = told.added | {"text_embeds": told.pooled.to(dtype)}  # sizes stay exact
-            return self.network(noisy.to(dtype), timesteps, told.context.to(dtype), added_cond_kwargs=added).sample
+            added = conditions.added | {"text_embeds": conditions.pooled.to(dtype)}  # sizes stay exact
+            return self.network(
+                noisy.to(dtype), timesteps, conditions.context.to(dtype), added_cond_kwargs=added
+            ).sample
