@@ -278,9 +278,9 @@ def test_only_a_few_modules_lie_in_koala_itself():
     assert len(flat) <= 15, flat
 
 
-def test_no_module_is_longer_than_400_lines():
+def test_every_module_has_fewer_than_400_lines():
     for name, file in MODULES.items():
-        assert len(file.read_text(encoding="utf-8").splitlines()) <= 400, name
+        assert len(file.read_text(encoding="utf-8").splitlines()) < 400, name
 
 
 def bound(body: Iterable[ast.stmt]) -> Iterator[str]:

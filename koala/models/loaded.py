@@ -11,7 +11,7 @@ from diffusers import AutoencoderTiny, StableDiffusionXLPipeline
 
 from koala.hardware.device import Residence
 from koala.hardware.memory_plan import Plan
-from koala.lora.moving import LoraReport
+from koala.lora.report import LoraReport
 from koala.models.cards import ModelCard
 from koala.request import GenerationRequest
 from koala.unet.specs import UNetSpec

@@ -8,7 +8,8 @@ import torch
 
 from koala.lora.files import content
 from koala.lora.formulas import Parts, bias_change, change, rows_at_once
-from koala.lora.moving import LoraReport, has_weight, layers_for
+from koala.lora.moving import has_weight, layers_for
+from koala.lora.report import LoraReport
 from koala.models.loaded import Fitted, LoadedModel
 from koala.request import GenerationRequest
 from koala.unet.specs import UNetSpec
