@@ -45,11 +45,13 @@ def _adapted(weight: torch.Tensor, parts: Parts, strength: float) -> torch.Tenso
     here = {role: tensor.to(weight.device) for role, tensor in parts.items()}
     if weight.device.type != "cpu" or not here.keys() <= _BY_ROWS:
         return _sum(weight, change(here, weight), strength)
-    here["down"], changed = here["down"].float(), torch.empty_like(weight)
-    rows = rows_at_once(weight)
-    for before, up, made in zip(*(t.split(rows) for t in (weight, here["up"], changed)), strict=True):
-        made.copy_(_sum(before, change(here | {"up": up}, before), strength))
-    return changed
+    here["down"], rows = here["down"].float(), rows_at_once(weight)
+    made = []
+    for first in range(0, len(weight), rows):
+        # copies, not views: a rehearsal's tensors in inference mode have no views
+        before, up = (t.narrow_copy(0, first, min(rows, len(t) - first)) for t in (weight, here["up"]))
+        made.append(_sum(before, change(here | {"up": up}, before), strength))
+    return torch.cat(made)
 
 
 @torch.no_grad()
