@@ -10,7 +10,7 @@ from koala.words import markdown_table, seconds_cell
 
 
 def markdown(report: Mapping) -> str:
-    """All tables in Markdown."""
+    """All tables in Markdown, as a page and as what a terminal shows."""
     where = f" on {report['device']}" if "device" in report else ""
     note = (
         f"{report['num_prompts']} prompts per point; in brackets the 95 % interval. A picture's time is the median of "
