@@ -21,6 +21,8 @@ SCHEDULERS = (
     "euler-ancestral-trailing",
     "ddim-trailing",
     "dpmpp-2m-trailing",
+    "lcm",  # of consistency models, on a grid of their own
+    "tcd",
 )
 
 

@@ -151,6 +151,15 @@ def table(
     return sheet
 
 
+def note(text: str, width: int) -> Image.Image:
+    """A text of this width in px, in lines."""
+    font = _font(13)
+    lines = _wrapped(text, font, width - 2 * _PAD)
+    sheet = Image.new("RGB", (width, len(lines) * 18 + 2 * _PAD), PAPER)
+    ImageDraw.Draw(sheet).multiline_text((_PAD, _PAD), "\n".join(lines), INK, font, spacing=4)
+    return sheet
+
+
 def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
     """Pictures one above the other."""
     sheet = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), PAPER)

@@ -17,7 +17,7 @@ def stock(model: LoadedModel, request: GenerationRequest, cancel: threading.Even
     """One run, called as in diffusers' documentation. Hold `model.lock`; setting `cancel` raises Cancelled."""
     parts = [p for p in model.pipeline.components.values() if isinstance(p, torch.nn.Module)]
     model.library.residence.bring(parts)
-    scheduler = build_for_run(request.scheduler, model.pipeline.scheduler.config)
+    scheduler = build_for_run(request.scheduler, model.pipeline.scheduler.config, request.steps)
     pipeline = type(model.pipeline)(
         **model.pipeline.components | {"scheduler": scheduler},
         force_zeros_for_empty_prompt=model.pipeline.config.force_zeros_for_empty_prompt,

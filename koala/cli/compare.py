@@ -4,11 +4,16 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from koala.cli.options import add_device, add_request, add_runtime, library, request_values, to_run
+from koala.cli.options import add_device, add_request, add_runtime, file_ending, library, request_values, to_run
 from koala.cli.output import claims_line, emit, pixel_bytes, plan_lines, progress, say_unread, timing_line
 from koala.console import no_bars
+from koala.models.registry import find
 from koala.request import GenerationRequest
+
+if TYPE_CHECKING:
+    from koala.sampling.generate import Step
 
 HELP = "draw the same noise with several models and compare their times"
 
@@ -20,6 +25,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     add_request(parser, leave_out=("model",))
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the pictures")
+    parser.add_argument(
+        "--strip",
+        type=file_ending(".png", "the strip is a picture"),
+        metavar="FILE.png",
+        help="also draw what each model takes the picture for, step by step, one above the other: at most eight steps",
+    )
     add_device(parser)
     add_runtime(parser)
 
@@ -29,22 +40,35 @@ def run(args: argparse.Namespace) -> int:
     requests = [GenerationRequest(model=m, **request_values(args)) for m in args.models]
     names = to_run(args, args.models)
     requests = [dataclasses.replace(r, model=name) for r, name in zip(requests, names, strict=True)]
+    from koala.attention.denoising import PREVIEWS, denoising_strip
     from koala.evaluate.reports import circumstances
-    from koala.files.outputs import check_folder
+    from koala.files.outputs import check_file, check_folder, new_file
     from koala.sampling.compare import compare as draw
     from koala.sampling.compare import speedup
+    from koala.sampling.generate import preview_steps
     from koala.sampling.out_of_memory import advising
     from koala.sampling.report import comparison
 
     no_bars()
     check_folder(args.out, pixel_bytes(requests))
+    if args.strip:
+        check_file(args.strip, pixel_bytes(requests))
+    num_previews = PREVIEWS if args.strip else 0
+    previews: list[dict] = [{} for _ in requests]
+    shows = [progress(request.model) for request in requests]
+
+    def on_step(position: int, step: "Step") -> None:
+        shows[position](step)
+        if step.index in preview_steps(step.total, num_previews):
+            previews[position][step.index] = step.preview
+
     models = library(args, names)
     with advising(requests, models):
         results = draw(
             requests,
             models,
-            on_step=lambda position, step: progress(requests[position].model)(step),
-            num_previews=0,
+            on_step=on_step,
+            num_previews=num_previews,
         )
     for result in results:
         say_unread(result.request, result.unread)
@@ -61,5 +85,12 @@ def run(args: argparse.Namespace) -> int:
         gained = speedup(results[0].timing, result.timing)
         lines.append(f"{result.request.model} against {results[0].request.model}: {gained.sentence()}")
     lines += plan_lines(next((one for one in report["models"] if one["plan"]), report["models"][0]))
+    if args.strip:
+        titles = [find(result.request.model).title for result in results]
+        sheet = denoising_strip(together, titles, previews, [result.images[0] for result in results])
+        with new_file(args.strip) as partial:
+            sheet.save(partial, "PNG")
+        report["strip"] = str(args.strip)
+        lines.append(f"step by step: {args.strip}")
     emit(args, report, "\n".join([*lines, f"on {report['device']}; warm-up is not counted"]))
     return 0

@@ -35,7 +35,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="FILE.json",
-        help="where the report goes; the suite steps adds its plot, FILE.svg; for the suite prompts a folder, DIR",
+        help="where the report goes; the suite steps adds its plot, FILE.svg, and its tables, FILE.md; for the suite "
+        "prompts a folder, DIR",
     )
     add_device(parser)
 
@@ -53,7 +54,7 @@ def _report_file(suite: str, out: Path | None) -> Path | None:
             raise UserError("the suite prompts fills a folder; name it with --out DIR, the report goes into it")
         return out / "report.json"
     if suite == "steps" and out is None:
-        raise UserError("the suite steps writes a report and a plot; say where with --out FILE.json")
+        raise UserError("the suite steps writes a report, tables and a plot; say where with --out FILE.json")
     if out and (out.is_dir() or out.suffix != ".json"):
         raise UserError(f"--out names the report's file, FILE.json, not {out}")
     return out
@@ -85,9 +86,11 @@ def run(args: argparse.Namespace) -> int:
             partial.write_text(json.dumps(report, indent=1) + "\n")
     if args.suite == "steps":
         from koala.evaluate.steps import figure
+        from koala.evaluate.steps_tables import markdown
 
-        with new_file(file.with_suffix(".svg")) as partial:
-            partial.write_text(figure(report))
-        say(f"plot: {file.with_suffix('.svg')}")
+        for place, text in ((file.with_suffix(".svg"), figure(report)), (file.with_suffix(".md"), markdown(report))):
+            with new_file(place) as partial:
+                partial.write_text(text.rstrip("\n") + "\n")
+        say(f"plot: {file.with_suffix('.svg')}, tables: {file.with_suffix('.md')}")
     emit(args, report, "\n".join([*lines(report), *([f"report: {file}"] if file else [])]))
     return 0

@@ -17,7 +17,7 @@ from koala.files.tensorfiles import StoredTensor
 from koala.models.checkpoints import UNetCheckpoint, open_unet
 from koala.models.layout import DRAWING, SURGERY
 from koala.models.pipeline_folder import folder_bytes, network_like, write_folder
-from koala.models.registry import drawing_of, find, says_how_it_is_drawn
+from koala.models.registry import drawing_of, find, needs_drawing
 from koala.unet.layer_map import kept_blocks, layer_map, renamed
 from koala.unet.specs import STAGES, UNetSpec
 from koala.unet.specs import student as student_spec
@@ -132,7 +132,7 @@ def compress(teacher: str, spec: str, out: Path, *, replace: bool = False) -> Su
     with new_folder(out, folder_bytes(original, copied), replace=replace) as folder:
         write_folder(folder, original, unet, copied)
         (folder / SURGERY).write_text(json.dumps(asdict(report), indent=1) + "\n")
-        if original.pipeline and says_how_it_is_drawn(card := find(teacher)):  # of a name `registry` knows it
+        if original.pipeline and needs_drawing(folder, card := find(teacher)):
             (folder / DRAWING).write_text(json.dumps(drawing_of(card), indent=1) + "\n")
     return report
 

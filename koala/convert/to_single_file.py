@@ -64,6 +64,10 @@ _SAMPLERS = {  # as UIs name them
     "euler-linspace": "Euler, evenly spaced timesteps (normal)",
     "euler-leading": "Euler, leading timesteps (normal)",
     "euler-ancestral-trailing": "Euler ancestral, trailing timesteps (sgm_uniform)",
+    "ddim-trailing": "DDIM, trailing timesteps (sgm_uniform)",
+    "dpmpp-2m-trailing": "DPM++ 2M, trailing timesteps (sgm_uniform)",
+    "lcm": "LCM",
+    "tcd": "TCD",
 }
 
 

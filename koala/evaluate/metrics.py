@@ -1,7 +1,7 @@
 """The metrics that draw pictures and score them: shapes, clip, hpsv2. Prepared once, then called per model and steps.
 
-A metric's `score(model, steps)` returns a report: how the pictures were drawn, and "scores". `panels` are its curves
-over the number of steps: title -> the path of the number in the scores.
+A metric's `score(model, steps, guidance)` returns a report: how the pictures were drawn, and "scores". `panels` are its
+curves over the number of steps: title -> the path of the number in the scores.
 """
 
 from collections.abc import Callable, Iterator
@@ -55,6 +55,11 @@ def drawn(
         say(f"{model.card.name}, {batch[0].steps} steps: {done} of {len(requests)} pictures")
 
 
+def _guided(settings: Settings, guidance: float | None) -> Settings:
+    """The settings with this guidance instead of theirs, if it is given."""
+    return settings if guidance is None else replace(settings, guidance=guidance)
+
+
 class Shapes:
     """Which claims hold, according to the judge."""
 
@@ -67,9 +72,9 @@ class Shapes:
     def __init__(self, settings: Settings, library: Library, say: Say):
         self.settings, self.say = settings, say
 
-    def score(self, model: LoadedModel, steps: int | None = None) -> dict:
+    def score(self, model: LoadedModel, steps: int | None = None, guidance: float | None = None) -> dict:
         """The fraction of claims that hold, by kind."""
-        chosen = self.settings
+        chosen = _guided(self.settings, guidance)
         return shapes.evaluate(
             model,
             count=chosen.num_prompts or 500,
@@ -106,16 +111,17 @@ class Clip:
         embeddings = [self.embedder.embed_pictures(p) for p, _ in drawn(teacher, asked, chosen, self.say)]
         return clip.Reference(embeddings=torch.cat(embeddings), source=teacher.card.name)
 
-    def score(self, model: LoadedModel, steps: int | None = None) -> dict:
+    def score(self, model: LoadedModel, steps: int | None = None, guidance: float | None = None) -> dict:
         """How well the pictures match their prompts and, with a reference, CMMD."""
-        texts = [p.text for p in prompts_for(model, self.settings.prompts, self.settings.num_prompts, default=PROMPTS)]
+        settings = _guided(self.settings, guidance)
+        texts = [p.text for p in prompts_for(model, settings.prompts, settings.num_prompts, default=PROMPTS)]
         if self.embedder and len(texts) < 2:
             raise UserError("CMMD needs at least two prompts; give more, or neither --teacher nor --reference")
-        asked = requests_for(model, texts, self.settings, steps=steps)
+        asked = requests_for(model, texts, settings, steps=steps)
         if self.embedder and self.reference is None:
             self.reference = self._of_teacher(texts)
         values, embeddings = [], []
-        for pictures, prompts in drawn(model, asked, self.settings, self.say):
+        for pictures, prompts in drawn(model, asked, settings, self.say):
             seen = self.scorer.embed_pictures(pictures)
             values.append(clip.clip_score(seen, self.scorer.embed_texts(prompts)))
             if self.embedder:
@@ -139,11 +145,12 @@ class HPSv2:
         self.settings, self.say = settings, say
         self.scorer = hps.load(library.device)
 
-    def score(self, model: LoadedModel, steps: int | None = None) -> dict:
+    def score(self, model: LoadedModel, steps: int | None = None, guidance: float | None = None) -> dict:
         """The mean preference for the pictures, with its interval."""
-        texts = [p.text for p in prompts_for(model, self.settings.prompts, self.settings.num_prompts, default=PROMPTS)]
-        asked = requests_for(model, texts, self.settings, steps=steps)
-        values = torch.cat([self.scorer.score(*batch) for batch in drawn(model, asked, self.settings, self.say)])
+        settings = _guided(self.settings, guidance)
+        texts = [p.text for p in prompts_for(model, settings.prompts, settings.num_prompts, default=PROMPTS)]
+        asked = requests_for(model, texts, settings, steps=steps)
+        values = torch.cat([self.scorer.score(*batch) for batch in drawn(model, asked, settings, self.say)])
         scores = {"hpsv2.1": mean_and_interval(values.numpy())}
         report = {"suite": "hpsv2", "model": model.card.name, "num_prompts": len(texts), **how_drawn(asked)}
         return report | {"scores": scores}

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import torch
 
-from koala.evaluate import agreement, judge_accuracy, picture_folder, steps
+from koala.evaluate import agreement, judge_accuracy, picture_folder, steps, steps_tables
 from koala.evaluate.metrics import METRICS
 from koala.evaluate.prompt_files import prompts_for
 from koala.evaluate.settings import Settings
-from koala.evaluate.steps import value
 from koala.hardware.timing import device_name
 from koala.models import measured
 from koala.models.cards import ModelCard
@@ -122,19 +121,11 @@ def _judge_lines(report: Mapping) -> Iterator[str]:
     yield f"the VAE: {report['vae']['psnr_db']:.1f} dB, {report['vae']['psnr_objects_db']:.1f} dB inside objects"
 
 
-def _steps_lines(report: Mapping) -> Iterator[str]:
-    for title, path in report["panels"].items():
-        yield f"{title}, at {', '.join(map(str, report['steps']))} steps:"
-        for model in report["models"]:
-            numbers = (value(point["scores"], path)[0] for point in model["points"])
-            yield f"  {model['model']}: " + ", ".join(f"{n:.3f}" for n in numbers)
-
-
 def lines(report: Mapping) -> list[str]:
     """The lines of a report, most important first."""
     suite = report["suite"]
     if suite == "steps":
-        return list(_steps_lines(report))
+        return [steps_tables.markdown(report)]
     if suite == "judge":
         return list(_judge_lines(report))
     if suite == "prompts":

@@ -53,6 +53,10 @@ class Settings:
     )
     layout: str | None = _option("prompts: the benchmark that will read the pictures", choices=LAYOUTS)
     images: int | None = _option("prompts: pictures per prompt (default: the benchmark's, 10 or 4)", int)
+    also_unguided: bool | None = field(
+        default=None,
+        metadata={"help": "steps: score every model without guidance as well", "parse": {"action": "store_true"}},
+    )
     metric: str | None = _option("steps: metric to plot over the number of steps (default: shapes)", choices=METRICS)
 
 
@@ -85,14 +89,19 @@ SUITES = {
     "prompts": Suite(
         help="no score: a folder of pictures for T2I-CompBench or GenEval", reads=(*_DRAWING, "layout", "images")
     ),
-    "steps": Suite(help="a metric over the number of steps, with a plot (KOALA, figure 4)", reads=(), many=True),
+    "steps": Suite(
+        help="a metric over the number of steps, with U-Net calls and times, as tables and a plot (KOALA, tables 5 and "
+        "9, figure 4)",
+        reads=(),
+        many=True,
+    ),
 }
 
 
 def reads(suite: str, settings: Settings) -> tuple[str, ...]:
     """The settings that this run reads; `steps` also reads its metric's."""
     if suite == "steps":
-        return ("metric", *SUITES[settings.metric or "shapes"].reads)
+        return ("metric", "also_unguided", *SUITES[settings.metric or "shapes"].reads)
     return SUITES[suite].reads
 
 
@@ -116,6 +125,10 @@ def check(suite: str, models: Sequence[str], settings: Settings) -> None:
             raise UserError(f"{flag(name)} must lie between 1 and {high:,}, not {value:,}")
     if settings.steps and len(settings.steps) > 1 and suite != "steps":
         raise UserError(f"the suite {suite} takes one number of steps; --suite steps draws a metric over several")
+    if settings.also_unguided and settings.guidance is not None and settings.guidance <= 1:
+        raise UserError(
+            f"--guidance {settings.guidance:g} is no guidance already; leave --also-unguided out, or --guidance"
+        )
     if settings.teacher and settings.reference:
         raise UserError("--teacher and --reference both name the pictures of CMMD; give one of them")
     if suite == "prompts" and not settings.layout:

@@ -3,25 +3,40 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from statistics import median
 
 from koala import charts
 from koala.evaluate.metrics import METRICS
-from koala.evaluate.settings import Settings
+from koala.evaluate.settings import Settings, request
 from koala.models.library import Library
 from koala.models.loaded import LoadedModel
 from koala.palette import COLOURS
+from koala.request import Timing
+from koala.sampling.generate import generate
+from koala.sampling.resolve import resolve
 
 STEPS = (1, 2, 4, 8, 10, 15, 25)
 PROMPTS = 100  # of the shapes world, per kind
+NONE = 1.0  # the guidance that is none
+PROMPT, RUNS = "a red circle left of a blue square", 3  # of the timed picture
 
 
 def evaluate(models: Sequence[LoadedModel], settings: Settings, library: Library, say: Callable[[str], None]) -> dict:
-    """Every model at every number of steps: the same prompts and noise for all; guidance is each model's own."""
+    """Every model at every number of steps: the same prompts and noise for all; guidance is each model's own.
+
+    With `also_unguided` a model that has guidance is scored a second time, without. Every point has the U-Net's calls
+    and the time of one picture, the median of some runs.
+    """
     if not settings.prompts:
         settings = replace(settings, num_prompts=settings.num_prompts or PROMPTS)
     name, steps = settings.metric or "shapes", sorted(set(settings.steps or STEPS))
     metric = METRICS[name](settings, library, say)
-    reports = [[metric.score(model, n) for n in steps] for model in models]
+    curves = [(model, guidance) for model in models for guidance in _guidances(model, settings)]
+    reports = [[metric.score(model, n, guidance) for n in steps] for model, guidance in curves]
+    say(f"timing one picture of every point, {RUNS} times")
+    timings = [
+        [[_timing(model, settings, n, guidance) for n in steps] for model, guidance in curves] for _ in range(RUNS)
+    ]  # in turn, so that a machine that slows down does so for all
     return {
         "suite": "steps",
         "metric": name,
@@ -31,13 +46,36 @@ def evaluate(models: Sequence[LoadedModel], settings: Settings, library: Library
         "models": [
             {
                 "model": model.card.name,
+                "teacher": model.card.teacher,
+                "parameters": model.parameters,
                 "guidance": scored[0]["guidance"],
                 "scheduler": scored[0]["scheduler"],
-                "points": [{"steps": n, "scores": one["scores"]} for n, one in zip(steps, scored, strict=True)],
+                "points": [
+                    {
+                        "steps": n,
+                        "unet_calls": timings[0][row][column].unet_calls,
+                        "picture_ms": round(median(run[row][column].total_ms for run in timings), 3),
+                        "scores": one["scores"],
+                    }
+                    for column, (n, one) in enumerate(zip(steps, scored, strict=True))
+                ],
             }
-            for model, scored in zip(models, reports, strict=True)
+            for row, ((model, _), scored) in enumerate(zip(curves, reports, strict=True))
         ],
     }
+
+
+def _guidances(model: LoadedModel, settings: Settings) -> list[float | None]:
+    """What a model is scored with; None is its own, or the one that was asked for."""
+    own = resolve(request(model.card.name, PROMPT, settings), model.card).guidance
+    return [None, NONE] if settings.also_unguided and own > NONE else [None]
+
+
+def _timing(model: LoadedModel, settings: Settings, steps: int, guidance: float | None) -> Timing:
+    """The times of one picture, after a warm-up."""
+    asked = request(model.card.name, PROMPT, settings, steps=steps)
+    asked = asked if guidance is None else replace(asked, guidance=guidance)
+    return generate(asked, model, num_previews=0).timing
 
 
 def value(scores: Mapping, path: Sequence[str]) -> tuple[float, float, float]:
@@ -48,6 +86,33 @@ def value(scores: Mapping, path: Sequence[str]) -> tuple[float, float, float]:
     if not isinstance(number, Mapping):
         return (number,) * 3
     return number["rate"] if "rate" in number else number["mean"], *number["interval"]
+
+
+def names(report: Mapping) -> list[str]:
+    """A short name for every curve's model: as many of the last parts of a path as tell it from the others."""
+    full = [model["model"].rstrip("/").split("/") for model in report["models"]]
+
+    def short(parts: list[str]) -> str:
+        others = [other for other in full if other != parts]
+        lengths = range(1, len(parts) + 1)
+        fits = (n for n in lengths if all(other[-n:] != parts[-n:] for other in others))
+        return "/".join(parts[-next(fits, len(parts)) :])
+
+    return [short(parts) for parts in full]
+
+
+def labels(report: Mapping) -> list[str]:
+    """A name for every curve: its model's, with the guidance where the model has several curves."""
+    short = names(report)
+    return [
+        f"{name}, {guided(model['guidance'])}" if short.count(name) > 1 else name
+        for name, model in zip(short, report["models"], strict=True)
+    ]
+
+
+def guided(guidance: float) -> str:
+    """A guidance in words."""
+    return f"guidance {guidance:g}" if guidance > NONE else "no guidance"
 
 
 FRAME = charts.Frame(width=300, height=230, left=44, right=14, top=30, bottom=40)
@@ -87,13 +152,13 @@ def panel(title: str, path: Sequence[str], report: Mapping) -> charts.Markup:
     x, y = FRAME.across(steps[0], steps[-1], log=True), FRAME.up(ticks[0], ticks[-1])
     grid = FRAME.grid(y, ticks, lambda tick: _number(tick, ticks[1] - ticks[0], percent))
     parts = [FRAME.title(title), grid, _steps_axis(steps, x)]
-    for k, (model, curve) in enumerate(zip(report["models"], curves, strict=True)):
+    for k, (name, curve) in enumerate(zip(labels(report), curves, strict=True)):
         style = _style(k)
         points, under, over = ([(x(n), y(v[i])) for n, v in zip(steps, curve, strict=True)] for i in range(3))
         parts += [charts.band(over, under, fill=style["stroke"]), charts.line(points, **style)]
         for n, (v, low, high), (a, b) in zip(steps, curve, points, strict=True):
             shown = f"{100 * v:.1f} % ({100 * low:.1f} to {100 * high:.1f})" if percent else f"{v:.3f}"
-            tip = f"{model['model']}, {n} steps: {shown}"
+            tip = f"{name}, {n} steps: {shown}"
             parts.append(charts.marker("circle", a, b, tip=tip, fill=style["stroke"]))
     return charts.join(parts)
 
@@ -102,7 +167,7 @@ def figure(report: Mapping) -> str:
     """A steps report as an SVG file."""
     titles = {"shapes": "Prompts whose every claim holds", "clip": "CLIP scores", "hpsv2": "Human preference score"}
     title = f"{titles[report['metric']]}, by the number of steps"
-    names = [model["model"].rstrip("/").rpartition("/")[2] for model in report["models"]]
+    names = labels(report)
     keys = [
         (charts.element("path", class_="chart-line", **_style(k), d="M0 -4h26"), name, 56 + 6.6 * len(name))
         for k, name in enumerate(names)

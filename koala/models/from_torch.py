@@ -101,6 +101,14 @@ def _say_scheduler(card: ModelCard, location: Location) -> None:
     file = location.configs[SCHEDULER]
     config = read_object(file)
     nearest, same = own_sampler(config)
+    if (nearest, card.steps) == ("euler-trailing", ModelCard.steps) and not config.get("rescale_betas_zero_snr"):
+        log.warning(
+            "%s has trailing timesteps, as models of few steps have, and nothing says how many; by default it is drawn "
+            "in %d steps with guidance %g. Give --steps and --guidance as its page says",
+            file,
+            card.steps,
+            card.guidance,
+        )
     if not same or nearest != card.scheduler:
         log.warning(
             "%s is for %s with %s timesteps; by default pictures are drawn with %s here, so they differ from those of "

@@ -1,5 +1,6 @@
 """Resolves what a user types to a card: a name, a folder, a single file or a hub id, with or without a revision."""
 
+import contextlib
 import difflib
 import errno
 import logging
@@ -14,10 +15,11 @@ from koala.files.fields import Fields
 from koala.files.reading import read_object
 from koala.models.cards import CARDS, ModelCard
 from koala.models.export_manifest import MANIFEST, Exported
+from koala.models.few_steps import consistent, named_like
 from koala.models.hub_address import hub_id
 from koala.models.layout import DRAWING, PICKLES, SURGERY
 from koala.models.sampling_defaults import SETTINGS, read_drawing
-from koala.models.semantics import own_sampler
+from koala.models.semantics import INDEX, SCHEDULER, own_sampler
 from koala.unet.config import from_config, native_size
 from koala.unet.costs import parameters
 from koala.unet.specs import (
@@ -64,21 +66,82 @@ def _folder_card(folder: Path) -> ModelCard:
         return known
     if os.path.lexists(folder / MANIFEST):
         return _export_card(folder)
-    file = folder / "unet" / "config.json"
-    unet = _config(file)
-    spec = from_config(unet, str(folder), str(file)) if file.exists() else None
-    width, height = native_size(unet, str(file))
-    own = {
-        "licence": "see its folder",
-        "scheduler": own_sampler(_config(folder / "scheduler" / "scheduler_config.json"))[0],
-    }
+    unet, spec = _unet(folder)
     return ModelCard(
         name=str(folder),
         title=folder.name,
         source=str(folder),
         parameters=parameters(spec) if spec else None,
         spec=spec,
-        **{"width": width, "height": height} | own | _inherited(folder, spec) | _drawing(folder),
+        **{"licence": "see its folder"} | _settings(folder, folder.name, unet, spec),
+    )
+
+
+def _unet(folder: Path) -> tuple[dict, UNetSpec | None]:
+    """The U-Net's config, empty where it is missing, and its spec."""
+    file = folder / "unet" / "config.json"
+    unet = _config(file)
+    return unet, from_config(unet, str(folder), str(file)) if file.exists() else None
+
+
+def _settings(folder: Path, name: str, unet: dict, spec: UNetSpec | None) -> dict[str, object]:
+    """How the model in a folder is sampled: as its koala.json says, else as its own configs and its origin do."""
+    width, height = native_size(unet, str(folder / "unet" / "config.json"))
+    sampler, followed = own_sampler(_config(folder / SCHEDULER))
+    few = consistent(sampler)
+    own = {"width": width, "height": height, "scheduler": sampler} | few
+    inherited, drawing = _inherited(folder, spec), _drawing(folder)
+    if few:  # its scheduler was set after the cut
+        inherited = {key: value for key, value in inherited.items() if key not in few and key != "scheduler"}
+    if not (inherited or drawing):
+        own |= _few_steps(folder, name, unet, spec, sampler if followed else "")
+    return own | inherited | drawing
+
+
+def _few_steps(folder: Path, name: str, unet: dict, spec: UNetSpec | None, sampler: str) -> dict[str, object]:
+    """Settings of the few-step model that a folder is a copy of, by its name or the one in its configs.
+
+    `sampler` is the folder's own where it can be followed; it is kept where its timesteps suit few steps.
+    """
+    names = (name, _config(folder / INDEX).get("_name_or_path"), unet.get("_name_or_path"))
+    like = named_like((name for name in names if isinstance(name, str)), spec) if spec else None
+    if like is None:
+        return {}
+    _say_taken_for(folder, like.title, like.steps, like.guidance)
+    keeps = {"scheduler": sampler} if sampler.endswith("-trailing") or consistent(sampler) else {}
+    return {key: getattr(like, key) for key in ("teacher", "negative_prompt", *SETTINGS)} | keeps
+
+
+@lru_cache(maxsize=64)
+def _say_taken_for(folder: Path, title: str, steps: int, guidance: float) -> None:
+    """A warning, once per process."""
+    log.warning(
+        "%s is taken for %s by its name, and drawn in %d steps with guidance %g; for another model give --steps and "
+        "--guidance",
+        folder,
+        title,
+        steps,
+        guidance,
+    )
+
+
+def _hub_card(model: str, revision: str | None = None) -> ModelCard:
+    """A card for a hub id without a name here; how it is sampled is known once its files are on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    index = try_to_load_from_cache(model, INDEX, revision=revision)
+    settings: dict[str, object] = {}
+    if isinstance(index, str):
+        folder = Path(index).parent
+        with contextlib.suppress(UserError):  # of a damaged file, which is reported where the model is located
+            settings = _settings(folder, model.rpartition("/")[2], *_unet(folder))
+    return ModelCard(
+        name=f"{model}@{revision}" if revision else model,
+        title=model,
+        source=model,
+        revision=revision,
+        parameters=None,
+        **{"licence": "see its model card"} | settings,
     )
 
 
@@ -96,6 +159,16 @@ def says_how_it_is_drawn(card: ModelCard) -> bool:
     return card.single_file or not card.on_hub and card.name not in CARDS and (Path(card.source) / DRAWING).is_file()
 
 
+def needs_drawing(folder: Path, teacher: ModelCard) -> bool:
+    """Whether a student's folder needs a koala.json, as its other files do not say that it is sampled as its teacher.
+
+    A teacher that has a name here is known by it.
+    """
+    if teacher.name.partition("@")[0] in CARDS:
+        return False
+    return says_how_it_is_drawn(teacher) or drawing_of(_folder_card(folder)) != drawing_of(teacher)
+
+
 def drawing_of(card: ModelCard) -> dict[str, object]:
     """A card's recommended settings, in the form that `koala.models.sampling_defaults` reads."""
     teacher = card.teacher if card.teacher in CARDS else None
@@ -105,6 +178,11 @@ def drawing_of(card: ModelCard) -> dict[str, object]:
         "negative_prompt": card.negative_prompt,
         "teacher": teacher or (card.name if card.name in CARDS else ""),
     }
+
+
+def _family(spec: UNetSpec) -> ModelCard:
+    """The model that all of these widths come from."""
+    return CARDS["sdxl-base" if spec.channels == SDXL.channels else "tiny-sdxl"]
 
 
 def _file_card(path: Path) -> ModelCard:
@@ -119,9 +197,12 @@ def _file_card(path: Path) -> ModelCard:
     file = read_single_file(path)
     header, spec = read_words(file), file.spec
     same = [c for c in CARDS.values() if c.spec and c.spec == replace(spec, name=c.spec.name)]
-    family = CARDS["sdxl-base" if spec.channels == SDXL.channels else "tiny-sdxl"]
     # Of several models of these depths the plain one, not a few-step one: a file does not distinguish them.
-    like = CARDS.get(header.model) or max(same, key=lambda c: c.steps, default=family)
+    like = (
+        CARDS.get(header.model)
+        or named_like([path.stem], spec)
+        or max(same, key=lambda c: c.steps, default=_family(spec))
+    )
     settings = {name: getattr(like, name) for name in ("negative_prompt", "noising", *SETTINGS)}
     if not (header.drawing.defaults or like.embedded or like.name == header.model):
         if header.zero_snr:  # its first step is pure noise, which only the trailing timesteps begin at
@@ -156,10 +237,10 @@ def _say_assumed(path: Path, title: str, steps: int, guidance: float) -> None:
 def _export_card(folder: Path) -> ModelCard:
     """A card for a folder that `python -m koala export` wrote: from its model's card, where known, and its manifest."""
     exported = Exported.read(folder)
-    known = CARDS.get(exported.model)
+    known, file = CARDS.get(exported.model), folder / "unet" / "config.json"
+    spec = known.spec if known else from_config(read_object(file), str(folder), str(file))
     kind = ["ONNX", exported.target] if exported.target != "universal" else ["ONNX"]
     kind += ["float32"] if exported.dtype == "float32" else []
-    file = folder / "unet" / "config.json"
     kind += [f"with {exported.lora['name']}"] if exported.lora else []
     return ModelCard(
         name=str(folder),
@@ -167,7 +248,8 @@ def _export_card(folder: Path) -> ModelCard:
         source=str(folder),
         parameters=exported.components["unet"].parameters,
         licence=exported.licence,
-        spec=known.spec if known else from_config(read_object(file), str(folder), str(file)),
+        spec=spec,
+        noising=(known or _family(spec)).noising,
         teacher=known.teacher if known else None,
         tiny_vae=known.tiny_vae if known else None,
         negative_prompt=known.negative_prompt if known else "",
@@ -210,6 +292,8 @@ def _pinned(model: str) -> ModelCard:
     card = find(name)
     if not card.on_hub:
         raise UserError(f"{name} is a folder of this machine and has no revisions; name it without @{revision}")
+    if card.name not in CARDS:
+        return _hub_card(card.name, revision)
     return replace(card, name=f"{card.name}@{revision}", revision=revision)
 
 
@@ -244,7 +328,7 @@ def find(model: str | ModelCard) -> ModelCard:
     if Path(model).suffix.lower() in _FILES:
         return _file_card(Path(model))
     if _HUB_ID.fullmatch(model):
-        return ModelCard(name=model, title=model, source=model, parameters=None, licence="see its model card")
+        return _hub_card(model)
     near = difflib.get_close_matches(model, CARDS, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     shown = model if len(model) <= 80 else model[:77] + "..."

@@ -36,15 +36,16 @@ SAME_NOISE = (
     "HeunDiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
+    "LCMScheduler",
     "LMSDiscreteScheduler",
     "PNDMScheduler",
+    "TCDScheduler",
     "UniPCMultistepScheduler",
 )
 _NONE = f"no scheduler here does ({', '.join(SCHEDULERS)}); draw it with diffusers' own pipeline, or take another model"
 _OTHER = f"it follows another noise schedule than SDXL's, and {_NONE}"
 _FLOW = f"it follows the noise of flow matching, and {_NONE}"
 _EDM = f"it follows the noise of EDM (Karras et al. 2022), and {_NONE}"
-_FEW = f"it draws in a few steps on a grid of its own, and {_NONE}, such as the one that it was distilled from"
 _REFINER = "this is the refiner, which only finishes a picture; take the base model, sdxl-base for example"
 _GUIDED = (
     "a network that takes the guidance as an input, as latent consistency models do, which is not supported here; "
@@ -74,7 +75,7 @@ SETTINGS = (
         default="EulerDiscreteScheduler",
         here=SAME_NOISE,
         why=_OTHER,
-        reasons={"FlowMatch": _FLOW, "EDM": _EDM, "LCM": _FEW, "TCD": _FEW},
+        reasons={"FlowMatch": _FLOW, "EDM": _EDM},
     ),
     Setting(
         file=SCHEDULER,
@@ -105,6 +106,7 @@ SETTINGS = (
 # Defaults of diffusers' classes for keys that a config lacks, by (the beginning of) their name.
 _LEADING = {"timestep_spacing": "leading"}
 _SD_BETAS = {"timestep_spacing": "linspace", "beta_start": 0.00085, "beta_end": 0.012}
+_CONSISTENCY = _LEADING | {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 _CLASS_DEFAULTS = {
     "DDIM": _LEADING,
     "DDPM": _LEADING,
@@ -112,8 +114,13 @@ _CLASS_DEFAULTS = {
     "Heun": _SD_BETAS,
     "KDPM2": _SD_BETAS,
     "DPMSolverSDE": _SD_BETAS,
+    "LCM": _CONSISTENCY,
+    "TCD": _CONSISTENCY,
     "": {"timestep_spacing": "linspace"},
 }
+
+# Schedulers that are followed with the grid of timesteps that they have themselves.
+_ON_OWN_GRID = {"LCMScheduler": "lcm", "TCDScheduler": "tcd"}
 
 # Marker tensors that some files hold next to a U-Net's own: what it predicts (as ComfyUI reads them).
 VELOCITY, ZERO_SNR = "v_pred", "ztsnr"
@@ -135,6 +142,8 @@ def with_class_defaults(scheduler: Mapping[str, object]) -> dict[str, object]:
 def own_sampler(config: Mapping[str, object]) -> tuple[str, bool]:
     """The scheduler (request.SCHEDULERS) nearest to a pipeline's own, and whether it is the same."""
     spacing, kind = with_class_defaults(config)["timestep_spacing"], config.get("_class_name", "EulerDiscreteScheduler")
+    if kind in _ON_OWN_GRID:
+        return _ON_OWN_GRID[kind], True
     if kind == "EulerAncestralDiscreteScheduler" and spacing == "trailing":
         return "euler-ancestral-trailing", True
     return (

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 
 from koala.errors import Cancelled
@@ -19,7 +19,7 @@ from koala.finite import NotFinite
 from koala.hardware.timing import StageTimer, device_name
 from koala.models.library import EMBEDDINGS
 from koala.models.loaded import LoadedModel, Placement
-from koala.models.schedulers import EulerAncestral, build_for_run
+from koala.models.schedulers import build_for_run, clean_estimate
 from koala.presets import PRESETS
 from koala.request import GenerationRequest, Timing
 from koala.sampling.adapters import adapted
@@ -58,16 +58,6 @@ def initial_noise(
     """Unit noise (images, channels, H / factor, W / factor). An ancestral sampler's steps draw on from `sources`."""
     shape = (1, channels, request.height // factor, request.width // factor)
     return torch.cat([torch.randn(shape, generator=s) for s in sources or noise_sources(request)])
-
-
-def _clean(pipeline, before: torch.Tensor, after: torch.Tensor, index: int) -> torch.Tensor:
-    """What the picture would be without its remaining noise: Euler's step is a line, followed to sigma 0."""
-    if isinstance(pipeline.scheduler, EulerAncestral):
-        return pipeline.scheduler.clean
-    if not isinstance(pipeline.scheduler, EulerDiscreteScheduler):
-        return after
-    high, low = pipeline.scheduler.sigmas[index : index + 2].tolist()
-    return (high * after - low * before) / (high - low)
 
 
 def _encode(
@@ -156,7 +146,7 @@ def run_pipeline(
     # Without text encoders: they are done, and the pipeline takes its device from the parts that it holds.
     left_out = {"scheduler", "text_encoder", "text_encoder_2"}
     parts = {n: c for n, c in model.pipeline.components.items() if n not in left_out}
-    scheduler = build_for_run(request.scheduler, model.pipeline.scheduler.config)
+    scheduler = build_for_run(request.scheduler, model.pipeline.scheduler.config, request.steps)
     pipeline = StableDiffusionXLPipeline(
         **parts, text_encoder=None, text_encoder_2=None, scheduler=scheduler, add_watermarker=False
     )
@@ -165,10 +155,14 @@ def run_pipeline(
     noise = initial_noise(request, pipeline.unet.config.in_channels, pipeline.vae_scale_factor, sources)
     embeds = _encode(model, request, request.prompt if prompt is None else prompt, placement, timer)
     interval = GuidanceInterval(request, embeds)
+    start = noise.to(model.device, model.dtype)
+    before: list[torch.Tensor] = []  # the latents of the step before
 
     def after_step(pipeline, index: int, timestep, values: dict) -> dict:
         if step_end:
-            step_end(pipeline, index, timestep, values)
+            was = before.pop() if before else start * pipeline.scheduler.init_noise_sigma
+            step_end(pipeline, index, timestep, values | {"before": was})
+            before.append(values["latents"])
         return interval.step_end(pipeline, index, values)
 
     with timer.stage("swap"):
@@ -180,7 +174,7 @@ def run_pipeline(
             guidance_scale=interval.scale,
             width=request.width,
             height=request.height,
-            latents=noise.to(model.device, model.dtype),
+            latents=start,
             generator=sources,
             output_type="latent",
             callback_on_step_end=after_step,
@@ -191,6 +185,11 @@ def run_pipeline(
     with timer.stage("swap"):
         placement.enter("vae", model)
     return pipeline, latents
+
+
+def preview_steps(steps: int, num_previews: int) -> set[int]:
+    """The steps, counted from 1, after which a run shows a preview: evenly spread, each at most once."""
+    return {round(steps * k / (num_previews + 1)) for k in range(1, num_previews + 1)} - {0}
 
 
 class _Watch:
@@ -208,8 +207,7 @@ class _Watch:
     ):
         self.request, self.timer, self.on_step, self.cancel = request, timer, on_step, cancel
         self.vae, self.tile = model.tiny_vae or model.pipeline.vae, tile  # whole, a small one takes more than the tiles
-        self.shown = {round(request.steps * k / (num_previews + 1)) for k in range(1, num_previews + 1)}
-        self.latents: torch.Tensor | None = None
+        self.shown = preview_steps(request.steps, num_previews)
         self.unet_ms: list[float] = []
 
     def __call__(self, pipeline, index: int, timestep, values: dict) -> None:
@@ -219,12 +217,11 @@ class _Watch:
         with self.timer.stage("watching"):
             if self.on_step:
                 preview = None
-                if index + 1 in self.shown and self.latents is not None:
-                    clean = _clean(pipeline, self.latents, values["latents"], index)[:1]
+                if index + 1 in self.shown:
+                    clean = clean_estimate(pipeline.scheduler, values["before"], values["latents"], index)[:1]
                     with suppress(NotFinite):  # the latents may still come right; the picture itself is checked
                         preview = decode(self.vae, clean, self.tile)[0]
                 self.on_step(Step(index=index + 1, total=self.request.steps, preview=preview))
-            self.latents = values["latents"]
         if self.cancel.is_set():
             raise Cancelled
 

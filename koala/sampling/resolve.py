@@ -20,7 +20,14 @@ def resolve(request: GenerationRequest, card: ModelCard) -> GenerationRequest:
         request = _unguided(request, card)
     defaults = {n: getattr(card, n) for n in ("steps", "guidance", "scheduler", "width", "height")}
     missing = {n: v for n, v in defaults.items() if getattr(request, n) is None}
-    return dataclasses.replace(request, model=card.name, **missing)
+    resolved = dataclasses.replace(request, model=card.name, **missing)
+    if resolved.scheduler == "lcm" and card.noising == "straight":
+        raise UserError(
+            f"the scheduler lcm cannot draw with {card.title}: it adds noise between its steps as SDXL's noising does, "
+            "and this model learned on the straight path from noise to picture, where the picture fades faster; "
+            "choose another scheduler, --scheduler euler-trailing"
+        )
+    return resolved
 
 
 def _unguided(request: GenerationRequest, card: ModelCard) -> GenerationRequest:

@@ -69,13 +69,16 @@ def check_vae(file: Path) -> None:
 def check_scheduler(file: Path) -> None:
     """UserError for a scheduler_config.json without a noise schedule that any scheduler here could follow."""
     own = Fields(values=read_object(file), file=str(file))
-    own.whole("num_train_timesteps", 2, 10_000, 1000)
+    timesteps = own.whole("num_train_timesteps", 2, 10_000, 1000)
     start = own.number("beta_start", 1e-8, 0.999, 1e-4)
     own.number("beta_end", start, 0.999, 0.02)
     own.text("beta_schedule", "linear", of=_BETAS)
     own.text("prediction_type", "epsilon", of=_PREDICTIONS)
     own.text("timestep_spacing", "linspace", of=_SPACINGS)
     own.whole("steps_offset", 0, 1000, 0)
+    if own.values.get("original_inference_steps") is not None:  # of a consistency model: the steps of its distillation
+        own.whole("original_inference_steps", 2, min(1000, timesteps))
+    own.number("timestep_scaling", 1e-6, 1e6, 10.0)
     own.truth("rescale_betas_zero_snr", False)
     if own.values.get("trained_betas") is not None:
         own.each("trained_betas", lambda b: isinstance(b, float) and 0 < b < 1, "numbers between 0 and 1")

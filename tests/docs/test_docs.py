@@ -96,7 +96,11 @@ def snippets(text: str) -> list[Snippet]:
 RECIPES = {s.heading: [x for x in snippets(COOKBOOK) if x.heading == s.heading] for s in snippets(COOKBOOK)}
 
 
-TRAINING = ("A teacher of your own", "Data of your own")  # headings of recipes that take a minute
+LONG_RECIPES = (  # headings of recipes that take a minute
+    "The paper's figures over the steps",
+    "A teacher of your own",
+    "Data of your own",
+)
 
 
 def commands(block: str) -> Iterator[list[str]]:
@@ -130,7 +134,9 @@ def root(tmp_path, monkeypatch):
     torch.set_num_threads(threads)  # a distillation sets its own
 
 
-@pytest.mark.parametrize("heading", [pytest.param(h, marks=pytest.mark.slow if h in TRAINING else ()) for h in RECIPES])
+@pytest.mark.parametrize(
+    "heading", [pytest.param(h, marks=pytest.mark.slow if h in LONG_RECIPES else ()) for h in RECIPES]
+)
 def test_the_cookbooks_recipe_runs_as_it_stands(heading, root, request):
     (root / "work").mkdir()
     for snippet in RECIPES[heading]:

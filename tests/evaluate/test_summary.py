@@ -61,16 +61,38 @@ def test_the_judges_own_report():
         (
             {
                 "suite": "steps",
+                "metric": "hpsv2",
+                "num_prompts": 5,
                 "steps": [1, 4],
                 "panels": {"HPSv2.1": ["hpsv2.1"]},
                 "models": [
                     {
                         "model": "m",
-                        "points": [{"scores": {"hpsv2.1": {"mean": x, "interval": [x, x]}}} for x in (20.0, 25.5)],
+                        "teacher": None,
+                        "parameters": 1_234_567_890,
+                        "guidance": 0.0,
+                        "points": [
+                            {
+                                "steps": n,
+                                "unet_calls": n,
+                                "picture_ms": 100.0 * n,
+                                "scores": {"hpsv2.1": {"mean": x, "interval": [x - y, x]}},
+                            }
+                            for n, x, y in ((1, 20.0, 0), (4, 25.5, 1))
+                        ],
                     }
                 ],
             },
-            ["HPSv2.1, at 1, 4 steps:", "  m: 20.000, 25.500"],
+            [
+                "HPSv2.1:\n\n| model | teacher | guidance | 1 step | 4 steps |\n| :-- | :-- | :-- | --: | --: |\n"
+                "| m | - | none | 20.000 | 25.500 (24.500 to 25.500) |\n\nWhat it costs:\n\n"
+                "| model | teacher | guidance | steps | parameters | U-Net calls | s per picture | HPSv2.1 |\n"
+                "| :-- | :-- | :-- | --: | --: | --: | --: | --: |\n"
+                "| m | - | none | 1 | 1,234.6 M | 1 | 0.1 | 20.000 |\n"
+                "| m | - | none | 4 | 1,234.6 M | 4 | 0.4 | 25.500 (24.500 to 25.500) |\n\n"
+                "5 prompts per point; in brackets the 95 % interval. A picture's time is the median of 3 runs, without "
+                "the warm-up."
+            ],
         ),
         (
             {"suite": "prompts", "folder": "d", "drawn": 3, "found": 1},

@@ -106,18 +106,21 @@ def test_steps_of_two_models_is_one_command_with_a_plot(tmp_path, tiny_clip):
     svg = (tmp_path / "steps.svg").read_text()
     assert all(name in svg for name in ("tiny-sdxl", "tiny-koala-700m", "CLIPScore"))
     assert len(re.findall("<circle", svg)) == 4
+    tables = (tmp_path / "steps.md").read_text()
+    assert re.search(r"^\| tiny-koala-700m \| tiny-sdxl \| 2 \| 2 \| 2\.0 M \| 4 \| [\d.]+ \|", tables, re.M)
 
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_every_option_is_read_by_its_suite_or_refused_by_name(suite, capsys, tmp_path):
     """No option of a suite does nothing: whatever it does not read ends in one line that names it."""
     values = {"layout": "geneval", "metric": "shapes", "preset": "fast", "scheduler": "ddim-trailing"}
-    reads = {*SUITES[suite].reads, *(("metric", *SUITES["shapes"].reads) if suite == "steps" else ())}
+    reads = {*SUITES[suite].reads, *(("metric", "also_unguided", *SUITES["shapes"].reads) if suite == "steps" else ())}
     for name in Settings.__dataclass_fields__:
         if name in reads:
             continue
         option = f"--{name.replace('_', '-')}"
-        assert run(*STUDENT, "--suite", suite, option, values.get(name, "5")) == 2
+        value = [] if name == "also_unguided" else [values.get(name, "5")]
+        assert run(*STUDENT, "--suite", suite, option, *value) == 2
         assert f"{option} is not read by" in capsys.readouterr().err
 
 

@@ -45,8 +45,6 @@ REFUSED = [
     (SCHEDULER, {"_class_name": "FlowMatchHeunDiscreteScheduler"}, "follows the noise of flow matching"),
     (SCHEDULER, {"prediction_type": "flow_prediction"}, "says prediction_type 'flow_prediction': .*flow matching"),
     (SCHEDULER, {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}, "flow matching"),
-    (SCHEDULER, {"_class_name": "LCMScheduler"}, "is for LCMScheduler: it draws in a few steps on a grid of its own"),
-    (SCHEDULER, {"_class_name": "TCDScheduler"}, "is for TCDScheduler: .*take another model, such as the one"),
     (SCHEDULER, {"_class_name": "VQDiffusionScheduler"}, "another noise schedule than SDXL's"),
     (SCHEDULER, {"prediction_type": "anything"}, "one of epsilon, v_prediction and sample"),
     (INDEX, {"requires_aesthetics_score": True}, "this is the refiner.*take the base model"),
@@ -86,7 +84,7 @@ def test_every_scheduler_of_the_allow_list_computes_with_sdxls_betas_and_no_othe
         kind = getattr(diffusers, name)
         assert betas.keys() <= inspect.signature(kind.__init__).parameters.keys(), name
         torch.testing.assert_close(kind(**betas).alphas_cumprod.float(), expected, msg=name)
-    for name in ("EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler", "LCMScheduler", "TCDScheduler"):
+    for name in ("EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler", "CMStochasticIterativeScheduler"):
         assert name not in SAME_NOISE and hasattr(diffusers, name)
 
 

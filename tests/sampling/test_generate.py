@@ -58,7 +58,7 @@ def test_picture_k_of_a_batch_has_seed_plus_k(library):
     assert not np.array_equal(pixels(batch, 0), pixels(batch, 1))
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("scheduler", [name for name in SCHEDULERS if name != "lcm"])  # not on the straight path
 def test_every_scheduler_draws_its_own_picture(library, scheduler):
     drawn = generate(request(scheduler=scheduler), library.get(STUDENT))
     assert drawn.request.scheduler == scheduler

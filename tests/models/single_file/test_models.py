@@ -401,6 +401,22 @@ def test_a_file_of_sdxls_size_without_any_sdxl_folder_says_where_to_get_one(full
     assert open_unet(str(file)).pipeline is None  # surgery needs no more than the U-Net
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("sdxl_lightning_4step.safetensors", ("euler-trailing", 4, 0.0, 1024)),
+        ("sdxl_lightning_8step_unet.safetensors", ("euler-trailing", 8, 0.0, 1024)),
+        ("sdxl-turbo_fp16.safetensors", ("euler-trailing", 4, 0.0, 512)),
+        ("some-turbo.safetensors", ("euler-leading", 25, 7.5, 1024)),  # anybody's
+    ],
+)
+def test_a_few_step_file_is_known_by_its_publishers_name_and_that_is_told(full_size, tmp_path, caplog, name, expected):
+    (file := tmp_path / name).hardlink_to(full_size)
+    card = find(str(file))
+    assert (card.scheduler, card.steps, card.guidance, card.width) == expected
+    assert f"in {expected[1]} steps with guidance {expected[2]:g}. A model of few steps needs --steps" in caplog.text
+
+
 @pytest.mark.parametrize("own", [True, False])
 def test_a_file_with_sdxls_own_vae_decodes_it_in_single_precision(own, full_size, tmp_path):
     """The base may have a VAE that half precision can hold, which says nothing of the file's own: black pictures."""
