@@ -79,6 +79,7 @@ def test_a_consistency_models_latents_are_those_of_diffusers_own_pipeline(embedd
         pipeline, latents = run_pipeline(model, resolve(asked, model.card))
     assert pipeline.scheduler.timesteps.tolist() == [999, 759, 499, 259]  # the grid of 50, not trailing's 749 and 249
     assert torch.equal(latents, wanted)
+    torch.testing.assert_close(model.pipeline.scheduler.alphas_cumprod, stock.scheduler.alphas_cumprod)
     assert not caplog.text
 
 
