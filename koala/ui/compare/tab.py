@@ -354,6 +354,8 @@ class Compare:
         """A dropped PNG: its whole request goes back into the fields. The drop zone is emptied in any case."""
         yield [gr.skip()] * (len(FIELDS) + 1) + [None]
         try:
+            if not file:
+                raise UserError("no file was sent; choose a picture that was saved here, a PNG")
             metadata = read_png(file)
             drawn = [metadata["request"], *metadata["compared"]]
             own, *compared = zip_longest(drawn, metadata["folders"][: len(drawn)])
