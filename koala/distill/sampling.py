@@ -55,4 +55,5 @@ def _write_scheduler(folder: Path) -> None:
     values = read_object(index) | {"scheduler": ["diffusers", type(scheduler).__name__]}
     with new_file(index) as partial:
         partial.write_text(json.dumps(values, indent=2) + "\n")
-    scheduler.save_pretrained(file.parent)
+    with new_file(file) as partial:
+        partial.write_text(scheduler.to_json_string())

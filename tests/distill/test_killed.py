@@ -48,7 +48,7 @@ def running(run: RunFolder, pid: int) -> bool:
     return bool(status and status.pid == pid and status.state == "running")
 
 
-@pytest.mark.parametrize(("kills", "num_steps"), [(1, 6), pytest.param(5, 30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kills", "num_steps"), [(1, 9), pytest.param(5, 30, marks=pytest.mark.slow)])
 def test_a_run_killed_at_random_moments_ends_bit_identical(kills, num_steps, small, tmp_path, start, said):
     config = tmp_path / "config.json"
     config.write_text(json.dumps(small(num_steps=num_steps, checkpoint_every=3, optimizer="muon").to_dict()))
