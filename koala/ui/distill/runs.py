@@ -43,7 +43,7 @@ class Runs:
     @property
     def presets(self) -> list[Preset]:
         """The presets that a visitor may start."""
-        return [p for p in PRESETS.values() if self.session.local or p.config.num_steps <= PUBLIC_STEPS]
+        return [p for p in PRESETS.values() if self.session.local or _is_short(p)]
 
     def base(self, preset: str | None) -> DistillConfig:
         """The config that a visitor's settings change; None is that of an earlier run, which sets every field."""
@@ -220,3 +220,8 @@ def teacher_scores(config: DistillConfig) -> dict[str, float]:
     if config.teacher not in CARDS or not file.is_file():
         return {}
     return {suite: score["all"]["rate"] for suite, score in read_object(file)["scores"].items()}
+
+
+def _is_short(preset: Preset) -> bool:
+    """Whether a public server offers it. A step of the other methods costs half as much again as KOALA's."""
+    return preset.config.method == "koala" and preset.config.num_steps <= PUBLIC_STEPS
