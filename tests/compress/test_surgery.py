@@ -142,6 +142,7 @@ def cached(folder: Path, repo: str, source: Path, commit: str) -> Path:
     return model / "snapshots" / commit
 
 
+@pytest.mark.slow
 def test_a_hub_model_in_half_precision_with_its_better_vae_becomes_a_plain_pipeline(tmp_path, embedded):
     """sdxl-base in the cache, with the embedded teacher's files in it: fp16 variants, and a VAE from elsewhere."""
     base, commits = tmp_path / "hub", ("a" * 40, "b" * 40)

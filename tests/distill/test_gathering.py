@@ -40,6 +40,7 @@ def pictures_of(run: RunFolder) -> str:
     return which
 
 
+@pytest.mark.slow
 def test_a_new_run_learns_from_what_came_and_an_old_one_goes_on_without_it(tmp_path, small):
     config, output = table_of(small, tmp_path, "p", num_steps=2), []
     put(tmp_path / "p", [n for n in range(8) if n not in MISSING])

@@ -341,7 +341,9 @@ def test_a_cosine_tail_is_constant_in_the_first_half():
 FEW = dict(method="phased", student_spec="sdxl", min_snr_gamma=0.0, empty_prompts=0.0, log_every=1, num_steps=2)
 
 
-@pytest.mark.parametrize("settings", [{}, {"target": "ema", "guidance_min": 1.5, "guidance_max": 3.0}])
+@pytest.mark.parametrize(
+    "settings", [{}, pytest.param({"target": "ema", "guidance_min": 1.5, "guidance_max": 3.0}, marks=pytest.mark.slow)]
+)
 def test_a_resumed_run_ends_with_the_very_same_weights(small, tmp_path, settings):
     config = small(**FEW | settings | {"checkpoint_every": 1})
     whole, parted = (RunFolder(path=tmp_path / name) for name in ("whole", "parted"))
@@ -374,7 +376,10 @@ def test_the_trainer_hands_the_moving_average_to_the_step(small, tmp_path, monke
 
 @pytest.mark.parametrize(
     ("method", "sampler", "steps"),
-    [("phased", "euler-trailing", 2), ("guidance", CARDS["tiny-sdxl"].scheduler, CARDS["tiny-sdxl"].steps)],
+    [
+        ("phased", "euler-trailing", 2),
+        pytest.param("guidance", CARDS["tiny-sdxl"].scheduler, CARDS["tiny-sdxl"].steps, marks=pytest.mark.slow),
+    ],
 )
 def test_a_student_says_how_it_is_sampled(small, tmp_path, method, sampler, steps):
     run = RunFolder(path=tmp_path / "run")
@@ -395,6 +400,7 @@ def test_a_student_says_how_it_is_sampled(small, tmp_path, method, sampler, step
     assert (run.student / "koala.json").read_text() == words
 
 
+@pytest.mark.slow
 def test_a_student_cut_from_a_few_step_teacher_is_sampled_as_its_teacher(small, tmp_path):
     few, run = RunFolder(path=tmp_path / "few"), RunFolder(path=tmp_path / "run")
     train(few, small(**FEW | {"num_steps": 1, "phases": 2}))

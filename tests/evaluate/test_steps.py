@@ -137,6 +137,7 @@ def test_curves_of_one_model_or_of_one_folder_name_are_told_apart():
     assert named(("a/student", 1.0), ("student/", 1.0)) == ["a/student", "student"]
 
 
+@pytest.mark.slow
 def test_every_model_with_guidance_is_scored_without_it_too():
     library = Library("cpu")
     student = library.get("tiny-koala-700m")

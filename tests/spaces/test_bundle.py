@@ -158,6 +158,7 @@ def space(bundle, tmp_path_factory):
     assert "Traceback" not in (folder / "app.log").read_text()
 
 
+@pytest.mark.slow
 def test_the_space_draws_a_comparison_from_the_bundle_alone(space):
     url, folder = space
     result = space_check.compare(url, folder, steps=2)

@@ -19,6 +19,7 @@ def steps(page: Page, prefix: str, number: int) -> None:
         field.blur()
 
 
+@pytest.mark.slow
 def test_the_first_click_is_answered_at_once_and_esc_stops_it(open_tab, serve):
     """Symptom: while the models loaded, nothing changed for seconds."""
     server: Server = serve()

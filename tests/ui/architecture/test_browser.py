@@ -106,6 +106,7 @@ def test_size_card_and_widths_change_the_predictions(visit):
         expect(page.get_by_role("combobox", name="Picture")).to_have_value("256")
 
 
+@pytest.mark.slow
 def test_a_fresh_cut_is_offered_in_compare_and_draws(visit):
     with visit() as page:
         press(page, "UP-1", "ArrowLeft", 2)

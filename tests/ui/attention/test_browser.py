@@ -190,6 +190,7 @@ def test_runs_of_different_lengths_are_saved_and_opened_again(visit, tmp_path):
         assert pixels(page) == shown
 
 
+@pytest.mark.slow
 def test_stages_heads_steps_and_views_change_what_is_shown(visit):
     with visit() as page:
         draw(page)

@@ -256,6 +256,7 @@ def small(page) -> None:
         field.blur()
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.parametrize("page", [PHONE], indirect=True)
 def test_a_visitor_measures_and_takes_the_json_home(page):
