@@ -9,6 +9,7 @@ from koala.distill.run.folder import RunFolder
 from koala.distill.trainer import train
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "teacher_precision"),
     [

@@ -170,6 +170,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_last_good_one_offered(small, ru
         intact.verify(run, 2, config)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_from_an_earlier_checkpoint_writes_the_later_ones_anew(small, run):
     config = small(num_steps=3, checkpoint_every=1, validate_every=0)
     train(run, config)

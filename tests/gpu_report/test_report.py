@@ -79,6 +79,7 @@ def of(report: dict, name: str) -> dict:
     return one["found"]
 
 
+@pytest.mark.slow
 def test_the_file_is_the_report_and_says_how_it_was_made(report, written):
     assert json.loads(written.read_text()) == json.loads(json.dumps(report))
     assert written.with_suffix(".md").read_text() == markdown(report) + "\n"
@@ -92,6 +93,7 @@ def test_the_file_is_the_report_and_says_how_it_was_made(report, written):
     assert list(report["sections"]) == list(TABLES) and report["seconds"] > 0
 
 
+@pytest.mark.slow
 def test_every_number_of_the_report_is_one(report):
     """NaN and infinity are no JSON, and no measurement."""
 
@@ -105,6 +107,7 @@ def test_every_number_of_the_report_is_one(report):
     assert all(map(math.isfinite, numbers(report)))
 
 
+@pytest.mark.slow
 def test_latencies_are_of_every_model_at_every_size(report):
     rows = of(report, "latencies")["rows"]
     assert [r["model"] for r in rows] == ["tiny-sdxl", TINY, "tiny-koala-1b"]
@@ -112,6 +115,7 @@ def test_latencies_are_of_every_model_at_every_size(report):
     assert [r["parameters"] for r in rows] == [CARDS[r["model"]].parameters for r in rows]
 
 
+@pytest.mark.slow
 def test_presets_are_measured_against_stock(report):
     own = of(report, "presets")
     (turbo,) = own["not_measured"]  # this model needs guidance, and turbo draws without
@@ -132,6 +136,7 @@ def test_a_preset_without_stock_beside_it_has_no_ratio():
     assert against_stock([stock, row | {"peak_memory_bytes": None}])[0]["peak_memory"] is None
 
 
+@pytest.mark.slow
 def test_plans_are_held_against_the_peak_and_a_refusal_is_a_row(report):
     own = of(report, "plans")
     assert [r["card_bytes"] for r in own["rows"]] == [2 * 10**9, 10**8]
@@ -143,6 +148,7 @@ def test_plans_are_held_against_the_peak_and_a_refusal_is_a_row(report):
     assert left["card_bytes"] == 10**15 and "of this card are free" in left["reason"]
 
 
+@pytest.mark.slow
 def test_distillation_takes_the_largest_batch_that_fits(report):
     rows = of(report, "distillation")["rows"]
     assert [r["gradient_checkpointing"] for r in rows] == [True, False]
@@ -152,6 +158,7 @@ def test_distillation_takes_the_largest_batch_that_fits(report):
         assert row["peak_bytes"] > 0 and row["predicted_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_recording_and_a_click_are_timed(report):
     own = of(report, "attention")
     assert own["overhead"] == pytest.approx(own["recorded_ms"] / own["plain_ms"] - 1) and own["runs"] == 1
@@ -160,6 +167,7 @@ def test_recording_and_a_click_are_timed(report):
     assert 0 < own["click"]["one_step"]["median_ms"] <= own["click"]["one_step"]["most_ms"]
 
 
+@pytest.mark.slow
 def test_what_is_not_here_is_said_with_what_brings_it(report):
     reasons = {"onnx-runtime": "nothing is exported here", "tensorrt-rtx": "not installed; pip install tensorrt-rtx"}
     for name, reason in reasons.items():

@@ -215,6 +215,7 @@ def test_the_same_request_gives_the_same_pixels_and_history_brings_it_back(visit
     assert page.locator(".k-history button").count() == 2
 
 
+@pytest.mark.slow
 def test_stop_ends_a_run_half_way(visit):
     here = visit()
     here.steps(50, 50)

@@ -263,6 +263,7 @@ def test_a_file_with_a_nan_is_named_so_that_removing_it_helps(hub, run, student,
     assert run(*command, "--steps", "1").returncode == 0
 
 
+@pytest.mark.slow
 def test_other_bytes_than_announced_are_refused_and_leave_nothing(hub, run, student, tmp_path):
     hub.add(OWN, student)
     hub.corrupt.add(Path(UNET).name)

@@ -67,6 +67,7 @@ def test_pointing_at_a_block_shows_its_numbers_and_its_source(visit):
         assert page.locator('.ka-wide .ka-part[tabindex="0"]').count() == 1  # one stop of the Tab key
 
 
+@pytest.mark.slow
 def test_sliders_lead_from_bk_sdxl_to_koala_with_exact_counts(visit):
     with visit() as page:
         kept = page.locator('.ka-wide [data-stage="DW-3"] [data-kept="true"]')

@@ -324,6 +324,7 @@ def test_on_a_phone_a_tap_marks_a_patch_and_a_finger_paints(visit):
         assert abs(first["y"] - second["y"]) < 2 and second["width"] > 150
 
 
+@pytest.mark.slow
 def test_stop_ends_a_run_and_brings_back_what_was_there(visit):
     with visit() as page:
         draw(page, 1)

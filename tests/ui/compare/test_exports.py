@@ -36,6 +36,7 @@ def test_exports_stand_beside_the_models_that_they_were_made_of(shelf):
     assert all((label, name) in [tuple(c) for c in one.choices] for one in tab.choices())
 
 
+@pytest.mark.slow
 def test_torch_and_onnx_draw_in_one_run(shelf):
     session = Session().start()
     (name,) = [n for label, n in session.catalogue.choices(exports=True) if "ONNX" in label]

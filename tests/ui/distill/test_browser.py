@@ -93,6 +93,7 @@ def test_a_run_is_followed_however_fast_the_tabs_are_turned(visit, root):
             expect(standing(page)).to_contain_text(f"{step} of 200")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("viewport", [pytest.param(DESKTOP, marks=pytest.mark.slow), PHONE], ids=["desktop", "phone"])
 def test_runs_are_compared_and_one_is_deleted_after_a_question(visit, root, viewport):
     for k, name in enumerate(("first-1", "second-1")):

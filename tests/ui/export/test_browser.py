@@ -43,6 +43,7 @@ def turn_to_compare(page: Page) -> None:
         page.get_by_role("tab", name="Compare").click()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("viewport", [DESKTOP, pytest.param(PHONE, marks=pytest.mark.slow)], ids=["desktop", "phone"])
 def test_an_export_is_looked_at_taken_along_and_deleted(visit, root, exported_700m, viewport, tmp_path):
     for name in ("first", "second"):
