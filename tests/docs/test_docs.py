@@ -159,9 +159,8 @@ def test_the_cookbooks_recipe_runs_in_a_shell(heading, root):
     """As pasted: one bash for the whole recipe, an interpreter a command, the export made anew."""
     python = {"bash": "{}", "python": "python - <<'PY'\n{}PY\n"}
     text = "".join(python[s.language].format(s.text) for s in RECIPES[heading])
-    (root / "bin").mkdir()
-    (root / "bin" / "python").symlink_to(sys.executable)
-    text = f"export PATH={root / 'bin'}:$PATH\nmkdir work\n{text}"
+    # The folder of this interpreter, not a link to it: a link elsewhere has lost its virtual environment.
+    text = f"export PATH={Path(sys.executable).parent}:$PATH\nmkdir work\n{text}"
     subprocess.run(["bash", "-euo", "pipefail", "-c", text], check=True)
 
 
