@@ -360,6 +360,7 @@ def test_a_resumed_run_ends_with_the_very_same_weights(small, tmp_path, settings
     assert any(not torch.equal(value.half(), mine[name].half()) for name, value in start.items())
 
 
+@pytest.mark.slow
 def test_the_trainer_hands_the_moving_average_to_the_step(small, tmp_path, monkeypatch):
     given, hooked = [], PhasedStep.hooked
 

@@ -150,6 +150,7 @@ def test_where_runs_lie_is_the_users_to_say(tmp_path, monkeypatch):
     assert runs.runs_root() == tmp_path / "runs"
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_begin_says_why(tmp_path, monkeypatch):
     """Symptom: the app showed `preparing` forever, and the reason stood in a log alone."""
     monkeypatch.chdir(tmp_path)  # koala is found from any folder

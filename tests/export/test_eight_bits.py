@@ -143,6 +143,7 @@ def test_the_error_in_the_last_step_counts(exported_700m, tmp_path):
     assert result.passed is False and "0.51 % off torch's in the last step of a run, above 0.5 %" in result.text
 
 
+@pytest.mark.slow
 def test_attention_at_the_highest_resolution_stays_in_full_precision(exported_700m, tmp_path, monkeypatch):
     """Symptom: 0.2 % off on noise and 2 % in the last step, so that 12 of 200 pictures became others."""
     model = Library("cpu", dtype="float32").get("tiny-koala-700m")

@@ -44,6 +44,7 @@ def test_models_load_behind_the_page():
         assert quiet.note.startswith("No GPU here")
 
 
+@pytest.mark.slow
 def test_a_comparison_comes_step_by_step(session):
     seen, previews, results = {0: [], 1: []}, 0, {}
     for update in session.device.run(requests(steps=4)):

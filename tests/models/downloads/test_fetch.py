@@ -126,6 +126,7 @@ print(obtain(find({OWN!r})).revision)
 """
 
 
+@pytest.mark.slow
 def test_the_first_use_fetches_and_the_next_asks_nothing(hub, run, student):
     commit = hub.add(OWN, student)
     assert run("-c", OBTAIN).stdout == f"{commit}\n"
