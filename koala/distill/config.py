@@ -78,8 +78,8 @@ class DistillConfig:
         least=1,
     )
     guidance_min: float = _doc(
-        "The teacher of a phased or guidance student is guided at least this strongly; 1 is no guidance, 0 is the "
-        "teacher's own.",
+        "This is the lowest guidance scale of the teacher of a phased or guidance student; 1 turns guidance off, 0 "
+        "uses the teacher's own.",
         0.0,
     )
     guidance_max: float = _doc(

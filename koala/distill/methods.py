@@ -64,6 +64,7 @@ def _check_phases(phases: int, solver_steps: int, teacher_steps: int) -> None:
 def _check_guidance(low: float, high: float) -> None:
     if (low or high) and not 1 <= low <= high:
         raise UserError(
-            f"guidance_min={low:g} and guidance_max={high:g} are no range of scales, which begin at 1 (no guidance); "
+            f"guidance_min={low:g} and guidance_max={high:g} are not a range of guidance scales, which start at 1 (no "
+            "guidance); "
             "set guidance_min=2 guidance_max=2, for example, or guidance_min=0 guidance_max=0 for the teacher's own"
         )

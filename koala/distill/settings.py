@@ -41,7 +41,7 @@ PROSE = ("validation_prompts",)  # lists whose entries may contain commas
 
 
 def _spelled(name: str, text: str) -> object:
-    """The value of `field=text`: words separated by commas, a prompt as it is, anything else as JSON or plain text."""
+    """The value of `field=text`: words separated by commas, a prompt unchanged, anything else as JSON or plain text."""
     kind = typing.get_type_hints(DistillConfig).get(name)
     if typing.get_origin(kind) is tuple:
         if not text.startswith("["):

@@ -20,14 +20,14 @@ def vae():
 
 
 def test_clean_scenes_are_read_perfectly_and_the_vae_costs_little(vae):
-    report = judge_accuracy.measure(num_scenes=24, vae=vae)
+    report = judge_accuracy.measure(num_scenes=48, vae=vae)
     json.dumps(report)
     assert report["clean"] == {"perfect": 1.0, "confusions": {}}
     assert report["round_trip"]["perfect"] >= 0.95
 
 
 def test_the_shipped_vae_is_true_to_the_picture_to_objects_and_to_their_colours(vae):
-    fidelity = judge_accuracy.vae_fidelity(vae, num_scenes=12)
+    fidelity = judge_accuracy.vae_fidelity(vae, num_scenes=24)
     assert fidelity["psnr_db"] >= 34
     assert fidelity["psnr_objects_db"] >= 28
     assert fidelity["object_delta_e_2000"] <= 5

@@ -32,7 +32,7 @@ from koala.ui.session import Session
 
 STUDENT = "tiny-koala-700m"
 MOST = 2**30  # bytes that a damaged file may make this process grow by
-SAMPLE = 30  # of each kind of file, in the default tests
+SAMPLE = 60  # of each kind of file, in the default tests
 DEEP = {"nested": {"nested": [{"nested": 1}]}}
 VALUES = (None, [], {}, "x", -1, 0, 1e9, 10**9, float("nan"), float("inf"), True, [1, 2], ["x"] * 3, [None], DEEP)
 CONTENTS = (b"", b"{", b"[1]", b"null", b'"x"', b"1", b"[" * 100_000, b"\xff\xfe{}", b"{}")

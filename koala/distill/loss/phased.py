@@ -1,5 +1,6 @@
 """Steps that teach a student to draw in a few steps, or without guidance; `loss/velocity.py` has the notation."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -27,7 +28,7 @@ from koala.sampling.noising import Noising, ddpm
 _Velocity = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Conditions, torch.Tensor | None], torch.Tensor]
 
 
-class _VelocityStep:
+class _VelocityStep(ABC):
     """What both methods share: the guided teacher, the noise, and the student's own velocity."""
 
     def __init__(self, config: DistillConfig, teacher: GuidedTeacher, alphas: torch.Tensor, noising: Noising = ddpm):
@@ -45,8 +46,9 @@ class _VelocityStep:
 
         yield partial(self._losses, averaged if average and self.config.target == "ema" else None)
 
+    @abstractmethod
     def _losses(self, averaged: Callable | None, student: torch.nn.Module, batch: Batch, draws: Draws) -> Losses:
-        raise NotImplementedError
+        """The loss of one batch; `averaged` calls the student on its moving average, None where the goal does not."""
 
     def _noised(self, batch: Batch, draws: Draws, timesteps: torch.Tensor, sigma: torch.Tensor, device: torch.device):
         """z and what the U-Net is given."""

@@ -23,7 +23,7 @@ def snr_weight(
 ) -> torch.Tensor:
     """Weight of an epsilon loss per sample, (B,): min(SNR, gamma) / SNR (Hang et al. 2023), lifted at high noise.
 
-    `gamma` = 0 is no such weight. `high_noise` = 0 is min-SNR itself; 1 is what equal weights on velocity would be
+    `gamma` = 0 turns min-SNR off. `high_noise` = 0 leaves min-SNR as published; 1 matches equal weights on velocity
     there (Salimans and Ho 2022).
     """
     signal = alphas_cumprod[timesteps].float()
