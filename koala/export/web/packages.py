@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,10 +106,23 @@ def _packed(package: Package, folder: Path) -> Path:
     return folder / package.file
 
 
+def members(file: Path, names: Collection[str]) -> dict[str, bytes]:
+    """Files of a package, by their paths in it; UserError where it has none of that name.
+
+    One pass for all of them: what is unpacked for one is unpacked for all, and these packages have 100 MB.
+    """
+    wanted = {f"package/{name}": name for name in names}
+    contents = {}
+    with tarfile.open(file, "r|*") as archive:
+        for entry in archive:
+            if entry.name in wanted and entry.isfile():
+                contents[wanted[entry.name]] = archive.extractfile(entry).read()
+    for name in names:
+        if name not in contents:
+            raise UserError(f"{file} holds no {name}")
+    return contents
+
+
 def member(file: Path, name: str) -> bytes:
-    """One file of a package, by its path in it; UserError where it has none of that name."""
-    with tarfile.open(file) as archive:
-        try:
-            return archive.extractfile(f"package/{name}").read()
-        except (KeyError, AttributeError) as error:  # AttributeError: it is a folder
-            raise UserError(f"{file} holds no {name}") from error
+    """One file of a package, as `members` gives it."""
+    return members(file, [name])[name]

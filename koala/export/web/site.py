@@ -149,15 +149,15 @@ def sizes(side: int) -> list[tuple[int, int]]:
 def _runtime(site: Path, package: Path, files: Files) -> dict[str, object]:
     """ONNX Runtime Web with its licence; the WebAssembly is compressed, as the models are."""
     (site / RUNTIME).mkdir()
+    contents = packages.members(package, [f"dist/{name}" for names in BACKENDS.values() for name in names])
     backends = {}
     for backend, (script, glue, wasm) in BACKENDS.items():
         for name in (script, glue):
-            (site / RUNTIME / name).write_bytes(packages.member(package, f"dist/{name}"))
-        content = packages.member(package, f"dist/{wasm}")
+            (site / RUNTIME / name).write_bytes(contents[f"dist/{name}"])
         backends[backend] = {
             "script": f"{RUNTIME}/{script}",
             "glue": f"{RUNTIME}/{glue}",
-            "wasm": files.enclose(wasm.removesuffix(".wasm"), content, ".wasm"),
+            "wasm": files.enclose(wasm.removesuffix(".wasm"), contents[f"dist/{wasm}"], ".wasm"),
         }
     for name in _LICENCES.values():
         (site / RUNTIME / name).write_text(_licence_of_runtime(name), encoding="utf-8")
