@@ -13,7 +13,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
-    ["koala.distill.trainer", "koala.distill.estimate.forecast", "koala.compress.surgery", "app"]
+    [
+        "koala.distill.trainer",
+        "koala.distill.estimate.forecast",
+        "koala.compress.surgery",
+        "app",
+        "tests.ui.conftest",  # whose functions the forks run
+        "tests.frozen",  # after all others
+    ]
 )
 
 
