@@ -51,6 +51,23 @@ def test_a_first_name_loads_its_own_module_alone(tmp_path):
     assert seen == {"listed": True, "request": "koala.request", "torch": False}
 
 
+LIST_MODELS = """
+import contextlib, io, json, sys
+import koala.models.downloads
+from koala.cli.main import main
+with contextlib.redirect_stdout(io.StringIO()) as printed:
+    status = main(["models", "--json"])
+models = [card["name"] for card in json.loads(printed.getvalue())]
+print(json.dumps({"status": status, "models": models, "torch": "torch" in sys.modules}))
+"""
+
+
+def test_models_are_listed_without_torch(tmp_path):
+    """Nor is it there to fetch one: importing it takes two seconds."""
+    seen = run_python(LIST_MODELS, cwd=tmp_path)
+    assert seen["status"] == 0 and "tiny-sdxl" in seen["models"] and not seen["torch"]
+
+
 # Lists what our modules themselves do while they are imported. An event is ours if, going out from it, one of
 # our files comes before the import system: what other packages do while they are imported does not count.
 WATCH_IMPORTS = """

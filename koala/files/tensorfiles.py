@@ -1,7 +1,8 @@
 """safetensors files as bytes: where each tensor lies, and new files made of such pieces.
 
 Nothing is decoded, so values and dtype are unchanged, and memory use is one block whatever the file's size. Values are
-only checked for NaN and infinity as they pass.
+only checked for NaN and infinity as they pass. Torch is imported where tensors are made: to list models or to fetch
+one needs none, and importing it takes two seconds.
 """
 
 import hashlib
@@ -11,24 +12,25 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from koala.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
+
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _BLOCK = 1 << 22  # bytes
-_TORCH = {  # safetensors' names of what weights may be
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
+_TORCH = {  # safetensors' names of what weights may be, and torch's
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
 }
 # Bits that are all set in NaN and infinity alone (in NaN alone for the first, which has no infinity), by dtype.
 _NOT_FINITE = {
@@ -135,21 +137,26 @@ class Transposed:
 
     def blocks(self) -> Iterator[bytes]:
         """All its bytes at once."""
+        import torch
+
         yield bytes(load(self.stored).T.contiguous().view(torch.uint8).numpy())
 
 
-def load(tensor: Streamed) -> torch.Tensor:
+def load(tensor: Streamed) -> "torch.Tensor":
     """The tensor in memory, in its own dtype. UserError for one that torch has not."""
+    import torch
+
     if tensor.dtype not in _TORCH:
         raise UserError(f"{tensor.dtype} is not a type that torch reads; take a float16 or float32 file of the model")
+    dtype = getattr(torch, _TORCH[tensor.dtype])
     if not tensor.parameters:
-        return torch.empty(tensor.shape, dtype=_TORCH[tensor.dtype])
+        return torch.empty(tensor.shape, dtype=dtype)
     content = bytearray(tensor.size)
     end = 0
     for block in tensor.blocks():
         content[end : end + len(block)] = block
         end += len(block)
-    return torch.frombuffer(content, dtype=_TORCH[tensor.dtype]).view(tensor.shape)
+    return torch.frombuffer(content, dtype=dtype).view(tensor.shape)
 
 
 def _is_finite(block: bytes, dtype: str) -> bool:
@@ -234,8 +241,10 @@ def check_numbers(place: Path, tensors: Mapping[str, StoredTensor]) -> None:
         raise UserError(f"{place} is damaged: it holds {name} as {rare}, unlike the rest; copy or download it again")
 
 
-def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, "torch.Tensor"]) -> None:
     """A safetensors file of tensors in memory; OSError where it cannot be written, on a full disk for example."""
+    from safetensors.torch import save_file
+
     try:
         save_file(dict(tensors), path, metadata={"format": "pt"})
     except SafetensorError as error:
