@@ -341,7 +341,6 @@ def test_a_cosine_tail_is_constant_in_the_first_half():
 FEW = dict(method="phased", student_spec="sdxl", min_snr_gamma=0.0, empty_prompts=0.0, log_every=1, num_steps=2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [{}, pytest.param({"target": "ema", "guidance_min": 1.5, "guidance_max": 3.0}, marks=pytest.mark.slow)]
 )

@@ -142,7 +142,6 @@ def test_compare_says_why_a_run_failed_and_the_next_one_works(open_tab, server, 
         page.locator(".k-stage[data-phase=done]").wait_for()
 
 
-@pytest.mark.slow
 def test_attention_says_why_a_run_failed_and_the_next_one_works(open_tab, server):
     """Symptom: a failed run said "Stopped."."""
 

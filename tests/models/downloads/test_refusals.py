@@ -3,8 +3,6 @@
 import shutil
 import subprocess
 
-import pytest
-
 from tests.models.downloads.conftest import OWN
 
 
@@ -15,7 +13,6 @@ def one_line(done: subprocess.CompletedProcess, *parts: str) -> None:
     assert all(part in line for part in parts), line
 
 
-@pytest.mark.slow
 def test_what_the_hub_refuses_is_one_line_with_what_to_type(hub, run, student, tmp_path):
     hub.add(OWN, student)
     hub.add("someone/gated", student, refuse=(401, "GatedRepo"))

@@ -46,7 +46,6 @@ def standing(page: Page):
     return page.locator("#kd-standing")
 
 
-@pytest.mark.slow
 def test_a_run_is_watched_left_and_found_again(visit, root):
     trainer = Trainer(root, "first-1", step=40)
     with visit() as page:
