@@ -178,7 +178,7 @@ ELSEWHERE = {
     "needs bitsandbytes": "adamw is the default of every test",
     "ema_device=cpu does not go with FSDP": "tests/distill/test_processes.py shards without it",
     "target=ema does not go with FSDP": "target=student is the default of every test",
-    "teaches the effect of guidance": "tests/distill/test_phased.py sets a range",
+    "teaches the effect of guidance": "tests/distill/test_few_step_runs.py sets a range",
     "is not installed: pip install": "of a package index",
     "is being trained by another process": "test_a_name_is_free_again_after_a_typing_error, in a new folder",
     "changed since checkpoint": "test_a_moved_folder_of_the_same_pictures_is_gone_on_with",
