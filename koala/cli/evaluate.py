@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         with new_file(file) as partial:
             partial.write_text(json.dumps(report, indent=1) + "\n")
     if args.suite == "steps":
-        from koala.evaluate.steps import figure
+        from koala.evaluate.steps_figure import figure
         from koala.evaluate.steps_tables import markdown
 
         for place, text in ((file.with_suffix(".svg"), figure(report)), (file.with_suffix(".md"), markdown(report))):

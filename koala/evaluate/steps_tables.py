@@ -5,38 +5,45 @@ KOALA's tables: students of several teachers by their steps (5), a step-distille
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from koala.evaluate.steps import NONE, RUNS, names, value
+from koala.evaluate.steps_figure import NONE, RUNS, names, value
 from koala.words import markdown_table, seconds_cell
+
+Table = tuple[list[str], list[list[str]]]  # head, rows
 
 
 def markdown(report: Mapping) -> str:
     """All tables in Markdown, as a page and as what a terminal shows."""
+    scores = "\n\n".join(f"{title}:\n\n{_text(_by_steps(path, report))}" for title, path in report["panels"].items())
+    return f"{scores}\n\nWhat it costs:\n\n{_text(_by_cost(report))}\n\n{note(report)}"
+
+
+def note(report: Mapping, interval: str = "in brackets") -> str:
+    """How the figures were measured; `interval` is where the reader finds it."""
     where = f" on {report['device']}" if "device" in report else ""
-    note = (
-        f"{report['num_prompts']} prompts per point; in brackets the 95 % interval. A picture's time is the median of "
+    return (
+        f"{report['num_prompts']} prompts per point; {interval} the 95 % interval. A picture's time is the median of "
         f"{RUNS} runs{where}, without the warm-up."
     )
-    scores = "\n\n".join(f"{title}:\n\n{_by_steps(path, report)}" for title, path in report["panels"].items())
-    return f"{scores}\n\nWhat it costs:\n\n{_by_cost(report)}\n\n{note}"
 
 
-def _by_steps(path: Sequence[str], report: Mapping) -> str:
+def _text(table: Table) -> str:
+    return markdown_table(*table, left=3)
+
+
+def _by_steps(path: Sequence[str], report: Mapping) -> Table:
     """One score: a row per model and guidance, a column per number of steps."""
     rows = [
         [*_model(report, k), *(_score(point["scores"], path, report) for point in model["points"])]
         for k, model in enumerate(report["models"])
     ]
     steps = [f"{n} step{'s' if n > 1 else ''}" for n in report["steps"]]
-    return markdown_table(["model", "teacher", "guidance", *steps], rows, left=3)
+    return ["model", "teacher", "guidance", *steps], rows
 
 
-def _by_cost(report: Mapping) -> str:
+def _by_cost(report: Mapping) -> Table:
     """A row per model, guidance and number of steps."""
-    return markdown_table(
-        ["model", "teacher", "guidance", "steps", "parameters", "U-Net calls", "s per picture", *report["panels"]],
-        list(_costs(report)),
-        left=3,
-    )
+    head = ["model", "teacher", "guidance", "steps", "parameters", "U-Net calls", "s per picture", *report["panels"]]
+    return head, list(_costs(report))
 
 
 def _costs(report: Mapping) -> Iterator[list[str]]:

@@ -76,13 +76,10 @@ def _unet(spec: UNetSpec) -> dict[str, object]:
     return {"spec": spec, "parameters": parameters(spec)}
 
 
-def _tiny(name: str, title: str, spec: UNetSpec, teacher: str | None = None) -> ModelCard:
-    return ModelCard(
-        name=name,
-        title=title,
+def _tiny(name: str, title: str, spec: UNetSpec, **settings) -> ModelCard:
+    defaults = dict(
         source=str(EMBEDDED / name),
         licence="Apache-2.0",
-        teacher=teacher,
         scheduler="euler-ancestral-trailing",
         noising="straight",
         guidance=2.0,
@@ -90,6 +87,7 @@ def _tiny(name: str, title: str, spec: UNetSpec, teacher: str | None = None) -> 
         height=256,
         **_unet(spec),
     )
+    return ModelCard(name=name, title=title, **(defaults | settings))
 
 
 _DECODERS = dict(vae="madebyollin/sdxl-vae-fp16-fix", tiny_vae="madebyollin/taesdxl")
@@ -106,6 +104,7 @@ def _koala(name: str, title: str, spec: UNetSpec, **settings) -> ModelCard:
     return ModelCard(name=name, title=title, **(defaults | settings))
 
 
+_FEW_STEPS = dict(scheduler="euler-trailing", steps=4, guidance=0.0)
 _LIGHTNING = dict(teacher="sdxl-lightning-4step", steps=10, guidance=3.5)
 _OLDER = dict(teacher="sdxl-base", scheduler="euler-leading")
 _SDXL = dict(
@@ -119,8 +118,19 @@ CARDS = {
     card.name: card
     for card in (
         _tiny("tiny-sdxl", "Tiny SDXL (teacher)", TINY_SDXL),
-        _tiny("tiny-koala-1b", "Tiny KOALA-1B", TINY_KOALA_1B, "tiny-sdxl"),
-        _tiny("tiny-koala-700m", "Tiny KOALA-700M", TINY_KOALA_700M, "tiny-sdxl"),
+        _tiny("tiny-koala-1b", "Tiny KOALA-1B", TINY_KOALA_1B, teacher="tiny-sdxl"),
+        _tiny("tiny-koala-700m", "Tiny KOALA-700M", TINY_KOALA_700M, teacher="tiny-sdxl"),
+        _tiny("tiny-lightning", "Tiny Lightning (few-step teacher)", TINY_SDXL, **_FEW_STEPS),
+        *(
+            _tiny(
+                f"tiny-koala-lightning-{size}",
+                f"Tiny KOALA-Lightning-{size.upper()}",
+                spec,
+                teacher="tiny-lightning",
+                **_FEW_STEPS,
+            )
+            for size, spec in (("1b", TINY_KOALA_1B), ("700m", TINY_KOALA_700M))
+        ),
         _koala("koala-lightning-700m", "KOALA-Lightning-700M", KOALA_700M, **_LIGHTNING),
         _koala("koala-lightning-1b", "KOALA-Lightning-1B", KOALA_1B, **_LIGHTNING),
         _koala("koala-700m", "KOALA-700M", KOALA_700M, **_OLDER),

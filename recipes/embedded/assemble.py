@@ -1,4 +1,4 @@
-r"""Pack trained parts into the three self-contained diffusers folders that the package ships, in fp16.
+r"""Pack trained parts into the self-contained diffusers folders that the package ships, in fp16.
 
     python recipes/embedded/assemble.py --text WORK/text --vae WORK/vae --unet tiny-sdxl=WORK/teacher ... \
         --out koala/embedded
@@ -13,13 +13,25 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, EulerAncestralDiscreteScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    UNet2DConditionModel,
+)
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from koala.models.cards import CARDS, ModelCard
+from koala.models.layout import DRAWING
+from koala.models.registry import drawing_of
 from koala.models.shipped import write_hashes
 
 TEXT = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+SCHEDULERS = {
+    "euler-ancestral-trailing": EulerAncestralDiscreteScheduler,
+    "euler-trailing": EulerDiscreteScheduler,
+}
 PREFIX, PROJECTION = "text_model.", "text_projection.weight"
 MODEL_INDEX = {
     "_class_name": "StableDiffusionXLPipeline",
@@ -27,7 +39,6 @@ MODEL_INDEX = {
     "feature_extractor": [None, None],
     "force_zeros_for_empty_prompt": True,
     "image_encoder": [None, None],
-    "scheduler": ["diffusers", "EulerAncestralDiscreteScheduler"],
     "text_encoder": ["transformers", "CLIPTextModel"],
     "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
     "tokenizer": ["transformers", "CLIPTokenizer"],
@@ -59,13 +70,28 @@ def name_as_of_old(file: Path) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
 
 
+def save_sampling(card: ModelCard, folder: Path) -> None:
+    """How the model is sampled: for diffusers its scheduler, for a copy of the folder elsewhere its koala.json."""
+    kind = SCHEDULERS[card.scheduler]
+    kind(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        timestep_spacing="trailing",
+        prediction_type="epsilon",
+    ).save_pretrained(folder / "scheduler")
+    index = dict(sorted((MODEL_INDEX | {"scheduler": ["diffusers", kind.__name__]}).items()))
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (folder / DRAWING).write_text(json.dumps(drawing_of(card), indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path)
     parser.add_argument("--vae", type=Path)
     parser.add_argument("--unet", nargs="*", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--names", nargs="+", default=["tiny-sdxl", "tiny-koala-1b", "tiny-koala-700m"])
+    parser.add_argument("--names", nargs="+", default=[card.name for card in CARDS.values() if card.embedded])
     args = parser.parse_args()
 
     first = args.out / args.names[0]
@@ -74,18 +100,11 @@ def main() -> None:
     if args.vae:
         AutoencoderKL.from_pretrained(args.vae, torch_dtype=torch.float32).half().save_pretrained(first / "vae")
         edit(first / "vae" / "config.json", "_name_or_path")
-    EulerAncestralDiscreteScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        timestep_spacing="trailing",
-        prediction_type="epsilon",
-    ).save_pretrained(first / "scheduler")
-    (first / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n")
-    for name in args.names[1:]:
-        for part in ("scheduler", "vae", *TEXT, "tokenizer", "tokenizer_2"):
-            shutil.copytree(first / part, args.out / name / part, dirs_exist_ok=True)
-        shutil.copy(first / "model_index.json", args.out / name)
+    for name in args.names:
+        for part in ("vae", *TEXT, "tokenizer", "tokenizer_2"):
+            if name != args.names[0]:
+                shutil.copytree(first / part, args.out / name / part, dirs_exist_ok=True)
+        save_sampling(CARDS[name], args.out / name)
     for entry in args.unet:
         name, _, folder = entry.partition("=")
         unet = UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32).half()

@@ -10,7 +10,7 @@ import pytest
 from koala.errors import UserError
 from koala.evaluate import shapes, steps
 from koala.evaluate.settings import Settings, check
-from koala.evaluate.steps import figure, labels
+from koala.evaluate.steps_figure import figure, labels
 from koala.evaluate.steps_tables import markdown
 from koala.models.library import Library
 

@@ -13,6 +13,7 @@ from koala.models.cards import ModelCard
 from koala.models.locate import availability
 from koala.ui import limits, widgets
 from koala.ui.benchmark import chart as bench_chart
+from koala.ui.benchmark import steps
 from koala.ui.benchmark.chart import status
 from koala.ui.device import drawing
 from koala.ui.messages import complain, readable, sentence
@@ -221,6 +222,7 @@ def command(matrix: Matrix, cards: Sequence[ModelCard]) -> str:
 
 
 def build(session: Session) -> None:
-    """Build it inside its gr.Tab; selecting the tab updates the list of models."""
-    tab, own_tab = Bench(session), gr.context.Context.block
+    """Build it inside its gr.Tab; selecting the tab updates the lists of models."""
+    tab, scores, own_tab = Bench(session), steps.build(session), gr.context.Context.block
     own_tab.select(lambda: gr.Dropdown(tab.choices()), None, tab.models, queue=False, **CHEAP)
+    own_tab.select(lambda: gr.Dropdown(scores.choices()), None, scores.models, queue=False, **CHEAP)
