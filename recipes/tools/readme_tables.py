@@ -10,12 +10,13 @@ import re
 import sys
 from pathlib import Path
 
+from koala.evaluate import steps_tables
 from koala.files.outputs import new_file
 from koala.gpu_report.tables import FORMAT, markdown
-from koala.models.cards import CARDS, EMBEDDED
+from koala.models.cards import CARDS, EMBEDDED, ModelCard
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "docs/benchmarks.md")
+PAGES = ("README.md", "docs/benchmarks.md", "docs/few-steps.md")
 MEASUREMENTS = ROOT / "docs" / "measurements"
 MARKERS = re.compile(r"(<!-- table: (?P<name>\w+) -->\n)(?P<table>.*?)(<!-- /table -->)", re.DOTALL)
 
@@ -57,11 +58,11 @@ def models() -> str:
 
 
 def scores() -> str:
-    """Rates of whole prompts that hold, of every embedded model; of two objects also the relation, and other sizes."""
+    """Rates of whole prompts that hold, of the embedded models of 25 steps; of two objects at other sizes as well."""
     sizes = json.loads((MEASUREMENTS / "embedded-sizes.json").read_text())["models"]
     rows, teacher = [], None
-    for card in (card for card in CARDS.values() if card.embedded):
-        suites = json.loads((EMBEDDED / "scores" / f"{card.name}.json").read_text())["scores"]
+    for card in (card for card in CARDS.values() if card.embedded and card.steps == ModelCard.steps):
+        suites = _report(card.name)["scores"]
         two = suites["two_objects"]
         teacher = teacher or two["all"]["rate"]
         wide, tall = (row["scores"]["two_objects"]["all"]["rate"] for row in sizes[card.name])
@@ -71,6 +72,27 @@ def scores() -> str:
         rows.append((f"`{card.name}`, {role}", f"{card.parameters:,}", *(f"{100 * rate:.1f} %" for rate in rates)))
     heads = ("model", "U-Net parameters", "one object", "two objects", "of the teacher's", "their relation")
     return _table((*heads, "two at 320x192", "two at 192x320", "pairs never seen"), rows)
+
+
+def _report(name: str) -> dict:
+    """A report of the embedded models."""
+    return json.loads((EMBEDDED / "scores" / f"{name}.json").read_text())
+
+
+def few_steps() -> str:
+    """Rates of whole prompts that hold, of the embedded models of few steps, and of two objects the teacher's share."""
+    rows, suites = [], ("one_object", "two_objects", "held_out")
+    best = _report("tiny-sdxl")["scores"]["two_objects"]["all"]["rate"]
+    for card in (card for card in CARDS.values() if card.embedded and card.steps < ModelCard.steps):
+        for calls in (card.steps, 2):
+            name = card.name if calls == card.steps else f"{card.name}-{calls}-steps"
+            scores = _report(name)["scores"]
+            rates = [scores[suite]["all"]["rate"] for suite in suites]
+            rates.insert(2, rates[1] / best)
+            rows.append((f"`{card.name}`", str(calls), *(f"{100 * rate:.1f} %" for rate in rates)))
+    return _table(
+        ("model", "U-Net calls", "one object", "two objects", "of `tiny-sdxl` at 50 calls", "pairs never seen"), rows
+    )
 
 
 def exports() -> str:
@@ -172,6 +194,9 @@ TABLES = {
     "options": options,
     "models": models,
     "scores": scores,
+    "few_steps": few_steps,
+    "teachers": lambda: steps_tables.markdown(_report("steps")) + "\n",
+    "backbones": lambda: steps_tables.markdown(_report("steps-backbones")) + "\n",
     "exports": exports,
     "rehearsed": rehearsed,
     "cards": cards,

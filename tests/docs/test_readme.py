@@ -192,7 +192,7 @@ def test_there_are_commands_of_every_verb():
 def test_scores_are_those_of_the_reports():
     sizes = json.loads((ROOT / "docs" / "measurements" / "embedded-sizes.json").read_text())
     whole = {}
-    for name in (c.name for c in CARDS.values() if c.embedded):
+    for name in (c.name for c in CARDS.values() if c.embedded and c.steps == 25):
         report = json.loads((EMBEDDED / "scores" / f"{name}.json").read_text())
         one, two, unseen = (report["scores"][suite] for suite in ("one_object", "two_objects", "held_out"))
         whole[name] = two["all"]["rate"]
@@ -203,6 +203,20 @@ def test_scores_are_those_of_the_reports():
         assert re.findall(r"([\d.]+) %", row) == [f"{100 * rate:.1f}" for rate in rates]
         counts = f"{report['num_prompts']} prompts a suite ({sizes['num_prompts']} at other sizes)"
         assert counts in " ".join(README.split())
+
+
+FEW_STEPS = [(c.name, calls) for c in CARDS.values() if c.embedded and c.steps == 4 for calls in (4, 2)]
+
+
+@pytest.mark.parametrize(("name", "calls"), FEW_STEPS)
+def test_scores_of_few_steps_are_those_of_the_reports(name, calls):
+    report = json.loads((EMBEDDED / "scores" / f"{name}{'' if calls == 4 else '-2-steps'}.json").read_text())
+    teacher = json.loads((EMBEDDED / "scores" / "tiny-sdxl.json").read_text())["scores"]["two_objects"]["all"]["rate"]
+    one, two, unseen = (report["scores"][suite]["all"]["rate"] for suite in ("one_object", "two_objects", "held_out"))
+    drawn = (report["model"], report["steps"], report["guidance"], report["scheduler"], report["num_prompts"])
+    assert drawn == (name, calls, 0.0, "euler-trailing", 500)
+    row = next(line for line in README.splitlines() if line.startswith(f"| `{name}` | {calls} |"))
+    assert re.findall(r"([\d.]+) %", row) == [f"{100 * rate:.1f}" for rate in (one, two, two / teacher, unseen)]
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
@@ -239,11 +253,13 @@ def test_distillations_figures_are_those_of_the_reports():
         json.loads((folder / f"distill-{name}.json").read_text()) for name in ("10-minutes", "full-size-cpu", "speed")
     )
     text = " ".join(README.split())
-    attributes = ten["student"]["attribute"]["by"]
+    attributes = ten["student"]["one_object"]["attribute"]["by"]
     assert ten["command"].startswith("python -m koala distill --preset 10-minutes")
     assert ten["seconds"] <= 600
-    assert f"in {100 * ten['student']['all']['rate']:.1f} % of {ten['score']['num_prompts']} prompts" in text
-    assert f"{100 * ten['share_of_teacher']:.0f} % of what its teacher can" in text
+    assert (
+        f"in {100 * ten['student']['one_object']['all']['rate']:.1f} % of {ten['score']['num_prompts']} prompts" in text
+    )
+    assert f"{100 * ten['share_of_teacher']['one_object']:.0f} % of what its teacher can" in text
     assert f"the colour is right in {100 * attributes['colour']['rate']:.1f} %" in text
     assert f"the background in {100 * attributes['background']['rate']:.1f} %" in text
     peak = size["peak_memory_bytes"]

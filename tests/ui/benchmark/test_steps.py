@@ -136,7 +136,7 @@ def test_a_public_server_shows_the_recorded_scores_only():
 @pytest.mark.browser
 def test_a_visitor_scores_two_models_in_the_browser(app, open_tab):
     with open_tab(app, "Benchmark") as page:
-        page.get_by_role("group", name="Steps to try").get_by_label("25").uncheck()
+        page.locator("#kb-steps-steps").get_by_label("25").uncheck()
         page.locator("#kb-steps-prompts input").fill("1")
         page.locator("#kb-steps-start").click()
         expect(page.locator("#kb-steps-status")).to_have_text("Done.", timeout=120_000)

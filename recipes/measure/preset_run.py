@@ -1,8 +1,10 @@
-"""What ten minutes of distillation on two cores give: the preset run, then the shapes score of its student.
+r"""What a preset's distillation on two cores gives: the run, then the shapes score of its student and of its teacher.
 
-    python -m recipes.measure.ten_minutes --run runs/ten-minutes --out docs/measurements/distill-10-minutes.json
+    python -m recipes.measure.preset_run --run runs/ten-minutes --out docs/measurements/distill-10-minutes.json
+    python -m recipes.measure.preset_run --preset few-steps --run runs/few-steps \
+        --out docs/measurements/distill-few-steps.json
 
-From surgery alone, beside the teacher's own score. A run that is done already is only scored.
+A run that is done already is only scored.
 """
 
 import argparse
@@ -21,11 +23,13 @@ from koala.models.library import Library
 from koala.models.measured import weights
 from koala.sampling.generate import versions
 
-PRESET = "10-minutes"
+# What each preset teaches: 10-minutes begins at an untrained cut, few-steps at a teacher that draws two objects.
+SUITES = {"10-minutes": ("one_object",), "few-steps": ("one_object", "two_objects")}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=SUITES, default="10-minutes")
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--num-prompts", type=int, default=200)
@@ -34,15 +38,21 @@ def main() -> None:
     run = RunFolder(path=args.run)
     if not (run.status() and run.status().state == "done"):
         subprocess.run(
-            [sys.executable, "-m", "koala", "distill", "--preset", PRESET, "--out", str(run.path)], check=True
+            [sys.executable, "-m", "koala", "distill", "--preset", args.preset, "--out", str(run.path)], check=True
         )
     status, config = run.status(), run.config()
     library = Library("cpu")
-    score = evaluate(library.get(str(run.student)), count=args.num_prompts, suites=("one_object",))
-    mine = score["scores"]["one_object"]
-    its = json.loads((EMBEDDED / "scores" / "tiny-sdxl.json").read_text())["scores"]["one_object"]
+    suites = SUITES[args.preset]
+    score = evaluate(library.get(str(run.student)), count=args.num_prompts, suites=suites)
+    its = json.loads((EMBEDDED / "scores" / "tiny-sdxl.json").read_text())["scores"]
+    mine, its = score["scores"], {suite: its[suite] for suite in suites}
+    unguided = {}
+    if config.method == "phased":  # the teacher in the same calls
+        same = dict(steps=score["steps"], guidance=score["guidance"], scheduler=score["scheduler"])
+        before = evaluate(library.get(config.teacher), count=args.num_prompts, suites=suites, **same)
+        unguided = {"teacher_in_as_many_calls": before["scores"]}
     report = {
-        "command": f"python -m koala distill --preset {PRESET} --out {run.name}",
+        "command": f"python -m koala distill --preset {args.preset} --out {run.name}",
         "scored_by": " ".join(["python -m recipes.measure.ten_minutes", *sys.argv[1:]]),
         "device": device_name(library.device),
         "versions": versions(),
@@ -55,7 +65,8 @@ def main() -> None:
         "score": {k: v for k, v in score.items() if k not in ("model", "scores")},
         "student": mine,
         "teacher": its,
-        "share_of_teacher": round(mine["all"]["rate"] / its["all"]["rate"], 4),
+        **unguided,
+        "share_of_teacher": {k: round(mine[k]["all"]["rate"] / its[k]["all"]["rate"], 4) for k in suites},
     }
     with new_file(args.out) as file:
         file.write_text(json.dumps(report, indent=1) + "\n")
