@@ -18,7 +18,7 @@ from koala.ui.build import launch  # noqa: E402
 from koala.ui.session import Session  # noqa: E402
 
 REAL = ("sdxl-base", "koala-700m", "koala-1b")
-EMBEDDED = ("tiny-sdxl", "tiny-koala-700m", "tiny-koala-1b")
+EMBEDDED = ("tiny-sdxl", "tiny-koala-700m", "tiny-koala-1b", "tiny-lightning", "tiny-koala-lightning-700m")
 MEMORY = 48 * 10**9  # bytes of the GPU that ZeroGPU lends
 EXPORTS = os.environ.get("KOALA_EXPORT") == "1"  # a variable of the Space: visitors may export the embedded models
 
