@@ -2,7 +2,7 @@
 const TILES = 6;
 
 class Denoising {
-  // `changed` is called when another frame is to be shown; `screen` shows it over the picture.
+  // `changed` is called when another frame is shown, or none; `screen` is what lies over the picture then.
   constructor(changed) {
     this.node = make("div", "k-denoising");
     this.tiles = make("canvas", "k-tiles");
@@ -28,7 +28,7 @@ class Denoising {
     this.tiles.addEventListener("pointerdown", jump);
     this.tiles.addEventListener("pointermove", jump);
     this.sheet.addEventListener("load", () => { this.draw(); this.show(); });
-    this.sheet.addEventListener("error", () => { this.data = null; this.show(); }); // the server has dropped the file
+    this.sheet.addEventListener("error", () => { this.ready = false; this.show(); }); // the server has dropped the file
   }
 
   // The strip of a finished run, or null; `first` says whether the first picture is shown, of which it is.
