@@ -69,7 +69,7 @@ def test_compare_returns_every_model_and_the_speedup(client):
     files, result = client.predict(models=PAIR, prompt="a blue star", **own, api_name="/compare")
     asked = [m["request"] for m in result["models"]]
     assert [(r["steps"], r["guidance"]) for r in asked] == [(2, 1.0), (1, 2.0)]
-    with pytest.raises(AppError, match="steps has 3 values for 2 models; give one for all"):
+    with pytest.raises(AppError, match="Steps has 3 values for 2 models; give one for all"):
         client.predict(models=PAIR, prompt="a blue star", steps=[1, 2, 3], api_name="/compare")
     assert [m["model"] for m in result["models"]] == PAIR and len(files) == 2
     assert [m["model"] for m in result["speedup"]["models"]] == [PAIR[1]] and result["device"]
