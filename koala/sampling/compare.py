@@ -78,11 +78,18 @@ def compare(
 
 
 def warm_up_together(
-    requests: Sequence[GenerationRequest], library: Library, *, cards: Sequence[ModelCard] | None = None
+    requests: Sequence[GenerationRequest],
+    library: Library,
+    *,
+    cards: Sequence[ModelCard] | None = None,
+    cancel: threading.Event | None = None,
 ) -> None:
-    """Let every model draw two uncounted steps ahead; `compare` of these requests then does not have to."""
+    """Let every model draw two uncounted steps ahead; `compare` of these requests then does not have to.
+
+    Setting `cancel` raises Cancelled before the next step ends.
+    """
     for _, request, model, placement in _planned(requests, library, cards):
-        warm_up(request, model, placement=placement)
+        warm_up(request, model, cancel=cancel, placement=placement)
 
 
 def _planned(

@@ -279,14 +279,21 @@ def _run(
     )
 
 
-def warm_up(request: GenerationRequest, model: LoadedModel, *, placement: Placement | None = None) -> None:
+def warm_up(
+    request: GenerationRequest,
+    model: LoadedModel,
+    *,
+    cancel: threading.Event | None = None,
+    placement: Placement | None = None,
+) -> None:
     """Let the model draw two uncounted steps of this request's shape, unless it has drawn that shape before.
 
-    `generate` does the same before its first run of a shape; an app does it ahead, while nobody waits.
+    `generate` does the same before its first run of a shape; an app does it ahead, while nobody waits. Setting `cancel`
+    raises Cancelled before the next step ends.
     """
     request = resolve(request, model.card)
     with model.lock, adapted(model, request):
-        _warm_up(request, model, placement or model.place(request), threading.Event())
+        _warm_up(request, model, placement or model.place(request), cancel or threading.Event())
 
 
 def _warm_up(request: GenerationRequest, model: LoadedModel, placement: Placement, cancel: threading.Event) -> None:

@@ -4,11 +4,12 @@ import dataclasses
 import logging
 import queue
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from koala.errors import UserError
+from koala.errors import Cancelled, UserError
 from koala.hardware.torch_build import Advice, advice_here
 from koala.models.cards import ModelCard
 from koala.models.locate import availability
@@ -26,6 +27,12 @@ log = logging.getLogger(__name__)
 # Of a model that is loaded: its state, and what is shown with it.
 READY, WARMING = ("ready", ""), ("loading", "warming up")
 PROMPT = EXAMPLES[0]  # of what a model draws ahead; the words do not matter
+
+
+def _end(over: threading.Event, drawing: threading.Lock) -> None:
+    """The process ends: no thread may still compute then, since torch would abort. It notices within one step."""
+    over.set()
+    drawing.acquire(timeout=10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +68,8 @@ class Loader:
         self._device, self._memory, self._library = device, memory, library
         self._failure: Exception | None = None
         self._imported = threading.Event()  # or failed to be
-        self._warms = warms
+        self._warms, self._over, self._drawing = warms, threading.Event(), threading.Lock()
+        weakref.finalize(self, _end, self._over, self._drawing)
         self._downloads: set[str] = set()
         self._jobs: queue.Queue[str] = queue.Queue()
         self._states: dict[str, ModelState] = {}
@@ -142,8 +150,9 @@ class Loader:
             while not cold or not self._jobs.empty():
                 cold.append(self._jobs.get())
                 self._load(cold[-1], then=WARMING if self._warms else READY)
-            if self._warms:
-                self._warm_up(cold)
+            with self._drawing:
+                if self._warms and not self._over.is_set():
+                    self._warm_up(cold)
 
     def _warm_up(self, names: Sequence[str]) -> None:
         """Let these models draw two steps of their own settings, those to begin with as the pair that they are.
@@ -156,16 +165,18 @@ class Loader:
 
         loaded = [name for name in names if self._state_is(name, WARMING)]
         try:
-            library = self.library()
+            library, ways = self.library(), {"cancel": self._over}
             models = {name: library.get(self.catalogue.card(name)) for name in loaded}
             cold = [n for n, model in models.items() if self.device_type != "cpu" or model.parameters < LARGE]
             pair = list(self.first) if len(self.first) > 1 and set(self.first) <= set(cold) else []
             if pair:
                 asked = [GenerationRequest(model=name, prompt=PROMPT) for name in pair]
-                warm_up_together(asked, library, cards=[models[name].card for name in pair])
+                warm_up_together(asked, library, cards=[models[name].card for name in pair], **ways)
             for name in cold:
                 if name not in pair:
-                    warm_up(GenerationRequest(model=name, prompt=PROMPT), models[name])
+                    warm_up(GenerationRequest(model=name, prompt=PROMPT), models[name], **ways)
+        except Cancelled:
+            return
         except Exception:
             log.warning("a model could not draw ahead", exc_info=True)
         for name in loaded:

@@ -45,7 +45,7 @@ def test_the_noise_that_is_left_is_that_of_the_next_timestep(scheduler):
 def test_a_comparison_keeps_its_previews_small_and_measures_what_was_warm(library):
     settings = {"tiny-sdxl": (3, 2.0), "tiny-koala-700m": (2, 0.0)}
     asked = [
-        GenerationRequest(model=name, prompt="a red circle", steps=s, guidance=g, width=128, height=64)
+        GenerationRequest(model=name, prompt="a red circle", steps=s, guidance=g, width=256, height=64)
         for name, (s, g) in settings.items()
     ]
     warm_up_together(asked, library)
@@ -69,7 +69,7 @@ def test_a_comparison_keeps_its_previews_small_and_measures_what_was_warm(librar
     for (k, step), frame in zip(
         [(k, s) for k, s in seen if s.preview], results[1].frames + results[0].frames, strict=True
     ):
-        assert step.preview.size == (128, 64) and max(frame.picture.size) <= FRAME_SIDE
+        assert step.preview.size == (128, 32) and max(frame.picture.size) <= FRAME_SIDE
         assert 0 < frame.noise <= 1, k
     plain = compare(asked, library, num_previews=0)
     for watched, alone in zip(results, plain, strict=True):
