@@ -55,6 +55,14 @@ def listed(items: Sequence[str], last: str = "and") -> str:
     return f"{', '.join(before)} {last} {end}" if before else end
 
 
+def settings_text(steps: int, guidance: float, calls: int) -> str:
+    """25 steps with guidance 2; 4 steps without guidance: `calls` of the U-Net say how many steps called it twice."""
+    guided = calls - steps
+    if not guided:
+        return f"{many(steps, 'step')} without guidance"
+    return f"{many(steps, 'step')} with guidance {guidance:g}" + ("" if guided == steps else f" in {guided} of them")
+
+
 # --- times
 
 

@@ -14,11 +14,12 @@ from koala.console import quiet  # noqa: E402
 
 quiet()  # before Gradio and transformers are imported
 
+from koala.models.cards import CARDS  # noqa: E402
 from koala.ui.build import launch  # noqa: E402
 from koala.ui.session import Session  # noqa: E402
 
-REAL = ("sdxl-base", "koala-700m", "koala-1b")
-EMBEDDED = ("tiny-sdxl", "tiny-koala-700m", "tiny-koala-1b", "tiny-lightning", "tiny-koala-lightning-700m")
+REAL = ("sdxl-base", "koala-lightning-700m", "koala-1b")
+EMBEDDED = tuple(name for name, card in CARDS.items() if card.embedded)
 MEMORY = 48 * 10**9  # bytes of the GPU that ZeroGPU lends
 EXPORTS = os.environ.get("KOALA_EXPORT") == "1"  # a variable of the Space: visitors may export the embedded models
 
@@ -27,7 +28,6 @@ def on_zerogpu() -> Session:
     """Every model is put on the GPU before the page is served: the forks that draw inherit them."""
     from functools import partial
 
-    from koala.models.cards import CARDS
     from koala.models.downloads import fetch
     from koala.models.library import Library
     from koala.models.locate import availability

@@ -11,11 +11,14 @@ from koala.cli.output import claims_line, emit, pixel_bytes, plan_lines, progres
 from koala.console import no_bars
 from koala.models.registry import find
 from koala.request import GenerationRequest
+from koala.sampling.resolve import one_each
+from koala.words import settings_text
 
 if TYPE_CHECKING:
     from koala.sampling.generate import Step
 
 HELP = "draw the same noise with several models and compare their times"
+OWN = ("steps", "guidance")  # each model may have its own
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +26,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--models", nargs="+", required=True, metavar="MODEL", help="two or more; the first is the baseline"
     )
-    add_request(parser, leave_out=("model",))
+    add_request(parser, leave_out=("model",), one_each=OWN)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the pictures")
     parser.add_argument(
         "--strip",
@@ -37,7 +40,12 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints each model's file, timing and claims, and the speed-ups over the first, or JSON; exit status 0."""
-    requests = [GenerationRequest(model=m, **request_values(args)) for m in args.models]
+    given, count = request_values(args), len(args.models)
+    own = {field: one_each(field, given.pop(field), count) for field in OWN if field in given}
+    requests = [
+        GenerationRequest(model=model, **given, **{field: values[k] for field, values in own.items()})
+        for k, model in enumerate(args.models)
+    ]
     names = to_run(args, args.models)
     requests = [dataclasses.replace(r, model=name) for r, name in zip(requests, names, strict=True)]
     from koala.attention.denoising import PREVIEWS, denoising_strip
@@ -45,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
     from koala.files.outputs import check_file, check_folder, new_file
     from koala.sampling.compare import compare as draw
     from koala.sampling.compare import speedup
-    from koala.sampling.generate import preview_steps
     from koala.sampling.out_of_memory import advising
+    from koala.sampling.previews import preview_steps
     from koala.sampling.report import comparison
 
     no_bars()
@@ -80,7 +88,8 @@ def run(args: argparse.Namespace) -> int:
     report = circumstances(sys.argv[1:], models.device, weights=names) | comparison(results, files)
     lines = []
     for one in report["models"]:
-        lines += [f"{one['model']}: {one['image']}", f"  {timing_line(one)}", f"  {claims_line(one)}"]
+        how = settings_text(one["request"]["steps"], one["request"]["guidance"], one["timing"]["unet_calls"])
+        lines += [f"{one['model']}: {one['image']}", f"  {how}", f"  {timing_line(one)}", f"  {claims_line(one)}"]
     for result in results[1:]:
         gained = speedup(results[0].timing, result.timing)
         lines.append(f"{result.request.model} against {results[0].request.model}: {gained.sentence()}")

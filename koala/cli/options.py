@@ -30,8 +30,13 @@ def number(text: str) -> int | float | str:
     return text
 
 
-def add_request(parser: argparse.ArgumentParser, *, leave_out: Sequence[str] = ()) -> None:
-    """One option for every field of a request; options not given are absent, so that the model's defaults apply."""
+def add_request(
+    parser: argparse.ArgumentParser, *, leave_out: Sequence[str] = (), one_each: Sequence[str] = ()
+) -> None:
+    """One option for every field of a request; options not given are absent, so that the model's defaults apply.
+
+    The fields of `one_each` take one value for all models, or one for each.
+    """
     for field in dataclasses.fields(GenerationRequest):
         if field.name in leave_out:
             continue
@@ -44,7 +49,10 @@ def add_request(parser: argparse.ArgumentParser, *, leave_out: Sequence[str] = (
             required=required,
             default=argparse.SUPPRESS,
             metavar="TEXT" if text else "N",
-            help=field.metadata["help"] + ("" if required or default == "" else f" (default: {default})"),
+            help=field.metadata["help"]
+            + ("; one for all models, or one for each" if field.name in one_each else "")
+            + ("" if required or default == "" else f" (default: {default})"),
+            **({"nargs": "+"} if field.name in one_each else {}),
         )
 
 

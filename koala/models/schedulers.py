@@ -173,6 +173,17 @@ def clean_estimate(
     return scheduler.clean
 
 
+def noise_left(scheduler: SchedulerMixin, index: int) -> float:
+    """The noise left in the latents after the step `index` from 0, as a share of their standard deviation, 0 to 1.
+
+    That is sqrt(1 - alphas_cumprod) (Ho et al. 2020) at the timestep of the next step; nothing is left after the last.
+    """
+    if index + 1 >= len(scheduler.timesteps):
+        return 0.0
+    signal = scheduler.alphas_cumprod[round(float(scheduler.timesteps[index + 1]))]
+    return float((1 - signal).sqrt())
+
+
 def build_for_run(name: str, config: dict, steps: int | None = None) -> SchedulerMixin:
     """The same; UserError for a noise schedule on which it would compute NaN, or for `steps` that it does not have."""
     made = build(name, config)

@@ -19,18 +19,17 @@ from koala.finite import NotFinite
 from koala.hardware.timing import StageTimer, device_name
 from koala.models.library import EMBEDDINGS
 from koala.models.loaded import LoadedModel, Placement
-from koala.models.schedulers import build_for_run, clean_estimate
+from koala.models.schedulers import build_for_run, clean_estimate, noise_left
 from koala.presets import PRESETS
 from koala.request import GenerationRequest, Timing
 from koala.sampling.adapters import adapted
 from koala.sampling.decoding import decode
-from koala.sampling.guidance import TENSORS, GuidanceInterval, guided_steps
+from koala.sampling.guidance import TENSORS, GuidanceInterval, unet_calls
 from koala.sampling.nan_causes import check_prediction
+from koala.sampling.previews import MAX_PREVIEWS, Frame, frame, preview_steps, shrunk
 from koala.sampling.resolve import resolve
 from koala.sampling.result import GenerationResult
 from koala.sampling.tokens import unread
-
-MAX_PREVIEWS = 6  # per run: a preview costs a VAE decode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,11 +186,6 @@ def run_pipeline(
     return pipeline, latents
 
 
-def preview_steps(steps: int, num_previews: int) -> set[int]:
-    """The steps, counted from 1, after which a run shows a preview: evenly spread, each at most once."""
-    return {round(steps * k / (num_previews + 1)) for k in range(1, num_previews + 1)} - {0}
-
-
 class _Watch:
     """What happens after each step: note the U-Net's time, look at the cancel flag, show the picture so far."""
 
@@ -204,10 +198,12 @@ class _Watch:
         num_previews: int,
         model: LoadedModel,
         tile: int | None,
+        small: bool,
     ):
         self.request, self.timer, self.on_step, self.cancel = request, timer, on_step, cancel
         self.vae, self.tile = model.tiny_vae or model.pipeline.vae, tile  # whole, a small one takes more than the tiles
-        self.shown = preview_steps(request.steps, num_previews)
+        self.shown, self.small = preview_steps(request.steps, num_previews), small
+        self.frames: list[Frame] = []
         self.unet_ms: list[float] = []
 
     def __call__(self, pipeline, index: int, timestep, values: dict) -> None:
@@ -220,7 +216,8 @@ class _Watch:
                 if index + 1 in self.shown:
                     clean = clean_estimate(pipeline.scheduler, values["before"], values["latents"], index)[:1]
                     with suppress(NotFinite):  # the latents may still come right; the picture itself is checked
-                        preview = decode(self.vae, clean, self.tile)[0]
+                        preview = decode(self.vae, shrunk(clean) if self.small else clean, self.tile)[0]
+                        self.frames.append(frame(index + 1, noise_left(pipeline.scheduler, index), preview))
                 self.on_step(Step(index=index + 1, total=self.request.steps, preview=preview))
         if self.cancel.is_set():
             raise Cancelled
@@ -254,18 +251,19 @@ def _run(
     on_step: Callable[[Step], None] | None,
     cancel: threading.Event,
     num_previews: int,
+    small_previews: bool = False,
 ) -> GenerationResult:
     timer = StageTimer(model.device)
     if "vae" not in placement.on_device("unet"):
         num_previews = 0  # nothing to decode them with is on the device
-    watch = _Watch(request, timer, on_step, cancel, num_previews, model, placement.tile)
+    watch = _Watch(request, timer, on_step, cancel, num_previews, model, placement.tile, small_previews)
     pipeline, latents = run_pipeline(model, request, timer=timer, step_end=watch, placement=placement)
     with timer.stage("vae"):
         images = decode(pipeline.vae, latents, placement.tile)
     timing = Timing(
         text_ms=timer.total("text"),
         unet_ms=tuple(watch.unet_ms),
-        unet_calls=request.steps + len(guided_steps(request)),
+        unet_calls=unet_calls(request),
         vae_ms=timer.total("vae"),
         # what a run without anyone watching would have taken
         total_ms=timer.total("text") + timer.total("denoise") - timer.total("watching") + timer.total("vae"),
@@ -276,8 +274,38 @@ def _run(
         request=request,
         images=tuple(images),
         timing=timing,
+        frames=tuple(watch.frames),
         **made_by(model, placement, request),
     )
+
+
+def warm_up(
+    request: GenerationRequest,
+    model: LoadedModel,
+    *,
+    cancel: threading.Event | None = None,
+    placement: Placement | None = None,
+) -> None:
+    """Let the model draw two uncounted steps of this request's shape, unless it has drawn that shape before.
+
+    `generate` does the same before its first run of a shape; an app does it ahead, while nobody waits. Setting `cancel`
+    raises Cancelled before the next step ends.
+    """
+    request = resolve(request, model.card)
+    with model.lock, adapted(model, request):
+        _warm_up(request, model, placement or model.place(request), cancel or threading.Event())
+
+
+def _warm_up(request: GenerationRequest, model: LoadedModel, placement: Placement, cancel: threading.Event) -> None:
+    """The same of a request whose defaults are filled in, within the model's lock and with its LoRA on."""
+    shape = (request.width, request.height, request.images, request.guidance > 1, request.preset, request.lora)
+    if shape in model.warm:
+        return
+    known = dict(model.library.embeddings)
+    _run(model, dataclasses.replace(request, steps=2), placement, None, cancel, 0)
+    for key in model.library.embeddings.keys() - known.keys():
+        del model.library.embeddings[key]  # the warm-up's encoding time is not a measurement
+    model.warm.add(shape)
 
 
 def generate(
@@ -287,27 +315,23 @@ def generate(
     on_step: Callable[[Step], None] | None = None,
     cancel: threading.Event | None = None,
     num_previews: int = MAX_PREVIEWS,
+    small_previews: bool = False,
     placement: Placement | None = None,
 ) -> GenerationResult:
     """Draw the request's pictures on a loaded model.
 
     `on_step` is called after every step. Setting `cancel` raises Cancelled before the next step ends. The first
     run of a shape is preceded by an uncounted warm-up of two steps; the time that `on_step` and its previews
-    take is left out of the timing. `placement` is a memory plan that several models share.
+    take is left out of the timing. `small_previews` are decoded from fewer latents; the result keeps every preview.
+    `placement` is a memory plan that several models share.
     """
     request = resolve(request, model.card)
     cancel = cancel or threading.Event()
-    shape = (request.width, request.height, request.images, request.guidance > 1, request.preset, request.lora)
     with model.lock, ExitStack() as run:
         placement = placement or model.place(request)  # it counts the weights of the last LoRA, which goes now
         lora = run.enter_context(adapted(model, request))
-        if shape not in model.warm:
-            known = dict(model.library.embeddings)
-            _run(model, dataclasses.replace(request, steps=2), placement, None, cancel, 0)
-            for key in model.library.embeddings.keys() - known.keys():
-                del model.library.embeddings[key]  # the warm-up's encoding time is not a measurement
-            model.warm.add(shape)
-        result = _run(model, request, placement, on_step, cancel, num_previews)
+        _warm_up(request, model, placement, cancel)
+        result = _run(model, request, placement, on_step, cancel, num_previews, small_previews)
     if lora is None:
         return result
     return dataclasses.replace(result, lora_sha256=digest(Path(request.lora)), lora_layers=lora.summary)

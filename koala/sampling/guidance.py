@@ -18,6 +18,11 @@ def guided_steps(request: GenerationRequest) -> range:
     return PRESETS[request.preset].guided_steps(request.steps) if request.guidance > 1 else range(0)
 
 
+def unet_calls(request: GenerationRequest) -> int:
+    """Predictions of the U-Net in a run whose defaults are filled in: one a step, two where the step is guided."""
+    return request.steps + len(guided_steps(request))
+
+
 class GuidanceInterval:
     """Switches a running pipeline's guidance on and off between steps; `embeds` are those of `encode_prompt`."""
 

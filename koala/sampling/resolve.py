@@ -30,6 +30,20 @@ def resolve(request: GenerationRequest, card: ModelCard) -> GenerationRequest:
     return resolved
 
 
+def one_each(field: str, given: object, count: int) -> list:
+    """A field's value for each of `count` models: one value, or a list of one, is that of all.
+
+    UserError for a list of any other length.
+    """
+    if not isinstance(given, list | tuple):
+        return [given] * count
+    if len(given) not in (1, count):
+        raise UserError(
+            f"{field} has {len(given)} values for {count} models; give one for all, or one for each in their order"
+        )
+    return list(given) * (count if len(given) == 1 else 1)
+
+
 def _unguided(request: GenerationRequest, card: ModelCard) -> GenerationRequest:
     """The request without guidance, where its model allows that."""
     if not card.draws_unguided:

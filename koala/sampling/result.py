@@ -13,6 +13,7 @@ from koala.errors import UserError
 from koala.files.outputs import new_file
 from koala.hardware.memory_plan import Plan
 from koala.request import MAX_SIDE, GenerationRequest, Timing
+from koala.sampling.previews import Frame
 
 KEY = "koala"  # the PNG text chunk that holds the JSON; "parameters" holds the same as text, for users and other UIs
 
@@ -35,6 +36,7 @@ class GenerationResult:
     weights_sha256: str | None = None  # of a model folder's files, for folders of pictures
     unread: dict[str, str] = field(default_factory=lambda: {"prompt": "", "negative_prompt": ""})  # ends of the prompts
     plan: Plan | None = None  # how it was placed in memory; None where another runtime decides
+    frames: tuple[Frame, ...] = ()  # of the first picture, after every step that showed a preview; empty without them
 
     @property
     def asked(self) -> str:

@@ -32,12 +32,13 @@ _END = object()  # the last event of a thread
 
 def drawing(requests: Sequence[GenerationRequest], cards: Sequence[ModelCard], kind: str = "drawing") -> Work:
     """The work of these requests: pixels times steps times the U-Net's parameters, doubled by guidance."""
-    amount = 0.0
-    for request, card in zip(requests, cards, strict=True):
-        guided = (card.guidance if request.guidance is None else request.guidance) > 1
-        pixels = (request.width or card.width) * (request.height or card.height) * request.images
-        amount += pixels * (request.steps or card.steps) * (card.parameters or 1) * (1 + guided) / 1e12
-    return Work(kind=kind, amount=amount)
+    return Work(kind=kind, amount=sum(map(_amount, requests, cards)))
+
+
+def _amount(request: GenerationRequest, card: ModelCard) -> float:
+    guided = (card.guidance if request.guidance is None else request.guidance) > 1
+    pixels = (request.width or card.width) * (request.height or card.height) * request.images
+    return pixels * (request.steps or card.steps) * (card.parameters or 1) * (1 + guided) / 1e12
 
 
 def plain_draw(
@@ -49,15 +50,18 @@ def plain_draw(
     on_result,
     cancel,
 ) -> None:
-    """One model alone, or several on the same noise; the callbacks get the request's position."""
+    """One model alone, or several on the same noise, with a preview of every step, or of 32 of more; the callbacks get
+    the request's position."""
     from koala.sampling.compare import compare
     from koala.sampling.generate import generate
+    from koala.sampling.previews import EVERY
 
+    shown = {"num_previews": EVERY, "small_previews": True}
     if len(requests) == 1:
         model = library.get(cards[0])
-        on_result(0, generate(requests[0], model, on_step=lambda s: on_step(0, s), cancel=cancel))
+        on_result(0, generate(requests[0], model, on_step=lambda s: on_step(0, s), cancel=cancel, **shown))
     else:
-        compare(requests, library, cards=cards, on_step=on_step, on_result=on_result, cancel=cancel)
+        compare(requests, library, cards=cards, on_step=on_step, on_result=on_result, cancel=cancel, **shown)
 
 
 class Device:
@@ -126,9 +130,13 @@ class Device:
         life, draw = life or Life(), draw or plain_draw
         draw = self._wrap(draw) if self._wrap else draw
 
+        amounts = list(map(_amount, requests, cards))
+        done = [0.0] * len(requests)  # of each model's steps, 0 to 1
+
         def do(library: "Library", ticket: Ticket) -> None:
             def on_step(position: int, step) -> None:
-                ticket.done = (position + step.index / step.total) / len(requests)
+                done[position] = step.index / step.total
+                ticket.done = sum(a * part for a, part in zip(amounts, done, strict=True)) / sum(amounts)
                 life.tell(("step", position, step))
 
             draw(
@@ -175,7 +183,7 @@ class Device:
                     _thread("koala-fetch", lambda: loader.fetch(models), life, explained)
                     for _ in _news(life):
                         yield self._loading(models)
-                yield [f"{loader.state(models[0]).title}: starting"]
+                yield ["Starting"]
 
                 def working() -> None:
                     ticket.begin()

@@ -9,7 +9,7 @@ from gradio.context import LocalContext
 
 from koala.errors import UserError
 from koala.request import GenerationRequest
-from koala.sampling.resolve import same_noise
+from koala.sampling.resolve import one_each, same_noise
 from koala.ui import stage
 from koala.ui.attention.recording import Recording
 from koala.ui.limits import check_public_models
@@ -88,8 +88,8 @@ class Endpoints:
         prompt: str,
         negative_prompt: str = "",
         seed: int = 0,
-        steps: int | None = None,
-        guidance: float | None = None,
+        steps: int | list[int] | None = None,
+        guidance: float | list[float] | None = None,
         scheduler: str | None = None,
         width: int | None = None,
         height: int | None = None,
@@ -99,14 +99,19 @@ class Endpoints:
         lora_strength: float = 1.0,
     ) -> tuple[list[dict], dict]:
         """Draw the same prompt with several models on the same noise. Returns all PNG files, model by model, and JSON
-        with every model's times, the judge's claims and the speed-up against the first model."""
+        with every model's times, the judge's claims and the speed-up against the first model. Steps and guidance are
+        one number for all models, or a list with one for each; without them every model has its own."""
         given = _fields(locals())
         try:
             if not isinstance(models, list):
                 raise UserError('models must be a list of names, for example ["tiny-sdxl", "tiny-koala-700m"]')
             if not self.session.local:
                 check_public_models(models)
-            requests = [GenerationRequest(model=m, **given) for m in models]
+            own = {field: one_each(field, given.pop(field), len(models)) for field in ("steps", "guidance")}
+            requests = [
+                GenerationRequest(model=model, steps=steps, guidance=guidance, **given)
+                for model, steps, guidance in zip(models, *own.values(), strict=True)
+            ]
             for request in requests:
                 self.session.catalogue.check(request)
             if len(requests) < 2:

@@ -1,23 +1,38 @@
 """The models in memory: a background thread imports torch, so that the page comes first, then loads and downloads."""
 
 import dataclasses
+import logging
 import queue
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from koala.errors import UserError
+from koala.errors import Cancelled, UserError
 from koala.hardware.torch_build import Advice, advice_here
 from koala.models.cards import ModelCard
 from koala.models.locate import availability
 from koala.request import GenerationRequest
 from koala.sampling.out_of_memory import with_advice
+from koala.shapes.captions import EXAMPLES
 from koala.ui.catalogue import Catalogue
 from koala.ui.messages import page_words, readable
 
 if TYPE_CHECKING:
     from koala.models.library import Library
+
+log = logging.getLogger(__name__)
+
+# Of a model that is loaded: its state, and what is shown with it.
+READY, WARMING = ("ready", ""), ("loading", "warming up")
+PROMPT = EXAMPLES[0]  # of what a model draws ahead; the words do not matter
+
+
+def _end(over: threading.Event, drawing: threading.Lock) -> None:
+    """The process ends: no thread may still compute then, since torch would abort. It notices within one step."""
+    over.set()
+    drawing.acquire(timeout=10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +47,9 @@ class ModelState:
 class Loader:
     """Loads models of the catalogue. `first` are loaded at once and kept in memory together.
 
-    `device` and `memory`, in bytes, are those of `Library`; `library` is one that holds its models already.
+    `device` and `memory`, in bytes, are those of `Library`; `library` is one that holds its models already. With
+    `warms` a model that is loaded draws two steps ahead, so that nobody's first picture waits for them; not on a device
+    that is only lent for a run.
     """
 
     def __init__(
@@ -42,6 +59,8 @@ class Loader:
         device: str | None = None,
         memory: int | None = None,
         library: "Library | None" = None,
+        *,
+        warms: bool = True,
     ):
         self.catalogue, self.first = catalogue, tuple(first)
         self.device_type: str | None = None  # known once torch is imported
@@ -49,6 +68,8 @@ class Loader:
         self._device, self._memory, self._library = device, memory, library
         self._failure: Exception | None = None
         self._imported = threading.Event()  # or failed to be
+        self._warms, self._over, self._drawing = warms, threading.Event(), threading.Lock()
+        weakref.finalize(self, _end, self._over, self._drawing)
         self._downloads: set[str] = set()
         self._jobs: queue.Queue[str] = queue.Queue()
         self._states: dict[str, ModelState] = {}
@@ -125,10 +146,49 @@ class Loader:
         finally:
             self._imported.set()
         while True:
-            self._load(self._jobs.get())
+            cold = []
+            while not cold or not self._jobs.empty():
+                cold.append(self._jobs.get())
+                self._load(cold[-1], then=WARMING if self._warms else READY)
+            with self._drawing:
+                if self._warms and not self._over.is_set():
+                    self._warm_up(cold)
 
-    def _load(self, name: str) -> None:
-        """Load one model and record its state; a failure is a state, too."""
+    def _warm_up(self, names: Sequence[str]) -> None:
+        """Let these models draw two steps of their own settings, those to begin with as the pair that they are.
+
+        Left out are large models on a CPU, which would take minutes. A failure is logged: the run itself reports it.
+        """
+        from koala.models.library import LARGE
+        from koala.sampling.compare import warm_up_together
+        from koala.sampling.generate import warm_up
+
+        loaded = [name for name in names if self._state_is(name, WARMING)]
+        try:
+            library, ways = self.library(), {"cancel": self._over}
+            models = {name: library.get(self.catalogue.card(name)) for name in loaded}
+            cold = [n for n, model in models.items() if self.device_type != "cpu" or model.parameters < LARGE]
+            pair = list(self.first) if len(self.first) > 1 and set(self.first) <= set(cold) else []
+            if pair:
+                asked = [GenerationRequest(model=name, prompt=PROMPT) for name in pair]
+                warm_up_together(asked, library, cards=[models[name].card for name in pair], **ways)
+            for name in cold:
+                if name not in pair:
+                    warm_up(GenerationRequest(model=name, prompt=PROMPT), models[name], **ways)
+        except Cancelled:
+            return
+        except Exception:
+            log.warning("a model could not draw ahead", exc_info=True)
+        for name in loaded:
+            if self._state_is(name, WARMING):
+                self._states[name] = dataclasses.replace(self._states[name], state="ready", detail="")
+
+    def _state_is(self, name: str, state: tuple[str, str]) -> bool:
+        known = self._states.get(name)
+        return known is not None and (known.state, known.detail) == state
+
+    def _load(self, name: str, then: tuple[str, str] = READY) -> None:
+        """Load one model and record its state, `then` where it is loaded; a failure is a state, too."""
         try:
             card = self.catalogue.card(name)
         except UserError:
@@ -147,7 +207,7 @@ class Loader:
         except Exception as error:
             self._states[name] = ModelState(title=title, state="needs", detail=readable(error))
         else:
-            self._states[name] = ModelState(title=title, state="ready")
+            self._states[name] = ModelState(title=title, state=then[0], detail=then[1])
 
     def _download(self, card: ModelCard) -> None:
         from koala.models.downloads import fetch

@@ -1,10 +1,10 @@
 """One app: which models may be chosen, which are in memory, and who has the device."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from koala.models import registry
-from koala.models.cards import CARDS
+from koala.models.cards import CARDS, ModelCard
 from koala.models.locate import availability
 from koala.ui.catalogue import Catalogue
 from koala.ui.device import Device
@@ -13,8 +13,18 @@ from koala.ui.loader import Loader
 if TYPE_CHECKING:
     from koala.models.library import Library
 
-EMBEDDED_PAIR = ("tiny-sdxl", "tiny-koala-700m")
-REAL_PAIRS = (("sdxl-base", "koala-700m"), ("sdxl-base", "koala-lightning-700m"))
+REAL_PAIRS = (("sdxl-base", "koala-lightning-700m"), ("sdxl-base", "koala-700m"))
+
+
+def embedded_pair(cards: Iterable[ModelCard] = CARDS.values()) -> tuple[str, str]:
+    """The embedded models to begin with: a teacher that draws guided, and the smallest student of few steps.
+
+    Until there is a student of few steps, the smallest of all. Only models whose files are here.
+    """
+    embedded = [card for card in cards if card.embedded and availability(card)[0]]
+    teacher = max((card for card in embedded if card.teacher is None), key=lambda card: (card.guidance > 1, card.steps))
+    student = min((card for card in embedded if card.teacher), key=lambda card: (card.steps, card.parameters))
+    return teacher.name, student.name
 
 
 def _best_pair(device: str | None) -> tuple[str, str]:
@@ -25,7 +35,7 @@ def _best_pair(device: str | None) -> tuple[str, str]:
 
             if best_device(device).type != "cpu":
                 return pair
-    return EMBEDDED_PAIR
+    return embedded_pair()
 
 
 class Session:
@@ -55,7 +65,7 @@ class Session:
         self.local, self.exports = local, exports
         self.models = named or _best_pair(device)
         self.catalogue = Catalogue(named, local=local)
-        self.loader = Loader(self.catalogue, self.models, device, memory, library)
+        self.loader = Loader(self.catalogue, self.models, device, memory, library, warms=wrap is None)
         self.device = Device(self.catalogue, self.loader, wrap)
         self.loras: dict[str, str] = {}  # SHA-256 -> file of every LoRA that was used
 
@@ -73,7 +83,7 @@ class Session:
     def note(self) -> str:
         """One friendly line on why these models; empty if they were named, and until torch is imported."""
         device_type = self.loader.device_type
-        if self.catalogue.named or device_type is None or self.models != EMBEDDED_PAIR:
+        if self.catalogue.named or device_type is None or not all(CARDS[name].embedded for name in self.models):
             return ""
         if self.loader.advice:
             why = "The GPU here is not used"

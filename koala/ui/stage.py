@@ -59,12 +59,12 @@ def keep(content: bytes, name: str) -> Path:
 
 
 def file_data(path: Path) -> dict:
-    """A picture's file as Gradio passes files to a browser or a client; Gradio fills in the URL."""
+    """A PNG or WebP picture's file as Gradio passes files to a browser or a client; Gradio fills in the URL."""
     return {
         "path": str(path),
         "url": None,
         "orig_name": path.name,
-        "mime_type": "image/png",
+        "mime_type": f"image/{path.suffix[1:]}",
         "size": path.stat().st_size,
         "meta": {"_type": "gradio.FileData"},
     }
@@ -115,11 +115,15 @@ class Stage:
             model["preview"] = data_url(step.preview, PREVIEW_SIDE)
         self._status = self._step = f"{model['title']}: step {step.index} of {step.total}"
 
-    def result(self, position: int, result: "GenerationResult", files: Sequence[Path]) -> None:
-        """The model at `position` is done: its pictures, one file each, replace the preview; its time in seconds."""
+    def result(
+        self, position: int, result: "GenerationResult", files: Sequence[Path], denoising: dict | None = None
+    ) -> None:
+        """The model at `position` is done: its pictures, one file each, replace the preview; its time in seconds, and
+        its denoising strip (compare/denoising.py)."""
         model = self._value["models"][position]
         model["step"], model["preview"] = model["steps"], None
         model["images"] = [
             {"src": file_data(path), "file": path.name, "seed": result.request.seed + k} for k, path in enumerate(files)
         ]
         model["seconds"] = round(result.timing.total_ms / 1000, 1)
+        model["denoising"] = denoising

@@ -8,7 +8,7 @@ from koala.models.registry import find
 from koala.shapes.captions import EXAMPLES
 from koala.ui.html import macros
 from koala.ui.messages import page_words
-from koala.words import duration, gigabytes
+from koala.words import duration, gigabytes, settings_text
 
 if TYPE_CHECKING:
     from koala.hardware.torch_build import Advice
@@ -45,7 +45,7 @@ def states(models: Sequence["ModelState"], note: str, advice: "Advice | None" = 
 
 
 def _time(entry: dict, title: str, scale: float) -> dict:
-    """One model's times: its bars as a percentage of `scale` ms, and its numbers as (part, name, value)."""
+    """One model's settings and times: its bars as a percentage of `scale` ms, its numbers as (part, name, value)."""
     timing, memory = entry["timing"], entry["timing"]["peak_memory_bytes"]
     unet, calls = sum(timing["unet_ms"]), timing["unet_calls"]
     parts = {"text": timing["text_ms"], "unet": unet, "vae": timing["vae_ms"]}
@@ -60,9 +60,28 @@ def _time(entry: dict, title: str, scale: float) -> dict:
     ]
     return {
         "title": title,
+        "settings": _settings(entry),
         "total": duration(timing["total_ms"]),
         "bars": {part: f"{100 * ms / scale:.2f}" for part, ms in parts.items()},
         "numbers": numbers,
+    }
+
+
+def _settings(entry: dict) -> str:
+    """The settings that decide how often one model's run called its U-Net."""
+    asked = entry["request"]
+    return settings_text(asked["steps"], asked["guidance"], entry["timing"]["unet_calls"])
+
+
+def _speedup(one: dict, entry: dict, first: dict, title: str) -> dict:
+    """One model against the first: the measured factors, and the times, calls and settings behind them."""
+    calls, before = entry["timing"]["unet_calls"], first["timing"]["unet_calls"]
+    return {
+        **{factor: f"{one[factor]:.2f}" for factor in ("total", "per_call", "calls", "unet")},
+        "title": title,
+        "took": duration(entry["timing"]["total_ms"]),
+        "instead": duration(first["timing"]["total_ms"]),
+        "fewer": None if calls == before else f"{calls} instead of {before}",
     }
 
 
@@ -73,11 +92,13 @@ def timing(comparison: dict, card: Callable[[str], ModelCard] = find) -> str:
     """
     entries, speedup = comparison["models"], comparison["speedup"]
     scale = max(sum(e["timing"]["unet_ms"]) + e["timing"]["text_ms"] + e["timing"]["vae_ms"] for e in entries)
-    factors = ("total", "per_call", "calls", "unet")
     return _HTML.timing(
         models=[_time(entry, card(entry["model"]).title, scale) for entry in entries],
         baseline=card(speedup["baseline"]).title,
-        speedups=[{"title": card(s["model"]).title} | {f: f"{s[f]:.2f}" for f in factors} for s in speedup["models"]],
+        speedups=[
+            _speedup(one, entry, entries[0], card(one["model"]).title)
+            for one, entry in zip(speedup["models"], entries[1:], strict=True)
+        ],
         device=comparison["device"],
         tiny=any(card(entry["model"]).embedded for entry in entries),
         memory_plan=entries[0]["plan"],

@@ -12,7 +12,8 @@ from koala.attention.denoising import PREVIEWS, denoising_strip
 from koala.cli.main import main
 from koala.models.library import Library
 from koala.request import GenerationRequest
-from koala.sampling.generate import generate, preview_steps
+from koala.sampling.generate import generate
+from koala.sampling.previews import preview_steps
 
 
 @pytest.mark.parametrize(
@@ -86,14 +87,19 @@ def test_every_picture_stands_in_its_row_and_column():
 
 
 def test_compare_writes_the_strip_beside_its_pictures(tmp_path, capsys):
-    models = ["--models", "tiny-sdxl", "tiny-koala-700m", "--prompt", "a red circle", "--steps", "2"]
+    models = ["--models", "tiny-sdxl", "tiny-koala-700m", "--prompt", "a red circle"]
+    models += ["--steps", "3", "2", "--guidance", "2", "0"]  # one for each
     size = ["--width", "64", "--height", "64", "--json"]
     strip = tmp_path / "strip.png"
     assert main(["compare", *models, *size, "--out", str(tmp_path / "a"), "--strip", str(strip)]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["strip"] == str(strip)
     with Image.open(strip) as sheet:
-        assert sheet.width == 10 + 2 * (256 + 10)
+        assert sheet.width == 10 + 3 * (256 + 10)
+    drawn = [(m["request"]["steps"], m["request"]["guidance"], m["timing"]["unet_calls"]) for m in report["models"]]
+    assert drawn == [(3, 2, 6), (2, 0, 2)]
+    assert main(["compare", *models, "1.5", *size, "--out", str(tmp_path / "b")]) == 2
+    assert "guidance has 3 values for 2 models; give one for all, or one for each" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["compare", *models, *size, "--out", str(tmp_path / "b"), "--strip", "strip.jpg"])
     assert "does not end in .png" in capsys.readouterr().err

@@ -98,7 +98,7 @@ class Public(Server):
         self.join("k-generate", "click", [*fields, False, None], page, address)
         with urllib.request.urlopen(f"{self.url}gradio_api/queue/data?session_hash={page}", timeout=60) as stream:
             for line in stream:
-                if b"step 1 of 50" in line or b"starting" in line:
+                if b"step 1 of 50" in line or b"Starting" in line:
                     break
             yield
             status, answer = self._send("run/predict", "k-stop", "click", [], page, address)

@@ -186,7 +186,7 @@ def GPU(duration):
 # Repositories of the real checkpoints in the hub's cache -> what lies in them here.
 CACHED = {
     "stabilityai/stable-diffusion-xl-base-1.0": "tiny-sdxl",
-    "etri-vilab/koala-700m": "tiny-koala-700m",
+    "etri-vilab/koala-lightning-700m": "tiny-koala-700m",
     "etri-vilab/koala-1b": "tiny-koala-1b",
     "madebyollin/sdxl-vae-fp16-fix": "tiny-sdxl/vae",
 }
@@ -214,4 +214,4 @@ def test_everything_is_on_the_gpu_before_the_page_is_served(bundle, embedded, tm
     result = json.loads(done.stdout.splitlines()[-1])
     assert set(result["sent"]) == {"cuda"} and len(result["sent"]) >= 6 + 3  # U-Nets, and the parts that they share
     assert result["lent"] == [["drawn", "seconds"]] and result["local"] is False
-    assert result["models"] == ["sdxl-base", "koala-700m"] and result["dtypes"] == ["float16"]
+    assert result["models"] == ["sdxl-base", "koala-lightning-700m"] and result["dtypes"] == ["float16"]

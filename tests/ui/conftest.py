@@ -16,11 +16,15 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from koala.models.cards import CARDS
 from koala.ui.main import main
+from koala.ui.session import embedded_pair
 from tests import forked
 
 ROOT = Path(__file__).resolve().parents[2]
 DESKTOP = {"width": 1280, "height": 1000}
+PAIR = embedded_pair()  # what an app begins with, where nothing else is named
+TITLES = tuple(CARDS[name].title for name in PAIR)
 FAULTS = (Path(__file__).parent / "faults.js").read_text()
 
 

@@ -65,7 +65,12 @@ def test_a_preset_and_a_lora_go_with_the_request(client, tmp_path):
 
 
 def test_compare_returns_every_model_and_the_speedup(client):
-    files, result = client.predict(models=PAIR, prompt="a blue star", steps=2, guidance=1.0, api_name="/compare")
+    own = {"steps": [2, 1], "guidance": [1.0, 2.0]}
+    files, result = client.predict(models=PAIR, prompt="a blue star", **own, api_name="/compare")
+    asked = [m["request"] for m in result["models"]]
+    assert [(r["steps"], r["guidance"]) for r in asked] == [(2, 1.0), (1, 2.0)]
+    with pytest.raises(AppError, match="Steps has 3 values for 2 models; give one for all"):
+        client.predict(models=PAIR, prompt="a blue star", steps=[1, 2, 3], api_name="/compare")
     assert [m["model"] for m in result["models"]] == PAIR and len(files) == 2
     assert [m["model"] for m in result["speedup"]["models"]] == [PAIR[1]] and result["device"]
     assert [r.model for r in read_png(files[0])["compared"]] == PAIR

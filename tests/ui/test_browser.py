@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 from playwright.sync_api import TimeoutError, expect
 
+from koala.models.cards import CARDS
 from koala.sampling.result import read_png
-from tests.ui.conftest import faults, watch
+from tests.ui.conftest import PAIR, TITLES, faults, watch
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]
 
@@ -124,7 +125,7 @@ def test_the_first_comparison_from_prompt_to_verdict_and_back(visit, app, tmp_pa
     cpu, begun = app.cpu_s(), time.perf_counter()
     here.prompt.press("Control+Enter")
     page.locator(".k-shot img[src^='data:image/webp']").first.wait_for()
-    assert re.search(r"step \d+ of 25", page.locator(".k-stage .k-status").inner_text())
+    assert re.search(r"step \d+ of \d+", page.locator(".k-stage .k-status").inner_text())
     here.phase("done")
     took = time.perf_counter() - begun
     spent = (app.cpu_s() - cpu) / 2 if cpu is not None else took
@@ -133,7 +134,7 @@ def test_the_first_comparison_from_prompt_to_verdict_and_back(visit, app, tmp_pa
 
     # both pictures, described; the prompt is text everywhere
     assert here.pictures.count() == 2
-    for k, title in enumerate(("Tiny SDXL (teacher)", "Tiny KOALA-700M")):
+    for k, title in enumerate(TITLES):
         assert here.pictures.nth(k).get_attribute("alt") == f"{HOSTILE}, drawn by {title}"
     assert HOSTILE in page.locator(".k-history button").first.get_attribute("aria-label")
     assert page.locator("script", has_text="alert(1)").count() == 0
@@ -156,11 +157,24 @@ def test_the_first_comparison_from_prompt_to_verdict_and_back(visit, app, tmp_pa
     flipper = page.locator(".k-flipper")
     assert "Tiny SDXL" in flipper.inner_text()
     page.keyboard.press("f")
-    assert "Tiny KOALA-700M" in flipper.inner_text()
+    assert TITLES[1] in flipper.inner_text()
     flipper.press("Space")
     assert "Tiny SDXL" in flipper.inner_text()
     here.prompt.press("f")  # in a text field, F is a letter
     assert "Tiny SDXL" in flipper.inner_text()
+
+    # the denoising strips, by keyboard: the frame lies over the picture until the last step
+    page.get_by_role("radio", name="Side by side").click()
+    for k, title in enumerate(TITLES):
+        scrub = page.get_by_role("slider", name=f"Denoising of {title}")
+        steps = CARDS[PAIR[k]].steps
+        assert scrub.get_attribute("aria-valuetext") == f"step {steps} of {steps}: the picture"
+        scrub.press("Home")
+        assert re.fullmatch(rf"step 1 of {steps}, noise (9\d|100) %", scrub.get_attribute("aria-valuetext"))
+        frame = page.get_by_role("img", name=f"{title} after step 1 of {steps}: ")
+        assert frame.bounding_box() == page.locator(".k-shot").nth(k).locator("img").bounding_box()
+        scrub.press("End")
+        expect(frame).to_be_hidden()
 
     # the link
     page.get_by_role("button", name="Copy link").click()
@@ -168,11 +182,11 @@ def test_the_first_comparison_from_prompt_to_verdict_and_back(visit, app, tmp_pa
     link = page.evaluate("navigator.clipboard.readText()")
     query = parse_qs(urlsplit(link).query)
     seed = query["seed"][0]
-    assert query["prompt"] == [HOSTILE] and query["models"] == ["tiny-sdxl,tiny-koala-700m"]
+    assert query["prompt"] == [HOSTILE] and query["models"] == [",".join(PAIR)]
 
     # download
-    saved = download(here, "Tiny KOALA-700M")
-    assert saved.suggested_filename == f"koala-tiny-koala-700m-{seed}.png"
+    saved = download(here, TITLES[1])
+    assert saved.suggested_filename == f"koala-{PAIR[1]}-{seed}.png"
     path = tmp_path / saved.suggested_filename
     saved.save_as(path)
     carried = read_png(path)
@@ -223,7 +237,7 @@ def test_stop_ends_a_run_half_way(visit):
     here.page.wait_for_function("/step [3-9] of 50/.test(document.querySelector('.k-stage .k-status').textContent)")
     here.prompt.press("Escape")
     here.phase("stopped")
-    assert re.search(r"Stopped at Tiny SDXL \(teacher\): step \d+ of 50", here.page.locator(".k-status").inner_text())
+    assert re.search(rf"Stopped at {TITLES[1]}: step \d+ of 50", here.page.locator(".k-status").inner_text())
     here.steps(1, 1)
     here.generate()
     here.phase("done")

@@ -9,12 +9,12 @@ import pytest
 from koala.errors import Cancelled, UserError
 from koala.models.cards import CARDS, EMBEDDED
 from koala.request import GenerationRequest
+from koala.sampling.generate import Step
 from koala.sampling.result import folder_mark, shared
 from koala.ui.session import Session
 from koala.ui.stage import Stage
 from koala.ui.under_way import Life
-
-PAIR = ("tiny-sdxl", "tiny-koala-700m")
+from tests.ui.conftest import PAIR
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,34 @@ def test_models_load_behind_the_page():
     assert [quiet.loader.state(m).state for m in PAIR] == ["ready", "ready"]
     if quiet.loader.device_type == "cpu":
         assert quiet.note.startswith("No GPU here")
+    assert all(quiet.loader.library().get(m).warm for m in PAIR)  # so the first click is as quick as the next
+
+
+def test_on_a_device_that_is_only_lent_nothing_is_drawn_ahead(session, monkeypatch):
+    wait_for(lambda: session.loader.settled)
+    drawn = []
+    monkeypatch.setattr("koala.sampling.compare.warm_up_together", lambda *_, **__: drawn.append(1))
+    for wrap in (lambda draw: draw, None):
+        other = Session(library=session.loader.library(), wrap=wrap).start()
+        wait_for(lambda other=other: other.loader.settled)
+        assert len(drawn) == (wrap is None)
+
+
+def test_the_share_that_is_done_is_of_the_work_not_of_the_models(session):
+    """Symptom: with the student's 4 steps drawn, a waiting visitor was told that half of the run was over."""
+    teacher, student = ("tiny-sdxl", {"steps": 25, "guidance": 2.0}), ("tiny-koala-700m", {"steps": 4, "guidance": 0.0})
+    asked = [GenerationRequest(model=m, prompt="a star", **settings) for m, settings in (teacher, student)]
+    shares = []
+
+    def draw(requests, library, *, cards, on_step, on_result, cancel):
+        for position, index in ((1, 4), (0, 10), (0, 25)):
+            on_step(position, Step(index=index, total=requests[position].steps, preview=None))
+            shares.append(session.device.line._tickets[0].done)
+
+    list(session.device.run(asked, draw=draw))
+    calls = 50 * 6_442_948, 4 * 1_967_636  # times parameters
+    wanted = [calls[1] / sum(calls), (0.4 * calls[0] + calls[1]) / sum(calls), 1]
+    assert shares == pytest.approx(wanted)
 
 
 @pytest.mark.slow

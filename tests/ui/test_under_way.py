@@ -11,6 +11,7 @@ from koala.ui.compare.tab import Compare
 from koala.ui.session import Session
 from koala.ui.settings import FIELDS
 from koala.ui.under_way import Life, UnderWay
+from tests.ui.conftest import TITLES
 
 
 def test_stop_stops_the_pages_own_run():
@@ -89,11 +90,11 @@ def test_the_first_click_is_answered_while_the_models_load_and_stop_ends_it_at_o
 def test_compares_stop_ends_what_the_page_shows_whatever_the_thread_still_does(tab):
     """Symptom: a page whose run was stopped went on running for ever."""
     _, shown = pressed(tab, "one")
-    while not next(shown)["models"][0]["step"]:
+    while not any(model["step"] for model in next(shown)["models"]):
         pass
     stop(tab, "one")
     (last,) = shown  # nothing that runs comes after it
-    assert last["phase"] == "stopped" and last["status"].startswith("Stopped at Tiny SDXL (teacher): step ")
+    assert last["phase"] == "stopped" and last["status"].startswith(f"Stopped at {TITLES[1]}: step ")
     assert not len(tab.active)
 
 

@@ -1,7 +1,8 @@
 // The compare stage. Everything from outside is written with textContent and attributes, never as HTML.
 const $ = (selector) => element.querySelector(selector);
 const stage = $(".k-stage"), frame = $(".k-frame"), heads = $(".k-heads"), thumbs = $(".k-thumbs");
-const range = $("input[type=range]"), flipper = $(".k-flipper"), live = $("[role=status]");
+const range = $(".k-slide input"), flipper = $(".k-flipper"), live = $("[role=status]");
+const strips = $(".k-strips"), denoising = [];
 const views = [...element.querySelectorAll("[role=radio]")];
 let data = {}, view = "side", picture = 0, shown = 0, announced = "";
 
@@ -24,18 +25,25 @@ function head(k) {
 }
 
 function shot() {
-  const node = make("div", "k-shot");
+  const node = make("div", "k-shot"), own = new Denoising(render);
+  denoising.push(own);
+  strips.append(own.node);
   const image = make("img");
   image.hidden = true;
   const bar = make("span", "k-progress");
   bar.append(make("i"));
-  node.append(image, make("span", "k-empty"), bar);
+  node.append(image, own.screen, make("span", "k-empty"), bar);
   return node;
 }
 
 function render() {
   const models = data.models || [];
-  while (heads.children.length > models.length) { heads.lastChild.remove(); frame.lastChild.remove(); }
+  while (heads.children.length > models.length) {
+    heads.lastChild.remove();
+    frame.lastChild.remove();
+    strips.lastChild.remove();
+    denoising.pop();
+  }
   while (heads.children.length < models.length) { heads.append(head()); frame.append(shot()); }
   const count = Math.max(0, ...models.map((m) => m.images.length));
   picture = Math.min(picture, Math.max(0, count - 1));
@@ -57,10 +65,13 @@ function render() {
       set(link, "download", final.file);
       set(link, "aria-label", `Download the picture by ${model.title} as PNG with its settings`);
     }
-    const source = final ? final.src.url : model.preview;
+    const source = final ? final.src.url : model.preview, own = denoising[k];
+    own.set(final ? model.denoising || null : null, model.title, data.prompt, picture === 0);
+    set(own.node, "data-title", model.title);
     image.hidden = !source;
     if (source) set(image, "src", source);
     set(image, "alt", final ? `${data.prompt}, drawn by ${model.title}` : `Preview of ${model.title}: ${data.prompt}`);
+    set(image, "aria-hidden", own.frame === null ? null : "true"); // a frame of the strip lies over it
     set(body, "data-busy", busy);
     set(body, "aria-hidden", view === "flip" && shown !== k ? "true" : null);
     say(body.querySelector(".k-empty"), source ? "" : busy ? "" : "the picture appears here");

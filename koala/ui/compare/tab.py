@@ -14,6 +14,7 @@ from koala.request import MAX_IMAGES, MAX_LORA_STRENGTH, MAX_SEED, SCHEDULERS
 from koala.sampling.resolve import same_noise
 from koala.sampling.result import read_png
 from koala.ui import limits, settings, stage, widgets
+from koala.ui.compare import denoising
 from koala.ui.compare import history as visits
 from koala.ui.messages import complain, readable, sentence, warn
 from koala.ui.model_choice import model_choice
@@ -134,7 +135,7 @@ class Compare:
         self.stage = gr.HTML(
             self.empty(),
             html_template=(UI / "compare" / "stage.html").read_text(),
-            js_on_load=(UI / "compare" / "stage.js").read_text(),
+            js_on_load="".join((UI / "compare" / name).read_text() for name in ("denoising.js", "stage.js")),
             apply_default_css=False,
             elem_id="k-stage",
         )
@@ -314,7 +315,7 @@ class Compare:
                             show.step(position, step)
                         for position, result in update.results.items():
                             results[position], files[position] = result, stage.save(result, requests)
-                            show.result(position, result, files[position])
+                            show.result(position, result, files[position], denoising.strip(result))
                         yield first | {self.stage: show.value}
                         first = {}
             except Cancelled:

@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
+from tests.ui.conftest import TITLES
+
 pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 DESKTOP, PHONE = {"width": 1280, "height": 1400}, {"width": 390, "height": 844}
@@ -210,7 +212,7 @@ def test_stages_heads_steps_and_views_change_what_is_shown(visit):
         assert pixels(page) != with_itself
 
         page.get_by_role("radio", name=re.compile("^MID")).click()
-        expect(page.locator(".kv-absent").nth(1)).to_have_text("Tiny KOALA-700M has no MID")
+        expect(page.locator(".kv-absent").nth(1)).to_have_text(f"{TITLES[1]} has no MID")
         expect(status(page)).to_contain_text("MID, step 2 of 4")
         page.get_by_role("radio", name=re.compile("^DW-1")).click(force=True)  # it cannot be chosen, and says why
         expect(page.get_by_role("alert").filter(has_text="no attention in DW-1")).to_be_visible()
@@ -231,7 +233,7 @@ def test_stages_heads_steps_and_views_change_what_is_shown(visit):
 
         page.locator('.kv-agreement td[data-stage="DW-2"][data-step="3"]').click()
         expect(status(page)).to_contain_text("DW-2, step 4 of 4")
-        expect(page.locator(".kv-agreement")).to_contain_text("Tiny KOALA-700M has no MID")
+        expect(page.locator(".kv-agreement")).to_contain_text(f"{TITLES[1]} has no MID")
         page.get_by_role("button", name="Play").click()
         for step in (2, 1, 3):  # the film runs on and on
             expect(status(page)).to_contain_text(f"step {step} of 4")
@@ -272,7 +274,7 @@ def test_downloads_and_the_page_that_opens_with_no_server(visit, browser, tmp_pa
     alone.get_by_role("radio", name="PCA").click()
     expect(said(alone, 1)).to_contain_text("variance shown")
     alone.get_by_role("radio", name=re.compile("^MID")).click()
-    expect(alone.locator(".kv-absent").nth(1)).to_have_text("Tiny KOALA-700M has no MID")
+    expect(alone.locator(".kv-absent").nth(1)).to_have_text(f"{TITLES[1]} has no MID")
     expect(alone.locator(".kv-agreement")).to_contain_text("at the right each stage's mean")
     assert wrong == []
     context.close()
