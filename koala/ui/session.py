@@ -17,9 +17,9 @@ REAL_PAIRS = (("sdxl-base", "koala-lightning-700m"), ("sdxl-base", "koala-700m")
 
 
 def embedded_pair(cards: Iterable[ModelCard] = CARDS.values()) -> tuple[str, str]:
-    """The embedded models to begin with: a teacher that draws guided, and the smallest student of few steps.
+    """The embedded models to begin with: a teacher that draws guided, and the smallest student of fewest steps.
 
-    Until there is a student of few steps, the smallest of all. Only models whose files are here.
+    Only models whose files are here.
     """
     embedded = [card for card in cards if card.embedded and availability(card)[0]]
     teacher = max((card for card in embedded if card.teacher is None), key=lambda card: (card.guidance > 1, card.steps))

@@ -82,7 +82,8 @@ def save_sampling(card: ModelCard, folder: Path) -> None:
     ).save_pretrained(folder / "scheduler")
     index = dict(sorted((MODEL_INDEX | {"scheduler": ["diffusers", kind.__name__]}).items()))
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    (folder / DRAWING).write_text(json.dumps(drawing_of(card), indent=1) + "\n")
+    drawing = drawing_of(card) | {"teacher": card.teacher or ""}
+    (folder / DRAWING).write_text(json.dumps(drawing, indent=1) + "\n")
 
 
 def main() -> None:

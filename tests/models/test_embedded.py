@@ -45,7 +45,7 @@ def test_plain_diffusers_loads_and_draws_without_our_code(names, tmp_path):
 def test_files_are_small_and_the_folder_fits():
     sizes = {p: p.stat().st_size for p in EMBEDDED.rglob("*") if p.is_file()}
     assert max(sizes.values()) < 16 * 2**20
-    assert sum(sizes.values()) < 60 * 2**20
+    assert sum(sizes.values()) < 75e6  # of the 80 MB of the whole repository
 
 
 @pytest.mark.parametrize("part", SHARED)

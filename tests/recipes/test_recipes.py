@@ -13,8 +13,10 @@ from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionM
 
 from koala.distill.config import DistillConfig
 from koala.distill.draws import draw
+from koala.distill.settings import read
 from koala.files.hashing import digest
 from koala.models.cards import EMBEDDED
+from koala.models.registry import find
 from koala.shapes.captions import caption
 from koala.shapes.render import render_array
 from recipes.embedded import grid
@@ -68,6 +70,14 @@ def work(tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("*.json")), ids=lambda file: file.stem)
+def test_the_trainers_configs_are_read_and_the_page_has_their_command(file):
+    config = read(file)
+    assert find(config.teacher).embedded
+    page = " ".join((RECIPES / "README.md").read_text().split())
+    assert f"python -m koala distill --config recipes/embedded/{file.name} --out" in page
 
 
 @pytest.mark.slow
