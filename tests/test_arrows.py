@@ -38,7 +38,7 @@ ROOMS = {
     "attention": "errors presets words files finite request unet hardware models sampling",
     "benchmark": "errors presets words request unet hardware models sampling",
     "evaluate": "errors palette presets words charts files finite request shapes unet hardware models sampling",
-    "distill": "errors process words files finite request shapes unet hardware models compress sampling benchmark "
+    "distill": "errors process words files finite request shapes unet hardware lora models compress sampling benchmark "
     "evaluate",
     "export": "errors palette words files finite request shapes unet hardware lora console models convert sampling "
     "evaluate",

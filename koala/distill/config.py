@@ -10,7 +10,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from koala.distill.methods import METHODS, TARGETS, check_method
+from koala.distill.methods import LORA_ALPHA, METHODS, TARGETS, check_method
 from koala.errors import UserError
 from koala.files.fields import shown
 from koala.request import MAX_SIDE
@@ -93,6 +93,14 @@ class DistillConfig:
         TARGETS,
         "student",
     )
+    lora_rank: int = _doc(
+        "A phased or guidance student of its teacher's own spec trains a LoRA of this rank beside the frozen teacher, "
+        "which takes far less memory; 0 trains all weights.",
+        0,
+        least=0,
+        most=1024,
+    )
+    lora_alpha: float = _doc("What the LoRA adds is scaled by this number divided by its rank.", LORA_ALPHA)
 
     features: tuple[str, ...] = _doc(
         f"These features are distilled ({', '.join(FEATURES)}), each at every stage of `stages` that has it; "

@@ -4,9 +4,11 @@ import types
 from collections.abc import Mapping, Sequence
 
 from koala.errors import UserError
+from koala.unet.specs import UNetSpec
 
 METHODS = ("koala", "phased", "guidance")
 TARGETS = ("student", "ema")
+LORA_ALPHA = 8.0  # of peft, which phased consistency's own script leaves as it is at rank 64
 
 _KOALA = ("features", "stages", "lf_at_ends", "sa_mapping", "normalisation", "task_weight", "output_weight",
           "feature_weight", "min_snr_gamma", "high_noise_lift")  # fmt: skip
@@ -35,6 +37,43 @@ def check_method(values: Mapping[str, object], defaults: Mapping[str, object]) -
         raise UserError("target=ema needs the moving average; choose ema_decay=0.99, or target=student")
     if values["target"] == "ema" and values["ema_device"] != "student":
         raise UserError("target=ema runs the moving average on the student's device; choose ema_device=student")
+    _check_lora(values)
+
+
+def _check_lora(values: Mapping[str, object]) -> None:
+    """UserError for settings that a LoRA does not go with: its student is the teacher's own network."""
+    alpha = values["lora_alpha"]
+    if not values["lora_rank"]:
+        if alpha != LORA_ALPHA:
+            raise UserError(f"lora_alpha={alpha:g} has no effect without a LoRA; set lora_rank=64, or leave it out")
+        return
+    if not alpha > 0:
+        raise UserError(f"lora_alpha must be above 0, not {alpha:g}; {LORA_ALPHA:g} is usual")
+    if values["method"] == "koala":
+        raise UserError(
+            "lora_rank trains a LoRA of the teacher itself, and method=koala teaches a smaller student; choose "
+            "method=phased, method=guidance or lora_rank=0"
+        )
+    if values["student_init"]:
+        raise UserError("a LoRA begins at its teacher; leave student_init empty and name that model as the teacher")
+    if values["optimizer"] == "muon":
+        raise UserError("optimizer=muon is for whole matrices, and a LoRA has factors; choose optimizer=adamw")
+    if values["target"] == "ema":
+        raise UserError("target=ema needs a network of its own, which a LoRA spares; choose target=student")
+    if values["precision"] != values["teacher_precision"]:
+        raise UserError(
+            f"a LoRA's student runs on the teacher's own weights: precision={values['precision']} and "
+            f"teacher_precision={values['teacher_precision']} must be the same; choose bf16 for both, for example"
+        )
+
+
+def check_own_spec(values: Mapping[str, object], student: UNetSpec, teacher: UNetSpec) -> None:
+    """UserError for a LoRA whose student is not its teacher's own U-Net."""
+    if values["lora_rank"] and student.notation != teacher.notation:
+        raise UserError(
+            f"a LoRA trains on the teacher's own U-Net, of the depths {teacher.notation}, and student_spec asks for "
+            f"{student.notation}; choose student_spec={teacher.notation}, or lora_rank=0"
+        )
 
 
 def _spelled(value: object) -> str:

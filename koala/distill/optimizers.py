@@ -12,12 +12,18 @@ from koala.errors import UserError
 _ENDS = ("conv_in.", "conv_out.", "time_embedding.linear_1.", "add_embedding.linear_1.")  # no hidden matrices
 
 
+def learning(student: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    """The parameters that training changes, by name: all of them, or those of a LoRA."""
+    return [(name, p) for name, p in student.named_parameters() if p.requires_grad]
+
+
 def build_optimizers(student: torch.nn.Module, config: DistillConfig) -> list[torch.optim.Optimizer]:
     """AdamW, AdamW with 8-bit states, or Muon for the hidden matrices with AdamW for both ends, norms and biases."""
     lr, decay = config.learning_rate, config.weight_decay
+    named = learning(student)
     if config.optimizer == "adamw8bit":
-        return [_eight_bit()(student.parameters(), lr=lr, betas=(0.9, config.beta2), weight_decay=decay)]
-    named = list(student.named_parameters())
+        every = [p for _, p in named]
+        return [_eight_bit()(every, lr=lr, betas=(0.9, config.beta2), weight_decay=decay)]
     hidden = [p for n, p in named if config.optimizer == "muon" and p.ndim > 1 and not n.startswith(_ENDS)]
     chosen = {id(p) for p in hidden}
     rest = [p for _, p in named if id(p) not in chosen]
@@ -104,7 +110,7 @@ class Ema:
         self.decay, self.steps = decay, 0
         self.on_cpu = device == "cpu"
         self.weights = {
-            name: (p.detach().cpu() if self.on_cpu else p.detach()).clone() for name, p in student.named_parameters()
+            name: (p.detach().cpu() if self.on_cpu else p.detach()).clone() for name, p in learning(student)
         }
 
     @torch.no_grad()
@@ -112,7 +118,7 @@ class Ema:
         """Average the student's weights in; the decay grows over the first steps."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        new = [p.detach() for p in student.parameters()]
+        new = [p.detach() for _, p in learning(student)]
         if self.on_cpu:
             new = [p.cpu() for p in new]
         torch._foreach_lerp_(list(self.weights.values()), new, 1 - decay)

@@ -10,7 +10,7 @@ from accelerate.utils import DistributedType
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from koala.distill.config import DistillConfig
-from koala.distill.draws import Batches
+from koala.distill.draws import Batches, generator
 from koala.distill.loss.pairs import feature_pairs
 from koala.distill.loss.phased import GuidanceStep, PhasedStep
 from koala.distill.loss.step import BrokenLoss, DistillationStep, Step, alphas_cumprod, check_gradients
@@ -28,6 +28,7 @@ from koala.distill.run.student_folder import check_student, update_student
 from koala.distill.sampling import guidance_range
 from koala.distill.validation import Validator, student_model
 from koala.files.tensorfiles import stored_tensors
+from koala.lora.training import attach, initialise
 from koala.models.layout import STEMS
 from koala.models.library import Library
 from koala.models.loaded import LoadedModel
@@ -154,20 +155,49 @@ def _load(job: Job, batches: Batches) -> tuple[Step, UNet2DConditionModel, Valid
     library = Library(str(device), dtype=_TORCH_DTYPES[config.teacher_precision])
     teacher = library.get(config.teacher)
     library.residence.bring([teacher.pipeline.unet])
-    student = _read_student(job.run, torch.float32).requires_grad_(True).to(device)
     distillation = step_of(config, teacher, batches.data.empty)
+    if config.lora_rank:
+        student = adapted_teacher(config, distillation.teacher)
+    else:
+        student = _read_student(job.run, torch.float32).requires_grad_(True).to(device)
     if config.gradient_checkpointing:
         student.enable_gradient_checkpointing()
     validator = None
     if job.processes.main:
-        shown = student_model(teacher, _read_student(job.run, distillation.teacher.dtype), job.run)
+        its_unet = student if config.lora_rank else _read_student(job.run, distillation.teacher.dtype)
+        shown = student_model(teacher, its_unet, job.run)
         validator = Validator(job.run, config, batches.data, distillation, teacher, shown, job.pauses.between)
     if job.resume_from is not None:
         snapshots.load_weights(job.run, job.resume_from, student)
     else:
-        with distillation.hooked(student) as losses_of:
-            check_gradients(losses_of(student, *batches.at(0, [0])), student)
+        half = bool(config.lora_rank) and config.precision != "fp32"  # the teacher's own weights are in half precision
+        batch, draws = batches.at(0, [0])
+        with (
+            distillation.hooked(student) as losses_of,
+            torch.autocast(device.type, getattr(torch, _TORCH_DTYPES[config.precision]), enabled=half),
+        ):
+            losses = losses_of(student, batch, draws)
+        check_gradients(losses, student)
     return distillation, student, validator
+
+
+def adapted_teacher(config: DistillConfig, network: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The teacher's own U-Net as the student: with a LoRA, whose first values the config's seed decides."""
+    attach(network, config.lora_rank, config.lora_alpha)
+    initialise(network, generator("lora", config.seed))
+    return network
+
+
+class Adapted(torch.nn.Module):
+    """A student that is its teacher's own network, to be wrapped: autocast is only around calls of the student."""
+
+    def __init__(self, network: torch.nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs, **more):
+        """As the network's."""
+        return self.network(*inputs, **more)
 
 
 def step_of(config: DistillConfig, teacher: LoadedModel, empty: tuple[torch.Tensor, torch.Tensor]) -> Step:
@@ -195,8 +225,9 @@ def wrap(job: Job, network: UNet2DConditionModel) -> Student:
     optimizers = job.processes.on_each(build_optimizers, network, config)
     if accelerator.distributed_type == DistributedType.FSDP:
         keep_exact(accelerator)
-    wrapped, *optimizers = accelerator.prepare(network, *optimizers)
-    inside = accelerator.unwrap_model(wrapped)
+    called = Adapted(network) if config.lora_rank else network
+    wrapped, *optimizers = accelerator.prepare(called, *optimizers)
+    inside = network if config.lora_rank else accelerator.unwrap_model(wrapped)
     ema = Ema(inside, config.ema_decay, config.ema_device) if config.ema_decay else None
     return Student(wrapped=wrapped, network=inside, optimizers=tuple(optimizers), ema=ema)
 
@@ -214,7 +245,7 @@ def resume(job: Job, prepared: Prepared, student: Student) -> None:
         if prepared.scaler and job.accelerator.scaler:
             job.accelerator.scaler.load_state_dict(prepared.scaler)
         # the run may have been killed after it wrote the checkpoint and before it wrote student/
-        on_main(update_student, job.run, student.kept_weights())
+        on_main(update_student, job.run, job.config, student.kept_weights())
     if lost := on_main(job.run.forget_metrics_after, -1 if job.resume_from is None else position.step):
         job.say(f"{many(lost, 'damaged line')} of {job.run.metrics_file} left out")
     if job.config.trackers:

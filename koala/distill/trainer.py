@@ -251,7 +251,7 @@ def _measure(job: Job, validator: Validator, done: int) -> float:
 def _save(job: Job, position: Position, kept: snapshots.Contents, weights: dict[str, torch.Tensor]) -> None:
     scaler = job.accelerator.scaler.state_dict() if job.accelerator.scaler else None
     snapshots.save(job.run, job.config, position, kept, scaler)
-    update_student(job.run, weights)
+    update_student(job.run, job.config, weights)
     snapshots.tidy(job.run, job.config.keep_last, position.best_step)
 
 

@@ -6,6 +6,7 @@ a curve moves only because the student does.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
@@ -14,10 +15,12 @@ from koala.distill.config import DistillConfig
 from koala.distill.data.encoded import EncodedData
 from koala.distill.draws import NUM_TIMESTEPS, Draws, generator
 from koala.distill.loss.step import Step
+from koala.distill.optimizers import learning
 from koala.distill.run.folder import RunFolder
 from koala.distill.run.stopping import Interrupted
 from koala.evaluate import drawing, shapes
 from koala.files.outputs import new_file
+from koala.lora.training import without
 from koala.models.loaded import LoadedModel
 from koala.models.registry import find
 from koala.request import GenerationRequest
@@ -61,12 +64,15 @@ class Validator:
         self.run, self.config, self.data, self.step = run, config, data, step
         self.teacher, self.student = teacher, student
         self.between = between
+        self._learning: dict[str, torch.Tensor] = {}  # of a LoRA: what training goes on with
         self.most = min(max(1, config.batch_size // config.accumulation), _MOST)
 
     @torch.no_grad()
     def show(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Give the student these weights."""
-        own = dict(self.student.pipeline.unet.named_parameters())
+        """Give the student these weights, until `rest`."""
+        unet = self.student.pipeline.unet
+        own = dict(unet.named_parameters())
+        self._learning = {name: p.detach().clone() for name, p in learning(unet)}
         for name, value in weights.items():
             if name in own:
                 own[name].copy_(value)
@@ -110,9 +116,20 @@ class Validator:
             for start in range(0, len(rows), self.most):
                 yield size, rows[start : start + self.most]
 
+    @torch.no_grad()
     def rest(self) -> None:
-        """Leave on the device only what training needs: the teacher."""
+        """Leave on the device only what training needs: the teacher, and where it is the student too, as it was."""
         self.teacher.library.residence.bring([self.step.teacher])
+        if not self.config.lora_rank:
+            return
+        unet = self.student.pipeline.unet
+        for parameter in unet.parameters():
+            if parameter.is_inference():  # moved while drawing: training could not learn through it
+                parameter.data = parameter.data.clone()
+        own = dict(unet.named_parameters())
+        for name, value in self._learning.items():
+            own[name].copy_(value)
+        self._learning = {}
 
     def pictures(self, prefix: str, *, of_teacher: bool = False) -> None:
         """samples/PREFIX-K.png for the K-th prompt, from the noise of seed K; none of them where it is interrupted."""
@@ -135,7 +152,9 @@ class Validator:
         try:
             for batch in drawing.batches(requests, None):
                 self.between()
-                for request, result in zip(batch, drawing.draw(model, batch), strict=True):
+                with without(model.pipeline.unet) if of_teacher else nullcontext():
+                    results = drawing.draw(model, batch)
+                for request, result in zip(batch, results, strict=True):
                     drawn.append(self.run.samples / f"{prefix}-{request.seed}.png")
                     with new_file(drawn[-1]) as file:
                         result.images[0].save(file, "PNG")

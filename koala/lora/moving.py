@@ -40,7 +40,7 @@ from koala.unet.specs import student as student_spec
 
 Weights = Mapping[str, torch.Tensor]
 
-_MOVED = "koala_student"  # in a file's metadata: the depths of the student that it was moved onto
+MOVED = "koala_student"  # in a file's metadata: the depths of the student that it was moved onto
 _IN_PEFT = {"down", "up", "alpha", "magnitude"}  # what peft's style has a name for
 
 
@@ -139,7 +139,7 @@ def changed_parameters(path: Path, student: UNetSpec) -> int:
 
 def _origin(path: Path, weights: Weights, student: UNetSpec) -> tuple[UNetSpec, tuple[str, ...]]:
     """The U-Net that a LoRA file was made for, by its shapes: the student or the teacher; and what was assumed."""
-    moved = metadata(path).get(_MOVED)
+    moved = metadata(path).get(MOVED)
     if moved and moved != student.notation:
         raise UserError(
             f"{path} was moved onto the depths {moved} already, and {student.name} has {student.notation}; "
@@ -226,7 +226,7 @@ def remap_file(lora: Path, spec: str, out: Path, teacher: UNetSpec | None = None
     dropped = (SETTINGS, "sshs_")  # no longer true of the new file: peft's settings and kohya's hashes
     kept = {k: v for k, v in metadata(lora).items() if not k.startswith(dropped)}
     with new_file(out) as file:
-        save_file(moved, file, metadata=kept | {"format": "pt", _MOVED: student.notation})
+        save_file(moved, file, metadata=kept | {"format": "pt", MOVED: student.notation})
     return replace(report, notes=(*assumed(lora, weights), *notes))
 
 
@@ -344,6 +344,11 @@ def _only_kohya(parts: Parts) -> str:
 
 def _peft_scale(parts: Parts) -> float:
     return parts["alpha"].float().item() / parts["down"].shape[0]
+
+
+def kohya(module: str, parts: Parts) -> dict[str, torch.Tensor]:
+    """A layer's tensors, by role, under kohya's keys."""
+    return _written(module, parts, "kohya")
 
 
 def _written(module: str, parts: Parts, names: str) -> dict[str, torch.Tensor]:

@@ -197,13 +197,21 @@ class DistillationStep:
             return self.teacher(noisy.to(dtype), timesteps, context.to(dtype), added_cond_kwargs=added).sample
 
 
+def _early(student: torch.nn.Module) -> torch.nn.Parameter:
+    """A weight that learns, on which every feature depends."""
+    weight = student.conv_in.weight
+    if weight.requires_grad:
+        return weight
+    return next(p for name, p in student.named_parameters() if name.endswith(".lora_up.weight"))  # `down` meets its 0
+
+
 def check_gradients(losses: Losses, student: torch.nn.Module) -> None:
     """BrokenLoss naming the first term that does not reach the student's weights.
 
     Reentrant checkpointing, a detached hook or a pair of one layer with itself would train nothing in silence. A
     student that is a copy of its teacher may begin with outputs that are right, and then has gradients of 0.
     """
-    first = student.conv_in.weight  # every feature depends on it
+    first = _early(student)
     layers = ((f"{p.kind} of {p.stage} ({p.student})", term) for p, term in losses.pairs.items())
     for name, term in (*losses.terms.items(), *layers):
         if term.requires_grad:

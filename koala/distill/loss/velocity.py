@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from koala.lora.training import without
+
 
 def column(values: torch.Tensor) -> torch.Tensor:
     """(B,) -> (B, 1, 1, 1)."""
@@ -102,7 +104,7 @@ class GuidedTeacher:
 
     def _call(self, noisy: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         dtype = self.network.dtype
-        with torch.autocast(noisy.device.type, enabled=False):  # the student's
+        with without(self.network), torch.autocast(noisy.device.type, enabled=False):  # of the student
             added = conditions.added | {"text_embeds": conditions.pooled.to(dtype)}  # sizes stay exact
             return self.network(
                 noisy.to(dtype), timesteps, conditions.context.to(dtype), added_cond_kwargs=added

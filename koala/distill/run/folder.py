@@ -54,6 +54,11 @@ class RunFolder:
         return self.path / "student"
 
     @property
+    def lora(self) -> Path:
+        """The LoRA of a run that trains one, under the name that diffusers looks for."""
+        return self.path / "pytorch_lora_weights.safetensors"
+
+    @property
     def samples(self) -> Path:
         """teacher-K.png, before-K.png and step-N-K.png for the K-th validation prompt."""
         return self.path / "samples"
@@ -297,7 +302,8 @@ class RunFolder:
             partial.write_text(text)
 
 
-_FILES = ("config.json", "status.json", "metrics.jsonl", "history.json", "student.json", "student", "samples")
+_FILES = ("config.json", "status.json", "metrics.jsonl", "history.json", "student.json", "student", "samples",
+          "pytorch_lora_weights.safetensors")  # fmt: skip
 
 
 def check_place(run: RunFolder) -> None:

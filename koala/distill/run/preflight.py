@@ -26,6 +26,10 @@ def check(config: DistillConfig, accelerator: Accelerator) -> None:
     if config.optimizer == "adamw8bit" and accelerator.device.type != "cuda":
         raise UserError("optimizer=adamw8bit needs a CUDA GPU; choose optimizer=adamw in a new run")
     if accelerator.distributed_type == DistributedType.FSDP:
+        if config.lora_rank:
+            raise UserError(
+                "lora_rank does not go with FSDP, as a LoRA is small; use DDP: recipes/full_scale/ddp-8.json"
+            )
         if config.optimizer != "adamw":
             raise UserError(f"optimizer={config.optimizer} needs whole matrices, which FSDP cuts up; choose adamw")
         if config.target == "ema":

@@ -34,7 +34,7 @@ _TARGETS = "the losses of the steps so far would not be comparable"
 _ORDER = "the steps so far drew their pictures, captions and noise from it"
 _STATE = "the state of the optimizer and the moving average depends on it"
 FIXED = types.MappingProxyType(
-    dict.fromkeys(("teacher", "student_spec", "student_init"), _NETWORK)
+    dict.fromkeys(("teacher", "student_spec", "student_init", "lora_rank", "lora_alpha"), _NETWORK)
     | dict.fromkeys(
         ("features", "stages", "lf_at_ends", "sa_mapping", "normalisation", "min_snr_gamma", "high_noise_lift",
          "noising", "method", "phases", "solver_steps", "teacher_steps", "guidance_min", "guidance_max", "huber",

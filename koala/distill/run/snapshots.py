@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 
 from koala.distill.config import DistillConfig
-from koala.distill.optimizers import Ema
+from koala.distill.optimizers import Ema, learning
 from koala.distill.run.folder import RunFolder
 from koala.distill.run.intact import FILES, STATE, write_manifest
 from koala.files.outputs import new_folder
@@ -52,8 +52,9 @@ def _sharded(student: torch.nn.Module) -> bool:
 
 
 def student_tensors(student: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Weights by name, whole and on the CPU."""
-    return {name: _whole(p) for name, p in student.state_dict().items()}
+    """Weights that learn by name, whole and on the CPU."""
+    own = {name for name, _ in learning(student)}
+    return {name: _whole(p) for name, p in student.state_dict().items() if name in own}
 
 
 def ema_tensors(ema: Ema) -> dict[str, torch.Tensor]:
@@ -120,7 +121,7 @@ def position(run: RunFolder, step: int) -> tuple[Position, dict | None]:
 def load_weights(run: RunFolder, step: int, student: torch.nn.Module) -> None:
     """Load the weights into a student that is not yet wrapped."""
     with safe_open(run.checkpoint(step) / FILES[0], "pt") as file:
-        for name, parameter in student.named_parameters():
+        for name, parameter in learning(student):
             parameter.copy_(file.get_tensor(name))
 
 

@@ -13,6 +13,8 @@ from safetensors import safe_open
 from koala.compress.surgery import compress
 from koala.distill.config import DistillConfig
 from koala.distill.loss.pairs import feature_pairs
+from koala.distill.methods import check_own_spec
+from koala.distill.run.adapter import merge, write_lora
 from koala.distill.run.folder import RunFolder
 from koala.distill.sampling import guidance_range, write_sampling
 from koala.errors import UserError
@@ -68,7 +70,7 @@ def repair_student(run: RunFolder, config: DistillConfig, weights: Path | None =
         names = _cut(run, config)
         if weights:
             with safe_open(weights, "pt") as file:
-                update_student(run, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  (not a dict)
+                update_student(run, config, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  (not a dict)
         _write_record(run, names)
     return fault
 
@@ -112,6 +114,7 @@ def check_student(config: DistillConfig) -> None:
     if teacher.pipeline is None:
         raise UserError(f"{config.teacher} is a U-Net alone; a teacher needs its text encoders and VAE as well")
     wanted = student_spec(config.student_spec, teacher.spec)
+    check_own_spec(config.to_dict(), wanted, teacher.spec)
     feature_pairs(config, wanted, teacher.spec)
     guidance_range(config, find(config.teacher))
     if config.student_init:
@@ -150,9 +153,13 @@ def create_student(run: RunFolder, config: DistillConfig) -> None:
     _write_record(run, names)
 
 
-def update_student(run: RunFolder, weights: Mapping[str, torch.Tensor]) -> None:
-    """Replace its U-Net's weights, in the precision that its file has."""
+def update_student(run: RunFolder, config: DistillConfig, weights: Mapping[str, torch.Tensor]) -> None:
+    """Replace its U-Net's weights, in the precision that its file has; those of a LoRA are merged into them."""
     target = _weights(run)
+    if config.lora_rank:
+        write_lora(run, config, weights)
+        merge(run, config, weights, target)
+        return
     with safe_open(target, "pt") as file:
         dtypes = {name: file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118  (not a dict)
     tensors = {name: weights[name].to(dtype).contiguous() for name, dtype in dtypes.items() if name in weights}
