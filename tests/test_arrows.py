@@ -77,6 +77,7 @@ LIGHT = [
     "koala.models.export_manifest",
     "koala.models.hub_address",
     "koala.models.layout",
+    "koala.models.lora_drawing",
     "koala.models.registry",
     "koala.models.sampling_defaults",
     "koala.models.semantics",

@@ -14,7 +14,7 @@ from koala.models.registry import drawing_of, find
 from koala.models.schedulers import build
 from koala.models.semantics import INDEX, SCHEDULER, with_class_defaults
 
-FEW_STEPS = "euler-trailing"  # its steps are the phases
+FEW_STEPS = "euler-trailing"  # in as many steps as there are phases it visits their ends
 
 
 def guidance_range(config: DistillConfig, teacher: ModelCard) -> tuple[float, float]:
@@ -35,23 +35,37 @@ def guidance_range(config: DistillConfig, teacher: ModelCard) -> tuple[float, fl
 
 def write_sampling(config: DistillConfig, folder: Path) -> None:
     """Write into a student's folder how it is sampled, where that is not as its teacher is."""
-    if config.method == "koala":
-        return
     card = find(config.teacher)
-    side = {"width": config.resolution, "height": config.resolution} if config.resolution else {}
-    noising = {} if config.noising == "teacher" else {"noising": config.noising}
-    few = {"scheduler": FEW_STEPS, "steps": config.phases} if config.method == "phased" else {}
-    student = dataclasses.replace(card, guidance=0.0, negative_prompt="", **side, **noising, **few)
+    noising = _noising(config, card)
+    if config.method == "koala":
+        if not noising:
+            return
+        student = dataclasses.replace(find(str(folder)), **noising)
+    else:
+        side = {"width": config.resolution, "height": config.resolution} if config.resolution else {}
+        few = {"scheduler": FEW_STEPS, "steps": config.phases} if config.method == "phased" else {}
+        student = dataclasses.replace(card, guidance=0.0, negative_prompt="", **side | noising | few)
     with new_file(folder / DRAWING) as partial:
         partial.write_text(json.dumps(drawing_of(student), indent=1) + "\n")
-    if few:
-        _write_scheduler(folder)
+    if config.method == "phased" or "scheduler" in noising:
+        _write_scheduler(folder, student.scheduler)
 
 
-def _write_scheduler(folder: Path) -> None:
-    """For programs that read no koala.json: the pipeline's own scheduler becomes the one of few steps."""
+def _noising(config: DistillConfig, teacher: ModelCard) -> dict[str, object]:
+    """What changes where the student learns with another noising than its teacher did.
+
+    On the straight path pure noise is the last timestep alone, at which only trailing timesteps begin.
+    """
+    if config.noising in ("teacher", teacher.noising):
+        return {}
+    trailing = {} if config.noising == "ddpm" or teacher.scheduler.endswith("-trailing") else {"scheduler": FEW_STEPS}
+    return {"noising": config.noising} | trailing
+
+
+def _write_scheduler(folder: Path, name: str) -> None:
+    """For programs that read no koala.json: the pipeline's own scheduler becomes the one of this name."""
     file, index = folder / SCHEDULER, folder / INDEX
-    scheduler = build(FEW_STEPS, with_class_defaults(read_object(file)))
+    scheduler = build(name, with_class_defaults(read_object(file)))
     values = read_object(index) | {"scheduler": ["diffusers", type(scheduler).__name__]}
     with new_file(index) as partial:
         partial.write_text(json.dumps(values, indent=2) + "\n")

@@ -31,6 +31,7 @@ from koala.models.from_torch import load_part, load_unet
 from koala.models.layout import TOKENIZERS
 from koala.models.library import Library
 from koala.models.locate import Location, locate
+from koala.models.lora_drawing import with_lora
 from koala.models.reading import complete_tokenizer
 from koala.models.registry import find
 from koala.request import GenerationRequest
@@ -106,7 +107,7 @@ def plan(
     file = location.folder / "unet" / "config.json"
     spec = card.spec or from_config(read_object(file), card.name, str(file))
     return Job(
-        card=card,
+        card=with_lora(card, lora.file, lora.strength) if lora else card,
         location=location,
         spec=spec,
         target=chosen,

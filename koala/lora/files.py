@@ -23,6 +23,7 @@ Weights = Mapping[str, torch.Tensor]
 
 KOHYA = "lora_unet_"
 SETTINGS = "lora_adapter_metadata"  # in a file's metadata: peft's settings, as JSON
+DRAWING = "koala_drawing"  # in a file's metadata: how a model is drawn with it (koala.models.lora_drawing)
 _PEFT_FILE = "adapter_config.json"  # next to a file that peft saved: the same settings
 _PEFT = "base_model.model."
 _PARTS = (_PEFT, "unet.", "text_encoder.", "text_encoder_2.")  # prefixes under which PEFT's settings may be kept apart
@@ -148,7 +149,20 @@ def _settings(path: Path, weights: Weights) -> dict:
 
 
 def assumed(path: Path, weights: Weights) -> tuple[str, ...]:
-    """What was assumed in reading the file, as sentences."""
+    """What was assumed in reading the file, and what it says of its use, as sentences."""
+    return (*_scale_words(path, weights), *_drawing_words(path))
+
+
+def _drawing_words(path: Path) -> tuple[str, ...]:
+    """In how many steps a few-step LoRA draws, which its tensors do not say."""
+    try:
+        own = json.loads(metadata(path)[DRAWING])["defaults"]
+        return (f"it draws in {own['steps']:d} steps with guidance {own['guidance']:g} and {own['scheduler']:.40}",)
+    except _DAMAGED:
+        return ()
+
+
+def _scale_words(path: Path, weights: Weights) -> tuple[str, ...]:
     if metadata(path).get(SETTINGS) or not any(key.startswith(_PEFT) for key in weights):
         return ()
     if (path.parent / _PEFT_FILE).is_file():

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch.nn import functional
 
+from koala.lora.files import DRAWING
 from koala.lora.formulas import change
 from koala.lora.moving import MOVED, kohya
 from koala.unet.specs import SDXL, TINY_SDXL, UNetSpec
@@ -21,7 +22,6 @@ TARGETS = (
     "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2",
     "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj",
 )  # fmt: skip
-DRAWING = "koala_drawing"  # in a file's metadata: how the teacher draws with the LoRA, as in a folder's koala.json
 _DOWN, _UP = ".lora_down.weight", ".lora_up.weight"  # what a factor's name adds to its layer's
 
 

@@ -22,10 +22,7 @@ from koala.models.sampling_defaults import SETTINGS, read_drawing
 from koala.models.semantics import INDEX, SCHEDULER, own_sampler
 from koala.unet.config import from_config, native_size
 from koala.unet.costs import parameters
-from koala.unet.specs import (
-    SDXL,
-    UNetSpec,
-)
+from koala.unet.specs import SDXL, TINY_SDXL, UNetSpec
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +91,7 @@ def _settings(folder: Path, name: str, unet: dict, spec: UNetSpec | None) -> dic
     if few:  # its scheduler was set after the cut
         inherited = {key: value for key, value in inherited.items() if key not in few and key != "scheduler"}
     if not (inherited or drawing):
-        own |= _few_steps(folder, name, unet, spec, sampler if followed else "")
+        own |= _few_steps(folder, name, unet, spec, sampler if followed else "") or _embedded(folder, spec) | few
     return own | inherited | drawing
 
 
@@ -110,6 +107,32 @@ def _few_steps(folder: Path, name: str, unet: dict, spec: UNetSpec | None, sampl
     _say_taken_for(folder, like.title, like.steps, like.guidance)
     keeps = {"scheduler": sampler} if sampler.endswith("-trailing") or consistent(sampler) else {}
     return {key: getattr(like, key) for key in ("teacher", "negative_prompt", *SETTINGS)} | keeps
+
+
+def _embedded(folder: Path, spec: UNetSpec | None) -> dict[str, object]:
+    """Settings of a folder that lost its koala.json and surgery.json, by the embedded models' widths.
+
+    No other models have these, and SDXL's settings would train and draw it with another noising, in silence.
+    """
+    if spec is None or spec.channels != TINY_SDXL.channels:
+        return {}
+    like = _family(spec)
+    _say_kin(folder, like.title, like.noising, like.steps, like.guidance)
+    return {name: getattr(like, name) for name in ("noising", "steps", "guidance")}
+
+
+@lru_cache(maxsize=64)
+def _say_kin(folder: Path, title: str, noising: str, steps: int, guidance: float) -> None:
+    """A warning, once per process."""
+    log.warning(
+        "%s has no koala.json that says how it is drawn; by its widths it is taken for a model like %s: noising %s, %d "
+        "steps, guidance %g; copy koala.json along, or give --steps and --guidance",
+        folder,
+        title,
+        noising,
+        steps,
+        guidance,
+    )
 
 
 @lru_cache(maxsize=64)

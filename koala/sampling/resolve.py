@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from koala.errors import UserError
 from koala.models.cards import CARDS, ModelCard
+from koala.models.lora_drawing import with_lora
 from koala.models.registry import find
 from koala.presets import PRESETS
 from koala.request import GenerationRequest
@@ -13,9 +14,13 @@ MAX_MODELS = 8  # in one comparison
 
 
 def resolve(request: GenerationRequest, card: ModelCard) -> GenerationRequest:
-    """The request with every None replaced by its model's default; UserError for what its runtime cannot do."""
+    """The request with every None replaced by its model's default, or by that of a LoRA which says how it is drawn.
+
+    UserError for what its runtime cannot do.
+    """
     if card.runtime == "onnx":
         _check_export(request, card)
+    card = with_lora(card, request.lora, request.lora_strength)
     if PRESETS[request.preset].guided is None:
         request = _unguided(request, card)
     defaults = {n: getattr(card, n) for n in ("steps", "guidance", "scheduler", "width", "height")}

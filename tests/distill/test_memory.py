@@ -20,12 +20,15 @@ from torch.utils._pytree import tree_iter
 from koala.distill.config import DistillConfig
 from koala.distill.data.encoded import Batch
 from koala.distill.draws import Draws
+from koala.distill.estimate.lora import lora_parameters
 from koala.distill.estimate.memory import RunMemory
 from koala.distill.loss.pairs import feature_pairs
 from koala.distill.loss.phased import GuidanceStep, PhasedStep
 from koala.distill.loss.step import DistillationStep
 from koala.distill.loss.velocity import GuidedTeacher
 from koala.distill.optimizers import build_optimizers
+from koala.distill.preparation import Adapted
+from koala.lora.training import attach
 from koala.models.cards import EMBEDDED
 from koala.unet.specs import KOALA_700M, SDXL, TINY_KOALA_700M, TINY_SDXL, UNetSpec
 
@@ -72,11 +75,20 @@ def live_peaks(config: DistillConfig, student: UNetSpec, teacher: UNetSpec) -> t
             its = UNet2DConditionModel(**teacher.config()).requires_grad_(False)
         finally:
             torch.set_default_dtype(torch.float32)
-        mine = UNet2DConditionModel(**student.config()).train()
+        if config.lora_rank:
+            mine = its.train()
+            attach(mine, config.lora_rank, config.lora_alpha)
+        else:
+            mine = UNet2DConditionModel(**student.config()).train()
         if config.gradient_checkpointing:
             mine.enable_gradient_checkpointing()
         half = torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.precision != "fp32")
-        mine.forward = half(mine.forward)  # as accelerate does
+        if config.lora_rank:
+            called = Adapted(mine)
+            called.forward = half(called.forward)
+        else:
+            mine.forward = half(mine.forward)  # as accelerate does
+            called = mine
         step = (
             DistillationStep(config, its, feature_pairs(config, student, teacher), torch.rand(1000))
             if config.method == "koala"
@@ -101,7 +113,7 @@ def live_peaks(config: DistillConfig, student: UNetSpec, teacher: UNetSpec) -> t
         gc.collect()
         weights, live.peak = live.bytes, 0
         with step.hooked(mine) as losses_of:
-            losses = losses_of(mine, data, draws)
+            losses = losses_of(called, data, draws)
             forward, live.peak = live.peak, 0
             losses.total.backward()
     return forward - weights, live.peak - weights
@@ -170,6 +182,38 @@ def test_a_step_of_another_method_has_in_memory_what_the_estimate_says(method, g
         predicted = moments[name] - always
         print(f"{name}: {predicted / 1e6:.1f} MB predicted, {counted / 1e6:.1f} MB alive")
         assert predicted == pytest.approx(counted, rel=0.15), name
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
+def test_a_step_of_a_lora_has_in_memory_what_the_estimate_says(precision, checkpointing):
+    config = DistillConfig(
+        method="phased",
+        batch_size=2,
+        resolution=256,
+        precision=precision,
+        teacher_precision=precision,
+        gradient_checkpointing=checkpointing,
+        guidance_min=2.0,
+        guidance_max=2.0,
+        lora_rank=16,
+    )
+    memory = run_memory(config, TINY_SDXL, TINY_SDXL)
+    moments, always = memory.moments(2), sum(memory.always.values())
+    names = "passes of student and teacher", "backward pass"
+    for name, counted in zip(names, live_peaks(config, TINY_SDXL, TINY_SDXL), strict=True):
+        predicted = moments[name] - always
+        print(f"{name}: {predicted / 1e6:.1f} MB predicted, {counted / 1e6:.1f} MB alive")
+        assert predicted == pytest.approx(counted, rel=0.15), name
+
+
+def test_the_estimate_counts_a_loras_factors_as_they_are_attached():
+    for spec in (TINY_SDXL, KOALA_700M, SDXL):
+        with torch.device("meta"):
+            network = UNet2DConditionModel(**spec.config())
+            attach(network, 4, 8.0)
+        assert lora_parameters(spec, 4) == sum(p.numel() for p in network.parameters() if p.requires_grad)
+        assert lora_parameters(spec, 64) == 16 * lora_parameters(spec, 4)
 
 
 TRAIN = """

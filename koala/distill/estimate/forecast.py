@@ -10,6 +10,7 @@ from diffusers import UNet2DConditionModel
 from koala.benchmark.calibration import DEPTH
 from koala.distill.config import DistillConfig
 from koala.distill.estimate.total import Estimate, estimate
+from koala.distill.methods import check_own_spec
 from koala.distill.processes import this_process
 from koala.distill.sampling import guidance_range
 from koala.hardware.device import device_memory
@@ -48,6 +49,7 @@ def estimate_here(
         sharded=os.environ.get("ACCELERATE_USE_FSDP", "false") == "true",
     )
     student = student_spec(config.student_spec, teacher)
+    check_own_spec(config.to_dict(), student, teacher)
     expected = estimate(config, student, teacher, **settings)
     if elsewhere or not measure or not expected.fits:
         return expected

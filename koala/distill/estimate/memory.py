@@ -6,6 +6,7 @@ from functools import cached_property
 
 from koala.distill.config import DistillConfig
 from koala.distill.estimate.activations import feature_elements, recomputed_bytes, saved_bytes, widths
+from koala.distill.estimate.lora import between, lora_parameters
 from koala.distill.estimate.passes import passes_of
 from koala.distill.loss.pairs import feature_pairs
 from koala.hardware.memory_plan import CONTEXT, GB, PROCESS, SPARE, UNET_ELEMENTS, VAE_ELEMENTS, WORKSPACE
@@ -63,6 +64,12 @@ class RunMemory:
         """How many parameters the student has, not bytes."""
         return parameters(self.student)
 
+    @cached_property
+    def learning(self) -> int:
+        """How many numbers learn: all parameters of the student, or those of its LoRA."""
+        rank = self.config.lora_rank
+        return lora_parameters(self.student, rank) if rank else self.weights
+
     def split(self, count: float) -> int:
         """Of what every process has whole, or a share of where it is sharded."""
         return int(count / (self.world if self.sharded else 1))
@@ -70,17 +77,14 @@ class RunMemory:
     @cached_property
     def ema(self) -> int:
         """Bytes of the moving average, in fp32."""
-        return self.split(4 * self.weights) if self.config.ema_decay else 0
+        return self.split(4 * self.learning) if self.config.ema_decay else 0
 
     @property
     def drawing(self) -> dict[str, int]:
         """What draws the validation's pictures: the teacher's text encoders and VAE, a student; in its precision."""
         parts, each = parts_of(self.teacher), _BYTES[self.config.teacher_precision]
-        return {
-            "text encoders": parts.text_cost[0] * each,
-            "VAE": parts.vae.parameters * each,
-            "student that is validated": self.weights * each,
-        }
+        student = {} if self.config.lora_rank else {"student that is validated": self.weights * each}
+        return {"text encoders": parts.text_cost[0] * each, "VAE": parts.vae.parameters * each} | student
 
     @cached_property
     def always(self) -> dict[str, int]:
@@ -88,16 +92,16 @@ class RunMemory:
         config, each = self.config, _BYTES[self.config.teacher_precision]
         process = PROCESS[self.device] + _LIBRARIES[self.device]
         parts = {"process": process} if process else {}
-        parts["teacher"] = parameters(self.teacher) * each
-        parts["student, fp32"] = self.split(4 * self.weights)
+        parts["teacher"] = parameters(self.teacher) * each  # with a LoRA the student too
+        parts["LoRA, fp32" if config.lora_rank else "student, fp32"] = self.split(4 * self.learning)
         for name, size in _STATES[config.optimizer].items():
-            parts[f"optimizer: {name}"] = self.split(size * self.weights)
+            parts[f"optimizer: {name}"] = self.split(size * self.learning)
         if not self.on_host:
             parts["moving average"] = self.ema
         if self.device == "cpu":
             parts |= self.drawing
         if self.world > 1 and not self.sharded:
-            parts["gradients in transit"] = 4 * self.weights  # DistributedDataParallel's buckets
+            parts["gradients in transit"] = 4 * self.learning  # DistributedDataParallel's buckets
         return parts
 
     @property
@@ -114,28 +118,43 @@ class RunMemory:
 
     @cached_property
     def gradients(self) -> int:
-        """Of the student, in fp32."""
-        return self.split(4 * self.weights)
+        """Of what learns, in fp32."""
+        return self.split(4 * self.learning)
 
     @cached_property
     def copies(self) -> int:
         """Weights in the precision of the passes: all of them under autocast, of a few modules when sharded."""
         each = _BYTES[self.config.precision]
+        if self.config.lora_rank and self.config.gradient_checkpointing:
+            return 0  # a layer's factors are cast where it is called; the rest has the precision of the passes
         if self.sharded:
             units = [size for b in blocks(self.student, **self.side) for size in _units(b)]
             return each * (2 * max(units) + sum(b.parameters for b in blocks(self.student, **self.side) if _root(b)))
-        return each * self.weights if each < 4 else 0
+        return each * self.learning if each < 4 else 0
 
     def saved(self, checkpointing: bool) -> int:
         """Of one picture."""
         w = widths(self.config.precision, self.device)
-        return saved_bytes(self.student, **self.side, w=w, checkpointing=checkpointing)
+        kept = 0 if checkpointing else w.value * sum(self._between.values())
+        return saved_bytes(self.student, **self.side, w=w, checkpointing=checkpointing) + kept
+
+    @cached_property
+    def _between(self) -> dict[str, int]:
+        """Block -> elements of one picture between the factors of its LoRA; empty without one."""
+        rank = self.config.lora_rank
+        return between(self.student, rank, **self.side) if rank else {}
 
     @cached_property
     def recomputed(self) -> int:
         """Of one picture: the largest block that checkpointing computes again in the backward pass."""
-        w = widths(self.config.precision, self.device)
-        return recomputed_bytes(self.student, **self.side, w=w) if self.config.gradient_checkpointing else 0
+        if not self.config.gradient_checkpointing:
+            return 0
+        w, depths = (
+            widths(self.config.precision, self.device),
+            {b.path: b.depth for b in blocks(self.student, **self.side)},
+        )
+        kept = max((count // max(depths[path], 1) for path, count in self._between.items()), default=0)
+        return recomputed_bytes(self.student, **self.side, w=w) + w.value * kept
 
     @cached_property
     def features(self) -> tuple[int, int]:
@@ -197,9 +216,14 @@ class RunMemory:
             "passes of student and teacher": int(always + max(student, teacher)),
             "backward pass": int(always + max(first, last)),
             "optimizer's step": int(always + self.gradients + self.updating + outputs / 2 * pictures),  # see step.py
-            "validation": int(always + self.decoding),
+            "validation": int(always + self.decoding + self._set_aside),
             "encoding before it": self.encoding,
         }
+
+    @property
+    def _set_aside(self) -> int:
+        """A LoRA's factors, while their moving average is validated in their place."""
+        return 4 * self.learning if self.config.lora_rank else 0
 
     @property
     def decoding(self) -> int:

@@ -1,4 +1,7 @@
-"""How often a training step runs both networks on each picture, on average; a backward pass counts as two."""
+"""How often a training step runs both networks on each picture, on average.
+
+A backward pass counts as two; as one where a LoRA learns, for the network's own weights have no gradients then.
+"""
 
 from dataclasses import dataclass
 
@@ -17,6 +20,8 @@ class Passes:
 def passes_of(config: DistillConfig) -> Passes:
     """Of a config; where it leaves guidance to the teacher, the teacher is taken to be guided."""
     student = 4.0 if config.gradient_checkpointing else 3.0
+    if config.lora_rank:
+        student -= 1
     if config.method == "koala":
         return Passes(student=student, teacher=float(bool(config.output_weight or config.feature_weight)), guided=1)
     guided = 1 if config.guidance_max == 1 else 2

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from koala.distill.config import DistillConfig
+from koala.distill.estimate.lora import lora_flops
 from koala.distill.estimate.memory import RunMemory
 from koala.distill.estimate.passes import passes_of
 from koala.errors import UserError
@@ -134,6 +135,8 @@ def estimate(
     )
     passes = passes_of(config)
     per_picture = int(passes.student * flops(student, **run.side) + passes.teacher * flops(teacher, **run.side))
+    if config.lora_rank:  # whose factors have gradients
+        per_picture += int((passes.student + 1) * lora_flops(student, config.lora_rank, **run.side))
     parts = parts_of(teacher)
     encoding = parts.vae.encoder(**run.side)[1] + parts.text_cost[1]
     samples = config.num_steps * config.batch_size
