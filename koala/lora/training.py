@@ -78,15 +78,19 @@ def _cast(module: torch.nn.Module, inputs: tuple) -> tuple | None:
 
 
 def _add(switch: _Switch, scale: float, module: torch.nn.Module, inputs: tuple, output: torch.Tensor):
-    """The layer's output (B, ..., out) or (B, out, h, w) and what the factors make of its input."""
+    """The layer's output (B, ..., out) or (B, out, h, w) and what the factors make of its input.
+
+    In place, as the output of a linear layer or a convolution is nobody else's: GEGLU's alone is 42 MB per picture at
+    1024 px.
+    """
     if not switch.on:
         return None
     given = inputs[0]
     down, up = (factor.weight.to(given.dtype) for factor in (module.lora_down, module.lora_up))
     if isinstance(module, torch.nn.Linear):
-        return output + functional.linear(functional.linear(given, down) * scale, up)
+        return output.add_(functional.linear(functional.linear(given, down) * scale, up))
     between = functional.conv2d(given, down, stride=module.stride, padding=module.padding)
-    return output + functional.conv2d(between * scale, up)
+    return output.add_(functional.conv2d(between * scale, up))
 
 
 @contextmanager

@@ -116,7 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="for models and runs, then removed")
-    parser.add_argument("--resolution", type=int, default=64, metavar="PX", help="side of the picture (64)")
+    parser.add_argument("--resolution", type=int, default=128, metavar="PX", help="side of the picture (128)")
     parser.add_argument("--memory", type=float, metavar="GB", help="what a run may take; what is free, if not given")
     args = parser.parse_args()
     if args.work.exists():

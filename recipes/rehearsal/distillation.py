@@ -14,9 +14,13 @@ from koala.distill.data.encoded import Batch
 from koala.distill.draws import draw
 from koala.distill.estimate.memory import RunMemory
 from koala.distill.loss.pairs import feature_pairs
-from koala.distill.loss.step import DistillationStep, alphas_cumprod
+from koala.distill.loss.phased import GuidanceStep, PhasedStep
+from koala.distill.loss.step import DistillationStep, Step, alphas_cumprod
+from koala.distill.loss.velocity import GuidedTeacher
 from koala.distill.optimizers import Ema, build_optimizers
+from koala.distill.sampling import guidance_range
 from koala.hardware.cuda import Card
+from koala.lora.training import attach
 from koala.models.cards import CARDS
 from koala.models.random_weights import FOLDER
 from koala.models.reading import load_noising
@@ -55,10 +59,18 @@ class Training:
             problems.append(f"the peak is {tracked:,} bytes, and the card has {self.card.total_bytes:,}")
         return tuple(problems)
 
+    @property
+    def case(self) -> str:
+        """What is special about the step."""
+        config = self.config
+        words = ["distillation step", *([config.method] if config.method != "koala" else [])]
+        words += [f"LoRA of rank {config.lora_rank}"] if config.lora_rank else []
+        return ", ".join([*words, *(["checkpointing"] if config.gradient_checkpointing else [])])
+
     def row(self) -> dict:
         """For the report."""
         return {
-            "case": "distillation step" + (", checkpointing" if self.config.gradient_checkpointing else ""),
+            "case": self.case,
             "models": [self.config.teacher, self.config.student_spec],
             "card": self.card.name,
             "card_bytes": self.card.total_bytes,
@@ -114,24 +126,27 @@ def estimated(config: DistillConfig, **more) -> dict[str, int]:
 def steps(
     config: DistillConfig,
     *,
-    network: Callable[[UNetSpec, str], UNet2DConditionModel],
+    network: Callable[..., UNet2DConditionModel],
     begins: Callable[[str], None],
     autocast: str = "cpu",
 ) -> Iterator[None]:
     """Two steps, with a pause before the second; as `koala.distill.trainer` loads, wraps and runs.
 
-    `network` makes one of a spec and a dtype where it is to work, `begins` hears each of STAGES, and `autocast` is the
-    kind of device whose autocast the student runs under.
+    `network` makes one of a spec and a dtype where it is to work, which a LoRA's third argument prepares; `begins`
+    hears each of STAGES, and `autocast` is the kind of device whose autocast the student runs under.
     """
     taught_by = CARDS[config.teacher].spec
     spec = student_spec(config.student_spec, taught_by)
-    teacher = network(taught_by, DTYPES[config.teacher_precision]).eval().requires_grad_(False)
-    bare = network(spec, "float32").train().requires_grad_(True)
+    of_teacher = DTYPES[config.teacher_precision]
+    if config.lora_rank:
+        adapt = partial(attach, rank=config.lora_rank, alpha=config.lora_alpha)
+        bare = teacher = network(taught_by, of_teacher, adapt).train()
+    else:
+        teacher = network(taught_by, of_teacher).eval().requires_grad_(False)
+        bare = network(spec, "float32").train().requires_grad_(True)
     if config.gradient_checkpointing:
         bare.enable_gradient_checkpointing()
-    alphas = alphas_cumprod(load_noising(FOLDER / "scheduler").config)
-    noising = noising_of(CARDS[config.teacher], config.noising)
-    step = DistillationStep(config, teacher, feature_pairs(config, spec, taught_by), alphas, noising)
+    step = _step(config, teacher, spec)
     optimizers = build_optimizers(bare, config)
     half = config.precision != "fp32"
     student = _Autocasting(bare, autocast, getattr(torch, DTYPES[config.precision])) if half else bare
@@ -157,9 +172,24 @@ def steps(
                 yield
 
 
-def _network(rehearsal: Rehearsal, spec: UNetSpec, dtype: str) -> UNet2DConditionModel:
+def _step(config: DistillConfig, teacher: UNet2DConditionModel, spec: UNetSpec) -> Step:
+    """As `koala.distill.preparation.step_of`, on the schedule of the random models."""
+    card = CARDS[config.teacher]
+    alphas, noising = alphas_cumprod(load_noising(FOLDER / "scheduler").config), noising_of(card, config.noising)
+    if config.method == "koala":
+        return DistillationStep(config, teacher, feature_pairs(config, spec, card.spec), alphas, noising)
+    empty = torch.zeros(1, TOKENS, spec.cross_attention_dim), torch.zeros(1, spec.pooled_dim)
+    kind = PhasedStep if config.method == "phased" else GuidanceStep
+    return kind(config, GuidedTeacher(teacher, empty, guidance_range(config, card)), alphas, noising)
+
+
+def _network(
+    rehearsal: Rehearsal, spec: UNetSpec, dtype: str, adapt: Callable[[torch.nn.Module], None] | None = None
+) -> UNet2DConditionModel:
     with torch.device("meta"):
         made = UNet2DConditionModel(**spec.config()).to(getattr(torch, dtype))
+        if adapt:
+            adapt(made)
     return rehearsal.empty(made).to(rehearsal.device)
 
 

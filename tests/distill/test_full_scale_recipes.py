@@ -16,7 +16,7 @@ from koala.models.registry import find
 from koala.unet.specs import student
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "full_scale"
-RECIPES = ("koala-lightning-700m", "koala-lightning-1b", "koala-700m-24gb", "koala-700m-pcm")
+RECIPES = ("koala-lightning-700m", "koala-lightning-1b", "koala-700m-24gb", "koala-700m-pcm", "sdxl-pcm-lora-24gb")
 LAUNCHES = ("one-gpu", "ddp-8", "fsdp2-8")
 RUNS = {  # estimate's file -> recipe, launch, GB of one GPU
     "koala-lightning-700m-ddp-8": ("koala-lightning-700m", "ddp-8", 80),
@@ -24,6 +24,7 @@ RUNS = {  # estimate's file -> recipe, launch, GB of one GPU
     "koala-lightning-1b-fsdp2-8": ("koala-lightning-1b", "fsdp2-8", 80),
     "koala-700m-24gb-one-gpu": ("koala-700m-24gb", "one-gpu", 24),
     "koala-700m-pcm-one-gpu": ("koala-700m-pcm", "one-gpu", 24),
+    "sdxl-pcm-lora-24gb-one-gpu": ("sdxl-pcm-lora-24gb", "one-gpu", 24),
 }
 
 
@@ -53,16 +54,23 @@ def test_the_lightning_recipes_are_the_papers(name, pairs):
     assert (kinds.count("SA"), kinds.count("LF")) == (pairs, 2)
 
 
-def test_the_four_step_recipe_has_the_numbers_of_phased_consistencys_own_script():
-    """train_pcm_lora_sdxl_adv.sh; its guidance is one less than diffusers', and it has no moving average."""
-    config = recipe("koala-700m-pcm")
+@pytest.mark.parametrize(
+    ("name", "teacher", "rank"), [("koala-700m-pcm", "koala-700m", 0), ("sdxl-pcm-lora-24gb", "sdxl-base", 64)]
+)
+def test_the_four_step_recipes_have_the_numbers_of_phased_consistencys_own_script(name, teacher, rank):
+    """train_pcm_lora_sdxl.sh; its guidance is one less than diffusers', and it has no moving average.
+
+    Its LoRA has rank 64 and peft's own alpha, 8.
+    """
+    config = recipe(name)
     assert (config.method, config.phases, config.solver_steps, config.teacher_steps) == ("phased", 4, 40, 1)
     assert (config.guidance_min - 1, config.guidance_max - 1, config.huber, config.target) == (6, 7, 0.001, "student")
     assert (config.optimizer, config.learning_rate, config.weight_decay) == ("adamw8bit", 2e-6, 0)
     assert (config.schedule, config.warmup_steps, config.max_grad_norm) == ("constant", 500, 1)
     assert (config.batch_size, config.num_steps, config.resolution, config.empty_prompts) == (80, 20_000, 1024, 0)
-    teacher = find(config.teacher)
-    assert teacher.name == "koala-700m" and student(config.student_spec, teacher.spec) == teacher.spec
+    assert (config.lora_rank, config.lora_alpha) == (rank, 8)
+    card = find(config.teacher)
+    assert card.name == teacher and student(config.student_spec, card.spec) == card.spec
 
 
 @pytest.mark.parametrize("name", LAUNCHES)

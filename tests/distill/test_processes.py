@@ -62,11 +62,12 @@ def reference(small_cache, tmp_path_factory) -> tuple[RunFolder, Path]:
     return run, folder / "config.json"
 
 
-def assert_equal(run: RunFolder, reference: RunFolder) -> None:
+def assert_equal(
+    run: RunFolder, reference: RunFolder, terms: tuple[str, ...] = ("loss", "task", "output", "SA", "LF")
+) -> None:
     """Losses of every step to 1e-5, and the weights that come out."""
     mine, its = ([e for e in r.metrics() if e["kind"] == "train"] for r in (run, reference))
     assert [e["step"] for e in mine] == [e["step"] for e in its] == list(range(1, STEPS + 1))
-    terms = ("loss", "task", "output", "SA", "LF")
     losses = [abs(a[t] - b[t]) for a, b in zip(mine, its, strict=True) for t in terms]
     weights = [
         (a - b).abs().max().item()
@@ -131,6 +132,19 @@ def test_a_sharded_student_learns_the_same_and_goes_on_from_a_checkpoint_of_whol
     run.remove_checkpoint(STEPS)
     launch_sharded(tmp_path, str(config), str(run.path), "2")
     assert_equal(run, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "term"), [("phased", "consistency"), ("guidance", "guidance")])
+def test_a_sharded_student_of_a_few_step_method_learns_what_one_process_does(reference, tmp_path, method, term):
+    settings = dict(method=method, min_snr_gamma=0.0, guidance_min=1.5, guidance_max=3.0, validate_every=0)
+    config = dataclasses.replace(reference[0].config(), **settings)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config.to_dict()))
+    whole, run = RunFolder(path=tmp_path / "one"), RunFolder(path=tmp_path / "sharded")
+    train(whole, config)
+    launch_sharded(tmp_path, str(file), str(run.path))
+    assert_equal(run, whole, ("loss", term))
 
 
 @pytest.mark.slow

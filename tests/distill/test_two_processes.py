@@ -8,11 +8,12 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from koala.cli.main import main
 from koala.distill.config import DistillConfig
@@ -73,14 +74,16 @@ def config(small, tmp_path) -> Path:
     return file
 
 
-def losses(run: RunFolder) -> Iterator[dict]:
-    terms = ("step", "loss", "task", "output", "SA", "LF")
+TERMS = ("step", "loss", "task", "output", "SA", "LF")
+
+
+def losses(run: RunFolder, terms: Sequence[str] = TERMS) -> Iterator[dict]:
     return ({term: entry[term] for term in terms} for entry in run.metrics() if entry["kind"] == "train")
 
 
-def assert_same_losses(run: RunFolder, other: RunFolder) -> None:
+def assert_same_losses(run: RunFolder, other: RunFolder, terms: Sequence[str] = TERMS) -> None:
     """Every term of every step to 1e-5: what is added up in another order differs by that much."""
-    mine, its = list(losses(run)), list(losses(other))
+    mine, its = list(losses(run, terms)), list(losses(other, terms))
     assert [entry["step"] for entry in mine] == [entry["step"] for entry in its]
     differences = [abs(a[term] - b[term]) for a, b in zip(mine, its, strict=True) for term in a]
     print(f"max difference {max(differences):.3g}, mean {sum(differences) / len(differences):.3g}")
@@ -98,6 +101,34 @@ def test_a_validation_between_two_checkpoints_does_not_hang_two_processes(config
     assert 2 in run.checkpoints()  # the best so far, saved beside those of every third step
     assert run.checkpoints() == one.checkpoints()
     assert_same_losses(run, one)
+
+
+FEW = {"min_snr_gamma": 0.0, "guidance_min": 1.5, "guidance_max": 3.0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "term"),
+    [
+        ({"method": "phased", "student_spec": STUDENT}, "consistency"),
+        ({"method": "guidance", "student_spec": STUDENT}, "guidance"),
+        ({"method": "phased", "student_spec": "sdxl", "lora_rank": 4}, "consistency"),
+    ],
+    ids=["phased", "guidance", "LoRA"],
+)
+def test_two_processes_of_a_few_step_method_have_the_losses_of_one(small, tmp_path, settings, term):
+    """Each picture with a strength of guidance of its own; a picture that need not move keeps no process waiting."""
+    config = small(batch_size=4, num_steps=3, learning_rate=1e-3, **FEW | settings)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config.to_dict()))
+    run, one = RunFolder(path=tmp_path / "two"), RunFolder(path=tmp_path / "one")
+    two = Two(tmp_path, "--config", str(file), "--out", str(run.path))
+    train(one, config)
+    assert two.ends() == [0, 0], two.said
+    assert_same_losses(run, one, ("step", "loss", term))
+    name = "pytorch_lora_weights.safetensors" if "lora_rank" in settings else "checkpoints/step-3/ema.safetensors"
+    mine, its = (load_file(each.path / name) for each in (run, one))
+    assert max((a - its[key]).abs().max().item() for key, a in mine.items()) <= 3e-3  # AdamW's first steps
 
 
 @pytest.mark.slow

@@ -78,6 +78,19 @@ def recomputed_bytes(spec: UNetSpec, *, width: int, height: int, w: Widths) -> i
     return max(_resnet(b, w) if b.kind == "resnet" else _transformer_block(spec, b, w) for b in own)
 
 
+def flowing_bytes(spec: UNetSpec, *, width: int, height: int, w: Widths, lora: bool = False) -> int:
+    """Of one picture: gradients on their way through the largest residual block, where a GPU normalises in fp32.
+
+    Those of its convolution's input and of its skip (two each, with a LoRA one more) in the precision of the passes,
+    those of activation and norm in fp32, and the output's. Elsewhere each is gone when the next one comes.
+    """
+    if not w.mixed:
+        return 0
+    own = [b for b in blocks(spec, width=width, height=height) if b.kind == "resnet"]
+    inputs = 2 * w.norm + (4 + lora) * w.value
+    return max((inputs * b.inside + w.value * b.channels) * b.tokens for b in own)
+
+
 def feature_elements(spec: UNetSpec, pairs: Sequence[Pair], *, width: int, height: int) -> list[int]:
     """Elements of every pair's output, of one picture."""
     return [_output_elements(spec, p, width=width, height=height) for p in pairs]

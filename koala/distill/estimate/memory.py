@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from koala.distill.config import DistillConfig
-from koala.distill.estimate.activations import feature_elements, recomputed_bytes, saved_bytes, widths
+from koala.distill.estimate.activations import feature_elements, flowing_bytes, recomputed_bytes, saved_bytes, widths
 from koala.distill.estimate.lora import between, lora_parameters
 from koala.distill.estimate.passes import passes_of
 from koala.distill.loss.pairs import feature_pairs
@@ -157,6 +157,14 @@ class RunMemory:
         return recomputed_bytes(self.student, **self.side, w=w) + w.value * kept
 
     @cached_property
+    def _flowing(self) -> int:
+        """Of one picture: gradients within the block that is computed again, while all others' inputs are there."""
+        if not self.config.gradient_checkpointing:
+            return 0
+        w = widths(self.config.precision, self.device)
+        return flowing_bytes(self.student, **self.side, w=w, lora=bool(self.config.lora_rank))
+
+    @cached_property
     def features(self) -> tuple[int, int]:
         """Of one picture: both networks' outputs, and the fp32 differences that the loss keeps for its gradient."""
         config = self.config
@@ -210,7 +218,7 @@ class RunMemory:
         again = self.recomputed * work
         if self.config.method != "koala":  # the goal is there before the student's activations
             teacher = before + self.teaching * pictures
-        first = before + kept + (saved + again + outputs / 2 + differences) * pictures
+        first = before + kept + (saved + again + self._flowing * work + outputs / 2 + differences) * pictures
         last = self.gradients + (again + outputs / 2) * pictures
         return {
             "passes of student and teacher": int(always + max(student, teacher)),
