@@ -62,8 +62,8 @@ def _check_lora(values: Mapping[str, object]) -> None:
         raise UserError("target=ema needs a network of its own, which a LoRA spares; choose target=student")
     if values["precision"] != values["teacher_precision"]:
         raise UserError(
-            f"a LoRA's student runs on the teacher's own weights: precision={values['precision']} and "
-            f"teacher_precision={values['teacher_precision']} must be the same; choose bf16 for both, for example"
+            f"a LoRA's student runs on the teacher's own weights, which are in {values['teacher_precision']}, and not "
+            f"in {values['precision']}; choose precision={values['teacher_precision']}"
         )
 
 

@@ -206,7 +206,7 @@ def test_each_saving_saves_what_it_is_for():
     assert on_cpu.host["moving average"] == whole.always["moving average"]
     assert "moving average" not in on_cpu.always
     checkpointed = on_gpu(read(None, ["gradient_checkpointing=true"], PAPER))
-    assert checkpointed.predicted_peak_bytes < alone.predicted_peak_bytes / 4
+    assert checkpointed.predicted_peak_bytes < alone.predicted_peak_bytes / 3
     assert checkpointed.flops_per_picture > alone.flops_per_picture
 
 

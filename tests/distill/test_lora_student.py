@@ -134,7 +134,7 @@ def test_other_programs_find_every_layer_of_the_file(network):
         ({"student_init": "tiny-sdxl"}, "leave student_init empty"),
         ({"optimizer": "muon", "precision": "fp32"}, "choose optimizer=adamw"),
         ({"target": "ema"}, "choose target=student"),
-        ({"precision": "fp32"}, "must be the same; choose bf16 for both"),
+        ({"precision": "fp32"}, "choose precision=bf16"),
         ({"lora_alpha": 0.0}, "lora_alpha must be above 0"),
         ({"lora_rank": 0, "lora_alpha": 4.0}, "set lora_rank=64, or leave it out"),
     ],

@@ -113,6 +113,7 @@ def two_checkpoints(run: RunFolder) -> None:
 
 
 RUN, OUT = ["--resume", "{run}"], ["--out", "{new}", "data=shapes"]
+LORA = ["method=phased", "student_spec=sdxl", "lora_rank=8"]
 CASES = {  # what was typed, and what was done to the run before
     "fixed": ([*RUN, "seed=3"], None),
     "another network": ([*RUN, "student_spec=koala-1b"], None),
@@ -140,6 +141,12 @@ CASES = {  # what was typed, and what was done to the run before
     "no average": ([*OUT, "method=phased", "target=ema", "ema_decay=0"], None),
     "average elsewhere": ([*OUT, "method=phased", "target=ema", "ema_device=cpu"], None),
     "muon's own": ([*OUT, "optimizer=muon", "beta2=0.99"], None),
+    "LoRA of a smaller student": ([*OUT, "method=phased", "lora_rank=8"], None),
+    "LoRA by KOALA's method": ([*OUT, "student_spec=sdxl", "lora_rank=8"], None),
+    "LoRA with muon": ([*OUT, *LORA, "optimizer=muon", "precision=fp32", "teacher_precision=fp32"], None),
+    "LoRA with its average": ([*OUT, *LORA, "target=ema"], None),
+    "LoRA in two precisions": ([*OUT, *LORA, "precision=fp32"], None),
+    "no LoRA": ([*OUT, "method=phased", "student_spec=sdxl", "lora_alpha=4"], None),
     "no setting": ([*OUT, "batch_size"], None),
     "student of another spec": ([*OUT, "student_spec=koala-1b", "student_init={run}/student"], None),
 }
