@@ -14,7 +14,7 @@ import pytest
 import koala.cli.main
 from koala.cli import distill
 from koala.distill.config import DistillConfig
-from koala.distill.run import resuming
+from koala.distill.run import intact, resuming
 from koala.distill.run.folder import RunFolder, check_place
 from koala.distill.run.intact import verify
 from koala.distill.run.preflight import check_share
@@ -164,6 +164,26 @@ def refused(name: str, copy: RunFolder, new: Path) -> tuple[list[str], str]:
     with pytest.raises(UserError) as error:
         execute(arguments)
     return [word for word in arguments if not word.startswith("batch_size")], str(error.value)
+
+
+def test_a_lora_run_is_begun_anew_at_its_teacher_as_it_takes_no_other_beginning(small, tmp_path):
+    """Symptom: every "start a new run" named its student, which a run that trains a LoRA refuses."""
+    run = RunFolder(path=tmp_path / "run")
+    (run.student / "unet").mkdir(parents=True)
+    whole = dict(method="phased", student_spec="sdxl", min_snr_gamma=0.0, guidance_min=2.0, guidance_max=2.0)
+    config = small(**whole, lora_rank=4)
+    (run.path / "config.json").write_text(json.dumps(config.to_dict()))
+    damaged = DistillConfig(**config.to_dict() | {"seed": 3})
+    for message in (
+        str(pytest.raises(UserError, resuming.refuse_fixed, run, damaged, config, ("seed",)).value),
+        f"damaged; {intact._from_student(run)}",
+    ):
+        (typed,) = (c for c in commands(message, [], tmp_path / "new") if "--out" in c)
+        assert not any("student_init" in word for word in typed), message
+        execute(typed)
+    (run.path / "config.json").unlink()
+    run.lora.touch()  # all that tells it from another run then
+    assert intact._from_student(run) == "start over with --out NEW"
 
 
 SEEN: dict[str, str] = {}

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from koala.distill.config import DistillConfig
 from koala.distill.run.folder import RunFolder
@@ -25,8 +24,34 @@ def write_lora(run: RunFolder, config: DistillConfig, factors: Mapping[str, torc
     """Replace the run's LoRA, in fp32. `factors` are the trained weights by parameter name, on the CPU."""
     card = run.student_card()
     tensors, metadata = as_file(factors, config.lora_alpha, card.spec, drawing_of(card))
+    held = {name: _Held(tensor=tensor.float()) for name, tensor in tensors.items()}
     with new_file(run.lora) as partial:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)
+        write_tensors(partial, held, metadata)  # safetensors' own writer puts the metadata in an order of chance
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Held:
+    """A tensor in memory, in fp32 (koala.files.tensorfiles.Streamed)."""
+
+    tensor: torch.Tensor
+
+    dtype = "F32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+    @property
+    def size(self) -> int:
+        return 4 * self.parameters
+
+    @property
+    def parameters(self) -> int:
+        return self.tensor.numel()
+
+    def blocks(self) -> Iterator[bytes]:
+        """All its bytes at once."""
+        yield self.tensor.contiguous().numpy().tobytes()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from koala.distill.run import snapshots
 from koala.distill.run.claim import Claim
 from koala.distill.run.folder import RunFolder
 from koala.distill.run.reporter import Reporter
-from koala.distill.run.resuming import from_student
+from koala.distill.run.resuming import beginning, from_student
 from koala.distill.run.stopping import Pauses
 from koala.errors import UserError
 
@@ -117,6 +117,6 @@ class Gathering:
     def _changed(self) -> UserError:
         return UserError(
             f"{self.config.data}, or the teacher's encoders, changed since checkpoint step-{self.resume_from} was "
-            "written; put them back (data=PLACE if they are elsewhere), or start a new run from this student: "
-            f"{from_student(self.run)}"
+            "written; put them back (data=PLACE if they are elsewhere), or start a new run "
+            f"{beginning(self.run)}: {from_student(self.run)}"
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from koala.distill.config import DistillConfig
 from koala.distill.run.folder import RunFolder
-from koala.distill.run.resuming import check_same, from_student, spelled
+from koala.distill.run.resuming import beginning, check_same, from_student, spelled, trains_lora
 from koala.errors import UserError
 from koala.files.hashing import sha256
 from koala.files.reading import read_object
@@ -132,11 +132,11 @@ def _from_student(run: RunFolder) -> str:
         run.config()
         settings = ""
     except UserError:
-        settings = _as_cut(run)
+        settings = "" if trains_lora(run) else _as_cut(run)
         if not settings:
             return "start over with --out NEW"
     more = " and what else its settings were" if settings else ""
-    return f"start a new run from its student: {from_student(run, settings)}{more}"
+    return f"start a new run {beginning(run)}: {from_student(run, settings)}{more}"
 
 
 def _as_cut(run: RunFolder) -> str:

@@ -113,7 +113,7 @@ def check_fits(run: RunFolder, expected: Estimate) -> None:
         return
     raise UserError(
         f"{expected.shortage()}; {fixed[0].partition('=')[0]} cannot change when a run is resumed, so only a new run "
-        f"from its student fits: {from_student(run)} {' '.join(expected.remedies)}"
+        f"{beginning(run)} fits: {from_student(run)} {' '.join(expected.remedies)}"
     )
 
 
@@ -152,9 +152,28 @@ def _rate_words(config: DistillConfig, trained: DistillConfig, step: int) -> str
     return words
 
 
+def trains_lora(run: RunFolder) -> bool:
+    """Whether the run's student is its teacher with a LoRA; such a run begins at the teacher, and at no other model."""
+    if run.lora.is_file():
+        return True
+    try:
+        return bool(run.config().lora_rank)
+    except UserError:
+        return False
+
+
+def beginning(run: RunFolder) -> str:
+    """Where the run that `from_student` names begins, in words."""
+    return "from the teacher of its LoRA" if trains_lora(run) else "from its student"
+
+
 def from_student(run: RunFolder, settings: str = "") -> str:
-    """What to type so that a new run starts from this one's student, with the settings of its own config."""
-    return f"--out NEW {settings or f'--config {run.path}/config.json'} student_init={run.student}"
+    """What to type so that a new run starts from this one's student, with the settings of its own config.
+
+    From its teacher where the run trains a LoRA.
+    """
+    start = "" if trains_lora(run) else f" student_init={run.student}"
+    return f"--out NEW {settings or f'--config {run.path}/config.json'}{start}"
 
 
 def record(run: RunFolder, step: int, config: DistillConfig, trained: DistillConfig, processes: int) -> None:
