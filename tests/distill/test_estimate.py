@@ -206,9 +206,9 @@ def test_each_saving_saves_what_it_is_for():
     assert on_cpu.host["moving average"] == whole.always["moving average"]
     assert "moving average" not in on_cpu.always
     checkpointed = on_gpu(read(None, ["gradient_checkpointing=true"], PAPER))
-    # On their way through UP-3's first block, 960 -> 320 channels at 128 x 128, are gradients: of each input two in fp32
-    # and four in 16 bit, of each output one in 16 bit, and a quarter more for what the allocator cannot use. The peak
-    # was below a quarter while they were not counted, and with them is 0.31.
+    # On their way through UP-3's first block, 960 -> 320 channels at 128 x 128, are gradients: of each input two in
+    # fp32 and four in 16 bit, of each output one in 16 bit, and a quarter more for what the allocator cannot use. The
+    # peak was below a quarter while they were not counted, and with them is 0.31.
     flowing = (960 * (2 * 4 + 4 * 2) + 320 * 2) * 128**2
     assert flowing == 250 * 2**20
     assert checkpointed.predicted_peak_bytes - 1.25 * 128 * flowing < alone.predicted_peak_bytes / 4

@@ -61,3 +61,12 @@ def between(spec: UNetSpec, rank: int, *, width: int, height: int) -> dict[str, 
     """Block -> elements between the factors of its layers, of one picture: what `up` learns from."""
     every = blocks(spec, width=width, height=height)
     return {b.path: rank * sum(layer.rows for layer in layers(b, spec)) for b in every}
+
+
+def running(spec: UNetSpec, rank: int, *, width: int, height: int) -> int:
+    """Elements that the factors of one layer take while they run, of one picture: the most of any layer.
+
+    They are twice what is between the factors, and what is added.
+    """
+    every = blocks(spec, width=width, height=height)
+    return max((2 * rank + x.outside) * x.rows for b in every for x in layers(b, spec))

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from koala.distill.config import DistillConfig
 from koala.distill.estimate.activations import feature_elements, flowing_bytes, recomputed_bytes, saved_bytes, widths
-from koala.distill.estimate.lora import between, lora_parameters
+from koala.distill.estimate.lora import between, lora_parameters, running
 from koala.distill.estimate.passes import passes_of
 from koala.distill.loss.pairs import feature_pairs
 from koala.hardware.memory_plan import CONTEXT, GB, PROCESS, SPARE, UNET_ELEMENTS, VAE_ELEMENTS, WORKSPACE
@@ -145,6 +145,14 @@ class RunMemory:
         return between(self.student, rank, **self.side) if rank else {}
 
     @cached_property
+    def _running(self) -> int:
+        """Of one picture: what a LoRA's layer works in during a pass that keeps nothing of it."""
+        rank, w = self.config.lora_rank, widths(self.config.precision, self.device)
+        if not rank or not self.config.gradient_checkpointing:
+            return 0
+        return w.value * running(self.student, rank, **self.side)
+
+    @cached_property
     def recomputed(self) -> int:
         """Of one picture: the largest block that checkpointing computes again in the backward pass."""
         if not self.config.gradient_checkpointing:
@@ -213,7 +221,7 @@ class RunMemory:
         saved = self.saved(self.config.gradient_checkpointing) * work
         before = self.gradients if self.passes > 1 else 0  # of the passes before this one
         kept = 0 if self.config.gradient_checkpointing else self.copies  # for the backward pass, once autocast ends
-        student = before + self.copies + (saved + outputs / 2) * pictures
+        student = before + self.copies + (saved + outputs / 2 + self._running * work) * pictures
         teacher = before + kept + (saved + outputs + max(self.teaching, differences)) * pictures
         again = self.recomputed * work
         if self.config.method != "koala":  # the goal is there before the student's activations
