@@ -91,7 +91,9 @@ def _settings(folder: Path, name: str, unet: dict, spec: UNetSpec | None) -> dic
     if few:  # its scheduler was set after the cut
         inherited = {key: value for key, value in inherited.items() if key not in few and key != "scheduler"}
     if not (inherited or drawing):
-        own |= _few_steps(folder, name, unet, spec, sampler if followed else "") or _embedded(folder, spec) | few
+        own |= (
+            _few_steps(folder, name, unet, spec, sampler if followed else "") or _embedded(folder, spec, sampler) | few
+        )
     return own | inherited | drawing
 
 
@@ -109,14 +111,16 @@ def _few_steps(folder: Path, name: str, unet: dict, spec: UNetSpec | None, sampl
     return {key: getattr(like, key) for key in ("teacher", "negative_prompt", *SETTINGS)} | keeps
 
 
-def _embedded(folder: Path, spec: UNetSpec | None) -> dict[str, object]:
-    """Settings of a folder that lost its koala.json and surgery.json, by the embedded models' widths.
+def _embedded(folder: Path, spec: UNetSpec | None, sampler: str) -> dict[str, object]:
+    """Settings of a folder without koala.json and surgery.json, by the embedded models' widths and sampler.
 
-    No other models have these, and SDXL's settings would train and draw it with another noising, in silence.
+    No other models have both, and SDXL's settings would train and draw it with another noising, in silence.
     """
     if spec is None or spec.channels != TINY_SDXL.channels:
         return {}
     like = _family(spec)
+    if sampler != like.scheduler:
+        return {}
     _say_kin(folder, like.title, like.noising, like.steps, like.guidance)
     return {name: getattr(like, name) for name in ("noising", "steps", "guidance")}
 
@@ -126,7 +130,7 @@ def _say_kin(folder: Path, title: str, noising: str, steps: int, guidance: float
     """A warning, once per process."""
     log.warning(
         "%s has no koala.json that says how it is drawn; by its widths it is taken for a model like %s: noising %s, %d "
-        "steps, guidance %g; copy koala.json along, or give --steps and --guidance",
+        "steps, guidance %g. For another model give --steps and --guidance",
         folder,
         title,
         noising,

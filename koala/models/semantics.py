@@ -141,7 +141,8 @@ def with_class_defaults(scheduler: Mapping[str, object]) -> dict[str, object]:
 
 def own_sampler(config: Mapping[str, object]) -> tuple[str, bool]:
     """The scheduler (request.SCHEDULERS) nearest to a pipeline's own, and whether it is the same."""
-    spacing, kind = with_class_defaults(config)["timestep_spacing"], config.get("_class_name", "EulerDiscreteScheduler")
+    spacing = with_class_defaults(config)["timestep_spacing"]
+    kind = str(config.get("_class_name", "EulerDiscreteScheduler"))  # a damaged file may have a list there
     if kind in _ON_OWN_GRID:
         return _ON_OWN_GRID[kind], True
     if kind == "EulerAncestralDiscreteScheduler" and spacing == "trailing":

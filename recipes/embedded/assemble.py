@@ -71,7 +71,7 @@ def name_as_of_old(file: Path) -> None:
 
 
 def save_sampling(card: ModelCard, folder: Path) -> None:
-    """How the model is sampled: for diffusers its scheduler, for a copy of the folder elsewhere its koala.json."""
+    """How the model is sampled: for diffusers its scheduler, and the koala.json of a model of few steps."""
     kind = SCHEDULERS[card.scheduler]
     kind(
         beta_start=0.00085,
@@ -82,8 +82,9 @@ def save_sampling(card: ModelCard, folder: Path) -> None:
     ).save_pretrained(folder / "scheduler")
     index = dict(sorted((MODEL_INDEX | {"scheduler": ["diffusers", kind.__name__]}).items()))
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    drawing = drawing_of(card) | {"teacher": card.teacher or ""}
-    (folder / DRAWING).write_text(json.dumps(drawing, indent=1) + "\n")
+    if card.steps < ModelCard.steps:  # a copy elsewhere is not told from the models of 25 steps by its networks
+        drawing = drawing_of(card) | {"teacher": card.teacher or ""}
+        (folder / DRAWING).write_text(json.dumps(drawing, indent=1) + "\n")
 
 
 def main() -> None:

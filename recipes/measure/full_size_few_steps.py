@@ -95,7 +95,8 @@ def _trained(config: DistillConfig, work: Path) -> dict:
     try:
         subprocess.run([sys.executable, "-c", _MAKE, config.teacher, work / "teacher"], cwd=ROOT, check=True)
         own = {"teacher": str(work / "teacher"), "cache": str(work / "cache")}
-        (work / "config.json").write_text(json.dumps(config.to_dict() | own))
+        with new_file(work / "config.json") as file:
+            file.write_text(json.dumps(config.to_dict() | own))
         command = [sys.executable, "-c", _TRAIN, work / "run", work / "config.json"]
         subprocess.run(command, cwd=ROOT, check=True)
         lines = [json.loads(line) for line in (work / "run" / "metrics.jsonl").read_text().splitlines()]

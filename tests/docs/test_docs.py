@@ -28,6 +28,7 @@ PAGES = (
     "docs/benchmarks.md",
     "docs/clients.md",
     "docs/cookbook.md",
+    "docs/few-steps.md",
     "docs/reliability.md",
 )
 COOKBOOK = (ROOT / "docs" / "cookbook.md").read_text(encoding="utf-8")
@@ -229,6 +230,7 @@ def test_every_block_of_every_page_is_run_by_a_test():
         },  # tests/docs/test_readme.py holds the command to its report, test_gpu_report.py its own
         "docs/clients.md": {"bash"},  # tests/recipes/test_clients.py; its second and third line want other programs
         "docs/cookbook.md": {"bash", "python"},
+        "docs/few-steps.md": {"bash"},  # tests/docs/test_readme.py parses its commands
         "docs/reliability.md": {"bash"},  # tests/recipes/test_reliability.py
     }
     assert {page.relative_to(ROOT).as_posix() for page in ROOT.glob("docs/*.md")} - set(PAGES) == {"docs/decisions.md"}

@@ -21,6 +21,7 @@ from tests.test_arrows import ROOMS
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^python -m koala (.+)$", README, re.M)
+COMMANDS += re.findall(r"^python -m koala (.+)$", (ROOT / "docs" / "few-steps.md").read_text(encoding="utf-8"), re.M)
 COMMANDS += re.findall(r"`python -m koala (app .+?)`", README)
 REPORTS = sorted((ROOT / "docs" / "measurements").glob("*.json"))
 

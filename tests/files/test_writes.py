@@ -44,8 +44,9 @@ HANDED = {
     ("recipes.measure.mutants", "copy_of"): "a copy of the project for one mutant, in a temporary folder",
     ("recipes.embedded.assemble", "edit"): "a stage of the chain: a recipe fills its own folder in many steps",
     ("recipes.embedded.assemble", "save_text"): "a stage of the chain",
-    ("recipes.embedded.assemble", "name_as_of_old"): "a stage of the chain",
+    ("recipes.embedded.assemble", "save_sampling"): "a stage of the chain",
     ("recipes.embedded.assemble", "main"): "a stage of the chain",
+    ("recipes.embedded.assemble", "name_as_of_old"): "a stage of the chain",
     ("recipes.embedded.text", "save_tokenizer"): "a stage of the chain",
     ("recipes.embedded.text", "main"): "a stage of the chain",
 }

@@ -63,10 +63,13 @@ def flip(file: Path, bit: int) -> None:
 def test_one_flipped_bit_in_any_file_is_named_with_the_remedy(shipped):
     check_shipped(shipped / STUDENT)
     files = [f for f in sorted((shipped / STUDENT).rglob("*")) if f.is_file()]
-    assert len(files) == 19
+    assert len(files) == 18
     for k, file in enumerate([*files, shipped / HASHES]):
         content = file.read_bytes()
-        flip(file, 8 * len(content) // 2 + k)
+        middle = len(content) // 2
+        if file.name == HASHES:  # a digit of this model's first hash
+            middle = content.index(b'": "', content.index(f'"{STUDENT}"'.encode())) + 10
+        flip(file, 8 * middle + k % 3)
         with pytest.raises(UserError, match=f"{file.name}.*install the package again, or copy {shipped} again"):
             check_shipped(shipped / STUDENT)
         file.write_bytes(content)

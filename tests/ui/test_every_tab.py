@@ -90,7 +90,7 @@ def benchmark(page: Page) -> None:
     for field in ("Steps", "Runs"):
         page.locator(".kb-panes").get_by_label(field, exact=True).fill("1")
     page.get_by_role("button", name="Start").click()
-    expect(page.locator(".kb-status")).to_have_text("Done.")
+    expect(page.locator("#kb-status")).to_have_text("Done.")
 
 
 def export(page: Page) -> None:

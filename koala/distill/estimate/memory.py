@@ -146,7 +146,7 @@ class RunMemory:
 
     @cached_property
     def _running(self) -> int:
-        """Of one picture: what a LoRA's layer works in during a pass that keeps nothing of it."""
+        """Of one picture: what a LoRA's layer works in where checkpointing keeps nothing of it."""
         rank, w = self.config.lora_rank, widths(self.config.precision, self.device)
         if not rank or not self.config.gradient_checkpointing:
             return 0
@@ -226,6 +226,7 @@ class RunMemory:
         again = self.recomputed * work
         if self.config.method != "koala":  # the goal is there before the student's activations
             teacher = before + self.teaching * pictures
+        again += self._running * work  # a LoRA's layer works in as much on the way back
         first = before + kept + (saved + again + self._flowing * work + outputs / 2 + differences) * pictures
         last = self.gradients + (again + outputs / 2) * pictures
         return {

@@ -211,7 +211,8 @@ def test_strangers_export_nothing_unless_the_app_says_so(root):
     with pytest.raises(UserError, match="off on this server"):
         closed.exports.start(ORDER, "stranger")
     opened = Exports(Session(local=False, exports=True))
-    assert [name for _, name in opened.models()] == ["tiny-sdxl", "tiny-koala-1b", "tiny-koala-700m"]
+    few = ["tiny-lightning", "tiny-koala-lightning-1b", "tiny-koala-lightning-700m"]
+    assert [name for _, name in opened.models()] == ["tiny-sdxl", "tiny-koala-1b", "tiny-koala-700m", *few]
     assert opened.root == root / ".public"
     with pytest.raises(UserError, match="without a LoRA"):
         opened.start(Order(model="tiny-sdxl", target="universal", dtype="fp16", lora="/etc/passwd"), "stranger")
