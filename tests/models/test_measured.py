@@ -30,6 +30,7 @@ WITHOUT = {
     "embedded-plain-euler.json": EARLIER,
     "embedded-relation.json": EARLIER,
     "embedded-training.json": EARLIER,
+    "few-steps-trials.json": EARLIER,
     "fresh-clone.json": NOTHING,
     "versions.json": NOTHING,
 }
