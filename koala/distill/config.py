@@ -94,7 +94,7 @@ class DistillConfig:
         "student",
     )
     lora_rank: int = _doc(
-        "A phased or guidance student of its teacher's own spec trains a LoRA of this rank beside the frozen teacher, "
+        "A phased or guidance student with its teacher's spec trains only a LoRA of this rank on the frozen teacher, "
         "which takes far less memory; 0 trains all weights.",
         0,
         least=0,

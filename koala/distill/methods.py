@@ -8,7 +8,7 @@ from koala.unet.specs import UNetSpec
 
 METHODS = ("koala", "phased", "guidance")
 TARGETS = ("student", "ema")
-LORA_ALPHA = 8.0  # of peft, which phased consistency's own script leaves as it is at rank 64
+LORA_ALPHA = 8.0  # peft's default; the script of phased consistency's authors uses it with rank 64
 
 _KOALA = ("features", "stages", "lf_at_ends", "sa_mapping", "normalisation", "task_weight", "output_weight",
           "feature_weight", "min_snr_gamma", "high_noise_lift")  # fmt: skip

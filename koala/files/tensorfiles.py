@@ -105,8 +105,8 @@ class StoredTensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transposed:
-    """A stored matrix whose rows become columns; it is held whole while it is read."""
+class Derived:
+    """What is computed from a stored tensor when it is written, and is as large; it is held whole while it is read."""
 
     stored: StoredTensor
 
@@ -122,8 +122,8 @@ class Transposed:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Columns, rows."""
-        return self.stored.shape[::-1]
+        """As stored."""
+        return self.stored.shape
 
     @property
     def size(self) -> int:
@@ -134,6 +134,16 @@ class Transposed:
     def parameters(self) -> int:
         """The number of its elements."""
         return self.stored.parameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transposed(Derived):
+    """A stored matrix whose rows become columns."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Columns, rows."""
+        return self.stored.shape[::-1]
 
     def blocks(self) -> Iterator[bytes]:
         """All its bytes at once."""

@@ -1,8 +1,8 @@
-"""A LoRA in training: factors in fp32 beside the layers of a frozen U-Net, which is its own teacher where they are off.
+"""A LoRA in training: fp32 factors on the layers of a frozen U-Net. With the factors off, that U-Net is the teacher.
 
-So one copy of the weights, in half precision, serves as teacher and student. The layers are those of phased
-consistency's own script for SDXL (Wang et al. 2024), the first values those of LoRA (Hu et al. 2021): `down` is random,
-`up` is 0, and training begins at the teacher itself.
+So one copy of the weights, in half precision, serves as teacher and student. The layers are those of the SDXL script
+by the authors of phased consistency (Wang et al. 2024), the initial values those of LoRA (Hu et al. 2021): `down` is
+random, `up` is 0, and training begins at the teacher itself.
 """
 
 import json
@@ -80,8 +80,8 @@ def _cast(module: torch.nn.Module, inputs: tuple) -> tuple | None:
 def _add(switch: _Switch, scale: float, module: torch.nn.Module, inputs: tuple, output: torch.Tensor):
     """The layer's output (B, ..., out) or (B, out, h, w) and what the factors make of its input.
 
-    In place, as the output of a linear layer or a convolution is nobody else's: GEGLU's alone is 42 MB per picture at
-    1024 px.
+    It is changed in place, since nothing else holds the output of a linear layer or a convolution. GEGLU's alone is
+    42 MB per picture at 1024 px.
     """
     if not switch.on:
         return None

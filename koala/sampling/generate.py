@@ -288,8 +288,8 @@ def warm_up(
 ) -> None:
     """Let the model draw two uncounted steps of this request's shape, unless it has drawn that shape before.
 
-    `generate` does the same before its first run of a shape; an app does it ahead, while nobody waits. Setting `cancel`
-    raises Cancelled before the next step ends.
+    `generate` does the same before its first run of a shape. An app calls this while it loads its models. Setting
+    `cancel` raises Cancelled before the next step ends.
     """
     request = resolve(request, model.card)
     with model.lock, adapted(model, request):

@@ -12,13 +12,19 @@ from koala.distill.config import DistillConfig
 from koala.distill.run.folder import RunFolder
 from koala.distill.run.student_folder import check_student, create_student
 from koala.errors import UserError
+from koala.models.layout import DRAWING
+from koala.models.registry import drawing_of, find
 
 SCHEDULER, UNET = "scheduler/scheduler_config.json", "unet/diffusion_pytorch_model.safetensors"
 
 
 def made(source, folder, marks=(), **scheduler):
-    """A copy of an embedded model whose file has these marks, and whose scheduler says this."""
+    """A copy of an embedded model whose file has these marks, and whose scheduler says this.
+
+    Its koala.json says how it is drawn, so that nothing is told of that.
+    """
     folder.mkdir()
+    (folder / DRAWING).write_text(json.dumps(drawing_of(find(source.name))))
     for part in source.iterdir():
         (folder / part.name).symlink_to(part)
     for part in ("scheduler", *["unet"] * bool(marks)):

@@ -14,7 +14,7 @@ import torch
 from koala.distill.config import DistillConfig
 from koala.distill.run.folder import RunFolder
 from koala.files.outputs import new_file
-from koala.files.tensorfiles import StoredTensor, load, write_tensors
+from koala.files.tensorfiles import Derived, load, write_tensors
 from koala.lora.training import as_file, by_layer, merged
 from koala.models.checkpoints import open_unet
 from koala.models.registry import drawing_of
@@ -55,27 +55,10 @@ class _Held:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Merged:
-    """A layer's weight with the LoRA in it, computed when it is written (koala.files.tensorfiles.Streamed)."""
+class _Merged(Derived):
+    """A layer's weight with the LoRA in it, computed when it is written."""
 
-    stored: StoredTensor
     parts: Mapping[str, torch.Tensor]
-
-    @property
-    def dtype(self) -> str:
-        return self.stored.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.stored.shape
-
-    @property
-    def size(self) -> int:
-        return self.stored.size
-
-    @property
-    def parameters(self) -> int:
-        return self.stored.parameters
 
     def blocks(self) -> Iterator[bytes]:
         """All its bytes at once."""

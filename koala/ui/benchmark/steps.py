@@ -4,7 +4,6 @@ import base64
 import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,13 +17,14 @@ from koala.models.cards import EMBEDDED, ModelCard
 from koala.models.locate import availability
 from koala.request import GenerationRequest
 from koala.ui.benchmark.chart import status
+from koala.ui.benchmark.measuring import Measuring
 from koala.ui.catalogue import portable_name
 from koala.ui.device import drawing
 from koala.ui.html import macros
 from koala.ui.limits import OWN_MACHINE
-from koala.ui.messages import complain, readable, sentence
+from koala.ui.messages import complain
 from koala.ui.session import Session
-from koala.ui.under_way import Life, UnderWay
+from koala.ui.under_way import Life
 from koala.unet.specs import TINY_SDXL
 from koala.words import duration, many, parameters_text
 
@@ -41,12 +41,12 @@ HTML = macros("benchmark/steps.html")
 Cell = tuple[str, str]  # a figure, and a note below it
 
 
-class StepsScore:
+class StepsScore(Measuring):
     """The section's components and handlers."""
 
     def __init__(self, session: Session):
+        super().__init__()
         self.session = session
-        self.active = UnderWay()
         why_not = session.device.lent_too_short(WHAT)
         if not session.local and not why_not:
             why_not = f"this public server does not measure scores, which takes minutes{OWN_MACHINE}"
@@ -93,7 +93,7 @@ class StepsScore:
         shown = [self.status, self.panel, self.start]
         given = [self.models, self.steps, self.prompts, self.unguided]
         run = self.start.click(self.run, given, shown, trigger_mode="multiple", **QUIET)
-        run.failure(lambda: gr.Button(interactive=True), None, self.start, queue=False, **QUIET)
+        run.failure(self.ready, None, self.start, queue=False, **QUIET)
         self.stop.click(self.halt, queue=False, **QUIET)
 
     def choices(self) -> list[tuple[str, str]]:
@@ -107,32 +107,18 @@ class StepsScore:
     ) -> Iterator[dict]:
         """The Score button: the place in the queue, what is drawn now, then the report."""
         try:
-            if request.session_hash in self.active:
-                raise UserError("your models are being scored already; press Stop first")
+            self.free(request)
             cards, settings = self._asked(models, steps, prompts, unguided)
         except UserError as error:
             raise complain(error) from None
-        with self.active.run(request.session_hash) as life:
-            yield {self.status: status("Starting", running=True), self.start: gr.Button(interactive=False)}
-            try:
-                with closing(self._turn(cards, settings, life, self.session.device.visitor(request))) as turn:
-                    for events in turn:
-                        reports = [event for event in events if not isinstance(event, str)]
-                        texts = [event for event in events if isinstance(event, str)]
-                        shown = {self.status: status(texts[-1], running=True)} if texts else {}
-                        yield shown | ({self.panel: panel(reports[-1], "Measured here")} if reports else {})
-                ended = "Done."
-            except Cancelled:
-                ended = "Stopped."
-            except Exception as error:
-                problem = readable(error)
-                yield {self.status: status(sentence(problem), failed=True), self.start: gr.Button(interactive=True)}
-                raise complain(UserError(problem), "The scores could not be measured") from None
-        yield {self.status: status(ended), self.start: gr.Button(interactive=True)}
-
-    def halt(self, request: gr.Request) -> None:
-        """The Stop button; ends within one batch of pictures."""
-        self.active.stop(request.session_hash)
+        visitor = self.session.device.visitor(request)
+        yield from self.follow(
+            request,
+            lambda life: self._turn(cards, settings, life, visitor),
+            lambda reports: {self.panel: panel(reports[-1], "Measured here")},
+            first={},
+            failed="The scores could not be measured",
+        )
 
     def _asked(self, models: Sequence[str], steps: Sequence[int], prompts: int | None, unguided: bool):
         """The cards and settings that the fields ask for; UserError for what cannot be measured."""

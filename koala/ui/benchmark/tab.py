@@ -2,23 +2,23 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from typing import TYPE_CHECKING
 
 import gradio as gr
 
 from koala.benchmark.matrix import MAX_REPEATS, PRESET_NAMES, Matrix
-from koala.errors import Cancelled, UserError
+from koala.errors import UserError
 from koala.models.cards import ModelCard
 from koala.models.locate import availability
 from koala.ui import limits, widgets
 from koala.ui.benchmark import chart as bench_chart
 from koala.ui.benchmark import steps
 from koala.ui.benchmark.chart import status
+from koala.ui.benchmark.measuring import Measuring
 from koala.ui.device import drawing
-from koala.ui.messages import complain, readable, sentence
+from koala.ui.messages import complain
 from koala.ui.session import Session
-from koala.ui.under_way import Life, UnderWay
+from koala.ui.under_way import Life
 
 if TYPE_CHECKING:
     from koala.models.library import Library
@@ -32,12 +32,12 @@ MAX_MODELS = 4
 MAX_SECONDS = 540  # of a whole run, since others wait for the device
 
 
-class Bench:
+class Bench(Measuring):
     """The tab's components and handlers."""
 
     def __init__(self, session: Session):
+        super().__init__()
         self.session = session
-        self.active = UnderWay()
         native = session.catalogue.card(session.models[0]).width
         why_not = session.device.lent_too_short(WHAT)
         most_steps = limits.most_steps(local=session.local)
@@ -140,33 +140,24 @@ class Bench:
     def run(self, request: gr.Request, *given) -> Iterator[dict]:
         """The Start button: the place in the queue, what is measured now, every row as it comes, and how it ended."""
         try:
-            if request.session_hash in self.active:
-                raise UserError("your benchmark is still running; press Stop first")
+            self.free(request)
             matrix = self._matrix(*given)
         except UserError as error:
             raise complain(error) from None
         cells: list = []
-        with self.active.run(request.session_hash) as life:
-            yield {
-                self.status: status("Starting", running=True),
-                self.panel: bench_chart.EMPTY,
-                self.start: gr.Button(interactive=False),
-            }
-            try:
-                with closing(self._turn(matrix, life, self.session.device.visitor(request))) as turn:
-                    for events in turn:
-                        texts = [event for event in events if isinstance(event, str)]
-                        cells += [event for event in events if not isinstance(event, str)]
-                        shown = {self.status: status(texts[-1], running=True) if texts else gr.skip()}
-                        yield shown | (self._shown(matrix, cells) if len(texts) < len(events) else {})
-                ended = "Done."
-            except Cancelled:
-                ended = "Stopped."
-            except Exception as error:
-                problem = readable(error)
-                yield {self.status: status(sentence(problem), failed=True), self.start: gr.Button(interactive=True)}
-                raise complain(UserError(problem), "The benchmark failed") from None
-        yield {self.status: status(ended), self.start: gr.Button(interactive=True)}
+
+        def show(measured: Sequence) -> dict:
+            cells.extend(measured)
+            return self._shown(matrix, cells)
+
+        visitor = self.session.device.visitor(request)
+        yield from self.follow(
+            request,
+            lambda life: self._turn(matrix, life, visitor),
+            show,
+            first={self.panel: bench_chart.EMPTY},
+            failed="The benchmark failed",
+        )
 
     def _turn(self, matrix: Matrix, life: Life, visitor: str) -> Iterator[list]:
         """The events of a benchmark: texts, and the cells as they are measured."""
@@ -184,14 +175,6 @@ class Bench:
         times = len(matrix.sizes) * len(matrix.batch) * len(matrix.presets) * matrix.repeats
         work = dataclasses.replace(drawn, amount=drawn.amount * times, most=matrix.time_limit)
         return self.session.device.turn(matrix.models, measured, life, visitor=visitor, work=work, requests=requests)
-
-    def halt(self, request: gr.Request) -> None:
-        """The Stop button. Measured rows are kept; a benchmark that waits leaves the queue."""
-        self.active.stop(request.session_hash)
-
-    def ready(self) -> dict:
-        """Enable Start again after a run that failed or could not begin."""
-        return gr.Button(interactive=True)
 
     def _shown(self, matrix: Matrix, cells: list) -> dict:
         """The panel, from the cells so far."""
