@@ -21,7 +21,7 @@ ATTENTION_STAGES = ("DW-2", "DW-3", "MID", "UP-1", "UP-2")
 SA_MAPPINGS = ("bottom", "interleave", "up")  # KOALA, table 11c
 NORMALISATIONS = ("per-kind", "per-layer", "raw")
 CAPTION_STYLES = ("short", "detailed", "mixed")
-TIMESTEPS = ("uniform", "high-noise", "noisiest-quarter")
+TIMESTEPS = ("uniform", "high-noise", "noisiest-quarter", "calls")
 NOISINGS = ("teacher", "ddpm", "straight")
 SCHEDULES = ("constant", "cosine", "cosine-tail")
 OPTIMIZERS = ("adamw", "adamw8bit", "muon")
@@ -134,9 +134,14 @@ class DistillConfig:
     noise_offset: float = _doc("This share of the noise is constant over the picture.", 0.0, least=0)
     timesteps: str = _choice(
         "Timesteps are drawn evenly (uniform), or half of them where layout is decided (high-noise) or evenly from the "
-        "noisiest quarter",
+        "noisiest quarter; or only those at which a student of few steps is called, half of them its first (calls)",
         TIMESTEPS,
         "uniform",
+    )
+    calls: int = _doc(
+        "With timesteps=calls, the student is meant to draw in this many steps, which divide the 1,000 timesteps.",
+        4,
+        least=1,
     )
     noising: str = _choice(
         "Pictures are noised as the teacher's were, as SDXL does it (ddpm), or on a straight path to pure noise",

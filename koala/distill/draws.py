@@ -13,10 +13,8 @@ import torch
 from koala.distill.config import DistillConfig
 from koala.distill.data.buckets import BatchOrder
 from koala.distill.data.encoded import Batch, EncodedData
+from koala.distill.timesteps import timestep
 from koala.unet.costs import LATENT_CHANNELS, LATENT_FACTOR
-
-NUM_TIMESTEPS = 1000
-HIGH_NOISE_MEAN = 0.8  # of the logit-normal half of "high-noise": t around 690, where layout is decided
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +42,8 @@ def draw(config: DistillConfig, indices: Sequence[int], shape: tuple[int, int, i
         if config.noise_offset:
             noise = noise + config.noise_offset * torch.randn(shape[0], 1, 1, generator=source)
         uniform, which, pick, empty = torch.rand(4, generator=source, dtype=torch.float64).tolist()
-        if config.timesteps == "high-noise" and which < 0.5:
-            uniform = torch.sigmoid(torch.randn((), generator=source) + HIGH_NOISE_MEAN).item()
-        if config.timesteps == "noisiest-quarter" and which < 0.5:
-            uniform = 0.75 + uniform / 4
         noises.append(noise)
-        timesteps.append(min(int(uniform * NUM_TIMESTEPS), NUM_TIMESTEPS - 1))
+        timesteps.append(timestep(config, which, uniform, source))
         picks.append(-1.0 if empty < config.empty_prompts else pick)
     strengths = None
     if config.guidance_min < config.guidance_max:

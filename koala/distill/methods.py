@@ -29,6 +29,7 @@ def check_method(values: Mapping[str, object], defaults: Mapping[str, object]) -
         raise UserError(f"method={method} does not use {', '.join(wrong)}; use the default: {settings}")
     if method == "phased":
         _check_phases(values["phases"], values["solver_steps"], values["teacher_steps"])
+    _check_calls(values, defaults["calls"])
     if method != "koala":
         _check_guidance(values["guidance_min"], values["guidance_max"])
         if not values["huber"] > 0:
@@ -98,6 +99,20 @@ def _check_phases(phases: int, solver_steps: int, teacher_steps: int) -> None:
             f"a phase has {solver_steps // phases} of the solver's steps, and the teacher cannot walk {teacher_steps} "
             f"of them; choose teacher_steps={solver_steps // phases}"
         )
+
+
+def _check_calls(values: Mapping[str, object], usual: int) -> None:
+    """UserError for calls that no timestep is drawn at, or that the solver does not visit."""
+    calls = values["calls"]
+    if values["timesteps"] != "calls":
+        if calls != usual:
+            raise UserError(f"calls={calls} has no effect with timesteps={values['timesteps']}; choose timesteps=calls")
+        return
+    whole = values["solver_steps"] if values["method"] == "phased" else _TIMESTEPS
+    if whole % calls:
+        near = min((n for n in range(1, whole + 1) if whole % n == 0), key=lambda n: abs(n - calls))
+        grid = f"the {whole} solver_steps" if values["method"] == "phased" else f"the {whole:,} timesteps"
+        raise UserError(f"calls must divide {grid}, and {calls} does not; choose calls={near}")
 
 
 def _check_guidance(low: float, high: float) -> None:

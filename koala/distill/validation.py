@@ -13,11 +13,12 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
 from koala.distill.config import DistillConfig
 from koala.distill.data.encoded import EncodedData
-from koala.distill.draws import NUM_TIMESTEPS, Draws, generator
+from koala.distill.draws import Draws, generator
 from koala.distill.loss.step import Step
 from koala.distill.optimizers import learning
 from koala.distill.run.folder import RunFolder
 from koala.distill.run.stopping import Interrupted
+from koala.distill.timesteps import NUM_TIMESTEPS
 from koala.evaluate import drawing, shapes
 from koala.files.outputs import new_file
 from koala.lora.training import without

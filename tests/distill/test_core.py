@@ -8,12 +8,14 @@ from collections import Counter
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
 
-from koala.distill.config import DistillConfig
+from koala.distill.config import TIMESTEPS, DistillConfig
 from koala.distill.data.encoders import encoder_files
 from koala.distill.draws import draw
 from koala.distill.optimizers import Ema, Muon, build_optimizers, learning_rate
+from koala.distill.timesteps import called
+from koala.distill.timesteps import shares as timestep_shares
 from koala.models.cards import EMBEDDED
 from koala.sampling.noising import ddpm, straight
 from koala.unet.specs import TINY_KOALA_700M
@@ -124,6 +126,37 @@ def test_half_of_high_noise_timesteps_are_logit_normal():
     drawn = timesteps("high-noise")
     assert min(drawn) >= 0 and max(drawn) <= 999
     assert shares(drawn) == pytest.approx(expected, abs=0.017)
+
+
+def test_timesteps_of_calls_are_those_of_a_trailing_schedule_and_half_of_them_its_first():
+    """Trailing by hand: four calls are 250, 500, 750 and 1,000 of 1,000, each less one."""
+    config = DistillConfig(timesteps="calls", calls=4)
+    drawn = Counter(draw(config, range(DRAWN), (1, 1, 1)).timesteps.tolist())
+    assert set(drawn) == {249, 499, 749, 999}
+    assert drawn[999] / DRAWN == pytest.approx(0.625, abs=0.02)
+    assert [drawn[t] / DRAWN for t in (249, 499, 749)] == pytest.approx([0.125] * 3, abs=0.014)
+
+
+@pytest.mark.parametrize("calls", [1, 2, 5, 8, 1000])
+def test_calls_are_the_timesteps_that_diffusers_gives_a_trailing_schedule(calls):
+    scheduler = EulerDiscreteScheduler(timestep_spacing="trailing")
+    scheduler.set_timesteps(calls)
+    assert called(calls) == sorted(int(timestep) for timestep in scheduler.timesteps)
+
+
+@pytest.mark.parametrize("name", TIMESTEPS)
+def test_the_share_of_a_timestep_is_how_often_it_is_drawn(name):
+    expected = timestep_shares(DistillConfig(timesteps=name))
+    assert expected.shape == (1000,) and expected.sum().item() == pytest.approx(1)
+    drawn = torch.histc(torch.tensor(timesteps(name), dtype=torch.float64), 20, 0, 1000) / DRAWN
+    assert drawn.tolist() == pytest.approx(expected.reshape(20, 50).sum(1).tolist(), abs=0.02)
+
+
+def test_half_of_the_timesteps_of_the_noisiest_quarter_lie_there_and_five_eighths_in_all():
+    drawn = torch.tensor(timesteps("noisiest-quarter"))
+    assert (drawn >= 750).float().mean().item() == pytest.approx(0.625, abs=0.02)
+    below = torch.histc(drawn[drawn < 750].float(), 3, 0, 750) / DRAWN
+    assert below.tolist() == pytest.approx([1 / 8] * 3, abs=0.014)
 
 
 def test_the_share_of_empty_prompts_is_the_one_that_was_asked():

@@ -239,6 +239,24 @@ def test_no_picture_is_computed_that_no_loss_needs(settings, guidance):
     assert student.pictures == 40 + (cells - k) * config.phases
 
 
+@pytest.mark.parametrize(
+    ("settings", "walked"),
+    [
+        ({"timesteps": "calls", "calls": 4}, 0.75 * 10 + 0.25 * 5),  # the first call and the third begin a phase
+        ({"timesteps": "calls", "calls": 1}, 10),
+        (
+            {"timesteps": "noisiest-quarter"},
+            (0.5 * 5.5 + 0.5 * 8),
+        ),  # ten levels; the top five
+        ({}, 5.5),
+    ],
+)
+def test_the_estimate_knows_how_far_the_teacher_walks_from_the_timesteps_that_are_drawn(settings, walked):
+    config = DistillConfig(method="phased", phases=2, solver_steps=20, teacher_steps=10, guidance_max=1.0,
+                           guidance_min=1.0, **settings)  # fmt: skip
+    assert passes_of(config).teacher == pytest.approx(walked)
+
+
 @pytest.mark.parametrize("target", ["student", "ema"])
 def test_the_goal_has_no_gradient_and_may_be_the_moving_averages(target):
     student, teacher = nets()
@@ -287,6 +305,9 @@ def test_a_loss_that_is_0_from_the_start_is_no_broken_one_and_one_without_a_grad
         ({"method": "phased", "huber": 0.0}, "huber must be above 0"),
         ({"method": "phased", "target": "ema", "ema_decay": 0.0}, "target=ema needs the moving average"),
         ({"method": "phased", "target": "ema", "ema_device": "cpu"}, "choose ema_device=student"),
+        ({"calls": 2}, "calls=2 has no effect with timesteps=uniform; choose timesteps=calls"),
+        ({"timesteps": "calls", "calls": 3}, "calls must divide the 1,000 timesteps, and 3 does not; choose calls=2"),
+        ({"method": "phased", "timesteps": "calls", "calls": 50}, "divide the 40 solver_steps, and 50 .*calls=40"),
         ({"method": "phased", "beta2": 1.0}, "beta2 must lie between 0 and 1"),
         ({"optimizer": "muon", "beta2": 0.99}, "leave beta2=0.999"),
     ],
@@ -312,13 +333,6 @@ def test_strengths_of_guidance_change_no_other_draw_and_stay_the_same_in_any_spl
     assert plain.strengths is None and torch.equal(plain.noise, whole.noise) and plain.picks == whole.picks
     halves = [draw(ranged, range(start, start + 4), (4, 2, 2)).strengths for start in (0, 4)]
     assert torch.equal(torch.cat(halves), whole.strengths) and len(whole.strengths.unique()) == 8
-
-
-def test_half_of_the_timesteps_lie_in_the_noisiest_quarter_and_five_eighths_in_all():
-    config = DistillConfig(method="phased", timesteps="noisiest-quarter")
-    drawn = draw(config, range(4000), (1, 1, 1)).timesteps
-    assert (drawn >= 750).float().mean().item() == pytest.approx(0.625, abs=0.025)
-    assert torch.histc(drawn[drawn < 750].float(), 3, 0, 750).div(4000).tolist() == pytest.approx([1 / 8] * 3, abs=0.02)
 
 
 def test_a_cosine_tail_is_constant_in_the_first_half():

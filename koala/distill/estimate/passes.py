@@ -6,6 +6,7 @@ A backward pass counts as two; as one where a LoRA learns, for the network's own
 from dataclasses import dataclass
 
 from koala.distill.config import DistillConfig
+from koala.distill.timesteps import shares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,15 @@ def passes_of(config: DistillConfig) -> Passes:
     guided = 1 if config.guidance_max == 1 else 2
     if config.method == "guidance":
         return Passes(student=student, teacher=float(guided), guided=guided)
-    cells = config.solver_steps // config.phases  # of a phase: a picture is drawn at each of them alike
-    steps = [min(config.teacher_steps, level) for level in range(1, cells + 1)]
-    goes_on = sum(level > config.teacher_steps for level in range(1, cells + 1))
-    return Passes(student=student + goes_on / cells, teacher=guided * sum(steps) / cells, guided=guided)
+    walks = config.teacher_steps
+    drawn = _levels(config)
+    steps = sum(share * min(walks, level) for level, share in enumerate(drawn, 1))
+    goes_on = sum(share for level, share in enumerate(drawn, 1) if level > walks)
+    return Passes(student=student + goes_on, teacher=guided * steps, guided=guided)
+
+
+def _levels(config: DistillConfig) -> list[float]:
+    """How often a picture is drawn at each of the solver's steps that a phase has, from its end on."""
+    cells = config.solver_steps // config.phases
+    grid = shares(config).reshape(config.phases, cells, -1)
+    return grid.sum((0, 2)).tolist()

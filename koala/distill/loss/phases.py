@@ -6,8 +6,8 @@ from it. Each phase ends at a level that `euler-trailing` visits in as many step
 
 import torch
 
-from koala.distill.draws import NUM_TIMESTEPS
 from koala.distill.loss.velocity import sigmas_of
+from koala.distill.timesteps import NUM_TIMESTEPS
 
 
 class Phases:

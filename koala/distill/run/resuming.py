@@ -43,7 +43,7 @@ FIXED = types.MappingProxyType(
     | dict.fromkeys(
         ("image_column", "short_caption", "detailed_caption", "captions", "num_pictures", "resolution",
          "aspect_buckets", "empty_prompts", "batch_size", "seed", "validation_pictures", "noise_offset",
-         "timesteps"), _ORDER
+         "timesteps", "calls"), _ORDER
     )
     | dict.fromkeys(("optimizer", "beta2", "ema_decay"), _STATE)
 )  # fmt: skip
