@@ -44,8 +44,9 @@ _SHAPES = dict(
     log_every=5,
 )
 
-# Phased consistency of the whole teacher. The teacher walks to the end of the phase: in the same time that taught this
-# world more than one step of 40 did. The first phase decides the layout, so half of the timesteps lie in it.
+# Phased consistency of the whole teacher. It walks from each of the student's four calls to the next: in the same time
+# that taught this world more than one step of 40 did. Half of the timesteps are the first call, since it decides the
+# layout.
 _FEW_STEPS = dict(
     method="phased",
     student_spec="sdxl",
@@ -55,7 +56,7 @@ _FEW_STEPS = dict(
     num_pictures=2048,
     captions="mixed",
     empty_prompts=0.0,
-    timesteps="noisiest-quarter",
+    timesteps="calls",
     learning_rate=3e-4,
     beta2=0.99,
     weight_decay=0.0,

@@ -53,7 +53,7 @@ def main() -> None:
         unguided = {"teacher_in_as_many_calls": before["scores"]}
     report = {
         "command": f"python -m koala distill --preset {args.preset} --out {run.name}",
-        "scored_by": " ".join(["python -m recipes.measure.ten_minutes", *sys.argv[1:]]),
+        "scored_by": " ".join(["python -m recipes.measure.preset_run", *sys.argv[1:]]),
         "device": device_name(library.device),
         "versions": versions(),
         "date": datetime.date.today().isoformat(),
