@@ -66,9 +66,9 @@ def assert_equal(
     run: RunFolder, reference: RunFolder, terms: tuple[str, ...] = ("loss", "task", "output", "SA", "LF")
 ) -> None:
     """Losses of every step to 1e-5, and the weights that come out."""
-    mine, its = ([e for e in r.metrics() if e["kind"] == "train"] for r in (run, reference))
-    assert [e["step"] for e in mine] == [e["step"] for e in its] == list(range(1, STEPS + 1))
-    losses = [abs(a[t] - b[t]) for a, b in zip(mine, its, strict=True) for t in terms]
+    entries, expected = ([e for e in r.metrics() if e["kind"] == "train"] for r in (run, reference))
+    assert [e["step"] for e in entries] == [e["step"] for e in expected] == list(range(1, STEPS + 1))
+    losses = [abs(a[t] - b[t]) for a, b in zip(entries, expected, strict=True) for t in terms]
     weights = [
         (a - b).abs().max().item()
         for name in ("student", "ema")

@@ -24,9 +24,9 @@ from koala.errors import UserError
 
 
 def png(value: int) -> bytes:
-    made = io.BytesIO()
-    Image.new("RGB", (32, 32), (value, 40, 90)).save(made, "png")
-    return made.getvalue()
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), (value, 40, 90)).save(buffer, "png")
+    return buffer.getvalue()
 
 
 def pictures(folder: Path, count: int = 3, ending: str = "png", caption: str = "txt") -> Path:
