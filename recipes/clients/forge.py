@@ -29,7 +29,7 @@ def main() -> None:
     guess = Path(sys.argv.pop(sys.argv.index("--guess") + 1))
     sys.argv.remove("--guess")
     args = arguments(__doc__)
-    taken = stand_in(*PACKAGES)
+    stood_in = stand_in(*PACKAGES)
     sys.argv += ["--always-cpu", "--attention-pytorch"]
     sys.path[:0] = [str(args.source), str(args.source / "packages_3rdparty"), str(guess)]
     import huggingface_guess
@@ -62,7 +62,7 @@ def main() -> None:
         out = unet(call["sample"], call["timestep"], context=call["context"], y=call["vector"])
         errors[label] = float((out - call["out"]).norm() / call["out"].norm())
     files[SMALL] = {"relative_error": errors, "sha256": sha256(file)}
-    write(args, "python recipes/clients/forge.py", {"weights": "random", "stand_ins": sorted(taken), "files": files})
+    write(args, "python recipes/clients/forge.py", {"weights": "random", "stand_ins": sorted(stood_in), "files": files})
 
 
 def _settings(config: dict) -> dict:

@@ -228,8 +228,8 @@ def main() -> None:
         schedule.step()
         if step % args.validate_every == 0 or step == args.steps:
             score = validate(vae, redrawn)
-            kept = quality(score) > best
-            if kept:
+            better = quality(score) > best
+            if better:
                 best = quality(score)
                 with new_folder(args.out, 0, replace=True) as folder:
                     vae.save_pretrained(folder)
@@ -240,7 +240,7 @@ def main() -> None:
                         "loss": loss.item(),
                         "kl": kl.item(),
                         **score,
-                        "kept": kept,
+                        "kept": better,
                         "s": round(time.time() - start),
                     }
                 ),

@@ -28,7 +28,7 @@ from koala.models.export_manifest import MANIFEST, Exported
 EXPORTS = {f"{t.name}-{dtype}": (t.name, dtype) for t in TARGETS.values() for dtype in t.dtypes}
 
 
-def made(model: str, name: str, work: Path, pictures: int) -> Path:
+def export_folder(model: str, name: str, work: Path, pictures: int) -> Path:
     """The export of this name, past the gates with so many pictures; its progress goes to this terminal."""
     target, dtype = EXPORTS[name]
     folder = work / name
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     args = parser.parse_args()
 
-    folders = {name: made(args.model, name, args.work, args.pictures) for name in args.exports}
+    folders = {name: export_folder(args.model, name, args.work, args.pictures) for name in args.exports}
     now = circumstances(sys.argv[1:], torch.device("cpu"), program="recipes.measure.export_check", weights=[args.model])
     rows = kept(args.out, args.model, now["weights"]) | {
         name: gate_results(folder) | now for name, folder in folders.items()

@@ -114,11 +114,11 @@ def _choose(config: DistillConfig, forms: Sequence[Form]) -> tuple[Form, Source]
 
 
 def _about(chosen: Form, source: Source, forms: Sequence[Form], bare: Sequence[Path], listing: Listing) -> str:
-    there = [form.described for form in forms]
+    descriptions = [form.described for form in forms]
     if bare:
-        there.append(f"{many(len(bare), 'table')} without pictures")
-    text = ", ".join(there)
-    if len(there) > 1:
+        descriptions.append(f"{many(len(bare), 'table')} without pictures")
+    text = ", ".join(descriptions)
+    if len(descriptions) > 1:
         text += f": using {chosen.name}"
         if others := [form.setting for form in forms if form is not chosen]:
             text += f"; to use another, set {' or '.join(others)}"

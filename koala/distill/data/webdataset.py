@@ -104,13 +104,13 @@ def _counts(shards: Sequence[Path], between: Between) -> list[int]:
 def _dotted(shards: Sequence[Path], pictures: Sequence[str], base: Path) -> str:
     """What is wrong with pictures whose own names contain dots, and what to type so that they are read."""
     folder = shlex.quote(f"{shards[0]}.unpacked" if len(shards) == 1 else str(base / "unpacked"))
-    there = ", ".join(pictures[:_NAMED]) + (" and others" if len(pictures) > _NAMED else "")
+    listed = ", ".join(pictures[:_NAMED]) + (" and others" if len(pictures) > _NAMED else "")
     unpack = f"tar -xf {shlex.quote(str(shards[0]))} -C {folder}"
     if len(shards) > 1:
         kind = next(name for name in SHARDS if shards[0].name.lower().endswith(name))
         unpack = f"find {shlex.quote(str(base))} -iname '*.{kind}' -exec tar -xf {{}} -C {folder} \\;"
     return (
-        f"{shards[0]} has {len(pictures)} columns of pictures: {there}. By WebDataset's rule a sample's name goes up "
+        f"{shards[0]} has {len(pictures)} columns of pictures: {listed}. By WebDataset's rule a sample's name goes up "
         "to the first dot, and what follows is the column. If these are not columns but pictures whose own names "
         f"contain dots, unpack them, since in a folder the last dot counts: mkdir {folder} && {unpack} and set "
         f"data={folder}; if they are columns, set image_column to one of them"

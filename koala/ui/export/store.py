@@ -175,8 +175,8 @@ class Exports:
 
     def _free(self, stem: str) -> str:
         """The stem, with a number after it where the folder exists."""
-        taken = {path.name for path in self.root.iterdir()} if self.root.is_dir() else set()
-        return next(name for k in range(1, len(taken) + 2) if (name := stem if k == 1 else f"{stem}-{k}") not in taken)
+        names = {path.name for path in self.root.iterdir()} if self.root.is_dir() else set()
+        return next(name for k in range(1, len(names) + 2) if (name := stem if k == 1 else f"{stem}-{k}") not in names)
 
     def _allowed(self) -> None:
         if not self.open:
