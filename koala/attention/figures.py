@@ -86,8 +86,8 @@ class Choices:
         for layer in run.layers:
             if isinstance(self.head, int) and not 0 <= self.head < layer.heads:
                 raise UserError(
-                    f"head {self.head + 1} is not in {layer.stage}'s {layer.heads}; choose 1 to {layer.heads}, mean or "
-                    "max, or leave the stage out"
+                    f"head {self.head + 1} is not one of {layer.stage}'s {layer.heads}; choose 1 to {layer.heads}, "
+                    "mean or max, or leave the stage out"
                 )
         if self.map == WORD and not any(x.kind == "cross" for x in run.layers):
             raise UserError("words need cross-attention, which is not recorded here; record it with them")

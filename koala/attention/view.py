@@ -77,7 +77,7 @@ def look(capture: Capture, asked: Mapping) -> dict:
 def alike(capture: Capture) -> dict:
     """The agreement chart: per stage a value per step of the longer run, or the reason why there is none."""
     if len(capture.sides) != 2:
-        raise UserError("agreement is between two models; this capture has one")
+        raise UserError("agreement compares two models; this capture has one")
     if "alike" not in capture.made:
         first, second = sorted((side.record for side in capture.sides), key=lambda r: r is not capture.longest)
         capture.made["alike"] = [

@@ -47,7 +47,7 @@ def pairs(student: LoadedModel, teacher: LoadedModel) -> list[tuple[str, str, st
 
 
 def relative_error(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """|mine - its| / |its| per sample, (B, ...) -> (B,): 0 if equal, 1 for a prediction of zeros."""
+    """|student - teacher| / |teacher| per sample, (B, ...) -> (B,): 0 if equal, 1 for a prediction of zeros."""
     s, t = student.flatten(1).float(), teacher.flatten(1).float()
     return (s - t).norm(dim=1) / t.norm(dim=1)
 

@@ -285,7 +285,7 @@ def _layers(weights: Weights, teacher: UNetSpec) -> tuple[dict[str, dict[str, to
     for name, role, key in split(weights):
         module = names.get(name, name)
         if role in layers.setdefault(module, {}):
-            raise UserError(f"this LoRA has two tensors for one place, one of them {key}; take one LoRA of them")
+            raise UserError(f"this LoRA has two tensors for one place, one of them {key}; take a file with one LoRA")
         layers[module][role] = weights[key]
         keys[module] = key
     for module in [m for m, parts in layers.items() if parts.keys() == {"alpha"}]:

@@ -1,6 +1,6 @@
 """How a model is drawn with a LoRA that was trained for few steps, as the file's metadata says it.
 
-Such a file in SDXL's own 25 guided steps draws glaring pictures, and nothing in its tensors says so.
+In SDXL's own 25 guided steps such a file draws glaring pictures, and nothing in its tensors warns of it.
 """
 
 import dataclasses

@@ -50,7 +50,7 @@ class EulerAncestral(EulerAncestralDiscreteScheduler):
         return done if return_dict else (done.prev_sample, done.pred_original_sample)
 
 
-# The others as diffusers has them, and what each step takes the picture for is kept. A pipeline reads the names of the
+# The others as diffusers has them, and each step's estimate of the picture is kept. A pipeline reads the names of the
 # arguments of `step`, so they are written out.
 
 

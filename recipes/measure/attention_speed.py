@@ -1,4 +1,4 @@
-"""What the attention laboratory costs: recording beside a plain run, a click, and a capture's bytes against its plan.
+"""What recording attention costs: a recorded run next to a plain one, a click, and a capture's bytes against its plan.
 
     python -m recipes.measure.attention_speed --out docs/measurements/attention.json
 

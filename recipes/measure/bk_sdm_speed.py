@@ -1,4 +1,4 @@
-"""Pictures per second of the trainer beside BK-SDM's training loop, on the same pictures, batch and machine, in turns.
+"""Pictures per second of the trainer and of BK-SDM's training loop, on the same pictures, batch and machine, in turns.
 
     python -m recipes.measure.bk_sdm_speed --out docs/measurements/distill-speed.json
 

@@ -1,4 +1,4 @@
-"""A model in every export through every gate, over many pictures, and the pace of each beside torch.
+"""A model in every export through every gate, over many pictures, and the pace of each compared with torch.
 
     python -m recipes.measure.export_check --work exports/check --out docs/measurements/export-embedded.json
 
@@ -57,7 +57,7 @@ def gate_results(folder: Path) -> dict:
 
 
 def paced(folder: Path, threads: int) -> dict:
-    """Small networks gain nothing by more threads, in torch even lose: so one thread stands beside all."""
+    """Small networks gain nothing from more threads, and lose in torch: so one thread is measured as well as all."""
     torch.set_num_threads(threads)
     return speed(open_case(folder)).figures
 

@@ -37,7 +37,7 @@ STAGES = ("passes of student and teacher", "backward pass", "optimizer's step") 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What one step took on the card, by moment, beside the estimate without what convolutions work in. Bytes."""
+    """What one step took on the card, by moment, next to the estimate without the convolutions' workspace. Bytes."""
 
     card: Card
     config: DistillConfig

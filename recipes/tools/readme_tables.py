@@ -80,7 +80,7 @@ def _report(name: str) -> dict:
 
 
 def few_steps() -> str:
-    """Rates of whole prompts that hold, of the embedded models of few steps, and of two objects the teacher's share."""
+    """Rates of whole prompts that hold, of the embedded few-step models, and of two objects the teacher's share."""
     rows, suites = [], ("one_object", "two_objects", "held_out")
     best = _report("tiny-sdxl")["scores"]["two_objects"]["all"]["rate"]
     for card in (card for card in CARDS.values() if card.embedded and card.steps < ModelCard.steps):

@@ -100,8 +100,8 @@ def index(**change) -> bytes:
         ({"capture.json": index(models=[])}, "names no models"),
         ({"capture.json": index(models=[{"folder": "../..", "title": ""}])}, "lacks ../../attention.json"),
         ({"capture.json": index(prompt=5)}, "names no models"),
-        ({"capture.json": index(format="koala attention archive 2")}, "newer koala, format 2; this one reads 1"),
-        ({"capture.json": index(format="pk3")}, "is not of a capture"),
+        ({"capture.json": index(format="koala attention archive 2")}, "newer koala in format 2; this one reads 1"),
+        ({"capture.json": index(format="pk3")}, "is not part of a capture"),
         ({f"{STUDENT}/picture.png": None}, f"lacks {STUDENT}/picture.png"),
         ({f"{STUDENT}/picture.png": b"GIF89a"}, f"{STUDENT}/picture.png is damaged"),
         ({f"{STUDENT}/attention.safetensors": b"short"}, f"{STUDENT}/attention.safetensors is damaged"),
@@ -118,7 +118,7 @@ def test_a_file_that_is_no_capture_is_refused_by_name(changed, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "koala attention 2"}, "newer koala, format 2"),
+        ({"format": "koala attention 2"}, "newer koala in format 2"),
         ({"width": 128}, "is not a layer of this run"),
         ({"timesteps": [900.0]}, "not one timestep for each of 2 steps"),
         ({"steps": 0, "timesteps": []}, "steps is 0, not a whole number from 1 to 200"),

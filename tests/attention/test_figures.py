@@ -193,7 +193,7 @@ def test_words_are_columns(sides, notes, monkeypatch):
         ({"box": (0, 0, 64, 9)}, "box 0,0,64,9 is outside the picture of 64x64 px"),
         ({"box": (9, 0, 3, 9)}, "left before right and top before bottom"),
         ({"layer": 1}, "layer 2 is not among the 1 recorded of the student's DW-2; choose 1 to 1"),
-        ({"head": 2}, "head 3 is not in DW-2's 2"),
+        ({"head": 2}, "head 3 is not one of DW-2's 2"),
         ({"head": "median"}, "choose mean, max or a number"),
         ({"kind": "pca", "paper": True, "step": "mean"}, "each step is fitted alone"),
     ],

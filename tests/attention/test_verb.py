@@ -117,7 +117,7 @@ MODEL = ["--model", "tiny-koala-700m", *QUICK]
         (["--step", "3"], "step 3 is not in Tiny KOALA-700M's run of 2; choose 1 to 2"),
         (["--step", "0"], "step 0 is not in"),
         (["--step", "first"], "step 'first' is neither middle nor mean"),
-        (["--head", "3"], "head 3 is not in DW-2's 2"),
+        (["--head", "3"], "head 3 is not one of DW-2's 2"),
         (["--figure", "svd"], "there is no figure 'svd'"),
         (["--figure", "words", "--no-words"], "words need cross-attention"),
         (["--paper-mode", "--step", "mean", "--figure", "pca"], "each step is fitted alone"),

@@ -1,4 +1,4 @@
-"""The benchmark: every cell is measured or named, models take turns, and the prediction stands beside each figure."""
+"""The benchmark: every cell is measured or named, models take turns, and the prediction is next to each figure."""
 
 import itertools
 import json

@@ -151,7 +151,10 @@ def test_a_hub_model_in_half_precision_with_its_better_vae_becomes_a_plain_pipel
     base, commits = tmp_path / "hub", ("a" * 40, "b" * 40)
     cached(base, "stabilityai/stable-diffusion-xl-base-1.0", embedded / "tiny-sdxl", commits[0])
     snapshot = base / "models--stabilityai--stable-diffusion-xl-base-1.0" / "snapshots" / commits[0]
-    for part in ("text_encoder", "text_encoder_2"):  # as the hub's say, which plain diffusers cannot run beside float32
+    for part in (
+        "text_encoder",
+        "text_encoder_2",
+    ):  # as the hub's say, which plain diffusers cannot run together with float32
         config = json.loads((snapshot / part / "config.json").read_text())
         del config["dtype"]
         (snapshot / part / "config.json").write_text(json.dumps(config | {"torch_dtype": "float16"}))

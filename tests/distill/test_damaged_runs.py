@@ -47,7 +47,7 @@ def by_hand(path: Path, steps=(5, 10)) -> RunFolder:
 
 
 def test_what_is_no_checkpoint_is_left_out_and_named(run):
-    """Symptom: an app that was started beside a folder step-7.bak ended with `invalid literal for int()`."""
+    """Symptom: an app that was started next to a folder step-7.bak ended with `invalid literal for int()`."""
     strays = ["step-7.bak", "step-x", "step--1", "step-007", "step-", "step-٣", "best"]
     for name in strays:
         (run.path / "checkpoints" / name).mkdir()

@@ -52,7 +52,7 @@ def norms_as_on_a_gpu(monkeypatch):
 
 
 def count_saved(spec: UNetSpec, side: int, batch: int, half: bool, checkpointing: bool) -> int:
-    """Bytes of all that autograd keeps from one forward pass beside the parameters."""
+    """Bytes of all that autograd keeps from one forward pass in addition to the parameters."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         unet = UNet2DConditionModel(**spec.config()).train()
         if checkpointing:

@@ -65,7 +65,7 @@ class Live(TorchDispatchMode):
 
 
 def live_peaks(config: DistillConfig, student: UNetSpec, teacher: UNetSpec) -> tuple[int, int]:
-    """Most bytes alive beside the weights in the passes of one step and in its backward pass, without any memory."""
+    """Most bytes alive on top of the weights in the passes of one step and in its backward pass, without any memory."""
     batch, side = config.batch_size, config.resolution // 8
     # which pictures have to move is read from values, and fake tensors have none
     unreal = FakeTensorMode(allow_non_fake_inputs=True) if config.method == "koala" else nullcontext()

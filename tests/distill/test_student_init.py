@@ -21,7 +21,7 @@ SCHEDULER, UNET = "scheduler/scheduler_config.json", "unet/diffusion_pytorch_mod
 def copy_marked(source, folder, marks=(), **scheduler):
     """A copy of an embedded model whose file has these marks, and whose scheduler says this.
 
-    Its koala.json says how it is drawn, so that nothing is told of that.
+    Its koala.json says how to sample it, so that there is no notice about it.
     """
     folder.mkdir()
     (folder / DRAWING).write_text(json.dumps(drawing_of(find(source.name))))

@@ -98,7 +98,7 @@ def test_a_validation_between_two_checkpoints_does_not_hang_two_processes(config
     train(one, DistillConfig.from_dict(json.loads(config.read_text())))
     assert two.ends() == [0, 0], two.output
     assert run.status().state == "done"
-    assert 2 in run.checkpoints()  # the best so far, saved beside those of every third step
+    assert 2 in run.checkpoints()  # the best so far, saved in addition to those of every third step
     assert run.checkpoints() == one.checkpoints()
     assert_same_losses(run, one)
 

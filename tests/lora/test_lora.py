@@ -227,7 +227,7 @@ def test_what_pefts_names_cannot_say_is_refused_with_what_can(tmp_path):
 
 
 def test_pefts_scale_in_the_metadata_is_not_lost(tmp_path):
-    """A file that diffusers' trainers write has alpha in its metadata, beside layer names that change."""
+    """A file that diffusers' trainers write has alpha in its metadata, and layer names that change."""
     layers = factors(TINY_SDXL, r"attn1\.to_q$")
     special = "up_blocks.0.attentions.2.transformer_blocks.0.attn1.to_q"
     settings = {

@@ -61,7 +61,7 @@ def test_pefts_other_adapters_are_refused_for_their_scale_is_reckoned_in_other_w
     file = tmp_path / "adapter_model.safetensors"
     save_file({f"base_model.model.{QUERY}.{role}": random(*shape) for role, shape in parts.items()}, file)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LOHA", "r": 2, "alpha": 8}))
-    with pytest.raises(UserError, match="is peft's 'LOHA', of which the scale is not known here"):
+    with pytest.raises(UserError, match="is peft's 'LOHA', whose scale is not known here"):
         layers_for(file, TINY_SDXL)
 
 

@@ -200,7 +200,7 @@ def test_a_name_in_the_configs_counts_too(tmp_path):
 
 def test_trailing_timesteps_alone_are_told(embedded, tmp_path, caplog):
     Library("cpu").get(str(a_copy(embedded, tmp_path / "mine", TRAILING)))
-    assert "has trailing timesteps, as models of few steps have" in caplog.text
+    assert "has trailing timesteps, as few-step models have" in caplog.text
     caplog.clear()
     silent = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}  # which need them
     Library("cpu").get(str(a_copy(embedded, tmp_path / "silent", TRAILING | silent)))

@@ -131,7 +131,7 @@ def _about(chosen: Form, source: Source, forms: Sequence[Form], bare: Sequence[P
         named = [f"{count:,} {name}" for name, count in left.most_common(_MOST)]
         text += f". Left out: {', '.join(named)}" + (" and others" if len(left) > _MOST else "")
     if listing.closed:
-        text += f". Folders that cannot be looked into: {', '.join(listing.closed[:_MOST])}"
+        text += f". Folders that cannot be opened: {', '.join(listing.closed[:_MOST])}"
     return text
 
 

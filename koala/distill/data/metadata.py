@@ -174,7 +174,7 @@ def _columns(config: DistillConfig, table: Path, lines: Sequence[Line]) -> Colum
     names = list(dict.fromkeys(name for line in lines for name in line.values))
     if (named := match(_NAME, names)) is None:
         available = f"it has {', '.join(map(str, names))}" if names else "it has no columns"
-        raise UserError(f"{table} has no column {_NAME}, which says whose line it is; {available}")
+        raise UserError(f"{table} has no column {_NAME}, which says which picture a line is for; {available}")
     fields = [name for name in names if name != named]
     inside = {name for line in lines for name in inner(line.values)}
     available = f"the columns of {table.name} are: {', '.join(sorted(names))}"

@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files in which the files of one sample lie together and share a name up to its first dot."""
+"""WebDataset shards: tar files in which the files of one sample are adjacent and share a name up to its first dot."""
 
 import re
 import shlex
@@ -118,7 +118,7 @@ def _dotted(shards: Sequence[Path], pictures: Sequence[str], base: Path) -> str:
 
 
 def _count(shard: Path, between: Between) -> int:
-    """How many samples a shard holds. UserError where it is cut off, or the files of a sample lie apart."""
+    """How many samples a shard holds. UserError where it is cut off, or the files of a sample are apart."""
     seen: dict[str, frozenset[str]] = {}
     kinds: dict[frozenset[str], frozenset[str]] = {}  # samples have the same few: kept once
     number = 0

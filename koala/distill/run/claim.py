@@ -1,4 +1,4 @@
-"""A trainer's claim on the folder of its run: its lock, and the first and the last that it writes there."""
+"""A trainer's claim on the folder of its run: its lock, and its first and last writes there."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager

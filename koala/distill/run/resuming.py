@@ -78,7 +78,7 @@ def check_same(
 ) -> None:
     """UserError where a run's config is not what its checkpoint was trained with, unless the change was asked for.
 
-    Now, by the fields of `asked`, or when the run last went on from this step, as its history knows.
+    Asked for now, in the fields of `asked`, or when the run last continued from this step, as its history says.
     """
     known = changes_at(run, step)
     wrong = {

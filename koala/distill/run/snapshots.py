@@ -39,7 +39,7 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _like(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """`value` on the device of `there`, cut into shards as it is."""
+    """`value` on the device of `target`, cut into shards as that is."""
     if hasattr(target, "full_tensor"):
         from torch.distributed.tensor import distribute_tensor
 

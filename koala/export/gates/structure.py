@@ -172,7 +172,7 @@ WORST = 10
 
 
 def range_census(case: Case) -> Finding:
-    """The ten largest activations of the U-Net; beyond fp16's range they must lie in a module that stays in fp32."""
+    """The ten largest activations of the U-Net; beyond fp16's range they must be in a module that stays in fp32."""
     if case.exported.stored_dtype != "float16":
         return Finding(gate="range", passed=None, text="the file computes in fp32, which nothing here overflows")
     if case.large:

@@ -56,7 +56,7 @@ def cache() -> Path:
 def fetched(package: Package, file: Path | None = None) -> Path:
     """The package's file, checked: `file` if one is given, else the cached one, else npm's.
 
-    UserError where there is none, or another one, with the way to bring it.
+    UserError where there is none, or another one, with how to get it.
     """
     archive = file or cache() / package.file
     if file is not None or archive.is_file():

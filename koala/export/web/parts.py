@@ -96,7 +96,7 @@ def _graph(folder: Path, exported: Exported, part: str, files: "Files", known: d
     if part == "unet" or not source or key not in known:
         names = list(exported.components[part].files)
         if len(names) != 1:
-            raise UserError(f"{exported.title} has its {part} in {len(names)} files, and a browser opens one alone")
+            raise UserError(f"{exported.title} has its {part} in {len(names)} files, and a browser opens only one")
         content = (folder / names[0]).read_bytes()
         if len(content) > LARGEST:
             raise UserError(

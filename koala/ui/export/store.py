@@ -190,7 +190,7 @@ class Exports:
 
     def _one_at_a_time(self) -> None:
         if self.job and self.job.alive:
-            raise UserError(f"{self.job.title} is running; wait for its end, or stop it first")
+            raise UserError(f"{self.job.title} is running; wait until it ends, or stop it first")
 
     def _delete(self, export: ExportFolder) -> None:
         if self.job and self.job.alive and self.job.folder == export.folder:

@@ -31,7 +31,7 @@ CHUNK = 10 * 2**20  # bytes that huggingface_hub writes at once
 
 
 def published(model: str, folder: Path) -> Path:
-    """An embedded model as the hub has one: half-precision files beside every other format that is not wanted."""
+    """An embedded model as the hub has one: half-precision files among every other format, which is not wanted."""
     shutil.copytree(EMBEDDED / model, folder)
     for file in list(folder.glob("*/*.safetensors")):
         file.rename(file.with_suffix(".fp16.safetensors"))

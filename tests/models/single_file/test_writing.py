@@ -79,7 +79,7 @@ def sparse(file: Path, tensors: Mapping[str, torch.Tensor]) -> Path:
 def comfyui_sees(shapes: Mapping[str, tuple[int, ...]]) -> dict:
     """What ComfyUI derives from the names and shapes of a U-Net in the original layout; its rules, restated.
 
-    It walks the numbered blocks of the encoder beside those of the decoder in reverse. A block with `0.op` ends a
+    It walks the numbered blocks of the encoder along with those of the decoder in reverse. A block with `0.op` ends a
     resolution; one with `0.in_layers` is a residual block, whose transformer, if any, is its part 1.
     """
 
