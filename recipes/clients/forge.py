@@ -4,7 +4,7 @@
         --out docs/measurements/clients-forge.json
 
 FORGE is a clone of stable-diffusion-webui-forge, GUESS one of huggingface_guess, which it detects models with.
-`recipes.clients.files` writes the files. Nothing of Forge is copied. Its U-Net is held against diffusers' on a small
+`recipes.clients.files` writes the files. Nothing of Forge is copied. Its U-Net is compared with diffusers' on a small
 one of KOALA-700M's depths: with the middle block that our files have, and once without it, to show what it is for.
 """
 

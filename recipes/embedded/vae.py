@@ -121,7 +121,7 @@ class Redrawn:
                 raise SystemExit(f"{each.folder} holds {len(each.scenes)} pictures; redraw more than {HELD}")
 
     def batch(self, rng: random.Random, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Latents for the decoder, pictures and object masks; never of those that are held for validation."""
+        """Latents for the decoder, pictures and object masks; never of those that are held back for validation."""
         chosen = rng.choice(self.sets)
         return self._rows(chosen, [rng.randrange(len(chosen.scenes) - HELD) for _ in range(size)])
 

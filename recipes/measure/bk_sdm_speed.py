@@ -45,7 +45,7 @@ LEARNING_RATE = 5e-5  # BK-SDM's
 
 
 class Clock:
-    """Seconds of the CPU where one thread does all the work, so that other programs do not count; else of the wall."""
+    """CPU seconds where one thread does all the work, so that other programs do not count; else wall-clock seconds."""
 
     def __init__(self, device: torch.device):
         self.device = device

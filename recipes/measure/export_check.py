@@ -29,7 +29,7 @@ EXPORTS = {f"{t.name}-{dtype}": (t.name, dtype) for t in TARGETS.values() for dt
 
 
 def export_folder(model: str, name: str, work: Path, pictures: int) -> Path:
-    """The export of this name, past the gates with so many pictures; its progress goes to this terminal."""
+    """The export of this name, which has passed the gates with so many pictures; its progress goes to this terminal."""
     target, dtype = EXPORTS[name]
     folder = work / name
     if not (folder / MANIFEST).is_file():
@@ -39,7 +39,7 @@ def export_folder(model: str, name: str, work: Path, pictures: int) -> Path:
             sys.exit(f"{' '.join(command[1:])} ended with {ended}")
     drawn = Exported.read(folder).parity["pictures"]["file"]["pictures"]
     if drawn != pictures:
-        sys.exit(f"{folder} was held against {drawn} pictures, not {pictures}; choose another --work, or remove it")
+        sys.exit(f"{folder} was compared over {drawn} pictures, not {pictures}; choose another --work, or remove it")
     return folder
 
 
@@ -63,7 +63,7 @@ def paced(folder: Path, threads: int) -> dict:
 
 
 def kept(file: Path, model: str, weights: dict) -> dict[str, dict]:
-    """The rows of an earlier report that are of these weights; what it once said of all its rows, each says itself."""
+    """The rows of an earlier report that are of these weights; what it says once for all its rows is copied into each."""
     if not file.is_file():
         return {}
     report = json.loads(file.read_text())

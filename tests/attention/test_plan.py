@@ -1,4 +1,4 @@
-"""Plans: layers, grids and bytes by arithmetic, held against tensors; refusals that name what fits."""
+"""Plans: layers, grids and bytes by arithmetic, compared with tensors; refusals that name what fits."""
 
 import dataclasses
 

@@ -102,7 +102,7 @@ def eager_scores(model, paths):
 
 @pytest.mark.parametrize(("guidance", "half"), [(5.0, "conditional"), (5.0, "unconditional"), (1.0, "conditional")])
 def test_maps_are_those_that_the_eager_processor_multiplies_with(library, guidance, half):
-    """Every layer of the teacher, self and cross, held against get_attention_scores within the same, eager run."""
+    """Every layer of the teacher, self and cross, compared with get_attention_scores within the same, eager run."""
     teacher = library.get("tiny-sdxl")
     request = asked(teacher, guidance=guidance, width=128, height=64)
     layers = planned(teacher, request, layers="all")

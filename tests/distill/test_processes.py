@@ -101,7 +101,7 @@ def sharded(config: str, run: str, *step: str) -> None:
 
 
 def launch_sharded(folder: Path, *arguments: str) -> None:
-    """Two processes as a launcher leaves them, which sets where they meet and what they shall shard."""
+    """Two processes as a launcher leaves them, which sets where they meet and what they shard."""
     variables = {"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "true", "OMP_NUM_THREADS": "1"} | {
         f"FSDP_{name.removeprefix('fsdp_').upper()}": str(value).lower() if isinstance(value, bool) else str(value)
         for name, value in FSDP2.items()

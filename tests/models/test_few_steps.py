@@ -1,4 +1,4 @@
-"""A model of few steps is sampled as it was distilled for: told by its koala.json, its own scheduler or its name."""
+"""A few-step model is sampled as it was distilled for: recognised by its koala.json, its scheduler or its name."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The embedded models' chain from nothing: a few steps of each stage, then folders that plain diffusers runs."""
+"""The embedded models' chain from scratch: a few steps of each stage, then folders that plain diffusers runs."""
 
 import json
 import os

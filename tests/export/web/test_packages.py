@@ -1,4 +1,4 @@
-"""The npm package of the runtime: fetched once, held against its published hash, refused with the way to bring it."""
+"""The npm package of the runtime: fetched once, checked against its published hash, refused with how to get it."""
 
 import base64
 import hashlib
