@@ -1,4 +1,4 @@
-"""What every test stands on: no network, one thread a worker, the embedded models, and a Chromium to drive."""
+"""What every test relies on: no network, one thread per worker, the embedded models, and a Chromium to drive."""
 
 import os
 

@@ -70,7 +70,7 @@ class Together:
         return Capture(
             prompt=self.requests[0].prompt,
             sides=tuple(sides),
-            told=f"Recording took: {'; '.join(costs)}.",
+            cost=f"Recording took: {'; '.join(costs)}.",
             files=tuple(result.png() for result, _ in recorded),
         )
 

@@ -63,7 +63,7 @@ def paced(folder: Path, threads: int) -> dict:
 
 
 def kept(file: Path, model: str, weights: dict) -> dict[str, dict]:
-    """The rows of an earlier report that are of these weights; what it says once for all its rows is copied into each."""
+    """Rows of an earlier report that are of these weights; what it says once for all of them is copied into each."""
     if not file.is_file():
         return {}
     report = json.loads(file.read_text())

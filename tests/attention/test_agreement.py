@@ -1,4 +1,4 @@
-"""Agreement: layers by the layer map, steps by their timesteps, and stages that are absent named so."""
+"""Agreement: layers by the layer map, steps by their timesteps, and absent stages, named as such."""
 
 import dataclasses
 

@@ -22,7 +22,7 @@ def capture(record_of):
     """A teacher of three steps and a student of two, pictures of 64 px."""
     records = record_of(TINY_SDXL, (900.0, 500.0, 100.0)), record_of(TINY_KOALA_700M, (900.0, 100.0), seed=1)
     sides = [Side(title=f"the {r.model}", picture=Image.new("RGB", (64, 64), "red"), record=r) for r in records]
-    return Capture(prompt="a red circle", sides=tuple(sides), told="It took a while.")
+    return Capture(prompt="a red circle", sides=tuple(sides), cost="It took a while.")
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def changed(saved, tmp_path):
 
 def test_what_was_saved_comes_back(capture, saved):
     loaded = archive.load(saved)
-    assert (loaded.prompt, loaded.told) == (capture.prompt, capture.told)
+    assert (loaded.prompt, loaded.cost) == (capture.prompt, capture.cost)
     for own, other in zip(capture.sides, loaded.sides, strict=True):
         assert (own.title, own.record.layers, own.record.timesteps) == (
             other.title,

@@ -22,7 +22,7 @@ STAGES = ("DW-2", "MID", "UP-1")
 
 @pytest.fixture
 def sides(record_of):
-    """A student of three steps beside its teacher of five, grey pictures."""
+    """A student of three steps next to its teacher of five, grey pictures."""
     paths = ["up_blocks.0.attentions.2.transformer_blocks.4.attn1", "mid_block.attentions.0.transformer_blocks.9.attn1"]
     paths += ["down_blocks.1.attentions.0.transformer_blocks.1.attn1"]
     teacher = record_of(TINY_SDXL, (900.0, 700.0, 500.0, 300.0, 100.0), layers=paths, cross=True)

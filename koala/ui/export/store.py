@@ -32,7 +32,7 @@ class ExportFolder:
     exported: Exported | None
     problem: str = ""
     bytes: int
-    made: float  # seconds since 1970
+    written: float  # seconds since 1970
 
     @property
     def name(self) -> str:
@@ -220,5 +220,5 @@ def _read(folder: Path) -> ExportFolder:
     except UserError as error:
         problem = within(folder.parent, page_words(str(error)))
     size = sum(file.lstat().st_size for file in _files(folder))
-    made = (folder / MANIFEST).lstat().st_mtime
-    return ExportFolder(folder=folder, exported=exported, problem=problem, bytes=size, made=made)
+    written = (folder / MANIFEST).lstat().st_mtime
+    return ExportFolder(folder=folder, exported=exported, problem=problem, bytes=size, written=written)
