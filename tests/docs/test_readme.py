@@ -205,7 +205,7 @@ def test_scores_are_those_of_the_reports():
         rates += [others[320, 192], others[192, 320], unseen["all"]["rate"]]
         row = next(line for line in README.splitlines() if line.startswith(f"| `{name}`"))
         assert re.findall(r"([\d.]+) %", row) == [f"{100 * rate:.1f}" for rate in rates]
-        counts = f"{report['num_prompts']} prompts a suite ({sizes['num_prompts']} at other sizes)"
+        counts = f"{report['num_prompts']} prompts per suite ({sizes['num_prompts']} at other sizes)"
         assert counts in " ".join(README.split())
 
 
