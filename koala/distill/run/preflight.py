@@ -36,7 +36,7 @@ def check(config: DistillConfig, accelerator: Accelerator) -> None:
         if config.target == "ema":
             raise UserError("target=ema does not work with FSDP, which shards that average; choose target=student")
         if config.ema_device == "cpu":
-            raise UserError("ema_device=cpu does not work with FSDP, which shards it already; choose ema_device=student")
+            raise UserError("ema_device=cpu does not work with FSDP, which shards it anyway; choose ema_device=student")
 
 
 def check_share(config: DistillConfig, processes: int) -> None:
