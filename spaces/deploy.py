@@ -106,7 +106,7 @@ def push(folder: Path, repo: str) -> str:
 
     api, own = HfApi(), kind(folder)
     try:
-        made = api.create_repo(repo, repo_type="space", exist_ok=True, **own)
+        url = api.create_repo(repo, repo_type="space", exist_ok=True, **own)
         api.upload_folder(
             repo_id=repo,
             repo_type="space",
@@ -119,7 +119,7 @@ def push(folder: Path, repo: str) -> str:
         first = str(error).strip().splitlines()[0]
         remedy = f"the bundle is in {folder}; check name and network, and `hf auth login` with a token that may write"
         raise UserError(f"{repo} could not be pushed: {first.rstrip('.')}; {remedy}") from error
-    return str(made)
+    return str(url)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -145,8 +145,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     if options.static and (options.zerogpu or options.dry_run):
-        other = "--zerogpu" if options.zerogpu else "--dry-run"
-        raise UserError(f"{other} is for a Space with a server, and --static for one without; leave one of them out")
+        option = "--zerogpu" if options.zerogpu else "--dry-run"
+        raise UserError(f"{option} is for a Space with a server, and --static for one without; leave one of them out")
     if options.static:
         build_static(options.out, None if options.static is True else Path(options.static))
         sizes = {f: f.stat().st_size for f in options.out.rglob("*") if f.is_file()}

@@ -1,4 +1,4 @@
-"""What every test stands on: no network, one thread a worker, the embedded models, and a Chromium to drive."""
+"""What every test relies on: no network, one thread per worker, the embedded models, and a Chromium to drive."""
 
 import os
 
@@ -58,8 +58,8 @@ def own_cache(tmp_path_factory) -> None:
     """What the program keeps in the user's cache lies among the tests' own files, for their child processes as well."""
     from koala.files.outputs import user_cache
 
-    there = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    os.environ.setdefault("HF_HOME", str(there / "huggingface"))  # what was downloaded stays in reach
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    os.environ.setdefault("HF_HOME", str(caches / "huggingface"))  # what was downloaded stays in reach
     os.environ.setdefault("KOALA_PACKAGES", str(user_cache() / "npm"))  # those of npm, too
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 

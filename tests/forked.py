@@ -24,23 +24,23 @@ _FORKS.set_forkserver_preload(
 )
 
 
-def _work(said: Path, environment: dict[str, str], task: Callable[..., object], arguments: tuple[str, ...]) -> None:
+def _work(log: Path, environment: dict[str, str], task: Callable[..., object], arguments: tuple[str, ...]) -> None:
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(ROOT)
-    with said.open("w") as file:
+    with log.open("w") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
             stream.reconfigure(line_buffering=True)
     sys.exit(task(*arguments))
 
 
-def start(said: Path, task: Callable[..., object], *arguments: str, **environment: str) -> BaseProcess:
+def start(log: Path, task: Callable[..., object], *arguments: str, **environment: str) -> BaseProcess:
     """The process that runs a module's function at the repository's root, and ends with the status that it returns.
 
     All of its words go into the file `said`.
     """
-    process = _FORKS.Process(target=_work, args=(said, os.environ | environment, task, arguments), daemon=True)
+    process = _FORKS.Process(target=_work, args=(log, os.environ | environment, task, arguments), daemon=True)
     process.start()
     return process
 

@@ -107,6 +107,7 @@ LIGHT = [
     "koala.distill.loss.pairs",
     "koala.distill.run",
     "koala.distill.run.records",
+    "koala.export.command",  # it silences the libraries before they are imported
     "koala.gpu_report",
     "koala.gpu_report.budget",
     "koala.gpu_report.scale",

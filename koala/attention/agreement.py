@@ -45,12 +45,12 @@ def _compared(
     """(divergence, cosine) per step of the first record, the mean over rows and pairs of layers."""
     per_step = []
     for step, timestep in enumerate(first.timesteps):
-        there = nearest(timestep, second.timesteps)
+        second_step = nearest(timestep, second.timesteps)
         values = []
-        for one, other in together:
-            common = common_grid([one.grid, other.grid])
-            p = pooled(*first.at(one, step), one.grid, common)
-            q = pooled(*second.at(other, there), other.grid, common)
+        for first_layer, second_layer in together:
+            common = common_grid([first_layer.grid, second_layer.grid])
+            p = pooled(*first.at(first_layer, step), first_layer.grid, common)
+            q = pooled(*second.at(second_layer, second_step), second_layer.grid, common)
             values.append((divergence(p, q).mean().item(), cosine_similarity(p, q).mean().item()))
         per_step.append(tuple(sum(v) / len(values) for v in zip(*values, strict=True)))
     return per_step

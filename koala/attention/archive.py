@@ -32,7 +32,7 @@ LONGEST = 200  # characters of a title
 def save(capture: Capture, out: Path) -> Path:
     """Write the capture as a zip: queries, keys and pictures of every model."""
     check_space(out, 2 * capture.bytes)
-    index = {"format": f"{FORMAT} {VERSION}", "prompt": capture.prompt, "told": capture.told, "models": []}
+    index = {"format": f"{FORMAT} {VERSION}", "prompt": capture.prompt, "told": capture.cost, "models": []}
     with new_file(out, durable=False) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as packed:
         for number, (side, picture) in enumerate(zip(capture.sides, _pictures(capture), strict=True), 1):
             name = f"{number}-{re.sub(r'[^A-Za-z0-9._-]+', '-', Path(side.record.model).name)[:80]}"
@@ -69,7 +69,7 @@ def load(file: Path, limit: int = BUDGET) -> Capture:
             raise
         raise UserError(f"this file is not a complete capture ({error}); save it again, or copy it again") from error
     sides, files = zip(*models, strict=True)
-    capture = Capture(prompt=index["prompt"], told=index["told"], sides=sides, files=files)
+    capture = Capture(prompt=index["prompt"], cost=index["told"], sides=sides, files=files)
     if len({(side.record.width, side.record.height) for side in sides}) > 1 or not capture.stages:
         raise UserError("the models in this file do not belong together: none of their layers pair")
     return capture

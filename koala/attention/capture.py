@@ -32,9 +32,9 @@ class Capture:
 
     prompt: str
     sides: tuple[Side, ...]
-    told: str = ""  # what recording cost
+    cost: str = ""  # what recording took, in words
     files: tuple[bytes, ...] = ()  # every model's picture as a PNG that carries its request
-    made: dict = field(default_factory=dict)  # what takes long and was computed once
+    computed: dict = field(default_factory=dict)  # what takes long, kept for the next question
 
     @cached_property
     def stages(self) -> dict[str, list[tuple[Layer | None, ...]]]:

@@ -1,4 +1,4 @@
-"""How a picture comes about: what each model takes it for, step by step, one above the other (KOALA, figure 5)."""
+"""How a picture emerges: each model's estimate of it after every step, one row per model (KOALA, figure 5)."""
 
 from collections.abc import Mapping, Sequence
 

@@ -86,8 +86,8 @@ class Choices:
         for layer in run.layers:
             if isinstance(self.head, int) and not 0 <= self.head < layer.heads:
                 raise UserError(
-                    f"head {self.head + 1} is not in {layer.stage}'s {layer.heads}; choose 1 to {layer.heads}, mean or "
-                    "max, or leave the stage out"
+                    f"head {self.head + 1} is not one of {layer.stage}'s {layer.heads}; choose 1 to {layer.heads}, "
+                    "mean or max, or leave the stage out"
                 )
         if self.map == WORD and not any(x.kind == "cross" for x in run.layers):
             raise UserError("words need cross-attention, which is not recorded here; record it with them")
@@ -99,8 +99,10 @@ def _layers(sides: Sequence[Side], stage: str, choices: Choices) -> tuple[Layer 
     rows = recorded.get(stage)
     if not rows:
         check_stages(sides[0].record.spec, [stage])
-        there = ", ".join(recorded) or "no stage in common"
-        raise UserError(f"{stage} was not recorded, there is {there}; capture the models together, with {stage}")
+        recorded_stages = ", ".join(recorded) or "no stage in common"
+        raise UserError(
+            f"{stage} was not recorded, there is {recorded_stages}; capture the models together, with {stage}"
+        )
     if choices.layer is not None and choices.layer >= len(rows):
         raise UserError(f"{stage} has {len(rows)} layers that were recorded in all of these models; choose one")
     return rows[-1 if choices.layer is None else choices.layer]
@@ -209,7 +211,7 @@ def _together(titles: Sequence[str], texts: Sequence[str]) -> str:
     """One text per model, joined: once if all are equal, else with the models' titles."""
     if len(set(texts)) == 1:
         return texts[0]
-    whose = {text: [title for title, its in zip(titles, texts, strict=True) if its == text] for text in texts}
+    whose = {text: [title for title, shown in zip(titles, texts, strict=True) if shown == text] for text in texts}
     return " and ".join(f"{text} ({', '.join(own)})" for text, own in whose.items())
 
 

@@ -87,27 +87,27 @@ def _bytes(capture: Capture, stage: str) -> int:
 
 def _row(capture: Capture, stage: str, index: int, steps: list[int]) -> list[dict]:
     """Every model's layer: queries and keys of every step, and the precomputed maps."""
-    made = {}
+    views = {}
     for kind in MADE:
         asked = {"kind": kind.name, "stage": stage, "layer": index}
         each = [view.look(capture, asked | {"step": s})["sides"] for s in steps]
-        made[kind.name] = (each, view.look(capture, asked | {"step": MEAN})["sides"])
+        views[kind.name] = (each, view.look(capture, asked | {"step": MEAN})["sides"])
     models = []
     for k, layer in enumerate(capture.stages[stage][index]):
         if layer is None:
-            models.append(made[PCA.name][1][k])
+            models.append(views[PCA.name][1][k])
             continue
         own = [capture.step(k, s) for s in steps]
-        kept = sorted(set(own))  # a run with fewer steps than another shows each of them several times
+        shown = sorted(set(own))  # a run with fewer steps than another shows each of them several times
         one = {
             "grid": list(layer.grid),
             "heads": layer.heads,
             "dim": layer.dim,
             "layer": layer.label.removeprefix(f"{stage}, ").capitalize(),
-            "steps": [_qk(capture.sides[k].record, layer, s) for s in kept],
-            "at": [kept.index(s) for s in own],
+            "steps": [_qk(capture.sides[k].record, layer, s) for s in shown],
+            "at": [shown.index(s) for s in own],
         }
-        for kind, (each, mean) in made.items():
+        for kind, (each, mean) in views.items():
             one[kind] = {"steps": [_map(e[k]) for e in each], "mean": _map(mean[k])}
         models.append(one)
     return models

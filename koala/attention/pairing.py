@@ -17,7 +17,7 @@ def _layers(spec: UNetSpec, stage: str) -> list[str]:
 def _counterparts(student: UNetSpec, other: UNetSpec, stage: str) -> dict[str, str]:
     """Path of the student -> path of the other. If it is not cut from the other, the last layers of the stage pair."""
     try:
-        return {path: its for _, path, its in self_attention_pairs(student, other)}
+        return {path: counterpart for _, path, counterpart in self_attention_pairs(student, other)}
     except UserError:
         return {_layers(student, stage)[-1]: _layers(other, stage)[-1]}
 
@@ -29,13 +29,13 @@ def paired(
 
     In each stage the smallest model that has it decides. UserError for a stage in which no model has attention.
     """
-    there = [attention_stages(spec) for spec in specs]
+    attending = [attention_stages(spec) for spec in specs]
     for stage in stages or ():
-        if not any(stage in own for own in there):
+        if not any(stage in own for own in attending):
             check_stages(specs[0], [stage])
     by_stage = {}
     for stage in STAGES:
-        having = [spec for spec, own in zip(specs, there, strict=True) if stage in own]
+        having = [spec for spec, own in zip(specs, attending, strict=True) if stage in own]
         if not having or stages is not None and stage not in stages:
             continue
         leader = min(having, key=lambda spec: len(_layers(spec, stage)))
@@ -58,14 +58,14 @@ def plans(
     budget_bytes: int = BUDGET,
 ) -> list[AttentionPlan]:
     """One plan per model, each with its own `steps`, all within one budget. UserError, with what fits, above it."""
-    made: list[AttentionPlan] = []
+    planned_models: list[AttentionPlan] = []
     for k, spec in enumerate(specs):
         paths = [row[k] for stage in rows.values() for row in stage if row[k]]
         if not paths:
             raise UserError(
                 f"{spec.name} has no attention in {' or '.join(rows)}; it has it in {', '.join(attention_stages(spec))}"
             )
-        made.append(
+        planned_models.append(
             plan(
                 spec,
                 width,
@@ -75,10 +75,10 @@ def plans(
                 cross=cross,
                 images=images,
                 dtype=dtype,
-                budget_bytes=budget_bytes - sum(p.bytes for p in made),
+                budget_bytes=budget_bytes - sum(p.bytes for p in planned_models),
             )
         )
-    return made
+    return planned_models
 
 
 def planned(

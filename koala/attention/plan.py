@@ -94,13 +94,13 @@ size = partial(words.size, mb=2, first_gb=1e8)  # bytes -> text
 
 def check_stages(spec: UNetSpec, stages: Sequence[str]) -> None:
     """UserError for the first stage in which the model has no attention."""
-    there = attention_stages(spec)
+    attending = attention_stages(spec)
     for stage in stages:
         if stage not in STAGES:
-            raise UserError(f"there is no stage {stage!r}; {spec.name} has attention in {', '.join(there)}")
-        if stage not in there:
+            raise UserError(f"there is no stage {stage!r}; {spec.name} has attention in {', '.join(attending)}")
+        if stage not in attending:
             lacks = "no attention in" if stage in spec.depths() else "no"
-            raise UserError(f"{spec.name} has {lacks} {stage}; it has attention in {', '.join(there)}")
+            raise UserError(f"{spec.name} has {lacks} {stage}; it has attention in {', '.join(attending)}")
 
 
 def _chosen(spec: UNetSpec, stages: Sequence[str] | None, layers: str | Sequence[str]) -> list[tuple[str, str]]:
@@ -155,9 +155,9 @@ def _smaller(full: AttentionPlan) -> Iterator[tuple[str, AttentionPlan]]:
     yield "the last layer of each stage, without words,", _part(full, full.stages, last=True, cross=False)
     coarse = sorted(full.stages, key=lambda s: grid(s, full.width, full.height))
     for count in range(len(coarse) - 1, 0, -1):
-        kept = [s for s in full.stages if s in coarse[:count]]
-        what = f"the last layer of {' and '.join(kept)} alone, without words,"
-        yield what, _part(full, kept, last=True, cross=False)
+        stages = [s for s in full.stages if s in coarse[:count]]
+        what = f"the last layer of {' and '.join(stages)} alone, without words,"
+        yield what, _part(full, stages, last=True, cross=False)
 
 
 def plan(
@@ -192,9 +192,9 @@ def plan(
         f"recording {len(full.layers)} layers of {spec.name} over {steps} steps at {width}x{height} px takes "
         f"{size(full.bytes)}, the budget is {size(budget_bytes)}"
     )
-    for what, other in _smaller(full):
-        if other.bytes <= budget_bytes:
-            raise UserError(f"{asked}; {what} takes {size(other.bytes)}")
+    for what, smaller in _smaller(full):
+        if smaller.bytes <= budget_bytes:
+            raise UserError(f"{asked}; {what} takes {size(smaller.bytes)}")
     coarsest = min(full.stages, key=lambda s: grid(s, width, height))
     least = replace(_part(full, [coarsest], last=True, cross=False), steps=1)
     fitting = budget_bytes // least.bytes

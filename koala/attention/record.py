@@ -141,10 +141,10 @@ class Recorder:
         path, _, which = name.rpartition(".to_")
         heads = self._attentions[path].heads
         rows = self._half(output).unflatten(-1, (heads, -1)).transpose(1, 2)  # (images, heads, N, d)
-        kept = rows.to(getattr(torch, self.plan.dtype), copy=True, memory_format=torch.contiguous_format).to(
+        copied = rows.to(getattr(torch, self.plan.dtype), copy=True, memory_format=torch.contiguous_format).to(
             "cpu", non_blocking=True
         )
-        getattr(self.passes[-1], which)[path] = kept
+        getattr(self.passes[-1], which)[path] = copied
 
     def frames(self) -> tuple[Frame, ...]:
         """Complete passes; UserError if a planned layer did not run."""

@@ -185,11 +185,11 @@ def check_version(file: str, given: object, form: str, reads: int) -> None:
     """UserError for a file of another format, or of a version other than the supported one."""
     name, _, version = str(given).rpartition(" ")
     if name != form or not version.isdecimal():
-        raise UserError(f"{file} is not of a capture; it says {given!r}, not {form} {reads}")
+        raise UserError(f"{file} is not part of a capture; it says {given!r}, not {form} {reads}")
     if int(version) > reads:
-        raise UserError(f"{file} is of a newer koala, format {version}; this one reads {reads}: update it")
+        raise UserError(f"{file} was written by a newer koala in format {version}; this one reads {reads}: update it")
     if int(version) < reads:
-        raise UserError(f"{file} is of format {version}, this koala reads {reads}; capture the run again")
+        raise UserError(f"{file} has format {version}, and this koala reads {reads}; capture the run again")
 
 
 def picture(folder: Path, record: AttentionRecord) -> Image.Image:

@@ -42,18 +42,18 @@ class Together:
         """Every model's pictures and record, in order; with a shared input both come from the student's run."""
         if self.shared:
             own = self._student
-            its = 1 - own
-            result, mine, theirs = same_input(
-                self.models[its],
+            other = 1 - own
+            result, driving, following = same_input(
+                self.models[other],
                 self.models[own],
                 self.requests[own],
                 self.plans[own],
-                self.plans[its],
+                self.plans[other],
                 on_step=partial(on_step, own),
                 cancel=cancel,
                 num_previews=num_previews,
             )
-            return [(result, mine if k == own else theirs) for k in range(2)]
+            return [(result, driving if k == own else following) for k in range(2)]
         return [
             capture(model, request, plan, on_step=partial(on_step, k), cancel=cancel, num_previews=num_previews)
             for k, (request, model, plan) in enumerate(zip(self.requests, self.models, self.plans, strict=True))
@@ -70,7 +70,7 @@ class Together:
         return Capture(
             prompt=self.requests[0].prompt,
             sides=tuple(sides),
-            told=f"Recording took: {'; '.join(costs)}.",
+            cost=f"Recording took: {'; '.join(costs)}.",
             files=tuple(result.png() for result, _ in recorded),
         )
 
@@ -93,8 +93,8 @@ class Together:
             for m, name in zip(self.models, names, strict=True)
         ]
         if self.shared:
-            its = 1 - self._student
-            titles[its] = f"{titles[its]} on the student's input"
+            guest = 1 - self._student
+            titles[guest] = f"{titles[guest]} on the student's input"
         return titles
 
 

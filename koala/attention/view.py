@@ -53,7 +53,7 @@ def value(key: str, capture: Capture) -> dict:
         "words": words_of(capture),
         "two": len(capture.sides) == 2,
         "table": _encoded(torch.from_numpy(render.TABLE)),
-        "told": capture.told,
+        "told": capture.cost,
     }
 
 
@@ -77,10 +77,10 @@ def look(capture: Capture, asked: Mapping) -> dict:
 def alike(capture: Capture) -> dict:
     """The agreement chart: per stage a value per step of the longer run, or the reason why there is none."""
     if len(capture.sides) != 2:
-        raise UserError("agreement is between two models; this capture has one")
-    if "alike" not in capture.made:
+        raise UserError("agreement compares two models; this capture has one")
+    if "alike" not in capture.computed:
         first, second = sorted((side.record for side in capture.sides), key=lambda r: r is not capture.longest)
-        capture.made["alike"] = [
+        capture.computed["alike"] = [
             {
                 "stage": a.stage,
                 "values": list(a.cosine),
@@ -89,7 +89,7 @@ def alike(capture: Capture) -> dict:
             }
             for a in agreement(first, second)
         ]
-    return {"rows": capture.made["alike"]}
+    return {"rows": capture.computed["alike"]}
 
 
 def heads(capture: Capture, one: Asked) -> str:
@@ -227,17 +227,17 @@ def _pca(capture: Capture, k: int, layer: Layer, one: Asked) -> Shown:
 def _painted(capture: Capture, one: Asked) -> list[layer_maps.Painted | None]:
     """Every model's colours of this layer, made once."""
     key = (one.stage, one.layer, one.head)
-    if key not in capture.made:
+    if key not in capture.computed:
         records, layers = [side.record for side in capture.sides], capture.stages[one.stage][one.layer]
         if one.head == PAPER:
             painted = layer_maps.paper_colours(records, layers)
         else:
             painted = layer_maps.joint_colours(records, layers, one.head)
-        for old in [k for k in list(capture.made) if k != "alike"][: 1 - PAINTED]:
-            capture.made.pop(old, None)
-        capture.made[key] = painted
+        for old in [k for k in list(capture.computed) if k != "alike"][: 1 - PAINTED]:
+            capture.computed.pop(old, None)
+        capture.computed[key] = painted
         return painted
-    return capture.made[key]
+    return capture.computed[key]
 
 
 _VIEWS = {

@@ -283,10 +283,10 @@ def _agreements(sides: list["Side"]) -> list[dict]:
 
     return [
         {
-            "models": [sides[0].title, other.title],
-            "stages": [dataclasses.asdict(s) for s in agreement(sides[0].record, other.record)],
+            "models": [sides[0].title, side.title],
+            "stages": [dataclasses.asdict(s) for s in agreement(sides[0].record, side.record)],
         }
-        for other in sides[1:]
+        for side in sides[1:]
     ]
 
 

@@ -32,7 +32,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--strip",
         type=file_ending(".png", "the strip is a picture"),
         metavar="FILE.png",
-        help="also draw what each model takes the picture for, step by step, one above the other: at most eight steps",
+        help="also draw each model's estimate of the picture after every step, one row per model, eight steps at most",
     )
     add_device(parser)
     add_runtime(parser)

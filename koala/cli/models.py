@@ -12,7 +12,7 @@ from koala.unet.config import from_config
 from koala.unet.costs import parameters
 from koala.words import gigabytes
 
-HELP = "list every model by name, with its size, licence and whether it is here; asks no network"
+HELP = "list every model by name, with its size, its licence and whether it is on this machine; needs no network"
 
 
 def add(parser: argparse.ArgumentParser) -> None:

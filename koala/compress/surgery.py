@@ -53,8 +53,8 @@ class StageReport:
         blocks = "all" if len(self.kept) == len(self.teacher_depths) else ", ".join(str(k + 1) for k in self.kept)
         text = f"residual blocks kept: {blocks} of {len(self.teacher_depths)}"
         if any(self.teacher_depths):
-            mine, its = ("+".join(map(str, depths)) for depths in (self.depths, self.teacher_depths))
-            text += f", transformer blocks: {mine} of {its}"
+            own, of_teacher = ("+".join(map(str, depths)) for depths in (self.depths, self.teacher_depths))
+            text += f", transformer blocks: {own} of {of_teacher}"
         return f"{self.stage}  {text}, parameters: {self.parameters:,} of {self.teacher_parameters:,}"
 
 
@@ -159,7 +159,7 @@ def _report(teacher: UNetCheckpoint, student: UNetSpec, origins: Mapping[str, st
         student_spec=student.name,
         student_depths=student.notation,
         copied=_tally(theirs[key] for key in used),
-        renumbered=sum(mine != its for mine, its in origins.items()),
+        renumbered=sum(path != source for path, source in origins.items()),
         dropped=_tally(t for key, t in theirs.items() if key not in used),
         new=len(own.keys() - origins.keys()),
         dtypes=tuple(sorted({theirs[key].dtype for key in used})),

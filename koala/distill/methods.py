@@ -1,4 +1,4 @@
-"""The methods of a distillation: which fields of a config each one uses, and which values of them go together."""
+"""The methods of a distillation: which fields of a config each one uses, and which values work together."""
 
 import types
 from collections.abc import Mapping, Sequence
@@ -42,7 +42,7 @@ def check_method(values: Mapping[str, object], defaults: Mapping[str, object]) -
 
 
 def _check_lora(values: Mapping[str, object]) -> None:
-    """UserError for settings that a LoRA does not go with: its student is the teacher's own network."""
+    """UserError for settings that do not work with a LoRA, whose student is the teacher's own network."""
     alpha = values["lora_alpha"]
     if not values["lora_rank"]:
         if alpha != LORA_ALPHA:
@@ -56,11 +56,11 @@ def _check_lora(values: Mapping[str, object]) -> None:
             "method=phased, method=guidance or lora_rank=0"
         )
     if values["student_init"]:
-        raise UserError("a LoRA begins at its teacher; leave student_init empty and name that model as the teacher")
+        raise UserError("a LoRA starts from its teacher; leave student_init empty and name that model as the teacher")
     if values["optimizer"] == "muon":
         raise UserError("optimizer=muon is for whole matrices, and a LoRA has factors; choose optimizer=adamw")
     if values["target"] == "ema":
-        raise UserError("target=ema needs a network of its own, which a LoRA spares; choose target=student")
+        raise UserError("target=ema needs a second network, which a LoRA run does not have; choose target=student")
     if values["precision"] != values["teacher_precision"]:
         raise UserError(
             f"a LoRA's student runs on the teacher's own weights, which are in {values['teacher_precision']}, and not "

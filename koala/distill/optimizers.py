@@ -103,7 +103,7 @@ class Muon(torch.optim.Optimizer):
 class Ema:
     """Starts from the student itself; its decay ramps up, so that the first steps are forgotten.
 
-    Its tensors lie on the student's device, sharded as the student's are, or on the CPU to spare the GPU.
+    Its tensors are on the student's device, sharded as the student's are, or on the CPU to spare the GPU.
     """
 
     def __init__(self, student: torch.nn.Module, decay: float, device: str = "student"):

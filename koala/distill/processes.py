@@ -121,7 +121,7 @@ class Processes:
             self._apart = before
 
     def _meet(self) -> None:
-        """The others come here, too. Of a run of one process as well, so that its tests find what would hang two."""
+        """All processes meet here. A single one calls it too, so that its tests find what would hang two."""
         if self._apart:
             raise AssertionError("what one process does by itself must not wait for the others: they are not coming")
 

@@ -18,7 +18,7 @@ FEW_STEPS = "euler-trailing"  # in as many steps as there are phases it visits t
 
 
 def guidance_range(config: DistillConfig, teacher: ModelCard) -> tuple[float, float]:
-    """The scales with which the teacher is guided, 1 for none; by default the one that it is usually drawn with.
+    """The scales with which the teacher is guided, 1 for none; by default the one that it is usually sampled with.
 
     UserError for the method `guidance` with a teacher that is drawn without.
     """

@@ -33,28 +33,28 @@ def pairs(student: LoadedModel, teacher: LoadedModel) -> list[tuple[str, str, st
     """(stage, student's attn1, teacher's attn1); UserError if the teacher cannot be this student's."""
     for model in (student, teacher):
         torch_only(model.card, "its agreement with a teacher")
-    mine, its = student.spec, teacher.spec
+    spec, teacher_spec = student.spec, teacher.spec
     refusal = f"{teacher.card.name} is not a teacher of {student.card.name}"
-    if mine.channels != its.channels:
-        raise UserError(f"{refusal}: its stages are {its.channels} wide, the student's {mine.channels}")
+    if spec.channels != teacher_spec.channels:
+        raise UserError(f"{refusal}: its stages are {teacher_spec.channels} wide, the student's {spec.channels}")
     kinds = [m.pipeline.scheduler.config.prediction_type for m in (student, teacher)]
     if kinds[0] != kinds[1]:
         raise UserError(f"{refusal}: it predicts {kinds[1]}, the student {kinds[0]}")
     try:
-        return self_attention_pairs(mine, its)
+        return self_attention_pairs(spec, teacher_spec)
     except UserError as error:
         raise UserError(f"{refusal}: {error}; name the network it was cut from with --teacher") from error
 
 
-def relative_error(mine: torch.Tensor, its: torch.Tensor) -> torch.Tensor:
-    """|mine - its| / |its| per sample, (B, ...) -> (B,): 0 if equal, 1 for a prediction of zeros."""
-    s, t = mine.flatten(1).float(), its.flatten(1).float()
+def relative_error(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """|student - teacher| / |teacher| per sample, (B, ...) -> (B,): 0 if equal, 1 for a prediction of zeros."""
+    s, t = student.flatten(1).float(), teacher.flatten(1).float()
     return (s - t).norm(dim=1) / t.norm(dim=1)
 
 
-def cosine(mine: torch.Tensor, its: torch.Tensor) -> torch.Tensor:
+def cosine(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """Cosine of the angle between the two per sample, (B, ...) -> (B,)."""
-    return torch.cosine_similarity(mine.flatten(1).float(), its.flatten(1).float(), dim=1)
+    return torch.cosine_similarity(student.flatten(1).float(), teacher.flatten(1).float(), dim=1)
 
 
 @torch.inference_mode()
@@ -103,8 +103,8 @@ def measure(
 ) -> tuple[list[tuple[str, str, str]], torch.Tensor]:
     """The layers, and their relative errors and cosines (2, T, 1 + L, P); the output comes before the layers."""
     layers = pairs(student, teacher)
-    mine, its = [path for _, path, _ in layers], [path for _, _, path in layers]
-    watched = [(OUTPUT, OUTPUT), *zip(mine, its, strict=True)]
+    student_paths, teacher_paths = [path for _, path, _ in layers], [path for _, _, path in layers]
+    watched = [(OUTPUT, OUTPUT), *zip(student_paths, teacher_paths, strict=True)]
     values = torch.empty(2, len(TIMESTEPS), len(watched), len(prompts))
     alphas, noising = teacher.pipeline.scheduler.alphas_cumprod, noising_of(teacher.card)
     done = 0
@@ -119,8 +119,8 @@ def measure(
         here = slice(done, done + len(batch))
         for at, timestep in enumerate(TIMESTEPS):
             noisy, _ = noising(latents, noise, torch.full((len(batch),), timestep), alphas)
-            s = predict(student, placement, mine, noisy, timestep, asked[0])
-            t = predict(teacher, placement, its, noisy, timestep, asked[1])
+            s = predict(student, placement, student_paths, noisy, timestep, asked[0])
+            t = predict(teacher, placement, teacher_paths, noisy, timestep, asked[1])
             for layer, (a, b) in enumerate(watched):
                 values[0, at, layer, here] = relative_error(s[a], t[b]).cpu()
                 values[1, at, layer, here] = cosine(s[a], t[b]).cpu()
@@ -167,8 +167,8 @@ def evaluate(
                 "by_stage": stages,
                 "by_timestep": _over_time(attention),
                 "by_layer": [
-                    {"stage": stage, "student": mine, "teacher": its, **_mean(attention[:, :, k])}
-                    for k, (stage, mine, its) in enumerate(layers)
+                    {"stage": stage, "student": student_path, "teacher": teacher_path, **_mean(attention[:, :, k])}
+                    for k, (stage, student_path, teacher_path) in enumerate(layers)
                 ],
             },
         },

@@ -90,7 +90,7 @@ class Shapes:
 
 
 class Clip:
-    """CLIPScore, and CMMD to the pictures of a folder or to a teacher's of the same prompts, if either is named."""
+    """CLIPScore, and CMMD against a folder's pictures or a teacher's of the same prompts, if either is named."""
 
     def __init__(self, settings: Settings, library: Library, say: Say):
         self.settings, self.library, self.say = settings, library, say

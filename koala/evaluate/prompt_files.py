@@ -42,7 +42,7 @@ def _records(text: str, path: Path) -> list[Prompt]:
 def _list(path: Path) -> list[Prompt]:
     values = read_json(path, "it should be a list of prompts")
     if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
-        raise UserError(f"{path} is not a JSON list of prompts; for one prompt a line, name the file .txt")
+        raise UserError(f"{path} is not a JSON list of prompts; for one prompt per line, name the file .txt")
     return [Prompt(text=v) for v in values]
 
 
@@ -51,7 +51,7 @@ def read(path: Path) -> list[Prompt]:
     if not path.is_file():
         raise UserError(f"there is no prompts file {path}")
     if path.stat().st_size > LARGEST:
-        raise UserError(f"{path} has {megabytes(path.stat().st_size, 0)}, far too much for prompts; write one a line")
+        raise UserError(f"{path} has {megabytes(path.stat().st_size, 0)}, far too much for prompts; write one per line")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -64,7 +64,7 @@ def read(path: Path) -> list[Prompt]:
         lines = (line.partition("\t")[0].strip() for line in text.splitlines())
         prompts = [Prompt(text=line) for line in lines if line]
     if not prompts:
-        raise UserError(f"{path} holds no prompt; write one a line")
+        raise UserError(f"{path} holds no prompt; write one per line")
     return prompts
 
 

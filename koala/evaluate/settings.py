@@ -43,10 +43,10 @@ class Settings:
     batch_size: int | None = _option("pictures per batch (default: as many pixels as 25 pictures of 256 x 256 px)", int)
     teacher: str | None = _option(
         "agreement: the model to compare with (default: the teacher on the model's card); "
-        "clip: compute CMMD to this model's pictures of the same prompts",
+        "clip: compute CMMD against this model's pictures of the same prompts",
         metavar="MODEL",
     )
-    reference: Path | None = _option("clip: compute CMMD to the pictures in this folder", Path, "DIR")
+    reference: Path | None = _option("clip: compute CMMD against the pictures in this folder", Path, "DIR")
     clip: str | None = _option(
         "clip: CLIP model for both scores (default: ViT-L/14 for CLIPScore, ViT-L/14 at 336 px for CMMD)",
         metavar="MODEL",
@@ -84,7 +84,7 @@ SUITES = {
         help="how far its predicted noise and self-attention are from its teacher's",
         reads=("num_prompts", "prompts", "seed", "width", "height", "batch_size", "teacher"),
     ),
-    "clip": Suite(help="CLIPScore, and CMMD to reference pictures", reads=(*_DRAWING, *_REFERENCES)),
+    "clip": Suite(help="CLIPScore, and CMMD against reference pictures", reads=(*_DRAWING, *_REFERENCES)),
     "hpsv2": Suite(help="human preference score v2.1", reads=_DRAWING),
     "prompts": Suite(
         help="no score: a folder of pictures for T2I-CompBench or GenEval", reads=(*_DRAWING, "layout", "images")
@@ -127,7 +127,7 @@ def check(suite: str, models: Sequence[str], settings: Settings) -> None:
         raise UserError(f"the suite {suite} takes one number of steps; --suite steps draws a metric over several")
     if settings.also_unguided and settings.guidance is not None and settings.guidance <= 1:
         raise UserError(
-            f"--guidance {settings.guidance:g} is no guidance already; leave --also-unguided out, or --guidance"
+            f"--guidance {settings.guidance:g} means no guidance already; leave --also-unguided out, or --guidance"
         )
     if settings.teacher and settings.reference:
         raise UserError("--teacher and --reference both name the pictures of CMMD; give one of them")

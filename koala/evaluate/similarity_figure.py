@@ -40,16 +40,16 @@ def sentence(report: Mapping) -> str:
         s: f"{s} ({early:.2f} in the earlier half, {late:.2f} in the later)" for s, (early, late) in halves.items()
     }
     less = [means[s] for s, (early, late) in halves.items() if late - early > CHANGE]
-    other = [means[s] for s, (early, late) in halves.items() if late - early <= CHANGE]
+    steady = [means[s] for s, (early, late) in halves.items() if late - early <= CHANGE]
     if not less:
         return (
-            f"In {listed(other)} the later blocks of {report['title']} change their input as much as the first ones "
+            f"In {listed(steady)} the later blocks of {report['title']} change their input as much as the first ones "
             "or more: for this model the curves do not speak for keeping the first."
         )
     first = f"In {listed(less)} the later blocks of {report['title']} change their input less than the first ones"
-    if not other:
+    if not steady:
         return f"{first}: dropping the last ones loses the least, which is why KOALA keeps the first."
-    return f"{first}, which speaks for keeping the first; in {listed(other)} they do not."
+    return f"{first}, which speaks for keeping the first; in {listed(steady)} they do not."
 
 
 def spoken(stage: str, curves: Sequence[Mapping]) -> str:

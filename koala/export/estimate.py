@@ -43,10 +43,10 @@ class Estimate:
 
     def check(self, out: Path) -> None:
         """UserError if this machine lacks the memory, or `out` cannot become a folder of that size."""
-        there = device_memory(torch.device("cpu"))
-        if there is not None and there < self.memory:
+        free = device_memory(torch.device("cpu"))
+        if free is not None and free < self.memory:
             raise UserError(
-                f"the export needs about {gigabytes(self.memory)} of memory and {gigabytes(there)} are free; close "
+                f"the export needs about {gigabytes(self.memory)} of memory and {gigabytes(free)} are free; close "
                 "other programs, take --components unet, or a smaller model"
             )
         check_new_folder(out, self.disk)

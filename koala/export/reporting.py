@@ -6,10 +6,11 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from koala.export.estimate import Estimate, Progress
-from koala.export.gates.case import Finding
+if TYPE_CHECKING:  # for types alone: they import torch, and a command first silences the libraries
+    from koala.export.estimate import Estimate, Progress
+    from koala.export.gates.case import Finding
 
 SENTENCES, LINES = "text", "json"  # of --progress
 
@@ -57,7 +58,7 @@ class ProgressReporter:
         text = f"LoRA {name} on {layers}"
         self._say("lora", {"text": text}, text)
 
-    def estimate(self, title: str, expected: Estimate) -> None:
+    def estimate(self, title: str, expected: "Estimate") -> None:
         """The memory, disk and time that the export of `title` will take."""
         values = {
             "text": expected.line(),
@@ -67,11 +68,11 @@ class ProgressReporter:
         }
         self._say("estimate", values, f"{title} {expected.line()}")
 
-    def progress(self, stage: Progress) -> None:
+    def progress(self, stage: "Progress") -> None:
         """A stage begins; `left_s` is None until this machine's pace is known."""
         self._say("progress", {"stage": stage.text, "share": stage.done, "left_s": stage.left}, stage.line())
 
-    def finding(self, finding: Finding, people: TextIO | None = None) -> None:
+    def finding(self, finding: "Finding", people: TextIO | None = None) -> None:
         """A gate is done; `people` is where its sentence goes, by default stderr."""
         self._say("finding", dataclasses.asdict(finding), finding.line(), people)
 

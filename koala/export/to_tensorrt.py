@@ -1,6 +1,6 @@
 """An export for TensorRT: its profile, the command lines that build and run it, and a real engine.
 
-Everything that is written lies in the export's folder and names files relative to it.
+Everything is written into the export's folder and names files relative to it.
 """
 
 import argparse
@@ -215,7 +215,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--tokens", **three, default=(TOKENS, TOKENS, LONGEST), help="of the prompt (default: 77 77 231)"
     )
     parser.add_argument(
-        "--build", action="store_true", help="build an engine: with tensorrt-rtx, and with tensorrt where a GPU is"
+        "--build",
+        action="store_true",
+        help="build an engine: with tensorrt-rtx, and with tensorrt where there is a GPU",
     )
 
 

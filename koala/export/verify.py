@@ -100,12 +100,12 @@ class Report:
 
     def parity(self) -> dict[str, object]:
         """The figures stored in the file: the worst of each gate, without times, so that they are reproducible."""
-        kept = {
+        figures = {
             f.gate: f.figures.get("worst", f.figures)
             for f in self.findings
             if f.gate not in ("structure", "speed") and f.passed
         }
-        return {"passed": [f.gate for f in self.findings if f.passed], "skipped": list(self.skipped), **kept}
+        return {"passed": [f.gate for f in self.findings if f.passed], "skipped": list(self.skipped), **figures}
 
 
 def verify(

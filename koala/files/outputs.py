@@ -51,11 +51,11 @@ def _existing(path: Path) -> Path:
 
 def check_space(out: Path, needed: int) -> None:
     """UserError when the disk of `out` has fewer than `needed` bytes free."""
-    there = next(p for p in out.absolute().parents if p.is_dir())
-    free = shutil.disk_usage(there).free
+    existing = next(p for p in out.absolute().parents if p.is_dir())
+    free = shutil.disk_usage(existing).free
     if needed > free:
         raise UserError(
-            f"{out} needs {gigabytes(needed, 2)}, and the disk at {there} has {gigabytes(free, 2)} free; "
+            f"{out} needs {gigabytes(needed, 2)}, and the disk at {existing} has {gigabytes(free, 2)} free; "
             "make room or choose another place"
         )
 
@@ -84,16 +84,16 @@ def _check_vacant(out: Path) -> None:
 
 
 def _check_place(out: Path, folder: Path, needed: int) -> None:
-    there = _existing(folder)
-    if not there.is_dir():
-        raise UserError(f"{out} cannot be written: {there} is a file, not a folder; choose another place")
+    existing = _existing(folder)
+    if not existing.is_dir():
+        raise UserError(f"{out} cannot be written: {existing} is a file, not a folder; choose another place")
     try:
-        tempfile.TemporaryFile(dir=there).close()
+        tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
         raise UserError(
-            f"{out} cannot be written: {there} takes no new file ({error.strerror or error}); choose another place"
+            f"{out} cannot be written: {existing} takes no new file ({error.strerror or error}); choose another place"
         ) from error
-    check_space(there / "any", needed)
+    check_space(existing / "any", needed)
 
 
 @contextmanager

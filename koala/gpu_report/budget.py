@@ -86,8 +86,8 @@ def measure(
         outcome = outcomes[section.name] = Outcome(title=section.title, status=DONE)
         if left < section.least:
             outcome.status = LEFT_OUT
-            there = f"of {budget:.0f} s {max(left, 0):.0f} were left for it"
-            outcome.reason = f"it takes at least {section.least:.0f} s, and {there}"
+            left_over = f"of {budget:.0f} s {max(left, 0):.0f} were left for it"
+            outcome.reason = f"it takes at least {section.least:.0f} s, and {left_over}"
             progress(f"{number} of {len(sections)}, {section.title}: left out, {outcome.reason}")
         else:
             progress(f"{number} of {len(sections)}, {section.title}: {left:.0f} s at most")

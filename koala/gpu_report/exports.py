@@ -103,10 +103,10 @@ def onnx_runtime(scale: Scale, library: Library, exports: Exports, results: dict
     provider = PROVIDERS[library.device.type]
     results |= {"model": scale.exported, "provider": provider, "version": onnxruntime.__version__, "rows": []}
     results["not_measured"] = []
-    if provider not in (there := onnxruntime.get_available_providers()):
+    if provider not in (providers := onnxruntime.get_available_providers()):
         raise NotHere(
-            f"ONNX Runtime here has no {provider}, only {', '.join(there)}; pip install onnxruntime-gpu[cuda,cudnn], "
-            "without onnxruntime installed next to it"
+            f"ONNX Runtime here has no {provider}, only {', '.join(providers)}; pip install onnxruntime-gpu[cuda,cudnn]"
+            ", without onnxruntime installed next to it"
         )
     model = library.get(scale.exported)
     file = exports.file(model, say)

@@ -28,12 +28,12 @@ def plans(scale: Scale, library: Library, results: dict, limit: Limit, say: Say)
     driver's context, so that a plan that predicts too little runs out of memory.
     """
     results |= {"rows": [], "not_measured": []}
-    longest, there = 0.0, library.memory
+    longest, free = 0.0, library.memory
     for name in scale.plan_models:
         for memory in scale.plan_memories:
             what = {"model": name, "card_bytes": memory}
-            if memory > there:
-                reason = f"{gigabytes(there)} of this card are free"
+            if memory > free:
+                reason = f"{gigabytes(free)} of this card are free"
             elif not limit.allows(longest or _SECONDS):
                 reason = "no time was left"
             else:

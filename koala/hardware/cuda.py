@@ -165,9 +165,9 @@ def cards() -> Cards:
 
 
 @contextmanager
-def in_place(other: Cards) -> Iterator[None]:
+def in_place(cards: Cards) -> Iterator[None]:
     """Have `cards()` answer with these, in every thread, until the block ends."""
-    _asked.append(other)
+    _asked.append(cards)
     try:
         yield
     finally:

@@ -96,7 +96,7 @@ def stored_lora(path: Path) -> dict[str, StoredTensor]:
     tensors = stored_tensors(path)
     for key in tensors:
         if not _NAME.fullmatch(key):  # it is displayed, and used in module paths
-            raise UserError(f"the key {key[:80]!r} in {path} names no layer; take the LoRA from where it was made")
+            raise UserError(f"the key {key[:80]!r} in {path} names no layer; get the LoRA from its source again")
     return tensors
 
 
@@ -174,7 +174,7 @@ def _check_kind(path: Path, kind: object) -> None:
     """UserError for peft's other adapters, which store and compute their scale differently."""
     if kind != "LORA":
         raise UserError(
-            f"{path} is peft's {str(kind)[:20]!r}, of which the scale is not known here; take a LoRA, or save it in "
+            f"{path} is peft's {str(kind)[:20]!r}, whose scale is not known here; take a LoRA, or save it in "
             "LyCORIS' format, which has alpha in the file"
         )
 

@@ -77,8 +77,8 @@ def remap(
     return moved, LoraReport(
         teacher=teacher.name,
         student=student.name,
-        kept=tuple(its for its, own in survivors.items() if its == own),
-        moved={its: own for its, own in survivors.items() if its != own},
+        kept=tuple(source for source, own in survivors.items() if source == own),
+        moved={source: own for source, own in survivors.items() if source != own},
         dropped=tuple(module for module in layers if module not in survivors),
         text_keys=sum(map(is_text, weights)),
         skipped=skipped,
@@ -115,7 +115,7 @@ def layers_for(path: Path, student: UNetSpec) -> tuple[dict[str, Parts], LoraRep
     weights = read_lora(path)
     teacher, notes = _origin(path, weights, student)
     _, report = remap(weights, student, teacher)
-    places = {its: its for its in report.kept} | report.moved
+    places = {kept_path: kept_path for kept_path in report.kept} | report.moved
     layers, _ = _layers(weights, teacher)
     fitting, unused = {}, []
     biases = _biases(student)
@@ -201,7 +201,7 @@ def _named(spec: str, weights: Weights, teacher: UNetSpec | None) -> UNetSpec:
         try:
             teacher = teacher_of(weights)
         except UserError:
-            own = (student_spec(spec, other) for other in (TINY_SDXL, SDXL))
+            own = (student_spec(spec, whole) for whole in (TINY_SDXL, SDXL))
             if like := next((student for student in own if _fits_all(weights, student)), None):
                 return like
             raise
@@ -285,7 +285,7 @@ def _layers(weights: Weights, teacher: UNetSpec) -> tuple[dict[str, dict[str, to
     for name, role, key in split(weights):
         module = names.get(name, name)
         if role in layers.setdefault(module, {}):
-            raise UserError(f"this LoRA has two tensors for one place, one of them {key}; take one LoRA of them")
+            raise UserError(f"this LoRA has two tensors for one place, one of them {key}; take a file with one LoRA")
         layers[module][role] = weights[key]
         keys[module] = key
     for module in [m for m, parts in layers.items() if parts.keys() == {"alpha"}]:

@@ -214,12 +214,12 @@ def _weights(file: RemoteFile, on_size: Callable[[int], None], cancel: threading
 
 def _check_space(files: list[RemoteFile]) -> None:
     cache = Path(constants.HF_HUB_CACHE)
-    there = shutil.disk_usage(next(p for p in (cache, *cache.parents) if p.exists())).free
+    free = shutil.disk_usage(next(p for p in (cache, *cache.parents) if p.exists())).free
     parts = [_begun(_blob(f)) for f in files if f.sha256]
     asked = sum(f.size for f in files) - sum(p.stat().st_size for p in parts if p.exists())
-    if asked > there:
+    if asked > free:
         raise UserError(
-            f"{gigabytes(asked)} are missing and {cache} has {gigabytes(there)} of free space; free some, or name "
+            f"{gigabytes(asked)} are missing and {cache} has {gigabytes(free)} of free space; free some, or name "
             "another disk with HF_HOME=/path"
         )
 

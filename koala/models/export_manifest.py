@@ -225,8 +225,8 @@ def list_exports(root: Path) -> list[Path]:
         for entry in entries:
             with contextlib.suppress(OSError):  # a folder that is locked, or being removed
                 if not entry.name.startswith(".") and entry.is_dir():
-                    made = os.lstat(Path(entry.path, MANIFEST)).st_mtime_ns
-                    exports.append((made, entry.name))
+                    modified = os.lstat(Path(entry.path, MANIFEST)).st_mtime_ns
+                    exports.append((modified, entry.name))
     return [root / name for _, name in sorted(exports, reverse=True)]
 
 

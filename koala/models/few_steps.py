@@ -1,4 +1,4 @@
-"""Models of few steps without a koala.json that says so: told by their sampler, or by a name that they keep."""
+"""Few-step models without a koala.json that says so: recognised by their sampler, or by a name that they still have."""
 
 import re
 from collections.abc import Iterable

@@ -67,9 +67,9 @@ def open_session(
     settings.intra_op_num_threads = torch.get_num_threads()
     settings.log_severity_level = 3  # errors; as warnings it reports shape arithmetic that it leaves to the CPU
     remedy = _REMEDY.get(provider, f"use {CPU}, or install the onnxruntime package that has it")
-    there = onnxruntime.get_available_providers()
-    if provider not in there:
-        raise UserError(f"ONNX Runtime here has no {provider}, only {', '.join(there)}; {remedy}")
+    providers = onnxruntime.get_available_providers()
+    if provider not in providers:
+        raise UserError(f"ONNX Runtime here has no {provider}, only {', '.join(providers)}; {remedy}")
     try:
         session = onnxruntime.InferenceSession(file, settings, providers=[(provider, dict(options or {}))])
     except _FAILURES as error:

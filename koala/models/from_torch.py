@@ -103,8 +103,8 @@ def _say_scheduler(card: ModelCard, location: Location) -> None:
     nearest, same = own_sampler(config)
     if (nearest, card.steps) == ("euler-trailing", ModelCard.steps) and not config.get("rescale_betas_zero_snr"):
         log.warning(
-            "%s has trailing timesteps, as models of few steps have, and nothing says how many; by default it is drawn "
-            "in %d steps with guidance %g. Give --steps and --guidance as its page says",
+            "%s has trailing timesteps, as few-step models have, and nothing says how many steps it takes; by default "
+            "it is drawn in %d steps with guidance %g. Give --steps and --guidance as its page says",
             file,
             card.steps,
             card.guidance,

@@ -54,8 +54,8 @@ def _repository(text: str, names: list[str]) -> str:
         )
     if kind == "tree" and len(rest) > 1 and rest[1] not in (*STEMS, *TOKENIZERS, "scheduler"):
         raise UserError(
-            f"{text} is a folder inside {owner}/{name}; only what lies at the top of a repository is fetched. Download "
-            "that folder and name it"
+            f"{text} is a folder inside {owner}/{name}; only the files at the top of a repository are fetched. "
+            "Download that folder and name it"
         )
     revision = rest[0] if rest else "main"
     return f"{owner}/{name}" if revision == "main" else f"{owner}/{name}@{revision}"

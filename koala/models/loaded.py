@@ -122,8 +122,8 @@ class Placement:
 
     def enter(self, stage: str, model: LoadedModel) -> None:
         """Have on the device exactly what the plan puts there in this stage of `model`."""
-        there = self.on_device(stage)
-        working = [p for part in there for p in model.parts(part, self.plan)]
-        others = [part for part in there if part != "unet" or self.plan is None or self.plan.unet == "resident"]
+        parts = self.on_device(stage)
+        working = [p for part in parts for p in model.parts(part, self.plan)]
+        others = [part for part in parts if part != "unet" or self.plan is None or self.plan.unet == "resident"]
         keep = [p for other in self.models for part in others for p in other.parts(part, self.plan)]
         model.library.residence.bring(working, keep)

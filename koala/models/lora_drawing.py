@@ -1,6 +1,6 @@
 """How a model is drawn with a LoRA that was trained for few steps, as the file's metadata says it.
 
-Such a file in SDXL's own 25 guided steps draws glaring pictures, and nothing in its tensors says so.
+In SDXL's own 25 guided steps such a file draws glaring pictures, and nothing in its tensors warns of it.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ def drawing_of_lora(file: Path) -> Drawing:
 
 def with_lora(card: ModelCard, file: str | Path | None, strength: float) -> ModelCard:
     """The card with the steps, guidance and scheduler that its LoRA is drawn with, where the file says them."""
-    said = drawing_of_lora(Path(file)).defaults if file and strength else {}
-    if not said:
+    defaults = drawing_of_lora(Path(file)).defaults if file and strength else {}
+    if not defaults:
         return card
-    return dataclasses.replace(card, **{name: said[name] for name in ("steps", "guidance", "scheduler")})
+    return dataclasses.replace(card, **{name: defaults[name] for name in ("steps", "guidance", "scheduler")})

@@ -82,7 +82,7 @@ def _unet(folder: Path) -> tuple[dict, UNetSpec | None]:
 
 
 def _settings(folder: Path, name: str, unet: dict, spec: UNetSpec | None) -> dict[str, object]:
-    """How the model in a folder is sampled: as its koala.json says, else as its own configs and its origin do."""
+    """How the model in a folder is sampled: as its koala.json says, else as its own configs and its origin say."""
     width, height = native_size(unet, str(folder / "unet" / "config.json"))
     sampler, followed = own_sampler(_config(folder / SCHEDULER))
     few = consistent(sampler)
@@ -252,7 +252,7 @@ def _file_card(path: Path) -> ModelCard:
 def _say_assumed(path: Path, title: str, steps: int, guidance: float) -> None:
     """A warning, once per process."""
     log.warning(
-        "%s does not say how it is drawn; it is drawn as %s is, in %d steps with guidance %g. A model of few steps "
+        "%s does not say how it is drawn; it is drawn as %s is, in %d steps with guidance %g. A few-step model "
         "needs --steps and --guidance as its page says",
         path,
         title,

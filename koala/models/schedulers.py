@@ -50,7 +50,7 @@ class EulerAncestral(EulerAncestralDiscreteScheduler):
         return done if return_dict else (done.prev_sample, done.pred_original_sample)
 
 
-# The others as diffusers has them, and what each step takes the picture for is kept. A pipeline reads the names of the
+# The others as diffusers has them, and each step's estimate of the picture is kept. A pipeline reads the names of the
 # arguments of `step`, so they are written out.
 
 
@@ -153,10 +153,10 @@ def build(name: str, config: dict) -> SchedulerMixin:
     if name in ON_OWN_GRID and "original_inference_steps" not in config:
         settings = settings | {"original_inference_steps": min(50, config.get("num_train_timesteps", 1000))}
     clean = kind is EulerAncestral and config.get("prediction_type") == "sample"
-    made = kind.from_config(config, **settings, **({"prediction_type": "epsilon"} if clean else {}))
+    scheduler = kind.from_config(config, **settings, **({"prediction_type": "epsilon"} if clean else {}))
     if clean:
-        made.predicts_clean = True
-    return made
+        scheduler.predicts_clean = True
+    return scheduler
 
 
 def clean_estimate(
@@ -186,22 +186,22 @@ def noise_left(scheduler: SchedulerMixin, index: int) -> float:
 
 def build_for_run(name: str, config: dict, steps: int | None = None) -> SchedulerMixin:
     """The same; UserError for a noise schedule on which it would compute NaN, or for `steps` that it does not have."""
-    made = build(name, config)
-    if name in ON_OWN_GRID and steps and steps > made.config.original_inference_steps:
-        most = made.config.original_inference_steps
+    scheduler = build(name, config)
+    if name in ON_OWN_GRID and steps and steps > scheduler.config.original_inference_steps:
+        most = scheduler.config.original_inference_steps
         raise UserError(
             f"the scheduler {name} chooses its steps out of the {most} on which the model was distilled, so it has no "
             f"{steps}; ask for at most {most}, or choose another scheduler, --scheduler euler-trailing"
         )
-    signal = made.alphas_cumprod  # the share of the picture's variance that is left at each timestep
+    signal = scheduler.alphas_cumprod  # the share of the picture's variance that is left at each timestep
     # These can take their first step without any signal; the others keep a trace of it.
-    silent = bool(made.config.get("rescale_betas_zero_snr")) and isinstance(made, _FROM_NOISE)
+    silent = bool(scheduler.config.get("rescale_betas_zero_snr")) and isinstance(scheduler, _FROM_NOISE)
     if not everywhere(((signal > 0) | (silent & (signal == 0))) & (signal <= 1)):  # NaN is neither
         raise UserError(
             "the noise schedule in scheduler/scheduler_config.json leaves nothing of the picture, or more than all; "
             "betas lie between 0 and 1, those of SDXL from 0.00085 to 0.012. Copy the file again"
         )
-    if silent and made.config.prediction_type == "epsilon":
+    if silent and scheduler.config.prediction_type == "epsilon":
         others = ", ".join(other for other, (kind, _) in _KINDS.items() if not issubclass(kind, _FROM_NOISE))
         raise UserError(
             f"{name} cannot draw with this model: its scheduler_config.json says rescale_betas_zero_snr, so that the "
@@ -209,4 +209,4 @@ def build_for_run(name: str, config: dict, steps: int | None = None) -> Schedule
             f"Choose another scheduler ({others}); or, where the model was trained to predict the velocity, write "
             '"prediction_type": "v_prediction" there'
         )
-    return made
+    return scheduler

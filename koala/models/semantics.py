@@ -210,7 +210,7 @@ def check_markers(markers: Iterable[str], scheduler: Mapping[str, object], place
 def prediction(markers: Collection[str], scheduler: Mapping[str, object] | None) -> str | None:
     """What a U-Net predicts, in words: from its scheduler's config, or for a U-Net alone from its file's markers.
 
-    None where neither does. The marks of a U-Net with a scheduler were held against it (`check_markers`).
+    None where neither does. A U-Net's markers were compared with its scheduler before (`check_markers`).
     """
     if scheduler is None and not markers:
         return None

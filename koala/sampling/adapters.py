@@ -46,12 +46,12 @@ def _adapted(weight: torch.Tensor, parts: Parts, strength: float) -> torch.Tenso
     if weight.device.type != "cpu" or not here.keys() <= _BY_ROWS:
         return _sum(weight, change(here, weight), strength)
     here["down"], rows = here["down"].float(), rows_at_once(weight)
-    made = []
+    changed_rows = []
     for first in range(0, len(weight), rows):
         # copies, not views: a rehearsal's tensors in inference mode have no views
         before, up = (t.narrow_copy(0, first, min(rows, len(t) - first)) for t in (weight, here["up"]))
-        made.append(_sum(before, change(here | {"up": up}, before), strength))
-    return torch.cat(made)
+        changed_rows.append(_sum(before, change(here | {"up": up}, before), strength))
+    return torch.cat(changed_rows)
 
 
 @torch.no_grad()
@@ -78,11 +78,11 @@ def adapted(model: LoadedModel, request: GenerationRequest) -> Iterator[LoraRepo
     key = (content(file), strength)
     known = model.adapted.get(key)
     layers, report = ({}, known.report) if known else layers_for(file, model.spec)
-    made = known.weights.items() if known else changed(unet, layers, strength) if strength else ()
+    new_weights = known.weights.items() if known else changed(unet, layers, strength) if strength else ()
     originals: dict[str, torch.Tensor] = {}
     try:
         with torch.no_grad():
-            for name, value in made:
+            for name, value in new_weights:
                 parameter = unet.get_parameter(name)
                 originals[name] = parameter.data.cpu()  # on a CPU the tensor itself, not a copy
                 parameter.data = value.to(parameter.device)

@@ -1,4 +1,4 @@
-"""Several models on one noise: the pictures, the times, and where a speed-up comes from: the model or its settings."""
+"""Several models on one noise: the pictures, the times, and whether a speed-up is the model's or its settings'."""
 
 import threading
 from collections.abc import Callable, Sequence

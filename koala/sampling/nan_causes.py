@@ -48,7 +48,7 @@ def _of_unet(model: LoadedModel, embeds: Iterable[torch.Tensor | None], request:
                 return _weight(model, component, name)
         return f"its text encoders overflow {dtype} on this prompt; {_FULL}, or change the prompt"
     # Sums with a LoRA may overflow where the stored weights do not: those are the LoRA's, and finite without it.
-    sums = {name for kept in model.adapted.values() for name in kept.weights} if request and request.lora else set()
+    sums = {name for lora in model.adapted.values() for name in lora.weights} if request and request.lora else set()
     for name, _ in _broken(model.pipeline.unet):
         if name not in sums:
             return _weight(model, "unet", name)

@@ -1,4 +1,4 @@
-"""How pictures fade into noise while a network learns: what it sees at a timestep, and what it shall predict."""
+"""How pictures fade into noise while a network learns: what it sees at a timestep, and what it has to predict."""
 
 from collections.abc import Callable
 

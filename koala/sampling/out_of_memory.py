@@ -49,7 +49,7 @@ def with_advice(
 
     log.warning("memory ran out: %s", str(error))  # the error itself would hold the run
     where = "".join(traceback.format_exception(error))
-    there = device_memory(library.device)
+    free = device_memory(library.device)
     release(error)
     with library.residence.lock:
         library.residence.bring(())
@@ -61,6 +61,6 @@ def with_advice(
     if all(library.loaded(card.name) for card in cards):
         plan = library.place([library.get(card) for card in cards], requests).plan
         predicted = plan and plan.predicted_peak_bytes
-    explanation = explained(error, requests[0], device=library.device.type, predicted=predicted, there=there)
+    explanation = explained(error, requests[0], device=library.device.type, predicted=predicted, there=free)
     explanation.add_note(where)
     return explanation

@@ -19,7 +19,7 @@ FRAME_SIDE = 192  # px of the longer side of what is kept
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """What a model took the picture for after a step, counted from 1; `noise` is what was left of it, 0 to 1."""
+    """A model's estimate of the picture after a step, counted from 1; `noise` is the share of noise left, 0 to 1."""
 
     step: int
     noise: float

@@ -26,8 +26,8 @@ def not_asked(result: GenerationResult) -> list[str]:
     whole, read = parse(result.request.prompt), parse(result.asked)
     if whole is None or not result.unread["prompt"]:
         return []
-    made = {c.text for c in claims_of(read)} if read else set()
-    return [c.text for c in claims_of(whole) if c.text not in made]
+    read_claims = {c.text for c in claims_of(read)} if read else set()
+    return [c.text for c in claims_of(whole) if c.text not in read_claims]
 
 
 def why_none(result: GenerationResult) -> str | None:

@@ -124,14 +124,14 @@ def _largest(labels: np.ndarray, most: int = MOST_OBJECTS) -> tuple[list[tuple[i
     areas = np.bincount(labels.ravel())
     regions = ndimage.find_objects(labels)
     large = [i for i in range(1, len(areas)) if areas[i] >= _smallest_area()]
-    kept, pixels = [], 0
+    chosen, pixels = [], 0
     for i in sorted(large, key=lambda i: -areas[i])[:most]:
         window = _around(regions[i - 1], labels.shape)
         pixels += math.prod(s.stop - s.start for s in window)
-        if kept and pixels > MOST_PIXELS * labels.size:
+        if chosen and pixels > MOST_PIXELS * labels.size:
             break
-        kept.append((i, window))
-    return sorted(kept, key=lambda each: each[0]), len(large) - len(kept)
+        chosen.append((i, window))
+    return sorted(chosen, key=lambda each: each[0]), len(large) - len(chosen)
 
 
 def _by_colour(mask: np.ndarray, ab: np.ndarray, most: int) -> tuple[list[_Part], int]:
@@ -148,8 +148,8 @@ def _by_colour(mask: np.ndarray, ab: np.ndarray, most: int) -> tuple[list[_Part]
         own, num = ndimage.label(ndimage.binary_opening(nearest[region] == number, iterations=2))
         labels[region][own > 0] = own[own > 0] + count
         count += num
-    kept, more = _largest(labels, most)
-    return [_Part(window, labels[window] == i) for i, window in kept], more
+    regions, more = _largest(labels, most)
+    return [_Part(window, labels[window] == i) for i, window in regions], more
 
 
 def _chroma(colours: np.ndarray, ground: np.ndarray) -> np.ndarray:
@@ -181,12 +181,12 @@ def _identify(colours: np.ndarray, ground: np.ndarray, mask: np.ndarray, others:
 
 def _split(colours: np.ndarray, ground: np.ndarray, parts: list[_Part], others: np.ndarray) -> list[Found]:
     """The objects that the parts of a blob are, in the crop's px."""
-    taken = others.copy()
+    occupied = others.copy()
     for part in parts:
-        taken[part.window] |= part.mask
+        occupied[part.window] |= part.mask
     objects = []
     for part in parts:
-        shape = _identify(colours[part.window], ground, part.mask, taken[part.window] & ~part.mask)
+        shape = _identify(colours[part.window], ground, part.mask, occupied[part.window] & ~part.mask)
         if shape:
             rows, columns = part.window
             objects.append(replace(shape, x=shape.x + columns.start, y=shape.y + rows.start))

@@ -208,12 +208,12 @@ def _thread(
     held: ExitStack | None = None,
 ) -> None:
     """Do the task in a thread, which takes over and releases what is held; its last event says how it ended."""
-    mine = ExitStack() if held is None else held.pop_all()
+    resources = ExitStack() if held is None else held.pop_all()
 
     def work() -> None:
         ended: object = RuntimeError(f"the thread {name} ended without a word")
         try:
-            with mine:
+            with resources:
                 try:
                     task()
                     ended = _END
@@ -228,7 +228,7 @@ def _thread(
     try:
         threading.Thread(target=visit.run, args=(work,), name=name, daemon=True).start()
     except BaseException:
-        mine.close()
+        resources.close()
         raise
 
 

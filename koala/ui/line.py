@@ -20,7 +20,7 @@ PLACES = 20  # runs that wait; the one that has the device is not counted
 MOST = 4  # requests of one visitor of a public app that wait or run
 FULL = f"the queue is full: {PLACES} requests wait for the device already; try again in a moment"
 TOO_MANY = (
-    f"you have {MOST} requests here that wait or run, the most that this public server takes of one visitor; "
+    f"you have {MOST} requests here that wait or run, the most that this public server accepts from one visitor; "
     "wait until one of them is done, or stop it"
 )
 _REMEMBERED = 5  # runs of a kind whose pace is known

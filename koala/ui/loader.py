@@ -178,7 +178,7 @@ class Loader:
         except Cancelled:
             return
         except Exception:
-            log.warning("a model could not draw ahead", exc_info=True)
+            log.warning("a model could not be warmed up", exc_info=True)
         for name in loaded:
             if self._state_is(name, WARMING):
                 self._states[name] = dataclasses.replace(self._states[name], state="ready", detail="")

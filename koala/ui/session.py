@@ -17,7 +17,7 @@ REAL_PAIRS = (("sdxl-base", "koala-lightning-700m"), ("sdxl-base", "koala-700m")
 
 
 def embedded_pair(cards: Iterable[ModelCard] = CARDS.values()) -> tuple[str, str]:
-    """The embedded models to begin with: a teacher that draws guided, and the smallest student of fewest steps.
+    """The embedded models to begin with: a guided teacher, and the smallest student of fewest steps.
 
     Only models whose files are here.
     """

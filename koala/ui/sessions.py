@@ -143,20 +143,20 @@ class Sessions(StateHolder):
             self.delete_state(session)
         except Exception:
             log.exception("the state of a session could not be deleted")
-        for kept in (self.session_data, self._owners, self.time_last_used):
-            kept.pop(session, None)
+        for table in (self.session_data, self._owners, self.time_last_used):
+            table.pop(session, None)
         queue = self.blocks._queue
-        for kept in (queue.pending_messages_per_session, queue.pending_event_ids_session):
-            kept.pop(session, None)
-        for kept in (self.blocks.pending_streams, self.blocks.pending_diff_streams):
-            kept.pop(session, None)
+        for table in (queue.pending_messages_per_session, queue.pending_event_ids_session):
+            table.pop(session, None)
+        for table in (self.blocks.pending_streams, self.blocks.pending_diff_streams):
+            table.pop(session, None)
 
     def _forget_strays(self, busy: set[str]) -> None:
         """Forget what the queue keeps of sessions without a state: calls that were cancelled while they waited."""
         queue = self.blocks._queue
-        for kept in (queue.pending_messages_per_session, queue.pending_event_ids_session):
-            for session in [s for s in kept if s not in self.session_data and s not in busy]:
-                del kept[session]
+        for table in (queue.pending_messages_per_session, queue.pending_event_ids_session):
+            for session in [s for s in table if s not in self.session_data and s not in busy]:
+                del table[session]
 
     @asynccontextmanager
     async def serve(self, app: App) -> AsyncIterator[None]:

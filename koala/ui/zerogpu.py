@@ -48,7 +48,7 @@ REFUSALS = {
         "them, and try again"
     ),
     "ZeroGPU worker error": (
-        "the process that had the GPU ended before the picture was there: the time was over, or its memory was. Ask "
+        "the process that had the GPU ended before the picture was done: its time was up, or its memory full. Ask "
         "for fewer steps or a smaller picture, and try again"
     ),
     "ZeroGPU client error": (

@@ -20,13 +20,17 @@ def kept_blocks(student: UNetSpec, teacher: UNetSpec) -> dict[str, list[int]]:
     for stage, depths in student.depths().items():
         if stage not in theirs:
             raise UserError(f"{student.name} has a stage {stage} that its teacher {teacher.name} lacks")
-        mine, its = len(depths), len(theirs[stage])
-        if mine > its:
-            raise UserError(f"{stage}: {student.name} has {mine} residual blocks, {teacher.name} only {its}")
-        kept[stage] = [*range(mine - 1), its - 1] if stage.startswith("UP") else list(range(mine))
-        for depth, there in zip(depths, (theirs[stage][block] for block in kept[stage]), strict=True):
-            if depth > there:
-                raise UserError(f"{stage}: {student.name} has {depth} transformer blocks, {teacher.name} only {there}")
+        own_count, teacher_count = len(depths), len(theirs[stage])
+        if own_count > teacher_count:
+            raise UserError(
+                f"{stage}: {student.name} has {own_count} residual blocks, {teacher.name} only {teacher_count}"
+            )
+        kept[stage] = [*range(own_count - 1), teacher_count - 1] if stage.startswith("UP") else list(range(own_count))
+        for depth, teacher_depth in zip(depths, (theirs[stage][block] for block in kept[stage]), strict=True):
+            if depth > teacher_depth:
+                raise UserError(
+                    f"{stage}: {student.name} has {depth} transformer blocks, {teacher.name} only {teacher_depth}"
+                )
     return kept
 
 
@@ -41,9 +45,11 @@ def layer_map(student: UNetSpec, teacher: UNetSpec) -> dict[str, str]:
         resnets = (
             range(2 if student.mid_depth else 1) if stage == "MID" else kept
         )  # MID's are before and after its transformer
-        table |= {f"{block}.resnets.{mine}": f"{block}.resnets.{its}" for mine, its in enumerate(resnets)}
+        table |= {f"{block}.resnets.{number}": f"{block}.resnets.{source}" for number, source in enumerate(resnets)}
         if student.depths()[stage][0]:
-            table |= {f"{block}.attentions.{mine}": f"{block}.attentions.{its}" for mine, its in enumerate(kept)}
+            table |= {
+                f"{block}.attentions.{number}": f"{block}.attentions.{source}" for number, source in enumerate(kept)
+            }
         table |= {f"{block}.{sampler}": f"{block}.{sampler}" for sampler in ("downsamplers", "upsamplers")}
     return table
 

@@ -33,8 +33,8 @@ def original_names(spec: UNetSpec) -> dict[str, str]:
     """diffusers' module path -> the original one, for `koala.unet.layer_map.renamed`."""
     names = dict(_ENDS)
 
-    def resnet(mine: str, its: str) -> None:
-        names.update({f"{mine}.{part}": f"{its}.{original}" for part, original in _RESNET.items()})
+    def resnet(name: str, original_name: str) -> None:
+        names.update({f"{name}.{part}": f"{original_name}.{original}" for part, original in _RESNET.items()})
 
     number = {"input_blocks": 1, "output_blocks": 0}
     for stage, depths in spec.depths().items():

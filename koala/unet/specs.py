@@ -44,10 +44,10 @@ class UNetSpec:
                 f"{self.name}: MID is as deep as DW-3's first block ({self.down_depths[-1][0]}), 0 or absent; "
                 f"diffusers has no setting for {self.mid_depth}"
             )
-        for down, up, (mine, theirs) in zip(self.down_depths, self.up_depths[::-1], _SKIPS, strict=True):
+        for down, up, (lower, upper) in zip(self.down_depths, self.up_depths[::-1], _SKIPS, strict=True):
             if len(up) != len(down) + 1:
                 raise UserError(
-                    f"{self.name}: {theirs} needs {len(down) + 1} residual blocks, one more than {mine}, for its skips"
+                    f"{self.name}: {upper} needs {len(down) + 1} residual blocks, one more than {lower}, for its skips"
                 )
 
     def depths(self) -> dict[str, tuple[int, ...]]:

@@ -20,7 +20,7 @@ NAMES = ("sdxl", "koala-700m", "koala-1b", "tiny-koala-700m")
 def main() -> None:
     """Detection, the U-Net's names and shapes, and the layers of a LoRA that find their place."""
     args = arguments(__doc__)
-    taken = stand_in(*PACKAGES)
+    stood_in = stand_in(*PACKAGES)
     sys.argv.append("--cpu")
     sys.path.insert(0, str(args.source))
     import comfy.options
@@ -53,7 +53,7 @@ def main() -> None:
             files["loras"] = {
                 names: _read(args.files / f"lora-{names}.safetensors", table) for names in ("kohya", "peft")
             }
-    write(args, "python recipes/clients/comfyui.py", {"weights": "none", "stand_ins": sorted(taken), "files": files})
+    write(args, "python recipes/clients/comfyui.py", {"weights": "none", "stand_ins": sorted(stood_in), "files": files})
 
 
 def _read(file: Path, table: dict) -> dict[str, int]:

@@ -4,7 +4,7 @@
         --out docs/measurements/clients-forge.json
 
 FORGE is a clone of stable-diffusion-webui-forge, GUESS one of huggingface_guess, which it detects models with.
-`recipes.clients.files` writes the files. Nothing of Forge is copied. Its U-Net is held against diffusers' on a small
+`recipes.clients.files` writes the files. Nothing of Forge is copied. Its U-Net is compared with diffusers' on a small
 one of KOALA-700M's depths: with the middle block that our files have, and once without it, to show what it is for.
 """
 
@@ -29,7 +29,7 @@ def main() -> None:
     guess = Path(sys.argv.pop(sys.argv.index("--guess") + 1))
     sys.argv.remove("--guess")
     args = arguments(__doc__)
-    taken = stand_in(*PACKAGES)
+    stood_in = stand_in(*PACKAGES)
     sys.argv += ["--always-cpu", "--attention-pytorch"]
     sys.path[:0] = [str(args.source), str(args.source / "packages_3rdparty"), str(guess)]
     import huggingface_guess
@@ -62,7 +62,7 @@ def main() -> None:
         out = unet(call["sample"], call["timestep"], context=call["context"], y=call["vector"])
         errors[label] = float((out - call["out"]).norm() / call["out"].norm())
     files[SMALL] = {"relative_error": errors, "sha256": sha256(file)}
-    write(args, "python recipes/clients/forge.py", {"weights": "random", "stand_ins": sorted(taken), "files": files})
+    write(args, "python recipes/clients/forge.py", {"weights": "random", "stand_ins": sorted(stood_in), "files": files})
 
 
 def _settings(config: dict) -> dict:

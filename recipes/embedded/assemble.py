@@ -71,7 +71,7 @@ def name_as_of_old(file: Path) -> None:
 
 
 def save_sampling(card: ModelCard, folder: Path) -> None:
-    """How the model is sampled: for diffusers its scheduler, and the koala.json of a model of few steps."""
+    """How the model is sampled: for diffusers its scheduler, and the koala.json of a few-step model."""
     kind = SCHEDULERS[card.scheduler]
     kind(
         beta_start=0.00085,

@@ -2,7 +2,7 @@ r"""The mean of U-Nets' weights, of one before a short stage of training and the
 
     python recipes/embedded/average.py --unets WORK/before WORK/after --out WORK/mean
 
-A stage that is begun anew leaves the valley's floor and has little time to come back to it; the mean of both ends lies
+A stage that starts over leaves the valley's floor and has little time to come back to it; the mean of both ends lies
 lower than either wherever neither has a lead (Izmailov et al. 2018, Wortsman et al. 2022). validate.py shows it.
 """
 

@@ -7,7 +7,7 @@ it from the captions alone: linear heads, thrown away afterwards, must read ever
 the relation, the background and the count from the very features that the U-Net will see, which are
 `hidden_states[-2]` of both encoders and the pooled output of the second. The encoders stay frozen from then on.
 
-Where an object stands must be readable beside what it is, or cross-attention has no place to put it: the second
+It must be readable where an object is as well as what it is, or cross-attention has no place to put it: the second
 noun carries its own side, and because CLIP reads from left to right, the first object's side is carried by the
 relation's last word. `--init` teaches that to finished encoders and holds all other features where they were.
 """

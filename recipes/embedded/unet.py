@@ -1,4 +1,4 @@
-r"""Train an embedded U-Net on stored latents: the teacher from nothing, or a student by self-attention distillation.
+r"""Train an embedded U-Net on stored latents: the teacher from scratch, or a student by self-attention distillation.
 
     python recipes/embedded/unet.py --text WORK/text --name tiny-sdxl --out WORK/teacher-a --steps 3000 \
         --sets WORK/latents/128x128-1=32*1 WORK/latents/160x160-2=24*1 --learning-rate 1e-3

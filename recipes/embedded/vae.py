@@ -121,7 +121,7 @@ class Redrawn:
                 raise SystemExit(f"{each.folder} holds {len(each.scenes)} pictures; redraw more than {HELD}")
 
     def batch(self, rng: random.Random, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Latents for the decoder, pictures and object masks; never of those that are held for validation."""
+        """Latents for the decoder, pictures and object masks; never of those that are held back for validation."""
         chosen = rng.choice(self.sets)
         return self._rows(chosen, [rng.randrange(len(chosen.scenes) - HELD) for _ in range(size)])
 
@@ -228,8 +228,8 @@ def main() -> None:
         schedule.step()
         if step % args.validate_every == 0 or step == args.steps:
             score = validate(vae, redrawn)
-            kept = quality(score) > best
-            if kept:
+            better = quality(score) > best
+            if better:
                 best = quality(score)
                 with new_folder(args.out, 0, replace=True) as folder:
                     vae.save_pretrained(folder)
@@ -240,7 +240,7 @@ def main() -> None:
                         "loss": loss.item(),
                         "kl": kl.item(),
                         **score,
-                        "kept": kept,
+                        "kept": better,
                         "s": round(time.time() - start),
                     }
                 ),

@@ -1,8 +1,8 @@
-"""What the attention laboratory costs: recording beside a plain run, a click, and a capture's bytes against its plan.
+"""What recording attention costs: a recorded run next to a plain one, a click, and a capture's bytes against its plan.
 
     python -m recipes.measure.attention_speed --out docs/measurements/attention.json
 
-One thread and time of the CPU, so that other programs do not count; only saving and loading are seconds of the wall.
+One thread and CPU time, so that other programs do not count; only saving and loading are wall-clock seconds.
 Recording is a ratio of runs in turns. The full size is one 64x64 layer of ten heads, and KOALA-700M at 1024 px over ten
 steps, of random queries and keys.
 """

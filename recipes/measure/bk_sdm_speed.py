@@ -1,4 +1,4 @@
-"""Pictures per second of the trainer beside BK-SDM's training loop, on the same pictures, batch and machine, in turns.
+"""Pictures per second of the trainer and of BK-SDM's training loop, on the same pictures, batch and machine, in turns.
 
     python -m recipes.measure.bk_sdm_speed --out docs/measurements/distill-speed.json
 
@@ -45,7 +45,7 @@ LEARNING_RATE = 5e-5  # BK-SDM's
 
 
 class Clock:
-    """Seconds of the CPU where one thread does all the work, so that other programs do not count; else of the wall."""
+    """CPU seconds where one thread does all the work, so that other programs do not count; else wall-clock seconds."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -117,10 +117,10 @@ class BkLoop:
         time_ids = torch.tensor([[side, side, 0, 0, side, side]], device=self.device).repeat(count, 1)
         added = {"text_embeds": pooled, "time_ids": time_ids}
         with torch.autocast(self.device.type, self.half, enabled=self.half is not None):
-            mine = self.student(noisy, timesteps, context, added_cond_kwargs=added).sample
+            predicted = self.student(noisy, timesteps, context, added_cond_kwargs=added).sample
         with torch.no_grad():
-            its = self.teacher(noisy, timesteps, context, added_cond_kwargs=added).sample
-        loss = F.mse_loss(mine.float(), noise) + F.mse_loss(mine.float(), its)
+            target = self.teacher(noisy, timesteps, context, added_cond_kwargs=added).sample
+        loss = F.mse_loss(predicted.float(), noise) + F.mse_loss(predicted.float(), target)
         for name in self.blocks:
             loss = loss + F.mse_loss(self.outputs["student"][name].float(), self.outputs["teacher"][name])
         loss.backward()

@@ -87,8 +87,10 @@ def tensors(run: RunFolder, step: int) -> dict[str, torch.Tensor]:
 
 def same(one: RunFolder, other: RunFolder, step: int) -> bool:
     """Whether two runs have the same bits at this step."""
-    mine, its = tensors(one, step), tensors(other, step)
-    return mine.keys() == its.keys() and all(torch.equal(value, its[name]) for name, value in mine.items())
+    tensors_of_one, tensors_of_other = tensors(one, step), tensors(other, step)
+    return tensors_of_one.keys() == tensors_of_other.keys() and all(
+        torch.equal(value, tensors_of_other[name]) for name, value in tensors_of_one.items()
+    )
 
 
 def flip_and_resume(run: RunFolder, file: str, bit: int, whole: RunFolder, scratch: Path) -> Outcome:

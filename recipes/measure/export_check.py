@@ -1,4 +1,4 @@
-"""A model in every export through every gate, over many pictures, and the pace of each beside torch.
+"""A model in every export through every gate, over many pictures, and the pace of each compared with torch.
 
     python -m recipes.measure.export_check --work exports/check --out docs/measurements/export-embedded.json
 
@@ -28,8 +28,8 @@ from koala.models.export_manifest import MANIFEST, Exported
 EXPORTS = {f"{t.name}-{dtype}": (t.name, dtype) for t in TARGETS.values() for dtype in t.dtypes}
 
 
-def made(model: str, name: str, work: Path, pictures: int) -> Path:
-    """The export of this name, past the gates with so many pictures; its progress goes to this terminal."""
+def export_folder(model: str, name: str, work: Path, pictures: int) -> Path:
+    """The export of this name, which has passed the gates with so many pictures; its progress goes to this terminal."""
     target, dtype = EXPORTS[name]
     folder = work / name
     if not (folder / MANIFEST).is_file():
@@ -39,7 +39,7 @@ def made(model: str, name: str, work: Path, pictures: int) -> Path:
             sys.exit(f"{' '.join(command[1:])} ended with {ended}")
     drawn = Exported.read(folder).parity["pictures"]["file"]["pictures"]
     if drawn != pictures:
-        sys.exit(f"{folder} was held against {drawn} pictures, not {pictures}; choose another --work, or remove it")
+        sys.exit(f"{folder} was compared over {drawn} pictures, not {pictures}; choose another --work, or remove it")
     return folder
 
 
@@ -57,13 +57,13 @@ def gate_results(folder: Path) -> dict:
 
 
 def paced(folder: Path, threads: int) -> dict:
-    """Small networks gain nothing by more threads, in torch even lose: so one thread stands beside all."""
+    """Small networks gain nothing from more threads, and lose in torch: so one thread is measured as well as all."""
     torch.set_num_threads(threads)
     return speed(open_case(folder)).figures
 
 
 def kept(file: Path, model: str, weights: dict) -> dict[str, dict]:
-    """The rows of an earlier report that are of these weights; what it once said of all its rows, each says itself."""
+    """Rows of an earlier report that are of these weights; what it says once for all of them is copied into each."""
     if not file.is_file():
         return {}
     report = json.loads(file.read_text())
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     args = parser.parse_args()
 
-    folders = {name: made(args.model, name, args.work, args.pictures) for name in args.exports}
+    folders = {name: export_folder(args.model, name, args.work, args.pictures) for name in args.exports}
     now = circumstances(sys.argv[1:], torch.device("cpu"), program="recipes.measure.export_check", weights=[args.model])
     rows = kept(args.out, args.model, now["weights"]) | {
         name: gate_results(folder) | now for name, folder in folders.items()

@@ -1,4 +1,4 @@
-"""Three steps of the few-step recipes at full size on a CPU: the memory that they take beside their estimate.
+"""Three steps of the few-step recipes at full size on a CPU: the memory that they take next to their estimate.
 
     python -m recipes.measure.full_size_few_steps --work DIR --out docs/measurements/few-steps-full-size-cpu.json
 

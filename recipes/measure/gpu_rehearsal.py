@@ -4,7 +4,7 @@
     python -m recipes.measure.gpu_rehearsal --few-steps --out docs/measurements/few-steps-rehearsal.json
 
 The program's own code runs on tensors without data (recipes/rehearsal), so it takes minutes, no card and little memory.
-Predicted are weights and live tensors, without what convolutions ask for beside them, which only a card can tell. Exit
+Predicted are weights and live tensors, without what convolutions ask for in addition, which only a card can tell. Exit
 code 1 where devices, precisions, kernels, moves or bytes are not as the plan says.
 """
 

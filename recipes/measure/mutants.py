@@ -52,7 +52,7 @@ class DoesNotApply(Exception):
 
 
 def mutants(file: Path = MUTANTS) -> tuple[Mutant, ...]:
-    """The list beside this module."""
+    """The list next to this module."""
     entries = json.loads(file.read_text(encoding="utf-8"))
     return tuple(Mutant(**entry | {"tests": tuple(entry["tests"])}) for entry in entries)
 

@@ -220,7 +220,7 @@ def pictures(model: LoadedModel, texts: list[str], option: Option, settings: dic
 
 
 def judged(model: LoadedModel, texts: list[str], names: Sequence[str], say: Callable[[str], None]) -> dict:
-    """The share of prompts of which every claim holds: as it is, and under each option beside it."""
+    """The share of prompts of which every claim holds: as it is, and under each option."""
 
     def holding(drawn: list[Image.Image]) -> list[bool]:
         return [verdict(p, parse(t)).all for p, t in zip(drawn, texts, strict=True)]

@@ -44,8 +44,8 @@ def main() -> None:
     library = Library("cpu")
     suites = SUITES[args.preset]
     score = evaluate(library.get(str(run.student)), count=args.num_prompts, suites=suites)
-    its = json.loads((EMBEDDED / "scores" / "tiny-sdxl.json").read_text())["scores"]
-    mine, its = score["scores"], {suite: its[suite] for suite in suites}
+    teacher_scores = json.loads((EMBEDDED / "scores" / "tiny-sdxl.json").read_text())["scores"]
+    own_scores, teacher_scores = score["scores"], {suite: teacher_scores[suite] for suite in suites}
     unguided = {}
     if config.method == "phased":  # the teacher in the same calls
         same = dict(steps=score["steps"], guidance=score["guidance"], scheduler=score["scheduler"])
@@ -63,10 +63,12 @@ def main() -> None:
         "num_steps": status.step,
         "pictures_seen": status.step * config.batch_size,
         "score": {k: v for k, v in score.items() if k not in ("model", "scores")},
-        "student": mine,
-        "teacher": its,
+        "student": own_scores,
+        "teacher": teacher_scores,
         **unguided,
-        "share_of_teacher": {k: round(mine[k]["all"]["rate"] / its[k]["all"]["rate"], 4) for k in suites},
+        "share_of_teacher": {
+            k: round(own_scores[k]["all"]["rate"] / teacher_scores[k]["all"]["rate"], 4) for k in suites
+        },
     }
     with new_file(args.out) as file:
         file.write_text(json.dumps(report, indent=1) + "\n")

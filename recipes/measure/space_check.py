@@ -1,4 +1,4 @@
-"""Whether the Space works in an environment of its own, with its own pins, beside the package `spaces` and without it.
+"""Whether the Space works in an environment of its own, with its own pins, with the package `spaces` and without it.
 
     python recipes/measure/space_check.py --out docs/measurements/space.json                # needs a network for pip
     python recipes/measure/space_check.py --environment DIR --out docs/measurements/space.json

@@ -68,8 +68,8 @@ def wrote(name: str, root: Path = ROOT) -> Commit:
         report = json.loads(git("show", f"{sha}:{name}", root=root))
         own, header = decimals(report), (report.get("date"), report.get("command"))
         if first is None:
-            mine, newest = own, header
-        elif header != newest or 3 * (mine & own).total() < mine.total():
+            newest_decimals, newest = own, header
+        elif header != newest or 3 * (newest_decimals & own).total() < newest_decimals.total():
             break
         first = Commit(sha=sha, date=date)
     if first is None:

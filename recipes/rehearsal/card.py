@@ -179,10 +179,10 @@ def _picture(decoded: torch.Tensor) -> Image.Image:
 
 def _keeping_timesteps(build: Callable) -> Callable:
     def built(name: str, config: dict):
-        made = build(name, config)
-        set_timesteps = made.set_timesteps
-        made.set_timesteps = lambda steps=None, device=None, **more: set_timesteps(steps, device="cpu", **more)
-        return made
+        scheduler = build(name, config)
+        set_timesteps = scheduler.set_timesteps
+        scheduler.set_timesteps = lambda steps=None, device=None, **more: set_timesteps(steps, device="cpu", **more)
+        return scheduler
 
     return built
 
@@ -220,8 +220,8 @@ def rehearsed(*cards: Card, device: str = "cuda:0") -> Iterator[Rehearsal]:
     )
     with ExitStack() as stack:
         stack.enter_context(in_place(described))
-        for place, name, other in replaced:
-            stack.enter_context(mock.patch.object(place, name, other))
+        for place, name, replacement in replaced:
+            stack.enter_context(mock.patch.object(place, name, replacement))
         stack.enter_context(torch._dynamo.config.patch(disable=True))
         stack.enter_context(mode)
         stack.enter_context(storages)

@@ -37,7 +37,7 @@ STAGES = ("passes of student and teacher", "backward pass", "optimizer's step") 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What one step took on the card, by moment, beside the estimate without what convolutions work in. Bytes."""
+    """What one step took on the card, by moment, next to the estimate without the convolutions' workspace. Bytes."""
 
     card: Card
     config: DistillConfig
@@ -187,10 +187,10 @@ def _network(
     rehearsal: Rehearsal, spec: UNetSpec, dtype: str, adapt: Callable[[torch.nn.Module], None] | None = None
 ) -> UNet2DConditionModel:
     with torch.device("meta"):
-        made = UNet2DConditionModel(**spec.config()).to(getattr(torch, dtype))
+        network = UNet2DConditionModel(**spec.config()).to(getattr(torch, dtype))
         if adapt:
-            adapt(made)
-    return rehearsal.empty(made).to(rehearsal.device)
+            adapt(network)
+    return rehearsal.empty(network).to(rehearsal.device)
 
 
 def _batch(spec: UNetSpec, pictures: int, side: int) -> Batch:

@@ -65,12 +65,12 @@ class Storages(TorchDispatchMode):
             with self:
                 return func._op_dk(_COMPOSITE, *args, **kwargs)
         output = func(*args, **kwargs)
-        made = [t for t in tree_leaves(output) if isinstance(t, FakeTensor)]
-        for tensor in made:
+        tensors = [t for t in tree_leaves(output) if isinstance(t, FakeTensor)]
+        for tensor in tensors:
             self.follow(tensor)
         name = func.overloadpacket.__name__
-        if made and name in (*HEAVY, *FUSED):
-            self.kernels[self.stage, name, str(made[0].dtype).removeprefix("torch.")] += 1
+        if tensors and name in (*HEAVY, *FUSED):
+            self.kernels[self.stage, name, str(tensors[0].dtype).removeprefix("torch.")] += 1
         return output
 
     def _is_fake(self, value: object) -> bool:

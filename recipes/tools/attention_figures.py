@@ -4,7 +4,7 @@
 
 The students are alike but for what they are distilled by: self-attention (SA), or the last features of the stages
 (LF), which BK-SDM matches. Each is 200 steps of the preset "2-minutes" from the same cut, six minutes on one core; one
-that is done already is only drawn. Small figures lie beside the large ones, and a JSON with every choice and how far
+that is done already is only drawn. Small figures are next to the large ones, and a JSON with every choice and how far
 each student's attention is from the teacher's. num_steps=900 as a last argument is as long as the preset "10-minutes".
 """
 

@@ -44,7 +44,7 @@ def main() -> None:
     way.add_argument("--against", type=Path, metavar="FILE.json", help="compare with an earlier report")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        report = taken(Path(folder))
+        report = golden_values(Path(folder))
     report |= circumstances(sys.argv[1:], torch.device("cpu"), weights=MODELS, program="recipes.tools.goldens")
     if options.out:
         with new_file(options.out) as file:
@@ -58,7 +58,7 @@ def main() -> None:
     sys.exit(bool(different))
 
 
-def taken(folder: Path) -> dict:
+def golden_values(folder: Path) -> dict:
     """Every golden value, measured in this folder."""
     pictures = {}
     for model in MODELS:

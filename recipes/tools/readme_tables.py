@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """GitHub's; the first column is of names, and the others' numbers stand to the right."""
+    """GitHub's; the first column has names, and the numbers of the others are flush right."""
     ruler = ["---", *("--:" if all(row[k][:1].isdigit() for row in rows) else "---" for k in range(1, len(heads)))]
     return "".join(f"| {' | '.join(line)} |\n" for line in (heads, ruler, *rows))
 
@@ -80,7 +80,7 @@ def _report(name: str) -> dict:
 
 
 def few_steps() -> str:
-    """Rates of whole prompts that hold, of the embedded models of few steps, and of two objects the teacher's share."""
+    """Rates of whole prompts that hold, of the embedded few-step models, and of two objects the teacher's share."""
     rows, suites = [], ("one_object", "two_objects", "held_out")
     best = _report("tiny-sdxl")["scores"]["two_objects"]["all"]["rate"]
     for card in (card for card in CARDS.values() if card.embedded and card.steps < ModelCard.steps):
@@ -96,7 +96,7 @@ def few_steps() -> str:
 
 
 def exports() -> str:
-    """Every export of one model, held against torch in fp32."""
+    """Every export of one model, compared with torch in fp32."""
     report = json.loads((MEASUREMENTS / "export-embedded.json").read_text())
     rows = []
     for name, export in report["exports"].items():

@@ -35,6 +35,6 @@ def random_record(spec, timesteps, seed=0, **settings):
 
 
 @pytest.fixture
-def made():
+def record_of():
     """random_record: a spec and timesteps -> AttentionRecord."""
     return random_record

@@ -18,11 +18,11 @@ TEACHER, STUDENT = "1-tiny-sdxl", "2-tiny-koala-700m"
 
 
 @pytest.fixture
-def capture(made):
+def capture(record_of):
     """A teacher of three steps and a student of two, pictures of 64 px."""
-    records = made(TINY_SDXL, (900.0, 500.0, 100.0)), made(TINY_KOALA_700M, (900.0, 100.0), seed=1)
+    records = record_of(TINY_SDXL, (900.0, 500.0, 100.0)), record_of(TINY_KOALA_700M, (900.0, 100.0), seed=1)
     sides = [Side(title=f"the {r.model}", picture=Image.new("RGB", (64, 64), "red"), record=r) for r in records]
-    return Capture(prompt="a red circle", sides=tuple(sides), told="It took a while.")
+    return Capture(prompt="a red circle", sides=tuple(sides), cost="It took a while.")
 
 
 @pytest.fixture
@@ -37,8 +37,8 @@ def changed(saved, tmp_path):
     def write(change: dict, **how):
         out = tmp_path / "changed.zip"
         with zipfile.ZipFile(saved) as old, zipfile.ZipFile(out, "w", **how) as new:
-            kept = {name: old.read(name) for name in old.namelist()} | change
-            for name, content in kept.items():
+            entries = {name: old.read(name) for name in old.namelist()} | change
+            for name, content in entries.items():
                 if content is not None:
                     new.writestr(name, content)
         return out
@@ -48,7 +48,7 @@ def changed(saved, tmp_path):
 
 def test_what_was_saved_comes_back(capture, saved):
     loaded = archive.load(saved)
-    assert (loaded.prompt, loaded.told) == (capture.prompt, capture.told)
+    assert (loaded.prompt, loaded.cost) == (capture.prompt, capture.cost)
     for own, other in zip(capture.sides, loaded.sides, strict=True):
         assert (own.title, own.record.layers, own.record.timesteps) == (
             other.title,
@@ -88,7 +88,7 @@ def index(**change) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"../evil.json": b"x"}, r"holds '../evil.json'"),
         ({"/etc/passwd": b"x"}, "holds '/etc/passwd'"),
@@ -100,8 +100,8 @@ def index(**change) -> bytes:
         ({"capture.json": index(models=[])}, "names no models"),
         ({"capture.json": index(models=[{"folder": "../..", "title": ""}])}, "lacks ../../attention.json"),
         ({"capture.json": index(prompt=5)}, "names no models"),
-        ({"capture.json": index(format="koala attention archive 2")}, "newer koala, format 2; this one reads 1"),
-        ({"capture.json": index(format="pk3")}, "is not of a capture"),
+        ({"capture.json": index(format="koala attention archive 2")}, "newer koala in format 2; this one reads 1"),
+        ({"capture.json": index(format="pk3")}, "is not part of a capture"),
         ({f"{STUDENT}/picture.png": None}, f"lacks {STUDENT}/picture.png"),
         ({f"{STUDENT}/picture.png": b"GIF89a"}, f"{STUDENT}/picture.png is damaged"),
         ({f"{STUDENT}/attention.safetensors": b"short"}, f"{STUDENT}/attention.safetensors is damaged"),
@@ -109,16 +109,16 @@ def index(**change) -> bytes:
     ],
     ids=str,
 )
-def test_a_file_that_is_no_capture_is_refused_by_name(changed, change, said):
-    with pytest.raises(UserError, match=said) as refused:
+def test_a_file_that_is_no_capture_is_refused_by_name(changed, change, message):
+    with pytest.raises(UserError, match=message) as refused:
         archive.load(changed(change))
     assert "/tmp" not in str(refused.value), "our own folders are nobody's business"
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        ({"format": "koala attention 2"}, "newer koala, format 2"),
+        ({"format": "koala attention 2"}, "newer koala in format 2"),
         ({"width": 128}, "is not a layer of this run"),
         ({"timesteps": [900.0]}, "not one timestep for each of 2 steps"),
         ({"steps": 0, "timesteps": []}, "steps is 0, not a whole number from 1 to 200"),
@@ -128,8 +128,8 @@ def test_a_file_that_is_no_capture_is_refused_by_name(changed, change, said):
     ],
     ids=str,
 )
-def test_what_a_record_says_of_itself_is_checked(saved, changed, change, said):
-    with pytest.raises(UserError, match=said):
+def test_what_a_record_says_of_itself_is_checked(saved, changed, change, message):
+    with pytest.raises(UserError, match=message):
         archive.load(changed({f"{STUDENT}/attention.json": about(saved, **change)}))
 
 

@@ -54,7 +54,7 @@ def test_a_preview_is_the_estimate_that_diffusers_gives_for_the_same_step(embedd
     settings = {"steps": 3, "guidance": 2.0, "width": 64, "height": 64, "scheduler": "euler-trailing"}
     asked = GenerationRequest(model="tiny-koala-700m", prompt="a red circle", seed=4, **settings)
     library = Library("cpu", dtype="float32")
-    made = generate(
+    drawn = generate(
         asked,
         library.get("tiny-koala-700m"),
         on_step=lambda step: seen.update({step.index: step.preview}),
@@ -62,7 +62,7 @@ def test_a_preview_is_the_estimate_that_diffusers_gives_for_the_same_step(embedd
     )
     for index, one in enumerate(wanted[:2], 1):
         assert np.abs(np.asarray(one).astype(int) - np.asarray(seen[index])).max() <= 1
-    assert np.abs(np.asarray(wanted[2]).astype(int) - np.asarray(made.images[0])).max() <= 1
+    assert np.abs(np.asarray(wanted[2]).astype(int) - np.asarray(drawn.images[0])).max() <= 1
 
 
 def test_every_picture_stands_in_its_row_and_column():
@@ -75,15 +75,15 @@ def test_every_picture_stands_in_its_row_and_column():
     previews = [{1: picture[0, 1]}, {3: picture[1, 3], 5: None}]  # the fifth could not be decoded
     sheet = denoising_strip(runs, ["Few", "Many"], previews, [picture[0, 2], picture[1, 8]])
     pixels = np.asarray(sheet.convert("RGB"))
-    found = {}
+    corners = {}
     for place, colour in colours.items():
         value = Image.new("RGB", (1, 1), colour).getpixel((0, 0))
         ys, xs = np.nonzero((pixels == value).all(-1))
         assert len(ys) == 256 * 256  # each once, 256 px wide
-        found[place] = ys.min(), xs.min()
-    assert found[0, 1][0] == found[0, 2][0] < found[1, 3][0] == found[1, 8][0]
-    assert found[0, 1][1] == found[1, 3][1] < found[0, 2][1] < found[1, 8][1]
-    assert found[1, 8][1] - found[1, 3][1] == 2 * (found[0, 2][1] - found[0, 1][1])  # the third of its row
+        corners[place] = ys.min(), xs.min()
+    assert corners[0, 1][0] == corners[0, 2][0] < corners[1, 3][0] == corners[1, 8][0]
+    assert corners[0, 1][1] == corners[1, 3][1] < corners[0, 2][1] < corners[1, 8][1]
+    assert corners[1, 8][1] - corners[1, 3][1] == 2 * (corners[0, 2][1] - corners[0, 1][1])  # the third of its row
 
 
 def test_compare_writes_the_strip_beside_its_pictures(tmp_path, capsys):

@@ -21,12 +21,12 @@ STAGES = ("DW-2", "MID", "UP-1")
 
 
 @pytest.fixture
-def sides(made):
-    """A student of three steps beside its teacher of five, grey pictures."""
+def sides(record_of):
+    """A student of three steps next to its teacher of five, grey pictures."""
     paths = ["up_blocks.0.attentions.2.transformer_blocks.4.attn1", "mid_block.attentions.0.transformer_blocks.9.attn1"]
     paths += ["down_blocks.1.attentions.0.transformer_blocks.1.attn1"]
-    teacher = made(TINY_SDXL, (900.0, 700.0, 500.0, 300.0, 100.0), layers=paths, cross=True)
-    student = made(TINY_KOALA_700M, (900.0, 500.0, 100.0), seed=1, stages=["DW-2", "UP-1"], cross=True)
+    teacher = record_of(TINY_SDXL, (900.0, 700.0, 500.0, 300.0, 100.0), layers=paths, cross=True)
+    student = record_of(TINY_KOALA_700M, (900.0, 500.0, 100.0), seed=1, stages=["DW-2", "UP-1"], cross=True)
     grey = Image.new("RGB", (64, 64), (128, 128, 128))
     return [
         Side(title=f"the {name}", picture=grey, record=replace(r, tokens=TOKENS))
@@ -37,14 +37,14 @@ def sides(made):
 @pytest.fixture
 def notes(monkeypatch):
     """What the pictures print below, as they are drawn."""
-    said, table = [], render.table
+    given, table = [], render.table
 
     def listening(*args, note, **kwargs):
-        said.append((note, kwargs))
+        given.append((note, kwargs))
         return table(*args, note=note, **kwargs)
 
     monkeypatch.setattr(render, "table", listening)
-    return said
+    return given
 
 
 def cell(picture, row, column, left):
@@ -108,8 +108,8 @@ def test_a_box_looks_from_all_its_patches_and_is_drawn_in_the_picture_too(sides)
     assert int(light.argmax()) == int(rows.argmax())
 
 
-def test_another_layer_than_the_last_is_shown(made, notes):
-    record = made(TINY_KOALA_700M, (9.0,), stages=["UP-1"], layers="all")
+def test_another_layer_than_the_last_is_shown(record_of, notes):
+    record = record_of(TINY_KOALA_700M, (9.0,), stages=["UP-1"], layers="all")
     side = Side(title="the student", picture=Image.new("RGB", (64, 64)), record=record)
     for layer, label in (
         (None, "transformer 2, block 5"),
@@ -193,7 +193,7 @@ def test_words_are_columns(sides, notes, monkeypatch):
         ({"box": (0, 0, 64, 9)}, "box 0,0,64,9 is outside the picture of 64x64 px"),
         ({"box": (9, 0, 3, 9)}, "left before right and top before bottom"),
         ({"layer": 1}, "layer 2 is not among the 1 recorded of the student's DW-2; choose 1 to 1"),
-        ({"head": 2}, "head 3 is not in DW-2's 2"),
+        ({"head": 2}, "head 3 is not one of DW-2's 2"),
         ({"head": "median"}, "choose mean, max or a number"),
         ({"kind": "pca", "paper": True, "step": "mean"}, "each step is fitted alone"),
     ],
@@ -203,9 +203,9 @@ def test_what_cannot_be_drawn_is_known_before_the_run(sides, settings, message):
         Choices(**settings).check(sides[0].record, "the student")
 
 
-def test_words_need_cross_attention(made):
+def test_words_need_cross_attention(record_of):
     with pytest.raises(UserError, match="words need cross-attention"):
-        Choices(kind="words").check(made(TINY_SDXL, (9.0,)), "the teacher")
+        Choices(kind="words").check(record_of(TINY_SDXL, (9.0,)), "the teacher")
     with pytest.raises(UserError, match="there is no figure 'svd'; choose one of rows"):
         Choices(kind="svd")
 

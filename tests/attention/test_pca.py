@@ -34,8 +34,8 @@ def test_the_basis_is_that_of_the_singular_values(frames):
 def test_frames_in_another_order_keep_their_colours(frames):
     straight, basis = colours(frames)
     order = [3, 0, 4, 1, 2]
-    shuffled, other = colours([frames[k] for k in order])
-    assert basis.explained == pytest.approx(other.explained)
+    shuffled, shuffled_basis = colours([frames[k] for k in order])
+    assert basis.explained == pytest.approx(shuffled_basis.explained)
     gaps = [(straight[k].int() - shuffled[i].int()).abs().max().item() for i, k in enumerate(order)]
     print(f"largest difference: {max(gaps)} of 255")
     assert max(gaps) <= 1

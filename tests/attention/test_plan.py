@@ -1,4 +1,4 @@
-"""Plans: layers, grids and bytes by arithmetic, held against tensors; refusals that name what fits."""
+"""Plans: layers, grids and bytes by arithmetic, compared with tensors; refusals that name what fits."""
 
 import dataclasses
 
@@ -27,12 +27,12 @@ def test_one_layer_per_stage_of_koala_700m_is_about_0_3_gib():
 def test_the_arithmetic_is_a_real_allocations():
     """Every tensor that a full-size run would keep of one step is made, and its bytes are counted."""
     recorded = plan(KOALA_700M, 1024, 768, 1)
-    kept = [
+    tensors = [
         torch.empty(x.heads, tokens, x.dim, dtype=torch.float16)
         for x in recorded.layers
         for tokens in (x.queries, x.keys)
     ]
-    assert sum(t.untyped_storage().nbytes() for t in kept) == recorded.bytes
+    assert sum(t.untyped_storage().nbytes() for t in tensors) == recorded.bytes
     assert recorded.layers[0].grid == (48, 64) and recorded.layers[1].keys == 77
 
 
@@ -104,14 +104,16 @@ def both(*specs, stages=None, every=False, steps=(2, 2), size=256, **settings):
 
 
 def test_the_layers_beside_a_students_are_those_it_was_cut_from():
-    its, mine = both(TINY_SDXL, TINY_KOALA_700M, steps=(25, 10))
-    table = {path: other for _, path, other in self_attention_pairs(TINY_KOALA_700M, TINY_SDXL)}
-    own = [x.path for x in mine.layers if x.kind == "self"]
-    theirs = [x.path for x in its.layers if x.kind == "self"]
-    assert mine.stages == ("DW-2", "DW-3", "UP-1", "UP-2") and its.stages == attention_stages(TINY_SDXL)
+    teacher_plan, student_plan = both(TINY_SDXL, TINY_KOALA_700M, steps=(25, 10))
+    table = {path: teacher_path for _, path, teacher_path in self_attention_pairs(TINY_KOALA_700M, TINY_SDXL)}
+    own = [x.path for x in student_plan.layers if x.kind == "self"]
+    theirs = [x.path for x in teacher_plan.layers if x.kind == "self"]
+    assert student_plan.stages == ("DW-2", "DW-3", "UP-1", "UP-2") and teacher_plan.stages == attention_stages(
+        TINY_SDXL
+    )
     assert [table[path] for path in own] == [p for p in theirs if not p.startswith("mid_block")]
     assert "up_blocks.0.attentions.2.transformer_blocks.4.attn1" in theirs, "not the teacher's own last block, 9"
-    assert (its.steps, mine.steps) == (25, 10)
+    assert (teacher_plan.steps, student_plan.steps) == (25, 10)
 
 
 def test_every_layer_of_the_smallest_model_has_its_row():

@@ -102,7 +102,7 @@ def eager_scores(model, paths):
 
 @pytest.mark.parametrize(("guidance", "half"), [(5.0, "conditional"), (5.0, "unconditional"), (1.0, "conditional")])
 def test_maps_are_those_that_the_eager_processor_multiplies_with(library, guidance, half):
-    """Every layer of the teacher, self and cross, held against get_attention_scores within the same, eager run."""
+    """Every layer of the teacher, self and cross, compared with get_attention_scores within the same, eager run."""
     teacher = library.get("tiny-sdxl")
     request = asked(teacher, guidance=guidance, width=128, height=64)
     layers = planned(teacher, request, layers="all")
@@ -203,9 +203,9 @@ def test_another_threads_run_of_the_same_model_is_not_recorded(student):
     """In the app someone else may draw before or after, while this recorder waits for the model."""
     request = asked(student, width=64, height=64)
     with pytest.raises(UserError, match="nothing was recorded"), record(student, planned(student, request)):
-        other = threading.Thread(target=generate, args=(request, student))
-        other.start()
-        other.join()
+        thread = threading.Thread(target=generate, args=(request, student))
+        thread.start()
+        thread.join()
 
 
 def test_an_exception_leaves_no_hook_and_no_lock(student):
@@ -235,7 +235,7 @@ def test_a_lora_is_in_what_is_recorded(student, tmp_path):
     with_lora = dataclasses.replace(request, lora=str(file))
     _, plain = capture(student, request, planned(student, request))
     _, changed = capture(student, with_lora, planned(student, request))
-    q, other = (r.at(r.layer("DW-2"), 0)[0] for r in (plain, changed))
+    q, changed_q = (r.at(r.layer("DW-2"), 0)[0] for r in (plain, changed))
     weight = student.pipeline.unet.get_submodule(path).to_q.weight.T  # q = x W, with x the normalised tokens
     x = torch.linalg.lstsq(weight.T.double(), q.transpose(0, 1).flatten(1).double().mT).solution.mT
     added = (
@@ -243,7 +243,7 @@ def test_a_lora_is_in_what_is_recorded(student, tmp_path):
         @ tensors[f"unet.{path}.to_q.lora_A.weight"].double().mT
         @ tensors[f"unet.{path}.to_q.lora_B.weight"].double().mT
     )
-    gap = (other.transpose(0, 1).flatten(1).double() - q.transpose(0, 1).flatten(1).double() - added).abs()
+    gap = (changed_q.transpose(0, 1).flatten(1).double() - q.transpose(0, 1).flatten(1).double() - added).abs()
     print(f"difference: max {gap.max():.1e}, mean {gap.mean():.1e}")
     assert added.abs().max() > 0.1 and gap.max() < 1e-2
 
@@ -255,8 +255,8 @@ def test_a_capture_comes_back_from_its_folder(student, tmp_path):
     again = AttentionRecord.load(tmp_path / "capture", model="tiny-koala-700m")
     plain = {f.name: getattr(recorded, f.name) for f in dataclasses.fields(recorded) if f.name != "frames"}
     assert {f: getattr(again, f) for f in plain} == plain
-    for mine, its in zip(recorded.frames, again.frames, strict=True):
-        assert all(torch.equal(a, b) for path in mine for a, b in zip(mine[path], its[path], strict=True))
+    for frame, stored in zip(recorded.frames, again.frames, strict=True):
+        assert all(torch.equal(a, b) for path in frame for a, b in zip(frame[path], stored[path], strict=True))
     assert (tmp_path / "capture" / "picture.png").read_bytes() == result.png()
 
 
@@ -287,9 +287,9 @@ def damage(folder: Path, what: str) -> None:
         ("no JSON", "is damaged"),
         ("a list", "is damaged"),
         ('"steps": 2 -> "steps": 3', "is damaged"),
-        ('"koala attention 1" -> "koala attention 0"', "is of format 0, this koala reads 1; capture the run again"),
-        ('"koala attention 1" -> "koala attention 2"', "is of a newer koala, format 2; this one reads 1: update it"),
-        ('"koala attention 1" -> "koala masks 1"', "is not of a capture; it says 'koala masks 1'"),
+        ('"koala attention 1" -> "koala attention 0"', "has format 0, and this koala reads 1; capture the run again"),
+        ('"koala attention 1" -> "koala attention 2"', "by a newer koala in format 2; this one reads 1: update it"),
+        ('"koala attention 1" -> "koala masks 1"', "is not part of a capture; it says 'koala masks 1'"),
         ('"tokens" -> "tokns"', "is damaged"),
         ('"heads": 2 -> "heads": 4', "is damaged .*has other heads than tiny-koala-700m"),
         ('"width": 64 -> "width": 128', "is damaged .*is not a layer of this run"),
@@ -339,8 +339,8 @@ def test_bad_use_is_refused_before_the_run(student):
 def test_on_the_same_input_a_model_agrees_with_itself(library, student):
     """The teacher's pass on the student's input is the student's own pass when both are one model."""
     request = asked(student, width=128, height=128, steps=3)
-    mine, its = beside(student, student)
-    result, first, second = same_input(student, student, request, mine, its)
+    first_plan, second_plan = beside(student, student)
+    result, first, second = same_input(student, student, request, first_plan, second_plan)
     gaps = [
         (a.float() - b.float()).abs().max().item()
         for one, other in zip(first.frames, second.frames, strict=True)
@@ -355,9 +355,9 @@ def test_on_the_same_input_a_model_agrees_with_itself(library, student):
 def test_the_teacher_sees_the_students_input_not_its_own(library, student):
     teacher = library.get("tiny-sdxl")
     request = asked(student, width=128, height=128, steps=3)
-    mine, its = beside(student, teacher)
-    _, _, shown = same_input(teacher, student, request, mine, its)
-    _, free = capture(teacher, dataclasses.replace(request, model="tiny-sdxl"), its)
+    student_plan, teacher_plan = beside(student, teacher)
+    _, _, shown = same_input(teacher, student, request, student_plan, teacher_plan)
+    _, free = capture(teacher, dataclasses.replace(request, model="tiny-sdxl"), teacher_plan)
     layer = shown.layer("UP-2")
     gaps = [(shown.at(layer, s)[0] - free.at(layer, s)[0]).abs().mean().item() for s in range(3)]
     print(f"mean difference of q, per step: {gaps}")

@@ -80,9 +80,9 @@ def test_a_box_segments_and_another_layer_are_drawn_as_asked(tmp_path, capsys):
     record = AttentionRecord.load(out / "1-tiny-koala-700m")
     with Image.open(report["models"][0]["image"]) as picture:
         side = Side(title="Tiny KOALA-700M", picture=picture.convert("RGB"), record=record)
-    mine = figure([side], ["UP-1"], Choices(layer=0, step="mean", head="max", box=(0, 0, 40, 40)))
+    expected = figure([side], ["UP-1"], Choices(layer=0, step="mean", head="max", box=(0, 0, 40, 40)))
     with Image.open(report["figures"]["rows"]) as drawn:
-        assert drawn.tobytes() == mine.tobytes(), "the library draws the same"
+        assert drawn.tobytes() == expected.tobytes(), "the library draws the same"
 
 
 def test_a_capture_whose_picture_is_not_its_own_is_refused(tmp_path, capsys):
@@ -117,7 +117,7 @@ MODEL = ["--model", "tiny-koala-700m", *QUICK]
         (["--step", "3"], "step 3 is not in Tiny KOALA-700M's run of 2; choose 1 to 2"),
         (["--step", "0"], "step 0 is not in"),
         (["--step", "first"], "step 'first' is neither middle nor mean"),
-        (["--head", "3"], "head 3 is not in DW-2's 2"),
+        (["--head", "3"], "head 3 is not one of DW-2's 2"),
         (["--figure", "svd"], "there is no figure 'svd'"),
         (["--figure", "words", "--no-words"], "words need cross-attention"),
         (["--paper-mode", "--step", "mean", "--figure", "pca"], "each step is fitted alone"),

@@ -1,4 +1,4 @@
-"""The benchmark: every cell is measured or named, models take turns, and the prediction stands beside each figure."""
+"""The benchmark: every cell is measured or named, models take turns, and the prediction is next to each figure."""
 
 import itertools
 import json
@@ -40,14 +40,14 @@ CIRCUMSTANCES = {
 
 
 @pytest.fixture(scope="module")
-def told() -> list[str]:
+def messages() -> list[str]:
     return []
 
 
 @pytest.fixture(scope="module")
-def rows(library: Library, told: list[str]) -> list[Row]:
+def rows(library: Library, messages: list[str]) -> list[Row]:
     matrix = Matrix(**SMALL, presets=("quality", "fast", STOCK))
-    return list(measure(matrix, library, on_run=told.append))
+    return list(measure(matrix, library, on_run=messages.append))
 
 
 def test_every_cell_is_measured(rows):
@@ -63,10 +63,12 @@ def test_every_cell_is_measured(rows):
         assert (row.plan is None) == (row.preset == STOCK)
 
 
-def test_models_take_turns(rows, told):
-    turns = [text.partition(",")[0] for text in told if "run 1 of 2" in text]
+def test_models_take_turns(rows, messages):
+    turns = [text.partition(",")[0] for text in messages if "run 1 of 2" in text]
     assert turns == list(MODELS) * 3
-    assert next(k for k, t in enumerate(told) if "run 2" in t) > max(k for k, t in enumerate(told) if "run 1" in t)
+    assert next(k for k, t in enumerate(messages) if "run 2" in t) > max(
+        k for k, t in enumerate(messages) if "run 1" in t
+    )
 
 
 def test_the_prediction_knows_what_differs(rows):

@@ -99,17 +99,20 @@ def test_a_tensor_of_another_shape_is_no_source(teacher):
 
 def test_compress_gives_bit_for_bit_the_tensors_that_the_rule_names(tmp_path, embedded):
     report = compress("tiny-sdxl", "koala-700m", tmp_path / "student")
-    theirs = load_file(embedded / "tiny-sdxl" / "unet" / WEIGHTS)
-    mine = load_file(tmp_path / "student" / "unet" / WEIGHTS)
+    teacher_tensors = load_file(embedded / "tiny-sdxl" / "unet" / WEIGHTS)
+    student_tensors = load_file(tmp_path / "student" / "unet" / WEIGHTS)
     table = layer_map(TINY_KOALA_700M, TINY_SDXL)
-    sources = {key: renamed(key, table) for key in mine}
-    assert all(mine[k].dtype == theirs[s].dtype and torch.equal(mine[k], theirs[s]) for k, s in sources.items())
+    sources = {key: renamed(key, table) for key in student_tensors}
+    assert all(
+        student_tensors[k].dtype == teacher_tensors[s].dtype and torch.equal(student_tensors[k], teacher_tensors[s])
+        for k, s in sources.items()
+    )
     moved = {k.split(".resnets")[0].split(".attentions")[0] for k, s in sources.items() if k != s}
     assert moved == {"up_blocks.0", "up_blocks.1", "up_blocks.2"}
     assert all(s.split(".")[3] == "2" and k.split(".")[3] == "1" for k, s in sources.items() if k != s)
     assert (report.copied.tensors, report.copied.parameters, report.copied.bytes) == (584, 1_967_636, 3_935_272)
     assert report.copied.parameters + report.dropped.parameters == 6_442_948
-    assert report.copied.tensors + report.dropped.tensors == len(theirs)
+    assert report.copied.tensors + report.dropped.tensors == len(teacher_tensors)
     assert (report.renumbered, report.new, report.dtypes) == (188, 0, ("F16",))
 
 
@@ -148,7 +151,10 @@ def test_a_hub_model_in_half_precision_with_its_better_vae_becomes_a_plain_pipel
     base, commits = tmp_path / "hub", ("a" * 40, "b" * 40)
     cached(base, "stabilityai/stable-diffusion-xl-base-1.0", embedded / "tiny-sdxl", commits[0])
     snapshot = base / "models--stabilityai--stable-diffusion-xl-base-1.0" / "snapshots" / commits[0]
-    for part in ("text_encoder", "text_encoder_2"):  # as the hub's say, which plain diffusers cannot run beside float32
+    for part in (
+        "text_encoder",
+        "text_encoder_2",
+    ):  # as the hub's say, which plain diffusers cannot run together with float32
         config = json.loads((snapshot / part / "config.json").read_text())
         del config["dtype"]
         (snapshot / part / "config.json").write_text(json.dumps(config | {"torch_dtype": "float16"}))
@@ -198,9 +204,9 @@ def test_what_the_spec_does_not_say_stays_as_in_the_teachers_config(tmp_path):
 def test_any_depths_and_a_student_as_teacher(tmp_path):
     compress("tiny-sdxl", "0+0,2+1,4+3/0/4+3+10,2+1+1,0+0+0", tmp_path / "uneven")
     compress(str(tmp_path / "uneven"), "0,1,3/-/2+9,2+1,0+0", tmp_path / "small")
-    theirs, mine = (load_file(tmp_path / n / "unet" / WEIGHTS) for n in ("uneven", "small"))
+    uneven_tensors, small_tensors = (load_file(tmp_path / n / "unet" / WEIGHTS) for n in ("uneven", "small"))
     key = "up_blocks.0.attentions.{}.transformer_blocks.8.attn1.to_q.weight"
-    assert torch.equal(mine[key.format(1)], theirs[key.format(2)])
+    assert torch.equal(small_tensors[key.format(1)], uneven_tensors[key.format(2)])
     assert UNet2DConditionModel.from_pretrained(tmp_path / "small" / "unet").config["mid_block_type"] is None
 
 
@@ -343,13 +349,15 @@ def test_full_size_sdxl_becomes_koala_700m_in_little_memory(seven_gigabytes):
     print(f"peak beyond the interpreter: {result['peak'] / 1e6:.0f} MB; {result}")
     assert result["peak"] < 0.5e9
     assert (result["parameters"], result["bytes"]) == (782_822_724, 2 * 782_822_724)
-    theirs = stored_tensors(teacher / "diffusion_pytorch_model.fp16.safetensors")
-    mine = stored_tensors(student / WEIGHTS)
+    teacher_tensors = stored_tensors(teacher / "diffusion_pytorch_model.fp16.safetensors")
+    student_tensors = stored_tensors(student / WEIGHTS)
     table = layer_map(KOALA_700M, SDXL)
-    assert all(contents(tensor) == contents(theirs[renamed(key, table)]) for key, tensor in mine.items())
+    assert all(
+        contents(tensor) == contents(teacher_tensors[renamed(key, table)]) for key, tensor in student_tensors.items()
+    )
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(student))
-    assert {k: tuple(t.shape) for k, t in unet.state_dict().items()} == {k: t.shape for k, t in mine.items()}
+    assert {k: tuple(t.shape) for k, t in unet.state_dict().items()} == {k: t.shape for k, t in student_tensors.items()}
     again = UNet2DConditionModel.from_pretrained(student, torch_dtype=torch.float16)
     key = "up_blocks.0.attentions.1.transformer_blocks.4.attn2.to_out.0.bias"
-    assert again.get_parameter(key).detach().numpy().tobytes() == contents(mine[key])[2]
+    assert again.get_parameter(key).detach().numpy().tobytes() == contents(student_tensors[key])[2]

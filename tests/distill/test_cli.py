@@ -9,8 +9,8 @@ from koala.cli.main import main
 
 def test_an_estimate_needs_neither_the_model_nor_a_folder(capsys):
     assert main(["distill", "--estimate", "teacher=sdxl-lightning-4step", "--processes", "4", "--vram", "80"]) == 0
-    said = capsys.readouterr().out
-    assert "1.27e+21 if latents and embeddings were not cached" in said
+    output = capsys.readouterr().out
+    assert "1.27e+21 if latents and embeddings were not cached" in output
     assert main(["distill", "--estimate", "--json", "--preset", "10-minutes"]) == 0
     assert json.loads(capsys.readouterr().out)["fits"] is True
 

@@ -62,17 +62,17 @@ def test_two_updates_of_muon_are_those_of_torch(shape):
     """torch.optim.Muon takes matrices alone: a convolution is the matrix (out, in * kernel)."""
     source = torch.Generator().manual_seed(0)
     start = torch.randn(shape, generator=source)
-    mine = torch.nn.Parameter(start.clone())
-    its = torch.nn.Parameter(start.clone().flatten(1))
+    ours = torch.nn.Parameter(start.clone())
+    reference = torch.nn.Parameter(start.clone().flatten(1))
     settings = dict(lr=0.1, momentum=0.95, weight_decay=0.1)
-    optimizers = Muon([mine], **settings), torch.optim.Muon([its], **settings, adjust_lr_fn="match_rms_adamw")
+    optimizers = Muon([ours], **settings), torch.optim.Muon([reference], **settings, adjust_lr_fn="match_rms_adamw")
     for _ in range(2):
         gradient = torch.randn(shape, generator=source)
-        mine.grad, its.grad = gradient.clone(), gradient.clone().flatten(1)
+        ours.grad, reference.grad = gradient.clone(), gradient.clone().flatten(1)
         for optimizer in optimizers:
             optimizer.step()
-    moved = (its - start.flatten(1)).norm()
-    assert (mine.flatten(1) - its).norm() < 0.05 * moved  # bf16 has three digits, and sums in another order
+    moved = (reference - start.flatten(1)).norm()
+    assert (ours.flatten(1) - reference).norm() < 0.05 * moved  # bf16 has three digits, and sums in another order
 
 
 def test_muon_takes_the_hidden_matrices_alone():
@@ -163,8 +163,10 @@ def test_the_share_of_empty_prompts_is_the_one_that_was_asked():
     for share in (0.0, 0.1, 0.6):
         picks = draw(DistillConfig(empty_prompts=share), range(DRAWN), (1, 1, 1)).picks
         assert sum(p < 0 for p in picks) / DRAWN == pytest.approx(share, abs=0.02)
-        kept = [p for p in picks if p >= 0]
-        assert sum(kept) / len(kept) == pytest.approx(0.5, abs=0.02) and max(kept) < 1  # captions are drawn evenly
+        with_caption = [p for p in picks if p >= 0]
+        assert (
+            sum(with_caption) / len(with_caption) == pytest.approx(0.5, abs=0.02) and max(with_caption) < 1
+        )  # captions are drawn evenly
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.5])

@@ -46,8 +46,8 @@ def test_a_run_goes_on_when_all_but_its_weights_is_damaged(copy, whole):
     assert damage.same(copy, whole, 2)
     assert copy.config() == whole.config() and copy.status().state == "done"
     for file in ("config.json", "diffusion_pytorch_model.safetensors"):
-        mine, its = ((r.student / "unet" / file).read_bytes() for r in (copy, whole))
-        assert mine == its
+        weights, expected = ((r.student / "unet" / file).read_bytes() for r in (copy, whole))
+        assert weights == expected
 
 
 def test_a_setting_that_a_bit_changed_is_refused_and_put_back_as_the_refusal_says(copy, whole):

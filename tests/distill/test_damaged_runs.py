@@ -47,7 +47,7 @@ def by_hand(path: Path, steps=(5, 10)) -> RunFolder:
 
 
 def test_what_is_no_checkpoint_is_left_out_and_named(run):
-    """Symptom: an app that was started beside a folder step-7.bak ended with `invalid literal for int()`."""
+    """Symptom: an app that was started next to a folder step-7.bak ended with `invalid literal for int()`."""
     strays = ["step-7.bak", "step-x", "step--1", "step-007", "step-", "step-٣", "best"]
     for name in strays:
         (run.path / "checkpoints" / name).mkdir()
@@ -229,8 +229,8 @@ def test_a_run_that_a_terminal_trains_is_neither_resumed_nor_deleted_whatever_it
         "import sys, time; from filelock import FileLock\n"
         "with FileLock(sys.argv[1]): print('locked', flush=True); time.sleep(60)"
     )
-    other = subprocess.Popen([sys.executable, "-c", code, str(run.lock_file)], stdout=subprocess.PIPE)
-    other.stdout.readline()
+    process = subprocess.Popen([sys.executable, "-c", code, str(run.lock_file)], stdout=subprocess.PIPE)
+    process.stdout.readline()
     try:
         (run.path / "status.json").write_text("")
         for action, words in ((runs.resume, "is running already"), (runs.delete, "is running; stop it first")):
@@ -238,9 +238,9 @@ def test_a_run_that_a_terminal_trains_is_neither_resumed_nor_deleted_whatever_it
                 action(run)
         assert runs.held(run)
     finally:
-        other.kill()
-        other.wait()
-        other.stdout.close()
+        process.kill()
+        process.wait()
+        process.stdout.close()
     assert not runs.held(run)
 
 

@@ -78,9 +78,9 @@ def test_what_the_first_process_does_alone_decides_nothing_and_waits_for_nobody(
                 if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign)
                 for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
             ]
-            kept = [ast.unparse(t) for t in targets if isinstance(t, ast.Attribute)]
+            attributes = [ast.unparse(t) for t in targets if isinstance(t, ast.Attribute)]
             if file.name in DECIDE:
-                result += [f"{file.name}: {function.name} sets {name}" for name in kept]
+                result += [f"{file.name}: {function.name} sets {name}" for name in attributes]
                 result += [f"{file.name}: {function.name} calls {name}" for name in called(function) & COLLECTIVE]
     assert result == []
 

@@ -52,19 +52,19 @@ def norms_as_on_a_gpu(monkeypatch):
 
 
 def count_saved(spec: UNetSpec, side: int, batch: int, half: bool, checkpointing: bool) -> int:
-    """Bytes of all that autograd keeps from one forward pass beside the parameters."""
+    """Bytes of all that autograd keeps from one forward pass in addition to the parameters."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         unet = UNet2DConditionModel(**spec.config()).train()
         if checkpointing:
             unet.enable_gradient_checkpointing()
         weights = {p.untyped_storage()._cdata for p in unet.parameters()}
-        kept, sizes = [], {}
+        tensors, sizes = [], {}
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()
             if storage._cdata not in weights:
                 sizes[storage._cdata] = storage.nbytes()
-                kept.append(tensor)  # so that no other tensor takes its place in memory, and in `sizes`
+                tensors.append(tensor)  # so that no other tensor takes its place in memory, and in `sizes`
             return tensor
 
         saving = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)

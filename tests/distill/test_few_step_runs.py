@@ -28,12 +28,14 @@ def test_a_resumed_run_ends_with_the_very_same_weights(small, tmp_path, settings
     train(parted, dataclasses.replace(config, num_steps=1))
     train(parted, config, resume_from=1)
     for file in ("student.safetensors", "ema.safetensors"):
-        mine, its = (load_file(run.checkpoint(2) / file) for run in (whole, parted))
-        assert mine.keys() == its.keys() and all(torch.equal(mine[name], its[name]) for name in mine)
+        expected, resumed = (load_file(run.checkpoint(2) / file) for run in (whole, parted))
+        assert expected.keys() == resumed.keys() and all(
+            torch.equal(expected[name], resumed[name]) for name in expected
+        )
     losses = [[entry["consistency"] for entry in run.metrics() if entry["kind"] == "train"] for run in (whole, parted)]
     assert losses[0] == losses[1] and len(losses[0]) == 2
     start = load_file(EMBEDDED / "tiny-sdxl" / "unet" / "diffusion_pytorch_model.safetensors")
-    assert any(not torch.equal(value.half(), mine[name].half()) for name, value in start.items())
+    assert any(not torch.equal(value.half(), expected[name].half()) for name, value in start.items())
 
 
 @pytest.mark.slow
@@ -48,8 +50,8 @@ def test_the_trainer_hands_the_moving_average_to_the_step(small, tmp_path, monke
     run = RunFolder(path=tmp_path / "run")
     train(run, small(**FEW | {"target": "ema", "num_steps": 1}))
     (average,) = [each for each in given if each is not None]
-    kept = load_file(run.checkpoint(1) / "ema.safetensors")
-    assert average.keys() == kept.keys() and all(torch.equal(average[name], kept[name]) for name in kept)
+    saved = load_file(run.checkpoint(1) / "ema.safetensors")
+    assert average.keys() == saved.keys() and all(torch.equal(average[name], saved[name]) for name in saved)
 
 
 @pytest.mark.parametrize(

@@ -86,8 +86,8 @@ def test_fsdp_shards_modules_that_the_student_has():
     wrapped = launch("fsdp2-8").fsdp_config["fsdp_transformer_layer_cls_to_wrap"].split(",")
     spec = student("koala-700m", find("sdxl-lightning-4step").spec)
     with torch.device("meta"):
-        there = {type(m).__name__ for m in UNet2DConditionModel(**spec.config()).modules()}
-    assert set(wrapped) <= there
+        classes = {type(m).__name__ for m in UNet2DConditionModel(**spec.config()).modules()}
+    assert set(wrapped) <= classes
 
 
 @pytest.mark.parametrize("file", RUNS)

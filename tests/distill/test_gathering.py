@@ -87,7 +87,7 @@ def test_two_processes_try_again_together_and_go_on_together(tmp_path, small, re
             two = Two(tmp_path, "--resume", str(old.path), "num_steps=2")
         else:
             two = Two(tmp_path, "--config", str(tmp_path / "config.json"), "--out", str(new.path))
-        assert two.ends() == [0, 0], two.said
+        assert two.ends() == [0, 0], two.output
         came = ["2 of them are there now" in file.read_text() for file in two.files]
         assert came == ([False, False] if resumed else [True, False])
         assert bool(pictures_of(old if resumed else new)) == resumed

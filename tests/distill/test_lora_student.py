@@ -48,10 +48,10 @@ LORA = dict(
 @pytest.fixture(scope="module")
 def network() -> UNet2DConditionModel:
     """tiny-sdxl's U-Net, its factors as they are first."""
-    made = UNet2DConditionModel.from_pretrained(EMBEDDED / "tiny-sdxl" / "unet", dtype=torch.float32)
-    attach(made, 4, 8.0)
-    initialise(made, generator("test"))
-    return made
+    unet = UNet2DConditionModel.from_pretrained(EMBEDDED / "tiny-sdxl" / "unet", dtype=torch.float32)
+    attach(unet, 4, 8.0)
+    initialise(unet, generator("test"))
+    return unet
 
 
 def given(seed: int = 0) -> tuple:
@@ -129,8 +129,10 @@ def test_other_programs_find_every_layer_of_the_file(network):
     assert metadata["format"] == "pt" and "koala_student" not in metadata
     read, alphas = _convert_non_diffusers_lora_to_diffusers(dict(tensors))
     assert len(read) == 2 * 788 and set(alphas.values()) == {8.0}
-    _, its = as_file(factors, 8.0, TINY_KOALA_700M, {})
-    assert its["koala_student"] == TINY_KOALA_700M.notation  # nothing else tells it from a LoRA of the teacher
+    _, file_metadata = as_file(factors, 8.0, TINY_KOALA_700M, {})
+    assert (
+        file_metadata["koala_student"] == TINY_KOALA_700M.notation
+    )  # nothing else tells it from a LoRA of the teacher
 
 
 @pytest.mark.parametrize(
@@ -166,9 +168,9 @@ def test_a_smaller_student_is_refused_and_so_is_fsdp():
 @pytest.fixture(scope="module")
 def run(small, tmp_path_factory) -> RunFolder:
     """One of two steps, saved after each."""
-    made = RunFolder(path=tmp_path_factory.mktemp("lora") / "run")
-    train(made, small(**LORA | {"checkpoint_every": 1}))
-    return made
+    folder = RunFolder(path=tmp_path_factory.mktemp("lora") / "run")
+    train(folder, small(**LORA | {"checkpoint_every": 1}))
+    return folder
 
 
 @pytest.mark.slow
@@ -197,8 +199,8 @@ def test_the_student_is_the_teacher_with_the_file_in_it(run):
 @pytest.mark.slow
 def test_the_file_says_how_it_is_drawn_with_and_requests_follow(run):
     with safe_open(run.lora, "pt") as file:
-        said = json.loads(file.metadata()["koala_drawing"])
-    assert said["defaults"] | {"width": 0, "height": 0} == {
+        drawing = json.loads(file.metadata()["koala_drawing"])
+    assert drawing["defaults"] | {"width": 0, "height": 0} == {
         "scheduler": "euler-trailing", "steps": 2, "guidance": 0.0, "width": 0, "height": 0,
     }  # fmt: skip
     card = CARDS["tiny-sdxl"]
@@ -209,8 +211,13 @@ def test_the_file_says_how_it_is_drawn_with_and_requests_follow(run):
     assert (own.steps, own.guidance, own.scheduler) == (7, 3.0, "euler-trailing")
     off = resolve(dataclasses.replace(request, lora_strength=0.0), card)
     assert (off.steps, off.guidance, off.scheduler) == (card.steps, card.guidance, card.scheduler)
-    its = find(str(run.student))
-    assert (its.steps, its.guidance, its.scheduler, its.noising) == (2, 0.0, "euler-trailing", "straight")
+    student_card = find(str(run.student))
+    assert (student_card.steps, student_card.guidance, student_card.scheduler, student_card.noising) == (
+        2,
+        0.0,
+        "euler-trailing",
+        "straight",
+    )
 
 
 @pytest.mark.slow
@@ -219,8 +226,10 @@ def test_a_resumed_lora_ends_with_the_very_same_factors(run, small, tmp_path):
     train(parted, dataclasses.replace(config, num_steps=1))
     train(parted, config, resume_from=1)
     for file in ("student.safetensors", "ema.safetensors", "optimizer.safetensors"):
-        mine, its = (load_file(each.checkpoint(2) / file) for each in (run, parted))
-        assert mine.keys() == its.keys() and all(torch.equal(mine[name], its[name]) for name in mine)
+        expected, resumed = (load_file(each.checkpoint(2) / file) for each in (run, parted))
+        assert expected.keys() == resumed.keys() and all(
+            torch.equal(expected[name], resumed[name]) for name in expected
+        )
     assert run.lora.read_bytes() == parted.lora.read_bytes()
 
 
@@ -231,8 +240,8 @@ def test_validation_changes_nothing_of_the_training(run, small, tmp_path):
     settings = {"checkpoint_every": 1, "validate_every": 1, "validation_prompts": ("a red circle",)}
     train(watched, small(**LORA | settings))
     for file in ("student.safetensors", "ema.safetensors"):
-        mine, its = (load_file(each.checkpoint(2) / file) for each in (run, watched))
-        assert all(torch.equal(mine[name], its[name]) for name in mine)
+        expected, validated = (load_file(each.checkpoint(2) / file) for each in (run, watched))
+        assert all(torch.equal(expected[name], validated[name]) for name in expected)
     few = GenerationRequest(
         model="tiny-sdxl", prompt="a red circle", seed=0, width=128, height=128, steps=2, guidance=0.0,
         scheduler="euler-trailing", negative_prompt="",

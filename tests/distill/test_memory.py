@@ -65,37 +65,37 @@ class Live(TorchDispatchMode):
 
 
 def live_peaks(config: DistillConfig, student: UNetSpec, teacher: UNetSpec) -> tuple[int, int]:
-    """Most bytes alive beside the weights in the passes of one step and in its backward pass, without any memory."""
+    """Most bytes alive on top of the weights in the passes of one step and in its backward pass, without any memory."""
     batch, side = config.batch_size, config.resolution // 8
     # which pictures have to move is read from values, and fake tensors have none
     unreal = FakeTensorMode(allow_non_fake_inputs=True) if config.method == "koala" else nullcontext()
     with unreal, Live() as live:
         torch.set_default_dtype({"fp32": torch.float32, "bf16": torch.bfloat16}[config.teacher_precision])
         try:
-            its = UNet2DConditionModel(**teacher.config()).requires_grad_(False)
+            teacher_unet = UNet2DConditionModel(**teacher.config()).requires_grad_(False)
         finally:
             torch.set_default_dtype(torch.float32)
         if config.lora_rank:
-            mine = its.train()
-            attach(mine, config.lora_rank, config.lora_alpha)
+            student_unet = teacher_unet.train()
+            attach(student_unet, config.lora_rank, config.lora_alpha)
         else:
-            mine = UNet2DConditionModel(**student.config()).train()
+            student_unet = UNet2DConditionModel(**student.config()).train()
         if config.gradient_checkpointing:
-            mine.enable_gradient_checkpointing()
+            student_unet.enable_gradient_checkpointing()
         half = torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.precision != "fp32")
         if config.lora_rank:
-            called = Adapted(mine)
+            called = Adapted(student_unet)
             called.forward = half(called.forward)
         else:
-            mine.forward = half(mine.forward)  # as accelerate does
-            called = mine
+            student_unet.forward = half(student_unet.forward)  # as accelerate does
+            called = student_unet
         step = (
-            DistillationStep(config, its, feature_pairs(config, student, teacher), torch.rand(1000))
+            DistillationStep(config, teacher_unet, feature_pairs(config, student, teacher), torch.rand(1000))
             if config.method == "koala"
             else (PhasedStep if config.method == "phased" else GuidanceStep)(
                 config,
                 GuidedTeacher(
-                    its,
+                    teacher_unet,
                     (torch.zeros(1, 77, teacher.cross_attention_dim), torch.zeros(1, teacher.pooled_dim)),
                     (config.guidance_min, config.guidance_max),
                 ),
@@ -112,7 +112,7 @@ def live_peaks(config: DistillConfig, student: UNetSpec, teacher: UNetSpec) -> t
         draws = Draws(noise=torch.zeros(batch, 4, side, side), timesteps=timesteps, picks=())
         gc.collect()
         weights, live.peak = live.bytes, 0
-        with step.hooked(mine) as losses_of:
+        with step.hooked(student_unet) as losses_of:
             losses = losses_of(called, data, draws)
             forward, live.peak = live.peak, 0
             losses.total.backward()

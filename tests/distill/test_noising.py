@@ -91,8 +91,8 @@ def test_the_straight_path_is_drawn_from_pure_noise(tmp_path):
 def test_a_plain_copy_of_an_embedded_model_keeps_its_noising(tmp_path, caplog):
     """Symptom: a copy by path was taken for SDXL: other noise in training, and guidance 7.5 in drawing, in silence."""
     copied = shutil.copytree(EMBEDDED / "tiny-sdxl", tmp_path / "copied")
-    card, its = find(str(copied)), CARDS["tiny-sdxl"]
-    assert (card.noising, card.steps, card.guidance, card.scheduler) == ("straight", 25, 2.0, its.scheduler)
+    card, original = find(str(copied)), CARDS["tiny-sdxl"]
+    assert (card.noising, card.steps, card.guidance, card.scheduler) == ("straight", 25, 2.0, original.scheduler)
     assert "by its widths it is taken for a model like Tiny SDXL" in caplog.text
     student = shutil.copytree(EMBEDDED / "tiny-koala-700m", tmp_path / "student")
     for name in ("surgery.json", "koala.json"):

@@ -28,7 +28,7 @@ def values(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def told(count: int) -> dict[str, torch.Tensor]:
+def conditioning(count: int) -> dict[str, torch.Tensor]:
     return dict(context=values(count, 77, 3, seed=8), pooled=values(count, 5, seed=9), time_ids=torch.ones(count, 6))
 
 
@@ -61,23 +61,23 @@ def phased(config, student, teacher, noising, timesteps, *, guidance=(1.0, 1.0),
     step = PhasedStep(config, guided, ALPHAS, noising)
     draws = Draws(noise=values(count, 4, 8, 8, seed=1), timesteps=timesteps, picks=())
     with step.hooked(student) as losses_of:
-        return losses_of(student, Batch(latents=latents, **told(count)), draws)
+        return losses_of(student, Batch(latents=latents, **conditioning(count)), draws)
 
 
 @pytest.mark.parametrize("phases", [1, 2, 4, 8])
 def test_phases_end_where_trailing_euler_stops(phases):
     sampler = EulerDiscreteScheduler.from_pretrained(SCHEDULER, timestep_spacing="trailing")
     sampler.set_timesteps(phases)
-    made = Phases(ALPHAS, phases, 40)
-    levels = made.level(torch.arange(1000))
+    schedule = Phases(ALPHAS, phases, 40)
+    levels = schedule.level(torch.arange(1000))
     assert levels.unique().tolist() == list(range(1, 41)) and levels.bincount()[1:].tolist() == [25] * 40
     starts = torch.arange(phases, 0, -1) * (40 // phases)
-    assert made.timesteps[starts].tolist() == sampler.timesteps.tolist()
-    torch.testing.assert_close(made.sigmas[starts], sampler.sigmas[:-1], rtol=1e-5, atol=0)
-    torch.testing.assert_close(made.sigmas[made.end(starts)], sampler.sigmas[1:], rtol=1e-5, atol=0)
+    assert schedule.timesteps[starts].tolist() == sampler.timesteps.tolist()
+    torch.testing.assert_close(schedule.sigmas[starts], sampler.sigmas[:-1], rtol=1e-5, atol=0)
+    torch.testing.assert_close(schedule.sigmas[schedule.end(starts)], sampler.sigmas[1:], rtol=1e-5, atol=0)
     for level in levels.unique():  # every level ends at the highest of these ends below it
         below = [end for end in (starts - 40 // phases).tolist() if end < level]
-        assert made.end(level) == max(below)
+        assert schedule.end(level) == max(below)
 
 
 @pytest.mark.parametrize("teacher_steps", [1, 3])
@@ -99,7 +99,7 @@ def test_a_network_that_knows_the_straight_path_has_no_loss_and_lands_on_the_pic
 
     known = Known()
     step = PhasedStep(config, GuidedTeacher(known, EMPTY, (2.0, 2.0)), ALPHAS, straight)
-    conditions = told(40) | {"time_ids": torch.arange(40.0).view(-1, 1).repeat(1, 6)}
+    conditions = conditioning(40) | {"time_ids": torch.arange(40.0).view(-1, 1).repeat(1, 6)}
     draws = Draws(noise=noise, timesteps=torch.arange(40) * 25, picks=())
     with step.hooked(known) as losses_of:
         losses = losses_of(known, Batch(latents=latents, **conditions), draws)
@@ -137,15 +137,15 @@ def official(student, teacher, latents, noise, index, *, phases, solver_steps, w
     def clean(x, eps, k):
         return (x - (1 - a(k)).sqrt() * eps) / a(k).sqrt()
 
-    given = told(count)
+    given = conditioning(count)
     none = {name: torch.zeros_like(given[name]) for name in ("context", "pooled")}
     start = index + 1
     x = a(start).sqrt() * latents + (1 - a(start)).sqrt() * noise
     call = lambda net, x, t, g: net(x, t, g["context"], {"text_embeds": g["pooled"]}).sample  # noqa: E731
-    said, free = call(teacher, x, grid[index], given), call(teacher, x, grid[index], none)
+    prompted, free = call(teacher, x, grid[index], given), call(teacher, x, grid[index], none)
     # w of the script is one less than diffusers' guidance scale
-    x0 = clean(x, said, start) + (w - 1) * (clean(x, said, start) - clean(x, free, start))
-    eps = said + (w - 1) * (said - free)
+    x0 = clean(x, prompted, start) + (w - 1) * (clean(x, prompted, start) - clean(x, free, start))
+    eps = prompted + (w - 1) * (prompted - free)
     before = ddim(x0, eps, index)
     eps = call(target_net or student, before, grid[(index - 1).clamp(min=0)], given)
     target = ddim(clean(before, eps, index), eps, end)
@@ -162,9 +162,9 @@ def test_on_ddpms_noise_the_loss_is_the_official_one_in_x_space(phases):
     index = torch.arange(40)
     losses = phased(config, student, teacher, ddpm, index * 25 + 7, guidance=(2.5, 2.5))
     latents, noise = values(40, 4, 8, 8), values(40, 4, 8, 8, seed=1)
-    its = official(student, teacher, latents, noise, index, phases=phases, solver_steps=40, w=2.5, huber=0.01)
-    print(f"difference {abs(losses.total - its).item():.3g} of {its.item():.3g}")
-    torch.testing.assert_close(losses.total, its, rtol=2e-5, atol=1e-7)
+    expected = official(student, teacher, latents, noise, index, phases=phases, solver_steps=40, w=2.5, huber=0.01)
+    print(f"difference {abs(losses.total - expected).item():.3g} of {expected.item():.3g}")
+    torch.testing.assert_close(losses.total, expected, rtol=2e-5, atol=1e-7)
 
 
 def as_prediction(net: Formula, kind: str) -> Formula:
@@ -183,7 +183,7 @@ def as_prediction(net: Formula, kind: str) -> Formula:
 @pytest.mark.parametrize("method", ["phased", "guidance"])
 def test_other_predictions_have_the_loss_of_epsilon(method, noising, kind):
     config, timesteps = DistillConfig(method=method), torch.arange(40) * 25 + 24
-    found = []
+    totals = []
     for prediction in ("epsilon", kind):
         networks = nets() if prediction == "epsilon" else [as_prediction(net, kind) for net in nets()]
         student, teacher = networks
@@ -192,14 +192,14 @@ def test_other_predictions_have_the_loss_of_epsilon(method, noising, kind):
         )
         draws = Draws(noise=values(40, 4, 8, 8, seed=1), timesteps=timesteps, picks=())
         with step.hooked(student) as losses_of:
-            found.append(losses_of(student, Batch(latents=values(40, 4, 8, 8), **told(40)), draws).total)
-    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-6)
+            totals.append(losses_of(student, Batch(latents=values(40, 4, 8, 8), **conditioning(40)), draws).total)
+    torch.testing.assert_close(totals[1], totals[0], rtol=1e-3, atol=1e-6)
 
 
 def test_what_guidance_teaches_is_the_guided_teachers_output():
     student, teacher = nets()
     config, timesteps = DistillConfig(method="guidance", huber=1.0), torch.arange(12) * 80
-    latents, noise, given = values(12, 4, 8, 8), values(12, 4, 8, 8, seed=1), told(12)
+    latents, noise, given = values(12, 4, 8, 8), values(12, 4, 8, 8, seed=1), conditioning(12)
     strengths = torch.linspace(0, 1, 12)
     step = GuidanceStep(config, GuidedTeacher(teacher, EMPTY, (2.0, 4.0)), ALPHAS, ddpm)
     draws = Draws(noise=noise, timesteps=timesteps, picks=(), strengths=strengths)
@@ -207,10 +207,10 @@ def test_what_guidance_teaches_is_the_guided_teachers_output():
         losses = losses_of(student, Batch(latents=latents, **given), draws)
     a = ALPHAS[timesteps].view(-1, 1, 1, 1)
     x = a.sqrt() * latents + (1 - a).sqrt() * noise
-    said = teacher.formula(x, timesteps, given["context"], given["pooled"])
+    prompted = teacher.formula(x, timesteps, given["context"], given["pooled"])
     free = teacher.formula(x, timesteps, 0 * given["context"], 0 * given["pooled"])
     w = (2 + 2 * strengths).view(-1, 1, 1, 1)
-    d = student.formula(x, timesteps, None, None) - (free + w * (said - free))
+    d = student.formula(x, timesteps, None, None) - (free + w * (prompted - free))
     assert set(losses.terms) == {"guidance"}
     torch.testing.assert_close(losses.total.detach(), ((d**2 + 1).sqrt() - 1).mean(), rtol=1e-5, atol=0)
 
@@ -265,16 +265,16 @@ def test_the_goal_has_no_gradient_and_may_be_the_moving_averages(target):
     step = PhasedStep(config, GuidedTeacher(teacher, EMPTY, (1.0, 1.0)), ALPHAS, ddpm)
     with step.hooked(student, {"weight": torch.tensor(0.2)}) as losses_of:
         total = losses_of(
-            student, Batch(latents=latents, **told(40)), Draws(noise=noise, timesteps=index * 25, picks=())
+            student, Batch(latents=latents, **conditioning(40)), Draws(noise=noise, timesteps=index * 25, picks=())
         )
     total.total.backward()
-    other = Formula(lambda *inputs: student.formula(*inputs) + (0.2 if target == "ema" else 0.0))
+    average = Formula(lambda *inputs: student.formula(*inputs) + (0.2 if target == "ema" else 0.0))
     twin = Formula(student.formula)
-    its = official(
-        twin, teacher, latents, noise, index, phases=4, solver_steps=40, w=1.0, huber=0.001, target_net=other
+    expected = official(
+        twin, teacher, latents, noise, index, phases=4, solver_steps=40, w=1.0, huber=0.001, target_net=average
     )
-    its.backward()
-    torch.testing.assert_close(total.total, its, rtol=1e-4, atol=1e-6)
+    expected.backward()
+    torch.testing.assert_close(total.total, expected, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(student.weight.grad, twin.weight.grad, rtol=1e-3, atol=1e-5)
 
 

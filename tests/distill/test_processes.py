@@ -66,9 +66,9 @@ def assert_equal(
     run: RunFolder, reference: RunFolder, terms: tuple[str, ...] = ("loss", "task", "output", "SA", "LF")
 ) -> None:
     """Losses of every step to 1e-5, and the weights that come out."""
-    mine, its = ([e for e in r.metrics() if e["kind"] == "train"] for r in (run, reference))
-    assert [e["step"] for e in mine] == [e["step"] for e in its] == list(range(1, STEPS + 1))
-    losses = [abs(a[t] - b[t]) for a, b in zip(mine, its, strict=True) for t in terms]
+    entries, expected = ([e for e in r.metrics() if e["kind"] == "train"] for r in (run, reference))
+    assert [e["step"] for e in entries] == [e["step"] for e in expected] == list(range(1, STEPS + 1))
+    losses = [abs(a[t] - b[t]) for a, b in zip(entries, expected, strict=True) for t in terms]
     weights = [
         (a - b).abs().max().item()
         for name in ("student", "ema")
@@ -101,7 +101,7 @@ def sharded(config: str, run: str, *step: str) -> None:
 
 
 def launch_sharded(folder: Path, *arguments: str) -> None:
-    """Two processes as a launcher leaves them, which sets where they meet and what they shall shard."""
+    """Two processes as a launcher leaves them, which sets where they meet and what they shard."""
     variables = {"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "true", "OMP_NUM_THREADS": "1"} | {
         f"FSDP_{name.removeprefix('fsdp_').upper()}": str(value).lower() if isinstance(value, bool) else str(value)
         for name, value in FSDP2.items()

@@ -203,8 +203,8 @@ def test_what_a_refusal_says_to_type_works(copy, tmp_path, name):
 ELSEWHERE = {
     "needs a CUDA GPU": "adamw is the default of every test",
     "needs bitsandbytes": "adamw is the default of every test",
-    "ema_device=cpu does not go with FSDP": "tests/distill/test_processes.py shards without it",
-    "target=ema does not go with FSDP": "target=student is the default of every test",
+    "ema_device=cpu does not work with FSDP": "tests/distill/test_processes.py shards without it",
+    "target=ema does not work with FSDP": "target=student is the default of every test",
     "teaches the effect of guidance": "tests/distill/test_few_step_runs.py sets a range",
     "is not installed: pip install": "of a package index",
     "is being trained by another process": "test_a_name_is_free_again_after_a_typing_error, in a new folder",

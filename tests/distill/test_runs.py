@@ -89,12 +89,12 @@ def test_a_name_that_leaves_the_folder_is_refused(tmp_path, name):
 def test_a_later_process_of_the_same_number_is_not_the_run(tmp_path):
     """Symptom: after a restart of the machine a run seemed to go on forever, and Stop would have ended a stranger."""
     here = os.getpid()
-    mine = written(tmp_path, "mine", state="running", pid=here, pid_started=started(here))
-    other = written(tmp_path, "other", state="running", pid=here, pid_started=started(here) - 1)
-    assert runs.alive(mine) and runs.state(mine).state == "running"
-    assert not runs.alive(other) and runs.state(other).state == runs.INTERRUPTED
+    same_process = written(tmp_path, "mine", state="running", pid=here, pid_started=started(here))
+    later_process = written(tmp_path, "other", state="running", pid=here, pid_started=started(here) - 1)
+    assert runs.alive(same_process) and runs.state(same_process).state == "running"
+    assert not runs.alive(later_process) and runs.state(later_process).state == runs.INTERRUPTED
     with pytest.raises(UserError, match="not running"):
-        runs.stop(other)
+        runs.stop(later_process)
 
 
 def test_a_killed_run_is_interrupted_even_before_its_parent_has_asked(tmp_path):
@@ -194,9 +194,9 @@ def test_a_run_outlives_the_process_that_started_it(tmp_path):
         os.kill(run.status().pid, signal.SIGKILL)
         wait_for(lambda: runs.state(run).state == "interrupted")
 
-        kept = run.checkpoints()[-2:]
-        runs.resume(run, kept[0])
-        wait_for(lambda: any(e["kind"] == "train" and e["step"] > kept[0] for e in run.metrics()), 300)
+        checkpoints = run.checkpoints()[-2:]
+        runs.resume(run, checkpoints[0])
+        wait_for(lambda: any(e["kind"] == "train" and e["step"] > checkpoints[0] for e in run.metrics()), 300)
         steps = [e["step"] for e in run.metrics() if e["kind"] == "train"]
         assert steps == sorted(set(steps))
     finally:

@@ -58,20 +58,20 @@ def plain_step(config, teacher, batch, draws) -> UNet2DConditionModel:
     ups = [("up_blocks.0.attentions", 5), ("up_blocks.1.attentions", 2)]
     names = [(f"{b}.transformer_blocks.{j}.attn1",) * 2 for b, d in blocks for j in range(d)]
     names += [
-        (f"{b}.{mine}.transformer_blocks.{j}.attn1", f"{b}.{its}.transformer_blocks.{j}.attn1")
+        (f"{b}.{of_student}.transformer_blocks.{j}.attn1", f"{b}.{of_teacher}.transformer_blocks.{j}.attn1")
         for b, d in ups
-        for mine, its in ((0, 0), (1, 2))
+        for of_student, of_teacher in ((0, 0), (1, 2))
         for j in range(d)
     ]
-    for mine, its in names:
-        student.get_submodule(mine).register_forward_hook(keep("s"))
-        teacher.unet.get_submodule(its).register_forward_hook(keep("t"))
+    for of_student, of_teacher in names:
+        student.get_submodule(of_student).register_forward_hook(keep("s"))
+        teacher.unet.get_submodule(of_teacher).register_forward_hook(keep("t"))
     for name in ("down_blocks.0", "up_blocks.2"):
         student.get_submodule(name).register_forward_hook(keep("s-end"))
         teacher.unet.get_submodule(name).register_forward_hook(keep("t-end"))
-    told = torch.tensor([pick >= 0 for pick in draws.picks])  # an empty prompt is zeros
-    context = batch.context * told.view(-1, 1, 1)
-    pooled = batch.pooled * told.view(-1, 1)
+    captioned = torch.tensor([pick >= 0 for pick in draws.picks])  # an empty prompt is zeros
+    context = batch.context * captioned.view(-1, 1, 1)
+    pooled = batch.pooled * captioned.view(-1, 1)
     alphas = alphas_cumprod(teacher.scheduler.config)
     a = alphas[draws.timesteps].view(-1, 1, 1, 1)
     sigma, sigma_max = ((1 - a) / a).sqrt(), ((1 - alphas[-1]) / alphas[-1]).sqrt()  # the embedded models' own path
@@ -85,8 +85,11 @@ def plain_step(config, teacher, batch, draws) -> UNet2DConditionModel:
     snr = (a / (1 - a)).flatten()
     weight = torch.minimum(snr, torch.tensor(config.min_snr_gamma)) / snr * (1 + 1 / snr) ** config.high_noise_lift
     loss = sum((weight * F.mse_loss(output, x, reduction="none").mean((1, 2, 3))).mean() for x in (wanted, target))
-    for mine, its in (("s", "t"), ("s-end", "t-end")):
-        ratios = [((s - t) ** 2).mean(1) / (t**2).mean(1) for s, t in zip(features[mine], features[its], strict=True)]
+    for of_student, of_teacher in (("s", "t"), ("s-end", "t-end")):
+        ratios = [
+            ((s - t) ** 2).mean(1) / (t**2).mean(1)
+            for s, t in zip(features[of_student], features[of_teacher], strict=True)
+        ]
         loss = loss + torch.stack(ratios).mean()
     optimizer = torch.optim.AdamW(student.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     loss.backward()
@@ -117,13 +120,13 @@ def test_one_step_at_low_noise_with_an_offset_and_an_empty_prompt_equals_plain_p
 
 def equals_plain_pytorch(run, teacher):
     config = run.config()
-    mine = load_file(run.checkpoint(1) / "student.safetensors")
-    its = plain_step(config, teacher, *batch_and_draws(config)).state_dict()
-    differences = {name: (mine[name] - its[name]).abs() for name in its}
+    trained = load_file(run.checkpoint(1) / "student.safetensors")
+    expected = plain_step(config, teacher, *batch_and_draws(config)).state_dict()
+    differences = {name: (trained[name] - expected[name]).abs() for name in expected}
     largest = max(d.max().item() for d in differences.values())
     mean = sum(d.sum().item() for d in differences.values()) / sum(d.numel() for d in differences.values())
     print(f"max difference {largest:.3g}, mean {mean:.3g}")
-    assert len(mine) == len(its)
+    assert len(trained) == len(expected)
     assert largest <= 1e-6
 
 

@@ -18,10 +18,10 @@ from koala.models.registry import drawing_of, find
 SCHEDULER, UNET = "scheduler/scheduler_config.json", "unet/diffusion_pytorch_model.safetensors"
 
 
-def made(source, folder, marks=(), **scheduler):
+def copy_marked(source, folder, marks=(), **scheduler):
     """A copy of an embedded model whose file has these marks, and whose scheduler says this.
 
-    Its koala.json says how it is drawn, so that nothing is told of that.
+    Its koala.json says how to sample it, so that there is no notice about it.
     """
     folder.mkdir()
     (folder / DRAWING).write_text(json.dumps(drawing_of(find(source.name))))
@@ -41,8 +41,8 @@ def config(embedded, tmp_path):
     """A run of a teacher and an initial model that say these things of themselves."""
 
     def make(teacher: dict, initial: dict, place: str = "") -> DistillConfig:
-        made(embedded / "tiny-sdxl", tmp_path / "teacher", **teacher)
-        made(embedded / "tiny-koala-700m", tmp_path / "initial", **initial)
+        copy_marked(embedded / "tiny-sdxl", tmp_path / "teacher", **teacher)
+        copy_marked(embedded / "tiny-koala-700m", tmp_path / "initial", **initial)
         return DistillConfig(
             teacher=str(tmp_path / "teacher"),
             student_spec="koala-700m",

@@ -42,9 +42,9 @@ def tensors(run: RunFolder, step: int) -> dict[str, torch.Tensor]:
     return result
 
 
-def assert_same(mine: dict, its: dict) -> None:
-    assert mine.keys() == its.keys()
-    different = [name for name in mine if not torch.equal(mine[name], its[name])]
+def assert_same(weights: dict, expected: dict) -> None:
+    assert weights.keys() == expected.keys()
+    different = [name for name in weights if not torch.equal(weights[name], expected[name])]
     assert different == []
 
 
@@ -99,8 +99,8 @@ def test_pictures_fade_as_the_teachers_did_or_as_was_chosen(trained, run):
     """`trained` says nothing of it, and its teacher learned on the straight path."""
     for chosen, same in (("straight", True), ("ddpm", False)):
         train(run, dataclasses.replace(trained.config(), noising=chosen))
-        mine, its = (next(e["loss"] for e in r.metrics() if e["kind"] == "train") for r in (run, trained))
-        assert (mine == its) is same
+        loss, default_loss = (next(e["loss"] for e in r.metrics() if e["kind"] == "train") for r in (run, trained))
+        assert (loss == default_loss) is same
         shutil.rmtree(run.path)
 
 
@@ -118,10 +118,10 @@ def test_a_run_leaves_pictures_curves_a_score_and_a_pipeline_that_diffusers_load
     names = {f"{when}-0.png" for when in ("teacher", "before", "step-2")}
     assert names <= {f.name for f in run.samples.iterdir()}
     assert json.loads((run.samples / "prompts.json").read_text()) == list(prompts)
-    kept = load_file(run.checkpoint(2) / "ema.safetensors")
+    average = load_file(run.checkpoint(2) / "ema.safetensors")
     pipeline = StableDiffusionXLPipeline.from_pretrained(run.student)
     # in the precision of the teacher's own files
-    assert all(torch.equal(p, kept[n].half().float()) for n, p in pipeline.unet.named_parameters())
+    assert all(torch.equal(p, average[n].half().float()) for n, p in pipeline.unet.named_parameters())
     assert _apart(run) < 1 < 10 < _apart(run, guidance=7.5)
 
 
@@ -129,8 +129,8 @@ def _apart(run: RunFolder, **settings) -> float:
     """How far the run's last picture is from what its student's folder draws, of 255."""
     request = GenerationRequest(model=str(run.student), prompt="a blue star", seed=0, width=128, height=128, **settings)
     drawn = generate(request, Library("cpu").get(request.model)).images[0]
-    kept = np.asarray(Image.open(run.samples / "step-2-0.png"), dtype=float)
-    return np.abs(kept - np.asarray(drawn, dtype=float)).mean()
+    saved = np.asarray(Image.open(run.samples / "step-2-0.png"), dtype=float)
+    return np.abs(saved - np.asarray(drawn, dtype=float)).mean()
 
 
 def test_validation_is_the_same_every_time(trained, run):
@@ -310,7 +310,7 @@ def test_a_spec_that_is_no_part_of_the_teacher_is_refused(small, run):
 @pytest.mark.slow
 def test_a_student_goes_on_from_another_one(small, trained, run, tmp_path):
     train(run, small(num_steps=1, student_init=str(trained.student), learning_rate=1e-9))
-    there, here = (load_file(r.student / "unet" / "diffusion_pytorch_model.safetensors") for r in (trained, run))
-    assert max((there[n] - here[n]).abs().max().item() for n in there) < 1e-6
+    before, after = (load_file(r.student / "unet" / "diffusion_pytorch_model.safetensors") for r in (trained, run))
+    assert max((before[n] - after[n]).abs().max().item() for n in before) < 1e-6
     with pytest.raises(UserError, match="choose a model of the same spec"):
         train(RunFolder(path=tmp_path / "third"), small(student_spec="koala-1b", student_init=str(trained.student)))

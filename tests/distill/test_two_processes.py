@@ -49,7 +49,7 @@ class Two:
         ]
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         return "\n".join(file.read_text()[-3000:] for file in self.files if file.exists())
 
     def ends(self) -> list[int | None]:
@@ -81,11 +81,11 @@ def losses(run: RunFolder, terms: Sequence[str] = TERMS) -> Iterator[dict]:
     return ({term: entry[term] for term in terms} for entry in run.metrics() if entry["kind"] == "train")
 
 
-def assert_same_losses(run: RunFolder, other: RunFolder, terms: Sequence[str] = TERMS) -> None:
+def assert_same_losses(run: RunFolder, reference: RunFolder, terms: Sequence[str] = TERMS) -> None:
     """Every term of every step to 1e-5: what is added up in another order differs by that much."""
-    mine, its = list(losses(run, terms)), list(losses(other, terms))
-    assert [entry["step"] for entry in mine] == [entry["step"] for entry in its]
-    differences = [abs(a[term] - b[term]) for a, b in zip(mine, its, strict=True) for term in a]
+    entries, expected = list(losses(run, terms)), list(losses(reference, terms))
+    assert [entry["step"] for entry in entries] == [entry["step"] for entry in expected]
+    differences = [abs(a[term] - b[term]) for a, b in zip(entries, expected, strict=True) for term in a]
     print(f"max difference {max(differences):.3g}, mean {sum(differences) / len(differences):.3g}")
     assert max(differences) <= 1e-5
 
@@ -96,9 +96,9 @@ def test_a_validation_between_two_checkpoints_does_not_hang_two_processes(config
     run, one = RunFolder(path=tmp_path / "two"), RunFolder(path=tmp_path / "one")
     two = Two(tmp_path, "--config", str(config), "--out", str(run.path))
     train(one, DistillConfig.from_dict(json.loads(config.read_text())))
-    assert two.ends() == [0, 0], two.said
+    assert two.ends() == [0, 0], two.output
     assert run.status().state == "done"
-    assert 2 in run.checkpoints()  # the best so far, saved beside those of every third step
+    assert 2 in run.checkpoints()  # the best so far, saved in addition to those of every third step
     assert run.checkpoints() == one.checkpoints()
     assert_same_losses(run, one)
 
@@ -124,11 +124,11 @@ def test_two_processes_of_a_few_step_method_have_the_losses_of_one(small, tmp_pa
     run, one = RunFolder(path=tmp_path / "two"), RunFolder(path=tmp_path / "one")
     two = Two(tmp_path, "--config", str(file), "--out", str(run.path))
     train(one, config)
-    assert two.ends() == [0, 0], two.said
+    assert two.ends() == [0, 0], two.output
     assert_same_losses(run, one, ("step", "loss", term))
     name = "pytorch_lora_weights.safetensors" if "lora_rank" in settings else "checkpoints/step-3/ema.safetensors"
-    mine, its = (load_file(each.path / name) for each in (run, one))
-    assert max((a - its[key]).abs().max().item() for key, a in mine.items()) <= 3e-3  # AdamW's first steps
+    weights, expected = (load_file(each.path / name) for each in (run, one))
+    assert max((a - expected[key]).abs().max().item() for key, a in weights.items()) <= 3e-3  # AdamW's first steps
 
 
 @pytest.mark.slow
@@ -138,16 +138,16 @@ def test_a_run_that_one_signal_stopped_goes_on_with_one_process_and_then_with_tw
     two = Two(tmp_path, "--config", str(config), "--out", str(run.path), "num_steps=400")
     deadline = time.monotonic() + LONGEST
     while not (run.status() and run.status().step >= 2):
-        assert time.monotonic() < deadline and all(p.is_alive() for p in two.processes), two.said
+        assert time.monotonic() < deadline and all(p.is_alive() for p in two.processes), two.output
         time.sleep(0.02)
     os.kill(two.processes[1].pid, signal.SIGTERM)
-    assert two.ends() == [0, 0], two.said
+    assert two.ends() == [0, 0], two.output
     assert run.status().state == "stopped"
     step = run.status().step
     assert run.checkpoints()[-1] == step
     assert distill("--resume", str(run.path), f"num_steps={step + 2}", "accumulation=2") == 0
     again = Two(tmp_path, "--resume", str(run.path), f"num_steps={step + 4}")
-    assert again.ends() == [0, 0], again.said
+    assert again.ends() == [0, 0], again.output
     assert distill("--config", str(config), "--out", str(one.path), f"num_steps={step + 4}") == 0
     assert_same_losses(run, one)
     assert [entry["processes"] for entry in run.history()] == [1, 2]
@@ -161,5 +161,5 @@ def test_an_error_of_one_process_ends_both_with_its_words(config, tmp_path):
     (run.path / "checkpoints").mkdir()
     (run.path / "checkpoints" / "step-3").write_text("a file where a checkpoint goes")
     two = Two(tmp_path, "--config", str(config), "--out", str(run.path))
-    assert two.ends() == [2, 2], two.said
+    assert two.ends() == [2, 2], two.output
     assert all("checkpoints" in file.read_text() for file in two.files)

@@ -148,8 +148,8 @@ def test_the_cookbooks_recipe_runs_as_it_stands(heading, root, request):
         for words in commands(snippet.text):
             if words[:5] == ["python", "-m", "koala", "export", "--model"]:
                 assert words[5] == "tiny-koala-700m"
-                made = request.getfixturevalue("exported_700m")  # once for all tests
-                shutil.copytree(made, words[words.index("--out") + 1])
+                export = request.getfixturevalue("exported_700m")  # once for all tests
+                shutil.copytree(export, words[words.index("--out") + 1])
             else:
                 run(words)
 

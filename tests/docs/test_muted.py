@@ -1,6 +1,6 @@
 """Warnings of diffusers and transformers are muted for people: each that concerns a picture has an answer of ours.
 
-The table is held against the installed libraries: a warning that a new version adds fails here until it has one.
+The table is compared with the installed libraries: a warning that a new version adds fails here until it has one.
 """
 
 import ast

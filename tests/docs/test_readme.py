@@ -132,14 +132,17 @@ def test_attentions_figures_are_those_of_the_reports():
     size = result["full_size"]
     assert size["predicted_bytes"] == size["tensor_bytes"]
     assert f"{size['predicted_bytes'] / 1e9:.2f} GB for one layer a stage of KOALA-700M over 10 steps" in text
-    by, other = (figures["divergence_from_the_teacher"][s] for s in ("SA", "LF"))
+    attention, last = (figures["divergence_from_the_teacher"][s] for s in ("SA", "LF"))
     assert figures["command"].endswith("num_steps=900") and "900 steps each from the same cut" in text
-    assert [stage for stage in by if by[stage] > other[stage]] == ["DW-2", "DW-3", "UP-2"]
+    assert [stage for stage in attention if attention[stage] > last[stage]] == ["DW-2", "DW-3", "UP-2"]
     assert "the other at DW-2, DW-3 and UP-2" in text
-    assert f"nearer to it at UP-1, where the paper shows it ({by['UP-1']} against {other['UP-1']}), and at MID" in text
+    assert (
+        f"nearer to it at UP-1, where the paper shows it ({attention['UP-1']} against {last['UP-1']}), and at MID"
+        in text
+    )
     short = json.loads((folder / "attention-figures-200-steps.json").read_text())
-    by, other = (short["divergence_from_the_teacher"][s] for s in ("SA", "LF"))
-    assert all(by[stage] < other[stage] for stage in by) and len(by) == 5
+    attention, last = (short["divergence_from_the_teacher"][s] for s in ("SA", "LF"))
+    assert all(attention[stage] < last[stage] for stage in attention) and len(attention) == 5
     assert "it was the first at all five" in text
 
 
@@ -202,7 +205,7 @@ def test_scores_are_those_of_the_reports():
         rates += [others[320, 192], others[192, 320], unseen["all"]["rate"]]
         row = next(line for line in README.splitlines() if line.startswith(f"| `{name}`"))
         assert re.findall(r"([\d.]+) %", row) == [f"{100 * rate:.1f}" for rate in rates]
-        counts = f"{report['num_prompts']} prompts a suite ({sizes['num_prompts']} at other sizes)"
+        counts = f"{report['num_prompts']} prompts per suite ({sizes['num_prompts']} at other sizes)"
         assert counts in " ".join(README.split())
 
 

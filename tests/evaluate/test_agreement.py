@@ -90,8 +90,8 @@ def test_errors_are_those_of_plain_torch(student, teacher, measured):
     clean = clean * (1 - sigmas[550] / sigmas[-1])  # the embedded teacher saw its pictures fade so
     noisy = ddpm.add_noise(clean, noise, torch.tensor([550]))
     outputs, attention = [], []
-    stage, mine, its = layers[7]
-    for model, path in ((student, mine), (teacher, its)):
+    stage, student_path, teacher_path = layers[7]
+    for model, path in ((student, student_path), (teacher, teacher_path)):
         handle = model.pipeline.unet.get_submodule(path).register_forward_hook(lambda m, i, o: attention.append(o))
         asked = agreement.conditioning(model, placement, PROMPTS[1:], 64, 64)
         outputs.append(model.pipeline.unet(noisy, 550, **asked).sample)

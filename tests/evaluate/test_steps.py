@@ -155,6 +155,6 @@ def test_every_model_with_guidance_is_scored_without_it_too():
 
 def test_without_guidance_as_well_needs_guidance():
     settings = Settings(guidance=1.0, also_unguided=True)
-    with pytest.raises(UserError, match="--guidance 1 is no guidance already; leave --also-unguided out"):
+    with pytest.raises(UserError, match="--guidance 1 means no guidance already; leave --also-unguided out"):
         check("steps", ["tiny-sdxl"], settings)
     check("steps", ["tiny-sdxl"], Settings(guidance=3.0, also_unguided=True))

@@ -91,9 +91,9 @@ class Right:
 
 def test_judge_reads_scenes_before_and_after_the_vae(capsys):
     assert run(*STUDENT, "--suite", "judge", "--num-prompts", 3) == 0
-    said = capsys.readouterr().out
-    assert "read perfectly: 100.00 % of clean pictures" in said
-    assert "dB inside objects" in said
+    output = capsys.readouterr().out
+    assert "read perfectly: 100.00 % of clean pictures" in output
+    assert "dB inside objects" in output
 
 
 def test_steps_of_two_models_is_one_command_with_a_plot(tmp_path, tiny_clip):

@@ -61,34 +61,34 @@ def test_no_node_reads_a_transposition_that_moves_no_axis(exported_700m, part):
 
 
 def test_the_unet_declares_clean_names_and_types(exported_700m):
-    found = declared(exported_700m / UNET)
-    assert list(found) == [
+    tensors = declared(exported_700m / UNET)
+    assert list(tensors) == [
         "sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids", "out_sample"
     ]  # fmt: skip
-    assert found["sample"] == found["out_sample"] == ("FLOAT16", ["batch", 4, "height", "width"])
-    assert found["timestep"] == ("FLOAT", [])
-    assert found["encoder_hidden_states"] == ("FLOAT16", ["batch", "sequence", 96])
-    assert found["text_embeds"] == ("FLOAT16", ["batch", 64])
-    assert found["time_ids"] == ("FLOAT", ["batch", 6])
+    assert tensors["sample"] == tensors["out_sample"] == ("FLOAT16", ["batch", 4, "height", "width"])
+    assert tensors["timestep"] == ("FLOAT", [])
+    assert tensors["encoder_hidden_states"] == ("FLOAT16", ["batch", "sequence", 96])
+    assert tensors["text_embeds"] == ("FLOAT16", ["batch", 64])
+    assert tensors["time_ids"] == ("FLOAT", ["batch", 6])
 
 
 def test_the_manifest_says_where_it_comes_from_and_holds_every_file(exported_700m, embedded):
-    found = Exported.read(exported_700m)
-    found.check(exported_700m)
-    assert (found.model, found.target, found.dtype, found.licence) == (
+    manifest = Exported.read(exported_700m)
+    manifest.check(exported_700m)
+    assert (manifest.model, manifest.target, manifest.dtype, manifest.licence) == (
         "tiny-koala-700m", "universal", "float16", "Apache-2.0"
     )  # fmt: skip
     weights = embedded / "tiny-koala-700m" / "unet" / "diffusion_pytorch_model.safetensors"
-    assert found.source["unet/diffusion_pytorch_model.safetensors"] == sha256(weights)
-    assert found.components["unet"].parameters == 1_967_636
-    assert set(found.components) == set(WHOLE)
+    assert manifest.source["unet/diffusion_pytorch_model.safetensors"] == sha256(weights)
+    assert manifest.components["unet"].parameters == 1_967_636
+    assert set(manifest.components) == set(WHOLE)
 
 
 def test_the_file_itself_says_what_it_is_and_nothing_of_this_machine(exported_700m):
     for name in WHOLE:
         model = onnx.load(exported_700m / name / "model.onnx")
-        told = {p.key: p.value for p in model.metadata_props}
-        assert told["koala.model"] == "tiny-koala-700m" and "torch" in told["koala.versions"]
+        metadata = {p.key: p.value for p in model.metadata_props}
+        assert metadata["koala.model"] == "tiny-koala-700m" and "torch" in metadata["koala.versions"]
         for node in model.graph.node:
             assert not node.metadata_props and not node.doc_string
         text = (exported_700m / name / "model.onnx").read_bytes()
@@ -164,20 +164,20 @@ def test_what_is_too_large_for_one_file_gets_one_data_file(text_program, tmp_pat
     ids = torch.randint(0, 600, (1, 77))
     with torch.no_grad():
         wanted = text_encoder().module(ids)[0].numpy()
-    found = session.run(["last_hidden_state"], {"input_ids": ids.numpy()})[0]
-    assert abs(found - wanted).max() < 1e-4
+    hidden = session.run(["last_hidden_state"], {"input_ids": ids.numpy()})[0]
+    assert abs(hidden - wanted).max() < 1e-4
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"target": "directml"}, "unknown target 'directml'; choose one of universal, tensorrt, cpu-int8"),
         ({"target": "cpu-int8", "dtype": "fp16"}, "has fp32 weights, not fp16"),
         ({"components": "vae"}, "all or unet"),
     ],
 )
-def test_what_cannot_be_exported_is_said_at_once(settings, said):
-    with pytest.raises(UserError, match=said):
+def test_what_cannot_be_exported_is_said_at_once(settings, message):
+    with pytest.raises(UserError, match=message):
         plan("tiny-koala-700m", **settings)
 
 
@@ -301,12 +301,12 @@ def test_what_a_lora_reaches_and_what_of_it_is_not_used_is_told(tmp_path, monkey
     args = ["--model", "tiny-koala-700m", "--lora", str(lora), "--out", str(tmp_path / "out"), "--progress", progress]
     with pytest.raises(UserError, match="far enough"):
         command.run(parse(args))
-    said = capsys.readouterr().err.splitlines()[0]
-    said = json.loads(said)["text"] if progress == "json" else said
+    line = capsys.readouterr().err.splitlines()[0]
+    line = json.loads(line)["text"] if progress == "json" else line
     # The paper's cut: no middle, of each stage the first residual block (in the decoder the last as well), 5 deep.
     gone = re.compile(r"mid_block|down_blocks\.\d\.attentions\.1|up_blocks\.\d\.attentions\.1|transformer_blocks\.5")
     count, here = len(layers), sum(not gone.search(path) for path in layers)
-    assert said == (
+    assert line == (
         f"LoRA detail.safetensors on {here} of its {count} U-Net layers ({here / count:.0%}), "
         "3 text-encoder tensors not used, 1 other tensor skipped"
     )

@@ -40,19 +40,19 @@ def changed(export: Path, to: Path, change) -> Path:
 
 
 def test_a_good_export_passes_its_structure(exported_700m):
-    found = structure.structure(open_case(exported_700m))
-    assert found.passed, found.text
-    assert found.figures["operators"]["unet"]["MatMul"] > 100
+    finding = structure.structure(open_case(exported_700m))
+    assert finding.passed, finding.text
+    assert finding.figures["operators"]["unet"]["MatMul"] > 100
 
 
 def test_the_unet_computes_what_torch_does_at_any_size(exported_700m, monkeypatch):
     """One size that is no multiple of 32 px, 154 tokens, a batch of 4, the first timestep."""
     odd = numbers.Shape(width=152, height=136, batch=4, tokens=154, timestep=1.0)
     monkeypatch.setattr(numbers, "calls", lambda case: [odd])
-    found = numbers.numbers(open_case(exported_700m))
-    print(found.text)
-    assert found.passed, found.text
-    assert found.figures["worst"]["twin"] < 1e-5
+    finding = numbers.numbers(open_case(exported_700m))
+    print(finding.text)
+    assert finding.passed, finding.text
+    assert finding.figures["worst"]["twin"] < 1e-5
 
 
 def test_all_calls_are_those_that_are_promised(exported_700m):
@@ -64,9 +64,9 @@ def test_all_calls_are_those_that_are_promised(exported_700m):
 
 
 def test_text_encoders_and_vae_compute_what_torch_does(exported_700m):
-    found = numbers.parts(open_case(exported_700m))
-    print(found.text)
-    assert found.passed, found.text
+    finding = numbers.parts(open_case(exported_700m))
+    print(finding.text)
+    assert finding.passed, finding.text
 
 
 @pytest.mark.parametrize(
@@ -88,15 +88,15 @@ def test_outputs_under_each_others_names_are_found(exported_700m, tmp_path, part
             for k, name in enumerate(names):
                 names[k] = swap.get(name, name)
     onnx.save(model, copy / part / "model.onnx")
-    found = numbers.parts(open_case(copy))
-    assert found.passed is False and f"{part} is" in found.text and "off torch's fp32" in found.text
+    finding = numbers.parts(open_case(copy))
+    assert finding.passed is False and f"{part} is" in finding.text and "off torch's fp32" in finding.text
 
 
 def test_of_a_large_model_pictures_are_left_out_unless_they_are_asked_for(exported_700m, monkeypatch):
     monkeypatch.setattr(folder, "LARGE", 1_000)  # parameters
     case = open_case(exported_700m)
-    found = pictures.pictures(case)
-    assert found.passed is None and "draw them with --thorough" in found.text
+    finding = pictures.pictures(case)
+    assert finding.passed is None and "draw them with --thorough" in finding.text
     assert [(s.width, s.height, s.batch) for s in numbers.calls(case)] == [(512, 512, 1)]
     thorough = open_case(exported_700m, thorough=True)
     assert not thorough.large and len(numbers.calls(thorough)) == 9
@@ -144,7 +144,7 @@ def half_timestep(model):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (foreign_operator, "outside the standard|com.microsoft"),
         (mixed_types, "type"),
@@ -155,10 +155,10 @@ def half_timestep(model):
         (half_timestep, "timestep|[Tt]ype"),
     ],
 )
-def test_a_file_that_is_wrong_is_found(exported_700m, tmp_path, change, said):
-    found = structure.structure(open_case(changed(exported_700m, tmp_path, change)))
-    assert found.passed is False
-    assert re.search(said, found.text), found.text
+def test_a_file_that_is_wrong_is_found(exported_700m, tmp_path, change, message):
+    finding = structure.structure(open_case(changed(exported_700m, tmp_path, change)))
+    assert finding.passed is False
+    assert re.search(message, finding.text), finding.text
 
 
 def test_other_weights_are_found(exported_700m, tmp_path, monkeypatch):
@@ -168,8 +168,8 @@ def test_other_weights_are_found(exported_700m, tmp_path, monkeypatch):
 
     one = numbers.Shape(width=128, height=128, batch=1, tokens=77, timestep=500.0)
     monkeypatch.setattr(numbers, "calls", lambda case: [one])
-    found = numbers.numbers(open_case(changed(exported_700m, tmp_path, scale)))
-    assert found.passed is False and "the fp32 twin is" in found.text
+    finding = numbers.numbers(open_case(changed(exported_700m, tmp_path, scale)))
+    assert finding.passed is False and "the fp32 twin is" in finding.text
 
 
 def test_a_file_edited_after_the_export_is_refused_by_name(exported_700m, tmp_path):
@@ -191,33 +191,33 @@ def test_an_export_of_other_weights_is_not_compared(exported_700m, tmp_path):
 
 def test_a_folders_export_tells_no_path_and_asks_where_the_folder_is(exported_700m, embedded, tmp_path):
     """Symptom: the model of a folder was named by its path, in a file that others get."""
-    mine = shutil.copytree(embedded / "tiny-koala-700m", tmp_path / "my-koala")
-    told = folder._manifest(folder.plan(str(mine)))
-    assert told.model == "my-koala" and str(tmp_path) not in json.dumps(dataclasses.asdict(told))
+    model_folder = shutil.copytree(embedded / "tiny-koala-700m", tmp_path / "my-koala")
+    manifest = folder._manifest(folder.plan(str(model_folder)))
+    assert manifest.model == "my-koala" and str(tmp_path) not in json.dumps(dataclasses.asdict(manifest))
     copy = copy_of(exported_700m, tmp_path)
     dataclasses.replace(Exported.read(copy), model="my-koala").write(copy)
     with pytest.raises(UserError, match="--model FOLDER"):
         open_case(copy)
-    assert open_case(copy, model=str(mine)).job.card.source == str(mine)
+    assert open_case(copy, model=str(model_folder)).job.card.source == str(model_folder)
 
 
 def test_a_fused_lora_must_be_given_to_be_compared(exported_700m, tmp_path):
     copy = copy_of(exported_700m, tmp_path)
-    told = {"name": "style.safetensors", "sha256": "0" * 64, "strength": 1.0}
-    dataclasses.replace(Exported.read(copy), lora=told).write(copy)
+    fused = {"name": "style.safetensors", "sha256": "0" * 64, "strength": 1.0}
+    dataclasses.replace(Exported.read(copy), lora=fused).write(copy)
     with pytest.raises(UserError, match="--lora style.safetensors"):
         open_case(copy)
-    other = tmp_path / "style.safetensors"
-    other.write_bytes(b"x")
+    other_lora = tmp_path / "style.safetensors"
+    other_lora.write_bytes(b"x")
     with pytest.raises(UserError, match="is not the LoRA"):
-        open_case(copy, lora=other)
+        open_case(copy, lora=other_lora)
 
 
 def test_the_twin_is_the_same_graph_in_fp32(exported_700m, tmp_path):
     file, twin = exported_700m / UNET, widen(exported_700m / UNET, tmp_path / "twin.onnx")
-    mine, its = onnx.load(file), onnx.load(twin)
-    assert [n.op_type for n in mine.graph.node] == [n.op_type for n in its.graph.node]
-    assert all(t.data_type != onnx.TensorProto.FLOAT16 for t in its.graph.initializer)
+    fp16, fp32 = onnx.load(file), onnx.load(twin)
+    assert [n.op_type for n in fp16.graph.node] == [n.op_type for n in fp32.graph.node]
+    assert all(t.data_type != onnx.TensorProto.FLOAT16 for t in fp32.graph.initializer)
     onnx.checker.check_model(str(twin), full_check=True)
 
 
@@ -266,11 +266,11 @@ def test_an_island_holds_what_fp16_cannot():
         cast = {n: v if n in ("timestep", "time_ids") else v.half() for n, v in given.items()}
         without = wrappers.unet(half).module(**cast)
         float_islands(half, [name])
-        found = wrappers.unet(half).module(**cast)
+        output = wrappers.unet(half).module(**cast)
     assert not torch.isfinite(without).all()
-    error = numbers.error(found.float().numpy(), wanted.numpy())
+    error = numbers.error(output.float().numpy(), wanted.numpy())
     print(f"with an island {error:.1e} off")
-    assert found.dtype == torch.float16 and error < 5e-3
+    assert output.dtype == torch.float16 and error < 5e-3
 
 
 @pytest.mark.slow
@@ -289,8 +289,8 @@ def test_torch_draws_with_the_lora_that_a_file_has_in_its_weights(tmp_path):
     model, fused = (Library("cpu", dtype="float32").get("tiny-koala-700m") for _ in range(2))
     job = dataclasses.replace(folder.plan("tiny-koala-700m", lora=lora), dtype="float32")
     fused.pipeline.unet.load_state_dict(folder.load(job, "unet").state_dict())
-    (wanted,), (plain,), (found,) = (
+    (wanted,), (plain,), (drawn,) = (
         pictures._draw(*how) for how in ((fused, text), (model, text), (model, text, lora))
     )
-    print(f"with the LoRA {psnr(found, wanted):.1f} dB, without {psnr(plain, wanted):.1f} dB")
-    assert psnr(found, wanted) > 40 > 20 > psnr(plain, wanted)
+    print(f"with the LoRA {psnr(drawn, wanted):.1f} dB, without {psnr(plain, wanted):.1f} dB")
+    assert psnr(drawn, wanted) > 40 > 20 > psnr(plain, wanted)

@@ -18,35 +18,35 @@ from tests.export.signed import signed_export
 
 
 @pytest.fixture(scope="module")
-def found(exported_700m):
+def inspected(exported_700m):
     from koala.export.inspection import inspect
 
     return inspect(exported_700m).to_dict()
 
 
-def test_operators_sizes_and_edges_are_those_of_the_files(exported_700m, found):
-    for name, part in found["components"].items():
+def test_operators_sizes_and_edges_are_those_of_the_files(exported_700m, inspected):
+    for name, part in inspected["components"].items():
         file = exported_700m / name / "model.onnx"
         model = onnx.load(file)
         assert part["operators"] == Counter(node.op_type for node in model.graph.node)
         assert part["files"] == {f"{name}/model.onnx": file.stat().st_size}
         assert list(part["inputs"]) == [i.name for i in model.graph.input]
         assert part["metadata"].keys() == {p.key.removeprefix("koala.") for p in model.metadata_props}
-    assert found["components"]["unet"]["inputs"]["sample"] == ("float16", ["batch", 4, "height", "width"])
-    assert found["bytes"] == sum(f.stat().st_size for f in exported_700m.rglob("*") if f.is_file())
-    assert found["problems"] == ()
+    assert inspected["components"]["unet"]["inputs"]["sample"] == ("float16", ["batch", 4, "height", "width"])
+    assert inspected["bytes"] == sum(f.stat().st_size for f in exported_700m.rglob("*") if f.is_file())
+    assert inspected["problems"] == ()
 
 
 def test_every_file_says_its_model_dtype_licence_and_the_hashes_of_its_weights(exported_700m, embedded):
     weights = embedded / "tiny-koala-700m" / "unet" / "diffusion_pytorch_model.safetensors"
     dtypes = {}
     for file in sorted(exported_700m.glob("*/model.onnx")):
-        told = {p.key: p.value for p in onnx.load(file, load_external_data=False).metadata_props}
-        assert told["koala.model"] == "tiny-koala-700m" and told["koala.licence"] == "Apache-2.0"
-        hashes = json.loads(told["koala.source_sha256"])
+        metadata = {p.key: p.value for p in onnx.load(file, load_external_data=False).metadata_props}
+        assert metadata["koala.model"] == "tiny-koala-700m" and metadata["koala.licence"] == "Apache-2.0"
+        hashes = json.loads(metadata["koala.source_sha256"])
         assert hashes["unet/diffusion_pytorch_model.safetensors"] == sha256(weights)
         assert not any(name.startswith("/") for name in hashes)
-        dtypes[told["koala.component"]] = told["koala.dtype"]
+        dtypes[metadata["koala.component"]] = metadata["koala.dtype"]
     assert dtypes == {
         "unet": "float16",
         "text_encoder": "float16",
@@ -56,11 +56,11 @@ def test_every_file_says_its_model_dtype_licence_and_the_hashes_of_its_weights(e
     }
 
 
-def test_memory_is_told_at_three_sizes_and_grows_with_the_pixels(found):
-    small, usual, large = found["memory"]
-    assert [(m["width"], m["height"], m["batch"]) for m in found["memory"]] == [(s, s, 2) for s in (128, 256, 384)]
-    weights = sum(count for part in found["components"].values() for count in part["files"].values())
-    assert {m["weights_bytes"] for m in found["memory"]} == {weights}
+def test_memory_is_told_at_three_sizes_and_grows_with_the_pixels(inspected):
+    small, usual, large = inspected["memory"]
+    assert [(m["width"], m["height"], m["batch"]) for m in inspected["memory"]] == [(s, s, 2) for s in (128, 256, 384)]
+    weights = sum(count for part in inspected["components"].values() for count in part["files"].values())
+    assert {m["weights_bytes"] for m in inspected["memory"]} == {weights}
     # Convolutions grow with the pixels, attention with their square.
     assert 4 <= usual["tensors_bytes"] / small["tensors_bytes"] <= 16
     assert usual["bytes"] == weights + usual["tensors_bytes"] < large["bytes"]
@@ -69,9 +69,9 @@ def test_memory_is_told_at_three_sizes_and_grows_with_the_pixels(found):
 def graph(tmp_path, nodes, opset=20, inputs=("x",)):
     values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 8, "height", "width"]) for n in inputs]
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
-    made = helper.make_graph(nodes, "g", values, [output])
+    built = helper.make_graph(nodes, "g", values, [output])
     file = tmp_path / "model.onnx"
-    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=10), file)
+    onnx.save(helper.make_model(built, opset_imports=[helper.make_opsetid("", opset)], ir_version=10), file)
     return file
 
 
@@ -93,10 +93,10 @@ def test_operators_that_shape_inference_does_not_know_keep_their_inputs_shape(tm
     assert live_bytes(graph(tmp_path, attention, 23, ("q", "k", "v")), SIZES) == 4 * ONE
 
 
-def test_the_command_prints_one_json_object_or_lines(exported_700m, found, capsys):
+def test_the_command_prints_one_json_object_or_lines(exported_700m, inspected, capsys):
     assert main(["inspect", str(exported_700m), "--json"]) == 0
     printed = capsys.readouterr()
-    assert json.loads(printed.out) == json.loads(json.dumps(found)) and printed.err == ""
+    assert json.loads(printed.out) == json.loads(json.dumps(inspected)) and printed.err == ""
     assert main(["inspect", str(exported_700m)]) == 0
     text = capsys.readouterr().out
     assert "sample  float16 [batch, 4, height, width]" in text and "256x256 px, batch 2: about" in text

@@ -47,9 +47,9 @@ def apart(export: Path, drawn: GenerationResult, folder: Path) -> float:
     given = ["--negative-prompt", asked.negative_prompt, "--guidance", str(asked.guidance), "--steps", str(asked.steps)]
     done = run(str(export), asked.prompt, *given, "--noise", "noise.npy", "--out", "a.png", cwd=folder)
     assert done.returncode == 0, done.stderr
-    found = psnr(Image.open(folder / "a.png").convert("RGB"), drawn.images[0])
-    print(f"PSNR {found:.1f} dB")
-    return found
+    decibels = psnr(Image.open(folder / "a.png").convert("RGB"), drawn.images[0])
+    print(f"PSNR {decibels:.1f} dB")
+    return decibels
 
 
 @pytest.mark.parametrize(
@@ -66,8 +66,8 @@ def test_the_picture_is_torch_s(tmp_path, exported_700m, prompt, negative, guida
     asked = GenerationRequest(
         model="tiny-koala-700m", prompt=prompt, negative_prompt=negative, guidance=guidance, seed=seed, **SMALL
     )
-    found = apart(exported_700m, generate(asked, Library("cpu").get(asked.model), num_previews=0), tmp_path)
-    assert found > 40
+    decibels = apart(exported_700m, generate(asked, Library("cpu").get(asked.model), num_previews=0), tmp_path)
+    assert decibels > 40
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "noise.npy"]  # no reports to ONNX Runtime's makers
 
 
@@ -89,13 +89,13 @@ def test_defaults_are_the_model_s_and_bad_use_is_one_line(tmp_path, exported_700
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.size == (defaults["width"], defaults["height"])
         assert picture.text["parameters"].startswith("a red circle\n")
-    for arguments, said in (
+    for arguments, message in (
         ([str(tmp_path), "x"], "is not an export"),
         ([str(exported_700m), "x", "--width", "100"], "multiples of 8"),
         ([str(exported_700m), "x", "--steps", "0"], "at least 1"),
     ):
         done = run(*arguments, cwd=tmp_path)
-        assert done.returncode == 2 and said in done.stderr
+        assert done.returncode == 2 and message in done.stderr
 
 
 @pytest.fixture
@@ -112,16 +112,16 @@ def copy(tmp_path, exported_700m):
 
 def say(folder, file, **values):
     """The JSON file with these values; None takes a key away."""
-    found = json.loads((folder / file).read_text()) | values
+    content = json.loads((folder / file).read_text()) | values
     (folder / file).unlink()
-    (folder / file).write_text(json.dumps({name: value for name, value in found.items() if value is not None}))
+    (folder / file).write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
 
 
 SCHEDULER = "scheduler/scheduler_config.json"
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "said"),
+    ("scheduler", "settings"),
     [
         ("euler-trailing", {}),
         ("euler-linspace", {"timestep_spacing": None}),
@@ -131,11 +131,11 @@ SCHEDULER = "scheduler/scheduler_config.json"
         ("euler-leading", {"timestep_spacing": "trailing"}),  # SDXL's offset, 1
     ],
 )
-def test_timesteps_and_noise_levels_are_those_of_diffusers(copy, scheduler, said):
+def test_timesteps_and_noise_levels_are_those_of_diffusers(copy, scheduler, settings):
     """Symptom: an export of a model with leading timesteps was drawn with trailing ones."""
-    say(copy, SCHEDULER, **said)
+    say(copy, SCHEDULER, **settings)
     config = json.loads((copy / SCHEDULER).read_text())
-    offset = config.get("steps_offset", 0) if said.get("timestep_spacing") != "trailing" else 1
+    offset = config.get("steps_offset", 0) if settings.get("timestep_spacing") != "trailing" else 1
     stock = EulerDiscreteScheduler(
         beta_start=config["beta_start"],
         beta_end=config["beta_end"],
@@ -189,8 +189,8 @@ def test_a_damaged_or_unknown_key_is_one_line(copy, monkeypatch, capsys, file, v
     monkeypatch.chdir(copy)
     with pytest.raises(SystemExit) as end:
         numpy_runner.main()
-    said = capsys.readouterr().err.splitlines()[-1] if end.value.code == 2 else str(end.value.code)
-    assert says in said and str(copy / file) in said
+    line = capsys.readouterr().err.splitlines()[-1] if end.value.code == 2 else str(end.value.code)
+    assert says in line and str(copy / file) in line
 
 
 def test_what_has_no_word_of_its_own_is_one_line_too(copy):

@@ -114,11 +114,11 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
     parts = left[0].name.split(".")
     stranger = tmp_path / ".".join([*parts[:-2], f"ffffff{parts[-2][6:]}", parts[-1]])  # written on another machine
     stranger.write_text("half")
-    mine = tmp_path / ".b.123.partial"  # no name of ours
-    mine.write_text("")
+    unrelated = tmp_path / ".b.123.partial"  # no name of ours
+    unrelated.write_text("")
     with new_file(tmp_path / "b") as file:
         file.write_text("b")
-    assert {p.name for p in tmp_path.iterdir()} == {"b", stranger.name, mine.name}
+    assert {p.name for p in tmp_path.iterdir()} == {"b", stranger.name, unrelated.name}
 
 
 def test_a_living_writer_keeps_what_it_has_begun(tmp_path):

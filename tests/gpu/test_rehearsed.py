@@ -144,9 +144,9 @@ def test_without_a_compiler_it_is_said_what_to_install(monkeypatch, tmp_path):
 
 def test_a_tensor_that_was_left_behind_is_noticed():
     with rehearsed(card(8)) as rehearsal:
-        there = torch.ones(4).to(rehearsal.device)
+        on_card = torch.ones(4).to(rehearsal.device)
         with pytest.raises(RuntimeError, match="at least two devices, cuda:0 and cpu"):
-            there + torch.ones(4)
+            on_card + torch.ones(4)
         torch.zeros(4, device="cuda:1")
         assert rehearsal.storages.elsewhere == {torch.device("cuda:1")}
     with pytest.raises((AssertionError, RuntimeError)):

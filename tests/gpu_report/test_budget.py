@@ -68,13 +68,13 @@ def test_a_section_that_fails_is_told_and_the_rest_go_on():
         section("b", clock, 5, ends=NotHere("no TensorRT")),
         section("c", clock, 5),
     ]
-    kept: list[list[str]] = []
+    saved: list[list[str]] = []
     output = lambda error: f"{type(error).__name__}: {error}"  # noqa: E731
-    outcomes, message = budget(clock, *chosen, explain=output, after=lambda outcomes: kept.append(list(outcomes)))
+    outcomes, message = budget(clock, *chosen, explain=output, after=lambda outcomes: saved.append(list(outcomes)))
     assert [o.status for o in outcomes.values()] == [FAILED, NOT_HERE, DONE]
     assert [o.reason for o in outcomes.values()] == ["ValueError: no such kernel", "no TensorRT", None]
     assert outcomes["a"].found == {"allowed": 100} and outcomes["a"].seconds == 5  # what was measured before it failed
-    assert kept == [["a"], ["a", "b"], ["a", "b", "c"]]
+    assert saved == [["a"], ["a", "b"], ["a", "b", "c"]]
     assert any("A: failed, ValueError: no such kernel" in line for line in message)
 
 

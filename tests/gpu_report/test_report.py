@@ -176,9 +176,9 @@ def test_what_is_not_here_is_said_with_what_brings_it(report):
     assert "Not measured: not here. TensorRT-RTX is not installed" in markdown(report)
 
 
-def computes_alike(library: Library, made: exports.Exports) -> None:
+def computes_alike(library: Library, files: exports.Exports) -> None:
     own: dict = {}
-    exports.onnx_runtime(SMALL, library, made, own, Limit(600), lambda text: None)
+    exports.onnx_runtime(SMALL, library, files, own, Limit(600), lambda text: None)
     assert own["provider"] == "CPUExecutionProvider"
     (row,) = own["rows"]
     assert row["faster"] == pytest.approx(row["torch_ms"] / row["onnxruntime_ms"])
@@ -189,19 +189,19 @@ def computes_alike(library: Library, made: exports.Exports) -> None:
 @pytest.mark.slow
 def test_onnx_runtime_computes_what_torch_computes(library, exported_700m, tmp_path):
     """On the shipped model, whose export other tests make, too; half precision against single."""
-    made = dataclasses.replace(_exports(tmp_path), write=lambda unet, folder: exported_700m / "unet" / "model.onnx")
-    computes_alike(library, made)
+    files = dataclasses.replace(_exports(tmp_path), write=lambda unet, folder: exported_700m / "unet" / "model.onnx")
+    computes_alike(library, files)
 
 
 @pytest.mark.slow
 def test_a_random_unet_leaves_torch_for_onnx_runtime_and_for_an_engine(tmp_path):
     """The engine of TensorRT-RTX is built without a GPU, and cannot run without one."""
-    random, made, built = random_library("cpu"), _exports(tmp_path), {}
-    computes_alike(random, made)
+    random, files, built = random_library("cpu"), _exports(tmp_path), {}
+    computes_alike(random, files)
     (file,) = tmp_path.rglob("*.onnx")
     pytest.importorskip("tensorrt_rtx")
     with pytest.raises(NotHere, match="the engine was built, and this device cannot run it"):
-        exports.tensorrt_rtx(SMALL, random, made, built, Limit(60), print)
+        exports.tensorrt_rtx(SMALL, random, files, built, Limit(60), print)
     assert built["engine_ms"] is None and built["engine_bytes"] > 2 * CARDS[TINY].parameters
     assert list(tmp_path.rglob("*.onnx")) == [file]  # written once for both
 

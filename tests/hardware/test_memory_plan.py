@@ -18,8 +18,8 @@ def tier(gigabytes: int, preset: str = "quality", *specs) -> Plan:
     return pair_plan(specs or (KOALA_700M,), **CARD, vram_bytes=gigabytes * GB, preset=preset)
 
 
-def where(found: Plan) -> tuple:
-    return found.text, found.unet, found.vae_tile
+def where(planned: Plan) -> tuple:
+    return planned.text, planned.unet, planned.vae_tile
 
 
 @pytest.mark.parametrize("parts", [SDXL_PARTS, TINY_PARTS], ids=["sdxl", "tiny"])
@@ -66,9 +66,9 @@ def test_every_spec_finds_its_parts():
     ],
 )
 def test_fast_tiers_give_up_pixels_before_time(card, placed, gigabytes):
-    found = tier(card, "fast")
-    assert where(found) == placed
-    assert found.predicted_peak_bytes / GB == pytest.approx(gigabytes, abs=0.05)
+    planned = tier(card, "fast")
+    assert where(planned) == placed
+    assert planned.predicted_peak_bytes / GB == pytest.approx(gigabytes, abs=0.05)
 
 
 @pytest.mark.parametrize("card", [8, 6, 4, 3])
@@ -77,23 +77,23 @@ def test_quality_keeps_the_stock_pixels_of_koala_on_every_card(card):
 
 
 def test_quality_tiles_when_nothing_else_fits():
-    found = pair_plan([KOALA_700M], device="cuda", vram_bytes=8 * GB, width=2048, height=2048)
-    assert found.vae_tile == 64
-    assert "otherwise" in next(c.reason for c in found.choices if c.what == "decoder")
+    planned = pair_plan([KOALA_700M], device="cuda", vram_bytes=8 * GB, width=2048, height=2048)
+    assert planned.vae_tile == 64
+    assert "otherwise" in next(c.reason for c in planned.choices if c.what == "decoder")
 
 
 def test_low_memory_takes_the_smallest_plan_on_a_large_card():
-    found = tier(80, "low-memory")
-    assert where(found) == ("released", "swapped", 64)
-    assert found.predicted_peak_bytes / GB == pytest.approx(1.95, abs=0.05)
+    planned = tier(80, "low-memory")
+    assert where(planned) == ("released", "swapped", 64)
+    assert planned.predicted_peak_bytes / GB == pytest.approx(1.95, abs=0.05)
 
 
 @pytest.mark.parametrize("preset", ["quality", "fast", "low-memory"])
 @pytest.mark.parametrize("card", [24, 12, 8, 7])
 @pytest.mark.parametrize("specs", [(SDXL,), (SDXL, KOALA_700M)], ids=["sdxl", "pair"])
 def test_no_plan_exceeds_its_budget(preset, card, specs):
-    found = tier(card, preset, *specs)
-    assert found.predicted_peak_bytes <= found.budget_bytes < card * GB
+    planned = tier(card, preset, *specs)
+    assert planned.predicted_peak_bytes <= planned.budget_bytes < card * GB
 
 
 def test_koala_beside_sdxl_fits_8_gb_and_names_the_price():
@@ -112,8 +112,8 @@ def test_parts_on_the_device_follow_the_placement():
 
 
 def test_a_vae_that_overflows_in_half_precision_decodes_in_float32():
-    found = plan(SDXL, **CARD, vram_bytes=24 * GB, vae_fp16_safe=False)
-    assert (found.dtype, found.vae_dtype) == ("float16", "float32")
+    planned = plan(SDXL, **CARD, vram_bytes=24 * GB, vae_fp16_safe=False)
+    assert (planned.dtype, planned.vae_dtype) == ("float16", "float32")
 
 
 def test_a_small_decoder_is_used_by_the_preset_that_says_so():
@@ -133,8 +133,8 @@ def test_the_reason_for_a_precision_is_the_true_one():
     """Symptom: --dtype float16 on a CPU said that otherwise more memory would be needed than is free."""
 
     def reason(**settings) -> str:
-        found = pair_plan((TINY_SDXL,), device="cpu", width=256, height=256, **settings)
-        return next(c.reason for c in found.choices if c.what == "precision")
+        planned = pair_plan((TINY_SDXL,), device="cpu", width=256, height=256, **settings)
+        return next(c.reason for c in planned.choices if c.what == "precision")
 
     assert reason(vram_bytes=64 * GB, dtype="float16", dtype_asked=True) == "as was asked for"
     assert reason(vram_bytes=None, dtype="bfloat16", dtype_asked=True) == "as was asked for"
@@ -142,8 +142,8 @@ def test_the_reason_for_a_precision_is_the_true_one():
     assert "so it was loaded" in reason(vram_bytes=64 * GB, dtype="bfloat16")
     least = pair_plan((SDXL,), device="cpu", vram_bytes=None, dtype="bfloat16", width=1024, height=1024)
     tight = int(least.predicted_peak_bytes / 0.9) + GB
-    found = pair_plan((SDXL,), device="cpu", vram_bytes=tight, dtype="bfloat16", width=1024, height=1024)
-    assert found.choices[0].reason.startswith("otherwise ")
+    planned = pair_plan((SDXL,), device="cpu", vram_bytes=tight, dtype="bfloat16", width=1024, height=1024)
+    assert planned.choices[0].reason.startswith("otherwise ")
 
 
 def test_too_big_names_the_size_that_fits():
@@ -158,5 +158,5 @@ def test_too_big_names_the_size_that_fits():
 
 
 def test_without_a_limit_all_stays_on_the_device():
-    found = plan(SDXL, **CARD, vram_bytes=None)
-    assert where(found) == ("resident", "resident", None) and found.budget_bytes is None
+    planned = plan(SDXL, **CARD, vram_bytes=None)
+    assert where(planned) == ("resident", "resident", None) and planned.budget_bytes is None

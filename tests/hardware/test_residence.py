@@ -70,13 +70,13 @@ def test_one_unet_at_a_time_where_the_plan_says_so(library, text, unet, during):
         result = generate(request, model, placement=placement, on_step=watch)
         expected = next(w for w in whole if w.request.model == request.model)
         assert np.array_equal(np.asarray(result.images[0]), np.asarray(expected.images[0]))
-    for name, found in seen:
-        own = {part for part in found if part.startswith(name)}
+    for name, on_device in seen:
+        own = {part for part in on_device if part.startswith(name)}
         assert own == {f"{name}:{part}" for part in during}
-        unets = {part for part in found if part.endswith(":unet")}
+        unets = {part for part in on_device if part.endswith(":unet")}
         assert len(unets) == (2 if unet == "resident" and name == PAIR[1] else 1) or unet == "resident"
     if unet != "resident":
-        assert all(len({p for p in found if p.endswith(":unet")}) == 1 for _, found in seen)
+        assert all(len({p for p in on_device if p.endswith(":unet")}) == 1 for _, on_device in seen)
 
 
 def test_a_released_text_is_encoded_once_for_both_models_and_counted_for_each(library):

@@ -206,8 +206,8 @@ def test_comfyui_reads_every_layer_of_a_moved_lora_unless_pefts_names_are_asked_
         keys = load_file(tmp_path / f"{names}.safetensors").keys()
         read = [key for key in keys if comfyui_reads(key, table)]
         assert len(read) == len(keys) if share == 1 else 0 < len(read) <= share * len(keys)
-    mine, its = (by_hand(tmp_path / f"{names}.safetensors") for names in ("kohya", "peft"))
-    assert mine.keys() == its.keys() and all(torch.equal(mine[path], its[path]) for path in mine)
+    by_kohya, by_peft = (by_hand(tmp_path / f"{names}.safetensors") for names in ("kohya", "peft"))
+    assert by_kohya.keys() == by_peft.keys() and all(torch.equal(by_kohya[path], by_peft[path]) for path in by_kohya)
 
 
 def test_what_pefts_names_cannot_say_is_refused_with_what_can(tmp_path):
@@ -227,7 +227,7 @@ def test_what_pefts_names_cannot_say_is_refused_with_what_can(tmp_path):
 
 
 def test_pefts_scale_in_the_metadata_is_not_lost(tmp_path):
-    """A file that diffusers' trainers write has alpha in its metadata, beside layer names that change."""
+    """A file that diffusers' trainers write has alpha in its metadata, and layer names that change."""
     layers = factors(TINY_SDXL, r"attn1\.to_q$")
     special = "up_blocks.0.attentions.2.transformer_blocks.0.attn1.to_q"
     settings = {

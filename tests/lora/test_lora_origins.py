@@ -29,12 +29,12 @@ def random(*shape):
 
 
 def peft(*modules, before="unet."):
-    found = {}
+    tensors = {}
     for module in modules:
         width = 64 if module.startswith("up_blocks.0") else 32
-        found[f"{before}{module}.lora_A.weight"] = random(2, width)
-        found[f"{before}{module}.lora_B.weight"] = random(width, 2)
-    return found
+        tensors[f"{before}{module}.lora_A.weight"] = random(2, width)
+        tensors[f"{before}{module}.lora_B.weight"] = random(width, 2)
+    return tensors
 
 
 def saved(file, tensors, **settings):
@@ -48,10 +48,10 @@ def delta_of(file, module, spec=TINY_SDXL):
 
 
 @pytest.mark.parametrize("before", ["", "unet."])
-@pytest.mark.parametrize("told", ["", "unet."])
-def test_a_scale_counts_however_its_settings_are_named(tmp_path, before, told):
+@pytest.mark.parametrize("prefix", ["", "unet."])
+def test_a_scale_counts_however_its_settings_are_named(tmp_path, before, prefix):
     """Symptom: a file of unet.save_lora_adapter, whose settings name no component, had a quarter of its scale."""
-    file = saved(tmp_path / "l.safetensors", peft(QUERY, before=before), **{f"{told}r": 2, f"{told}lora_alpha": 8})
+    file = saved(tmp_path / "l.safetensors", peft(QUERY, before=before), **{f"{prefix}r": 2, f"{prefix}lora_alpha": 8})
     exact = 4 * random(32, 2).double() @ random(2, 32).double()
     assert (delta_of(file, QUERY) - exact).abs().max() <= 1e-6 * exact.abs().max()
 
@@ -61,7 +61,7 @@ def test_pefts_other_adapters_are_refused_for_their_scale_is_reckoned_in_other_w
     file = tmp_path / "adapter_model.safetensors"
     save_file({f"base_model.model.{QUERY}.{role}": random(*shape) for role, shape in parts.items()}, file)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LOHA", "r": 2, "alpha": 8}))
-    with pytest.raises(UserError, match="is peft's 'LOHA', of which the scale is not known here"):
+    with pytest.raises(UserError, match="is peft's 'LOHA', whose scale is not known here"):
         layers_for(file, TINY_SDXL)
 
 
@@ -156,15 +156,15 @@ def test_the_memory_plan_counts_the_weights_that_a_lora_changes(library, tmp_pat
     size = 32 * 32 * model.dtype.itemsize
     assert with_.predicted_peak_bytes - without.predicted_peak_bytes == copies * size
     assert [choice.what for choice in with_.choices if choice.what == "LoRA"] == ["LoRA"]
-    kept = generate(plain, model).plan  # the changed weights wait for the next run with the file
-    assert kept.predicted_peak_bytes == with_.predicted_peak_bytes
+    waiting = generate(plain, model).plan  # the changed weights wait for the next run with the file
+    assert waiting.predicted_peak_bytes == with_.predicted_peak_bytes
     model.adapted.clear()
 
 
 @pytest.mark.parametrize(("device", "copies"), [("cpu", 1), ("cuda", 0), ("mps", 2)])
 def test_what_waits_for_a_lora_takes_the_memory_of_the_device_or_none_of_it(device, copies):
-    found = [
+    plans = [
         pair_plan([KOALA_700M], device=device, vram_bytes=None, width=512, height=512, dtype="float32", lora=lora)
         for lora in (0, GB)
     ]
-    assert found[1].predicted_peak_bytes - found[0].predicted_peak_bytes == copies * GB
+    assert plans[1].predicted_peak_bytes - plans[0].predicted_peak_bytes == copies * GB

@@ -1,4 +1,4 @@
-"""A model of few steps is sampled as it was distilled for: told by its koala.json, its own scheduler or its name."""
+"""A few-step model is sampled as it was distilled for: recognised by its koala.json, its scheduler or its name."""
 
 import json
 import shutil
@@ -184,9 +184,9 @@ def test_a_grid_that_cannot_be_is_damage(embedded, tmp_path, steps):
 def test_a_folder_that_somebody_brings(tmp_path, name, spec, scheduler, expected, caplog):
     card = find(str(described(tmp_path / name, spec, scheduler)))
     assert (card.scheduler, card.steps, card.guidance) == expected
-    told = expected[1] < 25 and "LCM-SDXL" not in name and name != "pcm"
-    assert ("is taken for" in caplog.text) is told
-    assert ("give --steps and --guidance" in caplog.text) is told
+    warned = expected[1] < 25 and "LCM-SDXL" not in name and name != "pcm"
+    assert ("is taken for" in caplog.text) is warned
+    assert ("give --steps and --guidance" in caplog.text) is warned
 
 
 def test_a_name_in_the_configs_counts_too(tmp_path):
@@ -200,7 +200,7 @@ def test_a_name_in_the_configs_counts_too(tmp_path):
 
 def test_trailing_timesteps_alone_are_told(embedded, tmp_path, caplog):
     Library("cpu").get(str(a_copy(embedded, tmp_path / "mine", TRAILING)))
-    assert "has trailing timesteps, as models of few steps have" in caplog.text
+    assert "has trailing timesteps, as few-step models have" in caplog.text
     caplog.clear()
     silent = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}  # which need them
     Library("cpu").get(str(a_copy(embedded, tmp_path / "silent", TRAILING | silent)))
@@ -236,8 +236,8 @@ def test_settings_go_through_a_cut_a_single_file_and_back(embedded, tmp_path, sc
     write_single_file(str(tmp_path / "student"), tmp_path / "one.safetensors")
     unpack(tmp_path / "one.safetensors", tmp_path / "again")
     compress(str(tmp_path / "again"), CUT, tmp_path / "last")
-    for made in ("student", "one.safetensors", "again", "last"):
-        card = find(str(tmp_path / made))
+    for written in ("student", "one.safetensors", "again", "last"):
+        card = find(str(tmp_path / written))
         assert sampled(card) == expected and card.draws_unguided and card.teacher == "tiny-sdxl"
 
 
@@ -249,8 +249,8 @@ def test_a_consistency_models_scheduler_goes_through_a_cut_a_single_file_and_bac
     write_single_file(str(tmp_path / "student"), tmp_path / "one.safetensors")
     unpack(tmp_path / "one.safetensors", tmp_path / "again")
     pictures = []
-    for made in ("student", "one.safetensors", "again"):
-        card = find(str(tmp_path / made))
+    for written in ("student", "one.safetensors", "again"):
+        card = find(str(tmp_path / written))
         assert (card.scheduler, card.steps, card.guidance) == ("lcm", 4, 0.0)
         asked = GenerationRequest(model=card.name, prompt="a red circle", width=64, height=64)
         model = Library("cpu", dtype="float32").get(card.name)
@@ -319,5 +319,5 @@ def test_pixels_of_trailing_euler_are_diffusers_for_a_student_of_few_steps(embed
         0
     ]
     asked = GenerationRequest(model=str(folder), prompt="a red circle", seed=4)
-    made = generate(asked, Library("cpu", dtype="float32").get(str(folder))).images[0]
-    assert np.abs(np.asarray(wanted).astype(int) - np.asarray(made)).max() <= 1
+    drawn = generate(asked, Library("cpu", dtype="float32").get(str(folder))).images[0]
+    assert np.abs(np.asarray(wanted).astype(int) - np.asarray(drawn)).max() <= 1

@@ -75,8 +75,8 @@ def test_an_export_that_computes_nan_draws_no_black_picture(copy):
         generate(request(copy, steps=1, guidance=1.0), Library("cpu").get(str(copy)))
     assert f"python -m koala export --model {TORCH} --dtype fp32 --out DIR" in str(error.value)
     assert f"python -m koala export verify {copy} names the part at fault" in str(error.value)
-    found = structure(open_case(copy))  # the first of its gates
-    assert found.passed is False and "finite" in found.text and "conv_out.bias" in found.text
+    finding = structure(open_case(copy))  # the first of its gates
+    assert finding.passed is False and "finite" in finding.text and "conv_out.bias" in finding.text
 
 
 def request(model, **change) -> GenerationRequest:
@@ -139,9 +139,9 @@ def test_a_call_writes_into_nothing_that_it_read(onnx):
     text, pooled = torch.zeros(2, 77, 96), torch.zeros(2, 64)
     added = {"text_embeds": pooled, "time_ids": torch.tensor([[128.0, 128, 0, 0, 128, 128]] * 2)}
     first = unet(sample, 999.0, text, added_cond_kwargs=added).sample
-    kept = first.clone()
+    copied = first.clone()
     second = unet(sample, torch.tensor(1.0), text, added_cond_kwargs=added, return_dict=False)[0]
-    assert torch.equal(sample, before) and torch.equal(first, kept)
+    assert torch.equal(sample, before) and torch.equal(first, copied)
     assert first.data_ptr() != second.data_ptr() and not torch.equal(first, second)
 
 
@@ -310,9 +310,9 @@ def test_the_command_line_takes_names_for_their_exports(exported_700m, monkeypat
     given = ["--prompt", "a red circle", "--steps", "2", "--width", "64", "--height", "64"]
     out = str(tmp_path / "a.png")
     assert main(["generate", "--model", TORCH, "--runtime", "onnx", *given, "--json", "--out", out]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["runtime"], found["plan"]) == ("onnx", None)
-    assert found["model"] == str(exported_700m.resolve())
+    report = json.loads(capsys.readouterr().out)
+    assert (report["runtime"], report["plan"]) == ("onnx", None)
+    assert report["model"] == str(exported_700m.resolve())
     pair = ["--models", TORCH, str(exported_700m)]
     assert main(["compare", *pair, *given, "--out", str(tmp_path / "pair")]) == 0
     assert "against" in capsys.readouterr().out

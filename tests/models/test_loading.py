@@ -152,18 +152,18 @@ def test_latents_are_whitened_by_channel_and_back(library):
 def test_the_ancestral_sampler_takes_a_predicted_picture_by_its_formula():
     """k-diffusion's sample_euler_ancestral with a denoiser that says the picture itself."""
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    made = build("euler-ancestral-trailing", betas | {"prediction_type": "sample"})
-    made.set_timesteps(4)
+    scheduler = build("euler-ancestral-trailing", betas | {"prediction_type": "sample"})
+    scheduler.set_timesteps(4)
     x, picture = torch.full((1, 4, 2, 2), 9.0), torch.full((1, 4, 2, 2), 0.5)
-    for k, t in enumerate(made.timesteps[:2]):
-        high, low = made.sigmas[k].item(), made.sigmas[k + 1].item()
+    for k, t in enumerate(scheduler.timesteps[:2]):
+        high, low = scheduler.sigmas[k].item(), scheduler.sigmas[k + 1].item()
         up = low * (1 - (low / high) ** 2) ** 0.5
         down = (low**2 - up**2) ** 0.5
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(k))
         expected = x + (x - picture) / high * (down - high) + noise * up
-        result = made.step(picture, t, x, generator=torch.Generator().manual_seed(k)).prev_sample
+        result = scheduler.step(picture, t, x, generator=torch.Generator().manual_seed(k)).prev_sample
         torch.testing.assert_close(result, expected)
-        torch.testing.assert_close(made.clean, picture)
+        torch.testing.assert_close(scheduler.clean, picture)
         x = result
 
 
@@ -199,16 +199,16 @@ def test_a_network_is_what_the_libraries_read_from_the_same_file(part):
     kinds = ("UNet2DConditionModel", "AutoencoderKL", "CLIPTextModel", "CLIPTextModelWithProjection")
     kind = dict(zip(["unet", "vae", "text_encoder", "text_encoder_2"], kinds, strict=True))[part]
     folder = STUDENT / part
-    theirs = getattr(diffusers, kind, None) or getattr(transformers, kind)
-    theirs = theirs.from_pretrained(folder, torch_dtype=torch.bfloat16).eval()
-    mine = read_network(part, folder, stored_in(folder.glob("*.safetensors")), torch.bfloat16)
+    reference = getattr(diffusers, kind, None) or getattr(transformers, kind)
+    reference = reference.from_pretrained(folder, torch_dtype=torch.bfloat16).eval()
+    network = read_network(part, folder, stored_in(folder.glob("*.safetensors")), torch.bfloat16)
     for one, other in (
-        (mine.state_dict(), theirs.state_dict()),
-        (dict(mine.named_buffers()), dict(theirs.named_buffers())),
+        (network.state_dict(), reference.state_dict()),
+        (dict(network.named_buffers()), dict(reference.named_buffers())),
     ):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[k], other[k]) and one[k].dtype == other[k].dtype for k in one)
-    assert not mine.training and not any(p.requires_grad for p in mine.parameters())
+    assert not network.training and not any(p.requires_grad for p in network.parameters())
 
 
 def test_a_student_without_a_tensor_is_not_filled_up_by_training(copy):

@@ -85,9 +85,9 @@ def test_a_folder_of_something_else_is_refused(copy, tmp_path):
 
 def test_a_whole_copy_works_and_shares_what_is_the_same(copy):
     library = Library("cpu")
-    mine, shipped = library.get(str(copy)), library.get("tiny-koala-700m")
-    assert mine.pipeline.vae is shipped.pipeline.vae
-    assert mine.parameters == shipped.parameters
+    copied, shipped = library.get(str(copy)), library.get("tiny-koala-700m")
+    assert copied.pipeline.vae is shipped.pipeline.vae
+    assert copied.parameters == shipped.parameters
 
 
 def same_unet(one, other) -> bool:

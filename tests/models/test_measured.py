@@ -36,13 +36,13 @@ WITHOUT = {
 }
 
 
-def told(report: object) -> Iterator[object]:
+def weights_of(report: object) -> Iterator[object]:
     """Every entry `weights` of a report, wherever it is."""
     for key, value in report.items() if isinstance(report, dict) else ():
         if key == "weights":
             yield value
         else:
-            yield from told(value)
+            yield from weights_of(value)
 
 
 def stale(weights: object) -> list[str]:
@@ -61,7 +61,7 @@ def stale(weights: object) -> list[str]:
 
 @pytest.mark.parametrize("file", REPORTS, ids=lambda file: file.stem)
 def test_a_report_says_its_weights_and_they_are_those_that_are_shipped(file):
-    weights = list(told(json.loads(file.read_text())))
+    weights = list(weights_of(json.loads(file.read_text())))
     assert bool(weights) != (file.name in WITHOUT), f"{file.name}: {WITHOUT.get(file.name, 'says no weights')}"
     for one in weights:
         assert one, f"{file.name} says no weights"

@@ -89,10 +89,10 @@ _RUN = ("scheduler", "noising", "steps", "guidance", "negative_prompt")
 
 @pytest.mark.parametrize("teacher", ["tiny-sdxl", "Tiny-SDXL@main"])
 def test_a_student_folder_is_run_as_its_teacher(tmp_path, teacher):
-    card, its = _student(tmp_path, student("0,1,2/-/2+2,1+1,0+0", TINY_SDXL), teacher), CARDS["tiny-sdxl"]
-    assert [getattr(card, f) for f in _RUN] == [getattr(its, f) for f in _RUN]
-    assert (its.guidance, its.noising) == (2.0, "straight")  # not what a card says by itself
-    assert (card.teacher, card.licence, card.source) == ("tiny-sdxl", its.licence, str(tmp_path))
+    card, teacher_card = _student(tmp_path, student("0,1,2/-/2+2,1+1,0+0", TINY_SDXL), teacher), CARDS["tiny-sdxl"]
+    assert [getattr(card, f) for f in _RUN] == [getattr(teacher_card, f) for f in _RUN]
+    assert (teacher_card.guidance, teacher_card.noising) == (2.0, "straight")  # not what a card says by itself
+    assert (card.teacher, card.licence, card.source) == ("tiny-sdxl", teacher_card.licence, str(tmp_path))
 
 
 def test_a_student_of_published_depths_is_run_as_the_published_one(tmp_path):

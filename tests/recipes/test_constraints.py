@@ -60,8 +60,8 @@ def test_every_package_that_faces_strangers_is_pinned_with_all_that_it_needs():
 
 def test_it_is_what_this_environment_has():
     """So it is what the other tests ran with."""
-    other = {n: (v, distribution(n).version) for n, v in PINS.items() if distribution(n).version != v}
-    assert not other, f"{other}; pip install -r requirements-dev.txt, or python -m recipes.tools.constraints"
+    different = {n: (v, distribution(n).version) for n, v in PINS.items() if distribution(n).version != v}
+    assert not different, f"{different}; pip install -r requirements-dev.txt, or python -m recipes.tools.constraints"
     assert main(["--check"]) == 0
 
 

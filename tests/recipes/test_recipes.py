@@ -1,4 +1,4 @@
-"""The embedded models' chain from nothing: a few steps of each stage, then folders that plain diffusers runs."""
+"""The embedded models' chain from scratch: a few steps of each stage, then folders that plain diffusers runs."""
 
 import json
 import os
@@ -98,15 +98,15 @@ def test_distillation_starts_from_the_teachers_cut_and_moves_every_kind_of_layer
     assert (first - source).abs().max() < 0.01  # two steps away from where it was cut
     attention = "down_blocks.2.attentions.0.transformer_blocks.0.attn1.to_q.weight"
     for key in (attention, "conv_in.weight", "up_blocks.2.resnets.1.conv1.weight"):
-        mine = teacher[key.replace("resnets.1", "resnets.2")] if "up_blocks" in key else teacher[key]
-        assert not torch.equal(student[key], mine), f"{key} has not learned"
+        untrained = teacher[key.replace("resnets.1", "resnets.2")] if "up_blocks" in key else teacher[key]
+        assert not torch.equal(student[key], untrained), f"{key} has not learned"
 
 
 @pytest.mark.slow
 def test_the_mean_of_two_unets_lies_between_them(work):
     first, second, mean = (UNet2DConditionModel.from_pretrained(work / n) for n in ("student", "further", "mean"))
-    for mine, its, between in zip(first.parameters(), second.parameters(), mean.parameters(), strict=True):
-        assert torch.allclose(between, (mine + its) / 2, atol=1e-7)
+    for a, b, between in zip(first.parameters(), second.parameters(), mean.parameters(), strict=True):
+        assert torch.allclose(between, (a + b) / 2, atol=1e-7)
     assert not torch.equal(first.conv_in.weight, second.conv_in.weight)
 
 
@@ -114,8 +114,8 @@ def test_the_mean_of_two_unets_lies_between_them(work):
 def test_only_the_decoder_learns_of_redrawn_latents(work):
     before, after = (AutoencoderKL.from_pretrained(work / name) for name in ("white", "sharp"))
     for part in ("encoder", "quant_conv", "decoder"):
-        mine, its = (torch.nn.utils.parameters_to_vector(getattr(v, part).parameters()) for v in (before, after))
-        assert torch.equal(mine, its) is (part != "decoder")
+        old, new = (torch.nn.utils.parameters_to_vector(getattr(v, part).parameters()) for v in (before, after))
+        assert torch.equal(old, new) is (part != "decoder")
 
 
 def test_redrawn_latents_are_the_stored_ones_but_for_what_the_last_steps_do(monkeypatch):
@@ -186,9 +186,9 @@ def rates(tmp_path, monkeypatch):
     asked = ["--models", "tiny-koala-700m", "--num-prompts", "1", "--guidance", "1", "2", "--size", "160x192"]
     asked += ["--scheduler", "euler-trailing", "euler-ancestral-trailing", "--series", "choice", "--out", str(out)]
 
-    def run(there: dict | None = None) -> dict:
-        if there:
-            out.write_text(json.dumps(there))
+    def run(earlier: dict | None = None) -> dict:
+        if earlier:
+            out.write_text(json.dumps(earlier))
         monkeypatch.setattr(sys, "argv", ["grid.py", *asked])
         grid.main()
         return json.loads(out.read_text())

@@ -81,8 +81,8 @@ class Public(Server):
 
     def _send(self, path: str, elem_id: str, trigger: str, data: list, visitor: str, address: str) -> tuple[int, bytes]:
         ids = [c["id"] for c in self.config["components"] if c["props"].get("elem_id") == elem_id]
-        (found,) = (d["id"] for d in self.config["dependencies"] if [ids[0], trigger] in d["targets"])
-        body = {"data": data, "fn_index": found, "session_hash": visitor, "trigger_id": ids[0], "event_data": None}
+        (endpoint,) = (d["id"] for d in self.config["dependencies"] if [ids[0], trigger] in d["targets"])
+        body = {"data": data, "fn_index": endpoint, "session_hash": visitor, "trigger_id": ids[0], "event_data": None}
         return self.post(f"gradio_api/{path}", json.dumps(body).encode(), address=address)
 
     @cached_property

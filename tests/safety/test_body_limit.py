@@ -172,15 +172,15 @@ def test_a_visitor_uploads_so_much_in_a_day(small, monkeypatch):
 
 def test_all_visitors_upload_so_much_in_a_day(small):
     _, ledger = small
-    taken = 0
+    accepted = 0
     for k in range(20):
         try:
             ledger.take(f"visitor{k}", SMALLEST)
         except Exception as error:
             assert "all visitors together" in str(error) and "maximum allowed size" in str(error)
         else:
-            taken += 1
-    assert taken == 8
+            accepted += 1
+    assert accepted == 8
 
 
 def test_the_limits_are_those_of_security_md():

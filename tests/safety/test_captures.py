@@ -29,7 +29,7 @@ HOSTILE = (0, -1, 1, 2**20, 10**9, 2**63, 1e308, float("nan"), float("inf"), Tru
 MEMORY = 10**9  # bytes that a file of a few KB may take for all that is made of it
 
 
-def made(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+def whole_capture(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
     """What a whole capture of one layer and two steps says of itself, and its tensors."""
     record = random_record(TINY_KOALA_700M, (900.0, 100.0), stages=["UP-2"], cross=True)
     record.save(folder)
@@ -115,7 +115,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_small_file_that_would_take_much_is_refused_at_once(tmp_path, name):
-    about, tensors = made(tmp_path / "made")
+    about, tensors = whole_capture(tmp_path / "made")
     content = BOMBS[name][0](about, save(tensors))
     begun = time.thread_time()
     with pytest.raises(UserError, match=BOMBS[name][1]):
@@ -124,7 +124,7 @@ def test_a_small_file_that_would_take_much_is_refused_at_once(tmp_path, name):
 
 
 def test_pictures_count_in_the_budget(tmp_path):
-    about, tensors = made(tmp_path / "made")
+    about, tensors = whole_capture(tmp_path / "made")
     result = opened(zipped(about, save(tensors), number=8), tmp_path)
     assert result.bytes == sum(side.record.bytes for side in result.sides) + 8 * (3 * 64 * 64 + len(png()))
 
@@ -166,7 +166,7 @@ def mutated(about: dict, tensors: bytes, rng: random.Random) -> bytes:
 
 def open_many(folder: str) -> int:
     """In a process of its own, which gets no more than so much memory: what opens is looked at in every way."""
-    about, tensors = made(Path(folder) / "made")
+    about, tensors = whole_capture(Path(folder) / "made")
     rng, counts = random.Random(0), {"opened": 0, "refused": 0}
     content, held = save(tensors), int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, held + MEMORY))
@@ -199,12 +199,12 @@ def test_a_capture_with_anything_in_it_opens_within_bounds_or_is_refused(tmp_pat
 def test_segments_are_the_same_whatever_part_of_the_rows_is_in_memory(monkeypatch):
     """16,384 patches, as many as a layer may have, would be 1.1 GB of rows."""
     rows = torch.rand(64, 64, generator=torch.Generator().manual_seed(0)).softmax(-1)
-    whole, taken = maps.segments(rows, (8, 8)), []
+    whole, read = maps.segments(rows, (8, 8)), []
 
     def some(indices: torch.Tensor) -> torch.Tensor:
-        taken.append(len(indices))
+        read.append(len(indices))
         return rows[indices]
 
     monkeypatch.setattr(maps, "_CHUNK", 64 * 7)
     assert torch.equal(maps.segments(some, (8, 8)), whole)
-    assert max(taken[1:]) == 7 and np.sum(taken[1:]) == 2 * 64
+    assert max(read[1:]) == 7 and np.sum(read[1:]) == 2 * 64

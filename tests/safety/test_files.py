@@ -87,14 +87,16 @@ def png(text: str | bytes | None = None, kind: bytes = b"tEXt", size: tuple[int,
     """A picture whose header may lie, with a chunk of text of ours."""
     buffer = io.BytesIO()
     Image.new("RGB", size).save(buffer, "PNG")
-    made = buffer.getvalue()
+    content = buffer.getvalue()
     if claimed:
-        header = b"IHDR" + struct.pack(">II", *claimed) + made[24:29]
-        made = made[:12] + header + struct.pack(">I", zlib.crc32(header)) + made[33:]
+        header = b"IHDR" + struct.pack(">II", *claimed) + content[24:29]
+        content = content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:]
     if text is not None:
         body = kind + KEY.encode() + b"\0" + (text if isinstance(text, bytes) else text.encode("latin-1", "replace"))
-        made = made[:33] + struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body)) + made[33:]
-    return made
+        content = (
+            content[:33] + struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body)) + content[33:]
+        )
+    return content
 
 
 def carried(**change) -> str:
@@ -145,11 +147,11 @@ def test_a_hostile_picture_restores_nothing_and_says_why(public, name):
 )
 def test_a_picture_with_any_metadata_is_read_or_refused(change, more):
     try:
-        found = read_png(png(carried(request=change, compared=more, lora_sha256=more)))
+        metadata = read_png(png(carried(request=change, compared=more, lora_sha256=more)))
     except UserError as refused:
         assert str(refused)
     else:
-        assert isinstance(found["request"], GenerationRequest)
+        assert isinstance(metadata["request"], GenerationRequest)
 
 
 @STEADY

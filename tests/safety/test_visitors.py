@@ -106,10 +106,10 @@ def test_one_visitor_does_not_fill_the_queue(public):
     greedy = "203.0.113.9"
     client = Client(public.url, verbose=False, headers={"X-Forwarded-For": greedy})
     with public.holding():
-        mine = [begin(public, asked(k), greedy) for k in range(MOST)]
+        events = [begin(public, asked(k), greedy) for k in range(MOST)]
         _refused(public, client, greedy)
     assert public.draws()
-    assert [ended(public, event)[0] for event in mine] == ["complete"] * MOST
+    assert [ended(public, event)[0] for event in events] == ["complete"] * MOST
     assert public.call("generate", asked(0), greedy)
     assert "no longer kept" in served(public, "look", greedy)["problem"]
 

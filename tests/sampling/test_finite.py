@@ -192,7 +192,7 @@ def test_a_vae_with_a_nan_is_named_wherever_it_works(library, embedded):
 
 
 def test_two_models_of_one_vae_decode_each_as_its_own_config_says(library, loud, embedded):
-    """Symptom: weights of the same hash were shared whatever the config beside them said."""
+    """Symptom: weights of the same hash were shared whatever the config next to them said."""
     shutil.copy(embedded / STUDENT / VAE, loud / Path(VAE).name)
     vae_of(loud, force_upcast=True, sample_size=99)
 

@@ -174,6 +174,6 @@ def test_comparisons_that_would_not_start_alike_are_refused():
 def test_speed_up_is_per_call_times_calls():
     slow = Timing(text_ms=0, unet_ms=(40,) * 25, unet_calls=50, vae_ms=0, total_ms=1000, peak_memory_bytes=None)
     fast = Timing(text_ms=0, unet_ms=(20,) * 10, unet_calls=20, vae_ms=0, total_ms=200, peak_memory_bytes=None)
-    found = speedup(slow, fast)
-    assert (found.per_call, found.calls, found.unet, found.total) == pytest.approx((2, 2.5, 5, 5))
-    assert found.sentence().startswith("U-Net 2.00x per call x 2.50x by the number of calls = 5.00x")
+    factors = speedup(slow, fast)
+    assert (factors.per_call, factors.calls, factors.unet, factors.total) == pytest.approx((2, 2.5, 5, 5))
+    assert factors.sentence().startswith("U-Net 2.00x per call x 2.50x by the number of calls = 5.00x")

@@ -58,11 +58,11 @@ def test_quality_is_the_stock_pipeline_to_the_bit(model, images, name, kind):
             [stock.vae.decode(row / stock.vae.config.scaling_factor).sample for row in latents.split(1)]
         )
     pictures = stock.image_processor.postprocess(decoded, output_type="np")
-    mine = generate(asked, model)
-    difference = np.abs((pictures * 255).round().astype(int) - pixels(mine))
+    drawn = generate(asked, model)
+    difference = np.abs((pictures * 255).round().astype(int) - pixels(drawn))
     print(f"max {difference.max()}, mean {difference.mean():.2e}")
     assert difference.max() == 0
-    assert mine.timing.unet_calls == 2 * asked.steps
+    assert drawn.timing.unet_calls == 2 * asked.steps
 
 
 @pytest.mark.parametrize("images", [pytest.param(1, marks=pytest.mark.slow), 3])
@@ -123,7 +123,7 @@ def test_the_guided_interval_may_begin_later(model, monkeypatch):
     for guidance in (0.0, 1.0):  # the prompt alone: nothing is set against it
         assert not guided_steps(dataclasses.replace(asked, guidance=guidance))
     model.warm.clear()
-    found = generate(asked, model)
+    drawn = generate(asked, model)
     pipe = model.pipeline
     with torch.inference_mode():
         positive, negative, pooled, negative_pooled = pipe.encode_prompt(asked.prompt, device="cpu")
@@ -143,7 +143,7 @@ def test_the_guided_interval_may_begin_later(model, monkeypatch):
                 predicted = empty + asked.guidance * (predicted - empty)
             latents = scheduler.step(predicted, t, latents).prev_sample
         plain = np.asarray(decode(pipe.vae, latents)[0]).astype(int)
-    difference = np.abs(plain - pixels(found)[0])
+    difference = np.abs(plain - pixels(drawn)[0])
     print(f"max {difference.max()}, mean {difference.mean():.2e}")
     assert difference.max() <= 1
 

@@ -35,11 +35,11 @@ def test_small_previews_have_half_of_each_side_within_bounds(size, wanted):
 
 @pytest.mark.parametrize("scheduler", ["euler-trailing", "euler-ancestral-trailing", "ddim-trailing"])
 def test_the_noise_that_is_left_is_that_of_the_next_timestep(scheduler):
-    made = build(scheduler, SDXL_BETAS)
-    made.set_timesteps(4)  # trailing: 999, 749, 499, 249
+    built = build(scheduler, SDXL_BETAS)
+    built.set_timesteps(4)  # trailing: 999, 749, 499, 249
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     left = np.sqrt(1 - np.cumprod(1 - betas))
-    assert [noise_left(made, k) for k in range(4)] == pytest.approx([*left[[749, 499, 249]], 0], abs=1e-4)
+    assert [noise_left(built, k) for k in range(4)] == pytest.approx([*left[[749, 499, 249]], 0], abs=1e-4)
 
 
 def test_a_comparison_keeps_its_previews_small_and_measures_what_was_warm(library):

@@ -37,13 +37,13 @@ def result(prompt=AWKWARD, images=2, seed=5):
 
 
 def test_request_and_comparison_survive_the_png_round_trip():
-    made = result()
+    drawn = result()
     other = GenerationRequest(model="tiny-koala-700m", prompt=AWKWARD, seed=5)
-    found = read_png(made.png(1, compared=(made.request, other)))
-    assert found["request"].prompt == AWKWARD
-    assert (found["request"].seed, found["request"].images) == (6, 1)  # picture 1 on its own
-    assert found["compared"] == [made.request, other]
-    assert found["versions"] == {"torch": "2"}
+    metadata = read_png(drawn.png(1, compared=(drawn.request, other)))
+    assert metadata["request"].prompt == AWKWARD
+    assert (metadata["request"].seed, metadata["request"].images) == (6, 1)  # picture 1 on its own
+    assert metadata["compared"] == [drawn.request, other]
+    assert metadata["versions"] == {"torch": "2"}
 
 
 TEXT = st.text(st.characters(exclude_categories=()), min_size=1, max_size=8) | st.sampled_from(
@@ -72,47 +72,49 @@ def test_whatever_request_is_accepted_its_last_picture_restores_it(model, prompt
         asked = GenerationRequest(model=model, prompt=prompt, **change)
     except UserError:
         return
-    made = dataclasses.replace(result(), request=asked, images=(Image.new("RGB", (8, 8)),) * asked.images)
-    found = read_png(made.png(asked.images - 1, compared=(asked,)))
+    drawn = dataclasses.replace(result(), request=asked, images=(Image.new("RGB", (8, 8)),) * asked.images)
+    metadata = read_png(drawn.png(asked.images - 1, compared=(asked,)))
     lora = asked.lora and PurePath(asked.lora).name
     asked = dataclasses.replace(asked, model=(model.startswith("/") and PurePath(model).name) or model)
-    assert found["compared"] == [dataclasses.replace(asked, lora=lora)]
-    assert found["request"] == dataclasses.replace(asked, lora=lora, seed=asked.seed + asked.images - 1, images=1)
+    assert metadata["compared"] == [dataclasses.replace(asked, lora=lora)]
+    assert metadata["request"] == dataclasses.replace(asked, lora=lora, seed=asked.seed + asked.images - 1, images=1)
 
 
 def test_a_lora_is_named_without_the_folders_of_this_machine():
-    made = result()
-    asked = dataclasses.replace(made.request, lora="/home/somebody/style.safetensors", lora_strength=0.5, preset="fast")
-    made = dataclasses.replace(made, request=asked, lora_sha256="ab12")
-    content = made.png(compared=(asked,))
+    drawn = result()
+    asked = dataclasses.replace(
+        drawn.request, lora="/home/somebody/style.safetensors", lora_strength=0.5, preset="fast"
+    )
+    drawn = dataclasses.replace(drawn, request=asked, lora_sha256="ab12")
+    content = drawn.png(compared=(asked,))
     assert b"somebody" not in content
-    found = read_png(content)
-    assert found["lora_sha256"] == "ab12"
-    assert (found["request"].lora, found["request"].lora_strength) == ("style.safetensors", 0.5)
-    assert found["compared"][0].lora == "style.safetensors"
+    metadata = read_png(content)
+    assert metadata["lora_sha256"] == "ab12"
+    assert (metadata["request"].lora, metadata["request"].lora_strength) == ("style.safetensors", 0.5)
+    assert metadata["compared"][0].lora == "style.safetensors"
     with Image.open(io.BytesIO(content)) as picture:
         assert "Preset: fast, LoRA: style.safetensors (0.5)" in picture.text["parameters"]
 
 
 def test_a_folder_is_named_without_where_it_lies_and_told_from_others_of_its_name():
-    made = result()
-    here, there = (dataclasses.replace(made.request, model=f"/home/{who}/models/mine") for who in ("ann", "bob"))
-    content = dataclasses.replace(made, request=here).png(compared=(here, there, made.request))
+    drawn = result()
+    of_ann, of_bob = (dataclasses.replace(drawn.request, model=f"/home/{who}/models/mine") for who in ("ann", "bob"))
+    content = dataclasses.replace(drawn, request=of_ann).png(compared=(of_ann, of_bob, drawn.request))
     assert b"/home" not in content and b"ann" not in content
-    found = read_png(content)
-    assert [r.model for r in (found["request"], *found["compared"])] == ["mine", "mine", "mine", "tiny-sdxl"]
-    own, same, other, name = found["folders"]
-    assert own == same == folder_mark(here.model) != other and name is None
-    assert shared(here) == dataclasses.replace(here, model="mine")
+    metadata = read_png(content)
+    assert [r.model for r in (metadata["request"], *metadata["compared"])] == ["mine", "mine", "mine", "tiny-sdxl"]
+    own, same, other, name = metadata["folders"]
+    assert own == same == folder_mark(of_ann.model) != other and name is None
+    assert shared(of_ann) == dataclasses.replace(of_ann, model="mine")
     with Image.open(io.BytesIO(content)) as picture:
         assert ", Model: mine, " in picture.text["parameters"]
 
 
 def test_commas_in_a_setting_are_quoted_as_automatic1111_reads_them():
     """Its reader's own pattern for the last line, with the unquoting that goes with it."""
-    made = result()
-    asked = dataclasses.replace(made.request, lora='/x/ink, "wet": b.safetensors', model="/x/a, b")
-    with Image.open(io.BytesIO(dataclasses.replace(made, request=asked).png())) as picture:
+    drawn = result()
+    asked = dataclasses.replace(drawn.request, lora='/x/ink, "wet": b.safetensors', model="/x/a, b")
+    with Image.open(io.BytesIO(dataclasses.replace(drawn, request=asked).png())) as picture:
         line = picture.text["parameters"].splitlines()[-1]
     pairs = re.findall(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)', line)
     read = {k: json.loads(v) if v.startswith('"') else v for k, v in pairs}

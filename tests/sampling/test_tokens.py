@@ -45,8 +45,8 @@ TEXTS = (
 
 def check(text: str) -> None:
     """The text that is read, and no more of it, fills the places: by the pipeline's own tokenizers."""
-    found = read_text(text, FOLDERS)
-    assert found.read + found.unread == text
+    parts = read_text(text, FOLDERS)
+    assert parts.read + parts.unread == text
     counts, same = [], []
     for folder in FOLDERS:
         tokenizer = CLIPTokenizer.from_pretrained(folder)
@@ -55,8 +55,8 @@ def check(text: str) -> None:
         cut = tokenizer(text, truncation=True, max_length=77).input_ids[1:-1]
         assert cut == whole[:75]
         same.append(cut == whole)
-    assert (found.tokens, found.limit) == (max(counts), 75)
-    assert bool(found.unread) == (not all(same))
+    assert (parts.tokens, parts.limit) == (max(counts), 75)
+    assert bool(parts.unread) == (not all(same))
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -74,11 +74,11 @@ def test_what_is_unread_changes_no_pixel_and_what_is_read_does(library):
     """The oracle is the model: words behind the cut are nothing to it."""
     pipeline = library.get(STUDENT).pipeline
     text = f"{FILLER}of a red circle left of a blue square"
-    found = read_text(text, FOLDERS)
+    parts = read_text(text, FOLDERS)
     with torch.inference_mode():
         embeds = [
             pipeline.encode_prompt(prompt, device="cpu", do_classifier_free_guidance=False)[0]
-            for prompt in (text, f"{found.read}yellow star", f"{found.read[:-8]} yellow star")
+            for prompt in (text, f"{parts.read}yellow star", f"{parts.read[:-8]} yellow star")
         ]
     assert torch.equal(embeds[0], embeds[1]) and not torch.equal(embeds[0], embeds[2])
 

@@ -84,20 +84,20 @@ def picture(seed: int) -> np.ndarray:
     return np.clip(np.round(drawn), 0, 255).astype(np.uint8)
 
 
-def _hash(said: object) -> str:
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:DIGITS]
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:DIGITS]
 
 
 def verdict(seed: int) -> str:
     """The hash of everything that the judge says of a reading."""
-    found = check(*reading(seed))
-    return _hash([[r.claim.kind, r.claim.text, r.holds, r.seen] for r in found.results])
+    checked = check(*reading(seed))
+    return _hash([[r.claim.kind, r.claim.text, r.holds, r.seen] for r in checked.results])
 
 
 def sight(seed: int) -> str:
     """The hash of what is read off a picture, places to about 4 px."""
-    found = read(picture(seed))
-    return _hash([found.background, *([str(o), round(o.x / 4), round(o.y / 4)] for o in found.objects)])
+    seen = read(picture(seed))
+    return _hash([seen.background, *([str(o), round(o.x / 4), round(o.y / 4)] for o in seen.objects)])
 
 
 def judged() -> Iterator[tuple[str, list[str]]]:

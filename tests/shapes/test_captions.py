@@ -6,7 +6,7 @@ from koala.shapes.captions import STYLES, Mention, caption, claims, parse
 from koala.shapes.scene import OPPOSITE, random_scene, relation
 
 
-def told(style: str, seed: int):
+def captioned_scene(style: str, seed: int):
     """A scene, its caption, and that caption parsed."""
     rng = random.Random(seed)
     scene = random_scene(rng, 1 + seed % 3)
@@ -18,7 +18,7 @@ def told(style: str, seed: int):
 def test_a_caption_reads_back_as_its_scene(style):
     detailed = style == "detailed"
     for seed in range(400):
-        scene, text, description = told(style, seed)
+        scene, text, description = captioned_scene(style, seed)
         mentions = tuple(
             Mention(shape=o.shape, colour=o.colour, size=o.size if detailed else None) for o in scene.objects
         )
@@ -34,14 +34,14 @@ def test_a_caption_reads_back_as_its_scene(style):
 @pytest.mark.parametrize("style", STYLES)
 def test_the_claims_of_a_caption_are_all_that_it_says(style):
     for seed in range(400):
-        scene, text, description = told(style, seed)
-        made = claims(description)
-        kinds = [c.kind for c in made]
+        scene, text, description = captioned_scene(style, seed)
+        stated = claims(description)
+        kinds = [c.kind for c in stated]
         words = {o.shape for o in scene.objects} | {o.colour for o in scene.objects}
         if style == "detailed":
             words |= {o.size for o in scene.objects} | {f"{scene.background} background"}
-        assert kinds.count("count") == 1 and made[0].subject == (len(scene.objects),)
-        assert sorted(c.text for c in made if c.kind == "attribute") == sorted(words), text
+        assert kinds.count("count") == 1 and stated[0].subject == (len(scene.objects),)
+        assert sorted(c.text for c in stated if c.kind == "attribute") == sorted(words), text
         assert kinds.count("binding") == len(scene.objects)
         assert kinds.count("relation") == (len(scene.objects) > 1)
 
@@ -85,9 +85,9 @@ def test_unknown_words_are_told_and_a_prompt_without_a_shape_is_not_judged():
 
 
 def test_a_word_that_a_prompt_repeats_is_one_attribute_but_two_bindings():
-    made = claims(parse("a red circle left of a red square"))
-    assert [c.text for c in made if c.text == "red"] == ["red"]
-    assert [c.text for c in made if c.kind == "binding"] == ["red circle", "red square"]
+    stated = claims(parse("a red circle left of a red square"))
+    assert [c.text for c in stated if c.text == "red"] == ["red"]
+    assert [c.text for c in stated if c.kind == "binding"] == ["red circle", "red square"]
 
 
 def test_a_background_of_an_object_colour_does_not_paint_the_next_object():

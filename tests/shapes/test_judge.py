@@ -44,8 +44,8 @@ def picture(*objects: SceneObject, background: str = "cream", width: int = 256) 
     return render(Scene(objects=objects, background=background, width=width))
 
 
-def failed(found) -> list[tuple[str, str, str]]:
-    return [(r.claim.kind, r.claim.text, r.seen) for r in found.results if not r.holds]
+def failed(judged) -> list[tuple[str, str, str]]:
+    return [(r.claim.kind, r.claim.text, r.seen) for r in judged.results if not r.holds]
 
 
 # --- reading
@@ -68,11 +68,11 @@ def test_every_shape_colour_size_and_background_is_read():
     for i, ((shape, colour), size) in enumerate(itertools.product(ALL_PAIRS, SIZES)):
         background = list(BACKGROUNDS)[(i // 2 + i // 16) % 4]  # each with every shape and every colour
         drawn = picture(thing(f"{size} {colour} {shape}", 128), background=background)
-        (found,) = read(drawn).objects
-        assert (found.shape, found.colour, found.size) == (shape, colour, size), f"{found} on {background}"
+        (seen,) = read(drawn).objects
+        assert (seen.shape, seen.colour, seen.size) == (shape, colour, size), f"{seen} on {background}"
         assert read(drawn).background == background
-        assert 0.95 < found.fit <= 1
-        assert abs(found.radius - SIZES[size]) < 1
+        assert 0.95 < seen.fit <= 1
+        assert abs(seen.radius - SIZES[size]) < 1
 
 
 @pytest.mark.parametrize(("blur", "noise"), [(1.5, 4), (2.5, 2)])
@@ -131,11 +131,11 @@ def test_the_dim_fringe_that_a_vae_draws_beside_an_object_is_no_object():
 def test_a_blob_is_an_object_of_unclear_shape():
     drawn = np.array(picture())
     drawn[100:118, 60:180] = 255 * rgb(COLOURS["red"])
-    (found,) = read(drawn).objects
-    assert (found.shape, found.colour, str(found)) == (UNCLEAR, "red", f"{found.size} red blob")
+    (blob,) = read(drawn).objects
+    assert (blob.shape, blob.colour, str(blob)) == (UNCLEAR, "red", f"{blob.size} red blob")
     assert failed(judge(drawn, "a red square")) == [
         ("attribute", "square", UNCLEAR),
-        ("binding", "red square", str(found)),
+        ("binding", "red square", str(blob)),
     ]
 
 
@@ -152,24 +152,24 @@ def test_every_caption_holds_for_its_own_picture():
     rng = random.Random(0)
     for i, scene in enumerate(scenes(60, seed=3)):
         text = caption(scene, STYLES[i % 2], rng)
-        found = judge(render(scene), text)
-        assert found.all, (text, failed(found))
-        assert all(held == made for held, made in found.by_kind.values())
+        judged = judge(render(scene), text)
+        assert judged.all, (text, failed(judged))
+        assert all(held == total for held, total in judged.by_kind.values())
 
 
 def test_a_right_picture_satisfies_all_claims_in_their_order():
-    found = judge(picture(thing("large red circle", 70), thing("small blue square", 190)), PROMPT)
-    assert found.all
-    assert found.by_kind == {"attribute": (7, 7), "binding": (2, 2), "relation": (1, 1), "count": (1, 1)}
-    assert [r.claim for r in found.results] == list(claims(parse(PROMPT)))
-    assert found.results[0].seen == "2 objects"
-    assert found.results[-1].seen == "large red circle left of small blue square"
+    judged = judge(picture(thing("large red circle", 70), thing("small blue square", 190)), PROMPT)
+    assert judged.all
+    assert judged.by_kind == {"attribute": (7, 7), "binding": (2, 2), "relation": (1, 1), "count": (1, 1)}
+    assert [r.claim for r in judged.results] == list(claims(parse(PROMPT)))
+    assert judged.results[0].seen == "2 objects"
+    assert judged.results[-1].seen == "large red circle left of small blue square"
 
 
 def test_swapped_colours_keep_the_attributes_and_break_the_binding():
-    found = judge(picture(thing("large blue circle", 70), thing("small red square", 190)), PROMPT)
-    assert found.by_kind == {"attribute": (7, 7), "binding": (0, 2), "relation": (0, 1), "count": (1, 1)}
-    assert failed(found) == [
+    judged = judge(picture(thing("large blue circle", 70), thing("small red square", 190)), PROMPT)
+    assert judged.by_kind == {"attribute": (7, 7), "binding": (0, 2), "relation": (0, 1), "count": (1, 1)}
+    assert failed(judged) == [
         ("binding", "large red circle", "large blue circle"),
         ("binding", "small blue square", "small red square"),
         (
@@ -181,8 +181,8 @@ def test_swapped_colours_keep_the_attributes_and_break_the_binding():
 
 
 def test_swapped_places_break_the_relation_alone():
-    found = judge(picture(thing("large red circle", 190), thing("small blue square", 70)), PROMPT)
-    assert failed(found) == [
+    judged = judge(picture(thing("large red circle", 190), thing("small blue square", 70)), PROMPT)
+    assert failed(judged) == [
         (
             "relation",
             "large red circle left of small blue square",
@@ -192,10 +192,10 @@ def test_swapped_places_break_the_relation_alone():
 
 
 def test_a_missing_object_breaks_the_count_and_its_own_words():
-    found = judge(picture(thing("large red circle", 70)), PROMPT)
-    assert found.by_kind == {"attribute": (4, 7), "binding": (1, 2), "relation": (0, 1), "count": (0, 1)}
-    assert ("count", "2 objects", "1 object") in failed(found)
-    assert ("binding", "small blue square", "nothing") in failed(found)
+    judged = judge(picture(thing("large red circle", 70)), PROMPT)
+    assert judged.by_kind == {"attribute": (4, 7), "binding": (1, 2), "relation": (0, 1), "count": (0, 1)}
+    assert ("count", "2 objects", "1 object") in failed(judged)
+    assert ("binding", "small blue square", "nothing") in failed(judged)
 
 
 def test_a_third_object_breaks_the_count_alone():
@@ -221,14 +221,14 @@ def test_another_background_or_size_breaks_only_its_claims():
 
 
 def test_an_empty_picture_breaks_everything():
-    found = judge(picture(background="night"), PROMPT)
-    assert sum(held for held, _ in found.by_kind.values()) == 0
-    assert {seen for _, _, seen in failed(found)} >= {"0 objects", "nothing", "night background"}
+    judged = judge(picture(background="night"), PROMPT)
+    assert sum(held for held, _ in judged.by_kind.values()) == 0
+    assert {seen for _, _, seen in failed(judged)} >= {"0 objects", "nothing", "night background"}
 
 
 def test_one_object_is_bound_once():
-    found = judge(picture(thing("small red circle", 70)), "two red circles")
-    assert found.by_kind == {"count": (0, 1), "attribute": (2, 2), "binding": (1, 2)}
+    judged = judge(picture(thing("small red circle", 70)), "two red circles")
+    assert judged.by_kind == {"count": (0, 1), "attribute": (2, 2), "binding": (1, 2)}
 
 
 def test_of_two_equal_objects_the_one_that_keeps_the_relation_is_bound():
@@ -242,8 +242,8 @@ def test_of_two_equal_objects_the_one_that_keeps_the_relation_is_bound():
 
 def test_binding_is_kept_before_relations():
     drawn = picture(thing("large red circle", 60), thing("small red circle", 200))
-    found = verdict(drawn, parse("a large red circle right of a red circle"))
-    assert found.by_kind == {"count": (1, 1), "attribute": (3, 3), "binding": (2, 2), "relation": (0, 1)}
+    judged = verdict(drawn, parse("a large red circle right of a red circle"))
+    assert judged.by_kind == {"count": (1, 1), "attribute": (3, 3), "binding": (2, 2), "relation": (0, 1)}
 
 
 def test_a_relation_uses_the_shorter_side():

@@ -33,11 +33,11 @@ def blobs(number: int, side: int = 512, **words) -> Reading:
     """So many objects on a circle, the later the smaller."""
     angles = np.linspace(0, 2 * np.pi, number, endpoint=False)
     alike = {"shape": "circle", "colour": "red", "size": "small", "fit": 1.0} | words
-    found = [
+    objects = [
         Found(x=side / 2 + 200 * np.cos(a), y=side / 2 + 200 * np.sin(a), radius=40 - 20 * k / number, **alike)
         for k, a in enumerate(angles)
     ]
-    return Reading(background="sky", objects=tuple(sorted(found, key=lambda o: o.x)), width=side, height=side)
+    return Reading(background="sky", objects=tuple(sorted(objects, key=lambda o: o.x)), width=side, height=side)
 
 
 def test_stored_readings_and_pictures_are_judged_as_ever():
@@ -62,11 +62,11 @@ def test_most_mentions_are_bound_then_most_relations():
             if fits and len({id(o) for o in bound}) == len(bound):
                 pairs = [(chosen[a], how, chosen[b]) for a, how, b in description.relations]
                 best = max(best, (len(bound), sum(bool(a and b) and reading.relation(a, b) == h for a, h, b in pairs)))
-        found = check(reading, description)
-        relations = sum(r.holds for r in found.results if r.claim.kind == "relation")
+        verdict = check(reading, description)
+        relations = sum(r.holds for r in verdict.results if r.claim.kind == "relation")
         assert relations == best[1], seed
         if all(m.colour or m.size for m in description.objects):
-            assert sum(r.holds for r in found.results if r.claim.kind == "binding") == best[0], seed
+            assert sum(r.holds for r in verdict.results if r.claim.kind == "binding") == best[0], seed
 
 
 @pytest.mark.parametrize("prompt", ["two circles above a circle", "a circle left of a circle left of a circle"])
@@ -159,15 +159,15 @@ def test_a_picture_of_very_many_things_is_read_in_little_time_and_says_what_was_
     side, tries = 1024, 3
     plain = min(seconds(read, ground(side)) for _ in range(2))
     drawn = draw(side)
-    took, found = float("inf"), None
+    took, reading = float("inf"), None
     while took >= 5 * plain + 0.5 and (tries := tries - 1) >= 0:  # a busy machine slows even a thread of its own
         begun = time.thread_time()
-        found = read(drawn)
+        reading = read(drawn)
         took = min(took, time.thread_time() - begun)
-    print(f"{took:.2f} s, an empty picture {plain:.2f} s; {len(found.objects)} objects, {found.unread} more")
+    print(f"{took:.2f} s, an empty picture {plain:.2f} s; {len(reading.objects)} objects, {reading.unread} more")
     assert took < 5 * plain + 0.5
-    assert found.unread and len(found.objects) <= 2 * MOST_OBJECTS
-    verdict = check(found, parse("a red circle left of a blue ring"))
+    assert reading.unread and len(reading.objects) <= 2 * MOST_OBJECTS
+    verdict = check(reading, parse("a red circle left of a blue ring"))
     (count,) = (r for r in verdict.results if r.claim.kind == "count")
     assert not count.holds and count.seen.startswith("more than ")
     assert all("largest objects" in r.seen for r in verdict.results if not r.holds and r is not count)

@@ -78,13 +78,13 @@ def test_the_bundle_is_mirrored_to_a_space_of_its_hardware(hub, tmp_path):
     done = push(endpoint, tmp_path / "space", "--zerogpu")
     assert done.returncode == 0, done.stderr
     assert f"{endpoint}/spaces/me/koala" in done.stdout
-    (made,) = handler.asked["create"]
-    assert (made["type"], made["sdk"], made["hardware"]) == ("space", "gradio", "zero-a10g")
-    assert made["token"] == "Bearer hf_write"
+    (created,) = handler.asked["create"]
+    assert (created["type"], created["sdk"], created["hardware"]) == ("space", "gradio", "zero-a10g")
+    assert created["token"] == "Bearer hf_write"
     sent = {e["value"]["path"]: e["value"] for e in handler.asked["commit"] if e["key"] == "file"}
     gone = [e["value"]["path"] for e in handler.asked["commit"] if e["key"] == "deletedFile"]
-    there = {f.relative_to(tmp_path / "space").as_posix() for f in (tmp_path / "space").rglob("*") if f.is_file()}
-    assert set(sent) == there and gone == [STALE]
+    files = {f.relative_to(tmp_path / "space").as_posix() for f in (tmp_path / "space").rglob("*") if f.is_file()}
+    assert set(sent) == files and gone == [STALE]
     assert b"suggested_hardware: zero-a10g" in base64.b64decode(sent["README.md"]["content"])
 
 

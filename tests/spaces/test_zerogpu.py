@@ -86,12 +86,13 @@ def results(session, asked, draw=None):
 @FORKS
 def test_a_comparison_in_a_fork_is_the_same_comparison(lent):
     session, gpu = lent
-    _, here = results(Session(PAIR, local=False, library=session.loader.library()).start(), requests())
-    steps, there = results(session, requests())
+    _, expected = results(Session(PAIR, local=False, library=session.loader.library()).start(), requests())
+    steps, forked = results(session, requests())
     assert os.getpid() not in gpu.processes and len(gpu.processes) >= 2 * 3 + 2  # every step, and two results
     assert {s.index for s in steps} <= {1, 2, 3} and steps
     differences = [
-        np.abs(np.asarray(a.images[0], int) - np.asarray(b.images[0], int)) for a, b in zip(here, there, strict=True)
+        np.abs(np.asarray(a.images[0], int) - np.asarray(b.images[0], int))
+        for a, b in zip(expected, forked, strict=True)
     ]
     print(f"fork against this process: max {max(d.max() for d in differences)}, mean {np.mean(differences):.4f}")
     assert max(d.max() for d in differences) == 0

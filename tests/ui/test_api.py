@@ -197,8 +197,8 @@ def test_private_handlers_cannot_be_called_by_clients(client):
 
 def test_the_queue_cannot_be_bypassed(app):
     with urllib.request.urlopen(f"{app.url}config", timeout=20) as answer:
-        (found,) = (d for d in json.load(answer)["dependencies"] if d["api_name"] == "generate")
-    whole = {"data": ["tiny-sdxl", "a star", *[None] * (len(found["inputs"]) - 2)], "fn_index": found["id"]}
+        (endpoint,) = (d for d in json.load(answer)["dependencies"] if d["api_name"] == "generate")
+    whole = {"data": ["tiny-sdxl", "a star", *[None] * (len(endpoint["inputs"]) - 2)], "fn_index": endpoint["id"]}
     assert status(f"{app.url}gradio_api/run/generate", whole | {"session_hash": "page"}) == 404
     assert status(f"{app.url}gradio_api/run/generate", {"data": ["tiny-sdxl", "a star"]}) == 422
 

@@ -202,9 +202,9 @@ def test_the_first_comparison_from_prompt_to_verdict_and_back(visit, app, tmp_pa
     assert not page.get_by_label("Random each time").is_checked()
 
     # the link in another tab sets the same
-    other = visit(query="?" + urlsplit(link).query)
-    other.page.wait_for_function("t => document.querySelector('#k-prompt textarea').value === t", arg=HOSTILE)
-    assert other.page.get_by_label("Seed", exact=True).input_value() == seed
+    linked = visit(query="?" + urlsplit(link).query)
+    linked.page.wait_for_function("t => document.querySelector('#k-prompt textarea').value === t", arg=HOSTILE)
+    assert linked.page.get_by_label("Seed", exact=True).input_value() == seed
 
 
 @pytest.mark.slow

@@ -50,16 +50,16 @@ class Starved(Public):
 
     def says(self, door: str, **change) -> str:
         """The sentence with which the API refuses this."""
-        with pytest.raises(Refused) as told:
+        with pytest.raises(Refused) as refused:
             self.call(door, QUICK | change)
-        return html.unescape(str(told.value))
+        return html.unescape(str(refused.value))
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[Starved]:
-    found = Starved(tmp_path_factory.mktemp("failures"))
-    yield found
-    found.stop()
+    starved = Starved(tmp_path_factory.mktemp("failures"))
+    yield starved
+    starved.stop()
 
 
 @pytest.fixture
@@ -88,10 +88,10 @@ def small(page: Page, prefix: str) -> None:
         field.blur()
 
 
-def dismissed(page: Page, said: str) -> None:
+def dismissed(page: Page, message: str) -> None:
     """The sentence is in a toast, which goes away."""
     toast = page.get_by_test_id("toast-body").first
-    expect(toast).to_contain_text(said)
+    expect(toast).to_contain_text(message)
     toast.get_by_test_id("toast-close").click()
     toast.wait_for(state="detached")
 
@@ -108,11 +108,11 @@ def lora_for_sdxl(file: Path) -> Path:
 def test_compare_says_why_a_run_failed_and_the_next_one_works(open_tab, server, tmp_path):
     """Symptom: the page said "Loading ..." for ever, and Generate stayed off."""
 
-    def fails(said: str) -> None:
+    def fails(message: str) -> None:
         generate.click()
-        expect(status).to_have_text(said)
+        expect(status).to_have_text(message)
         expect(page.locator(".k-stage")).to_have_attribute("data-phase", "failed")
-        dismissed(page, said[:60])
+        dismissed(page, message[:60])
 
     with open_tab(server, "Compare") as page:
         generate, status = page.get_by_role("button", name="Generate"), page.locator(".k-stage .k-status")
@@ -131,13 +131,13 @@ def test_compare_says_why_a_run_failed_and_the_next_one_works(open_tab, server, 
         page.locator("#k-lora").get_by_label("Clear").click()
         server.short.touch()
         try:
-            said = server.says("compare", models=[TEACHER, STUDENT]).partition(":")[0]
+            message = server.says("compare", models=[TEACHER, STUDENT]).partition(":")[0]
             generate.click()
-            expect(status).to_contain_text(said)  # how much was free changes
+            expect(status).to_contain_text(message)  # how much was free changes
             expect(page.locator(".k-stage")).to_have_attribute("data-phase", "failed")
         finally:
             server.short.unlink()
-        dismissed(page, said)
+        dismissed(page, message)
         generate.click()
         page.locator(".k-stage[data-phase=done]").wait_for()
 
@@ -145,10 +145,10 @@ def test_compare_says_why_a_run_failed_and_the_next_one_works(open_tab, server, 
 def test_attention_says_why_a_run_failed_and_the_next_one_works(open_tab, server):
     """Symptom: a failed run said "Stopped."."""
 
-    def fails(said: str, status) -> None:
+    def fails(message: str, status) -> None:
         page.get_by_role("button", name="Draw and record").click()
-        expect(status).to_contain_text(said)
-        dismissed(page, said[:60])
+        expect(status).to_contain_text(message)
+        dismissed(page, message[:60])
 
     with open_tab(server, "Attention") as page:
         status, problem = page.locator(".kv-status"), page.locator(".kv-problem")
@@ -166,8 +166,8 @@ def test_attention_says_why_a_run_failed_and_the_next_one_works(open_tab, server
         page.locator(".kv[data-phase=done]").wait_for()
         server.short.touch()
         try:
-            said = server.says("attention", models=[TEACHER, STUDENT]).partition(":")[0]
-            fails(said, problem)
+            message = server.says("attention", models=[TEACHER, STUDENT]).partition(":")[0]
+            fails(message, problem)
         finally:
             server.short.unlink()
         expect(page.locator(".kv")).to_have_attribute("data-phase", "done")  # the capture before

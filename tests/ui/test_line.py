@@ -115,12 +115,12 @@ def test_runs_that_were_stopped_or_failed_teach_no_pace(line, clock):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "text"),
     [(0.2, "about 1 s"), (3.4, "about 4 s"), (10, "about 10 s"), (11, "about 15 s"), (99, "about 100 s")]
     + [(100, "about 2 min"), (650, "about 11 min")],
 )
-def test_a_forecast_is_no_finer_than_it_can_be(seconds, said):
-    assert about(seconds) == said
+def test_a_forecast_is_no_finer_than_it_can_be(seconds, text):
+    assert about(seconds) == text
 
 
 def test_twenty_wait_and_the_next_is_refused_until_one_has_left(line):
@@ -129,9 +129,9 @@ def test_twenty_wait_and_the_next_is_refused_until_one_has_left(line):
         for _ in range(PLACES):
             held.enter_context(line.join("", SMALL))
         inner.enter_context(line.join("", SMALL))
-        with pytest.raises(UserError) as told, line.join("", SMALL):
+        with pytest.raises(UserError) as refused, line.join("", SMALL):
             pass
-        assert str(told.value) == FULL and "20 requests wait" in FULL
+        assert str(refused.value) == FULL and "20 requests wait" in FULL
         inner.close()
         with line.join("", SMALL) as ticket:
             assert ticket.status == f"Waiting: {PLACES} before you"
@@ -145,9 +145,9 @@ def test_a_visitors_share_counts_whoever_waits_runs_or_looks(line):
         last = held.enter_context(ExitStack())
         last.enter_context(line.join("greedy", SMALL))
         for more in (line.join("greedy", SMALL), line.without_device("greedy")):
-            with pytest.raises(UserError) as told, more:
+            with pytest.raises(UserError) as refused, more:
                 pass
-            assert str(told.value) == TOO_MANY
+            assert str(refused.value) == TOO_MANY
         held.enter_context(line.join("other", SMALL))
         last.close()
         held.enter_context(line.without_device("greedy"))

@@ -45,7 +45,7 @@ def planted(app) -> list[Path]:
 )
 def test_no_page_of_another_site_drives_the_app(app, rebinding, foreign_port, name, targets):
     port = app.url.rstrip("/").rpartition(":")[2]
-    begun, there = runs(app), planted(app)
+    begun, files = runs(app), planted(app)
     page = rebinding.new_page()
     page.goto(f"http://{name}:{foreign_port}/")
     start = start_of_a_distillation(app.url)
@@ -53,7 +53,7 @@ def test_no_page_of_another_site_drives_the_app(app, rebinding, foreign_port, na
         message = page.evaluate(ATTACK, [f"http://{target}:{port}/", start])
         assert len(message) == 8 and set(message.values()) <= ANSWERS, (target, message)
     assert len(page.frames) == 1 + len(targets) and not any(framed(page))
-    assert planted(app) == there and runs(app) == begun
+    assert planted(app) == files and runs(app) == begun
     page.close()
 
 

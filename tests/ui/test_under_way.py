@@ -106,11 +106,11 @@ def test_a_page_that_waits_says_so_and_leaves_the_line_when_it_is_stopped_or_clo
     for leave in ("stop", "close"):
         updates, shown = pressed(tab, "two")
         assert next(shown)["status"].startswith("Waiting: ")
-        there = len(tab.session.device.line)
+        waiting = len(tab.session.device.line)
         if leave == "stop":
             stop(tab, "two")
             assert [(one["phase"], one["status"]) for one in shown] == [("stopped", "Stopped.")]
         else:
             updates.close()
-        assert len(tab.session.device.line) == there - 1
+        assert len(tab.session.device.line) == waiting - 1
     ahead.close()

@@ -176,21 +176,21 @@ exports run on cpu or cuda here, not on mps; choose another model
 """.strip().splitlines()
 
 
-@pytest.mark.parametrize(("told", "shown"), list(zip(FOR_THE_PAGE[::2], FOR_THE_PAGE[1::2], strict=True)))
-def test_the_page_offers_no_remedy_for_a_terminal(told, shown):
-    assert messages.readable(UserError(told)) == shown
+@pytest.mark.parametrize(("message", "shown"), list(zip(FOR_THE_PAGE[::2], FOR_THE_PAGE[1::2], strict=True)))
+def test_the_page_offers_no_remedy_for_a_terminal(message, shown):
+    assert messages.readable(UserError(message)) == shown
 
 
 @pytest.mark.parametrize(
-    "told",
+    "message",
     [
         "the file a--b.png is no picture; choose another",
         "the koala is grey; draw it again",
         "a snake -- it bites",
     ],
 )
-def test_other_words_stay_as_they_are(told):
-    assert messages.readable(UserError(told)) == told
+def test_other_words_stay_as_they_are(message):
+    assert messages.readable(UserError(message)) == message
 
 
 def test_what_the_core_says_now_reaches_the_page_without_commands():
@@ -202,9 +202,9 @@ def test_what_the_core_says_now_reaches_the_page_without_commands():
         lambda: same_noise([]),
     ]
     for cause in causes:
-        with pytest.raises(UserError) as told:
+        with pytest.raises(UserError) as refused:
             cause()
-        assert not re.search(r"koala (fetch|models)|python|--", messages.readable(told.value)), told.value
+        assert not re.search(r"koala (fetch|models)|python|--", messages.readable(refused.value)), refused.value
 
 
 def test_toasts_are_clipped():
@@ -251,9 +251,9 @@ def test_fields_survive_requests_and_links():
     assert settings.from_requests(requests, find) == given
     from urllib.parse import parse_qsl
 
-    found, complaints = settings.from_query(dict(parse_qsl(settings.to_query(requests)[1:])), find)
+    restored, complaints = settings.from_query(dict(parse_qsl(settings.to_query(requests)[1:])), find)
     assert complaints == []
-    assert found == {name: value for name, value in given.items() if "lora" not in name}  # a file stays at home
+    assert restored == {name: value for name, value in given.items() if "lora" not in name}  # a file stays at home
 
 
 @pytest.mark.parametrize(
@@ -293,13 +293,13 @@ def test_a_bad_link_is_used_as_far_as_it_is_good():
     query = dict(
         prompt="a star", seed="x", width="13", models="tiny-koala-1b,nothing-like-it", steps="9,0", guidance="a,3"
     )
-    found, complaints = settings.from_query(query, find)
-    assert found["prompt"] == "a star" and found["model_a"] == "tiny-koala-1b" and found["steps_a"] == 9
-    assert found["guidance_b"] == 3.0 and "seed" not in found and found["guidance_a"] == 2.0
+    fields, complaints = settings.from_query(query, find)
+    assert fields["prompt"] == "a star" and fields["model_a"] == "tiny-koala-1b" and fields["steps_a"] == 9
+    assert fields["guidance_b"] == 3.0 and "seed" not in fields and fields["guidance_a"] == 2.0
     assert len(complaints) == 5, complaints
 
 
 def test_one_picture_goes_to_its_own_slot():
     student = GenerationRequest(model="tiny-koala-1b", prompt="a star", steps=4)
-    found = settings.from_requests([student], find)
-    assert found["model_b"] == "tiny-koala-1b" and found["steps_b"] == 4 and "model_a" not in found
+    fields = settings.from_requests([student], find)
+    assert fields["model_b"] == "tiny-koala-1b" and fields["steps_b"] == 4 and "model_a" not in fields

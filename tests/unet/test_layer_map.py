@@ -27,9 +27,11 @@ def test_decoder_keeps_the_first_and_the_last_pair_and_the_encoder_the_first():
 def test_pairs_are_sa_bottom_thirty_and_twenty_one(spec, per_stage):
     pairs = self_attention_pairs(spec, SDXL)
     result = {}
-    for stage, mine, its in pairs:
+    for stage, student_path, teacher_path in pairs:
         result[stage] = result.get(stage, 0) + 1
-        assert mine.split("transformer_blocks.")[1] == its.split("transformer_blocks.")[1]  # block j <- block j
+        assert (
+            student_path.split("transformer_blocks.")[1] == teacher_path.split("transformer_blocks.")[1]
+        )  # block j <- block j
     assert result == per_stage
 
 

@@ -19,4 +19,4 @@ def test_every_name_is_the_one_that_diffusers_converts(spec):
     assert len(set(original.values())) == len(keys)
     config = {"layers_per_block": len(spec.down_depths[0]), "addition_embed_type": "text_time"}
     assert PREFIX == LDM_UNET_KEY
-    assert convert_ldm_unet_checkpoint({PREFIX + its: its for its in original.values()}, config) == original
+    assert convert_ldm_unet_checkpoint({PREFIX + name: name for name in original.values()}, config) == original

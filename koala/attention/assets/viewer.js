@@ -5,7 +5,7 @@ function attentionViewer(element, source) {
   const root = $(".kv"), pictures = $(".kv-pictures"), live = $("[role=status]"), steps = $(".kv-steps input[type=range]");
   const selects = [...element.querySelectorAll("select")], tune = $(".kv-tune"), play = $(".kv-play");
   const FRAME = 220, KEPT = 3000; // ms of a frame when playing; answers that are remembered
-  const PENS = { box: "", brush: "Paint over patches of either picture, with pointer, finger or the arrow keys. A click or tap begins anew." };
+  const PENS = { box: "", brush: "Paint over patches of either picture, with pointer, finger or the arrow keys. A click or tap starts over." };
   let data = {}, answers = new Map(), flying = false, wanted = null, peek = null, playing = 0, shown = null, heard = 0;
   let state = { kind: "row", stage: "", layer: 0, head: "mean", step: 0, box: [0.5, 0.5, 0.5, 0.5],
     brush: null, pen: "box", word: 0, diagonal: true };

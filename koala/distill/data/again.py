@@ -43,13 +43,13 @@ class Again:
     def _run(self) -> int:
         last = last_try(self.filling.folder)
         self.filling.take_tries(last)
-        there = [(n, first, chunk) for n, first, chunk in self.filling.there() if chunk.out_of_reach]
-        wanted, came = sum(len(chunk.out_of_reach) for _, _, chunk in there), 0
-        if not there:
+        lacking = [(n, first, chunk) for n, first, chunk in self.filling.there() if chunk.out_of_reach]
+        wanted, came = sum(len(chunk.out_of_reach) for _, _, chunk in lacking), 0
+        if not lacking:
             return last
         self.say(f"retrying what was out of reach: {many(wanted, 'picture')}")
         try:
-            for number, first, chunk in there:
+            for number, first, chunk in lacking:
                 came += self._chunk(number, first, chunk, last + 1)
         except _NoTime:
             self.say("retrying took an hour; the next new run continues")
@@ -62,7 +62,7 @@ class Again:
 
     def _chunk(self, number: int, first: int, chunk: Chunk, tries: int) -> int:
         """Returns how many pictures are available now; they are in the chunk's successor."""
-        made, came, now = None, 0, {one.number: one for one in chunk.skipped}
+        maker, came, now = None, 0, {one.number: one for one in chunk.skipped}
         samples = list(self._samples(number, first, chunk))
         places = iter(chunk.out_of_reach)
         for sample, decoded in self.filling.decoder.ahead(samples):
@@ -74,15 +74,15 @@ class Again:
                 continue
             if self.encoders is None:
                 self.encoders = self.filling.load()
-            made = made or ChunkMaker(self.encoders, self._go_on)
-            made.add(place, sample.captions, *decoded)
+            maker = maker or ChunkMaker(self.encoders, self._go_on)
+            maker.add(place, sample.captions, *decoded)
             del now[place]
             came += 1
-        if made or any(not one.out_of_reach for n, one in now.items() if n in chunk.out_of_reach):
-            made = made or ChunkMaker(self.encoders, self._go_on)
-            made.encode_rest()
+        if maker or any(not one.out_of_reach for n, one in now.items() if n in chunk.out_of_reach):
+            maker = maker or ChunkMaker(self.encoders, self._go_on)
+            maker.encode_rest()
             skipped, file = [now[n] for n in sorted(now)], successor(chunk.file, tries)
-            made.write(file, samples=chunk.samples, ends=chunk.ends, skipped=skipped, former=chunk.file)
+            maker.write(file, samples=chunk.samples, ends=chunk.ends, skipped=skipped, former=chunk.file)
         return came
 
     def _samples(self, number: int, first: int, chunk: Chunk) -> Iterator[Sample]:

@@ -50,7 +50,7 @@ class Fit:
 def fit(width: int, height: int, bucket: Bucket) -> Fit:
     """The largest part about a picture's centre that has its bucket's shape.
 
-    The crop is told in px of the whole picture scaled to cover the bucket, as SDXL was trained (section 2.2).
+    The crop is given in px of the whole picture scaled to cover the bucket, as SDXL was trained (section 2.2).
     """
     scale = max(bucket[0] / width, bucket[1] / height)
     left, top = (width - bucket[0] / scale) / 2, (height - bucket[1] / scale) / 2
@@ -67,7 +67,7 @@ class BatchOrder:
 
     Every bucket is an endless stream, one shuffled pass over its pictures after the other, cut into batches. So each
     picture is seen equally often, no remainder is dropped, and a bucket smaller than a batch repeats its pictures
-    within one, but comes up the more seldom.
+    within one, but comes up less often.
     """
 
     def __init__(self, sizes: Mapping[Bucket, int], batch_size: int, seed: int):

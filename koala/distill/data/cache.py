@@ -210,7 +210,7 @@ def _check(config: DistillConfig, data: EncodedData, chunks: list[Chunk], say: C
     if data.skipped + data.num_pictures < config.num_pictures:
         log.warning("%s has no %d pictures; all are used", config.data, config.num_pictures)
     if not data.num_pictures:
-        for chunk in chunks:  # the next try shall look again: files may have been missing, or the network
+        for chunk in chunks:  # the next try looks again: files may have been missing, or the network
             chunk.file.unlink(missing_ok=True)
         why = next((f"; the first: {one.why}" for chunk in chunks for one in chunk.skipped), "")
         raise UserError(f"{config.data} holds no picture that can be used: {data.skipped} were skipped{why}")

@@ -41,10 +41,10 @@ def caption_columns(
     wanted = caption_fields(config)
     everything = [*fields, *(name for name in inside if name not in fields)]
     columns = {style: match(name, everything) for style, name in wanted.items()}
-    other = [name for name in (config.short_caption, config.detailed_caption) if name not in _DEFAULTS]
+    candidates = [name for name in (config.short_caption, config.detailed_caption) if name not in _DEFAULTS]
     if not any(columns.values()):
-        other += _USUAL
-    usual = next((name for name in (match(name, everything) for name in other) if name), None)
+        candidates += _USUAL
+    usual = next((name for name in (match(name, everything) for name in candidates) if name), None)
     columns = {style: name or (usual if wanted[style] in _DEFAULTS else None) for style, name in columns.items()}
     for style, name in columns.items():
         if name is None:
@@ -141,11 +141,11 @@ def columns_of(
 
     UserError where the pictures or one of the captions have no column.
     """
-    there = ", ".join(sorted(columns))
+    names = ", ".join(sorted(columns))
     image = image_column(columns, config.image_column)
     if image is None:
         raise UserError(
-            f"{config.data} has no column {config.image_column!r} of pictures; set image_column to one of: {there}"
+            f"{config.data} has no column {config.image_column!r} of pictures; set image_column to one of: {names}"
             + hint
         )
     fields = sorted({*columns, *inside})

@@ -132,8 +132,8 @@ class EncodedData:
         self.num_pictures = len(rows)
         self.skipped = sum(len(chunk.skipped) for chunk in chunks)
         self.out_of_reach = sum(len(chunk.out_of_reach) for chunk in chunks)
-        there = hashlib.sha256(rows[:, [1, 3]].astype("<i8").tobytes()).hexdigest()[:8]
-        self.key = f"{key}{_OF_THOSE}{there}" if self.skipped else key
+        digest = hashlib.sha256(rows[:, [1, 3]].astype("<i8").tobytes()).hexdigest()[:8]
+        self.key = f"{key}{_OF_THOSE}{digest}" if self.skipped else key
         held = np.zeros(len(rows), bool)
         held[spread(len(rows), held_back, seed, "held back") if seed is not None else slice(-held_back, None)] = True
         self._training = _by_bucket(buckets, rows[~held, :3])

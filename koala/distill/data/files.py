@@ -25,13 +25,13 @@ class Listing:
     """What a folder holds, hidden files left out."""
 
     files: list[Path]  # in the order of their names; links that lead nowhere and pipes among them
-    closed: list[str]  # folders that cannot be looked into, and why
+    closed: list[str]  # folders that cannot be opened, and why
 
 
 def look_through(folder: Path, between: Between = nothing) -> Listing:
     """Every file of a folder and its subfolders. A folder that links lead to as well is visited once.
 
-    UserError where the folder itself cannot be looked into.
+    UserError where the folder itself cannot be opened.
     """
     files, closed, seen = [], [], set()
     ahead, linked = [folder], []
@@ -47,7 +47,7 @@ def look_through(folder: Path, between: Between = nothing) -> Listing:
                 inside = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
         except OSError as error:
             if place == folder:
-                raise UserError(f"{folder} cannot be looked into ({error.strerror or error})") from error
+                raise UserError(f"{folder} cannot be opened ({error.strerror or error})") from error
             closed.append(f"{printable(os.path.relpath(place, folder))} ({error.strerror or error})")
             continue
         for entry in inside:

@@ -176,8 +176,8 @@ class Filling:
         It is no other's beginning: the last bits of what is encoded depend on what was encoded together.
         """
         part, before = self.parts[number], len(self.known[number])
-        there = CHUNK if part.count is None else part.count - before * CHUNK
-        cut = f".first-{samples}" if samples < min(CHUNK, there) else ""
+        samples_there = CHUNK if part.count is None else part.count - before * CHUNK
+        cut = f".first-{samples}" if samples < min(CHUNK, samples_there) else ""
         return self.folder / f"{part.name}.{before:04}{cut}.safetensors"
 
     @contextmanager
@@ -209,7 +209,7 @@ class Filling:
             self.stop_if_told()
             self._tell("encoding", number)
 
-        made = ChunkMaker(self.encoders, after_batch)
+        maker = ChunkMaker(self.encoders, after_batch)
         for sample, decoded in self.decoder.ahead(samples, self.world):
             self.stop_if_told()
             if isinstance(decoded, Unusable):
@@ -217,14 +217,14 @@ class Filling:
                 why = f"{sample.key}: {decoded.why}"
                 skipped.append(Skipped(number=number, why=why, out_of_reach=decoded.out_of_reach))
             else:
-                made.add(number, sample.captions, *decoded)
+                maker.add(number, sample.captions, *decoded)
             number += 1
-        made.encode_rest()
+        maker.encode_rest()
         if len(skipped) == CHUNK:  # a wrong column, or a network that went away: not to be remembered as broken
             raise UserError(
                 f"{CHUNK} pictures in a row cannot be used, so something else is wrong; the first: {skipped[0].why}"
             )
-        made.write(file, samples=number, ends=number < asked, skipped=skipped)
+        maker.write(file, samples=number, ends=number < asked, skipped=skipped)
 
     def _check_space(self, missing: Iterable[int]) -> None:
         """UserError at once where the disk cannot take what will surely come; latents alone are counted."""

@@ -61,12 +61,12 @@ class CaptionFiles:
         endings = sorted(self.endings)
         objects = [files["json"] for files in self.files.values() if "json" in files]
         inside = {name for file in islice(objects, _LOOK) for name in inner({"json": _read(file, "json")})}
-        there = f"next to the pictures are {', '.join(f'.{e}' for e in endings)} files" if endings else (
+        available = f"next to the pictures are {', '.join(f'.{e}' for e in endings)} files" if endings else (
             f"there is neither a text file next to any picture nor a {' or '.join(METADATA)}"
         )  # fmt: skip
         if further := sorted(inside - set(endings)):
-            there += f", and in the .json files are {', '.join(further)}"
-        return Columns(captions=caption_columns(endings, config, there, inside))
+            available += f", and in the .json files are {', '.join(further)}"
+        return Columns(captions=caption_columns(endings, config, available, inside))
 
     def used(self, columns: Columns) -> dict[Path, dict[str, Path]]:
         """The files that hold each picture's captions, by ending."""
@@ -136,8 +136,8 @@ class Pictures:
 
     def described(self, names: Sequence[str] | None = None) -> str:
         """How many there are, and with which captions; `names` are those that are learned."""
-        count, there = len(self.pictures), self.caption_files.endings
-        with_files = counts(there, there if names is None else names, count)
+        count, endings = len(self.pictures), self.caption_files.endings
+        with_files = counts(endings, endings if names is None else names, count)
         tables = ", ".join(sorted({table.name for table in self.tables}))
         return f"{many(count, 'picture')}{with_files}" + (
             f"{',' if with_files else ''} with {tables}" if tables else ""

@@ -114,11 +114,11 @@ def _choose(config: DistillConfig, forms: Sequence[Form]) -> tuple[Form, Source]
 
 
 def _about(chosen: Form, source: Source, forms: Sequence[Form], bare: Sequence[Path], listing: Listing) -> str:
-    there = [form.described for form in forms]
+    descriptions = [form.described for form in forms]
     if bare:
-        there.append(f"{many(len(bare), 'table')} without pictures")
-    text = ", ".join(there)
-    if len(there) > 1:
+        descriptions.append(f"{many(len(bare), 'table')} without pictures")
+    text = ", ".join(descriptions)
+    if len(descriptions) > 1:
         text += f": using {chosen.name}"
         if others := [form.setting for form in forms if form is not chosen]:
             text += f"; to use another, set {' or '.join(others)}"
@@ -131,7 +131,7 @@ def _about(chosen: Form, source: Source, forms: Sequence[Form], bare: Sequence[P
         named = [f"{count:,} {name}" for name, count in left.most_common(_MOST)]
         text += f". Left out: {', '.join(named)}" + (" and others" if len(left) > _MOST else "")
     if listing.closed:
-        text += f". Folders that cannot be looked into: {', '.join(listing.closed[:_MOST])}"
+        text += f". Folders that cannot be opened: {', '.join(listing.closed[:_MOST])}"
     return text
 
 

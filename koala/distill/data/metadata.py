@@ -59,7 +59,7 @@ def tables_of(files: Sequence[Path]) -> list[Path]:
     for file in files:
         if (name := file.name.lower()) in METADATA and is_file(file):
             by_folder.setdefault(file.parent, {}).setdefault(name, file)
-    chosen = [next(there[name] for name in METADATA if name in there) for there in by_folder.values()]
+    chosen = [next(tables[name] for name in METADATA if name in tables) for tables in by_folder.values()]
     return sorted(chosen, key=lambda table: (-len(table.parts), table))
 
 
@@ -112,7 +112,7 @@ def read_tables(
 
     UserError where a table lacks a column that is learned.
     """
-    in_tables, there = TableCaptions(used=list(tables)), _Pictures(pictures)
+    in_tables, on_disk = TableCaptions(used=list(tables)), _Pictures(pictures)
     for table in tables:
         seen: dict[Path, list[str]] = {}
         lines = read_table(table)
@@ -124,7 +124,7 @@ def read_tables(
             where = printable(f"{os.path.relpath(table, folder)}, line {line.number}")
             name = line.values.get(columns.image)
             name = name.strip() if isinstance(name, str) else name
-            picture = there.find(name, table.parent) if is_text(name) and name else None
+            picture = on_disk.find(name, table.parent) if is_text(name) and name else None
             captions, fault = _captions(line, columns)
             if picture is None:
                 in_tables.strays.append(_stray(where, fault, name, table.parent, folder, missing))
@@ -173,9 +173,9 @@ def _captions(line: Line, columns: Columns) -> tuple[tuple[str, ...], str]:
 def _columns(config: DistillConfig, table: Path, lines: Sequence[Line]) -> Columns:
     names = list(dict.fromkeys(name for line in lines for name in line.values))
     if (named := match(_NAME, names)) is None:
-        there = f"it has {', '.join(map(str, names))}" if names else "it has no columns"
-        raise UserError(f"{table} has no column {_NAME}, which says whose line it is; {there}")
+        available = f"it has {', '.join(map(str, names))}" if names else "it has no columns"
+        raise UserError(f"{table} has no column {_NAME}, which says which picture a line is for; {available}")
     fields = [name for name in names if name != named]
     inside = {name for line in lines for name in inner(line.values)}
-    there = f"the columns of {table.name} are: {', '.join(sorted(names))}"
-    return Columns(image=named, captions=caption_columns(fields, config, there, inside))
+    available = f"the columns of {table.name} are: {', '.join(sorted(names))}"
+    return Columns(image=named, captions=caption_columns(fields, config, available, inside))

@@ -1,4 +1,4 @@
-"""What every source of pictures gives, samples with a lazy picture in parts that are read one by one.
+"""What every source of pictures yields: samples with a lazy picture, in parts that are read one by one.
 
 The samples that are used and those that are held out are spread over all of them, chosen by the seed.
 """

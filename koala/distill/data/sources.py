@@ -60,7 +60,7 @@ def _files(config: DistillConfig, path: Path, between: Between, absent: Absent) 
         source = parquet_source(config, [path], path.parent, between, absent)
     elif path.is_file():
         raise UserError(
-            f"{path} is neither a .parquet nor a .tar file; give the folder in which it lies, data={path.parent}, "
+            f"{path} is neither a .parquet nor a .tar file; give the folder that it is in, data={path.parent}, "
             "with pictures, a .parquet or a .tar file in it"
         )
     else:

@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files in which the files of one sample lie together and share a name up to its first dot."""
+"""WebDataset shards: tar files in which the files of one sample are adjacent and share a name up to its first dot."""
 
 import re
 import shlex
@@ -104,13 +104,13 @@ def _counts(shards: Sequence[Path], between: Between) -> list[int]:
 def _dotted(shards: Sequence[Path], pictures: Sequence[str], base: Path) -> str:
     """What is wrong with pictures whose own names contain dots, and what to type so that they are read."""
     folder = shlex.quote(f"{shards[0]}.unpacked" if len(shards) == 1 else str(base / "unpacked"))
-    there = ", ".join(pictures[:_NAMED]) + (" and others" if len(pictures) > _NAMED else "")
+    listed = ", ".join(pictures[:_NAMED]) + (" and others" if len(pictures) > _NAMED else "")
     unpack = f"tar -xf {shlex.quote(str(shards[0]))} -C {folder}"
     if len(shards) > 1:
         kind = next(name for name in SHARDS if shards[0].name.lower().endswith(name))
         unpack = f"find {shlex.quote(str(base))} -iname '*.{kind}' -exec tar -xf {{}} -C {folder} \\;"
     return (
-        f"{shards[0]} has {len(pictures)} columns of pictures: {there}. By WebDataset's rule a sample's name goes up "
+        f"{shards[0]} has {len(pictures)} columns of pictures: {listed}. By WebDataset's rule a sample's name goes up "
         "to the first dot, and what follows is the column. If these are not columns but pictures whose own names "
         f"contain dots, unpack them, since in a folder the last dot counts: mkdir {folder} && {unpack} and set "
         f"data={folder}; if they are columns, set image_column to one of them"
@@ -118,7 +118,7 @@ def _dotted(shards: Sequence[Path], pictures: Sequence[str], base: Path) -> str:
 
 
 def _count(shard: Path, between: Between) -> int:
-    """How many samples a shard holds. UserError where it is cut off, or the files of a sample lie apart."""
+    """How many samples a shard holds. UserError where it is cut off, or the files of a sample are apart."""
     seen: dict[str, frozenset[str]] = {}
     kinds: dict[frozenset[str], frozenset[str]] = {}  # samples have the same few: kept once
     number = 0

@@ -1,4 +1,4 @@
-"""What a distillation has in memory: all the time, at times, and together at each busy moment."""
+"""What a distillation holds in memory: throughout, at times, and in total at each busy moment."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

@@ -41,20 +41,25 @@ def _in_stage(kind: str, stage: str, student: UNetSpec, teacher: UNetSpec, mappi
         return [Pair(kind=kind, stage=stage, student=block, teacher=block)]
     table = layer_map(student, teacher)
     if kind == "Res":
-        mine = [p for p in table if p.startswith(f"{block}.resnets.")]
-        return [Pair(kind=kind, stage=stage, student=p, teacher=table[p]) for p in mine]
+        resnets = [p for p in table if p.startswith(f"{block}.resnets.")]
+        return [Pair(kind=kind, stage=stage, student=p, teacher=table[p]) for p in resnets]
     pairs = []
     for layer, depth in enumerate(depths):
         if not depth:
             continue
         path = f"{block}.attentions.{layer}"
-        its = renamed(path, table)
-        there = teacher.depths()[stage][int(its.rsplit(".", 1)[1])]
+        teacher_path = renamed(path, table)
+        teacher_depth = teacher.depths()[stage][int(teacher_path.rsplit(".", 1)[1])]
         for j in range(depth):
-            k = teaching_block(j, depth, there, mapping)
+            k = teaching_block(j, depth, teacher_depth, mapping)
             module = f"transformer_blocks.{{}}.{_MODULES[kind]}"
             pairs.append(
-                Pair(kind=kind, stage=stage, student=f"{path}.{module.format(j)}", teacher=f"{its}.{module.format(k)}")
+                Pair(
+                    kind=kind,
+                    stage=stage,
+                    student=f"{path}.{module.format(j)}",
+                    teacher=f"{teacher_path}.{module.format(k)}",
+                )
             )
     return pairs
 
@@ -72,9 +77,9 @@ def feature_pairs(config: DistillConfig, student: UNetSpec, teacher: UNetSpec) -
         stages = [only] if only else config.stages
         pairs = [p for stage in stages for p in _in_stage(kind, stage, student, teacher, config.sa_mapping)]
         if not pairs:
-            there = [s for s in STAGES if _in_stage(kind, s, student, teacher, config.sa_mapping)]
+            having = [s for s in STAGES if _in_stage(kind, s, student, teacher, config.sa_mapping)]
             raise UserError(
-                f"{student.name} has no {kind} in {', '.join(stages) or 'no stage'}; it has it in {', '.join(there)}"
+                f"{student.name} has no {kind} in {', '.join(stages) or 'no stage'}; it has it in {', '.join(having)}"
             )
         chosen |= dict.fromkeys(pairs)
     return list(chosen)

@@ -94,8 +94,8 @@ class PhasedStep(_VelocityStep):
                 own = partial(self._own, averaged or student)
                 goal = self._moved(goal, at, end, conditions, strengths, own, together=True)
         velocity = self._own(student, z, sigma, phases.timesteps[level].to(device), conditions)
-        mine = z + column(last - sigma) * velocity
-        loss = pseudo_huber((mine - goal) / (1 + column(last) ** 2).sqrt(), self.config.huber)
+        predicted = z + column(last - sigma) * velocity
+        loss = pseudo_huber((predicted - goal) / (1 + column(last) ** 2).sqrt(), self.config.huber)
         return Losses(total=loss, terms={"consistency": loss}, pairs={})
 
     def _moved(

@@ -145,15 +145,15 @@ class DistillationStep:
     ) -> Iterator[Callable[[torch.nn.Module, Batch, Draws], Losses]]:
         """See `Step`; the hooks sit on `bare`, and only on the layers that a term needs."""
         needed = self.pairs if self.config.feature_weight else []
-        mine = tap({p.student: bare.get_submodule(p.student) for p in needed})
-        its = tap({p.teacher: self.teacher.get_submodule(p.teacher) for p in needed})
-        with mine as student_features, its as teacher_features:
+        student_tap = tap({p.student: bare.get_submodule(p.student) for p in needed})
+        teacher_tap = tap({p.teacher: self.teacher.get_submodule(p.teacher) for p in needed})
+        with student_tap as student_features, teacher_tap as teacher_features:
             yield partial(self._losses, student_features, teacher_features)
 
     def _losses(
         self,
-        mine: dict[str, torch.Tensor],
-        its: dict[str, torch.Tensor],
+        of_student: dict[str, torch.Tensor],
+        of_teacher: dict[str, torch.Tensor],
         student: torch.nn.Module,
         batch: Batch,
         draws: Draws,
@@ -165,8 +165,8 @@ class DistillationStep:
         alphas = self.alphas.to(device)
         noisy, wanted = self.noising(latents, noise, timesteps, alphas)
         weight = snr_weight(alphas, timesteps, gamma=config.min_snr_gamma, high_noise=config.high_noise_lift)
-        mine.clear()
-        its.clear()
+        of_student.clear()
+        of_teacher.clear()
         added = {"text_embeds": pooled, "time_ids": time_ids}
         predicted = student(noisy, timesteps, context, added_cond_kwargs=added).sample
         terms, pairs, total = {}, {}, 0.0
@@ -179,11 +179,11 @@ class DistillationStep:
                 terms["output"] = noise_loss(predicted, output, weight)
                 total = total + config.output_weight * terms["output"]
             if config.feature_weight:
-                pairs = feature_losses(mine, its, self.pairs, config.normalisation)
+                pairs = feature_losses(of_student, of_teacher, self.pairs, config.normalisation)
                 kinds = by_kind(pairs, config.normalisation)
                 terms |= kinds
                 total = total + config.feature_weight * sum(kinds.values())
-        its.clear()
+        of_teacher.clear()
         # The student's stay until the next call: once cleared, gradient checkpointing would record them again in the
         # backward pass, each with the graph of its recomputed block (0.9 GB per picture of KOALA-700M at 1024 px).
         return Losses(total=total, terms=terms, pairs=pairs)

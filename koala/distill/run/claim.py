@@ -1,4 +1,4 @@
-"""A trainer's claim on the folder of its run: its lock, and the first and the last that it writes there."""
+"""A trainer's claim on the folder of its run: its lock, and its first and last writes there."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,26 +25,26 @@ class Claim:
     def alone(self) -> Iterator[None]:
         """Keeps other trainers out of the folder; the system releases the lock however this process ends."""
         with ExitStack() as held:
-            made, self.began = self.processes.on_main(self._take, held)
+            is_new, self.began = self.processes.on_main(self._take, held)
             try:
                 yield
             finally:
                 if self.processes.main:
                     self.run.forget_wishes()
                     if not self.run.holds_run():
-                        self.run.forget_claim(folder=made)
+                        self.run.forget_claim(folder=is_new)
 
     def _take(self, held: ExitStack) -> tuple[bool, bool]:
         """Whether the folder was made for the run, and whether a run had begun there."""
         if self.new:
             check_place(self.run)
-        made = not self.run.path.exists()
+        is_new = not self.run.path.exists()
         self.run.path.mkdir(parents=True, exist_ok=True)
         held.enter_context(self.run.alone())
         self.run.forget_wishes()
         began = self.run.holds_run()
         self.reporter.hold(not began)
-        return made, began
+        return is_new, began
 
     def accept(self) -> None:
         """The data can be read: from here on the run is there for everyone to see, and can be resumed."""

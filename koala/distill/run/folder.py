@@ -101,9 +101,9 @@ class RunFolder:
 
     def check_checkpoint(self, step: int) -> None:
         """UserError, with the steps that exist, where there is no checkpoint of this step."""
-        there = self.checkpoints()
-        if step not in there:
-            steps = ", ".join(map(str, there)) or "none"
+        saved = self.checkpoints()
+        if step not in saved:
+            steps = ", ".join(map(str, saved)) or "none"
             raise UserError(f"{self.path} has no checkpoint of step {step}; it has {steps}")
 
     def remove_checkpoint(self, step: int) -> None:
@@ -315,10 +315,10 @@ def check_place(run: RunFolder) -> None:
         raise UserError(f"{run.path} already holds a run; resume it with --resume {run.path}, or {elsewhere}")
     if _is_run(run):
         return
-    there = [name for name in (*_FILES, "checkpoints") if _holds_something(run, name)]
-    if there:
+    present = [name for name in (*_FILES, "checkpoints") if _holds_something(run, name)]
+    if present:
         raise UserError(
-            f"{run.path} holds {', '.join(there)} that no run wrote, and a run would write there; {elsewhere}"
+            f"{run.path} holds {', '.join(present)} that no run wrote, and a run would write there; {elsewhere}"
         )
 
 

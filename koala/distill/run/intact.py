@@ -57,8 +57,8 @@ def check_files(run: RunFolder, step: int) -> DistillConfig:
             raise UserError(f"is damaged: {name} cannot be read ({error.strerror})") from error
         if digest != hashes.get(name):
             raise UserError(f"is damaged: {name} is not what was written")
-    if (there := read_object(folder / STATE).get("step")) != step:
-        raise UserError(f"is that of step {there} under another name")
+    if (recorded := read_object(folder / STATE).get("step")) != step:
+        raise UserError(f"is that of step {recorded} under another name")
     return config
 
 

@@ -91,11 +91,11 @@ def state(run: RunFolder) -> Status:
     if status.state in ENDED:
         return status
     saved = run.checkpoints()
-    kept = f"its last checkpoint is of step {saved[-1]}" if saved else "it had no checkpoint yet"
+    last = f"its last checkpoint is of step {saved[-1]}" if saved else "it had no checkpoint yet"
     return dataclasses.replace(
         status,
         state=INTERRUPTED,
-        message=f"its process was killed or the machine went down; {kept}",
+        message=f"its process was killed or the machine went down; {last}",
         steps_per_second=None,
         seconds_left=None,
     )
@@ -104,8 +104,8 @@ def state(run: RunFolder) -> Status:
 def new_name(root: Path, stem: str) -> str:
     """A name that no run has: the stem with a number behind it."""
     stem = re.sub(r"[^A-Za-z0-9.]+", "-", stem).strip("-.")[:48] or "run"
-    taken = {path.name for path in root.iterdir()} if root.is_dir() else set()
-    return next(name for k in range(1, len(taken) + 2) if (name := f"{stem}-{k}") not in taken)
+    names = {path.name for path in root.iterdir()} if root.is_dir() else set()
+    return next(name for k in range(1, len(names) + 2) if (name := f"{stem}-{k}") not in names)
 
 
 def start(config: DistillConfig, name: str, root: Path | None = None) -> RunFolder:
@@ -114,13 +114,13 @@ def start(config: DistillConfig, name: str, root: Path | None = None) -> RunFold
         raise UserError(f"{name!r} is not a name for a run; take letters, digits, dots and dashes, for example first-1")
     run = RunFolder(path=(root or runs_root()) / name)
     if run.path.exists():
-        other = f"choose another name, for example {new_name(root or runs_root(), name)}"
+        remedy = f"choose another name, for example {new_name(root or runs_root(), name)}"
         if _works(run) or run.checkpoints():
-            raise UserError(f"there is a run {name!r} already; {other}")
+            raise UserError(f"there is a run {name!r} already; {remedy}")
         try:
             check_place(run)  # of one without checkpoints the name may be used again
         except UserError as error:
-            raise UserError(f"{run.path} is not a run that can be started again; {other}") from error
+            raise UserError(f"{run.path} is not a run that can be started again; {remedy}") from error
     run.path.mkdir(parents=True, exist_ok=True)
     run.write_config(config)
     _launch(run)

@@ -28,14 +28,15 @@ def check(config: DistillConfig, accelerator: Accelerator) -> None:
     if accelerator.distributed_type == DistributedType.FSDP:
         if config.lora_rank:
             raise UserError(
-                "lora_rank does not go with FSDP, as a LoRA is small; use DDP: recipes/full_scale/ddp-8.json"
+                "lora_rank does not work with FSDP, which something as small as a LoRA does not need; use DDP: "
+                "recipes/full_scale/ddp-8.json"
             )
         if config.optimizer != "adamw":
             raise UserError(f"optimizer={config.optimizer} needs whole matrices, which FSDP cuts up; choose adamw")
         if config.target == "ema":
-            raise UserError("target=ema does not go with FSDP, which shards the moving average; choose target=student")
+            raise UserError("target=ema does not work with FSDP, which shards that average; choose target=student")
         if config.ema_device == "cpu":
-            raise UserError("ema_device=cpu does not go with FSDP, which shards the moving average already")
+            raise UserError("ema_device=cpu does not work with FSDP, which shards it anyway; choose ema_device=student")
 
 
 def check_share(config: DistillConfig, processes: int) -> None:

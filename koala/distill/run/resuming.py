@@ -52,7 +52,7 @@ FIXED = types.MappingProxyType(
 def differences(config: DistillConfig, other: DistillConfig) -> dict[str, tuple[object, object]]:
     """Field -> its value in both, where they are not the same; the fields that a run may change come last."""
     both = {name: (value, getattr(other, name)) for name, value in config.to_dict().items()}
-    changed = {name: (mine, its) for name, (mine, its) in both.items() if mine != its}
+    changed = {name: (new, old) for name, (new, old) in both.items() if new != old}
     return dict(sorted(changed.items(), key=lambda item: (item[0] in FREE_FIELDS, item[0] in ON_REQUEST)))
 
 
@@ -63,13 +63,13 @@ def spelled(name: str, value: object) -> str:
 
 def refuse_fixed(run: RunFolder, config: DistillConfig, trained: DistillConfig, asked: Collection[str]) -> None:
     """UserError for a setting that was asked for and cannot change, with how a new run takes it."""
-    for name, (mine, _) in differences(config, trained).items():
+    for name, (new, _) in differences(config, trained).items():
         if name in asked and name in FIXED:
             same_network = FIXED[name] != _NETWORK
             settings = from_student(run) if same_network else f"--out NEW --config {run.path}/config.json"
             raise UserError(
                 f"{name} cannot change when a run is resumed: {FIXED[name]}; leave it out, or start a new run: "
-                f"{settings} {spelled(name, mine)}"
+                f"{settings} {spelled(name, new)}"
             )
 
 
@@ -78,7 +78,7 @@ def check_same(
 ) -> None:
     """UserError where a run's config is not what its checkpoint was trained with, unless the change was asked for.
 
-    Now, by the fields of `asked`, or when the run last went on from this step, as its history knows.
+    Asked for now, in the fields of `asked`, or when the run last continued from this step, as its history says.
     """
     known = changes_at(run, step)
     wrong = {
@@ -89,13 +89,13 @@ def check_same(
     }
     if not wrong:
         return
-    name, (mine, its) = next(iter(wrong.items()))
+    name, (new, old) = next(iter(wrong.items()))
     before = " ".join(spelled(field, value) for field, (_, value) in wrong.items())
     after = " ".join(spelled(field, value) for field, (value, _) in wrong.items())
-    other = "" if wrong.keys() - ON_REQUEST else f", or with this run's from here on {after}"
+    alternative = "" if wrong.keys() - ON_REQUEST else f", or with this run's from here on {after}"
     raise UserError(
-        f"checkpoint step-{step} of {run.path} belongs to another run: its {name} is {its!r}, this run's {mine!r}; to "
-        f"resume it as it was trained, add {before}{other}, or start a new run: --out NEW --config "
+        f"checkpoint step-{step} of {run.path} belongs to another run: its {name} is {old!r}, this run's {new!r}; to "
+        f"resume it as it was trained, add {before}{alternative}, or start a new run: --out NEW --config "
         f"{run.path}/config.json"
     )
 
@@ -130,8 +130,8 @@ def words_of_changes(config: DistillConfig, trained: DistillConfig, step: int) -
     """What is different from here on, and how the learning rate continues."""
     changed = differences(config, trained)
     lines = [
-        f"{name} is {mine!r} from here on; it was {its!r} in checkpoint step-{step}"
-        for name, (mine, its) in changed.items()
+        f"{name} is {new!r} from here on; it was {old!r} in checkpoint step-{step}"
+        for name, (new, old) in changed.items()
     ]
     cosine = {config.schedule, trained.schedule} != {"constant"}
     if changed.keys() & {"schedule", "learning_rate", "warmup_steps"} or "num_steps" in changed and cosine:
@@ -179,9 +179,9 @@ def from_student(run: RunFolder, settings: str = "") -> str:
 def record(run: RunFolder, step: int, config: DistillConfig, trained: DistillConfig, processes: int) -> None:
     """Note in the run's history what is different from this step on; notes of later steps are dropped."""
     try:
-        kept = [entry for entry in run.history() if entry["step"] < step]
+        earlier = [entry for entry in run.history() if entry["step"] < step]
     except UserError:  # reported by the caller
-        kept = []
-    changed = {n: [as_json(its), as_json(mine)] for n, (mine, its) in differences(config, trained).items()}
+        earlier = []
+    changed = {n: [as_json(old), as_json(new)] for n, (new, old) in differences(config, trained).items()}
     entry = {"step": step, "processes": processes, "changes": changed}
-    run.write_history([*kept, entry])
+    run.write_history([*earlier, entry])

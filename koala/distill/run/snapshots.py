@@ -38,13 +38,13 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().cpu().contiguous()
 
 
-def _like(value: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
-    """`value` on the device of `there`, cut into shards as it is."""
-    if hasattr(there, "full_tensor"):
+def _like(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """`value` on the device of `target`, cut into shards as that is."""
+    if hasattr(target, "full_tensor"):
         from torch.distributed.tensor import distribute_tensor
 
-        return distribute_tensor(value.to(there.device), there.device_mesh, there.placements)
-    return value.to(there.device)
+        return distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
+    return value.to(target.device)
 
 
 def _sharded(student: torch.nn.Module) -> bool:

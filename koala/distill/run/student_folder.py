@@ -51,13 +51,13 @@ def _made(run: RunFolder) -> dict[str, str]:
 def _fault(run: RunFolder) -> str | None:
     """Why the student's folder is not as it was made, or None; its weights are rewritten with every checkpoint."""
     try:
-        recorded, made = read_object(_record(run)), _made(run)
+        recorded, present = read_object(_record(run)), _made(run)
     except (UserError, OSError) as error:
         return str(error).partition(";")[0]
-    wrong = next((name for name, value in recorded.items() if made.get(name) != value), None)
+    wrong = next((name for name, value in recorded.items() if present.get(name) != value), None)
     if wrong is None:
         return None
-    return f"{run.student / wrong} {'is not what was written' if wrong in made else 'is missing'}"
+    return f"{run.student / wrong} {'is not what was written' if wrong in present else 'is missing'}"
 
 
 def repair_student(run: RunFolder, config: DistillConfig, weights: Path | None = None) -> str | None:
@@ -87,8 +87,8 @@ def _cut(run: RunFolder, config: DistillConfig) -> list[str]:
     cut = run.path / ".cut"
     compress(config.teacher, config.student_spec, cut, replace=True)  # one that was killed may have left it
     write_sampling(config, cut)
-    files, there = _files(cut), _files(run.student)
-    others = {name: file for name, file in there.items() if name not in files and not file.name.startswith(".")}
+    files, present = _files(cut), _files(run.student)
+    others = {name: file for name, file in present.items() if name not in files and not file.name.startswith(".")}
     size = sum(file.lstat().st_size for file in (*files.values(), *others.values()))
     with new_folder(run.student, size, replace=True) as new:
         for name, file in (files | others).items():
@@ -103,9 +103,9 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def _write_record(run: RunFolder, names: list[str]) -> None:
-    made = {name: value for name, value in _made(run).items() if name in names}
+    own = {name: value for name, value in _made(run).items() if name in names}
     with new_file(_record(run)) as partial:
-        partial.write_text(json.dumps(made, indent=1) + "\n")
+        partial.write_text(json.dumps(own, indent=1) + "\n")
 
 
 def check_student(config: DistillConfig) -> None:

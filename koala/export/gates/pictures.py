@@ -70,7 +70,7 @@ def pictures(case: Case) -> Finding:
     drawn = {"file": from_file}
     if case.exported.stored_dtype == "float16":
         drawn["torch fp16"] = _draw(Library("cpu", dtype="float16").get(name), texts[:FLOOR], lora)
-    figures = {who: _compared(mine, wanted[: len(mine)], texts[: len(mine)]) for who, mine in drawn.items()}
+    figures = {who: _compared(images, wanted[: len(images)], texts[: len(images)]) for who, images in drawn.items()}
     return _verdict(case, figures, _along(case, calls))
 
 
@@ -104,11 +104,11 @@ def quantised(case: Case) -> bool:
     return case.exported.dtype.endswith("int8")
 
 
-def _compared(mine: Sequence[Image.Image], wanted: Sequence[Image.Image], texts: Sequence[str]) -> dict:
-    decibels = [psnr(a, b) for a, b in zip(mine, wanted, strict=True)]
-    alike = [ssim(a, b) for a, b in zip(mine, wanted, strict=True)]
+def _compared(images: Sequence[Image.Image], wanted: Sequence[Image.Image], texts: Sequence[str]) -> dict:
+    decibels = [psnr(a, b) for a, b in zip(images, wanted, strict=True)]
+    alike = [ssim(a, b) for a, b in zip(images, wanted, strict=True)]
     right = [
-        [judge(p, t).all for p, t in zip(which, texts, strict=True) if not no_verdict(t)] for which in (mine, wanted)
+        [judge(p, t).all for p, t in zip(which, texts, strict=True) if not no_verdict(t)] for which in (images, wanted)
     ]
     return {
         "pictures": len(texts),
@@ -124,29 +124,29 @@ def _compared(mine: Sequence[Image.Image], wanted: Sequence[Image.Image], texts:
 
 
 def _verdict(case: Case, figures: dict[str, dict], along: dict[str, float]) -> Finding:
-    mine, count = figures["file"], figures["file"]["pictures"]
+    result, count = figures["file"], figures["file"]["pictures"]
     problems = []
     if quantised(case):
         step, most = max(along.items(), key=lambda item: item[1])
         if not most <= INT8["dynamic-int8"]:
             problems.append(f"the U-Net is {100 * most:.2g} % off torch's in the {step} step of a run, above 0.5 %")
-        if mine["right_torch_fp32"] - mine["right"] > max(1, ALLOWED_INT8 * count):
-            problems.append(f"{mine['right']} pictures right, {mine['right_torch_fp32']} with torch")
-        if mine["psnr_below_35"] > count // STRAY:
+        if result["right_torch_fp32"] - result["right"] > max(1, ALLOWED_INT8 * count):
+            problems.append(f"{result['right']} pictures right, {result['right_torch_fp32']} with torch")
+        if result["psnr_below_35"] > count // STRAY:
             problems.append(
-                f"{mine['psnr_below_35']} of {count} pictures are less than {LEAST_INT8:g} dB like torch's, the worst "
-                f"{mine['psnr_least']} dB; {count // STRAY or 'none'} may be"
+                f"{result['psnr_below_35']} of {count} pictures are less than {LEAST_INT8:g} dB like torch's, the "
+                f"worst {result['psnr_least']} dB; {count // STRAY or 'none'} may be"
             )
     else:
-        if mine["verdicts_differ"] > max(1, ALLOWED * count):
-            problems.append(f"{mine['verdicts_differ']} of {count} verdicts differ from torch's")
+        if result["verdicts_differ"] > max(1, ALLOWED * count):
+            problems.append(f"{result['verdicts_differ']} of {count} verdicts differ from torch's")
         floor = figures.get("torch fp16", {"psnr_mean": 45.0})["psnr_mean"]
-        if mine["psnr_mean"] < floor - BELOW_FLOOR:
-            problems.append(f"PSNR {mine['psnr_mean']} dB, torch's own fp16 has {floor} dB")
+        if result["psnr_mean"] < floor - BELOW_FLOOR:
+            problems.append(f"PSNR {result['psnr_mean']} dB, torch's own fp16 has {floor} dB")
     summary = (
-        f"{count} pictures against torch in fp32: PSNR {mine['psnr_mean']} dB (worst {mine['psnr_least']}), "
-        f"SSIM {mine['ssim_mean']}, "
-        f"{mine['verdicts_differ']} verdicts differ"
+        f"{count} pictures against torch in fp32: PSNR {result['psnr_mean']} dB (worst {result['psnr_least']}), "
+        f"SSIM {result['ssim_mean']}, "
+        f"{result['verdicts_differ']} verdicts differ"
     )
     if floor := figures.get("torch fp16"):
         summary += f" (torch's own fp16: {floor['psnr_mean']} dB, {floor['ssim_mean']}, {floor['verdicts_differ']})"

@@ -160,8 +160,8 @@ def _signed(model: ir.Model, target: Target) -> Iterator[str]:
 
 
 def _unsigned(value: ir.Value) -> bool:
-    if made := value.producer():
-        return made.op_type == "DynamicQuantizeLinear"  # which gives uint8 by definition
+    if producer := value.producer():
+        return producer.op_type == "DynamicQuantizeLinear"  # which gives uint8 by definition
     return value.const_value is not None and value.const_value.dtype == ir.DataType.UINT8
 
 
@@ -172,7 +172,7 @@ WORST = 10
 
 
 def range_census(case: Case) -> Finding:
-    """The ten largest activations of the U-Net; beyond fp16's range they must lie in a module that stays in fp32."""
+    """The ten largest activations of the U-Net; beyond fp16's range they must be in a module that stays in fp32."""
     if case.exported.stored_dtype != "float16":
         return Finding(gate="range", passed=None, text="the file computes in fp32, which nothing here overflows")
     if case.large:
@@ -184,11 +184,11 @@ def range_census(case: Case) -> Finding:
     largest = census(case.job)
     worst = dict(sorted(largest.items(), key=lambda item: -item[1])[:WORST])
     name, peak = next(iter(worst.items()))
-    kept = case.exported.islands
-    bare = [n for n in islands(largest) if not any(n == k or n.startswith(f"{k}.") for k in kept)]
+    in_fp32 = case.exported.islands
+    bare = [n for n in islands(largest) if not any(n == k or n.startswith(f"{k}.") for k in in_fp32)]
     words = f"{len(largest)} modules over a whole run, at most {peak:,.0f} ({name})"
-    if kept:
-        words += f"; {', '.join(kept)} in fp32"
+    if in_fp32:
+        words += f"; {', '.join(in_fp32)} in fp32"
     if bare:
         words += f": beyond fp16's range, {HALF_MAX:,.0f}, in {', '.join(bare)}"
     elif WARN < peak <= HALF_MAX:
@@ -196,6 +196,6 @@ def range_census(case: Case) -> Finding:
     figures = {
         "modules": len(largest),
         "worst": {n: float(f"{v:.3g}") for n, v in worst.items()},
-        "islands": list(kept),
+        "islands": list(in_fp32),
     }
     return Finding(gate="range", passed=not bare, text=words, figures=figures)

@@ -56,18 +56,18 @@ def cache() -> Path:
 def fetched(package: Package, file: Path | None = None) -> Path:
     """The package's file, checked: `file` if one is given, else the cached one, else npm's.
 
-    UserError where there is none, or another one, with the way to bring it.
+    UserError where there is none, or another one, with how to get it.
     """
-    kept = file or cache() / package.file
-    if file is not None or kept.is_file():
-        package.check(_read(kept, package), str(kept))
-        return kept
+    archive = file or cache() / package.file
+    if file is not None or archive.is_file():
+        package.check(_read(archive, package), str(archive))
+        return archive
     with tempfile.TemporaryDirectory() as folder:
         brought = _packed(package, Path(folder))
         package.check(brought.read_bytes(), f"what npm brought as {package.file}")
-        with new_file(kept) as partial:
+        with new_file(archive) as partial:
             shutil.copyfile(brought, partial)
-    return kept
+    return archive
 
 
 def _read(file: Path, package: Package) -> bytes:

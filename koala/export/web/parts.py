@@ -96,7 +96,7 @@ def _graph(folder: Path, exported: Exported, part: str, files: "Files", known: d
     if part == "unet" or not source or key not in known:
         names = list(exported.components[part].files)
         if len(names) != 1:
-            raise UserError(f"{exported.title} has its {part} in {len(names)} files, and a browser opens one alone")
+            raise UserError(f"{exported.title} has its {part} in {len(names)} files, and a browser opens only one")
         content = (folder / names[0]).read_bytes()
         if len(content) > LARGEST:
             raise UserError(
@@ -126,10 +126,10 @@ def _tokenizer(folder: Path) -> bytes:
     file = folder / "tokenizer.json"
     own, settings = read_object(file), read_object(folder / "tokenizer_config.json")
     model = Fields(values=own, file=str(file)).object("model").values
-    other = [key for key, wanted in _CLIP.items() if own.get(key) != wanted]
-    other += [f"model.{key}" for key, wanted in _BPE.items() if model.get(key) != wanted]
-    if other:
-        raise UserError(f"{file} is not CLIP's tokenizer ({', '.join(other)}); take another model")
+    different = [key for key, wanted in _CLIP.items() if own.get(key) != wanted]
+    different += [f"model.{key}" for key, wanted in _BPE.items() if model.get(key) != wanted]
+    if different:
+        raise UserError(f"{file} is not CLIP's tokenizer ({', '.join(different)}); take another model")
 
     def token(name: str) -> int:  # some files have the word alone, some a table that holds it
         entry = settings[name]

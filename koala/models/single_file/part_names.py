@@ -39,10 +39,10 @@ def text_2_name(key: str) -> str | None:
         number, module, kind = layer.groups()
         if module in _QKV:
             return f"{TEXT_2_PREFIX}transformer.resblocks.{number}.attn.in_proj_{kind}"
-        its = _OPEN_CLIP_LAYER.get(module)
-        return its and f"{TEXT_2_PREFIX}transformer.resblocks.{number}.{its}.{kind}"
-    its = _OPEN_CLIP.get(name)
-    return its and TEXT_2_PREFIX + its
+        original = _OPEN_CLIP_LAYER.get(module)
+        return original and f"{TEXT_2_PREFIX}transformer.resblocks.{number}.{original}.{kind}"
+    original = _OPEN_CLIP.get(name)
+    return original and TEXT_2_PREFIX + original
 
 
 _FROM_OPEN_CLIP = {its: own for own, its in _OPEN_CLIP.items()} | {"text_projection.weight": "text_projection.weight"}
@@ -85,12 +85,12 @@ def vae_names(levels: int, layers: int, *, old: bool = True) -> dict[str, str]:
     attention = _VAE_ATTENTION | (_OLD_VAE_ATTENTION if old else {})
     names = {name: name for name in ("quant_conv", "post_quant_conv")}
 
-    def resnet(mine: str, its: str) -> None:
-        names.update({mine: its, f"{mine}.conv_shortcut": f"{its}.nin_shortcut"})
+    def resnet(module: str, original: str) -> None:
+        names.update({module: original, f"{module}.conv_shortcut": f"{original}.nin_shortcut"})
 
     for side in ("encoder", "decoder"):
-        names |= {f"{side}.{mine}": f"{side}.{its}" for mine, its in _VAE_ENDS.items()}
-        names |= {f"{side}.mid_block.attentions.0.{m}": f"{side}.mid.attn_1.{its}" for m, its in attention.items()}
+        names |= {f"{side}.{module}": f"{side}.{original}" for module, original in _VAE_ENDS.items()}
+        names |= {f"{side}.mid_block.attentions.0.{m}": f"{side}.mid.attn_1.{o}" for m, o in attention.items()}
         for block in (0, 1):
             resnet(f"{side}.mid_block.resnets.{block}", f"{side}.mid.block_{block + 1}")
     for level in range(levels):

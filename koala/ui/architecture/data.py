@@ -104,37 +104,37 @@ def _grid(tokens: int, side: int) -> str:
     return f"{edge} × {edge}"
 
 
-def _source(mine: Block, its: Block) -> str:
-    text = f"the teacher's {its.path}"
-    if mine.depth and mine.depth < its.depth:
-        text += f", its first {mine.depth} of {its.depth} blocks"
-    return text if mine.path == its.path else f"{text}; here it is {mine.path}"
+def _source(own: Block, teachers: Block) -> str:
+    text = f"the teacher's {teachers.path}"
+    if own.depth and own.depth < teachers.depth:
+        text += f", its first {own.depth} of {teachers.depth} blocks"
+    return text if own.path == teachers.path else f"{text}; here it is {own.path}"
 
 
-def _part(its: Block, mine: Block | None, of: int, side: int) -> dict:
+def _part(block: Block, kept: Block | None, of: int, side: int) -> dict:
     """One part of the drawing: its figures, and the source of its weights."""
-    partly = mine is not None and mine.depth < its.depth
+    partly = kept is not None and kept.depth < block.depth
 
     def of_whole(show: Callable[[int], str], own: int | None, whole: int) -> str:
         return f"{show(own)} of {show(whole)}" if partly else show(whole)
 
-    parameters = of_whole(parameters_text, mine and mine.parameters, its.parameters)
+    parameters = of_whole(parameters_text, kept and kept.parameters, block.parameters)
     facts = [
         ["Parameters", parameters],
-        ["FLOPs per call", of_whole(flops_text, mine and mine.flops, its.flops)],
-        ["Tokens", f"{its.tokens:,} ({_grid(its.tokens, side)}), {its.channels:,} channels each"],
+        ["FLOPs per call", of_whole(flops_text, kept and kept.flops, block.flops)],
+        ["Tokens", f"{block.tokens:,} ({_grid(block.tokens, side)}), {block.channels:,} channels each"],
     ]
-    if its.kind == "attention":
-        depth = f"{mine.depth} of {its.depth}" if partly else str(its.depth)
+    if block.kind == "attention":
+        depth = f"{kept.depth} of {block.depth}" if partly else str(block.depth)
         facts.append(["Blocks", f"{depth}: self-attention, cross-attention and feed-forward each"])
-    facts.append(["Weights", _source(mine, its) if mine else f"not in this student: saves {parameters} parameters"])
-    title = _title(its, of)
-    state = "removed" if mine is None else "partly kept" if partly else "kept"
+    facts.append(["Weights", _source(kept, block) if kept else f"not in this student: saves {parameters} parameters"])
+    title = _title(block, of)
+    state = "removed" if kept is None else "partly kept" if partly else "kept"
     spoken = "; ".join(f"{name} {value}" for name, value in facts)
     return {
         "title": title,
         "state": state,
-        "depth": mine.depth if mine else 0,
+        "depth": kept.depth if kept else 0,
         "facts": facts,
         "label": f"{title}, {state}. {spoken}",
     }
@@ -142,26 +142,26 @@ def _part(its: Block, mine: Block | None, of: int, side: int) -> dict:
 
 def _parts(spec: UNetSpec, teacher: UNetSpec, side: int) -> dict[str, dict]:
     table = layer_map(spec, teacher)
-    mine = {renamed(b.path, table): b for b in blocks(spec, width=side, height=side)}
+    own = {renamed(b.path, table): b for b in blocks(spec, width=side, height=side)}
     theirs = list(blocks(teacher, width=side, height=side))
     parts = {}
-    for its in theirs:
-        family = its.path.rpartition(".")[0]
+    for block in theirs:
+        family = block.path.rpartition(".")[0]
         of = sum(b.path.rpartition(".")[0] == family for b in theirs)
-        parts[its.path] = _part(its, mine.get(its.path), of, side)
+        parts[block.path] = _part(block, own.get(block.path), of, side)
     return parts
 
 
 def _stages(spec: UNetSpec, teacher: UNetSpec, side: int) -> dict[str, dict]:
     """Stage -> sums of student and teacher and, for the bars, both in percent of the teacher's largest stage."""
-    mine = by_stage(spec, width=side, height=side)
+    own_sums = by_stage(spec, width=side, height=side)
     theirs = by_stage(teacher, width=side, height=side)
     largest = [max(sums[k] for sums in theirs.values()) for k in (0, 1)]
     tokens = {b.stage: b for b in blocks(teacher, width=side, height=side) if b.kind in ("resnet", "convolution")}
     depths = spec.depths()
     stages = {}
     for stage, whole in theirs.items():
-        own = mine.get(stage, (0, 0))
+        own = own_sums.get(stage, (0, 0))
         stages[stage] = {
             "note": f"{_grid(tokens[stage].tokens, side)} · {tokens[stage].channels:,} channels",
             "parameters": parameters_text(own[0]),
@@ -200,13 +200,13 @@ def predictions(spec: UNetSpec, teacher: UNetSpec, side: int, gpu: str) -> dict:
     def time(which: UNetSpec) -> Prediction:
         return predict(which, card, steps=STEPS, guided=True, **size)
 
-    mine, its = time(spec), time(teacher)
+    own, teachers = time(spec), time(teacher)
     device = "cuda" if card.memory_bytes else "cpu"
     times = {
         "gpu": gpu,
-        "time": duration(mine.total_ms),
-        "time_note": f"{STEPS} guided steps of {duration(mine.unet_ms[0])}"
-        + ("" if spec.notation == teacher.notation else f"; the teacher {duration(its.total_ms)}"),
+        "time": duration(own.total_ms),
+        "time_note": f"{STEPS} guided steps of {duration(own.unet_ms[0])}"
+        + ("" if spec.notation == teacher.notation else f"; the teacher {duration(teachers.total_ms)}"),
     }
     try:
         best = plan(spec, device=device, vram_bytes=card.memory_bytes, **size)
@@ -234,8 +234,10 @@ def command(spec: UNetSpec) -> str:
 def view(spec: UNetSpec, teacher: str, side: int, gpu: str) -> dict:
     """All that the tab shows of a spec."""
     whole = TEACHERS[teacher]
-    mine, theirs = by_stage(spec, width=side, height=side), by_stage(whole, width=side, height=side)
-    (own, own_flops), (its, its_flops) = ([sum(s[k] for s in sums.values()) for k in (0, 1)] for sums in (mine, theirs))
+    own_stages, teacher_stages = by_stage(spec, width=side, height=side), by_stage(whole, width=side, height=side)
+    (parameters, flops), (full, full_flops) = (
+        [sum(s[k] for s in sums.values()) for k in (0, 1)] for sums in (own_stages, teacher_stages)
+    )
     named = name_of(spec)
     title = TITLES[named] if named else "Your own"
     complete = spec.notation == whole.notation
@@ -251,12 +253,11 @@ def view(spec: UNetSpec, teacher: str, side: int, gpu: str) -> dict:
         "parts": _parts(spec, whole, side),
         "stages": _stages(spec, whole, side),
         "controls": _controls(spec),
-        "parameters": f"{own:,}",
-        "parameters_note": "the teacher" if complete else f"{own / its:.0%} of the teacher's {its:,}",
-        "flops": flops_text(own_flops),
-        "flops_note": f"per call at {side} px"
-        + ("" if complete else f", {own_flops / its_flops:.0%} of the teacher's"),
+        "parameters": f"{parameters:,}",
+        "parameters_note": "the teacher" if complete else f"{parameters / full:.0%} of the teacher's {full:,}",
+        "flops": flops_text(flops),
+        "flops_note": f"per call at {side} px" + ("" if complete else f", {flops / full_flops:.0%} of the teacher's"),
         "command": command(spec),
         "complete": complete,
-        "summary": f"{title}: {own:,} parameters, {flops_text(own_flops)} per call",
+        "summary": f"{title}: {parameters:,} parameters, {flops_text(flops)} per call",
     }

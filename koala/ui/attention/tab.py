@@ -208,10 +208,10 @@ class Attention:
             plans = Asked.of(values).plans(self.session.catalogue)
         except UserError as error:
             return widgets.problem(readable(error))
-        kept = sum(p.bytes for p in plans)
+        total = sum(p.bytes for p in plans)
         layers = " and ".join(f"{len(p.layers)}" for p in plans)
         steps = " and ".join(dict.fromkeys(f"{p.steps}" for p in plans))
-        return HTML.forecast(layers, steps, f"{kept / 1e6:,.1f} MB")
+        return HTML.forecast(layers, steps, f"{total / 1e6:,.1f} MB")
 
     # --- a capture
 
@@ -272,12 +272,12 @@ class Attention:
     def _back(self, before: str) -> dict | None:
         """The capture before a run that was stopped or failed, if it is still kept."""
         try:
-            kept = self.store.get(before)
+            capture = self.store.get(before)
         except UserError:
             return None
         from koala.attention import view
 
-        return view.value(before, kept)
+        return view.value(before, capture)
 
     def halt(self, request: gr.Request) -> None:
         """The Stop button: the page shows at once that the run has stopped; a run that waits leaves the line."""

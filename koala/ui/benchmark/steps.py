@@ -132,8 +132,8 @@ class StepsScore(Measuring):
         if not prompts or not 1 <= prompts <= MAX_PROMPTS:
             raise UserError(f"choose between 1 and {MAX_PROMPTS} prompts")
         cards = [self.session.catalogue.card(name) for name in models]
-        if other := next((card for card in cards if not _draws_shapes(card)), None):
-            raise UserError(f"{other.title} does not draw the shapes world, and its pictures cannot be judged")
+        if stranger := next((card for card in cards if not _draws_shapes(card)), None):
+            raise UserError(f"{stranger.title} does not draw the shapes world, and its pictures cannot be judged")
         return cards, Settings(steps=tuple(sorted(steps)), num_prompts=prompts, also_unguided=unguided or None)
 
     def _turn(self, cards: Sequence[ModelCard], settings: Settings, life: Life, visitor: str) -> Iterator[list]:

@@ -1,6 +1,6 @@
-"""The denoising strip of a run: what a model took the picture for after each step, as one small picture file.
+"""The denoising strip of a run: a model's estimate of the picture after each step, as one small picture file.
 
-The file lies beside the run's pictures, in the folder that Gradio serves and cleans, so it goes when they go; what the
+The file is next to the run's pictures, in the folder that Gradio serves and cleans, so it goes when they go; what the
 page is sent, and what the history of a visit keeps, is its address.
 """
 

@@ -140,7 +140,7 @@ class Runs:
 
     def _one_at_a_time(self) -> None:
         if live := next((s.name for s in self.all() if s.alive), None):
-            raise UserError(f"{live} is still running; wait for its end, or stop it first")
+            raise UserError(f"{live} is still running; wait until it ends, or stop it first")
 
     def _own_machine(self) -> None:
         if not self.session.local:

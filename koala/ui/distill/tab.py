@@ -187,15 +187,15 @@ class Distill:
         updates = {getattr(self, name): value for name, value in values.items() if sent.get(name) != marks[name]}
         return updates | {self.chosen: chosen, self.compared: compared, self.sent: marks}
 
-    def _values(self, shown: Shown | None, other: Shown | None, everything: Sequence[Shown]) -> dict:
+    def _values(self, shown: Shown | None, second: Shown | None, everything: Sequence[Shown]) -> dict:
         """The values of all components, by name."""
-        pair = [(s.name, s.metrics) for s in (shown, other) if s]
+        pair = [(s.name, s.metrics) for s in (shown, second) if s]
         live, local = shown is not None and shown.alive, self.session.local
         readable = shown is not None and shown.config is not None
         steps = shown.run.checkpoints() if shown is not None and not live else []
         unfinished = shown.status.state != "done" if readable else bool(steps)  # resuming may repair a damaged run
         resumable = local and not live and unfinished
-        runs = distill_panel.table(everything, shown.name, other.name if other else "") if everything[1:] else ""
+        runs = distill_panel.table(everything, shown.name, second.name if second else "") if everything[1:] else ""
         link = self._link(shown) if readable and shown.model else ""
         folder = str(shown.run.path) if shown and local else ""
         return {
@@ -232,8 +232,8 @@ class Distill:
         name = str(event._data.get("run") or "")
         if name:
             return self.look(name, compared, sent) | {self.sure: gr.Row(visible=False)}
-        other = str(event._data.get("compared") or "")
-        return self.look(chosen, "" if other == compared else other, sent)
+        second = str(event._data.get("compared") or "")
+        return self.look(chosen, "" if second == compared else second, sent)
 
     # --- buttons
 

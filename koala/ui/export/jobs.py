@@ -93,8 +93,8 @@ class Job:
         elif self.state == STOPPING:
             self.message, state = "stopped; nothing was written", STOPPED
         elif bad:
-            kept = "the files are unchanged" if self.checks else "nothing was written"
-            self.message, state = f"it failed the gate {bad['gate']!r}, and {kept}: {bad['text']}", FAILED
+            outcome = "the files are unchanged" if self.checks else "nothing was written"
+            self.message, state = f"it failed the gate {bad['gate']!r}, and {outcome}: {bad['text']}", FAILED
         elif code < 0:
             self.message = (
                 "its process was killed, most often for lack of memory; close other programs, or export the U-Net alone"

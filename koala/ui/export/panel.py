@@ -237,7 +237,7 @@ def _row(export: ExportFolder) -> dict[str, str]:
         "weights": "",
         "size": size(export.bytes),
         "gates": "",
-        "made": datetime.datetime.fromtimestamp(export.made).strftime("%d %b %H:%M"),
+        "made": datetime.datetime.fromtimestamp(export.written).strftime("%d %b %H:%M"),
     }
     if exported:
         passed = len(exported.parity.get("passed", ()))

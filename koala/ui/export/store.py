@@ -32,7 +32,7 @@ class ExportFolder:
     exported: Exported | None
     problem: str = ""
     bytes: int
-    made: float  # seconds since 1970
+    written: float  # seconds since 1970
 
     @property
     def name(self) -> str:
@@ -175,8 +175,8 @@ class Exports:
 
     def _free(self, stem: str) -> str:
         """The stem, with a number after it where the folder exists."""
-        taken = {path.name for path in self.root.iterdir()} if self.root.is_dir() else set()
-        return next(name for k in range(1, len(taken) + 2) if (name := stem if k == 1 else f"{stem}-{k}") not in taken)
+        names = {path.name for path in self.root.iterdir()} if self.root.is_dir() else set()
+        return next(name for k in range(1, len(names) + 2) if (name := stem if k == 1 else f"{stem}-{k}") not in names)
 
     def _allowed(self) -> None:
         if not self.open:
@@ -190,7 +190,7 @@ class Exports:
 
     def _one_at_a_time(self) -> None:
         if self.job and self.job.alive:
-            raise UserError(f"{self.job.title} is running; wait for its end, or stop it first")
+            raise UserError(f"{self.job.title} is running; wait until it ends, or stop it first")
 
     def _delete(self, export: ExportFolder) -> None:
         if self.job and self.job.alive and self.job.folder == export.folder:
@@ -220,5 +220,5 @@ def _read(folder: Path) -> ExportFolder:
     except UserError as error:
         problem = within(folder.parent, page_words(str(error)))
     size = sum(file.lstat().st_size for file in _files(folder))
-    made = (folder / MANIFEST).lstat().st_mtime
-    return ExportFolder(folder=folder, exported=exported, problem=problem, bytes=size, made=made)
+    written = (folder / MANIFEST).lstat().st_mtime
+    return ExportFolder(folder=folder, exported=exported, problem=problem, bytes=size, written=written)

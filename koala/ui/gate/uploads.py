@@ -89,7 +89,7 @@ class Uploads:
         if scope["type"] != "http" or scope["method"] != "POST" or path_of(scope) != UPLOAD:
             return await self.app(scope, receive, send)
         who, status = visiting.get() or "", [0]
-        taken = Taken(self.ledger, who, receive, self.seconds)
+        upload = Taken(self.ledger, who, receive, self.seconds)
 
         async def answered(message: Message) -> None:
             status[0] = message.get("status", status[0])
@@ -97,9 +97,9 @@ class Uploads:
 
         try:
             with _only_finished():
-                await self.app(scope, taken.receive, answered)
+                await self.app(scope, upload.receive, answered)
         finally:
-            taken.settle(kept=status[0] == 200)
+            upload.settle(kept=status[0] == 200)
             _forget_progress()
 
 
@@ -137,30 +137,30 @@ class Taken:
 @contextmanager
 def _only_finished() -> Iterator[None]:
     """Remove the temporary files that Gradio makes within the context and does not move to their place."""
-    made: list[str] = []
-    token = _made.set(made)
+    files: list[str] = []
+    token = _made.set(files)
     try:
         yield
     finally:
         _made.reset(token)
-        for name in made:
+        for name in files:
             Path(name).unlink(missing_ok=True)
 
 
 def _remembered(*args, **options):
     """A temporary file of Gradio's multipart parser."""
-    made = _made.get()
-    if made is not None and len(made) >= FILES:
+    files = _made.get()
+    if files is not None and len(files) >= FILES:
         raise MultiPartException(f"one upload may have {FILES} files; send the others after these")
     file = NamedTemporaryFile(*args, **options)  # noqa: SIM115 (the parser closes it)
-    if made is not None:
-        made.append(file.name)
+    if files is not None:
+        files.append(file.name)
     return file
 
 
 def _forget_progress() -> None:
     """Gradio keeps the progress of every upload, and of every one that was queried; drop the oldest."""
     statuses = routes.file_upload_statuses
-    for kept in (statuses._signals, statuses._statuses):
-        for oldest in list(kept)[:-TRACKED]:
-            kept.pop(oldest, None)
+    for tracked in (statuses._signals, statuses._statuses):
+        for oldest in list(tracked)[:-TRACKED]:
+            tracked.pop(oldest, None)

@@ -119,7 +119,7 @@ def _distil(output: str, arguments: tuple[str, ...]) -> None:
 
 
 def killed(folder: Path, kills: int = 20) -> Trial:
-    """kill -9 at random moments; the end is held against an unbroken run, bit by bit, and so are the metrics."""
+    """kill -9 at random moments; the end is compared with an unbroken run, bit by bit, and so are the metrics."""
     forks = multiprocessing.get_context("forkserver")
     forks.set_forkserver_preload(["koala.distill.trainer"])
     steps = 30 * kills  # enough that a fast machine is not done before the last kill
@@ -157,7 +157,7 @@ def killed(folder: Path, kills: int = 20) -> Trial:
 
 
 def flipped(folder: Path, per_file: int = 2) -> Trial:
-    """One bit of one file of a run is turned over; the run goes on, or is refused with a remedy that works."""
+    """One bit of one file of a run is flipped; the run goes on, or is refused with a remedy that works."""
     settings = str(config(folder, num_steps=4, checkpoint_every=2))
     run, whole = (RunFolder(path=folder / name) for name in ("run", "whole"))
     for out, steps in ((run, 4), (whole, 6)):

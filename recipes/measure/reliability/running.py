@@ -202,8 +202,8 @@ def markdown(report: Mapping) -> str:
     machines = sorted({outcome["device"] for outcome in report["attacks"].values()})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     failed = [(name, failure) for name, outcome in report["attacks"].items() for failure in outcome["failures"]]
-    told = "Nothing failed." if not failed else "\n".join(["What failed:", "", *(f"- {n}: {f}" for n, f in failed)])
-    return f"{HEAD}{''.join(rows)}\n{', '.join(machines)}, {when}. {told}\n"
+    summary = "Nothing failed." if not failed else "\n".join(["What failed:", "", *(f"- {n}: {f}" for n, f in failed)])
+    return f"{HEAD}{''.join(rows)}\n{', '.join(machines)}, {when}. {summary}\n"
 
 
 def _seen(figures: Mapping) -> str:

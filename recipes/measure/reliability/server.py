@@ -120,19 +120,19 @@ def too_large(app: App, megabytes: int) -> Trial:
             time.sleep(0.05)
 
     before, failures, tried = app.memory(), [], 0
-    other = threading.Thread(target=visits)
-    other.start()
+    visitors = threading.Thread(target=visits)
+    visitors.start()
     try:
         for path in BODY_DOORS:
             for chunked in (False, True):
                 status, sent = send(app, path, round(megabytes * 1e6 / len(PIECE)), chunked=chunked)
                 tried += 1
                 if status not in (413, BROKEN):
-                    told = "without" if chunked else "with"
-                    failures.append(f"{path}, {told} its length: answered {status} after {sent / 1e6:.0f} MB")
+                    header = "without" if chunked else "with"
+                    failures.append(f"{path}, {header} its length: answered {status} after {sent / 1e6:.0f} MB")
     finally:
         over.set()
-        other.join()
+        visitors.join()
     app.draws()
     return Trial(
         what=f"bodies of {megabytes} MB at {len(BODY_DOORS)} doors, "
@@ -237,7 +237,7 @@ def with_captures(app: App, captures: int, count: int = 20, *, size: int = 256, 
     plain, _ = loads(app, count)
     before = app.memory()
     failures = [f"capture {k}: {why}" for k in range(captures) if (why := record(app, k, size=size, steps=steps))]
-    kept = app.memory() - before
+    taken_bytes = app.memory() - before
     loads(app, 3)
     after, added = loads(app, count)
     if after > SLOWER * plain:
@@ -249,7 +249,7 @@ def with_captures(app: App, captures: int, count: int = 20, *, size: int = 256, 
         tried=count,
         survived=0 if failures else count,
         figures={
-            "memory of the captures, MB": round(kept / 1e6),
+            "memory of the captures, MB": round(taken_bytes / 1e6),
             "a load, ms": {"without": round(1000 * plain), "with": round(1000 * after)},
             "memory added by the loads, MB": round(added / 1e6, 1),
         },

@@ -108,8 +108,8 @@ def test_a_run_that_goes_on_keeps_what_it_learned_from_and_later_tries_add_up(tm
         keys.append(encoded(wanted, encoders).key)
     assert len(set(keys)) == 3
     for count, key in zip((6, 7, 8), keys, strict=True):
-        kept = encoded(wanted, encoders, key=key)
-        assert kept.num_pictures == count and kept.key == key
+        reused = encoded(wanted, encoders, key=key)
+        assert reused.num_pictures == count and reused.key == key
 
 
 def test_bytes_that_came_damaged_are_broken_and_not_asked_for_again(tmp_path, encoders, site):
@@ -174,8 +174,8 @@ def test_files_that_a_table_names_count_once_they_are_there(tmp_path, encoders, 
     assert first.num_pictures == 6 and any("2 out of reach" in line for line in output)
     put(folder / "p", MISSING)
     assert encoded(wanted, encoders).num_pictures == 8
-    kept = encoded(wanted, encoders, key=first.key)
-    assert kept.num_pictures == 6 and kept.key == first.key
+    reused = encoded(wanted, encoders, key=first.key)
+    assert reused.num_pictures == 6 and reused.key == first.key
     (folder / "p" / "0.png").write_bytes(png("pink"))  # that one was learned from
     assert find(wanted, encoders, key=first.key) is None
     put(folder / "p", [0])

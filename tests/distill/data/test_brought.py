@@ -24,9 +24,9 @@ from koala.errors import UserError
 
 
 def png(value: int) -> bytes:
-    made = io.BytesIO()
-    Image.new("RGB", (32, 32), (value, 40, 90)).save(made, "png")
-    return made.getvalue()
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), (value, 40, 90)).save(buffer, "png")
+    return buffer.getvalue()
 
 
 def pictures(folder: Path, count: int = 3, ending: str = "png", caption: str = "txt") -> Path:
@@ -213,7 +213,7 @@ def test_shards_of_a_folder_may_be_compressed_and_made_on_a_mac(tmp_path, ending
 @pytest.mark.parametrize("ending", ["tar", "tar.gz"])
 @pytest.mark.parametrize("name", ["{}", "{1}"])
 def test_an_unsorted_archive_is_refused_with_the_command_that_sorts_it(tmp_path, ending, name):
-    """Beside one that is sorted; the setting stays what it is, a folder or a file."""
+    """Next to one that is sorted; the setting stays what it is, a folder or a file."""
     folder, content = tmp_path / "my data", members()
     mode = "w:gz" if ending == "tar.gz" else "w"
     unsorted = {n: content[n] for n in sorted(content, key=lambda n: n.rpartition(".")[2])}

@@ -127,10 +127,10 @@ def test_another_vae_or_tokenizer_is_another_cache(tmp_path, encoders, embedded)
     for name in ("vae/config.json", "tokenizer/tokenizer_config.json"):
         file = copy / name
         file.write_text(file.read_text() + "\n")
-        other = encoder_files(str(copy), "cpu")
-        assert other.identity != encoders.identity
+        other_encoders = encoder_files(str(copy), "cpu")
+        assert other_encoders.identity != encoders.identity
     weights = copy / "vae" / "diffusion_pytorch_model.safetensors"
-    before = other.identity
+    before = other_encoders.identity
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     assert encoder_files(str(copy), "cpu").identity != before
 

@@ -28,17 +28,17 @@ def source(data, **values):
     return source_for(DistillConfig(data=str(data), **{"captions": "short"} | values), 128)
 
 
-def all_samples(found) -> list[samples.Sample]:
-    return [sample for part in found.parts for sample in part.read(0)]
+def all_samples(dataset) -> list[samples.Sample]:
+    return [sample for part in dataset.parts for sample in part.read(0)]
 
 
-def check_all_colours(found) -> None:
+def check_all_colours(dataset) -> None:
     """Captions fit pictures, counts are right, and reading from the middle leaves out what is before it."""
-    got = all_samples(found)
+    got = all_samples(dataset)
     assert [s.captions for s in got] == [(TOLD[c],) for c in COLOURS]
     for sample, colour in zip(got, COLOURS, strict=True):
         assert pictures.upright(sample.image()).getpixel((5, 5)) == Image.new("RGB", (1, 1), colour).getpixel((0, 0))
-    for part in found.parts:
+    for part in dataset.parts:
         whole = [sample.key for sample in part.read(0)]
         assert [sample.key for sample in part.read(1)] == whole[1:]
         assert part.count in (None, len(whole))
@@ -80,9 +80,9 @@ def pictures_as(form: str, tmp_path) -> list:
 def test_parquet_with_pictures_in_every_form(tmp_path, form):
     pictures = pictures_as(form, tmp_path)
     rows = [{"image": p, "caption": TOLD[c], "extra": 1} for p, c in zip(pictures, COLOURS, strict=True)]
-    found = source(parquet_file(tmp_path / "set.parquet", rows))
-    assert [part.count for part in found.parts] == [4, 2]
-    check_all_colours(found)
+    dataset = source(parquet_file(tmp_path / "set.parquet", rows))
+    assert [part.count for part in dataset.parts] == [4, 2]
+    check_all_colours(dataset)
 
 
 def test_a_folder_of_parquet_files(tmp_path):
@@ -94,8 +94,10 @@ def test_a_folder_of_parquet_files(tmp_path):
 
 @pytest.mark.parametrize("captions", ["txt", "in json"])
 def test_webdataset_shards_named_by_braces(tmp_path, captions):
-    told = {c: {"txt": TOLD[c].encode()} if captions == "txt" else {"json": {"caption": TOLD[c]}} for c in COLOURS}
-    entries = {f"{k:04}": {"jpg": png(c), **told[c]} for k, c in enumerate(COLOURS)}
+    caption_entry = {
+        c: {"txt": TOLD[c].encode()} if captions == "txt" else {"json": {"caption": TOLD[c]}} for c in COLOURS
+    }
+    entries = {f"{k:04}": {"jpg": png(c), **caption_entry[c]} for k, c in enumerate(COLOURS)}
     for number in range(2):
         some = dict(list(entries.items())[3 * number : 3 * number + 3])
         shard(tmp_path / f"s-{number:03}.tar", some)
@@ -114,9 +116,9 @@ def test_a_hub_data_set_is_streamed_with_broken_pictures_left_to_us(tmp_path):
     rows = [{"image": {"bytes": png(c), "path": None}, "caption": TOLD[c]} for c in COLOURS]
     parquet_file(tmp_path / "set" / "train-0.parquet", rows[:3])
     parquet_file(tmp_path / "set" / "train-1.parquet", rows[3:])
-    found = source(f"hub:{tmp_path / 'set'}")
-    assert len(found.parts) == 2
-    check_all_colours(found)
+    dataset = source(f"hub:{tmp_path / 'set'}")
+    assert len(dataset.parts) == 2
+    check_all_colours(dataset)
 
 
 def test_a_hub_data_set_that_is_not_there(tmp_path):
@@ -141,8 +143,8 @@ def test_scenes_depend_on_their_number_alone_and_show_no_held_out_pair():
     first, again = list(few.parts[1].read(0)), list(many.parts[1].read(100))
     assert [s.captions for s in first[100:]] == [s.captions for s in again]
     assert first[100].image().tobytes() == again[0].image().tobytes()
-    said = [parse(text) for part in many.parts for s in part.read(0) for text in s.captions]
-    assert not {(o.shape, o.colour) for d in said for o in d.objects} & HELD_OUT
+    descriptions = [parse(text) for part in many.parts for s in part.read(0) for text in s.captions]
+    assert not {(o.shape, o.colour) for d in descriptions for o in d.objects} & HELD_OUT
 
 
 def test_half_of_the_scenes_show_one_object_and_every_caption_holds():
@@ -222,9 +224,9 @@ def test_empty_data_is_refused(tmp_path, what):
 
 def test_one_picture_is_refused_and_its_folder_is_taken(tmp_path):
     folder = text_folder(tmp_path / "set")
-    with pytest.raises(UserError, match="neither a .parquet nor a .tar file") as told:
+    with pytest.raises(UserError, match="neither a .parquet nor a .tar file") as refused:
         source(folder / "0.png")
-    (setting,) = re.findall(r"data=([^,]+),", str(told.value))
+    (setting,) = re.findall(r"data=([^,]+),", str(refused.value))
     check_all_colours(source(setting, short_caption="txt"))
 
 

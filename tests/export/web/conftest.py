@@ -31,7 +31,7 @@ AXE = Package(
 )
 
 
-def kept(package: Package) -> Path:
+def cached_package(package: Package) -> Path:
     """A package's file; without it the test is skipped, and under CI=true it fails."""
     file = packages.cache() / package.file
     if file.is_file():
@@ -45,13 +45,13 @@ def kept(package: Package) -> Path:
 @pytest.fixture(scope="session")
 def runtime() -> Path:
     """The npm package of ONNX Runtime Web."""
-    return kept(packages.RUNTIME)
+    return cached_package(packages.RUNTIME)
 
 
 @pytest.fixture(scope="session")
 def axe() -> str:
     """The source of axe, which looks for what some visitors could not use."""
-    return packages.member(kept(AXE), "axe.min.js").decode()
+    return packages.member(cached_package(AXE), "axe.min.js").decode()
 
 
 def widened(export: Path, out: Path) -> None:

@@ -1,4 +1,4 @@
-"""The npm package of the runtime: fetched once, held against its published hash, refused with the way to bring it."""
+"""The npm package of the runtime: fetched once, checked against its published hash, refused with how to get it."""
 
 import base64
 import hashlib
@@ -35,7 +35,7 @@ def package(content: bytes = ARCHIVE) -> Package:
 
 
 @pytest.fixture
-def kept(tmp_path, monkeypatch) -> Path:
+def cache_folder(tmp_path, monkeypatch) -> Path:
     """A cache of the test's own, and no npm."""
     monkeypatch.setenv("KOALA_PACKAGES", str(tmp_path / "kept"))
     (tmp_path / "bin").mkdir()
@@ -50,21 +50,21 @@ def install_npm(tmp_path: Path, script: str) -> None:
     npm.chmod(npm.stat().st_mode | stat.S_IXUSR)
 
 
-def test_a_package_is_brought_by_npm_once(kept, tmp_path):
+def test_a_package_is_brought_by_npm_once(cache_folder, tmp_path):
     (tmp_path / "published.tgz").write_bytes(ARCHIVE)
     copy = f"/bin/cp {tmp_path / 'published.tgz'} $5/some-package-1.2.3.tgz"
     install_npm(tmp_path, f'[ "$1 $2" = "pack some-package@1.2.3" ] && {copy}')
     result = fetched(package())
-    assert result == kept / "some-package-1.2.3.tgz" and member(result, "dist/a.txt") == b"hello"
+    assert result == cache_folder / "some-package-1.2.3.tgz" and member(result, "dist/a.txt") == b"hello"
     install_npm(tmp_path, "exit 1")
     assert fetched(package()) == result  # it is kept
 
 
-def test_another_file_of_npms_is_refused_and_not_kept(kept, tmp_path):
+def test_another_file_of_npms_is_refused_and_not_kept(cache_folder, tmp_path):
     install_npm(tmp_path, "echo tampered > $5/some-package-1.2.3.tgz")
     with pytest.raises(UserError, match="is not some-package 1.2.3 as it was published"):
         fetched(package())
-    assert not kept.exists()
+    assert not cache_folder.exists()
 
 
 @pytest.mark.parametrize(
@@ -74,30 +74,30 @@ def test_another_file_of_npms_is_refused_and_not_kept(kept, tmp_path):
         ("echo no network >&2; exit 1", "npm could not download some-package@1.2.3 .no network.. Connect this machine"),
     ],
 )
-def test_without_npm_or_a_network_the_remedy_works(kept, tmp_path, script, says):
+def test_without_npm_or_a_network_the_remedy_works(cache_folder, tmp_path, script, says):
     if script:
         install_npm(tmp_path, script)
     with pytest.raises(UserError, match=f"{says}.*npm pack some-package@1.2.3.*--runtime some-package"):
         fetched(package())
-    assert not kept.exists() or not list(kept.iterdir())
+    assert not cache_folder.exists() or not list(cache_folder.iterdir())
     brought = tmp_path / "some-package-1.2.3.tgz"
     brought.write_bytes(ARCHIVE)
     assert fetched(package(), brought) == brought
 
 
-def test_another_file_than_the_published_one_is_refused(kept, tmp_path):
-    other = tmp_path / "other.tgz"
-    other.write_bytes(archive(b"tampered"))
+def test_another_file_than_the_published_one_is_refused(cache_folder, tmp_path):
+    tampered = tmp_path / "other.tgz"
+    tampered.write_bytes(archive(b"tampered"))
     with pytest.raises(UserError, match="is not some-package 1.2.3 as it was published"):
-        fetched(package(), other)
-    kept.mkdir()
-    (kept / "some-package-1.2.3.tgz").write_bytes(ARCHIVE[:-1])
+        fetched(package(), tampered)
+    cache_folder.mkdir()
+    (cache_folder / "some-package-1.2.3.tgz").write_bytes(ARCHIVE[:-1])
     with pytest.raises(UserError, match="Delete it and get it again"):
         fetched(package())
 
 
 @pytest.mark.parametrize("name", ["absent.tgz", "."])
-def test_a_file_that_cannot_be_read_is_named(kept, tmp_path, name):
+def test_a_file_that_cannot_be_read_is_named(cache_folder, tmp_path, name):
     with pytest.raises(UserError, match="cannot be read.*npm pack some-package@1.2.3 writes"):
         fetched(package(), tmp_path / name)
 

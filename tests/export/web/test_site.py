@@ -19,12 +19,12 @@ from tests.export.web.conftest import NAMES
 BUDGET_FIRST, BUDGET_WHOLE = 16e6, 45e6
 
 
-def told(folder: Path) -> dict:
+def site_manifest(folder: Path) -> dict:
     return json.loads((folder / "site.json").read_text())
 
 
 def test_every_file_is_what_the_manifest_says(pages):
-    listed = told(pages)["files"]
+    listed = site_manifest(pages)["files"]
     assert {f"files/{f.name}" for f in (pages / "files").iterdir()} == set(listed)
     for name, entry in listed.items():
         packed = (pages / name).read_bytes()
@@ -34,17 +34,17 @@ def test_every_file_is_what_the_manifest_says(pages):
 
 
 def test_what_two_models_have_in_common_is_there_once(pages):
-    first, second = told(pages)["models"]
+    first, second = site_manifest(pages)["models"]
     assert (first["name"], second["name"]) == NAMES
     for part in ("text_encoder", "text_encoder_2", "vae_decoder"):
         assert first["parts"][part] == second["parts"][part]
-    stems = [re.match(r"files/(.+)-[0-9a-f]{12}\.", name)[1] for name in told(pages)["files"]]
+    stems = [re.match(r"files/(.+)-[0-9a-f]{12}\.", name)[1] for name in site_manifest(pages)["files"]]
     assert sorted(stems) == sorted(set(stems))
 
 
 def test_a_first_load_is_within_its_budget(pages):
     """Counted from the folder, apart from the export's own sum; the true teacher's is in test_whole.py."""
-    own = told(pages)
+    own = site_manifest(pages)
     student, wasm = own["models"][1], own["runtime"]["backends"]["wasm"]
     names = [*own["page"], "sw.js", *student["parts"].values(), *student["tokenizers"], *wasm.values()]
     sizes = {n: len(gzip.compress((pages / n).read_bytes(), 9)) for n in names}
@@ -73,9 +73,9 @@ def test_what_the_page_imports_is_kept_for_visits_without_a_network(pages):
     modules = {f.name: f.read_text() for f in pages.glob("*.js")}
     imported = set(re.findall(r'from "\./(\w+\.js)"', "".join(modules.values())))
     assert len(imported) > 8 and imported | {"worker.js", "index.html", "style.css", "theme.css"} <= set(
-        told(pages)["page"]
+        site_manifest(pages)["page"]
     )
-    assert set(modules) <= {*told(pages)["page"], "sw.js"}
+    assert set(modules) <= {*site_manifest(pages)["page"], "sw.js"}
 
 
 @pytest.mark.parametrize(

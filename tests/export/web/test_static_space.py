@@ -19,9 +19,9 @@ def deploy(*arguments: object) -> subprocess.CompletedProcess:
 def test_the_bundle_is_the_page_with_the_readme_of_a_static_space(pages, tmp_path):
     done = deploy("--static", pages, "--out", tmp_path / "space")
     assert done.returncode == 0, done.stderr
-    there = {f.relative_to(tmp_path / "space").as_posix() for f in (tmp_path / "space").rglob("*") if f.is_file()}
+    files = {f.relative_to(tmp_path / "space").as_posix() for f in (tmp_path / "space").rglob("*") if f.is_file()}
     own = {f.relative_to(pages).as_posix() for f in pages.rglob("*") if f.is_file()}
-    assert there == own | {"README.md", "NOTICE.md", ".koala-space.json"}
+    assert files == own | {"README.md", "NOTICE.md", ".koala-space.json"}
     block = re.match(r"---\n(.*?)\n---\n", (tmp_path / "space" / "README.md").read_text(), re.S)[1]
     result = dict(re.findall(r"^([\w-]+): (.+)$", block, re.M))
     assert (result["sdk"], result["app_file"]) == ("static", "index.html") and len(result["short_description"]) <= 60
@@ -35,8 +35,8 @@ def test_it_is_pushed_as_a_static_space(pages, hub, tmp_path):  # noqa: F811
     handler, endpoint = hub
     done = push(endpoint, tmp_path / "space", "--static", str(pages))
     assert done.returncode == 0, done.stderr
-    (made,) = handler.asked["create"]
-    assert made["sdk"] == "static" and "hardware" not in made
+    (created,) = handler.asked["create"]
+    assert created["sdk"] == "static" and "hardware" not in created
 
 
 def test_what_does_not_go_together_is_refused(tmp_path):

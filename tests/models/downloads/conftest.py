@@ -31,12 +31,12 @@ CHUNK = 10 * 2**20  # bytes that huggingface_hub writes at once
 
 
 def published(model: str, folder: Path) -> Path:
-    """An embedded model as the hub has one: half-precision files beside every other format that is not wanted."""
+    """An embedded model as the hub has one: half-precision files among every other format, which is not wanted."""
     shutil.copytree(EMBEDDED / model, folder)
     for file in list(folder.glob("*/*.safetensors")):
         file.rename(file.with_suffix(".fp16.safetensors"))
-        for other in (".safetensors", ".bin", ".fp16.bin", ".onnx", ".msgpack"):
-            file.with_suffix(other).write_bytes(b"not wanted" + other.encode())
+        for suffix in (".safetensors", ".bin", ".fp16.bin", ".onnx", ".msgpack"):
+            file.with_suffix(suffix).write_bytes(b"not wanted" + suffix.encode())
     for extra in ("vae_decoder/model.onnx", "sd_xl_base_1.0.safetensors", "README.md", "unet/openvino.bin"):
         (folder / extra).parent.mkdir(exist_ok=True)
         (folder / extra).write_bytes(b"not wanted " + extra.encode())
@@ -71,9 +71,9 @@ def run(hub, tmp_path):
             "HF_TOKEN": "",
         }
         removed = ("HF_HUB_CACHE", "TRANSFORMERS_OFFLINE", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
-        kept = {k: v for k, v in os.environ.items() if k not in removed}
+        inherited = {k: v for k, v in os.environ.items() if k not in removed}
         command = [sys.executable, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, env=kept | own | environment, timeout=120)
+        return subprocess.run(command, capture_output=True, text=True, env=inherited | own | environment, timeout=120)
 
     return run
 

@@ -43,6 +43,6 @@ def test_a_full_size_file_draws_its_folders_picture(tmp_path, model, scheduler):
     folder, file = tmp_path / "folder", tmp_path / "file.safetensors"
     folder_of(model, folder, scheduler)
     write_single_file(str(folder), file)
-    its = picture(folder)
-    assert picture(file) == its
+    expected = picture(folder)
+    assert picture(file) == expected
     shutil.rmtree(tmp_path)

@@ -80,8 +80,8 @@ def test_a_file_is_drawn_as_its_folder_is(files, name):
 
 
 def test_a_file_draws_its_folders_picture_without_options(files):
-    mine, its = picture(str(files["tiny-koala-700m"])), picture("tiny-koala-700m")
-    assert mine.tobytes() == its.tobytes()
+    drawn, expected = picture(str(files["tiny-koala-700m"])), picture("tiny-koala-700m")
+    assert drawn.tobytes() == expected.tobytes()
 
 
 @pytest.mark.slow
@@ -120,9 +120,9 @@ def test_a_v_prediction_file_is_marked_and_draws_its_folders_picture(velocity, f
     with safe_open(file, "pt") as opened:
         assert {"v_pred", "ztsnr"} <= set(opened.keys())  # ComfyUI's and Forge's markers
         assert opened.metadata()["modelspec.prediction_type"] == "v"
-    mine, its = picture(str(file), steps=3), picture(str(velocity), steps=3)
-    assert mine.tobytes() == its.tobytes()
-    assert mine.tobytes() != picture(str(files["tiny-koala-700m"]), steps=3).tobytes()
+    drawn, expected = picture(str(file), steps=3), picture(str(velocity), steps=3)
+    assert drawn.tobytes() == expected.tobytes()
+    assert drawn.tobytes() != picture(str(files["tiny-koala-700m"]), steps=3).tobytes()
 
 
 @pytest.mark.parametrize("words", [{}, {"modelspec.prediction_type": "v"}])
@@ -145,9 +145,9 @@ def test_a_file_that_contradicts_itself_is_refused(velocity, tmp_path):
     assert find(str(file))  # without its marker two of three still agree
     with safe_open(file, "pt") as opened:
         words = opened.metadata() | {"modelspec.prediction_type": "epsilon"}
-    other = rewritten(file, tmp_path / "f.safetensors", lambda t: t, **words)
+    contradicting = rewritten(file, tmp_path / "f.safetensors", lambda t: t, **words)
     with pytest.raises(UserError, match="contradicts itself in what its U-Net predicts"):
-        find(str(other))
+        find(str(contradicting))
 
 
 # parts
@@ -159,8 +159,8 @@ def test_a_file_without_encoders_and_vae_takes_them_from_its_teacher_and_says_so
         tmp_path / "unet.safetensors",
         lambda tensors: {k: v for k, v in tensors.items() if k.startswith(UNET)},
     )
-    its = picture("tiny-koala-700m", steps=2)
-    assert picture(str(file), steps=2).tobytes() == its.tobytes()
+    expected = picture("tiny-koala-700m", steps=2)
+    assert picture(str(file), steps=2).tobytes() == expected.tobytes()
     assert "has no vae and no text_encoder and no text_encoder_2 of its own; taken from tiny-koala-700m" in caplog.text
     assert locate(find(str(file))).revision == "local, " + ", ".join(
         f"{part} of Tiny KOALA-700M" for part in ("vae", "text_encoder", "text_encoder_2")
@@ -184,13 +184,13 @@ def test_half_a_vae_is_refused_by_what_it_lacks(files, tmp_path):
 
 
 def test_what_other_programs_leave_in_a_file_is_ignored_or_told(files, tmp_path, caplog):
-    def other(tensors):
+    def with_extras(tensors):
         projection = tensors.pop(f"{TEXT_2}text_projection")
         result = tensors | {f"{TEXT_2}text_projection.weight": projection.T.contiguous()}  # as transformers has it
         usual = {f"{TEXT_2}logit_scale": torch.zeros(()), f"{TEXT}embeddings.position_ids": torch.arange(77)[None]}
         return result | usual | {"model_ema.decay": torch.zeros(()), "model_ema.num_updates": torch.zeros(())}
 
-    file = rewritten(files["tiny-koala-700m"], tmp_path / "other.safetensors", other)
+    file = rewritten(files["tiny-koala-700m"], tmp_path / "other.safetensors", with_extras)
     assert picture(str(file), steps=2).tobytes() == picture("tiny-koala-700m", steps=2).tobytes()
     assert "model_ema.decay and 1 more tensors belong to no part of SDXL and are left out" in caplog.text
     assert "logit_scale" not in caplog.text and "position_ids" not in caplog.text
@@ -240,8 +240,8 @@ def test_the_identity_middle_block_changes_nothing_in_any_program(files):
 def test_the_identity_is_dropped_and_not_counted(files):
     for name in EMBEDDED:
         with safe_open(files[name], "pt") as opened:
-            there = any(key.startswith(MIDDLE) for key in opened.keys())  # noqa: SIM118  (not a dict)
-        assert there  # a middle block of its own, or the identity
+            has_middle = any(key.startswith(MIDDLE) for key in opened.keys())  # noqa: SIM118  (not a dict)
+        assert has_middle  # a middle block of its own, or the identity
         assert read_single_file(files[name]).spec == CARDS[name].spec
         assert find(str(files[name])).parameters == parameters(CARDS[name].spec)
     assert not any(key.startswith("mid_block") for key in read_single_file(files["tiny-koala-700m"]).unet)
@@ -285,8 +285,8 @@ def test_compress_keeps_the_pipeline_of_a_whole_file(files, tmp_path):
     reference = tmp_path / "reference"
     assert main(["compress", "--teacher", "tiny-sdxl", "--spec", "koala-700m", "--out", str(reference)]) == 0
     for part, stem in STEMS.items():
-        mine, its = (load_file(folder / part / f"{stem}.safetensors") for folder in (out, reference))
-        assert mine.keys() == its.keys() and all(torch.equal(mine[k], its[k]) for k in mine), part
+        tensors, expected = (load_file(folder / part / f"{stem}.safetensors") for folder in (out, reference))
+        assert tensors.keys() == expected.keys() and all(torch.equal(tensors[k], expected[k]) for k in tensors), part
     StableDiffusionXLPipeline.from_pretrained(out)
     settings = ("scheduler", "steps", "guidance", "width", "height", "noising", "teacher")
     assert [getattr(find(str(out)), s) for s in settings] == [getattr(find(str(reference)), s) for s in settings]
@@ -323,8 +323,8 @@ def test_there_and_back_is_the_same_file_and_the_same_picture(files, tmp_path, c
     assert picture(str(folder)).tobytes() == picture(str(file)).tobytes()
     assert main(["convert", str(folder), "--out", str(again)]) == 0
     assert find(str(again)).title == "folder (again.safetensors)"
-    mine, its = load_file(again), load_file(file)
-    assert mine.keys() == its.keys() and all(torch.equal(mine[k], its[k]) for k in mine)
+    tensors, expected = load_file(again), load_file(file)
+    assert tensors.keys() == expected.keys() and all(torch.equal(tensors[k], expected[k]) for k in tensors)
     StableDiffusionXLPipeline.from_pretrained(folder)
     assert str(tmp_path).encode() not in b"".join(f.read_bytes() for f in folder.rglob("*.json"))
 

@@ -68,7 +68,7 @@ def test_a_few_step_file_is_known_by_its_publishers_name_and_that_is_told(full_s
     (file := tmp_path / name).hardlink_to(full_size)
     card = find(str(file))
     assert (card.scheduler, card.steps, card.guidance, card.width) == expected
-    assert f"in {expected[1]} steps with guidance {expected[2]:g}. A model of few steps needs --steps" in caplog.text
+    assert f"in {expected[1]} steps with guidance {expected[2]:g}. A few-step model needs --steps" in caplog.text
 
 
 @pytest.mark.parametrize("own", [True, False])

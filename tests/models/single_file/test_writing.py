@@ -79,7 +79,7 @@ def sparse(file: Path, tensors: Mapping[str, torch.Tensor]) -> Path:
 def comfyui_sees(shapes: Mapping[str, tuple[int, ...]]) -> dict:
     """What ComfyUI derives from the names and shapes of a U-Net in the original layout; its rules, restated.
 
-    It walks the numbered blocks of the encoder beside those of the decoder in reverse. A block with `0.op` ends a
+    It walks the numbered blocks of the encoder along with those of the decoder in reverse. A block with `0.op` ends a
     resolution; one with `0.in_layers` is a residual block, whose transformer, if any, is its part 1.
     """
 
@@ -94,18 +94,18 @@ def comfyui_sees(shapes: Mapping[str, tuple[int, ...]]) -> dict:
     count = len({name.split(".")[3] for name in shapes if name.startswith(f"{UNET}input_blocks.")})
     blocks, factors, down, up = [0], [0], [], []
     for number in range(count):
-        mine, theirs = f"input_blocks.{number}", f"output_blocks.{count - 1 - number}"
-        if f"{UNET}{mine}.0.op.weight" in shapes:
+        input_block, output_block = f"input_blocks.{number}", f"output_blocks.{count - 1 - number}"
+        if f"{UNET}{input_block}.0.op.weight" in shapes:
             blocks.append(0)
             factors.append(0)
-            up.append(depth(theirs))
+            up.append(depth(output_block))
             continue
-        if residual(mine):
+        if residual(input_block):
             blocks[-1] += 1
-            factors[-1] = shapes[f"{UNET}{mine}.0.out_layers.3.weight"][0] // width
-            down.append(depth(mine))
-        if residual(theirs):
-            up.append(depth(theirs))
+            factors[-1] = shapes[f"{UNET}{input_block}.0.out_layers.3.weight"][0] // width
+            down.append(depth(input_block))
+        if residual(output_block):
+            up.append(depth(output_block))
     first = next(name for name in shapes if name.startswith(f"{UNET}input_blocks.") and "attn2.to_k.weight" in name)
     linear = f"{first.split('.transformer_blocks')[0]}.proj_in.weight"
     middle = depth("middle_block") or (-1 if residual("middle_block") else -2)

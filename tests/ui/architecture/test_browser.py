@@ -114,10 +114,10 @@ def test_a_fresh_cut_is_offered_in_compare_and_draws(visit):
         expect(shown(page, "spec")).to_have_count(0)
         expect(shown(page, "command")).to_contain_text("--spec 0,2,5/-/3+3,2+2,0+0")
         page.get_by_role("button", name="Compress Tiny SDXL").click()
-        made = page.locator(".ka-made li").filter(has_text="Tiny 0,2,5/-/3+3,2+2,0+0 (untrained cut)")
-        expect(made).to_have_count(1)  # besides those that other visitors of this app cut
-        title = made.locator("b").inner_text()
-        link = made.get_by_role("link").get_attribute("href")
+        cut = page.locator(".ka-made li").filter(has_text="Tiny 0,2,5/-/3+3,2+2,0+0 (untrained cut)")
+        expect(cut).to_have_count(1)  # besides those that other visitors of this app cut
+        title = cut.locator("b").inner_text()
+        link = cut.get_by_role("link").get_attribute("href")
         page.get_by_role("tab", name="Compare").click()
         second = page.get_by_role("combobox", name="Second model")
         second.click()

@@ -72,9 +72,9 @@ def test_stage_sums_add_up_to_the_whole():
     """The bars are shares of the teacher's largest stage; they must add up as the parameters do."""
     for name in TITLES:
         values = view(SPECS[name], "sdxl", 1024, CARD)
-        own, its = (sum(s["bars"][k] for s in values["stages"].values()) for k in (0, 2))
+        own, whole = (sum(s["bars"][k] for s in values["stages"].values()) for k in (0, 2))
         count = int(values["parameters"].replace(",", ""))
-        assert own / its == pytest.approx(count / 2_567_463_684, abs=2e-4), name
+        assert own / whole == pytest.approx(count / 2_567_463_684, abs=2e-4), name
 
 
 @pytest.mark.parametrize("layout", [architecture_svg.WIDE, architecture_svg.TALL], ids=lambda x: x.name)
@@ -184,18 +184,20 @@ def test_the_page_carries_no_template_code():
 
 
 def test_a_cut_is_the_teachers_weights_and_is_made_once():
-    made = students.Students(Session(device="cpu"))
-    one = made.make(TINY_KOALA_700M)
-    assert made.make(student("koala-700m", TINY_SDXL)) is one and [s.card for s in made.all] == [one.card]
+    cuts = students.Students(Session(device="cpu"))
+    one = cuts.make(TINY_KOALA_700M)
+    assert cuts.make(student("koala-700m", TINY_SDXL)) is one and [s.card for s in cuts.all] == [one.card]
     print(f"cut in {one.seconds:.2f} s")
     assert one.card.parameters == 1_967_636 and one.card.teacher == "tiny-sdxl" and one.card.guidance == 2.0
     weights = "unet/diffusion_pytorch_model.safetensors"
     with (
-        safe_open(f"{one.card.source}/{weights}", "pt") as mine,
-        safe_open(EMBEDDED / "tiny-sdxl" / weights, "pt") as its,
+        safe_open(f"{one.card.source}/{weights}", "pt") as student_file,
+        safe_open(EMBEDDED / "tiny-sdxl" / weights, "pt") as teacher_file,
     ):
         name = "up_blocks.0.{}.transformer_blocks.4.attn1.to_q.weight"
-        assert mine.get_tensor(name.format("attentions.1")).equal(its.get_tensor(name.format("attentions.2")))
+        assert student_file.get_tensor(name.format("attentions.1")).equal(
+            teacher_file.get_tensor(name.format("attentions.2"))
+        )
 
 
 @pytest.mark.slow
@@ -203,21 +205,21 @@ def test_the_oldest_student_that_nobody_uses_makes_room(monkeypatch):
     """Symptom: after eight cuts by anyone, nobody could make another one until the app was started again."""
     monkeypatch.setattr(students, "MOST", 2)
     session = Session(device="cpu")
-    made = students.Students(session)
+    cuts = students.Students(session)
     first, second, third, fourth = (change(TINY_KOALA_700M, {"DW-3": d}) for d in (1, 2, 3, 4))
-    old, used = made.make(first).card, made.make(second).card
-    assert made.make(first).card is old  # there already
+    old, used = cuts.make(first).card, cuts.make(second).card
+    assert cuts.make(first).card is old  # there already
     assert re.fullmatch(r"[A-Za-z0-9._+-]+", old.name)
-    made.make(third)
+    cuts.make(third)
     assert not os.path.exists(old.source) and old.name not in [name for _, name in session.catalogue.choices()]
     with pytest.raises(UserError, match="unknown model"):
         session.catalogue.card(old.name)
     with session.device.using(used.name):
-        made.make(fourth)  # takes the third's place
-        assert [s.card.spec for s in made.all] == [second, fourth] and os.path.exists(used.source)
-        with session.device.using(made.all[1].card.name), pytest.raises(UserError, match="keeps 2 students.*in use"):
-            made.make(first)
-    assert made.make(first).card.name == old.name
+        cuts.make(fourth)  # takes the third's place
+        assert [s.card.spec for s in cuts.all] == [second, fourth] and os.path.exists(used.source)
+        with session.device.using(cuts.all[1].card.name), pytest.raises(UserError, match="keeps 2 students.*in use"):
+            cuts.make(first)
+    assert cuts.make(first).card.name == old.name
 
 
 @pytest.fixture(scope="module")
@@ -233,12 +235,12 @@ def test_a_student_made_in_the_tab_is_in_the_lists_of_a_public_server_too(tab):
     before = tab.session.catalogue.choices()
     value = tab.compress(Sent(**BEGIN, turn=7))
     assert value["problem"] == "" and value["turn"] == 7
-    (made,) = value["made"]
-    assert made["title"] == "Tiny KOALA-700M (untrained cut)" and made["folder"] == ""  # no path for visitors
+    (cut,) = value["made"]
+    assert cut["title"] == "Tiny KOALA-700M (untrained cut)" and cut["folder"] == ""  # no path for visitors
     ((label, name),) = set(tab.session.catalogue.choices()) - set(before)
-    assert label == made["title"] and tab.session.catalogue.card(name).width == 256
+    assert label == cut["title"] and tab.session.catalogue.card(name).width == 256
     folder = tab.session.catalogue.card(name).source
-    assert os.path.isdir(folder) and made["link"] == f"?models=tiny-sdxl%2C{name}"
+    assert os.path.isdir(folder) and cut["link"] == f"?models=tiny-sdxl%2C{name}"
     assert os.path.dirname(folder) not in json.dumps(value) and os.sep not in name
     with pytest.raises(UserError, match="on this server the names are"):
         tab.session.catalogue.card(folder)

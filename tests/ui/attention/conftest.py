@@ -104,13 +104,13 @@ def ask(tab, drawn):
 
 @pytest.fixture
 def take(tab, drawn):
-    def taken(file: str, **change) -> bytes:
+    def download(file: str, **change) -> bytes:
         result = tab.take({"id": drawn["capture"], "file": file} | ASKED | change)
         assert "problem" not in result, result
         assert re.fullmatch(rf"koala-attention-[a-z0-9-]+-{file}\.(png|gif|html)", result["name"])
         return base64.b64decode(result["data"])
 
-    return taken
+    return download
 
 
 @pytest.fixture(scope="session")

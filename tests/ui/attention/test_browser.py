@@ -38,7 +38,7 @@ def draw(page: Page, *steps: int) -> None:
     prompt.fill(PROMPT)
     prompt.press("Control+Enter")
     page.locator(".kv[data-phase=done]").wait_for()
-    expect(said(page, 1)).to_contain_text("on the most looked at patch")
+    expect(readout(page, 1)).to_contain_text("on the most looked at patch")
 
 
 def set_steps(page: Page, first: int, second: int) -> None:
@@ -50,7 +50,7 @@ def set_steps(page: Page, first: int, second: int) -> None:
     expect(page.locator("#kv-takes")).to_contain_text(f"over {both} steps")
 
 
-def said(page: Page, side: int):
+def readout(page: Page, side: int):
     return page.locator(".kv-said").nth(side)
 
 
@@ -96,15 +96,15 @@ def test_pointing_clicking_and_the_arrow_keys_move_both_overlays(visit):
         shot(page, 0).click(position=place(page, 0, 0.28, 0.53))
         page.mouse.move(5, 5)
         settled(page, "25% 50%")
-        kept, text = pixels(page), said(page, 0).inner_text()
+        before, text = pixels(page), readout(page, 0).inner_text()
 
         shot(page, 1).hover(position=place(page, 1, 0.9, 0.1))  # hovering the other picture moves both
         settled(page, "87.5% 6.25%", peek="true")
-        assert pixels(page) != kept
+        assert pixels(page) != before
         page.mouse.move(5, 5)  # and what was clicked comes back
         settled(page, "25% 50%")
-        expect(said(page, 0)).to_have_text(text)
-        assert pixels(page) == kept
+        expect(readout(page, 0)).to_have_text(text)
+        assert pixels(page) == before
 
         shot(page, 0).focus()
         for key in ("ArrowRight", "ArrowRight", "ArrowUp"):
@@ -118,7 +118,7 @@ def test_pointing_clicking_and_the_arrow_keys_move_both_overlays(visit):
         page.mouse.down()
         page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.2, steps=4)
         page.mouse.up()
-        expect(said(page, 0)).to_contain_text("on the region itself")
+        expect(readout(page, 0)).to_contain_text("on the region itself")
 
 
 def drag(page: Page, side: int, *places: tuple[float, float]) -> None:
@@ -139,7 +139,7 @@ def test_a_region_is_painted_with_the_pointer_and_with_the_arrow_keys(visit):
         expect(page.locator(".kv-help")).to_contain_text("Paint over patches")
         mark = page.locator(".kv-mark").first
         drag(page, 0, (0.1, 0.1), (0.1, 0.4), (0.4, 0.4))
-        expect(said(page, 1)).to_contain_text("on the region itself")
+        expect(readout(page, 1)).to_contain_text("on the region itself")
         expect(mark).to_have_attribute("data-loose", "true")  # an L, whose outline is no box
         whole = "left: 6.25%; top: 6.25%; width: 37.5%; height: 37.5%;"
         expect(mark).to_have_attribute("style", re.compile(re.escape(whole)))  # it grows as the pointer moves
@@ -148,14 +148,14 @@ def test_a_region_is_painted_with_the_pointer_and_with_the_arrow_keys(visit):
         page.wait_for_function("document.querySelector('.kv-mark').style.width === '87.5%'")
         shot(page, 0).click(position=place(page, 0, 0.5, 0.5))  # a click begins anew
         page.wait_for_function("document.querySelector('.kv-mark').style.left === '50%'")
-        expect(said(page, 0)).to_contain_text("on itself")
+        expect(readout(page, 0)).to_contain_text("on itself")
         shot(page, 0).focus()
         for key in ("ArrowRight", "ArrowDown"):
             page.keyboard.press(key)
-        expect(said(page, 0)).to_contain_text("on the region itself")
+        expect(readout(page, 0)).to_contain_text("on the region itself")
         expect(mark).to_have_attribute("data-loose", "true")
         page.get_by_role("radio", name=re.compile("^UP-1")).click()  # all of it lies in one of the larger patches
-        expect(said(page, 0)).to_contain_text("on itself")
+        expect(readout(page, 0)).to_contain_text("on itself")
         expect(mark).to_have_attribute("data-loose", "false")
         page.get_by_role("radio", name="Patch or box").click()
         shot(page, 0).click(position=place(page, 0, 0.1, 0.1))
@@ -173,7 +173,7 @@ def test_runs_of_different_lengths_are_saved_and_opened_again(visit, tmp_path):
         file = tmp_path / waiting.value.suggested_filename
         waiting.value.save_as(file)
         assert file.name.startswith("koala-attention-a-red-circle") and file.suffix == ".zip"
-        shown, text = pixels(page), said(page, 1).inner_text()
+        shown, text = pixels(page), readout(page, 1).inner_text()
 
         draw(page, 1)
         expect(page.locator(".kv-pace")).to_be_empty()
@@ -183,7 +183,7 @@ def test_runs_of_different_lengths_are_saved_and_opened_again(visit, tmp_path):
         expect(page.locator("#kv-prompt textarea")).to_have_value(PROMPT)
         slider = page.get_by_role("slider", name="Step", exact=True)
         slider.fill("2")
-        expect(said(page, 1)).to_have_text(text)
+        expect(readout(page, 1)).to_have_text(text)
         assert pixels(page) == shown
 
         (tmp_path / "bad.zip").write_bytes(file.read_bytes()[:5000])
@@ -208,7 +208,7 @@ def test_stages_heads_steps_and_views_change_what_is_shown(visit):
         expect(status(page)).to_contain_text("head 2 of 2")
         with_itself = pixels(page)
         page.get_by_label("without the patch itself").check()
-        expect(said(page, 0)).to_contain_text("without itself")
+        expect(readout(page, 0)).to_contain_text("without itself")
         assert pixels(page) != with_itself
 
         page.get_by_role("radio", name=re.compile("^MID")).click()
@@ -220,11 +220,11 @@ def test_stages_heads_steps_and_views_change_what_is_shown(visit):
         expect(status(page)).to_contain_text("UP-2")
 
         page.get_by_role("radio", name="PCA").click()
-        expect(said(page, 1)).to_contain_text("variance shown")
+        expect(readout(page, 1)).to_contain_text("variance shown")
         page.get_by_role("radio", name="PCA").press("ArrowLeft")
-        expect(said(page, 1)).to_contain_text("px on average")
+        expect(readout(page, 1)).to_contain_text("px on average")
         page.get_by_role("button", name="red", exact=True).click()
-        expect(said(page, 1)).to_contain_text("attention on “red”")
+        expect(readout(page, 1)).to_contain_text("attention on “red”")
         faint = pixels(page)
         page.get_by_label("Gamma").fill("0.3")
         assert pixels(page) != faint
@@ -248,7 +248,7 @@ def test_downloads_and_the_page_that_opens_with_no_server(visit, browser, tmp_pa
         shot(page, 0).click(position=place(page, 0, 0.28, 0.53))
         page.mouse.move(5, 5)
         settled(page, "25% 50%")
-        shown, text = pixels(page), [said(page, k).inner_text() for k in range(2)]
+        shown, text = pixels(page), [readout(page, k).inner_text() for k in range(2)]
         with Image.open(download(page, "GIF", tmp_path)) as film:
             assert film.n_frames == STEPS
         for name in ("PNG strip", "Paper figures"):
@@ -265,14 +265,14 @@ def test_downloads_and_the_page_that_opens_with_no_server(visit, browser, tmp_pa
     shot(alone, 0).click(position=place(alone, 0, 0.28, 0.53))
     alone.mouse.move(5, 5)
     settled(alone, "25% 50%")
-    assert [said(alone, k).inner_text() for k in range(2)] == text
+    assert [readout(alone, k).inner_text() for k in range(2)] == text
     assert worst(alone, shown, pixels(alone)) <= 3  # of 255: the browser's softmax against torch's
     alone.get_by_role("radio", name="Brush").click()
     shot(alone, 0).focus()
     alone.keyboard.press("ArrowDown")
-    expect(said(alone, 0)).to_contain_text("on the region itself")
+    expect(readout(alone, 0)).to_contain_text("on the region itself")
     alone.get_by_role("radio", name="PCA").click()
-    expect(said(alone, 1)).to_contain_text("variance shown")
+    expect(readout(alone, 1)).to_contain_text("variance shown")
     alone.get_by_role("radio", name=re.compile("^MID")).click()
     expect(alone.locator(".kv-absent").nth(1)).to_have_text(f"{TITLES[1]} has no MID")
     expect(alone.locator(".kv-agreement")).to_contain_text("at the right each stage's mean")
@@ -320,7 +320,7 @@ def test_on_a_phone_a_tap_marks_a_patch_and_a_finger_paints(visit):
         settled(page, "87.5% 87.5%")
         page.get_by_role("radio", name="Brush").tap()
         finger(page, 0, (0.2, 0.2), (0.2, 0.8))
-        expect(said(page, 1)).to_contain_text("on the region itself")
+        expect(readout(page, 1)).to_contain_text("on the region itself")
         page.wait_for_function("document.querySelector('.kv-mark').style.height === '62.5%'")
         first, second = (shot(page, k).bounding_box() for k in range(2))
         assert abs(first["y"] - second["y"]) < 2 and second["width"] > 150
@@ -336,6 +336,6 @@ def test_stop_ends_a_run_and_brings_back_what_was_there(visit):
         expect(page.locator(".kv-count").first).to_contain_text("/ 200")
         page.keyboard.press("Escape")
         page.locator(".kv[data-phase=done]").wait_for()
-        expect(said(page, 0)).to_contain_text("on the most looked at patch")
+        expect(readout(page, 0)).to_contain_text("on the most looked at patch")
         shot(page, 0).click(position=place(page, 0, 0.9, 0.1))
         page.wait_for_function("document.querySelector('.kv-mark').style.left === '87.5%'")

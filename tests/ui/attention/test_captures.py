@@ -22,17 +22,17 @@ def file(tab, drawn, asked) -> Path:
 
 
 @pytest.fixture
-def told(monkeypatch):
+def warnings(monkeypatch):
     """What the page warns of."""
     message: list[str] = []
     monkeypatch.setattr(attention, "warn", lambda text, title: message.append(f"{title}: {text}"))
     return message
 
 
-def test_a_saved_capture_opens_and_answers_as_before(tab, drawn, capture, asked, file, told):
+def test_a_saved_capture_opens_and_answers_as_before(tab, drawn, capture, asked, file, warnings):
     opened = tab.open(str(file), "")
     value, key = opened[tab.viewer], opened[tab.capture]
-    assert not told and opened[tab.file] is None and key != drawn["capture"]
+    assert not warnings and opened[tab.file] is None and key != drawn["capture"]
     assert value == drawn["viewer"] | {"id": key}
     assert tab.look({"id": key} | asked) == tab.look({"id": drawn["capture"]} | asked)
     for again, one in zip(tab.store.get(key).files, capture.files, strict=True):
@@ -46,21 +46,21 @@ def test_saving_twice_writes_once(tab, drawn, asked, file):
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\3\4 and then nothing", b"\x89PNG"], ids=str)
-def test_a_file_that_is_no_capture_leaves_what_is_shown(tab, drawn, told, tmp_path, content):
+def test_a_file_that_is_no_capture_leaves_what_is_shown(tab, drawn, warnings, tmp_path, content):
     (tmp_path / "some.zip").write_bytes(content)
     assert tab.open(str(tmp_path / "some.zip"), drawn["capture"]) == {tab.file: None}
-    assert len(told) == 1 and "not a complete capture" in told[0]
+    assert len(warnings) == 1 and "not a complete capture" in warnings[0]
     assert tab.store.get(drawn["capture"])
 
 
-def test_an_upload_without_a_file_says_so(tab, drawn, told):
+def test_an_upload_without_a_file_says_so(tab, drawn, warnings):
     assert tab.open(None, drawn["capture"]) == {tab.file: None}
-    assert "no file was sent" in told[0]
+    assert "no file was sent" in warnings[0]
 
 
-def test_strangers_open_what_they_could_have_made(file, told, tmp_path, monkeypatch):
+def test_strangers_open_what_they_could_have_made(file, warnings, tmp_path, monkeypatch):
     with gr.Blocks():
         tab = Attention(Session(device="cpu", local=False), Store())
     monkeypatch.setattr("koala.ui.attention.recording.PUBLIC_BUDGET", 1000)
     shutil.copy(file, tmp_path / "mine.zip")
-    assert tab.open(str(tmp_path / "mine.zip"), "") == {tab.file: None} and "read here" in told[0]
+    assert tab.open(str(tmp_path / "mine.zip"), "") == {tab.file: None} and "read here" in warnings[0]

@@ -17,7 +17,7 @@ STEPS = 4
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"stage": "DW-1"}, "there is no attention in DW-1; this capture has DW-2, DW-3, MID, UP-1, UP-2"),
         ({"stage": "UP-9"}, "there is no stage 'UP-9'"),
@@ -46,9 +46,9 @@ STEPS = 4
     ],
     ids=lambda value: str(value)[:60],
 )
-def test_a_question_that_cannot_be_answered_says_what_can_and_loses_nothing(tab, drawn, asked, change, said):
+def test_a_question_that_cannot_be_answered_says_what_can_and_loses_nothing(tab, drawn, asked, change, message):
     answer = tab.look({"id": drawn["capture"]} | asked | change)
-    assert said in answer["problem"]
+    assert message in answer["problem"]
     assert "problem" not in tab.look({"id": drawn["capture"]} | asked)
 
 
@@ -58,7 +58,7 @@ def test_a_question_that_is_none(tab, nothing):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"prompt": ""}, "prompt is empty"),
         ({"seed": ""}, "tick Random"),
@@ -71,8 +71,8 @@ def test_a_question_that_is_none(tab, nothing):
     ],
     ids=str,
 )
-def test_what_cannot_be_recorded_is_refused_and_the_capture_before_stays(tab, run, drawn, change, said):
-    with pytest.raises(gr.Error, match="(?i)" + re.escape(said)):
+def test_what_cannot_be_recorded_is_refused_and_the_capture_before_stays(tab, run, drawn, change, message):
+    with pytest.raises(gr.Error, match="(?i)" + re.escape(message)):
         run(drawn["capture"], **change)
     assert tab.store.get(drawn["capture"])
 
@@ -96,14 +96,14 @@ def test_a_run_that_fails_says_why_and_keeps_the_capture_before(tab, drawn, fiel
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
     updates, shown = tab.run(SimpleNamespace(session_hash="one"), *fields(second=str(folder)), before), []
-    with pytest.raises(gr.Error) as told:
+    with pytest.raises(gr.Error) as failed:
         shown.extend(u[tab.viewer] for u in updates)
-    said = html.unescape(told.value.message)
-    assert "is not a whole safetensors file" in said
+    message = html.unescape(failed.value.message)
+    assert "is not a whole safetensors file" in message
     if kept:
-        assert (shown[-1]["phase"], shown[-1]["id"]) == ("done", before) and said in shown[-1]["problem"]
+        assert (shown[-1]["phase"], shown[-1]["id"]) == ("done", before) and message in shown[-1]["problem"]
     else:
-        assert (shown[-1]["phase"], shown[-1]["status"]) == ("failed", said)
+        assert (shown[-1]["phase"], shown[-1]["status"]) == ("failed", message)
     assert not len(tab.active) and not len(tab.session.device.line)
 
 
@@ -111,5 +111,5 @@ def test_strangers_keep_less(fields):
     session = Session(device="cpu", local=False)
     with gr.Blocks():
         tab = Attention(session, Store())
-    told = tab.forecast(*fields(steps=200, every=True, width=512, height=512))
-    assert "the budget is 0.20 GB" in told and "k-needs" in told
+    forecast = tab.forecast(*fields(steps=200, every=True, width=512, height=512))
+    assert "the budget is 0.20 GB" in forecast and "k-needs" in forecast

@@ -29,10 +29,10 @@ def test_a_capture_opens_at_up_2_and_says_which_stages_there_are(drawn):
 def test_the_page_holds_an_id_and_no_tensor(tab, drawn):
     assert re.fullmatch("[0-9a-f]{32}", drawn["capture"])
     assert json.loads(json.dumps(drawn["viewer"])) == drawn["viewer"]
-    other = tab.store.add(tab.store.get(drawn["capture"]))
-    tab.capture.delete_callback(other)  # Gradio's, when a page has been left
+    key = tab.store.add(tab.store.get(drawn["capture"]))
+    tab.capture.delete_callback(key)  # Gradio's, when a page has been left
     with pytest.raises(UserError, match="no longer kept"):
-        tab.store.get(other)
+        tab.store.get(key)
 
 
 def test_what_was_predicted_is_what_is_kept(tab, capture, fields):
@@ -89,9 +89,11 @@ def test_runs_of_different_lengths_stand_beside_each_other_by_their_noise(tab, r
     capture, value = tab.store.get(output["capture"]), output["viewer"]
     assert [side.record.steps for side in capture.sides] == [5, 2]
     teacher, student = (side.record.timesteps for side in capture.sides)
-    for moment, (own, its) in enumerate(capture.moments):
-        assert own == moment and abs(student[its] - teacher[own]) == min(abs(t - teacher[own]) for t in student)
-    assert {its for _, its in capture.moments} == {0, 1}
+    for moment, (teacher_step, student_step) in enumerate(capture.moments):
+        assert teacher_step == moment and abs(student[student_step] - teacher[teacher_step]) == min(
+            abs(t - teacher[teacher_step]) for t in student
+        )
+    assert {student_step for _, student_step in capture.moments} == {0, 1}
     assert (
         value["moments"][4] == f"noise {teacher[4]:.0f}, steps 5 of 5 and 2 of 2" and "5 and 2 steps" in value["pace"]
     )

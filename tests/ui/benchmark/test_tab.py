@@ -310,21 +310,21 @@ def test_stop_ends_a_benchmark_and_another_can_start(page):
 @pytest.mark.browser
 def test_a_benchmark_behind_another_visitors_waits_in_sight(page):
     """Symptom: Start showed nothing while somebody else's run had the device."""
-    other = page.context.browser.new_page()
-    other.goto(page.url)
-    other.get_by_role("tab", name="Benchmark").click()
+    second = page.context.browser.new_page()
+    second.goto(page.url)
+    second.get_by_role("tab", name="Benchmark").click()
     small(page)
     begin_a_long_one(page)
-    small(other)
-    begin(other)
-    expect(other.locator("#kb-status")).to_contain_text("Waiting: 1 before you")
-    expect(other.locator("#kb-start")).to_be_disabled()
-    stop(other)
-    begin(other)
-    expect(other.locator("#kb-status")).to_contain_text("Waiting: 1 before you")
+    small(second)
+    begin(second)
+    expect(second.locator("#kb-status")).to_contain_text("Waiting: 1 before you")
+    expect(second.locator("#kb-start")).to_be_disabled()
+    stop(second)
+    begin(second)
+    expect(second.locator("#kb-status")).to_contain_text("Waiting: 1 before you")
     stop(page)
-    expect(other.locator("#kb-status")).to_have_text("Done.", timeout=120_000)
-    assert other.locator(".kb-row").count() == 2 and other.locator("#kb-start").is_enabled()
+    expect(second.locator("#kb-status")).to_have_text("Done.", timeout=120_000)
+    assert second.locator(".kb-row").count() == 2 and second.locator("#kb-start").is_enabled()
     assert page.locator("#kb-start").is_enabled()
 
 
@@ -333,9 +333,9 @@ def test_a_benchmark_behind_another_visitors_waits_in_sight(page):
 def test_a_benchmark_that_fails_says_why_and_gives_start_back(page):
     page.get_by_role("tab", name="Architecture").click()
     page.locator(".ka-compress").click()
-    made = page.locator(".ka-made li", has_text="Tiny KOALA-700M")  # other tests may have made others
-    made.wait_for()
-    folder, title = made.locator("code").inner_text(), made.locator("b").inner_text()
+    cut = page.locator(".ka-made li", has_text="Tiny KOALA-700M")  # other tests may have made others
+    cut.wait_for()
+    folder, title = cut.locator("code").inner_text(), cut.locator("b").inner_text()
     page.get_by_role("tab", name="Benchmark").click()
     small(page)
     page.get_by_role("combobox", name="Models").click()

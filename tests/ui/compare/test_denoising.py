@@ -60,7 +60,7 @@ def test_the_longest_strip_of_pure_noise_is_a_file_within_bounds_and_little_on_t
 
 
 def few(name: str, **change):
-    """A student of few steps, in the files of an ordinary one."""
+    """A few-step student, in the files of an ordinary one."""
     return replace(CARDS[name], name=f"few-{name}", steps=4, guidance=0.0, **change)
 
 
@@ -74,7 +74,7 @@ def test_the_app_begins_with_a_guided_teacher_and_the_smallest_student_of_few_st
     assert embedded_pair([*plain, *added[:2], absent]) == ("tiny-sdxl", "few-tiny-koala-1b")
 
 
-@pytest.mark.skipif("tiny-koala-lightning-700m" not in CARDS, reason="this clone has no model of few steps")
+@pytest.mark.skipif("tiny-koala-lightning-700m" not in CARDS, reason="this clone has no few-step model")
 def test_the_pair_is_the_headline():
     teacher, student = (CARDS[name] for name in embedded_pair())
     assert (teacher.name, teacher.steps, teacher.guidance > 1) == ("tiny-sdxl", 25, True)

@@ -200,7 +200,7 @@ def test_one_export_at_a_time_and_every_mistake_is_named(root):
         with pytest.raises(UserError, match=words):
             exports.start(order, "visitor")
     exports.job = job(root / "first")
-    with pytest.raises(UserError, match="is running; wait for its end"):
+    with pytest.raises(UserError, match="is running; wait until it ends"):
         exports.start(ORDER, "visitor")
     assert not root.exists()
 

@@ -1,4 +1,4 @@
-// The site's large files: compressed on the way, held against their hashes, kept for the next visit.
+// The site's large files: compressed on the way, checked against their hashes, kept for the next visit.
 
 export const KEPT = "koala-files"; // the cache; a file's name holds its hash, so that an entry never grows old
 
