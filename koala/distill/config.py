@@ -72,8 +72,8 @@ class DistillConfig:
         least=1,
     )
     teacher_steps: int = _doc(
-        "The teacher walks this many of the solver's steps before the student's own prediction takes over; a whole "
-        "phase leaves nothing to that prediction.",
+        "The teacher takes this many solver steps before the student's own prediction takes over; as many as a phase "
+        "has leave nothing to it.",
         1,
         least=1,
     )
@@ -87,7 +87,9 @@ class DistillConfig:
         0.0,
         most=100,
     )
-    huber: float = _doc("The loss of these methods is linear in differences above this value, and square below.", 0.001)
+    huber: float = _doc(
+        "The loss of these methods is linear in differences above this value, and quadratic below.", 0.001
+    )
     target: str = _choice(
         "The prediction that a phased student is compared with is its own, or that of its moving average",
         TARGETS,
@@ -134,7 +136,7 @@ class DistillConfig:
     noise_offset: float = _doc("This share of the noise is constant over the picture.", 0.0, least=0)
     timesteps: str = _choice(
         "Timesteps are drawn evenly (uniform), or half of them where layout is decided (high-noise) or evenly from the "
-        "noisiest quarter; or only those at which a student of few steps is called, half of them its first (calls)",
+        "noisiest quarter; or only at the calls of a few-step student, half of the time at the first (calls)",
         TIMESTEPS,
         "uniform",
     )

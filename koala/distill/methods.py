@@ -96,7 +96,7 @@ def _check_phases(phases: int, solver_steps: int, teacher_steps: int) -> None:
         )
     if teacher_steps > solver_steps // phases:
         raise UserError(
-            f"a phase has {solver_steps // phases} of the solver's steps, and the teacher cannot walk {teacher_steps} "
+            f"a phase has {solver_steps // phases} of the solver's steps, and the teacher cannot take {teacher_steps} "
             f"of them; choose teacher_steps={solver_steps // phases}"
         )
 

@@ -1,14 +1,19 @@
 """Which of the 1,000 timesteps a picture is noised to: drawn for one picture, and the share that each has in a run."""
 
-import torch
+import itertools
+import math
+from typing import TYPE_CHECKING
 
 from koala.distill.config import DistillConfig
+
+if TYPE_CHECKING:
+    import torch
 
 NUM_TIMESTEPS = 1000
 HIGH_NOISE_MEAN = 0.8  # of the logit-normal half of "high-noise": t around 690, where layout is decided
 
 
-def timestep(config: DistillConfig, which: float, uniform: float, source: torch.Generator) -> int:
+def timestep(config: DistillConfig, which: float, uniform: float, source: "torch.Generator") -> int:
     """In 0..999, for two numbers in [0, 1): `which` decides between the halves, `uniform` within one."""
     if which < 0.5:
         if config.timesteps == "calls":
@@ -16,6 +21,8 @@ def timestep(config: DistillConfig, which: float, uniform: float, source: torch.
         if config.timesteps == "noisiest-quarter":
             uniform = 0.75 + uniform / 4
         if config.timesteps == "high-noise":
+            import torch
+
             uniform = torch.sigmoid(torch.randn((), generator=source) + HIGH_NOISE_MEAN).item()
     if config.timesteps == "calls":
         return called(config.calls)[int(uniform * config.calls)]
@@ -27,19 +34,23 @@ def called(calls: int) -> list[int]:
     return [NUM_TIMESTEPS * (index + 1) // calls - 1 for index in range(calls)]
 
 
-def shares(config: DistillConfig) -> torch.Tensor:
-    """How often each timestep is drawn, (1000,) float64 with the sum 1."""
-    even = torch.full((NUM_TIMESTEPS,), 1 / NUM_TIMESTEPS, dtype=torch.float64)
-    half = torch.zeros_like(even)
+def shares(config: DistillConfig) -> list[float]:
+    """How often each of the 1,000 timesteps is drawn; the sum is 1."""
+    even = half = [1 / NUM_TIMESTEPS] * NUM_TIMESTEPS
     if config.timesteps == "calls":
-        half[-1] = 1
-        even = torch.zeros_like(even)
-        even[called(config.calls)] = 1 / config.calls
+        visited = set(called(config.calls))
+        even = [(t in visited) / config.calls for t in range(NUM_TIMESTEPS)]
+        half = [float(t == NUM_TIMESTEPS - 1) for t in range(NUM_TIMESTEPS)]
     elif config.timesteps == "noisiest-quarter":
-        half[NUM_TIMESTEPS * 3 // 4 :] = 4 / NUM_TIMESTEPS
+        half = [4 / NUM_TIMESTEPS * (t >= NUM_TIMESTEPS * 3 / 4) for t in range(NUM_TIMESTEPS)]
     elif config.timesteps == "high-noise":
-        edges = torch.arange(NUM_TIMESTEPS + 1, dtype=torch.float64) / NUM_TIMESTEPS
-        half = torch.special.ndtr(torch.logit(edges) - HIGH_NOISE_MEAN).diff()
-    else:
-        half = even
-    return (half + even) / 2
+        below = [_below(t / NUM_TIMESTEPS) for t in range(NUM_TIMESTEPS + 1)]
+        half = [high - low for low, high in itertools.pairwise(below)]
+    return [(one + other) / 2 for one, other in zip(half, even, strict=True)]
+
+
+def _below(x: float) -> float:
+    """The share of a logit-normal distribution with the mean `HIGH_NOISE_MEAN` below x in [0, 1]."""
+    if x in (0, 1):
+        return float(x)
+    return (1 + math.erf((math.log(x / (1 - x)) - HIGH_NOISE_MEAN) / math.sqrt(2))) / 2

@@ -146,7 +146,7 @@ def test_calls_are_the_timesteps_that_diffusers_gives_a_trailing_schedule(calls)
 
 @pytest.mark.parametrize("name", TIMESTEPS)
 def test_the_share_of_a_timestep_is_how_often_it_is_drawn(name):
-    expected = timestep_shares(DistillConfig(timesteps=name))
+    expected = torch.tensor(timestep_shares(DistillConfig(timesteps=name)))
     assert expected.shape == (1000,) and expected.sum().item() == pytest.approx(1)
     drawn = torch.histc(torch.tensor(timesteps(name), dtype=torch.float64), 20, 0, 1000) / DRAWN
     assert drawn.tolist() == pytest.approx(expected.reshape(20, 50).sum(1).tolist(), abs=0.02)

@@ -147,6 +147,8 @@ CASES = {  # what was typed, and what was done to the run before
     "LoRA with its average": ([*OUT, *LORA, "target=ema"], None),
     "LoRA in two precisions": ([*OUT, *LORA, "precision=fp32"], None),
     "no LoRA": ([*OUT, "method=phased", "student_spec=sdxl", "lora_alpha=4"], None),
+    "calls of another kind of draw": ([*OUT, "calls=2"], None),
+    "calls that nothing divides": ([*OUT, "timesteps=calls", "calls=3"], None),
     "no setting": ([*OUT, "batch_size"], None),
     "student of another spec": ([*OUT, "student_spec=koala-1b", "student_init={run}/student"], None),
 }

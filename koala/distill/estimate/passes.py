@@ -6,7 +6,7 @@ A backward pass counts as two; as one where a LoRA learns, for the network's own
 from dataclasses import dataclass
 
 from koala.distill.config import DistillConfig
-from koala.distill.timesteps import shares
+from koala.distill.timesteps import NUM_TIMESTEPS, shares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,5 +38,7 @@ def passes_of(config: DistillConfig) -> Passes:
 def _levels(config: DistillConfig) -> list[float]:
     """How often a picture is drawn at each of the solver's steps that a phase has, from its end on."""
     cells = config.solver_steps // config.phases
-    grid = shares(config).reshape(config.phases, cells, -1)
-    return grid.sum((0, 2)).tolist()
+    levels = [0.0] * cells
+    for timestep, share in enumerate(shares(config)):
+        levels[timestep * config.solver_steps // NUM_TIMESTEPS % cells] += share
+    return levels
