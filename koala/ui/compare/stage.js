@@ -62,10 +62,13 @@ function renderModel(model, k) {
   const top = cells[k].querySelector(".k-head"), body = cells[k].querySelector(".k-shot");
   const image = body.querySelector("img"), link = top.querySelector("a"), final = model.images[picture];
   const busy = data.phase === "running" && !final, where = place(k);
+  const looked = Boolean(where) || (view === "difference" && pair.includes(k));
   say(top.querySelector(".k-title"), model.title);
   say(top.querySelector(".k-step"), final ? (model.seconds ? `${model.seconds} s` : "")
     : busy ? (model.step ? `${model.step} / ${model.steps}` : "waiting") : "");
-  set(top, "data-shown", Boolean(where) || (view === "difference" && pair.includes(k)));
+  set(top, "data-shown", looked);
+  set(cells[k], "data-looked", looked || data.models.length < 3);
+  cells[k].style.setProperty("--turn", view === "side" ? 0 : pair.indexOf(k));
   link.hidden = !final;
   if (final) {
     set(link, "href", final.src.url);
