@@ -7,12 +7,19 @@ from koala.ui import limits
 
 
 def model_choice(
-    card: ModelCard, choices: list, *, label: str, slot: str, prefix: str, local: bool
+    card: ModelCard, choices: list, *, label: str, slot: str, prefix: str, local: bool, chosen: bool = True
 ) -> tuple[gr.Dropdown, gr.Slider, gr.Slider]:
-    """Model, steps and guidance, at the values of `card`; their ids are PREFIX-model-SLOT and so on."""
+    """Model, steps and guidance, at the values of `card`; their ids are PREFIX-model-SLOT and so on.
+
+    Unless `chosen` the list has no value yet.
+    """
     with gr.Column(elem_classes="k-model"):
         model = gr.Dropdown(
-            choices, value=card.name, label=label, allow_custom_value=True, elem_id=f"{prefix}-model-{slot}"
+            choices,
+            value=card.name if chosen else None,
+            label=label,
+            allow_custom_value=True,
+            elem_id=f"{prefix}-model-{slot}",
         )
         with gr.Row():
             # Gradio refuses what lies outside; on one's own machine any saved picture fits

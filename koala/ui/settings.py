@@ -24,7 +24,9 @@ SHARED = (
 TEXTS = ("prompt", "negative_prompt", "scheduler", "preset")
 FILES = ("lora", "lora_strength")  # on this machine: a link cannot carry them
 OWN = ("model", "steps", "guidance")  # one per model
-FIELDS = (*SHARED, *(f"{name}_{slot}" for slot in "ab" for name in OWN))
+SLOTS = "abcd"  # of the compared models; the first two are always there
+MORE = SLOTS[2:]
+FIELDS = (*SHARED, *(f"{name}_{slot}" for slot in SLOTS for name in OWN))
 OWN_SCHEDULER = ""  # "each model's own"
 
 Finder = Callable[[str], ModelCard]
@@ -45,8 +47,8 @@ def _number(text: str) -> object:
         return text[:40]
 
 
-def to_requests(values: Mapping[str, object], find: Finder) -> tuple[GenerationRequest, GenerationRequest]:
-    """The two requests that the fields describe; UserError names the first field that cannot work."""
+def to_requests(values: Mapping[str, object], find: Finder) -> list[GenerationRequest]:
+    """A request for every model of the fields; UserError names the first field that cannot work."""
     shared = {name: values[name] or "" for name in ("prompt", "negative_prompt")}
     if values["seed"] in (None, ""):
         raise UserError("the seed is empty; type any whole number, or tick Random")
@@ -56,7 +58,9 @@ def to_requests(values: Mapping[str, object], find: Finder) -> tuple[GenerationR
     shared |= {name: values[name] or None for name in ("scheduler", "lora")}
     shared |= {name: values[name] for name in ("preset", "lora_strength")}
     requests = []
-    for slot in "ab":
+    for slot in SLOTS:
+        if slot in MORE and not values[f"model_{slot}"]:
+            continue
         request = GenerationRequest(
             model=values[f"model_{slot}"] or "",
             steps=whole(values[f"steps_{slot}"]),
@@ -65,7 +69,7 @@ def to_requests(values: Mapping[str, object], find: Finder) -> tuple[GenerationR
         )
         find(request.model)
         requests.append(request)
-    return requests[0], requests[1]
+    return requests
 
 
 def defaults(card: ModelCard, slot: str) -> dict[str, object]:
@@ -74,14 +78,20 @@ def defaults(card: ModelCard, slot: str) -> dict[str, object]:
     return own | ({"width": card.width, "height": card.height} if slot == "a" else {})
 
 
+def others_empty(count: int) -> dict[str, object]:
+    """The fields' values without a model in any slot after the first `count`."""
+    return {f"model_{slot}": None for slot in SLOTS[count:]}
+
+
 def from_requests(requests: Sequence[GenerationRequest], find: Finder) -> dict[str, object]:
-    """The fields' values that give these requests again: two of a comparison, or one for its own slot."""
+    """The fields' values that give these requests again: all of a comparison, or one for its own slot."""
     first = requests[0]
     values = {name: getattr(first, name) for name in SHARED if name != "scheduler"}
-    cards = [find(r.model) for r in requests[:2]]
+    cards = [find(r.model) for r in requests[: len(SLOTS)]]
     own = all(r.scheduler in (None, c.scheduler) for r, c in zip(requests, cards, strict=False))
     values["scheduler"] = OWN_SCHEDULER if own else first.scheduler or OWN_SCHEDULER
-    slots = "ab" if len(cards) == 2 else ("b" if cards[0].teacher else "a")
+    slots = SLOTS if len(cards) > 1 else ("b" if cards[0].teacher else "a")
+    values |= others_empty(len(cards)) if len(cards) > 1 else {}
     for slot, request, card in zip(slots, requests, cards, strict=False):
         values[f"model_{slot}"] = card.name
         values[f"steps_{slot}"] = card.steps if request.steps is None else request.steps
@@ -131,9 +141,12 @@ def from_query(query: Mapping[str, str], find: Finder) -> tuple[dict[str, object
             take(field, field, query[field] if field in TEXTS else whole(query[field]))
     if "models" in query:
         names = query["models"].split(",")
-        if len(names) != 2:
-            complaints.append(f"the link names {len(names)} models; this page compares two, as in models=first,second")
-        for slot, name in zip("ab", names[:2], strict=False):
+        if not 2 <= len(names) <= len(SLOTS):
+            complaints.append(
+                f"the link names {len(names)} models; this page compares two to {len(SLOTS)}, as in models=first,second"
+            )
+        values = others_empty(max(2, len(names))) | values
+        for slot, name in zip(SLOTS, names, strict=False):
             try:
                 cards[slot] = find(name)
             except UserError as error:
@@ -142,6 +155,6 @@ def from_query(query: Mapping[str, str], find: Finder) -> tuple[dict[str, object
                 values = {f"model_{slot}": cards[slot].name} | defaults(cards[slot], slot) | values
     for field, read in (("steps", whole), ("guidance", _number)):
         if field in query:
-            for slot, text in zip("ab", query[field].split(","), strict=False):
+            for slot, text in zip(SLOTS, query[field].split(","), strict=False):
                 take(f"{field}_{slot}", field, read(text))
     return values, complaints

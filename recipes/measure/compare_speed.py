@@ -38,12 +38,12 @@ BARS = {"student_picture_s": 1.5, "pair_s": 6.0, "previews_s": 1.0}  # on two qu
 # Notes when the browser has decoded the first preview and the picture of each model, in ms since the click. A preview
 # comes as data, a picture as a file of its own; the history's thumbnails lie outside the frame.
 NOTES = """() => {
-  const frame = document.querySelector(".k-frame");
+  const frame = document.querySelector(".k-grid");
   document.querySelector("#k-generate").addEventListener("click", () => {
     window.noted = { begun: performance.now(), preview: [null, null], picture: [null, null] };
   }, true);
   frame.addEventListener("load", (event) => {
-    const k = [...frame.children].indexOf(event.target.closest(".k-shot")), noted = window.noted;
+    const k = [...frame.children].indexOf(event.target.closest(".k-cell")), noted = window.noted;
     if (!noted || k < 0) return;
     const kind = event.target.src.startsWith("data:") ? "preview" : "picture";
     noted[kind][k] ??= performance.now() - noted.begun;

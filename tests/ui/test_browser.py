@@ -314,8 +314,8 @@ def test_a_phone_shows_everything_without_sideways_scrolling(visit, theme):
     here.steps(2, 2)
     page.get_by_role("button", name="Generate").click()
     here.phase("done")
-    for view in ("Slider", "Flip", "Side by side"):
+    for view in ("Slider", "Flip", "Difference", "Side by side"):
         page.get_by_role("radio", name=view).click()
         assert faults(page) == []
-    box = page.locator(".k-frame").bounding_box()
+    box = page.locator(".k-grid").bounding_box()
     assert 0 <= box["y"] < PHONE["height"]  # the page moved to the pictures

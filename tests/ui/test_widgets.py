@@ -237,18 +237,23 @@ def fields(**change) -> dict:
     base = dict(prompt="a red circle", negative_prompt="", seed="5", scheduler="", width=256, height=256, images=1)
     base |= dict(preset="quality", lora=None, lora_strength=1.0)
     models = dict(model_a=PAIR[0], steps_a=25, guidance_a=7.5, model_b=PAIR[1], steps_b=10, guidance_b=3.5)
-    return base | models | change
+    return base | models | dict(model_c=None, model_d=None) | change
+
+
+MORE = dict(model_c="tiny-koala-1b", steps_c=3, guidance_c=1.5, model_d="tiny-lightning", steps_d=4, guidance_d=0.0)
 
 
 def find(name):
     return registry.find(name)
 
 
-def test_fields_survive_requests_and_links():
+@pytest.mark.parametrize(("more", "count"), [({}, 2), ({k: v for k, v in MORE.items() if "_d" not in k}, 3), (MORE, 4)])
+def test_fields_survive_requests_and_links(more, count):
     given = fields(prompt=HOSTILE, negative_prompt="ünï,&=?#", seed="4294967294", images=2, scheduler="ddim-trailing")
+    given |= more
     given |= dict(preset="fast", lora="style.safetensors", lora_strength=0.5)
     requests = settings.to_requests(given, find)
-    assert settings.from_requests(requests, find) == given
+    assert len(requests) == count and settings.from_requests(requests, find) == given
     from urllib.parse import parse_qsl
 
     restored, complaints = settings.from_query(dict(parse_qsl(settings.to_query(requests)[1:])), find)
@@ -297,6 +302,19 @@ def test_a_bad_link_is_used_as_far_as_it_is_good():
     assert fields["prompt"] == "a star" and fields["model_a"] == "tiny-koala-1b" and fields["steps_a"] == 9
     assert fields["guidance_b"] == 3.0 and "seed" not in fields and fields["guidance_a"] == 2.0
     assert len(complaints) == 5, complaints
+
+
+def test_a_model_is_left_out_of_the_middle():
+    """Removing the third of four models leaves its slot empty."""
+    requests = settings.to_requests(fields(**MORE | {"model_c": None}), find)
+    assert [request.model for request in requests] == [*PAIR, "tiny-lightning"]
+
+
+@pytest.mark.parametrize(("names", "count"), [("tiny-sdxl", 1), (",".join(["tiny-sdxl"] * 5), 5)])
+def test_a_link_of_one_model_or_of_five_says_how_many_are_compared(names, count):
+    set_fields, complaints = settings.from_query({"models": names}, find)
+    assert complaints == [f"the link names {count} models; this page compares two to 4, as in models=first,second"]
+    assert [set_fields[f"model_{slot}"] for slot in "abcd"[:count]] == ["tiny-sdxl"] * min(4, count)
 
 
 def test_one_picture_goes_to_its_own_slot():

@@ -15,13 +15,21 @@
     if (runs.attention === "running") document.querySelector("#kv-stop")?.click();
   }, true);
 
-  // Each model's sliders say whose they are.
-  const name = (tries) => {
-    for (const [slot, model] of [["a", "first model"], ["b", "second model"]])
+  // Each model's sliders say whose they are; those of a model that is added later, too.
+  const ordinals = { a: "first", b: "second", c: "third", d: "fourth" };
+  const name = () => {
+    for (const [slot, ordinal] of Object.entries(ordinals))
       for (const field of ["steps", "guidance"])
-        document.querySelectorAll(`#k-${field}-${slot} input`).forEach((input) =>
-          input.setAttribute("aria-label", `${field[0].toUpperCase()}${field.slice(1)} of the ${model}`));
-    if (tries && !document.querySelector("#k-guidance-b input")) setTimeout(name, 100, tries - 1);
+        document.querySelectorAll(`#k-${field}-${slot} input`).forEach((input) => {
+          const label = `${field[0].toUpperCase()}${field.slice(1)} of the ${ordinal} model`;
+          if (input.getAttribute("aria-label") !== label) input.setAttribute("aria-label", label);
+        });
   };
-  name(100);
+  const follow = (tries) => {
+    const settings = document.querySelector(".k-settings");
+    name();
+    if (settings) new MutationObserver(name).observe(settings, { childList: true, subtree: true });
+    else if (tries) setTimeout(follow, 100, tries - 1);
+  };
+  follow(100);
 }

@@ -1,92 +1,114 @@
-// The compare stage. Everything from outside is written with textContent and attributes, never as HTML.
+// The compare stage: two to four models. Everything from outside is written with textContent and attributes, never as
+// HTML.
 const $ = (selector) => element.querySelector(selector);
-const stage = $(".k-stage"), frame = $(".k-frame"), heads = $(".k-heads"), thumbs = $(".k-thumbs");
-const range = $(".k-slide input"), flipper = $(".k-flipper"), live = $("[role=status]");
-const strips = $(".k-strips"), denoising = [];
+const stage = $(".k-stage"), grid = $(".k-grid"), thumbs = $(".k-thumbs"), range = $(".k-pair input");
+const flipper = $(".k-flipper"), blinking = $(".k-blink"), live = $("[role=status]"), away = $(".k-difference");
+const sides = [...element.querySelectorAll(".k-side")], cells = [], denoising = [];
 const views = [...element.querySelectorAll("[role=radio]")];
-let data = {}, view = "side", picture = 0, shown = 0, announced = "";
+const BLINK = 700; // ms
+let data = {}, view = "side", picture = 0, shown = 0, announced = "", pair = [0, 1], timer = null;
 
-const make = (tag, className, text) => {
-  const node = document.createElement(tag);
-  if (className) node.className = className;
-  if (text !== undefined) node.textContent = text;
-  return node;
-};
-const set = (node, name, value) => {
-  if (value === null) node.removeAttribute(name);
-  else if (node.getAttribute(name) !== String(value)) node.setAttribute(name, value);
-};
-const say = (node, text) => { if (node.textContent !== text) node.textContent = text; };
+const titles = () => (data.models || []).map((model) => model.title);
+const difference = new Difference(away, $(".k-apart"));
+const zoom = new Zoom(grid, [...element.querySelectorAll("[data-zoom]")], (event) => {
+  const shot = event.target.closest(".k-shot");
+  return shot && shot.getBoundingClientRect();
+});
 
-function head(k) {
-  const node = make("div", "k-head");
-  node.append(make("strong", "k-title"), make("span", "k-step"), make("a", "k-png", "PNG"));
-  return node;
-}
-
-function shot() {
-  const node = make("div", "k-shot"), own = new Denoising(render);
-  denoising.push(own);
-  strips.append(own.node);
-  const image = make("img");
+function cell() {
+  const node = make("div", "k-cell"), head = make("div", "k-head"), body = make("div", "k-shot");
+  const own = new Denoising(render), image = make("img"), bar = make("span", "k-progress");
+  head.append(make("strong", "k-title"), make("span", "k-step"), make("a", "k-png", "PNG"));
   image.hidden = true;
-  const bar = make("span", "k-progress");
+  image.draggable = false;
   bar.append(make("i"));
-  node.append(image, own.screen, make("span", "k-empty"), bar);
+  body.append(image, own.screen, make("span", "k-empty"), bar);
+  node.append(head, body, own.node);
+  cells.push(node);
+  denoising.push(own);
   return node;
 }
 
 function render() {
   const models = data.models || [];
-  while (heads.children.length > models.length) {
-    heads.lastChild.remove();
-    frame.lastChild.remove();
-    strips.lastChild.remove();
-    denoising.pop();
-  }
-  while (heads.children.length < models.length) { heads.append(head()); frame.append(shot()); }
+  while (cells.length > models.length) { cells.pop().remove(); denoising.pop(); }
+  while (cells.length < models.length) grid.insertBefore(cell(), away);
+  if (Math.max(...pair) >= models.length) pair = [0, 1];
+  shown = Math.min(shown, Math.max(0, models.length - 1));
   const count = Math.max(0, ...models.map((m) => m.images.length));
   picture = Math.min(picture, Math.max(0, count - 1));
   set(stage, "data-phase", data.phase || "empty");
   set(stage, "data-view", view);
+  set(stage, "data-count", models.length);
   set(document.documentElement, "data-koala", data.phase === "running" ? "running" : "idle");
   stage.style.setProperty("--ratio", `${data.width || 1} / ${data.height || 1}`);
-  models.forEach((model, k) => {
-    const top = heads.children[k], body = frame.children[k];
-    const image = body.querySelector("img"), link = top.querySelector("a"), final = model.images[picture];
-    const busy = data.phase === "running" && !final;
-    say(top.querySelector(".k-title"), model.title);
-    say(top.querySelector(".k-step"), final ? (model.seconds ? `${model.seconds} s` : "")
-      : busy ? (model.step ? `${model.step} / ${model.steps}` : "waiting") : "");
-    set(top, "data-shown", view !== "flip" || shown === k);
-    link.hidden = !final;
-    if (final) {
-      set(link, "href", final.src.url);
-      set(link, "download", final.file);
-      set(link, "aria-label", `Download the picture by ${model.title} as PNG with its settings`);
-    }
-    const source = final ? final.src.url : model.preview, own = denoising[k];
-    own.set(final ? model.denoising || null : null, model.title, data.prompt, picture === 0);
-    set(own.node, "data-title", model.title);
-    image.hidden = !source;
-    if (source) set(image, "src", source);
-    set(image, "alt", final ? `${data.prompt}, drawn by ${model.title}` : `Preview of ${model.title}: ${data.prompt}`);
-    set(image, "aria-hidden", own.frame === null ? null : "true"); // a frame of the strip lies over it
-    set(body, "data-busy", busy);
-    set(body, "aria-hidden", view === "flip" && shown !== k ? "true" : null);
-    say(body.querySelector(".k-empty"), source ? "" : busy ? "" : "the picture appears here");
-    body.querySelector("i").style.width = `${model.steps ? 100 * model.step / model.steps : 0}%`;
-  });
-  const names = models.map((m) => m.title);
-  say($(".k-left"), names[0] || "");
-  say($(".k-right"), names[1] || "");
-  range.setAttribute("aria-label", `Divide the picture: ${names[0]} left, ${names[1]} right`);
-  slide();
-  frame.dataset.shown = shown;
-  say(flipper, `Showing ${names[shown] || ""}: flip`);
+  models.forEach(renderModel);
+  renderPair(models);
+  say(flipper, `Showing ${titles()[shown] || ""}: flip`);
   say($(".k-status"), data.status || "");
   renderThumbs(models, count);
   announce();
+}
+
+// Where a model's picture lies in this view; null where it is hidden.
+function place(k) {
+  if (view === "side") return "alone";
+  if (view === "flip") return k === shown ? "alone" : null;
+  if (view === "slider") return ["left", "right"][pair.indexOf(k)] || null;
+  return null;
+}
+
+function renderModel(model, k) {
+  const top = cells[k].querySelector(".k-head"), body = cells[k].querySelector(".k-shot");
+  const image = body.querySelector("img"), link = top.querySelector("a"), final = model.images[picture];
+  const busy = data.phase === "running" && !final, where = place(k);
+  const looked = Boolean(where) || (view === "difference" && pair.includes(k));
+  say(top.querySelector(".k-title"), model.title);
+  say(top.querySelector(".k-step"), final ? (model.seconds ? `${model.seconds} s` : "")
+    : busy ? (model.step ? `${model.step} / ${model.steps}` : "waiting") : "");
+  set(top, "data-shown", looked);
+  set(cells[k], "data-looked", looked || data.models.length < 3);
+  cells[k].style.setProperty("--turn", view === "side" ? 0 : pair.indexOf(k));
+  link.hidden = !final;
+  if (final) {
+    set(link, "href", final.src.url);
+    set(link, "download", final.file);
+    set(link, "aria-label", `Download the picture by ${model.title} as PNG with its settings`);
+  }
+  const source = final ? final.src.url : model.preview, own = denoising[k];
+  own.set(final ? model.denoising || null : null, model.title, data.prompt, picture === 0);
+  set(own.node, "data-title", model.title);
+  image.hidden = !source;
+  if (source) set(image, "src", source);
+  set(image, "alt", final ? `${data.prompt}, drawn by ${model.title}` : `Preview of ${model.title}: ${data.prompt}`);
+  set(image, "aria-hidden", own.frame === null ? null : "true"); // a frame of the strip lies over it
+  set(body, "data-busy", busy);
+  set(body, "data-place", where || "away");
+  set(body, "aria-hidden", where ? null : "true");
+  say(body.querySelector(".k-empty"), source ? "" : busy ? "" : "the picture appears here");
+  body.querySelector("i").style.width = `${model.steps ? 100 * model.step / model.steps : 0}%`;
+}
+
+// The two models of the slider and of the difference; of more than two the visitor chooses.
+function renderPair(models) {
+  const names = titles();
+  sides.forEach((side, j) => {
+    const [name, choice] = side.children, key = names.join("\n");
+    name.hidden = models.length > 2;
+    choice.hidden = models.length < 3;
+    say(name, names[pair[j]] || "");
+    if (choice.dataset.key !== key) {
+      choice.dataset.key = key;
+      choice.replaceChildren(...names.map((title, k) => new Option(title, k)));
+    }
+    choice.value = pair[j];
+  });
+  const [left, right] = pair.map((k) => names[k] || "");
+  range.setAttribute("aria-label", `Divide the picture: ${left} left, ${right} right`);
+  slide();
+  const both = pair.map((k) => cells[k]).filter(Boolean);
+  const drawn = pair.every((k) => models[k] && models[k].images[picture]);
+  if (view === "difference") difference.show(both.map((one) => one.querySelector("img")), [left, right], drawn);
 }
 
 function renderThumbs(models, count) {
@@ -124,9 +146,9 @@ function announce() {
 }
 
 function slide() {
-  frame.style.setProperty("--cut", `${range.value}%`);
-  const names = (data.models || []).map((m) => m.title);
-  set(range, "aria-valuetext", `${range.value} percent ${names[0]}, ${100 - range.value} percent ${names[1]}`);
+  grid.style.setProperty("--cut", `${range.value}%`);
+  const [left, right] = pair.map((k) => titles()[k]);
+  set(range, "aria-valuetext", `${range.value} percent ${left}, ${100 - range.value} percent ${right}`);
 }
 
 function choose(name, focus) {
@@ -137,14 +159,20 @@ function choose(name, focus) {
     button.tabIndex = on ? 0 : -1;
     if (on && focus) button.focus();
   });
+  blink();
   render();
 }
 
-function flip() {
+function flip(quietly) {
   if (view !== "flip") choose("flip", false);
-  shown = 1 - shown;
+  shown = (shown + 1) % data.models.length;
   render();
-  live.textContent = `Showing ${data.models[shown].title}`;
+  if (!quietly) live.textContent = `Showing ${data.models[shown].title}`;
+}
+
+function blink() {
+  clearInterval(timer);
+  if (view === "flip" && blinking.checked) timer = setInterval(() => element.offsetParent && flip(true), BLINK);
 }
 
 views.forEach((button, k) => {
@@ -156,19 +184,30 @@ views.forEach((button, k) => {
     choose(views[(k + move + views.length) % views.length].dataset.view, true);
   });
 });
+sides.forEach((side, j) => side.lastElementChild.addEventListener("change", (event) => {
+  const chosen = Number(event.target.value);
+  if (chosen === pair[1 - j]) pair.reverse(); // never one model against itself
+  else pair[j] = chosen;
+  render();
+}));
 range.addEventListener("input", slide);
-flipper.addEventListener("click", flip);
-frame.addEventListener("click", () => { if (view === "flip") flip(); });
+flipper.addEventListener("click", () => flip());
+blinking.addEventListener("change", blink);
+grid.addEventListener("click", (event) => {
+  if (view === "flip" && !zoom.moved && event.detail < 2 && event.target.closest(".k-shot")) flip();
+});
 const drag = (event) => {
-  if (view !== "slider" || !event.buttons) return;
-  const box = frame.getBoundingClientRect();
+  const shot = event.target.closest(".k-shot");
+  if (view !== "slider" || !event.buttons || !shot || zoom.zoomed) return;
+  const box = shot.getBoundingClientRect();
   range.value = Math.round(100 * Math.min(1, Math.max(0, (event.clientX - box.left) / box.width)));
   slide();
 };
-frame.addEventListener("pointerdown", drag);
-frame.addEventListener("pointermove", drag);
+grid.addEventListener("pointerdown", drag);
+grid.addEventListener("pointermove", drag);
 document.addEventListener("keydown", (event) => {
-  const typing = event.target.closest && event.target.closest("input:not([type=range]), textarea, [contenteditable]");
+  const typing = event.target.closest && event.target.closest(
+    "input:not([type=range], [type=checkbox]), textarea, select, [contenteditable]");
   if (event.key.toLowerCase() !== "f" || typing || event.ctrlKey || event.metaKey || event.altKey) return;
   if (!element.isConnected || !element.offsetParent || !(data.models || []).length) return;
   event.preventDefault();

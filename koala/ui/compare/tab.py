@@ -1,8 +1,8 @@
-"""The Compare tab: one prompt, two models, the same noise."""
+"""The Compare tab: one prompt, two to four models, the same noise."""
 
 import functools
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import zip_longest
 
@@ -10,21 +10,21 @@ import gradio as gr
 
 from koala.errors import Cancelled, UserError
 from koala.presets import PRESETS
-from koala.request import MAX_IMAGES, MAX_LORA_STRENGTH, MAX_SEED, SCHEDULERS
+from koala.request import MAX_IMAGES, MAX_SEED
 from koala.sampling.resolve import same_noise
 from koala.sampling.result import read_png
-from koala.ui import limits, settings, stage, widgets
+from koala.ui import settings, stage, widgets
 from koala.ui.compare import denoising
 from koala.ui.compare import history as visits
+from koala.ui.compare.form import Form
 from koala.ui.messages import complain, readable, sentence, warn
-from koala.ui.model_choice import model_choice
 from koala.ui.session import Session
-from koala.ui.settings import FIELDS, OWN_SCHEDULER
-from koala.ui.theme import ASSETS, UI
-from koala.ui.token_counter import TokenCounter
+from koala.ui.settings import FIELDS, MORE, SLOTS
+from koala.ui.theme import UI
 from koala.ui.under_way import UnderWay
 
 QUIET = {"api_visibility": "private", "show_progress": "hidden"}  # for every event that is not an endpoint
+SCRIPTS = ("nodes.js", "denoising.js", "zoom.js", "difference.js", "stage.js")  # of the stage; the last uses the others
 CHEAP = QUIET | {"concurrency_limit": None}
 
 
@@ -34,100 +34,14 @@ class Compare:
     def __init__(self, session: Session):
         self.session = session
         self.active = UnderWay()
-        self.fields: dict[str, gr.components.Component] = {}
         with gr.Row(elem_classes="k-panes"):
-            with gr.Column(elem_classes="k-controls k-ask"):
-                self._ask()
-            with gr.Column(elem_classes="k-controls k-settings"):
-                self._settings()
+            self.form = Form(session)
             with gr.Column(elem_classes="k-results"):
                 self._results()
+        self.fields = self.form.fields
         self.history = gr.State([])
         self.last_seed = gr.State("")
         self._wire()
-
-    # --- layout
-
-    def _ask(self) -> None:
-        self.fields["prompt"] = gr.Textbox(
-            label="Prompt",
-            value=widgets.EXAMPLES[0],
-            lines=3,
-            max_lines=6,
-            elem_id="k-prompt",
-            placeholder="a red circle left of a blue square",
-            html_attributes=gr.InputHTMLAttributes(spellcheck=False),
-        )
-        self.counted = TokenCounter(self.session)
-        with gr.Row(elem_classes="k-actions"):
-            self.generate = gr.Button("Generate", variant="primary", elem_id="k-generate", scale=3, min_width=140)
-            self.stop = gr.Button("Stop", variant="stop", elem_id="k-stop", scale=1, min_width=80)
-        self.chips = gr.HTML(widgets.chips(), js_on_load=(ASSETS / "chips.js").read_text(), apply_default_css=False)
-
-    def _settings(self) -> None:
-        own = self.fields
-        for slot, label, name in zip("ab", ("First model", "Second model"), self.session.models, strict=True):
-            own[f"model_{slot}"], own[f"steps_{slot}"], own[f"guidance_{slot}"] = model_choice(
-                self.session.catalogue.card(name),
-                self.session.catalogue.choices(exports=True),
-                label=label,
-                slot=slot,
-                prefix="k",
-                local=self.session.local,
-            )
-        with gr.Row(elem_classes="k-seeds"):
-            own["seed"] = gr.Textbox(label="Seed", value="0", max_lines=1, scale=1, min_width=130, elem_id="k-seed")
-            with gr.Column(scale=1, min_width=150, elem_classes="k-seed-side"):
-                self.random = gr.Checkbox(label="Random each time", value=True, elem_id="k-random")
-                self.reuse = gr.Button("Reuse last seed", size="sm", elem_id="k-reuse")
-        first = self.session.catalogue.card(self.session.models[0])
-        with gr.Accordion("Advanced", open=False, elem_classes="k-advanced"):
-            own["negative_prompt"] = gr.Textbox(
-                label="Negative prompt",
-                value="",
-                lines=2,
-                info="What the picture should not show; needs guidance above 1.",
-            )
-            self.counted_negative = TokenCounter(self.session)
-            own["scheduler"] = gr.Dropdown(
-                [("each model's own", OWN_SCHEDULER), *SCHEDULERS], value=OWN_SCHEDULER, label="Scheduler"
-            )
-            with gr.Row():
-                own["width"] = gr.Number(label="Width, px", value=first.width, min_width=90)
-                own["height"] = gr.Number(label="Height, px", value=first.height, min_width=90)
-                own["images"] = gr.Number(label="Images", value=1, min_width=90)
-            gr.HTML(widgets.bounds(limits.most_pictures(local=self.session.local)), apply_default_css=False)
-            own["preset"] = gr.Dropdown(
-                list(PRESETS),
-                value="quality",
-                label="Preset",
-                info=PRESETS["quality"].label.capitalize(),
-                elem_id="k-preset",
-            )
-            own["lora"] = gr.File(
-                label="LoRA for SDXL (.safetensors)",
-                file_types=[".safetensors"],
-                height=84,
-                elem_id="k-lora",
-                elem_classes="k-drop",
-                visible=self.session.local,
-            )
-            own["lora_strength"] = gr.Slider(
-                -MAX_LORA_STRENGTH,
-                MAX_LORA_STRENGTH,
-                value=1,
-                step=0.05,
-                label="LoRA strength",
-                elem_id="k-lora-strength",
-                visible=self.session.local,
-            )
-        self.upload = gr.File(
-            label=f"Restore settings from a saved PNG{limits.largest_upload(local=self.session.local)}",
-            file_types=[".png"],
-            height=84,
-            elem_id="k-restore",
-            elem_classes="k-drop",
-        )
 
     def _results(self) -> None:
         self.states = gr.HTML(self.show_states(), elem_id="k-state", apply_default_css=False)
@@ -135,7 +49,7 @@ class Compare:
         self.stage = gr.HTML(
             self.empty(),
             html_template=(UI / "compare" / "stage.html").read_text(),
-            js_on_load="".join((UI / "compare" / name).read_text() for name in ("denoising.js", "stage.js")),
+            js_on_load="".join((UI / "compare" / name).read_text() for name in SCRIPTS),
             apply_default_css=False,
             elem_id="k-stage",
         )
@@ -150,39 +64,41 @@ class Compare:
         self.timer = gr.Timer(1.0)
 
     def _wire(self) -> None:
+        form, models = self.form, self.form.models
         fields = [self.fields[name] for name in FIELDS]
         panels = [self.stage, self.timing, self.verdict]
-        self.generate.click(
+        form.generate.click(
             self.run,
-            [*fields, self.random, self.history],
+            [*fields, form.random, self.history],
             [*panels, self.fields["seed"], self.strip, self.history, self.last_seed],
             trigger_mode="once",
             **CHEAP,
         )
-        self.stop.click(self.halt, queue=False, **CHEAP)
+        form.stop.click(self.halt, queue=False, **CHEAP)
         preset = self.fields["preset"]
         preset.change(self.explain, preset, preset, **CHEAP)
-        guidances = [self.fields["guidance_a"], self.fields["guidance_b"]]
-        models = [self.fields["model_a"], self.fields["model_b"]]
-        preset.input(self.guide, [preset, *models, *guidances], guidances, **CHEAP)
-        self.chips.click(self.example, None, self.fields["prompt"], **CHEAP)
-        self.reuse.click(self.reuse_seed, self.last_seed, [self.fields["seed"], self.random], **CHEAP)
-        self.upload.upload(self.restore, self.upload, [*fields, self.random, self.upload], **CHEAP)
-        self.strip.click(self.again, self.history, [*panels, *fields, self.random], **CHEAP)
-        pair = [self.fields["model_a"], self.fields["model_b"]]
-        self.timer.tick(self.tick, pair, [self.states, self.download, self.timer], **CHEAP)
-        self.download.click(self.fetch, pair, [self.states, self.download, self.timer], **CHEAP)
-        self.counted.follow(self.fields["prompt"], pair)
-        self.counted_negative.follow(self.fields["negative_prompt"], pair)
-        chosen = [self.fields["model_a"], self.fields["model_b"], self.stage]
+        preset.input(self.guide, [preset, *models, *form.guidances], form.guidances, **CHEAP)
+        form.chips.click(self.example, None, self.fields["prompt"], **CHEAP)
+        form.reuse.click(self.reuse_seed, self.last_seed, [self.fields["seed"], form.random], **CHEAP)
+        form.upload.upload(self.restore, form.upload, [*form.filled, form.random, form.upload], **CHEAP)
+        self.strip.click(self.again, self.history, [*panels, *form.filled, form.random], **CHEAP)
+        self.timer.tick(self.tick, models, [self.states, self.download, self.timer], **CHEAP)
+        self.download.click(self.fetch, models, [self.states, self.download, self.timer], **CHEAP)
+        form.counted.follow(self.fields["prompt"], models)
+        form.counted_negative.follow(self.fields["negative_prompt"], models)
         first = self.session.catalogue.card(self.session.models[0])
-        for slot in "ab":
+        for slot in SLOTS:
             own = [self.fields[name] for name in settings.defaults(first, slot)]
             self.fields[f"model_{slot}"].input(
                 functools.partial(self.pick, slot),
-                chosen,
+                [*models, self.stage],
                 [*own, self.fields["negative_prompt"], self.stage, self.timer],
                 **CHEAP,
+            )
+        form.add.click(self.one_more, [*models, self.stage], [*form.filled, self.stage, self.timer], **CHEAP)
+        for slot, button in zip(MORE, form.removals, strict=True):
+            button.click(
+                functools.partial(self.one_less, slot), [*models, self.stage], [*form.filled, self.stage], **CHEAP
             )
 
     # --- handlers
@@ -204,7 +120,7 @@ class Compare:
             try:
                 card, chosen = self.session.catalogue.card(name), PRESETS[preset]
             except (UserError, KeyError):
-                values.append(gr.skip())  # the run itself reports the error
+                values.append(gr.skip())  # a hidden model; else the run itself reports the error
                 continue
             unguided = chosen.guided is None
             if unguided and guidance > 1:
@@ -239,9 +155,9 @@ class Compare:
                 continue  # the run itself reports the error
         return widgets.states(states, self.session.note, loader.advice)
 
-    def tick(self, model_a: str, model_b: str):
+    def tick(self, *models: str | None):
         """Every second while a model loads: states, the Download button if a model is missing, the timer."""
-        names = [n for n in (model_a, model_b) if n]
+        names = [n for n in models if n]
         try:
             missing = self.session.loader.downloadable(names)
         except UserError:
@@ -255,33 +171,63 @@ class Compare:
             gr.Timer(active=not self.session.loader.settled),
         )
 
-    def fetch(self, model_a: str, model_b: str):
+    def fetch(self, *models: str | None):
         """The Download button: fetches the chosen models that are missing from the hub, in the background."""
         try:
-            for card in self.session.loader.downloadable([model_a, model_b]):
+            for card in self.session.loader.downloadable([n for n in models if n]):
                 self.session.loader.download(card.name)
         except UserError as error:
             raise complain(error) from None
-        return *self.tick(model_a, model_b)[:2], gr.Timer(active=True)
+        return *self.tick(*models)[:2], gr.Timer(active=True)
 
     def choices(self):
-        """The models to choose from, for both lists: other tabs may have made new ones."""
+        """The models to choose from, for every list: other tabs may have made new ones."""
         choices = self.session.catalogue.choices(exports=True)
-        return gr.Dropdown(choices=choices), gr.Dropdown(choices=choices)
+        return [gr.Dropdown(choices=choices) for _ in SLOTS]
 
-    def pick(self, slot: str, model_a: str, model_b: str, shown: dict):
+    def pick(self, slot: str, *models_then_stage: object):
         """Another model was chosen: it loads in the background; its own settings."""
-        name = model_a if slot == "a" else model_b
+        *models, shown = models_then_stage
+        name = models[SLOTS.index(slot)]
         try:
             card = self.session.catalogue.card(name or "")
             self.session.loader.want(card.name)
-            blank = self.empty(model_a, model_b) if shown["phase"] == "empty" else gr.skip()
+            blank = self.blank(models, shown)
         except UserError as error:
             raise complain(error, "Unknown model") from None
         hint = gr.Textbox(
             placeholder=f"{card.title}'s authors use: {card.negative_prompt}" if card.negative_prompt else ""
         )
         return *settings.defaults(card, slot).values(), hint, blank, gr.Timer(active=True)
+
+    def blank(self, models: Sequence[str | None], shown: dict):
+        """The empty stage of these models, unless pictures are shown."""
+        return self.empty(*(name for name in models if name)) if shown["phase"] == "empty" else gr.skip()
+
+    def one_more(self, *models_then_stage: object):
+        """The Add button: one more model to compare with, which loads in the background."""
+        *models, shown = models_then_stage
+        slot = next(slot for slot, name in zip(SLOTS, models, strict=True) if slot in MORE and not name)
+        try:
+            card = self.session.catalogue.card(self.form.suggested(models))
+            self.session.loader.want(card.name)
+            models[SLOTS.index(slot)] = card.name
+            blank = self.blank(models, shown)
+        except UserError as error:
+            raise complain(error) from None
+        values = dict(zip((f"model_{slot}" for slot in MORE), models[2:], strict=True))
+        return *self.form.fill(values | settings.defaults(card, slot)), blank, gr.Timer(active=True)
+
+    def one_less(self, slot: str, *models_then_stage: object):
+        """A Remove button: its model is no longer compared."""
+        *models, shown = models_then_stage
+        models[SLOTS.index(slot)] = None
+        try:
+            blank = self.blank(models, shown)
+        except UserError:
+            blank = gr.skip()  # the run itself reports the error
+        values = dict(zip((f"model_{slot}" for slot in MORE), models[2:], strict=True))
+        return *self.form.fill(values), blank
 
     def reuse_seed(self, last: str):
         """The last run's seed goes into its field and Random is turned off; before the first run only a notice."""
@@ -347,20 +293,21 @@ class Compare:
         """A comparison of this visit: its pictures and its settings."""
         done = visits.find(history, event._data.get("id"))
         if done is None:
-            return [gr.skip()] * (3 + len(FIELDS) + 1)
-        fields = [done["fields"][name] for name in FIELDS]
-        return [done["stage"], done["timing"], done["verdict"], *fields, False]
+            return [gr.skip()] * (3 + len(self.form.filled) + 1)
+        return [done["stage"], done["timing"], done["verdict"], *self.form.fill(done["fields"]), False]
 
     def restore(self, file: str | None) -> Iterator[list]:
         """A dropped PNG: its whole request goes back into the fields. The drop zone is emptied in any case."""
-        yield [gr.skip()] * (len(FIELDS) + 1) + [None]
+        yield [gr.skip()] * (len(self.form.filled) + 1) + [None]
         try:
             if not file:
                 raise UserError("no file was sent; choose a picture that was saved here, a PNG")
             metadata = read_png(file)
             drawn = [metadata["request"], *metadata["compared"]]
             own, *compared = zip_longest(drawn, metadata["folders"][: len(drawn)])
-            requests = [self.session.catalogue.of_picture(*one) for one in compared[:2] or [own]]
+            requests = [self.session.catalogue.of_picture(*one) for one in compared[: len(SLOTS)] or [own]]
+            if len(compared) > len(SLOTS):
+                warn(f"{len(compared)} models were compared; the first {len(SLOTS)} of them are restored", "Models")
             values = settings.from_requests(requests, self.session.catalogue.card)
         except UserError as error:
             raise complain(error, "Nothing was restored") from None
@@ -369,7 +316,7 @@ class Compare:
         if requests[0].lora and not values["lora"]:
             warn(f"this picture was drawn with the LoRA {requests[0].lora}; choose that file under Advanced", "LoRA")
         gr.Info("Settings restored. Generate draws the same picture again.")
-        yield [*(values.get(name, gr.skip()) for name in FIELDS), False, None]
+        yield [*self.form.fill(values), False, None]
 
     def open_link(self, request: gr.Request):
         """The query of a link -> the fields; a notice names what was ignored."""
@@ -377,14 +324,12 @@ class Compare:
         for complaint in complaints:
             warn(complaint, "Part of this link was ignored")
         random = False if "seed" in values else gr.skip()
-        return [*(values.get(name, gr.skip()) for name in FIELDS), random]
+        return [*self.form.fill(values), random]
 
 
 def build(session: Session) -> None:
     """Inside its gr.Tab. The query of a link fills the fields; choosing the tab renews the lists of models."""
     tab = Compare(session)
-    fields = [tab.fields[name] for name in FIELDS]
     page, own_tab = gr.context.Context.root_block, gr.context.Context.block
-    page.load(tab.open_link, None, [*fields, tab.random], **CHEAP)
-    pair = [tab.fields["model_a"], tab.fields["model_b"]]
-    gr.on([page.load, own_tab.select], tab.choices, None, pair, queue=False, **CHEAP)
+    page.load(tab.open_link, None, [*tab.form.filled, tab.form.random], **CHEAP)
+    gr.on([page.load, own_tab.select], tab.choices, None, tab.form.models, queue=False, **CHEAP)
