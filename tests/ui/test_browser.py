@@ -297,6 +297,25 @@ def test_mistakes_are_answered_with_a_remedy_and_the_app_keeps_working(visit, tm
     here.phase("done")
 
 
+def test_a_name_that_is_typed_is_that_model(visit):
+    """Symptom: koala-700m and Enter chose Tiny KOALA-700M, the first of the list whose title contains it."""
+    here = visit()
+    field = here.page.get_by_role("combobox", name="Second model")
+    for text, keys, chosen in (
+        ("koala-700m", ["Enter"], "koala-700m"),
+        ("koala-light", ["Enter"], "tiny-koala-lightning-1b"),  # part of a name is a search
+        ("koala-700m", ["ArrowUp", "ArrowDown", "Enter"], "tiny-koala-700m"),  # as the arrow keys say
+    ):
+        field.click()
+        field.fill(text)
+        for key in keys:
+            field.press(key)
+        expect(field).to_have_value(re.compile(rf"^{re.escape(CARDS[chosen].title)}( \(|$)"))
+        expect(here.page.locator(".k-head").nth(1)).to_contain_text(
+            re.compile(rf"^\s*{re.escape(CARDS[chosen].title)}")
+        )
+
+
 def test_a_bad_link_is_answered_and_ignored(visit):
     here = visit(query="?prompt=a%20star&seed=%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E&models=tiny-sdxl,gone")
     output = here.toast().lower()

@@ -15,6 +15,21 @@
     if (runs.attention === "running") document.querySelector("#kv-stop")?.click();
   }, true);
 
+  // Enter in a list takes the first entry that contains the text: for "koala-700m" that is Tiny KOALA-700M. A whole name
+  // is taken as it stands, as it is when the field is left.
+  let typed = null;  // the list with newer text than the arrow keys' choice
+  document.addEventListener("input", (event) => { typed = event.target; }, true);
+  document.addEventListener("keydown", (event) => {
+    if (["ArrowUp", "ArrowDown", "Home", "End"].includes(event.key)) typed = null;
+    if (event.key !== "Enter" || event.target !== typed || typed.getAttribute("role") !== "combobox") return;
+    const id = typed.closest(".block")?.id;
+    const { props } = window.gradio_config.components.find((component) => component.props.elem_id === id) ?? {};
+    if (!props?.allow_custom_value || props.multiselect) return;
+    if (!props.choices.some(([, name]) => name === typed.value)) return;
+    event.stopPropagation();
+    typed.blur();
+  }, true);
+
   // Each model's sliders say whose they are; those of a model that is added later, too.
   const ordinals = { a: "first", b: "second", c: "third", d: "fourth" };
   const name = () => {

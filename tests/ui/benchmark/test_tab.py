@@ -270,7 +270,7 @@ def test_a_visitor_measures_and_takes_the_json_home(page):
         page.get_by_role("link", name="Download as JSON").click()
     saved = json.loads(waiting.value.path().read_text())
     assert [(r["model"], r["preset"]) for r in saved["rows"]] == [
-        (model, preset) for preset in ("quality", "stock") for model in ("tiny-sdxl", "tiny-koala-700m")
+        (model, preset) for preset in ("quality", "stock") for model in PAIR
     ]
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
