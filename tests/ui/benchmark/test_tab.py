@@ -338,7 +338,7 @@ def test_a_benchmark_that_fails_says_why_and_gives_start_back(page):
     folder, title = cut.locator("code").inner_text(), cut.locator("b").inner_text()
     page.get_by_role("tab", name="Benchmark").click()
     small(page)
-    page.get_by_role("combobox", name="Models").click()
+    page.get_by_role("combobox", name="Models", exact=True).click()
     page.get_by_role("option", name=title).click()
     weights = Path(folder) / "unet" / "diffusion_pytorch_model.safetensors"
     aside = weights.rename(weights.with_suffix(".aside"))
