@@ -21,6 +21,7 @@ from koala.evaluate.settings import Settings
 from koala.models.library import Library
 from koala.models.loaded import LoadedModel
 from koala.request import GenerationRequest
+from koala.words import many
 
 PROMPTS = 200  # of the shapes world, without a file of prompts
 BOOTSTRAPS, BLOCK = 2000, 1 << 20
@@ -52,7 +53,7 @@ def drawn(
     for batch in batches(requests, settings.batch_size):
         yield [r.images[0] for r in draw(model, batch)], [r.prompt for r in batch]
         done += len(batch)
-        say(f"{model.card.name}, {batch[0].steps} steps: {done} of {len(requests)} pictures")
+        say(f"{model.card.name}, {many(batch[0].steps, 'step')}: {done} of {len(requests)} pictures")
 
 
 def _guided(settings: Settings, guidance: float | None) -> Settings:
@@ -75,17 +76,19 @@ class Shapes:
     def score(self, model: LoadedModel, steps: int | None = None, guidance: float | None = None) -> dict:
         """The fraction of claims that hold, by kind."""
         chosen = _guided(self.settings, guidance)
+        steps = steps or (chosen.steps or (None,))[0]
+        which = f"{model.card.name}, {many(steps, 'step')}" if steps else model.card.name
         return shapes.evaluate(
             model,
             count=chosen.num_prompts or 500,
-            steps=steps or (chosen.steps or (None,))[0],
+            steps=steps,
             guidance=chosen.guidance,
             scheduler=chosen.scheduler,
             preset=chosen.preset or "quality",
             width=chosen.width,
             height=chosen.height,
             batch_size=chosen.batch_size,
-            on_batch=lambda suite, done, total: self.say(f"{model.card.name}, {suite}: {done} of {total}"),
+            on_batch=lambda suite, done, total: self.say(f"{which}, {suite}: {done} of {total}"),
         )
 
 

@@ -52,7 +52,9 @@ def test_every_model_is_scored_at_every_number_of_steps_as_the_shapes_suite_does
     (model,) = report["models"]
     assert [p["steps"] for p in model["points"]] == [1, 2]
     assert model["points"][1]["scores"] == shapes.evaluate(models[0], count=1, steps=2)["scores"]
-    assert lines[-2] == "tiny-koala-700m, held_out: 1 of 1"
+    suites = ("one_object", "two_objects", "held_out")
+    told = [f"tiny-koala-700m, {n}, {suite}: 1 of 1" for n in ("1 step", "2 steps") for suite in suites]
+    assert lines[:-1] == told  # at which number of steps, too
     ElementTree.fromstring(figure(json.loads(json.dumps(report))))
 
 
