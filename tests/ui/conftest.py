@@ -57,10 +57,14 @@ class Server:
         self.log = log
         begun = time.perf_counter()
         self.process = self.start("--port", str(port), *arguments, **environment)
-        while not self._answers():
-            assert self.alive(), log.read_text()
-            assert time.perf_counter() - begun < 120, log.read_text()
-            time.sleep(0.1)
+        try:
+            while not self._answers():
+                assert self.alive(), log.read_text()
+                assert time.perf_counter() - begun < 120, log.read_text()
+                time.sleep(0.1)
+        except BaseException:
+            self.stop()  # no fixture has it yet, and it would outlive the tests
+            raise
         self.served_s = time.perf_counter() - begun
         self.served_cpu_s = self.cpu_s()
 
