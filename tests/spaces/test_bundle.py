@@ -216,7 +216,7 @@ def test_one_variable_lets_strangers_export_from_the_bundle(bundle, tmp_path, ch
 @pytest.mark.browser
 def test_the_space_works_in_a_fresh_environment_of_its_own(tmp_path, chromium):
     out = tmp_path / "space.json"
-    command = [sys.executable, space_check.ROOT / "recipes" / "space_check.py", "--chromium", chromium, "--out", out]
+    command = [sys.executable, space_check.__file__, "--chromium", chromium, "--out", out]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(out.read_text())
