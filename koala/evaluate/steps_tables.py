@@ -14,12 +14,7 @@ Table = tuple[list[str], list[list[str]]]  # head, rows
 def markdown(report: Mapping) -> str:
     """All tables in Markdown, as a page and as what a terminal shows."""
     scores = "\n\n".join(f"{title}:\n\n{_text(_by_steps(path, report))}" for title, path in report["panels"].items())
-    return f"{scores}\n\nWhat it costs:\n\n{costs(report)}"
-
-
-def costs(report: Mapping) -> str:
-    """What each point costs and scores, in Markdown, with the note on how it was measured."""
-    return f"{_text(_by_cost(report))}\n\n{note(report)}"
+    return f"{scores}\n\nWhat it costs:\n\n{_text(_by_cost(report))}\n\n{note(report)}"
 
 
 def note(report: Mapping, interval: str = "in brackets") -> str:

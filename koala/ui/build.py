@@ -92,6 +92,7 @@ def launch(
         auth=users,
         theme=Eucalyptus(),
         js=(ASSETS / "keys.js").read_text(),
+        favicon_path=ASSETS / "favicon.svg",
         prevent_thread_lock=True,
         quiet=True,
         show_error=False,

@@ -196,7 +196,6 @@ TABLES = {
     "scores": scores,
     "few_steps": few_steps,
     "teachers": lambda: steps_tables.markdown(_report("steps")) + "\n",
-    "backbones": lambda: steps_tables.costs(json.loads((MEASUREMENTS / "backbones.json").read_text())) + "\n",
     "exports": exports,
     "rehearsed": rehearsed,
     "cards": cards,

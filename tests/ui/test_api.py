@@ -13,6 +13,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 from safetensors.torch import save_file
 
+import koala
 from koala.models.cards import EMBEDDED
 from koala.request import GenerationRequest
 from koala.sampling.result import read_png
@@ -207,3 +208,9 @@ def test_monitoring_and_files_are_closed(app):
     assert status(f"{app.url}monitoring/summary") == 404
     assert status(f"{app.url}gradio_api/file=/etc/passwd") == 403
     assert status(f"{app.url}gradio_api/file=app.py") == 403
+
+
+def test_the_page_has_an_icon_of_its_own(app):
+    with urllib.request.urlopen(f"{app.url}favicon.ico") as answer:
+        assert answer.headers["content-type"].startswith("image/svg+xml")
+        assert answer.read() == (Path(koala.__file__).parent / "ui" / "assets" / "favicon.svg").read_bytes()

@@ -47,7 +47,16 @@ function render() {
   say(flipper, `Showing ${titles()[shown] || ""}: flip`);
   say($(".k-status"), data.status || "");
   renderThumbs(models, count);
+  renderTitle(models);
   announce();
+}
+
+// The title of the browser's tab tells how far a run is while another tab is looked at.
+function renderTitle(models) {
+  const [done, all] = ["step", "steps"].map((part) => models.reduce((sum, model) => sum + model[part], 0));
+  const running = data.phase === "running" && all;
+  const title = running ? `${Math.floor(100 * done / all)} % · KOALA` : "KOALA";
+  if (document.title !== title) document.title = title;
 }
 
 // Where a model's picture lies in this view; null where it is hidden.

@@ -29,7 +29,9 @@ def test_four_models_are_compared(visit, viewport, theme):  # noqa: F811
         field.fill("2")
         field.blur()
     here.generate()
+    page.wait_for_function("/^\\d+ % · KOALA$/.test(document.title)")
     here.phase("done")
+    page.wait_for_function("document.title === 'KOALA'")
     assert here.pictures.count() == 4
     titles = page.locator(".k-title").all_inner_texts()
     assert titles[:2] == [CARDS[name].title for name in PAIR] and len(set(titles)) == 4
