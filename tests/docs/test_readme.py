@@ -266,6 +266,18 @@ def test_distillations_figures_are_those_of_the_reports():
     assert f"{100 * ten['share_of_teacher']['one_object']:.0f} % of what its teacher can" in text
     assert f"the colour is right in {100 * attributes['colour']['rate']:.1f} %" in text
     assert f"the background in {100 * attributes['background']['rate']:.1f} %" in text
+    few = json.loads((folder / "distill-few-steps.json").read_text())
+    assert few["command"].startswith("python -m koala distill --preset few-steps") and few["threads"] == 2
+    assert (
+        f"In {few['seconds'] / 60:.0f} minutes on two cores `--preset few-steps`" in text and few["seconds"] < 30 * 60
+    )
+    one, two, before_one, before_two = (
+        f"{100 * few[who][suite]['all']['rate']:.1f} %"
+        for who in ("student", "teacher_in_as_many_calls")
+        for suite in ("one_object", "two_objects")
+    )
+    assert f"wholly right in {one} of {few['score']['num_prompts']} prompts, two objects in {two}," in text
+    assert f"in 4 calls without guidance has {before_one} and {before_two}" in text
     peak = size["peak_memory_bytes"]
     assert f"predicted at {peak['predicted'] / 1e9:.1f} GB and took {peak['measured'] / 1e9:.1f} GB" in text
     assert f"takes {speed['ratio']:.1f}x the pictures per second" in text
