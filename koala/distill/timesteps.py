@@ -15,17 +15,14 @@ HIGH_NOISE_MEAN = 0.8  # of the logit-normal half of "high-noise": t around 690,
 
 def timestep(config: DistillConfig, which: float, uniform: float, source: "torch.Generator") -> int:
     """In 0..999, for two numbers in [0, 1): `which` decides between the halves, `uniform` within one."""
-    if which < 0.5:
-        if config.timesteps == "calls":
-            return NUM_TIMESTEPS - 1
-        if config.timesteps == "noisiest-quarter":
-            uniform = 0.75 + uniform / 4
-        if config.timesteps == "high-noise":
-            import torch
-
-            uniform = torch.sigmoid(torch.randn((), generator=source) + HIGH_NOISE_MEAN).item()
     if config.timesteps == "calls":
-        return called(config.calls)[int(uniform * config.calls)]
+        return NUM_TIMESTEPS - 1 if which < 0.5 else called(config.calls)[int(uniform * config.calls)]
+    if config.timesteps == "high-noise" and which < 0.5:
+        import torch
+
+        uniform = torch.sigmoid(torch.randn((), generator=source) + HIGH_NOISE_MEAN).item()
+    if config.timesteps == "noisiest-quarter" and which < 0.5:
+        uniform = 0.75 + uniform / 4
     return min(int(uniform * NUM_TIMESTEPS), NUM_TIMESTEPS - 1)
 
 

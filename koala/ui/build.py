@@ -92,7 +92,7 @@ def launch(
         auth=users,
         theme=Eucalyptus(),
         js=(ASSETS / "keys.js").read_text(),
-        favicon_path=ASSETS / "favicon.svg",
+        favicon_path=ASSETS / "favicon.png",
         prevent_thread_lock=True,
         quiet=True,
         show_error=False,

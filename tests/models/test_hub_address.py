@@ -56,7 +56,7 @@ def test_an_address_of_a_known_model_is_that_model():
         (f"{HUB}/spaces/someone/app", "is not the address of a model"),
         (f"{HUB}/a/b/blob/main/x.safetensors", "is one file; a model is a whole repository.*: a/b"),
         (f"{HUB}/a/b/resolve/main/unet/x.safetensors?download=true", "is one file"),
-        (f"{HUB}/a/b/tree/main/sdxl", "is a folder inside a/b; only what lies at the top"),
+        (f"{HUB}/a/b/tree/main/sdxl", "is a folder inside a/b; only the files at the top"),
     ],
 )
 def test_another_address_is_refused_with_what_to_do(pasted, says):

@@ -95,7 +95,7 @@ class Public(Server):
         """Meanwhile a page of somebody else draws; then it presses Stop."""
         page, address = f"holder-{secrets.token_hex(4)}", "192.0.2.99"
         fields = ["a star", "", "1", "", 256, 256, 4, "quality", None, 1, TEACHER, 50, 1, STUDENT, 50, 1]
-        self.join("k-generate", "click", [*fields, False, None], page, address)
+        self.join("k-generate", "click", [*fields, *[None, 1, 1] * 2, False, None], page, address)
         with urllib.request.urlopen(f"{self.url}gradio_api/queue/data?session_hash={page}", timeout=60) as stream:
             for line in stream:
                 if b"step 1 of 50" in line or b"Starting" in line:

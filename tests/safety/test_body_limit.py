@@ -187,5 +187,5 @@ def test_the_limits_are_those_of_security_md():
     text = (Path(__file__).resolve().parents[2] / "SECURITY.md").read_text()
     allowance = Allowance.of(local=False)
     assert f"{PUBLIC_UPLOAD} MB a file, {FILES} files a request" in text
-    assert f"{allowance.each / 1e6:g} MB of one visitor and {allowance.all / 1e9:g} GB of all in a day" in text
+    assert f"a day's limit of {allowance.each / 1e6:g} MB per visitor and {allowance.all / 1e9:g} GB in all" in text
     assert f"{body_limit.LIMIT / 1e6:g} MB in {body_limit.SECONDS:g} s" in text

@@ -218,7 +218,7 @@ def test_a_visitor_is_a_name_or_an_address(monkeypatch, space, name, headers, wh
 def fields(k: int) -> list:
     """What the Compare tab sends for client k's own request."""
     shared = [asked(k)["prompt"], "", str(1000 + k), "", 64, 64, 1, "quality", None, 1]
-    return [*shared, STUDENT, 1, 1, STUDENT, 1, 1, False, None]
+    return [*shared, *[STUDENT, 1, 1] * 2, *[None, 1, 1] * 2, False, None]
 
 
 def until(condition: Callable[[], bool], seconds: float = 10) -> None:

@@ -212,5 +212,5 @@ def test_monitoring_and_files_are_closed(app):
 
 def test_the_page_has_an_icon_of_its_own(app):
     with urllib.request.urlopen(f"{app.url}favicon.ico") as answer:
-        assert answer.headers["content-type"].startswith("image/svg+xml")
-        assert answer.read() == (Path(koala.__file__).parent / "ui" / "assets" / "favicon.svg").read_bytes()
+        assert answer.headers["content-type"].startswith("image/png")
+        assert answer.read() == (Path(koala.__file__).parent / "ui" / "assets" / "favicon.png").read_bytes()
