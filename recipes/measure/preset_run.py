@@ -52,8 +52,10 @@ def main() -> None:
         before = evaluate(library.get(config.teacher), count=args.num_prompts, suites=suites, **same)
         unguided = {"teacher_in_as_many_calls": before["scores"]}
     report = {
-        "command": f"python -m koala distill --preset {args.preset} --out {run.name}",
-        "scored_by": " ".join(["python -m recipes.measure.preset_run", *sys.argv[1:]]),
+        "command": f"python -m koala distill --preset {args.preset} --out runs/{run.name}",
+        # as it is typed in a clone: where this machine keeps its runs is nobody's concern
+        "scored_by": f"python -m recipes.measure.preset_run --preset {args.preset} --run runs/{run.name} "
+        f"--out docs/measurements/{args.out.name}",
         "device": device_name(library.device),
         "versions": versions(),
         "date": datetime.date.today().isoformat(),

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -66,6 +67,12 @@ def test_a_report_says_its_weights_and_they_are_those_that_are_shipped(file):
     for one in weights:
         assert one, f"{file.name} says no weights"
         assert stale(one) == [], f"{file.name} is older than these weights: measure it again, by its own command"
+
+
+@pytest.mark.parametrize("file", REPORTS, ids=lambda file: file.stem)
+def test_a_reports_commands_name_no_path_of_the_machine_that_ran_them(file):
+    lines = file.read_text().splitlines()
+    assert [line for line in lines if "python -m " in line and re.search(r"[ =\"]/[a-z]+/", line)] == []
 
 
 def test_a_report_of_other_weights_is_found():

@@ -219,7 +219,7 @@ class Compare:
         return *self.form.fill(values | settings.defaults(card, slot)), blank, gr.Timer(active=True)
 
     def one_less(self, slot: str, *models_then_stage: object):
-        """A Remove button: its model is no longer compared."""
+        """A Remove button was pressed: take its model out of the comparison."""
         *models, shown = models_then_stage
         models[SLOTS.index(slot)] = None
         try:
